@@ -1,0 +1,584 @@
+"""Every number and path of the suite: typed, explained, checked. No torch, no numpy.
+
+Run:    nothing here runs; each script takes its own class below (`python DQN.py --help`)
+Shapes: none
+Next:   timeline.py, soundscapes.py, scorers.py, preprocess.py, DQN.py, evaluate.py, visualize.py
+
+A field belongs to the group whose change it invalidates: `Signal` the cache, `Bandit` what a
+Q-value means, `Network` the weights, `Learning` the run. Sources in the help texts: "slides" is the
+published slide deck, "original" the authors' program where the slides are silent.
+"""
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import math
+import os
+import sys
+import typing
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+PresetName = Literal["slides", "original", "demo"]
+Device = Literal["auto", "cpu", "cuda"]
+
+
+class InputError(Exception):
+    """A user's mistake: printed as one line, exit code 2, no traceback."""
+
+
+# ---------------------------------------------------------------------------- checked fields
+
+
+def number(
+    default: Any, low: float = -math.inf, high: float = math.inf, *, above: float = -math.inf
+):
+    """A numeric field with its allowed range: `low <= value <= high` and `value > above`."""
+    return field(default=default, metadata={"low": low, "high": high, "above": above})
+
+
+def require(ok: bool, flag: str, rule: str, value: Any) -> None:
+    """Raise ValueError naming flag, rule and value unless `ok`."""
+    if not ok:
+        raise ValueError(f"--{flag} must be {rule} but {value} was given")
+
+
+class Checked:
+    """Base of every config class: checks each `number` field after construction."""
+
+    GROUP: ClassVar[str] = ""
+
+    def flag(self, name: str) -> str:
+        """Command-line spelling of a field, e.g. `bandit.num-actions`."""
+        return (f"{self.GROUP}." if self.GROUP else "") + name.replace("_", "-")
+
+    def __post_init__(self) -> None:
+        for spec in fields(self):
+            value = getattr(self, spec.name)
+            if "low" not in spec.metadata or value is None:
+                continue
+            real = isinstance(value, (int, float)) and not isinstance(value, bool)
+            require(real and math.isfinite(value), self.flag(spec.name), "a finite number", value)
+            low, high, above = (spec.metadata[key] for key in ("low", "high", "above"))
+            rules = [f"at least {low:g}"] * math.isfinite(low)
+            rules += [f"above {above:g}"] * math.isfinite(above)
+            rules += [f"at most {high:g}"] * math.isfinite(high)
+            rule = " and ".join(rules)
+            require(low <= value <= high and value > above, self.flag(spec.name), rule, value)
+
+
+# ---------------------------------------------------------------------------- shared groups
+
+
+@dataclass(frozen=True, kw_only=True)
+class Signal(Checked):
+    """How loudness and score become probability and base threshold. A change needs a new cache."""
+
+    GROUP: ClassVar[str] = "signal"
+    rms_window_s: float = number(0.064, above=0)
+    """RMS window in seconds (original: librosa, 2048 samples at 32 kHz)"""
+    rms_hop_s: float = number(0.016, above=0)
+    """RMS hop in seconds (original: 512 samples at 32 kHz)"""
+    clip_percentile: float = number(95.0, above=0, high=100)
+    """loudness, score and probability are cut at this percentile (slides)"""
+    score_median_s: float = number(0.1, above=0)
+    """k1, first median filter of the score, seconds (original: 5 frames of 20 ms)"""
+    score_median2_s: float = number(0.16, above=0)
+    """k2, second median filter of the score, seconds (original: 8 frames of 20 ms)"""
+    score_power: float = number(2.2, above=0)
+    """exponent of the sharpened score (slides)"""
+    score_mix: float = number(0.7, 0, 1)
+    """share of the median-filtered score in the mix, the rest is the sharpened one (slides)"""
+    fusion: Literal["product", "harmonic"] = "product"
+    """loudness with score: r * D_adj (slides) or 2 / (1/r + 1/D_adj) (original)"""
+    prob_sigma_s: float = number(0.04, above=0)
+    """Gaussian over the probability, seconds (slides: sigma 2 frames of 20 ms)"""
+    background_s: float = number(4.0, above=0)
+    """median filter of the background loudness, seconds (slides: 200 frames of 20 ms)"""
+    background_sigma_s: float = number(0.06, above=0)
+    """Gaussian over the background and over the anti-mask, seconds (slides: sigma 3 frames)"""
+    beta: float = number(1.2, above=0)
+    """exponent of the anti-mask (1 - D_adj)^beta (original)"""
+    flat_fallback: bool = True
+    """a score without contrast says nothing: decide by loudness alone (original)"""
+    flat_range: float = number(0.03, 0, 1)
+    """max - min of the score below which the fallback acts (original)"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bandit(Checked):
+    """What the agent sees, may do and is paid. A change gives Q-values another meaning."""
+
+    GROUP: ClassVar[str] = "bandit"
+    context: int = number(10, 0, 200)
+    """frames on each side of the centre frame: 10 makes 21 (slides)"""
+    num_actions: int = number(21, 3, 127)
+    """threshold steps, odd so that 0.0 is one of them (slides)"""
+    max_delta: float = number(0.2, above=0, high=1)
+    """largest shift of the threshold, in probability units (slides)"""
+    boundary_width: float = number(0.2, above=0, high=1)
+    """a transition is stored where |prob - threshold| is at most this (slides)"""
+    boundary_test: Literal["before", "after"] = "before"
+    """test the base threshold, before acting (slides), or the shifted one (original)"""
+    reading: Literal["independent", "sequential"] = "independent"
+    """state from cached arrays (slides), or showing what was decided to the left (original)"""
+    channel_order: Literal["slides", "original"] = "slides"
+    """rms first (slides) or d_raw first (original)"""
+    reward_keep: float = number(0.2)
+    """right stays right (slides)"""
+    reward_break: float = number(-1.0)
+    """right becomes wrong (slides)"""
+    reward_miss: float = number(-0.2)
+    """wrong stays wrong (slides)"""
+    reward_fix: float = number(1.0)
+    """wrong becomes right (slides)"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        odd = "odd, so that a shift of 0.0 is one of the actions"
+        require(self.num_actions % 2 == 1, self.flag("num_actions"), odd, self.num_actions)
+
+    @property
+    def window(self) -> int:
+        """W, frames in a state."""
+        return 2 * self.context + 1
+
+    @property
+    def deltas(self) -> tuple[float, ...]:
+        """Threshold shift of each action, rising, 0.0 in the middle."""
+        half = self.num_actions // 2
+        return tuple(self.max_delta * (i - half) / half for i in range(self.num_actions))
+
+    @property
+    def no_change(self) -> int:
+        """Index of the action that leaves the threshold alone."""
+        return self.num_actions // 2
+
+    @property
+    def channels(self) -> tuple[str, ...]:
+        """Signal names in the order in which the network sees them."""
+        if self.channel_order == "original":
+            return ("d_raw", "d_adj", "prob", "rms", "t_base", "binary")
+        return ("rms", "d_raw", "d_adj", "prob", "t_base", "binary")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Network(Checked):
+    """Sizes of the Q-network. A change gives other weights."""
+
+    GROUP: ClassVar[str] = "network"
+    hidden: int = number(128, 4, 4096)
+    """TCN channels and GRU units per direction; the Transformer is twice as wide (slides)"""
+    tcn_layers: int = number(4, 1, 8)
+    """dilated convolutions, dilation doubling from 1 (slides: 4)"""
+    tcn_groups: int = number(4, 1)
+    """groups of the group normalisation (original)"""
+    gru_layers: int = number(2, 1, 8)
+    """bidirectional GRU layers (slides)"""
+    transformer_layers: int = number(2, 1, 16)
+    """Transformer encoder layers (slides)"""
+    heads: int = number(4, 1)
+    """attention heads (original)"""
+    dropout: float = number(0.1, 0, 0.9)
+    """dropout inside the Transformer (original)"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        groups = f"a divisor of network.hidden = {self.hidden}"
+        require(
+            self.hidden % self.tcn_groups == 0, self.flag("tcn_groups"), groups, self.tcn_groups
+        )
+        heads = f"a divisor of the Transformer's width {self.width} (2 x network.hidden)"
+        require(self.width % self.heads == 0, self.flag("heads"), heads, self.heads)
+
+    @property
+    def width(self) -> int:
+        """Transformer width: both GRU directions."""
+        return 2 * self.hidden
+
+
+@dataclass(frozen=True, kw_only=True)
+class Learning(Checked):
+    """How the Q-network is trained."""
+
+    GROUP: ClassVar[str] = "learning"
+    lr: float = number(1e-4, above=0, high=1)
+    """Adam's learning rate, constant (slides)"""
+    batch: int = number(32, 1)
+    """transitions in a gradient step (slides)"""
+    frames_per_step: int = number(32, 1)
+    """frames visited for each gradient step (original)"""
+    lanes: int = number(32, 1)
+    """pairs that advance together; 32 makes one gradient step per tick"""
+    replay: int = number(50_000, 1)
+    """transitions kept (slides)"""
+    train_start: int = number(2_000, 1)
+    """learning starts above this many stored transitions (slides)"""
+    epsilon_start: float = number(1.0, 0, 1)
+    """exploration rate of the first episode (slides)"""
+    epsilon_end: float = number(0.05, 0, 1)
+    """exploration rate after the decay (slides)"""
+    epsilon_fraction: float = number(0.7, above=0, high=1)
+    """share of the planned episodes over which epsilon falls (slides: 20,000 of 28,592)"""
+    epsilon_episodes: int | None = number(None, 1)
+    """episodes over which epsilon falls; overrides the fraction (original: 20,000)"""
+    episode_order: Literal["shuffled", "sorted"] = "shuffled"
+    """shuffled by the seed, or by file name and label as in the original"""
+    acting: Literal["eval", "dropout"] = "eval"
+    """act in evaluation mode, or with dropout on as the original did"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        rule = f"at most learning.epsilon-start = {self.epsilon_start:g}"
+        require(
+            self.epsilon_end <= self.epsilon_start, self.flag("epsilon_end"), rule, self.epsilon_end
+        )
+        rule = f"below learning.replay = {self.replay} (learning would never start)"
+        require(self.train_start < self.replay, self.flag("train_start"), rule, self.train_start)
+        rule = f"at least learning.batch = {self.batch}"
+        require(self.train_start >= self.batch, self.flag("train_start"), rule, self.train_start)
+
+
+# ---------------------------------------------------------------------------- one class a script
+
+
+@dataclass(frozen=True, kw_only=True)
+class SoundscapesConfig(Checked):
+    """Make a strongly labelled corpus: timeline + sound bank -> audio, labels, clip list."""
+
+    preset: PresetName = "slides"
+    """a set of defaults; flags after it still win"""
+    out: Path = Path("data/builtin")
+    """corpus folder to write: <split>/audio, <split>/labels.tsv, clips.tsv"""
+    bank: Path | None = None
+    """sound bank, one folder a class with wav/flac/ogg (default: the built-in synthesiser)"""
+    class_map: Path | None = None
+    """TSV `event_label, bank_class`: which bank folder plays which label"""
+    train_timeline: Path | None = None
+    """DESED TSV with the training events (default: random, DESED-like)"""
+    validation_timeline: Path | None = None
+    """DESED TSV with the validation events (default: random, DESED-like)"""
+    train_clips: int = number(240, 1)
+    """training clips; of a longer timeline a seeded choice"""
+    validation_clips: int = number(120, 1)
+    """validation clips; of a longer timeline a seeded choice"""
+    validation_fold: int = number(5, 1)
+    """bank fold heard in validation clips only; the other folds train"""
+    clip_s: float = number(10.0, 0.5, 3600)
+    """clip length in seconds (DESED: 10)"""
+    snr_min_db: float = number(0.0, -40, 60)
+    """softest event above the background, dB"""
+    snr_max_db: float = number(25.0, -40, 60)
+    """loudest event above the background, dB"""
+    seed: int = number(0, 0)
+    """one seed for the whole corpus"""
+    workers: int | None = number(None, 1)
+    """processes (default: all cores)"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        rule = f"at least snr-min-db = {self.snr_min_db:g}"
+        require(self.snr_max_db >= self.snr_min_db, self.flag("snr_max_db"), rule, self.snr_max_db)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScorersConfig(Checked):
+    """Train the built-in scorer on a corpus, cross-fitted over bank folds, and write score files."""
+
+    preset: PresetName = "slides"
+    """a set of defaults; flags after it still win"""
+    corpus: Path = Path("data/builtin")
+    """corpus folder made by soundscapes.py"""
+    epochs: int = number(12, 1)
+    """passes over the training clips for each fit"""
+    lr: float = number(2e-3, above=0, high=1)
+    """peak learning rate (Adam, one-cycle)"""
+    batch: int = number(16, 1)
+    """clips in a gradient step"""
+    channels: int = number(24, 4)
+    """width of the CRNN's first convolution"""
+    seed: int = number(0, 0)
+    """weights, order and augmentation"""
+    workers: int | None = number(None, 1)
+    """processes, one fit each (default: all cores)"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreprocessConfig(Checked):
+    """Audio + scores + labels -> the six signals -> cache/<split>."""
+
+    preset: PresetName = "slides"
+    """a set of defaults; flags after it still win"""
+    cache: Path = Path("cache")
+    """where caches are written, one folder a split"""
+    corpus: Path = Path("data/builtin")
+    """corpus folder; made and scored first where it is missing (used unless --labels is given)"""
+    split: str | None = None
+    """train or validation (default: both; with --labels it must be given)"""
+    labels: Path | None = None
+    """your label TSV: filename, onset, offset, event_label"""
+    audio: Path | None = None
+    """your audio folder"""
+    scores: Path | None = None
+    """your score files: a TSV a clip with onset, offset and a column a class"""
+    import_npz: Path | None = None
+    """import per-pair NPZ files of the original program instead of audio and scores"""
+    import_frame_s: float = number(0.02, above=0)
+    """frame length of the imported files, seconds"""
+    allow_missing: bool = False
+    """leave out clips whose audio or scores are missing or damaged; each is named"""
+    workers: int | None = number(None, 1)
+    """processes (default: all cores)"""
+    seed: int = number(0, 0)
+    """of the built-in corpus and scorer, where they have to be made first"""
+    signal: Signal = field(default_factory=Signal)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.labels is None:
+            for name in ("audio", "scores", "import_npz"):
+                value = getattr(self, name)
+                require(value is None, self.flag(name), "given together with --labels", value)
+            return
+        require(self.split is not None, "split", "given together with --labels", self.split)
+        if self.import_npz is None:
+            rule = "given with --labels (or --import-npz instead of --audio and --scores)"
+            require(self.audio is not None, "audio", rule, None)
+            require(self.scores is not None, "scores", rule, None)
+        else:
+            for name in ("audio", "scores"):
+                value = getattr(self, name)
+                require(value is None, name, "left out with --import-npz", value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(Checked):
+    """Train the threshold policy on cache/train and write a run folder."""
+
+    preset: PresetName = "slides"
+    """a set of defaults; flags after it still win"""
+    cache: Path = Path("cache")
+    """folder with the caches"""
+    split: str = "train"
+    """cache to train on"""
+    run: Path = Path("runs/slides")
+    """run folder: last.pt, best.pt, reward_history.tsv, config.json"""
+    passes: int = number(1, 1)
+    """passes over the training pairs (slides: 1)"""
+    holdout: float = number(0.1, 0, 0.9)
+    """share of the training clips kept aside to choose best.pt; 0 trains on all"""
+    best_every: int = number(500, 1)
+    """episodes between two looks at the held-out clips"""
+    checkpoint_every: int = number(2_000, 1)
+    """episodes between two numbered checkpoints (original)"""
+    checkpoint_minutes: float = number(5.0, above=0)
+    """wall time between two writes of last.pt"""
+    resume: bool = False
+    """go on from last.pt of the run folder"""
+    overwrite: bool = False
+    """throw away an earlier run in the run folder"""
+    digest: Path | None = None
+    """print a hash of everything in this checkpoint and stop"""
+    seed: int = number(0, 0)
+    """weights, exploration, replay sampling, episode order"""
+    device: Device = "auto"
+    """auto takes CUDA where there is one"""
+    threads: int = number(1, 1)
+    """CPU threads; one is fastest for these small batches"""
+    bandit: Bandit = field(default_factory=Bandit)
+    network: Network = field(default_factory=Network)
+    learning: Learning = field(default_factory=Learning)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(not (self.resume and self.overwrite), "resume", "used without --overwrite", "both")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig(Checked):
+    """Before/after table of a policy on a cache, with yardsticks."""
+
+    preset: PresetName = "slides"
+    """a set of defaults; also how a bare state dict of the original authors is read"""
+    run: Path = Path("runs/slides")
+    """run folder; its best.pt is evaluated and results are written into it"""
+    checkpoint: Path | None = None
+    """another checkpoint, or the original authors' dqn_threshold.pt"""
+    out: Path | None = None
+    """folder for results.json, events.tsv, decisions.npz (default: the run folder)"""
+    cache: Path = Path("cache")
+    """folder with the caches"""
+    split: str = "validation"
+    """cache to report on"""
+    train_split: str = "train"
+    """cache on which the yardsticks are tuned"""
+    batch: int = number(256, 1)
+    """frames in a forward pass"""
+    device: Device = "auto"
+    """auto takes CUDA where there is one"""
+    threads: int = number(1, 1)
+    """CPU threads; one is fastest for these small batches"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VisualizeConfig(Checked):
+    """The slides' figures from a run folder and its cache."""
+
+    preset: PresetName = "slides"
+    """a set of defaults; flags after it still win"""
+    run: Path = Path("runs/slides")
+    """run folder, evaluated"""
+    cache: Path = Path("cache")
+    """folder with the caches"""
+    out: Path | None = None
+    """folder for the PNG files (default: figures/ in the run folder)"""
+    clip: str | None = None
+    """draw one pair only: its file name as in the labels"""
+    event_label: str | None = None
+    """draw one pair only: its label"""
+    dpi: int = number(150, 30, 600)
+    """dots per inch"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        rule = "given together with --clip"
+        require(
+            (self.clip is None) == (self.event_label is None), "event-label", rule, self.event_label
+        )
+
+
+# ---------------------------------------------------------------------------- presets
+
+# Dotted field name -> value; a key counts for every script class that has such a field.
+PRESETS: dict[str, dict[str, Any]] = {
+    "slides": {},
+    # What produced the published numbers, where it differs from what the slides say.
+    "original": {
+        "run": Path("runs/original"),
+        "cache": Path("cache/original"),
+        "signal.fusion": "harmonic",
+        "bandit.reading": "sequential",
+        "bandit.boundary_test": "after",
+        "bandit.channel_order": "original",
+        "learning.episode_order": "sorted",
+        "learning.acting": "dropout",
+        "learning.epsilon_episodes": 20_000,
+    },
+    # A small run that shows the whole path on two CPU cores within ten minutes.
+    "demo": {
+        "run": Path("runs/demo"),
+        "cache": Path("cache/demo"),
+        "corpus": Path("data/demo"),
+        "out": Path("data/demo"),
+        "train_clips": 160,
+        "validation_clips": 100,
+    },
+}
+
+
+def with_preset(cls: type, name: str) -> Any:
+    """Default instance of a script's config class under a preset."""
+    changes: dict[str, dict[str, Any]] = {"": {"preset": name}}
+    names = {spec.name: spec for spec in fields(cls)}
+    for key, value in PRESETS[name].items():
+        group, _, leaf = key.rpartition(".")
+        if group in names or (not group and leaf in names):
+            changes.setdefault(group, {})[leaf] = value
+    if cls is not SoundscapesConfig:  # `out` of other scripts follows from their run folder
+        changes[""].pop("out", None)
+    base = cls()
+    for group in [key for key in changes if key]:
+        changes[""][group] = dataclasses.replace(getattr(base, group), **changes[group])
+    return dataclasses.replace(base, **changes[""])
+
+
+# ---------------------------------------------------------------------------- command line, JSON
+
+
+def _preset_in(args: list[str]) -> str | None:
+    for i, arg in enumerate(args):
+        if arg == "--preset" and i + 1 < len(args):
+            return args[i + 1]
+        if arg.startswith("--preset="):
+            return arg.partition("=")[2]
+    return None
+
+
+def parse(cls: type, args: list[str] | None = None) -> Any:
+    """Command line -> config; a bad flag or value is explained on stderr, exit code 2."""
+    import tyro  # the only place that knows the parser
+
+    args = sys.argv[1:] if args is None else args
+    name = _preset_in(args)
+    default = with_preset(cls, name if name in PRESETS else "slides")
+    return tyro.cli(cls, default=default, args=args, description=cls.__doc__)
+
+
+def run_script(cls: type, main: Callable[[Any], int | None]) -> None:
+    """Parse, run, and turn a user's mistake into one line and exit code 2."""
+    script = Path(sys.argv[0]).name
+    try:
+        sys.exit(main(parse(cls)) or 0)
+    except InputError as error:
+        print(f"{script}: error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print(f"{script}: interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def to_dict(cfg: Any) -> dict[str, Any]:
+    """Config -> plain dictionary for JSON (paths become strings)."""
+
+    def plain(value: Any) -> Any:
+        if dataclasses.is_dataclass(value):
+            return {spec.name: plain(getattr(value, spec.name)) for spec in fields(value)}
+        return str(value) if isinstance(value, Path) else value
+
+    return plain(cfg)
+
+
+def from_dict(cls: type, data: dict[str, Any]) -> Any:
+    """Inverse of `to_dict`. Unknown and missing keys raise InputError with the nearest name."""
+    if not isinstance(data, dict):
+        raise InputError(f"{cls.__name__}: expected a dictionary, found {type(data).__name__}")
+    hints = typing.get_type_hints(cls)
+    names = [spec.name for spec in fields(cls)]
+    for key in data:
+        if key not in names:
+            near = difflib.get_close_matches(key, names, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise InputError(f"{cls.__name__}: unknown key {key!r}{hint}")
+    missing = [name for name in names if name not in data]
+    if missing:
+        raise InputError(f"{cls.__name__}: missing key {missing[0]!r}")
+    values = {}
+    for name, value in data.items():
+        hint = hints[name]
+        if dataclasses.is_dataclass(hint):
+            value = from_dict(hint, value)
+        elif value is not None and Path in (hint, *typing.get_args(hint)):
+            value = Path(value)
+        elif typing.get_origin(hint) is Literal and value not in typing.get_args(hint):
+            raise InputError(
+                f"{cls.__name__}: {name} must be one of {typing.get_args(hint)}, not {value!r}"
+            )
+        values[name] = value
+    try:
+        return cls(**values)
+    except ValueError as error:
+        raise InputError(f"{cls.__name__}: {error}") from None
+
+
+def config_key(*groups: Any) -> str:
+    """Short hash of config groups; equal keys mean interchangeable artefacts."""
+    text = json.dumps([to_dict(group) for group in groups], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def num_workers(workers: int | None) -> int:
+    """Processes to use: the given number, else the cores this process may run on."""
+    return workers or len(os.sched_getaffinity(0))

@@ -1,0 +1,123 @@
+"""Labels and the frame clock: label files, seconds <-> frames, frames <-> events.
+
+Reads:  label TSV `filename, onset, offset, event_label` (DESED/DCASE; seconds)
+Writes: the same form
+Shapes: T frames; `edges` (T + 1,) seconds, frame t spans [edges[t], edges[t + 1])
+Next:   soundscapes.py
+"""
+
+import csv
+import math
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from config import InputError
+
+COLUMNS = ("filename", "onset", "offset", "event_label")
+EMPTY = ("", "nan", "na", "none")  # how an empty cell is written in DESED-like files
+
+
+class Event(NamedTuple):
+    """One labelled sound: onset and offset in seconds."""
+
+    onset: float
+    offset: float
+    event_label: str
+
+
+def read_labels(path: Path) -> dict[str, list[Event]]:
+    """Label TSV -> events of each clip, clips in file order, events by onset.
+
+    A row without a label is a clip without events. Raises InputError naming file and line.
+    """
+    clips: dict[str, list[Event]] = {}
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as stream:
+            rows = list(csv.reader(stream, delimiter="\t", quoting=csv.QUOTE_NONE))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"labels {path}: cannot be read ({error})") from None
+    if not rows or tuple(cell.strip() for cell in rows[0]) != COLUMNS:
+        found = ", ".join(rows[0]) if rows else "an empty file"
+        expected = ", ".join(COLUMNS)
+        raise InputError(
+            f"{path} line 1: the header must be {expected} (tab separated); found {found}"
+        )
+    for line, row in enumerate(rows[1:], start=2):
+        if not any(cell.strip() for cell in row):
+            continue
+        cells = [cell.strip() for cell in row] + [""] * (len(COLUMNS) - len(row))
+        if len(row) > len(COLUMNS) or not cells[0]:
+            raise InputError(
+                f"{path} line {line}: unknown column layout; expected {', '.join(COLUMNS)}"
+            )
+        filename, onset, offset, label = cells
+        events = clips.setdefault(filename, [])
+        if label.lower() in EMPTY and onset.lower() in EMPTY and offset.lower() in EMPTY:
+            continue
+        try:
+            event = Event(float(onset), float(offset), label)
+        except ValueError:
+            raise InputError(
+                f"{path} line {line}: onset {onset!r} or offset {offset!r} is not a number"
+            ) from None
+        if label.lower() in EMPTY:
+            raise InputError(f"{path} line {line}: an event without event_label")
+        if not (math.isfinite(event.onset) and math.isfinite(event.offset)) or event.onset < 0:
+            raise InputError(
+                f"{path} line {line}: onset {onset} .. offset {offset} is not a time span"
+            )
+        if event.offset <= event.onset:
+            raise InputError(f"{path} line {line}: offset {offset} is not after onset {onset}")
+        events.append(event)
+    if not clips:
+        raise InputError(f"labels {path}: no clips in the file")
+    return {name: sorted(events) for name, events in clips.items()}
+
+
+def write_labels(path: Path, clips: dict[str, list[Event]]) -> None:
+    """Write the form that `read_labels` reads, milliseconds; a clip without events gets an empty row."""
+    lines = ["\t".join(COLUMNS)]
+    for filename, events in clips.items():
+        lines += [f"{filename}\t{e.onset:.3f}\t{e.offset:.3f}\t{e.event_label}" for e in events]
+        if not events:
+            lines.append(f"{filename}\t\t\t")
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    temporary.replace(path)
+
+
+def classes_of(clips: dict[str, list[Event]]) -> list[str]:
+    """Sorted class names that occur in the labels."""
+    return sorted({event.event_label for events in clips.values() for event in events})
+
+
+def frame_edges(num_frames: int, frame_s: float) -> np.ndarray:
+    """Edges (T + 1,) in seconds of a grid of equal frames."""
+    return np.arange(num_frames + 1) * frame_s
+
+
+def frame_centres(edges: np.ndarray) -> np.ndarray:
+    """Centres (T,) in seconds of the frames between `edges` (T + 1,)."""
+    return (edges[:-1] + edges[1:]) / 2
+
+
+def label_frames(events: list[Event], event_label: str, edges: np.ndarray) -> np.ndarray:
+    """(T,) bool: a frame is on when its centre lies in [onset, offset) of an event of the class."""
+    centres = frame_centres(edges)
+    on = np.zeros(len(centres), dtype=bool)
+    for event in events:
+        if event.event_label == event_label:
+            on |= (centres >= event.onset) & (centres < event.offset)
+    return on
+
+
+def frames_to_events(on: np.ndarray, event_label: str, edges: np.ndarray) -> list[Event]:
+    """Runs of true frames (T,) -> events whose onset and offset are the runs' outer edges."""
+    steps = np.diff(np.concatenate(([0], on.astype(np.int8), [0])))
+    starts, ends = np.flatnonzero(steps == 1), np.flatnonzero(steps == -1)
+    return [
+        Event(float(edges[a]), float(edges[b]), event_label)
+        for a, b in zip(starts, ends, strict=True)
+    ]
