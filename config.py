@@ -286,7 +286,7 @@ class SoundscapesConfig(Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class ScorersConfig(Checked):
-    """Train the built-in scorer on a corpus, cross-fitted over bank folds, and write score files."""
+    """Train the built-in scorer on a corpus, cross-fitted over bank folds; write score files."""
 
     preset: PresetName = "slides"
     """a set of defaults; flags after it still win"""

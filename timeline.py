@@ -77,7 +77,7 @@ def read_labels(path: Path) -> dict[str, list[Event]]:
 
 
 def write_labels(path: Path, clips: dict[str, list[Event]]) -> None:
-    """Write the form that `read_labels` reads, milliseconds; a clip without events gets an empty row."""
+    """Write the form that `read_labels` reads, in milliseconds; no events: one empty row."""
     lines = ["\t".join(COLUMNS)]
     for filename, events in clips.items():
         lines += [f"{filename}\t{e.onset:.3f}\t{e.offset:.3f}\t{e.event_label}" for e in events]

@@ -1,0 +1,746 @@
+"""Train the threshold policy: a TCN-BiGRU-Transformer Q-network as a contextual bandit.
+
+Run:    python DQN.py                         # slides' settings on cache/train
+        python DQN.py --preset original --run runs/original
+        python DQN.py --run runs/slides --resume
+Reads:  <cache>/<split>/ (preprocess.py)
+Writes: <run>/{last.pt, best.pt, episode-*.pt, reward_history.tsv, config.json}
+Shapes: N frames of all pairs, P pairs, L lanes, B batch, C channels, W window, A actions
+Next:   evaluate.py
+
+"DQN" with gamma = 0: the target of Q(s, a) is the reward alone, so there is no next state and no
+target network. In the `independent` reading (slides) a state holds cached arrays only; frames whose
+answer no action can change keep action 0.0 without being computed. In the `sequential` reading
+(original program) the state shows what was decided to the left, and the policy is myopic.
+"""
+
+import json
+import signal as signals_of_the_os
+import time
+from collections import deque
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+from tqdm import tqdm
+
+from config import (
+    Bandit,
+    InputError,
+    Learning,
+    Network,
+    TrainConfig,
+    from_dict,
+    run_script,
+    to_dict,
+    with_preset,
+)
+from metrics import count_pairs, mean_over_pairs
+from preprocess import Cache, load_cache, write_json
+from runfolder import (
+    CELLS,
+    History,
+    commit,
+    differences,
+    digest,
+    read_checkpoint,
+    resume_command,
+    stored_config,
+    write_checkpoint,
+)
+
+FORMAT = 1
+# Rounding of prob - t_base in float32; keeps a distance of exactly 0.2 inside the boundary.
+BOUNDARY_SLACK = 1e-6
+MISS, FIX, BREAK, KEEP = range(4)  # reward cells: 2 * (base decision right) + (new decision right)
+
+# ---------------------------------------------------------------------------- state, action, reward
+
+
+class Signals(NamedTuple):
+    """Resident signals of all pairs on the device."""
+
+    channels: torch.Tensor  # (C, N) float32, in `bandit.channels` order
+    prob: torch.Tensor  # (N,)
+    t_base: torch.Tensor  # (N,)
+    label: torch.Tensor  # (N,) bool
+    start: torch.Tensor  # (P,) int64, first frame of each pair
+    end: torch.Tensor  # (P,) int64, one past the last
+
+
+def to_device(cache: Cache, bandit: Bandit, device: torch.device) -> Signals:
+    """Cache -> resident signals; prob and t_base are rows of `channels`, not copies."""
+    order = bandit.channels
+    channels = torch.from_numpy(np.stack([cache.signals[name] for name in order])).to(device)
+    offsets = torch.from_numpy(cache.offsets).to(device)
+    return Signals(
+        channels,
+        channels[order.index("prob")],
+        channels[order.index("t_base")],
+        torch.from_numpy(cache.label).to(device),
+        offsets[:-1],
+        offsets[1:],
+    )
+
+
+def decide(prob: torch.Tensor, threshold: torch.Tensor) -> torch.Tensor:
+    """On where the probability is strictly above the threshold."""
+    return prob > threshold
+
+
+def shift(t_base: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
+    """New threshold: clamp(T_base + delta, 0, 1)."""
+    return (t_base + delta).clamp(0, 1)
+
+
+def near(prob: torch.Tensor, threshold: torch.Tensor, width: float) -> torch.Tensor:
+    """|prob - threshold| <= width: the boundary (slides, "Boundary-based Learning")."""
+    return (prob - threshold).abs() <= width + BOUNDARY_SLACK
+
+
+def make_states(
+    signals: Signals,
+    pair: torch.Tensor,
+    frame: torch.Tensor,
+    bandit: Bandit,
+    left: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Windows around `frame` (B,), edge frames repeated -> (B, C, W).
+
+    `left` (B, context) int64: actions taken on the frames before (sequential reading); threshold
+    and decision of those frames are shown as shifted.
+    """
+    c = bandit.context
+    reach = torch.arange(-c, c + 1, device=frame.device)
+    first, last = signals.start[pair][:, None], signals.end[pair][:, None] - 1
+    index = (frame[:, None] + reach).maximum(first).minimum(last)  # (B, W)
+    states = signals.channels[:, index].transpose(0, 1)  # (B, C, W)
+    if left is not None and c:
+        deltas = torch.tensor(bandit.deltas, device=frame.device)
+        t_left = shift(signals.t_base[index[:, :c]], deltas[left])  # (B, c)
+        states = states.contiguous()
+        states[:, bandit.channels.index("t_base"), :c] = t_left
+        on_left = decide(signals.prob[index[:, :c]], t_left).float()
+        states[:, bandit.channels.index("binary"), :c] = on_left
+    return states
+
+
+def reward_cells(right_before: torch.Tensor, right_after: torch.Tensor) -> torch.Tensor:
+    """Which of the four reward cells each frame falls into: MISS, FIX, BREAK, KEEP."""
+    return 2 * right_before.long() + right_after.long()
+
+
+def reward_table(bandit: Bandit) -> torch.Tensor:
+    """(4,) rewards in the order MISS, FIX, BREAK, KEEP."""
+    return torch.tensor(
+        [bandit.reward_miss, bandit.reward_fix, bandit.reward_break, bandit.reward_keep]
+    )
+
+
+# ---------------------------------------------------------------------------- Q-network
+
+
+class QNetwork(nn.Module):
+    """TCN -> BiGRU -> Transformer -> head on the centre frame; (B, C, W) -> Q-values (B, A)."""
+
+    def __init__(self, bandit: Bandit, network: Network):
+        super().__init__()
+        hidden, width = network.hidden, network.width
+        blocks: list[nn.Module] = []
+        for i in range(network.tcn_layers):
+            inputs = hidden if i else len(bandit.channels)
+            conv = nn.Conv1d(inputs, hidden, 3, padding=2**i, dilation=2**i)
+            blocks += [conv, nn.GELU(), nn.GroupNorm(network.tcn_groups, hidden)]
+        self.tcn = nn.Sequential(*blocks)
+        self.gru = nn.GRU(hidden, hidden, network.gru_layers, batch_first=True, bidirectional=True)
+        self.pre_norm = nn.LayerNorm(width)
+        layer = nn.TransformerEncoderLayer(
+            width, network.heads, 2 * width, network.dropout, "gelu", batch_first=True
+        )
+        self.transformer = nn.TransformerEncoder(
+            layer, network.transformer_layers, enable_nested_tensor=False
+        )
+        self.head = nn.Sequential(
+            nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, bandit.num_actions)
+        )
+        self.centre = bandit.context
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        """(B, C, W) -> (B, A): expected reward of each threshold shift."""
+        x = self.tcn(states).transpose(1, 2)  # (B, W, hidden)
+        x, _ = self.gru(x)  # (B, W, width)
+        x = self.pre_norm(x)
+        for layer in self.transformer.layers[:-1]:
+            x = layer(x)  # (B, W, width)
+        return self.head(self.last_layer(x))
+
+    def last_layer(self, x: torch.Tensor) -> torch.Tensor:
+        """Last encoder layer for the centre frame alone, the only one the head reads.
+
+        (B, W, width) -> (B, width); the same numbers as the whole layer, a fifth less work.
+        """
+        layer = self.transformer.layers[-1]
+        query = x[:, self.centre : self.centre + 1]  # (B, 1, width)
+        attended = layer.self_attn(query, x, x, need_weights=False)[0]
+        y = layer.norm1(query + layer.dropout1(attended))
+        inner = layer.dropout(layer.activation(layer.linear1(y)))
+        return layer.norm2(y + layer.dropout2(layer.linear2(inner)))[:, 0]
+
+
+@torch.inference_mode()
+def greedy_actions(
+    network: QNetwork,
+    signals: Signals,
+    bandit: Bandit,
+    batch: int,
+    pairs: np.ndarray | None = None,
+    progress: str | None = None,
+) -> torch.Tensor:
+    """Best action of every frame of `pairs` (default: all) -> (N,) int64 on the device.
+
+    Frames that are not decided hold the no-change action: in the independent reading those whose
+    answer no action can change, in the sequential one the first frame of each pair.
+    """
+    device, was_training = signals.prob.device, network.training
+    network.eval()
+    chosen = np.arange(len(signals.start)) if pairs is None else np.asarray(pairs)
+    pair = torch.from_numpy(chosen).to(device)
+    actions = torch.full_like(signals.prob, bandit.no_change, dtype=torch.int64)
+    if bandit.reading == "independent":
+        owner = torch.repeat_interleave(pair, signals.end[pair] - signals.start[pair])
+        within = torch.cat([torch.arange(a, b) for a, b in _spans(signals, pair)]).to(device)
+        acts = near(signals.prob[within], signals.t_base[within], bandit.max_delta)
+        owner, within = owner[acts], within[acts]
+        bar = tqdm(total=len(within), desc=progress, unit="frame", disable=progress is None)
+        for part in torch.arange(len(within), device=device).split(batch):
+            states = make_states(signals, owner[part], within[part], bandit)
+            actions[within[part]] = network(states).argmax(1)
+            bar.update(len(part))
+        bar.close()
+    else:
+        lengths = signals.end[pair] - signals.start[pair]
+        reach = torch.arange(-bandit.context, 0, device=device)
+        longest = int(lengths.max())
+        for step in tqdm(range(1, longest), desc=progress, unit="tick", disable=progress is None):
+            for part in pair[lengths > step].split(batch):
+                frame = signals.start[part] + step
+                seen = (frame[:, None] + reach).maximum(signals.start[part][:, None])
+                states = make_states(signals, part, frame, bandit, actions[seen])
+                actions[frame] = network(states).argmax(1)
+    network.train(was_training)
+    return actions
+
+
+def _spans(signals: Signals, pair: torch.Tensor) -> Iterable[tuple[int, int]]:
+    return zip(signals.start[pair].tolist(), signals.end[pair].tolist(), strict=True)
+
+
+def thresholds(signals: Signals, actions: torch.Tensor, bandit: Bandit) -> torch.Tensor:
+    """Actions (N,) -> adjusted thresholds (N,)."""
+    deltas = torch.tensor(bandit.deltas, device=actions.device)
+    return shift(signals.t_base, deltas[actions])
+
+
+# ---------------------------------------------------------------------------- replay, exploration
+
+
+class Replay:
+    """Ring of the newest transitions as indices: (pair, frame, action, reward[, left actions])."""
+
+    def __init__(self, capacity: int, context: int, sequential: bool, device: torch.device):
+        self.capacity, self.count = capacity, 0  # count: transitions ever added
+        self.device = device
+        self.columns = {
+            "pair": torch.zeros(capacity, dtype=torch.int32, device=device),
+            "frame": torch.zeros(capacity, dtype=torch.int32, device=device),
+            "action": torch.zeros(capacity, dtype=torch.int8, device=device),
+            "reward": torch.zeros(capacity, dtype=torch.float32, device=device),
+        }
+        if sequential:
+            shape = (capacity, context)
+            self.columns["left"] = torch.zeros(shape, dtype=torch.int8, device=device)
+
+    def __len__(self) -> int:
+        return min(self.count, self.capacity)
+
+    def add(self, **rows: torch.Tensor) -> None:
+        """Append n rows, overwriting the oldest."""
+        n = len(rows["frame"])
+        at = torch.arange(self.count, self.count + n, device=self.device) % self.capacity
+        for name, column in self.columns.items():
+            column[at] = rows[name].to(column.dtype)
+        self.count += n
+
+    def sample(self, n: int, rng: np.random.Generator) -> dict[str, torch.Tensor]:
+        """n different transitions."""
+        chosen = rng.choice(len(self), n, replace=False, shuffle=False)
+        at = torch.from_numpy(chosen).to(self.device)
+        return {name: column[at] for name, column in self.columns.items()}
+
+
+def epsilon_at(episode: int, num_episodes: int, learning: Learning) -> float:
+    """Exploration rate of an episode (0-based): linear over the decay, constant after it."""
+    decay = learning.epsilon_episodes or max(1, round(learning.epsilon_fraction * num_episodes))
+    share = min(1.0, episode / decay)
+    return learning.epsilon_start + (learning.epsilon_end - learning.epsilon_start) * share
+
+
+# ---------------------------------------------------------------------------- checkpoints
+
+
+class Policy(NamedTuple):
+    """A trained network with what is needed to apply it."""
+
+    network: QNetwork
+    bandit: Bandit
+    signal: dict | None  # formulas of the cache it was trained on; None: unknown
+    info: dict[str, Any]
+
+
+def load_policy(path: Path, device: torch.device, preset: str = "slides") -> Policy:
+    """Open a checkpoint of this suite, or a bare state dict of the original program.
+
+    A bare state dict holds no settings; they are the preset's. InputError if it does not fit.
+    """
+    content = read_checkpoint(path, device)
+    bare = "config" not in content
+    if bare and "tcn.0.weight" not in content:
+        raise InputError(f"{path}: neither a checkpoint of this suite nor a Q-network's state dict")
+    if bare:
+        config = with_preset(TrainConfig, preset)
+        weights, info, trained_on = content, {"source": "state dict", "preset": preset}, None
+    else:
+        config = from_dict(TrainConfig, json.loads(content["config"]))
+        weights, info, trained_on = content["network"], content["info"], content["signal"]
+    network = QNetwork(config.bandit, config.network).to(device)
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:
+        lines = str(error).splitlines()
+        raise InputError(f"{path}: weights do not fit the network: {lines[-1].strip()}") from None
+    signal = json.loads(trained_on) if trained_on else None
+    return Policy(network.eval(), config.bandit, signal, info)
+
+
+# ---------------------------------------------------------------------------- training
+
+
+class Split(NamedTuple):
+    """Which pairs train and which choose best.pt; whole clips on one side."""
+
+    train: np.ndarray
+    held_out: np.ndarray
+
+
+def hold_out(cache: Cache, share: float, seed: int) -> Split:
+    """Keep a seeded share of the clips aside."""
+    names = sorted({pair.filename for pair in cache.pairs})
+    order = np.random.default_rng([seed, 3]).permutation(len(names))
+    count = min(len(names) - 1, max(1, round(share * len(names)))) if share > 0 else 0
+    aside = {names[i] for i in order[:count]}
+    mask = np.array([pair.filename in aside for pair in cache.pairs])
+    return Split(np.flatnonzero(~mask), np.flatnonzero(mask))
+
+
+def episode_order(cache: Cache, train: np.ndarray, cfg: TrainConfig) -> np.ndarray:
+    """(E,) pair of each episode: all passes over the training pairs."""
+    if cfg.learning.episode_order == "sorted":
+        key = [(cache.pairs[i].filename, cache.pairs[i].event_label) for i in train]
+        once = train[sorted(range(len(train)), key=key.__getitem__)]
+        return np.tile(once, cfg.passes)
+    rng = np.random.default_rng([cfg.seed, 0])
+    return np.concatenate([rng.permutation(train) for _ in range(cfg.passes)])
+
+
+class Trainer:
+    """The state of a run: everything here that changes is in the checkpoint."""
+
+    def __init__(self, cfg: TrainConfig, cache: Cache, device: torch.device):
+        self.cfg, self.cache, self.device = cfg, cache, device
+        self.bandit, self.learning = cfg.bandit, cfg.learning
+        self.sequential = self.bandit.reading == "sequential"
+        self.split = hold_out(cache, cfg.holdout, cfg.seed)
+        self.order = episode_order(cache, self.split.train, cfg)
+        self.signals = to_device(cache, self.bandit, device)
+        self.deltas = torch.tensor(self.bandit.deltas, device=device)
+        self.table = reward_table(self.bandit).to(device)
+        prob, t_base = self.signals.prob, self.signals.t_base
+        # On the host, so that choosing the frames to compute needs no wait for the device.
+        self.acts = near(prob, t_base, self.bandit.max_delta).cpu().numpy()
+        torch.manual_seed(cfg.seed)  # initial weights and dropout; all else has its own generator
+        self.network = QNetwork(self.bandit, cfg.network).to(device)
+        self.optimizer = torch.optim.Adam(self.network.parameters(), self.learning.lr, fused=True)
+        self.replay = Replay(self.learning.replay, self.bandit.context, self.sequential, device)
+        self.explore_rng = np.random.default_rng([cfg.seed, 1])
+        self.replay_rng = np.random.default_rng([cfg.seed, 2])
+        lanes = self.learning.lanes
+        self.episode = np.full(lanes, -1)  # running episode of each lane; -1: none
+        self.frame = np.zeros(lanes, dtype=np.int64)  # its next frame, global index
+        self.left = torch.full(
+            (lanes, self.bandit.context), self.bandit.no_change, dtype=torch.int64, device=device
+        )
+        self.cells = torch.zeros(lanes, 4, dtype=torch.int64, device=device)
+        self.recent: deque[float] = deque(maxlen=10)
+        self.progress = {
+            "next_episode": 0,
+            "finished": 0,
+            "steps": 0,
+            "frames": 0,
+            "owed": 0,  # frames visited since the last gradient step
+            "loss_sum": 0.0,
+            "loss_count": 0,
+            "best_f1": -1.0,
+            "best_episode": -1,
+        }
+        self.fill_lanes()
+
+    @property
+    def done(self) -> bool:
+        """All episodes have finished."""
+        return self.progress["finished"] == len(self.order)
+
+    def fill_lanes(self) -> None:
+        """Give idle lanes the next episodes, in order."""
+        for lane in np.flatnonzero(self.episode < 0):
+            if self.progress["next_episode"] == len(self.order):
+                break
+            self.episode[lane] = self.progress["next_episode"]
+            first = int(self.cache.offsets[self.order[self.episode[lane]]])
+            # The original starts at frame 1: frame 0 keeps its base decision.
+            length = int(self.cache.offsets[self.order[self.episode[lane]] + 1]) - first
+            self.frame[lane] = first + (1 if self.sequential and length > 1 else 0)
+            self.left[lane] = self.bandit.no_change
+            self.cells[lane] = 0
+            self.progress["next_episode"] += 1
+
+    def select_actions(
+        self, lane: np.ndarray, pair: torch.Tensor, frame: torch.Tensor
+    ) -> torch.Tensor:
+        """Epsilon-greedy actions (L,) of the active lanes; 0.0 where no action matters."""
+        epsilons = [epsilon_at(int(e), len(self.order), self.learning) for e in self.episode[lane]]
+        explore = self.explore_rng.random(len(lane)) < epsilons
+        choice = self.explore_rng.integers(self.bandit.num_actions, size=len(lane))
+        acts = np.ones(len(lane), bool) if self.sequential else self.acts[self.frame[lane]]
+        actions = torch.from_numpy(np.where(acts, choice, self.bandit.no_change)).to(self.device)
+        greedy = torch.from_numpy(np.flatnonzero(acts & ~explore)).to(self.device)
+        if len(greedy):
+            self.network.train(self.learning.acting == "dropout")
+            left = self.left[torch.from_numpy(lane).to(self.device)][greedy]
+            with torch.inference_mode():
+                states = make_states(
+                    self.signals, pair[greedy], frame[greedy], self.bandit, self.left_or_none(left)
+                )
+                best = self.network(states).argmax(1)
+            actions[greedy] = best.clone()
+        return actions
+
+    def left_or_none(self, left: torch.Tensor) -> torch.Tensor | None:
+        """Actions to the left belong to the state in the sequential reading only."""
+        return left if self.sequential else None
+
+    def tick(self) -> list[tuple[int, list[int]]]:
+        """Advance every active lane by a frame, learn; returns (episode, cells) of those that end."""
+        lane = np.flatnonzero(self.episode >= 0)
+        on_device = torch.from_numpy(lane).to(self.device)
+        pair = torch.from_numpy(self.order[self.episode[lane]]).to(self.device)
+        frame = torch.from_numpy(self.frame[lane]).to(self.device)
+        actions = self.select_actions(lane, pair, frame)
+        prob, t_base = self.signals.prob[frame], self.signals.t_base[frame]
+        label = self.signals.label[frame]
+        t_new = shift(t_base, self.deltas[actions])
+        cells = reward_cells(decide(prob, t_base) == label, decide(prob, t_new) == label)
+        self.cells[on_device, cells] += 1
+        tested = t_base if self.bandit.boundary_test == "before" else t_new
+        kept = near(prob, tested, self.bandit.boundary_width).nonzero()[:, 0]
+        left = self.left[on_device]
+        self.replay.add(
+            pair=pair[kept],
+            frame=frame[kept],
+            action=actions[kept],
+            reward=self.table[cells[kept]],
+            left=left[kept],
+        )
+        if self.sequential and self.bandit.context:
+            self.left[on_device] = torch.cat([left[:, 1:], actions[:, None]], 1)
+        self.frame[lane] += 1
+        self.progress["frames"] += len(lane)
+        self.progress["owed"] += len(lane)
+        while self.progress["owed"] >= self.learning.frames_per_step:
+            self.progress["owed"] -= self.learning.frames_per_step
+            if self.replay.count > self.learning.train_start:
+                self.gradient_step()
+        over = self.frame[lane] == self.cache.offsets[self.order[self.episode[lane]] + 1]
+        ended = [(int(self.episode[i]), self.cells[i].tolist()) for i in lane[over]]
+        self.episode[lane[over]] = -1
+        self.progress["finished"] += len(ended)
+        self.fill_lanes()
+        return sorted(ended)
+
+    def gradient_step(self) -> None:
+        """One step of Adam on the squared error between Q(state, action) and the reward."""
+        rows = self.replay.sample(self.learning.batch, self.replay_rng)
+        left = rows["left"].long() if self.sequential else None
+        states = make_states(
+            self.signals, rows["pair"].long(), rows["frame"].long(), self.bandit, left
+        )
+        self.network.train()
+        q_values = self.network(states)  # (B, A)
+        q_taken = q_values.gather(1, rows["action"].long()[:, None])[:, 0]
+        loss = functional.mse_loss(q_taken, rows["reward"])
+        value = loss.item()
+        if not np.isfinite(value):
+            raise InputError(
+                f"loss is {value} at gradient step {self.progress['steps']}"
+                f" (learning rate {self.learning.lr:g}, states {states.min():.3g}.."
+                f"{states.max():.3g}, rewards {rows['reward'].min():.3g}.."
+                f"{rows['reward'].max():.3g}, Q {q_values.min():.3g}..{q_values.max():.3g});"
+                " try a smaller --learning.lr; last.pt holds the last good state"
+            )
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        self.progress["steps"] += 1
+        self.progress["loss_sum"] += value
+        self.progress["loss_count"] += 1
+
+    def policy(self) -> dict[str, Any]:
+        """What best.pt and the numbered checkpoints hold: enough to apply the policy."""
+        return {
+            "format": FORMAT,
+            "config": json.dumps(stored_config(self.cfg)),
+            "cache_key": self.cache.key,
+            "signal": json.dumps(self.cache.manifest["signal"]),
+            "versions": {"torch": str(torch.__version__), "numpy": np.__version__, "code": commit()},
+            "info": dict(self.progress),
+            "network": self.network.state_dict(),
+        }
+
+    def state(self) -> dict[str, Any]:
+        """What last.pt holds: everything that a bit-exact resume needs."""
+        rng = {"torch": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            rng["cuda"] = torch.cuda.get_rng_state(self.device)
+        rng |= {
+            "explore": self.explore_rng.bit_generator.state,
+            "replay": self.replay_rng.bit_generator.state,
+        }
+        return self.policy() | {
+            "optimizer": self.optimizer.state_dict(),
+            "replay": self.replay.columns | {"count": self.replay.count},
+            "lanes": {
+                "episode": torch.from_numpy(self.episode.copy()),
+                "frame": torch.from_numpy(self.frame.copy()),
+                "left": self.left,
+                "cells": self.cells,
+            },
+            "recent": list(self.recent),
+            "rng": rng,
+        }
+
+    def restore(self, content: dict[str, Any]) -> None:
+        """Take over the state of last.pt."""
+        self.network.load_state_dict(content["network"])
+        self.optimizer.load_state_dict(content["optimizer"])
+        for name, column in self.replay.columns.items():
+            column.copy_(content["replay"][name])
+        self.replay.count = content["replay"]["count"]
+        lanes = content["lanes"]
+        self.episode, self.frame = lanes["episode"].numpy(), lanes["frame"].numpy()
+        self.left.copy_(lanes["left"])
+        self.cells.copy_(lanes["cells"])
+        self.recent.extend(content["recent"])
+        self.progress = dict(content["info"])
+        self.explore_rng.bit_generator.state = content["rng"]["explore"]
+        self.replay_rng.bit_generator.state = content["rng"]["replay"]
+        torch.set_rng_state(content["rng"]["torch"].cpu())
+        if self.device.type == "cuda" and "cuda" in content["rng"]:
+            torch.cuda.set_rng_state(content["rng"]["cuda"].cpu(), self.device)
+
+    def held_out_f1(self) -> float:
+        """Mean-pair F1 of the greedy policy on the held-out pairs."""
+        actions = greedy_actions(self.network, self.signals, self.bandit, 256, self.split.held_out)
+        pred = decide(self.signals.prob, thresholds(self.signals, actions, self.bandit))
+        return pair_f1(self.cache, pred.cpu().numpy(), self.split.held_out)
+
+
+def pair_f1(cache: Cache, pred: np.ndarray, pairs: np.ndarray) -> float:
+    """Mean F1 over some pairs of decisions (N,)."""
+    counts = count_pairs(pred, cache.label, cache.offsets)
+    return mean_over_pairs(type(counts)(*(cell[pairs] for cell in counts)))["f1"]
+
+
+def announce(trainer: Trainer) -> None:
+    """Say what is about to happen: device, memory, pairs, steps, estimated time."""
+    cfg, offsets = trainer.cfg, trainer.cache.offsets
+    lengths = np.diff(offsets)[trainer.order]
+    steps = int(lengths.sum()) // trainer.learning.frames_per_step
+    resident = trainer.signals.channels.numel() * 4 + trainer.signals.label.numel()
+    ring = sum(column.numel() * column.element_size() for column in trainer.replay.columns.values())
+    inside = trainer.acts[: offsets[-1]].mean()
+    parameters = sum(p.numel() for p in trainer.network.parameters())
+    seconds = seconds_per_step(trainer) * (steps - trainer.progress["steps"])
+    print(
+        f"device {trainer.device}, {cfg.threads} thread(s); network {parameters:,} parameters;"
+        f" signals {resident / 1e6:.1f} MB, replay {ring / 1e6:.1f} MB\n"
+        f"{len(trainer.split.train)} training pairs, {len(trainer.split.held_out)} held out,"
+        f" {len(trainer.order)} episodes, {lengths.sum():,} frames,"
+        f" {inside:.1%} inside the boundary, about {steps:,} gradient steps;"
+        f" {trainer.bandit.reading} reading\n"
+        f"estimated time {seconds / 60:.0f} min, run folder {cfg.run}"
+    )
+
+
+def seconds_per_step(trainer: Trainer) -> float:
+    """Time of a gradient step, measured on a throw-away copy; no random state is touched."""
+    shape = (trainer.learning.batch, len(trainer.bandit.channels), trainer.bandit.window)
+    with torch.random.fork_rng(devices=[trainer.device] if trainer.device.type == "cuda" else []):
+        network = QNetwork(trainer.bandit, trainer.cfg.network).to(trainer.device)
+        states = torch.zeros(shape, device=trainer.device)
+        began = time.perf_counter()
+        for repeat in range(4):
+            if repeat == 1:  # the first pass warms up
+                began = time.perf_counter()
+            network(states).square().mean().backward()
+            if trainer.device.type == "cuda":
+                torch.cuda.synchronize()
+    return (time.perf_counter() - began) / 3
+
+
+def prepare_run(cfg: TrainConfig, trainer: Trainer) -> None:
+    """Create or reopen the run folder. InputError where an earlier run would be lost or mixed."""
+    last = cfg.run / "last.pt"
+    if cfg.resume:
+        content = read_checkpoint(last, trainer.device)
+        for key in ("config", "optimizer", "replay"):
+            if key not in content:
+                raise InputError(f"{last}: holds no {key}; only a last.pt of DQN.py can be resumed")
+        old, new = json.loads(content["config"]), stored_config(cfg)
+        differ = [f"--{name} was {was}, now {now}" for name, was, now in differences(old, new)]
+        if differ:
+            raise InputError(f"{last}: cannot resume with another config: {'; '.join(differ)}")
+        if content["cache_key"] != trainer.cache.key:
+            raise InputError(f"{last}: trained on another cache than {trainer.cache.folder}")
+        trainer.restore(content)
+        return
+    if last.exists() and not cfg.overwrite:
+        raise InputError(
+            f"{cfg.run} already holds a run; --resume goes on, --overwrite starts anew"
+        )
+    cfg.run.mkdir(parents=True, exist_ok=True)
+    for path in [*cfg.run.glob("*.pt"), *cfg.run.glob("reward_history.tsv")]:
+        path.unlink()
+    write_json(cfg.run / "config.json", to_dict(cfg))
+
+
+def pick_device(name: str, threads: int) -> torch.device:
+    """Choose the device and set the thread count: the one place for both."""
+    torch.set_num_threads(threads)
+    if name == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device cuda: no CUDA device; use --device cpu")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def train(cfg: TrainConfig) -> int:
+    """The run: from the caches to last.pt and best.pt. Returns the exit code."""
+    device = pick_device(cfg.device, cfg.threads)
+    cache = load_cache(cfg.cache / cfg.split)
+    trainer = Trainer(cfg, cache, device)
+    prepare_run(cfg, trainer)
+    if trainer.done:
+        print(f"{cfg.run}: this run is complete ({len(trainer.order)} episodes)")
+        return 0
+    announce(trainer)
+    stopped: list[int] = []
+    for number in (signals_of_the_os.SIGINT, signals_of_the_os.SIGTERM):
+        signals_of_the_os.signal(number, lambda received, _: stopped.append(received))
+    history = History(cfg.run, trainer.progress["finished"])
+    began = saved = time.perf_counter()
+    frames = trainer.progress["frames"]
+    bar = tqdm(total=len(trainer.order), initial=trainer.progress["finished"], desc="Training")
+    while not trainer.done and not stopped:
+        before = trainer.progress["finished"]
+        for episode, cells in trainer.tick():
+            bar.set_postfix(record(trainer, history, episode, cells))
+            bar.update()
+        after = trainer.progress["finished"]
+        if after // cfg.best_every > before // cfg.best_every or trainer.done:
+            keep_best(trainer)
+        if after // cfg.checkpoint_every > before // cfg.checkpoint_every:
+            number = after // cfg.checkpoint_every * cfg.checkpoint_every
+            write_checkpoint(cfg.run / f"episode-{number:06d}.pt", trainer.policy())
+        if time.perf_counter() - saved > 60 * cfg.checkpoint_minutes:
+            write_checkpoint(cfg.run / "last.pt", trainer.state())
+            saved = time.perf_counter()
+    bar.close()
+    history.close()
+    write_checkpoint(cfg.run / "last.pt", trainer.state())
+    if stopped:
+        print(f"stopped and saved after {trainer.progress['finished']} episodes; to go on, run:")
+        print(f"  {resume_command()}")
+        return 128 + stopped[0]
+    summarise(trainer, trainer.progress["frames"] - frames, time.perf_counter() - began)
+    return 0
+
+
+def record(trainer: Trainer, history: History, episode: int, cells: list[int]) -> dict[str, str]:
+    """Log a finished episode; returns what the progress line shows."""
+    reward = float((torch.tensor(cells) * reward_table(trainer.bandit).double()).sum())
+    trainer.recent.append(reward)
+    average = sum(trainer.recent) / len(trainer.recent)
+    epsilon = epsilon_at(episode, len(trainer.order), trainer.learning)
+    progress = trainer.progress
+    loss = progress["loss_sum"] / progress["loss_count"] if progress["loss_count"] else 0.0
+    progress["loss_sum"], progress["loss_count"] = 0.0, 0
+    row = {"Episode": episode, "Reward": round(reward, 4), "Avg10": round(average, 4)}
+    row |= {"Epsilon": round(epsilon, 4), **dict(zip(CELLS, cells, strict=True))}
+    history.add(row | {"Steps": progress["steps"], "Loss": loss})
+    return {"eps": f"{epsilon:.3f}", "reward": f"{reward:.1f}", "avg10": f"{average:.1f}"}
+
+
+def keep_best(trainer: Trainer) -> None:
+    """Write best.pt if the held-out F1 rose; without held-out clips the newest is the best."""
+    f1 = trainer.held_out_f1() if len(trainer.split.held_out) else float("inf")
+    if f1 > trainer.progress["best_f1"] or not len(trainer.split.held_out):
+        trainer.progress["best_f1"] = f1
+        trainer.progress["best_episode"] = trainer.progress["finished"]
+        write_checkpoint(trainer.cfg.run / "best.pt", trainer.policy())
+
+
+def summarise(trainer: Trainer, frames: int, seconds: float) -> None:
+    """`key: value` lines that grep can read."""
+    cfg, cache, progress = trainer.cfg, trainer.cache, trainer.progress
+    rows = np.genfromtxt(cfg.run / "reward_history.tsv", names=True, delimiter="\t")
+    avg10 = np.atleast_1d(rows["Avg10"])
+    tenth = max(1, len(avg10) // 10)
+    base = cache.signals["prob"] > cache.signals["t_base"]
+    last = trainer.order[np.atleast_1d(rows["Episode"]).astype(int)[-tenth:]]
+    right = np.add.reduceat(base == cache.label, cache.offsets[:-1])[last]
+    wrong = np.diff(cache.offsets)[last] - right
+    unchanged = right * trainer.bandit.reward_keep + wrong * trainer.bandit.reward_miss
+    print(f"episodes: {progress['finished']}")
+    print(f"gradient_steps: {progress['steps']}")
+    print(f"train_seconds: {seconds:.1f}")
+    print(f"train_frames_per_s: {frames / seconds:.0f}")
+    print(f"avg10_first_tenth: {avg10[:tenth].mean():.2f}")
+    print(f"avg10_last_tenth: {avg10[-tenth:].mean():.2f}")
+    print(f"always_zero_last_tenth: {unchanged.mean():.2f}")
+    if len(trainer.split.held_out):
+        print(f"held_out_f1_before: {pair_f1(cache, base, trainer.split.held_out):.4f}")
+        print(f"held_out_f1_best: {progress['best_f1']:.4f} (episode {progress['best_episode']})")
+    print(f"policy: {cfg.run / 'best.pt'}")
+
+
+def main(cfg: TrainConfig) -> int:
+    """Train, or print a checkpoint's digest."""
+    if cfg.digest is not None:
+        print(digest(read_checkpoint(cfg.digest)))
+        return 0
+    return train(cfg)
+
+
+if __name__ == "__main__":
+    run_script(TrainConfig, main)

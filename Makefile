@@ -1,0 +1,94 @@
+# Everything runs from a fresh checkout: the environment is made on first use and redone when the
+# requirements change. Overrides: PYTHON=python3.12 SEED=1 VENV=/some/where; an empty VENV= uses
+# $(PYTHON) as it is, which is what the container does.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.ONESHELL:
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-slow bench lint clean
+
+PYTHON ?= python3
+VENV ?= .venv
+SEED ?= 0
+PROCESSES ?= 2
+
+PY := $(if $(VENV),$(VENV)/bin/python,$(PYTHON))
+# The stamps lie inside the environment, so deleting it deletes them; the interpreter's name is
+# part of theirs, so another PYTHON is noticed.
+STAMP := $(if $(VENV),$(VENV)/.installed-$(subst /,-,$(PYTHON)))
+DEV_STAMP := $(if $(VENV),$(VENV)/.installed-dev-$(subst /,-,$(PYTHON)))
+
+# Seed 0 is the preset as it is; other seeds keep their own corpus, cache and run.
+DEMO := demo$(if $(filter-out 0,$(SEED)),-$(SEED))
+CACHE_FLAG := $(if $(filter-out 0,$(SEED)),--cache cache/$(DEMO))
+CORPUS_FLAG := $(if $(filter-out 0,$(SEED)),--corpus data/$(DEMO))
+RUN_FLAG := $(if $(filter-out 0,$(SEED)),--run runs/$(DEMO))
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
+
+demo: $(STAMP)  ## the whole path on a small built-in corpus; SEED=1 makes another one
+	@start=$$SECONDS
+	set -x
+	$(PY) preprocess.py --preset demo --seed $(SEED) $(CACHE_FLAG) $(CORPUS_FLAG)
+	$(PY) DQN.py --preset demo --overwrite --seed $(SEED) $(CACHE_FLAG) $(RUN_FLAG)
+	$(PY) evaluate.py --preset demo $(CACHE_FLAG) $(RUN_FLAG)
+	$(PY) visualize.py --preset demo $(CACHE_FLAG) $(RUN_FLAG)
+	{ set +x; } 2>/dev/null
+	echo "demo: $$((SECONDS - start)) s in all"
+	echo "results: runs/$(DEMO)/results.json"
+	echo "figures: runs/$(DEMO)/figures/"
+
+# One thread a process: small tensors are slower on two, and the tests already use the cores.
+# A file stays on one process, so that what its tests share is made once.
+test: $(DEV_STAMP)  ## all tests but the slow ones
+	@OMP_NUM_THREADS=1 MPLBACKEND=Agg $(PY) -m pytest -m "not slow" \
+		-n $(PROCESSES) --dist loadfile
+
+test-slow: $(DEV_STAMP)  ## the slow tests: the container's installation in a new environment
+	@OMP_NUM_THREADS=1 MPLBACKEND=Agg $(PY) -m pytest -m slow
+
+bench: $(STAMP)  ## every program in benchmarks/
+	@shopt -s nullglob
+	programs=(benchmarks/*.py)
+	if [ $${#programs[@]} -eq 0 ]; then echo "no benchmarks yet"; fi
+	for program in "$${programs[@]}"; do
+		echo "== $$program"
+		PYTHONPATH=. $(PY) "$$program"
+	done
+
+lint: $(DEV_STAMP)  ## formatting and static checks
+	@$(PY) -m ruff format --check .
+	$(PY) -m ruff check .
+
+clean:  ## remove the environment and the tools' caches; cache/, data/ and runs/ stay
+	@rm -rf .pytest_cache .hypothesis .ruff_cache __pycache__ */__pycache__
+	if [ -n "$(VENV)" ] && [ -f "$(VENV)/pyvenv.cfg" ]; then rm -rf "$(VENV)"; fi
+
+ifneq ($(VENV),)
+$(STAMP): requirements.txt
+	@fail() { echo "error: $$*" >&2; exit 1; }
+	command -v "$(PYTHON)" >/dev/null || fail "$(PYTHON) not found; give PYTHON=<a Python 3.11+>"
+	minor='import sys; print("%d.%d" % sys.version_info[:2])'
+	have=$$("$(PYTHON)" -c "$$minor") || fail "$(PYTHON) does not run; give PYTHON=<a Python 3.11+>"
+	"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
+		fail "$(PYTHON) is Python $$have, 3.11 or newer is needed; give PYTHON=<another>"
+	if "$(PY)" -m pip --version >/dev/null 2>&1; then
+		old=$$("$(PY)" -c "$$minor")
+		[ "$$old" = "$$have" ] ||
+			fail "$(VENV) holds Python $$old, not $$have; 'make clean' first or give VENV=<another>"
+	else
+		"$(PYTHON)" -c 'import ensurepip, venv' 2>/dev/null ||
+			fail "$(PYTHON) cannot make environments; on Debian or Ubuntu: apt install python3-venv"
+		"$(PYTHON)" -m venv "$(VENV)"
+	fi
+	echo "installing requirements.txt into $(VENV) (torch is large)"
+	"$(PY)" -m pip install --disable-pip-version-check -q -r requirements.txt
+	touch "$@"
+
+$(DEV_STAMP): requirements-dev.txt $(STAMP)
+	@echo "installing requirements-dev.txt into $(VENV)"
+	"$(PY)" -m pip install --disable-pip-version-check -q -r requirements-dev.txt
+	touch "$@"
+endif

@@ -1,0 +1,64 @@
+"""Frame metrics: per pair, pooled, per class. One definition for tables, tuning and `best.pt`.
+
+Shapes: N frames of all pairs together, P pairs, `offsets` (P + 1,)
+Next:   DQN.py
+
+Accuracy = (TP + TN) / all, IoU = TP / (TP + FP + FN), F1 = 2 TP / (2 TP + FP + FN) (slides, page
+"evaluation metrics"). Where truth and prediction are both empty, IoU and F1 are 1: nothing was there
+and nothing was said. No value is ever NaN.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+NAMES = ("accuracy", "iou", "f1")
+
+
+class Counts(NamedTuple):
+    """Confusion counts; arrays of one shape, or numbers."""
+
+    tp: np.ndarray
+    fp: np.ndarray
+    fn: np.ndarray
+    tn: np.ndarray
+
+
+def count_pairs(pred: np.ndarray, label: np.ndarray, offsets: np.ndarray) -> Counts:
+    """Decisions and truth (N,) bool -> counts (P,) of each pair. Every pair has a frame."""
+    cells = (pred & label, pred & ~label, ~pred & label, ~pred & ~label)
+    starts = offsets[:-1]
+    return Counts(*(np.add.reduceat(cell.astype(np.int64), starts) for cell in cells))
+
+
+def scores_of(counts: Counts) -> dict[str, np.ndarray]:
+    """Counts -> accuracy, IoU, F1 of the same shape."""
+    tp, fp, fn, tn = (np.asarray(cell, dtype=np.float64) for cell in counts)
+    union = tp + fp + fn
+    empty = union == 0
+    return {
+        "accuracy": (tp + tn) / (union + tn),
+        "iou": np.where(empty, 1.0, tp / np.where(empty, 1, union)),
+        "f1": np.where(empty, 1.0, 2 * tp / np.where(empty, 1, union + tp)),
+    }
+
+
+def mean_over_pairs(counts: Counts) -> dict[str, float]:
+    """The slides' figures: each metric per pair, then the mean over pairs."""
+    return {name: float(values.mean()) for name, values in scores_of(counts).items()}
+
+
+def pooled(counts: Counts) -> dict[str, float]:
+    """Each metric of the summed counts: long pairs weigh more."""
+    total = Counts(*(cell.sum() for cell in counts))
+    return {name: float(value) for name, value in scores_of(total).items()}
+
+
+def per_class(counts: Counts, event_labels: np.ndarray) -> dict[str, dict[str, float]]:
+    """Mean over the pairs of each class; `event_labels` (P,). Adds the number of pairs."""
+    table = {}
+    for name in sorted(set(event_labels.tolist())):
+        chosen = event_labels == name
+        part = Counts(*(cell[chosen] for cell in counts))
+        table[name] = {"pairs": int(chosen.sum()), **mean_over_pairs(part)}
+    return table

@@ -1,0 +1,654 @@
+"""Audio + scores + labels -> the six signals of every (clip, class) pair -> cache/<split>.
+
+Run:    python preprocess.py                    # built-in corpus, made and scored first if missing
+        python preprocess.py --split train --labels L.tsv --audio DIR --scores DIR
+        python preprocess.py --split train --labels L.tsv --import-npz DIR
+Reads:  <corpus>/<split>/{labels.tsv, audio/, scores/} or the files named
+Writes: <cache>/<split>/manifest.json + shard-*.npz, whole or not at all; a rerun skips the done
+Shapes: S samples, T frames of a pair, N frames of all pairs together, P pairs
+Next:   DQN.py
+
+Formulas: slides, appendix 1; bracketed constants from the original program (see `config.Signal`).
+"""
+
+import hashlib
+import json
+import shutil
+import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, replace
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import soundfile
+from scipy.ndimage import gaussian_filter1d, median_filter
+from tqdm import tqdm
+
+import scorers
+import soundscapes
+from config import (
+    InputError,
+    PreprocessConfig,
+    ScorersConfig,
+    Signal,
+    SoundscapesConfig,
+    num_workers,
+    run_script,
+    to_dict,
+    with_preset,
+)
+from timeline import Event, classes_of, frame_edges, label_frames, read_labels
+
+SIGNALS = ("rms", "d_raw", "d_adj", "prob", "t_base", "binary")
+EPS = 1e-8  # spec: mm(x) = (x - min) / (max - min + eps)
+CLIPS_PER_SHARD = 64  # a shard is what one process holds in memory and what a rerun can skip
+FORMAT = 1
+SPLITS = ("train", "validation")
+
+# ---------------------------------------------------------------------------- the formulas
+
+
+def min_max(x: np.ndarray) -> np.ndarray:
+    """Scale to 0..1 over the frames of one pair; a constant becomes 0."""
+    return (x - x.min()) / (x.max() - x.min() + EPS)
+
+
+def clip_percentile(x: np.ndarray, percentile: float) -> np.ndarray:
+    """Cut values above the percentile of x."""
+    return np.minimum(x, np.percentile(x, percentile))
+
+
+def size_in_frames(duration_s: float, frame_s: float) -> int:
+    """Filter length in frames of the grid at hand; 0.1 s is 5 frames of 20 ms."""
+    return max(1, round(duration_s / frame_s))
+
+
+def loudness(wav: np.ndarray, sample_rate: int, signal: Signal) -> np.ndarray:
+    """(S,) samples -> (R,) normalised log-RMS: mm(clip95(log(1 + RMS))), 0..1, at the RMS hop."""
+    import librosa  # slow to import; only needed where there is audio
+
+    frame = max(1, round(signal.rms_window_s * sample_rate))
+    hop = max(1, round(signal.rms_hop_s * sample_rate))
+    rms = librosa.feature.rms(y=wav, frame_length=frame, hop_length=hop, center=True)[0]
+    return min_max(clip_percentile(np.log1p(rms.astype(np.float64)), signal.clip_percentile))
+
+
+def interpolate(x: np.ndarray, num_frames: int) -> np.ndarray:
+    """Linear interpolation of (R,) to (T,), first on first and last on last."""
+    return np.interp(np.linspace(0, 1, num_frames), np.linspace(0, 1, len(x)), x)
+
+
+def adjust_score(d_raw: np.ndarray, frame_s: float, signal: Signal) -> np.ndarray:
+    """Raw score (T,) -> D_adj (T,): twice median filtered, sharpened, mixed, cut, scaled."""
+    smooth = median_filter(d_raw, size_in_frames(signal.score_median_s, frame_s))
+    median = median_filter(smooth, size_in_frames(signal.score_median2_s, frame_s))
+    power = smooth**signal.score_power
+    mix = signal.score_mix * min_max(median) + (1 - signal.score_mix) * min_max(power)
+    return min_max(clip_percentile(mix, signal.clip_percentile))
+
+
+def fuse(rms: np.ndarray, d_adj: np.ndarray, frame_s: float, signal: Signal) -> np.ndarray:
+    """Loudness and score (T,) -> probability (T,)."""
+    if signal.fusion == "product":
+        fused = rms * d_adj
+    else:  # the original adds eps to avoid dividing by zero
+        fused = 2 / (1 / (rms + EPS) + 1 / (d_adj + EPS))
+    scaled = min_max(clip_percentile(fused, signal.clip_percentile))
+    return gaussian_filter1d(scaled, signal.prob_sigma_s / frame_s)
+
+
+def dynamic_threshold(
+    rms: np.ndarray, d_adj: np.ndarray, frame_s: float, signal: Signal
+) -> np.ndarray:
+    """Base threshold (T,): background loudness where the class is not.
+
+    The slides' factor alpha = 0.7 is left out: the min-max that follows cancels it.
+    """
+    sigma = signal.background_sigma_s / frame_s
+    background = median_filter(rms, size_in_frames(signal.background_s, frame_s))
+    anti_mask = gaussian_filter1d((1 - d_adj) ** signal.beta, sigma)
+    return min_max(gaussian_filter1d(background, sigma) * anti_mask)
+
+
+def compute_signals(
+    rms: np.ndarray, d_raw: np.ndarray, frame_s: float, signal: Signal
+) -> dict[str, np.ndarray]:
+    """Loudness and raw score (T,) of one pair -> the six signals, each (T,) float32.
+
+    A score with less contrast than `flat_range` falls back on loudness alone (original program).
+    `binary` is decided on the stored float32 values, so that every reader repeats it exactly.
+    """
+    rms, d_raw = rms.astype(np.float64), d_raw.astype(np.float64)
+    d_adj = adjust_score(d_raw, frame_s, signal)
+    if signal.flat_fallback and d_raw.max() - d_raw.min() < signal.flat_range:
+        prob = rms
+        threshold = min(np.percentile(rms, 10), rms.mean() - rms.std())
+        t_base = np.full_like(rms, np.clip(threshold, 0, 1))
+    else:
+        prob = fuse(rms, d_adj, frame_s, signal)
+        t_base = dynamic_threshold(rms, d_adj, frame_s, signal)
+    values = {"rms": rms, "d_raw": d_raw, "d_adj": d_adj, "prob": prob, "t_base": t_base}
+    values = {name: array.astype(np.float32) for name, array in values.items()}
+    values["binary"] = (values["prob"] > values["t_base"]).astype(np.float32)
+    return values
+
+
+# ---------------------------------------------------------------------------- cache format
+
+
+class Pair(NamedTuple):
+    """One (clip, class) query of a cache."""
+
+    filename: str
+    event_label: str
+    num_frames: int
+    frame_s: float
+
+    @property
+    def edges(self) -> np.ndarray:
+        """(T + 1,) frame edges in seconds."""
+        return frame_edges(self.num_frames, self.frame_s)
+
+
+@dataclass(frozen=True)
+class Cache:
+    """All pairs of a split. `signals[name]` and `label` are (N,), `offsets` (P + 1,)."""
+
+    folder: Path
+    manifest: dict[str, Any]
+    pairs: list[Pair]
+    signals: dict[str, np.ndarray]
+    label: np.ndarray
+    offsets: np.ndarray
+
+    @property
+    def key(self) -> str:
+        """Hash of the cached numbers: equal keys, equal signals."""
+        return self.manifest["key"]
+
+    def find(self, filename: str, event_label: str) -> int:
+        """Index of a pair; InputError where the cache has none."""
+        for index, pair in enumerate(self.pairs):
+            if (pair.filename, pair.event_label) == (filename, event_label):
+                return index
+        raise InputError(f"{self.folder}: no pair {filename} / {event_label}")
+
+    def of_pair(self, index: int) -> dict[str, np.ndarray]:
+        """Signals and label of one pair, each (T,)."""
+        span = slice(self.offsets[index], self.offsets[index + 1])
+        return {name: self.signals[name][span] for name in SIGNALS} | {"label": self.label[span]}
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def write_shard(path: Path, values: list[dict[str, np.ndarray]], labels: list[np.ndarray]) -> None:
+    """Write the pairs of a shard: flat float32 signals, uint8 decisions and labels, offsets."""
+    lengths = [len(label) for label in labels]
+    arrays = {name: np.concatenate([pair[name] for pair in values]) for name in SIGNALS}
+    arrays["binary"] = arrays["binary"].astype(np.uint8)
+    arrays["label"] = np.concatenate(labels).astype(np.uint8)
+    arrays["offsets"] = np.concatenate(([0], np.cumsum(lengths))).astype(np.int64)
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "wb") as stream:
+        np.savez(stream, **arrays)
+    temporary.replace(path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON under a temporary name, then rename."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(value, indent=1), encoding="utf-8")
+    temporary.replace(path)
+
+
+def load_cache(folder: Path) -> Cache:
+    """Read cache/<split>, checksums verified. InputError says what is missing or damaged."""
+    manifest_path = folder / "manifest.json"
+    cure = f"run: python preprocess.py --cache {folder.parent} --split {folder.name}"
+    if not manifest_path.exists():
+        raise InputError(f"no manifest in {folder}; {cure}")
+    try:
+        manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
+        if manifest["format"] != FORMAT:
+            raise InputError(f"{manifest_path}: format {manifest['format']}, not {FORMAT}; {cure}")
+        shards = [(folder / shard["file"], shard["sha256"]) for shard in manifest["shards"]]
+        pairs = [Pair(*row) for shard in manifest["shards"] for row in shard["pairs"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{manifest_path}: damaged ({error!r}); {cure}") from None
+    parts: dict[str, list[np.ndarray]] = {name: [] for name in (*SIGNALS, "label")}
+    for path, checksum in shards:
+        if not path.exists() or _sha256(path) != checksum:
+            what = "does not match its checksum" if path.exists() else "is missing"
+            raise InputError(f"{path} {what}; {cure} (it rebuilds that shard only)")
+        with np.load(path) as arrays:
+            for name in parts:
+                parts[name].append(arrays[name])
+    signals = {name: np.concatenate(parts[name]).astype(np.float32) for name in SIGNALS}
+    label = np.concatenate(parts["label"]).astype(bool)
+    offsets = np.concatenate(([0], np.cumsum([pair.num_frames for pair in pairs]))).astype(np.int64)
+    if any(len(array) != offsets[-1] for array in (*signals.values(), label)):
+        raise InputError(f"{manifest_path}: frame counts do not match the shards; {cure}")
+    return Cache(folder, manifest, pairs, signals, label, offsets)
+
+
+# ---------------------------------------------------------------------------- one shard
+
+
+class Clip(NamedTuple):
+    """A clip to process: file name in the labels, events, audio file (None: imported)."""
+
+    filename: str
+    events: list[Event]
+    audio: Path | None
+
+
+class Outcome(NamedTuple):
+    """What became of a shard: its pairs, what failed (name: reason), counted notices."""
+
+    pairs: list[Pair]
+    failed: list[str]
+    notices: dict[str, int]
+
+
+def read_audio(path: Path) -> tuple[np.ndarray, int]:
+    """Audio file -> mono float32 (S,) and sample rate. ValueError says what is wrong with it."""
+    try:
+        wav, sample_rate = soundfile.read(path, dtype="float32", always_2d=True)
+    except (OSError, RuntimeError) as error:  # soundfile's errors are RuntimeErrors
+        raise ValueError(f"cannot be read ({error})") from None
+    if len(wav) == 0:
+        raise ValueError("no samples")
+    if not np.isfinite(wav).all():
+        raise ValueError("samples are not finite")
+    return wav.mean(axis=1), sample_rate
+
+
+def fit_length(wav: np.ndarray, num_samples: int) -> np.ndarray:
+    """Cut or zero-pad (S,) so that audio and scores span the same time."""
+    return np.pad(wav[:num_samples], (0, max(0, num_samples - len(wav))))
+
+
+def clip_signals(
+    clip: Clip, source: scorers.ScoreFiles, signal: Signal, notices: dict[str, int]
+) -> list[tuple[Pair, dict[str, np.ndarray], np.ndarray]]:
+    """Every present pair of a clip -> (pair, signals, label); ValueError on bad input."""
+    scores = source.scores(clip.filename)
+    edges, end = scores.edges, float(scores.edges[-1])
+    num_frames, frame_s = len(edges) - 1, float(scores.frame_s)
+    wav, sample_rate = read_audio(clip.audio)
+    duration = len(wav) / sample_rate
+    # Score grids end up to a frame early (DCASE: 9.984 of 10.0 s); more means the wrong files.
+    last_label = min(max((event.offset for event in clip.events), default=0.0), duration)
+    if last_label > end + frame_s + 1e-6:
+        raise ValueError(f"scores end at {end:.2f} s but labels go to {last_label:.2f} s")
+    if end > duration + frame_s:
+        notices["scores run past the end of the audio (silence assumed)"] += 1
+    if not wav.any():
+        notices["audio is all zero"] += 1
+    notices["events reach past the last frame (cut there)"] += sum(
+        event.offset > end + 1e-6 for event in clip.events
+    )
+    wav = fit_length(wav, round(end * sample_rate))
+    rms = interpolate(loudness(wav, sample_rate, signal), num_frames)
+    rows = []
+    for event_label in sorted({event.event_label for event in clip.events}):
+        d_raw = scores.values[source.classes.index(event_label)]
+        label = label_frames(clip.events, event_label, edges)
+        notices["pairs whose events cover no frame centre"] += not label.any()
+        values = compute_signals(rms, d_raw, frame_s, signal)
+        rows.append((Pair(clip.filename, event_label, num_frames, frame_s), values, label))
+    return rows
+
+
+ORIGINAL_NAMES = {
+    "rms": "rms",
+    "d_raw": "D_raw",
+    "d_adj": "D_adj",
+    "prob": "prob_95",
+    "t_base": "T_norm",
+    "binary": "binary",
+}
+
+
+def npz_name(filename: str, event_label: str) -> str:
+    """How the original program names the file of a pair."""
+    return f"{Path(filename).stem}_{event_label}.npz"
+
+
+def imported_signals(
+    folder: Path, filename: str, event_label: str, frame_s: float
+) -> tuple[Pair, dict[str, np.ndarray]]:
+    """One per-pair NPZ of the original program -> its six signals. ValueError if it is damaged."""
+    name = npz_name(filename, event_label)
+    try:
+        with np.load(folder / name) as arrays:
+            values = {
+                ours: np.asarray(arrays[theirs], dtype=np.float32).reshape(-1)
+                for ours, theirs in ORIGINAL_NAMES.items()
+            }
+    except (OSError, ValueError, KeyError, EOFError) as error:
+        raise ValueError(f"{name}: cannot be read ({error})") from None
+    except Exception as error:  # zipfile and zlib have their own error classes for damaged files
+        raise ValueError(f"{name}: cannot be read ({type(error).__name__}: {error})") from None
+    lengths = {ours: len(array) for ours, array in values.items()}
+    if len(set(lengths.values())) != 1 or 0 in lengths.values():
+        raise ValueError(f"{name}: arrays of different lengths {lengths}")
+    if not all(np.isfinite(array).all() for array in values.values()):
+        raise ValueError(f"{name}: values are not finite")
+    return Pair(filename, event_label, lengths["rms"], frame_s), values
+
+
+class Job(NamedTuple):
+    """What a process needs to make one shard."""
+
+    path: Path
+    clips: list[Clip]
+    source: scorers.ScoreFiles | Path  # score files, or the folder of NPZ files to import
+    signal: Signal
+    import_frame_s: float
+
+
+def make_shard(job: Job) -> Outcome:
+    """Compute and write one shard. Clips that fail are named, the others are written."""
+    rows: list[tuple[Pair, dict[str, np.ndarray], np.ndarray]] = []
+    failed: list[str] = []
+    notices: dict[str, int] = dict.fromkeys(
+        (
+            "scores run past the end of the audio (silence assumed)",
+            "audio is all zero",
+            "events reach past the last frame (cut there)",
+            "pairs whose events cover no frame centre",
+        ),
+        0,
+    )
+    for clip in job.clips:
+        try:
+            if isinstance(job.source, Path):
+                for event_label in sorted({event.event_label for event in clip.events}):
+                    pair, values = imported_signals(
+                        job.source, clip.filename, event_label, job.import_frame_s
+                    )
+                    label = label_frames(clip.events, event_label, pair.edges)
+                    rows.append((pair, values, label))
+            else:
+                rows += clip_signals(clip, job.source, job.signal, notices)
+        except (ValueError, InputError) as error:
+            failed.append(f"{clip.filename}: {error}")
+    if rows:
+        write_shard(job.path, [row[1] for row in rows], [row[2] for row in rows])
+    return Outcome([row[0] for row in rows], failed, notices)
+
+
+# ---------------------------------------------------------------------------- one split
+
+
+class Task(NamedTuple):
+    """Where a split's inputs are."""
+
+    split: str
+    labels: Path
+    audio: Path | None
+    scores: Path | None
+    import_npz: Path | None
+
+
+def _names(names: list[str], most: int = 5) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def find_inputs(task: Task, cfg: PreprocessConfig) -> tuple[list[Clip], Any, list[str]]:
+    """Labels -> clips with their inputs, the score source, and `name: reason` of those left out.
+
+    Everything that can be known without decoding is checked here, before anything is written.
+    """
+    clips = {name: events for name, events in read_labels(task.labels).items()}
+    ready, missing = [], []
+    if task.import_npz is not None:
+        if not task.import_npz.is_dir():
+            raise InputError(f"--import-npz {task.import_npz}: no such folder")
+        source: Any = task.import_npz
+        for name, events in clips.items():
+            wanted = [npz_name(name, label) for label in classes_of({name: events})]
+            absent = [file for file in wanted if not (source / file).exists()]
+            if absent:
+                missing.append(f"{name}: no {_names(absent)} in {source}")
+            else:
+                ready.append(Clip(name, events, None))
+    else:
+        source = scorers.ScoreFiles(task.scores, classes_of(clips))
+        unscored = set(source.missing(list(clips)))
+        for name, events in clips.items():
+            path = task.audio / name
+            if name in unscored:
+                missing.append(f"{name}: no score file in {task.scores}")
+            elif not path.is_file():
+                missing.append(f"{name}: no audio in {task.audio}")
+            else:
+                try:
+                    soundfile.info(path)
+                    ready.append(Clip(name, events, path))
+                except (OSError, RuntimeError) as error:
+                    missing.append(f"{name}: cannot be read ({error})")
+    stop_on_failures(task, cfg, missing, len(clips))
+    return [clip for clip in ready if clip.events], source, missing
+
+
+def stop_on_failures(task: Task, cfg: PreprocessConfig, failed: list[str], total: int) -> None:
+    """Raise InputError naming missing or damaged clips, unless they may be left out."""
+    if failed and not cfg.allow_missing:
+        what = f"{len(failed)} of {total} clips in {task.labels} are missing or damaged"
+        cure = "--allow-missing leaves them out and lists them"
+        raise InputError(f"{what}: {_names(failed)}. {cure}")
+
+
+def fingerprint(job: Job) -> str:
+    """Hash of everything a shard is made from: names, labels, file sizes and times, formulas."""
+    parts: list[Any] = [FORMAT, to_dict(job.signal), job.import_frame_s]
+    for clip in job.clips:
+        if isinstance(job.source, Path):
+            files = [job.source / npz_name(clip.filename, e.event_label) for e in clip.events]
+        else:
+            files = [clip.audio, job.source.path(clip.filename)]
+        stats = [(str(file.name), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+        parts.append([clip.filename, clip.events, stats])
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def reuse_shard(
+    folder: Path, known: dict[str, dict], file: str, inputs: str, partial: Path
+) -> bool:
+    """Take a shard over from an earlier run if it is whole, of the same inputs, unchanged."""
+    entry, path = known.get(file), folder / file
+    if entry is None or entry["inputs"] != inputs or entry["failed"] or not path.exists():
+        return False
+    if _sha256(path) != entry["sha256"]:
+        print(f"{path} does not match its checksum: rebuilt")
+        return False
+    if folder != partial:
+        shutil.copy2(path, partial / file)
+    return True
+
+
+def known_shards(path: Path) -> dict[str, dict]:
+    """Shards that an earlier manifest (finished or not) vouches for, by file name."""
+    try:
+        return {shard["file"]: shard for shard in json.loads(path.read_text())["shards"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def run_jobs(
+    jobs: list[tuple[Job, str]], folder: Path, partial: Path, cfg: PreprocessConfig
+) -> tuple[list[dict], dict[str, int], int]:
+    """Make or take over every shard. Returns manifest entries, notices, how many were taken over.
+
+    A shard with failed clips is written but never taken over: the next run tries them again.
+    """
+    old, begun = known_shards(folder / "manifest.json"), known_shards(partial / "manifest.json")
+    done: dict[str, dict] = {}
+    notices: dict[str, int] = {}
+    todo = []
+    for job, inputs in jobs:
+        file = job.path.name
+        for known, home in ((begun, partial), (old, folder)):
+            if reuse_shard(home, known, file, inputs, partial):
+                done[file] = known[file]
+                break
+        else:
+            todo.append((job, inputs))
+    reused = len(done)
+    bar = tqdm(total=sum(len(job.clips) for job, _ in jobs), desc="Signals", unit="clip")
+    bar.update(bar.total - sum(len(job.clips) for job, _ in todo))
+    workers = min(num_workers(cfg.workers), len(todo)) or 1
+    context = get_context("spawn")  # forking after threads were started can deadlock
+    with bar, ProcessPoolExecutor(workers, mp_context=context) as pool:
+        futures = {pool.submit(make_shard, job): (job, inputs) for job, inputs in todo}
+        for future in as_completed(futures):
+            job, inputs = futures[future]
+            outcome = future.result()
+            bar.update(len(job.clips))
+            for notice, count in outcome.notices.items():
+                notices[notice] = notices.get(notice, 0) + count
+            done[job.path.name] = {
+                "file": job.path.name,
+                "sha256": _sha256(job.path) if outcome.pairs else "",
+                "inputs": inputs,
+                "failed": outcome.failed,
+                "pairs": outcome.pairs,
+            }
+            write_json(partial / "manifest.json", {"shards": list(done.values())})
+    return [done[file] for file in sorted(done)], notices, reused
+
+
+def preprocess_split(task: Task, cfg: PreprocessConfig) -> None:
+    """Compute one split into a hidden folder, then put it in place whole."""
+    began = time.perf_counter()
+    clips, source, left_out = find_inputs(task, cfg)
+    if not clips:
+        raise InputError(f"{task.labels}: no clip with events, audio and scores is left")
+    folder = cfg.cache / task.split
+    partial = cfg.cache / f".{task.split}.partial"
+    partial.mkdir(parents=True, exist_ok=True)
+    jobs = []
+    for i, start in enumerate(range(0, len(clips), CLIPS_PER_SHARD)):
+        some = clips[start : start + CLIPS_PER_SHARD]
+        path = partial / f"shard-{i:05d}.npz"
+        job = Job(path, some, source, cfg.signal, cfg.import_frame_s)
+        jobs.append((job, fingerprint(job)))
+    entries, notices, reused = run_jobs(jobs, folder, partial, cfg)
+    left_out += sorted(line for entry in entries for line in entry["failed"])
+    stop_on_failures(task, cfg, left_out, len(read_labels(task.labels)))
+    entries = [entry for entry in entries if entry["pairs"]]
+    if not entries:
+        raise InputError(f"{task.labels}: no readable clip is left")
+    finish_split(task, cfg, partial, folder, entries, source, left_out)
+    expected = sum(len(classes_of({clip.filename: clip.events})) for clip in clips)
+    reused_text = f"shards reused {reused} of {len(jobs)}"
+    report(task, folder, left_out, notices, reused_text, expected, began)
+
+
+def finish_split(
+    task: Task,
+    cfg: PreprocessConfig,
+    partial: Path,
+    folder: Path,
+    entries: list[dict],
+    source: Any,
+    left_out: list[str],
+) -> None:
+    """Write the manifest and swap the finished folder in."""
+    imported = isinstance(source, Path)
+    signal = None if imported else to_dict(cfg.signal)
+    manifest = {
+        "format": FORMAT,
+        "split": task.split,
+        "key": config_key_of(signal, entries),
+        "signal": signal,  # None: imported from the original program
+        "scores": {"source": "imported NPZ files"} if imported else source.meta(),
+        "audio": str(task.audio) if task.audio else None,
+        "left_out": left_out,
+        "versions": {"numpy": np.__version__, "soundfile": soundfile.__version__},
+        "shards": entries,
+    }
+    write_json(partial / "manifest.json", manifest)
+    wanted = {entry["file"] for entry in entries} | {"manifest.json"}
+    for path in partial.iterdir():
+        if path.name not in wanted:
+            path.unlink()
+    old = cfg.cache / f".{task.split}.old"
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    partial.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def config_key_of(signal: dict | None, entries: list[dict]) -> str:
+    """Hash of the formulas and of every shard's bytes."""
+    text = json.dumps([signal, [entry["sha256"] for entry in entries]], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def report(
+    task: Task,
+    folder: Path,
+    left_out: list[str],
+    notices: dict[str, int],
+    reused: str,
+    expected_pairs: int,
+    began: float,
+) -> None:
+    """Say what was expected, found and left out."""
+    cache = load_cache(folder)
+    num_clips = len({pair.filename for pair in cache.pairs})
+    seconds = time.perf_counter() - began
+    hours = sum(pair.num_frames * pair.frame_s for pair in cache.pairs) / 3600
+    for line in left_out:
+        print(f"  left out: {line}")
+    for notice, count in notices.items():
+        if count:
+            print(f"  note: {count} x {notice}")
+    flat = np.add.reduceat(cache.label, cache.offsets[:-1]).mean() / np.diff(cache.offsets).mean()
+    print(
+        f"{task.split}: {num_clips} clips, {len(cache.pairs)} pairs"
+        f" ({expected_pairs} expected, {len(left_out)} clips left out), {hours:.2f} h of pairs,"
+        f" on for {flat:.1%} of the time; {reused};"
+        f" {seconds:.1f} s, {num_clips / seconds:.0f} clips/s -> {folder}"
+    )
+
+
+def ensure_corpus(cfg: PreprocessConfig) -> None:
+    """Make the built-in corpus and its scores where they are missing."""
+    if not (cfg.corpus / "corpus.json").exists() and not any(
+        (cfg.corpus / split / "labels.tsv").exists() for split in SPLITS
+    ):
+        base = with_preset(SoundscapesConfig, cfg.preset)
+        soundscapes.main(replace(base, out=cfg.corpus, seed=cfg.seed, workers=cfg.workers))
+    if not all((cfg.corpus / split / "scores").is_dir() for split in SPLITS):
+        base = with_preset(ScorersConfig, cfg.preset)
+        scorers.main(replace(base, corpus=cfg.corpus, seed=cfg.seed, workers=cfg.workers))
+
+
+def main(cfg: PreprocessConfig) -> None:
+    """Preprocess the configured split, or both splits of the corpus."""
+    if cfg.labels is not None:
+        task = Task(cfg.split, cfg.labels, cfg.audio, cfg.scores, cfg.import_npz)
+        if task.audio is not None and not task.audio.is_dir():
+            raise InputError(f"--audio {task.audio}: no such folder")
+        preprocess_split(task, cfg)
+        return
+    ensure_corpus(cfg)
+    for split in SPLITS if cfg.split is None else (cfg.split,):
+        home = cfg.corpus / split
+        preprocess_split(
+            Task(split, home / "labels.tsv", home / "audio", home / "scores", None), cfg
+        )
+
+
+if __name__ == "__main__":
+    run_script(PreprocessConfig, main)

@@ -1,0 +1,148 @@
+"""The run folder: checkpoints, their digest, the reward history, what may change on resume.
+
+Reads:  <run>/*.pt, <run>/reward_history.tsv
+Writes: the same, each checkpoint whole or not at all
+Next:   DQN.py
+"""
+
+import hashlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from config import InputError, TrainConfig, to_dict
+
+# ---------------------------------------------------------------------------- checkpoint files
+
+
+def write_checkpoint(path: Path, content: dict[str, Any]) -> None:
+    """Write under a temporary name, flush to disk, rename: never a half-written file."""
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with open(temporary, "wb") as stream:
+            torch.save(content, stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    except (OSError, RuntimeError) as error:  # torch wraps a full disk in a RuntimeError
+        temporary.unlink(missing_ok=True)
+        raise InputError(
+            f"{path}: cannot be written ({error}); the last good one is kept"
+        ) from None
+
+
+def read_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """Read a checkpoint without running code from it (`weights_only`)."""
+    if not path.exists():
+        raise InputError(f"{path}: not found; train first: python DQN.py --run {path.parent}")
+    try:
+        content = torch.load(path, map_location=device, weights_only=True)
+    except Exception as error:  # pickle, zip and torch each have their own errors
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"{path}: not a readable checkpoint ({reason})") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: holds a {type(content).__name__}, not a checkpoint")
+    return content
+
+
+def digest(value: Any) -> str:
+    """SHA-256 of nested dictionaries, lists, tensors and plain values, independent of the file."""
+    state = hashlib.sha256()
+
+    def feed(item: Any) -> None:
+        if isinstance(item, dict):
+            for key in sorted(item, key=str):
+                state.update(f"{{{key}".encode())
+                feed(item[key])
+        elif isinstance(item, (list, tuple)):
+            state.update(f"[{len(item)}".encode())
+            for each in item:
+                feed(each)
+        elif isinstance(item, torch.Tensor):
+            state.update(f"{item.dtype}{tuple(item.shape)}".encode())
+            state.update(item.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        else:
+            state.update(repr(item).encode())
+
+    feed(value)
+    return state.hexdigest()
+
+
+def commit() -> str:
+    """Commit of the suite, or 'unknown' outside a git checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True).stdout.strip() or "unknown"
+    except OSError:
+        return "unknown"
+
+
+# Fields that may differ between a run and its resumption: they change no number.
+FREE_FIELDS = ("resume", "overwrite", "digest", "checkpoint_minutes", "cache", "run")
+
+
+def stored_config(cfg: TrainConfig) -> dict[str, Any]:
+    """The config as kept in checkpoints: without what may change on resume."""
+    defaults = to_dict(TrainConfig())
+    return to_dict(cfg) | {name: defaults[name] for name in FREE_FIELDS}
+
+
+def differences(old: dict, new: dict, prefix: str = "") -> list[tuple[str, Any, Any]]:
+    """(flag, old value, new value) of every setting that differs between two stored configs."""
+    rows = []
+    for name in new:
+        was, now = old.get(name), new[name]
+        if isinstance(now, dict) and isinstance(was, dict):
+            rows += differences(was, now, f"{prefix}{name}.")
+        elif was != now:
+            rows.append(((prefix + name).replace("_", "-"), was, now))
+    return rows
+
+
+def resume_command() -> str:
+    """The command line of this run with --resume."""
+    words = [word for word in sys.argv if word not in ("--resume", "--overwrite")]
+    return " ".join(["python", *words, "--resume"])
+
+
+# ---------------------------------------------------------------------------- reward history
+
+CELLS = ("Missed", "Fixed", "Broken", "Kept")  # in the order of the reward cells of DQN.py
+HISTORY = ("Episode", "Reward", "Avg10", "Epsilon", *CELLS, "Steps", "Loss")
+
+
+class History:
+    """reward_history.tsv, a line an episode (and TensorBoard where it is installed)."""
+
+    def __init__(self, folder: Path, rows: int):
+        self.path = folder / "reward_history.tsv"
+        lines = self.path.read_text().splitlines(keepends=True)[: rows + 1] if rows else []
+        if rows and len(lines) < rows + 1:
+            raise InputError(f"{self.path}: {len(lines)} lines, the checkpoint knows {rows + 1}")
+        self.path.write_text("".join(lines) or "\t".join(HISTORY) + "\n")
+        self.stream = open(self.path, "a", buffering=1)  # noqa: SIM115 (open for the whole run)
+        self.board = None
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=rows)
+        except ImportError:
+            pass
+
+    def add(self, row: dict[str, float]) -> None:
+        """Append one episode."""
+        cells = [f"{row[name]:.6g}" if name == "Loss" else f"{row[name]}" for name in HISTORY]
+        self.stream.write("\t".join(cells) + "\n")
+        if self.board:
+            for name in HISTORY[1:]:
+                self.board.add_scalar(f"train/{name}", row[name], row["Episode"])
+
+    def close(self) -> None:
+        """Flush everything."""
+        self.stream.close()
+        if self.board:
+            self.board.close()

@@ -1,0 +1,654 @@
+"""Where frame scores come from: score files of any SED system, or the built-in trained scorer.
+
+Run:    python scorers.py --preset demo     (one CRNN a bank fold, about a minute on two cores)
+Reads:  <corpus>/clips.tsv, <corpus>/<split>/labels.tsv, <corpus>/<split>/audio
+Writes: <corpus>/<split>/scores/<clip id>.tsv (`onset, offset`, a column a class), scorer.json
+Shapes: K classes, T frames; values (K, T) in 0..1, edges (T + 1,) seconds; B clips, S samples
+Next:   preprocess.py
+
+Every clip is scored by a network that never heard its recordings: training clips by the fit on all
+other folds, validation clips by one more fit on all training clips.
+"""
+
+import csv
+import difflib
+import hashlib
+import io
+import json
+import multiprocessing
+import os
+import shutil
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import librosa
+import numpy as np
+import soundfile
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from config import InputError, ScorersConfig, config_key, num_workers, run_script, to_dict
+from timeline import Event, classes_of, frame_edges, label_frames, read_labels
+
+TIME_COLUMNS = ["onset", "offset"]
+JITTER = 0.1  # of a frame, by which an edge may be off: times are often rounded to milliseconds
+
+# ---------------------------------------------------------------------------- score sources
+
+
+class ClipScores(NamedTuple):
+    """Scores of one clip on the source's own grid."""
+
+    values: np.ndarray  # (K, T) float32, finite, 0..1
+    edges: np.ndarray  # (T + 1,) float64 seconds, rising, edges[0] = 0
+    tag: np.ndarray | None = None  # (K,) clip-level scores, where the source has them
+
+    @property
+    def frame_s(self) -> float:
+        """Length of a frame in seconds (the last frame may be shorter or longer)."""
+        num_frames = len(self.edges) - 1
+        return float(self.edges[-2] / (num_frames - 1) if num_frames > 1 else self.edges[-1])
+
+
+class ScoreSource(Protocol):
+    """What preprocess.py knows about a scorer."""
+
+    classes: list[str]
+
+    def meta(self) -> dict[str, Any]:
+        """JSON-ready facts that identify these scores; other facts, other cache."""
+
+    def missing(self, filenames: list[str]) -> list[str]:
+        """The clips (names as in the labels) that this source cannot score."""
+
+    def scores(self, filename: str) -> ClipScores:
+        """Scores of a clip; raises InputError naming file, line and column."""
+
+
+def clip_id(filename: str) -> str:
+    """Clip name without its last extension: ids of AudioSet clips contain dots."""
+    return os.path.splitext(filename)[0]
+
+
+class ScoreFiles:
+    """A folder of `<clip id>.tsv` in the form of sed_scores_eval. Extra columns and files are fine.
+
+    Raises InputError where `folder` is no folder or has no score file. All files must share their
+    columns and frame length with the first one read; call `missing` before handing copies to other
+    processes, so that all of them compare with the same file.
+    """
+
+    def __init__(self, folder: Path, classes: list[str]) -> None:
+        self.folder, self.classes = Path(folder), list(classes)
+        self._first: tuple[Path, frozenset[str]] | None = None
+        self._frame: tuple[Path, float] | None = None
+        if not self.folder.is_dir():
+            raise InputError(f"scores {self.folder}: not a folder")
+        if next(self.folder.rglob("*.tsv"), None) is None:
+            raise InputError(f"scores {self.folder}: no .tsv files")
+
+    def path(self, filename: str) -> Path:
+        """Score file of a clip named as in the labels."""
+        return self.folder / f"{clip_id(filename)}.tsv"
+
+    def missing(self, filenames: list[str]) -> list[str]:
+        """The clips without a score file; reads one file, so that a wrong folder fails at once."""
+        absent = [name for name in filenames if not self.path(name).is_file()]
+        present = set(filenames) - set(absent)
+        if self._first is None and present:
+            self.scores(min(present))
+        return absent
+
+    def meta(self) -> dict[str, Any]:
+        """Folder, classes in order, and a hash over all score files."""
+        digest = hashlib.sha256()
+        for path in sorted(self.folder.rglob("*.tsv")):
+            digest.update(str(path.relative_to(self.folder)).encode() + b"\0" + path.read_bytes())
+        return {
+            "source": "files",
+            "folder": str(self.folder),
+            "classes": self.classes,
+            "sha256": digest.hexdigest(),
+        }
+
+    def scores(self, filename: str) -> ClipScores:
+        """Scores of a clip, rows in the order of `classes`. May raise InputError."""
+        path = self.path(filename)
+        names, edges, table = _read_table(path)
+        for name in self.classes:
+            if name not in names:
+                near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+                hint = f"; did you mean {near[0]!r}?" if near else ""
+                columns = ", ".join(names)
+                raise InputError(f"{path}: no column for class {name!r} (columns: {columns}){hint}")
+        self._first = self._first or (path, frozenset(names))
+        if frozenset(names) != self._first[1]:
+            odd = ", ".join(sorted(self._first[1] ^ frozenset(names)))
+            raise InputError(f"{path}: classes differ from {self._first[0].name} ({odd})")
+        order = [names.index(name) for name in self.classes]
+        clip = ClipScores(np.ascontiguousarray(table[:, order].T, dtype=np.float32), edges)
+        self._check_frame(path, clip)
+        return clip
+
+    def _check_frame(self, path: Path, clip: ClipScores) -> None:
+        num_frames = clip.values.shape[1]
+        if num_frames == 1:  # only a last frame, whose length says nothing
+            return
+        self._frame = self._frame or (path, clip.frame_s)
+        first, expected = self._frame
+        slack = 1e-3 * expected + 1e-3 / (num_frames - 1)  # 0.1 %, and a last edge rounded to ms
+        if abs(clip.frame_s - expected) > slack:
+            text = f"frame length {clip.frame_s:.6g} s, {first.name} has {expected:.6g} s"
+            raise InputError(f"{path}: {text}")
+
+
+# ---------------------------------------------------------------------------- the score file
+
+
+def write_scores(path: Path, edges: np.ndarray, classes: list[str], values: np.ndarray) -> None:
+    """Write values (K, T) on edges (T + 1,) seconds, six digits; the file appears when complete."""
+    table = np.column_stack([edges[:-1], edges[1:], values.T])  # (T, 2 + K)
+    row = "\t".join(["%.10g", "%.10g"] + ["%.6g"] * len(classes)) + "\n"
+    text = "\t".join([*TIME_COLUMNS, *classes]) + "\n" + row * len(table) % tuple(table.ravel())
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+def _read_table(path: Path) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """Class names in file order, edges (T + 1,) and values (T, classes), all checked.
+
+    Raises InputError for an absent file, header, cell, score out of 0..1 or a broken time axis.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such score file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read ({error})") from None
+    header, _, body = text.partition("\n")
+    names = [name.strip() for name in header.split("\t")]
+    if names[:2] != TIME_COLUMNS:
+        hint = ": is it comma separated?" if "," in header else ""
+        raise InputError(
+            f"{path} line 1: first two columns must be onset, offset (tab separated);"
+            f" found {header[:60]!r}{hint}"
+        )
+    for name in names:
+        if names.count(name) > 1:
+            raise InputError(f"{path} line 1: column {name!r} occurs twice")
+    if not body.strip():
+        raise InputError(f"{path}: no frames below the header")
+    try:
+        table = np.loadtxt(io.StringIO(body), delimiter="\t", ndmin=2, comments=None)
+        if table.shape[1] != len(names):
+            raise ValueError("columns")
+    except ValueError:  # the slow way knows line and column
+        table = _parse_slowly(path, names, body)
+    _check_values(path, names, body, table)
+    return names[2:], _checked_edges(path, body, table[:, 0], table[:, 1]), table[:, 2:]
+
+
+def _line(body: str, row: int) -> int:
+    """Line in the file of a table row; empty lines have no row."""
+    return [i for i, line in enumerate(body.splitlines(), start=2) if line.strip()][row]
+
+
+def _parse_slowly(path: Path, names: list[str], body: str) -> np.ndarray:
+    rows = []
+    for number, line in enumerate(body.splitlines(), start=2):
+        cells = line.split("\t")
+        if not line.strip():
+            continue
+        if len(cells) != len(names):
+            raise InputError(
+                f"{path} line {number}: {len(cells)} columns, the header has {len(names)}"
+            )
+        for name, cell in zip(names, cells, strict=True):
+            try:
+                float(cell)
+            except ValueError:
+                raise InputError(
+                    f"{path} line {number}, column {name}: {cell!r} is not a number"
+                ) from None
+        rows.append([float(cell) for cell in cells])
+    return np.array(rows)
+
+
+def _check_values(path: Path, names: list[str], body: str, table: np.ndarray) -> None:
+    bad = np.argwhere(~np.isfinite(table))
+    if len(bad):
+        row, column = bad[0]
+        place = f"{path} line {_line(body, row)}, column {names[column]}"
+        raise InputError(f"{place}: {table[row, column]} is not finite")
+    bad = np.argwhere((table[:, 2:] < 0) | (table[:, 2:] > 1))
+    if len(bad):
+        row, column = bad[0] + (0, 2)
+        place = f"{path} line {_line(body, row)}, column {names[column]}"
+        raise InputError(
+            f"{place}: {table[row, column]:g} is outside 0..1;"
+            " these look like logits, apply a sigmoid first"
+        )
+
+
+def _checked_edges(path: Path, body: str, onset: np.ndarray, offset: np.ndarray) -> np.ndarray:
+    """Onsets and offsets (T,) -> edges (T + 1,) of frames without gaps, equal but for the last."""
+    length = offset - onset
+    for row in np.flatnonzero(length <= 0)[:1]:
+        place = f"{path} line {_line(body, row)}"
+        raise InputError(f"{place}: offset {offset[row]:g} is not after onset {onset[row]:g}")
+    if abs(onset[0]) > JITTER * length[0]:
+        line = _line(body, 0)
+        raise InputError(f"{path} line {line}: first frame starts at {onset[0]:g}, not 0")
+    gap = np.abs(onset[1:] - offset[:-1]) > JITTER * length[1:]
+    for row in np.flatnonzero(gap)[:1] + 1:
+        raise InputError(
+            f"{path} line {_line(body, row)}: starts at {onset[row]:.3f}"
+            f" but the frame before ends at {offset[row - 1]:.3f}"
+        )
+    edges = np.append(onset, offset[-1])
+    edges[0] = 0.0
+    usual, last = float(np.median(np.diff(edges))), len(onset) - 1
+    even = edges[-2] / max(last, 1) * np.arange(len(onset))  # onsets of equal frames
+    if np.any(np.abs(edges[:-1] - even) > JITTER * usual):
+        row = int(np.argmax(np.abs(np.diff(edges)[:-1] - usual)))
+    elif last and edges[-1] - edges[-2] > (2 + JITTER) * usual:
+        row = last
+    else:
+        return edges
+    text = f"a frame of {length[row]:.3g} s among frames of {usual:.3g} s"
+    raise InputError(f"{path} line {_line(body, row)}: {text}; all frames must be equally long")
+
+
+# ---------------------------------------------------------------------------- the corpus
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One audio file of the corpus; `filename` is unique within its split only."""
+
+    split: str
+    filename: str
+    fold: str
+    audio: Path
+    events: list[Event]
+
+
+SPLITS = ("train", "validation")
+CLIP_COLUMNS = ("split", "filename", "fold", "duration", "recordings")
+
+
+def read_corpus(corpus: Path) -> list[Clip]:
+    """Clips of both splits in the order of clips.tsv.
+
+    Raises InputError where a file is missing, or clips.tsv and labels.tsv name different clips.
+    """
+    listing = corpus / "clips.tsv"
+    if not listing.is_file():
+        raise InputError(f"corpus {corpus}: no clips.tsv; run python soundscapes.py first")
+    with open(listing, newline="", encoding="utf-8") as stream:
+        rows = list(csv.DictReader(stream, delimiter="\t"))
+    if not rows or any(row.get(name) is None for row in rows for name in CLIP_COLUMNS[:3]):
+        raise InputError(f"{listing}: expected columns {', '.join(CLIP_COLUMNS)} and a row a clip")
+    labels = {split: read_labels(corpus / split / "labels.tsv") for split in SPLITS}
+    clips: list[Clip] = []
+    for row in rows:
+        split, filename = row["split"], row["filename"]
+        if filename not in labels.get(split, {}):
+            raise InputError(f"{listing}: clip {filename} of {split} is not in its labels.tsv")
+        events = labels[split].pop(filename)
+        audio = corpus / split / "audio" / filename
+        if not audio.is_file():
+            raise InputError(f"{audio}: no such audio file; run python soundscapes.py again")
+        clips.append(Clip(split, filename, row["fold"], audio, events))
+    for split, rest in labels.items():
+        for filename in rest:
+            raise InputError(f"{listing}: clip {filename} of {split}/labels.tsv is not listed")
+    if len({(clip.split, clip_id(clip.filename)) for clip in clips}) < len(clips):
+        raise InputError(f"{listing}: two clips of a split differ in their extension only")
+    folds = {clip.fold for clip in clips if clip.split == "train"}
+    if len(folds) < 2:
+        raise InputError(
+            f"{listing}: all training clips are of fold {next(iter(folds), 'none')!r}; a clip must"
+            " be scored by a network that never heard its recordings, so two folds are needed"
+        )
+    return clips
+
+
+# ---------------------------------------------------------------------------- features
+
+VERSION = 1  # raise it with any change below that changes scores
+SAMPLE_RATE = 16_000
+HOP = 320  # samples a frame: 20 ms
+FRAME_S = HOP / SAMPLE_RATE
+N_FFT = 1024
+N_MELS = 64
+STEP = 4  # frames that the network decides at once
+RARE = 0.3  # weight of a frame in which a class sounds: (off / on frames) ** RARE
+
+
+def log_mel(path: Path) -> np.ndarray:
+    """Audio file -> (T, N_MELS) float16; frame t is centred on the samples [t, t + 1) * HOP.
+
+    Raises InputError naming a file that cannot be read or holds no usable samples.
+    """
+    try:
+        audio, rate = soundfile.read(path, dtype="float32", always_2d=True)
+    except (OSError, RuntimeError) as error:
+        raise InputError(f"{path}: cannot be read ({error})") from None
+    wav = audio.mean(axis=1)  # (S,)
+    if not len(wav) or not np.isfinite(wav).all():
+        raise InputError(
+            f"{path}: " + ("samples that are not finite" if len(wav) else "no samples")
+        )
+    if rate != SAMPLE_RATE:
+        wav = librosa.resample(wav, orig_sr=rate, target_sr=SAMPLE_RATE)
+    num_frames = -(-len(wav) // HOP)
+    left = (N_FFT - HOP) // 2
+    padded = np.zeros((num_frames - 1) * HOP + N_FFT, dtype=np.float32)
+    padded[left : left + len(wav)] = wav[: len(padded) - left]
+    window = torch.hann_window(N_FFT)
+    spectrum = torch.stft(
+        torch.from_numpy(padded), N_FFT, HOP, window=window, center=False, return_complex=True
+    )  # (N_FFT / 2 + 1, T)
+    bank = librosa.filters.mel(
+        sr=SAMPLE_RATE, n_fft=N_FFT, n_mels=N_MELS
+    )  # (N_MELS, N_FFT / 2 + 1)
+    power = torch.from_numpy(bank) @ spectrum.abs().square()  # (N_MELS, T)
+    return torch.log(power + 1e-6).T.numpy().astype(np.float16)
+
+
+class Store(NamedTuple):
+    """Features and labels of all clips back to back; clip i is rows starts[i] .. starts[i + 1]."""
+
+    features: np.ndarray  # (rows, N_MELS) float16, mapped from disk: shared by all processes
+    targets: np.ndarray  # (rows, K) bool
+    starts: np.ndarray  # (clips + 1,)
+
+    @classmethod
+    def open(cls, folder: Path) -> "Store":
+        return cls(*(np.load(folder / f"{name}.npy", mmap_mode="r") for name in cls._fields))
+
+    def clip(self, i: int) -> tuple[np.ndarray, np.ndarray]:
+        """Features (T, N_MELS) and targets (T, K), float32."""
+        rows = slice(self.starts[i], self.starts[i + 1])
+        return self.features[rows].astype(np.float32), self.targets[rows].astype(np.float32)
+
+
+def write_store(
+    folder: Path, clips: list[Clip], classes: list[str], pool: ProcessPoolExecutor
+) -> None:
+    """Compute features in the pool and write the arrays that `Store.open` reads."""
+    found = pool.map(log_mel, [clip.audio for clip in clips], chunksize=4)
+    features = list(tqdm(found, total=len(clips), desc="features", unit="clip"))
+    targets = []
+    for clip, frames in zip(clips, features, strict=True):
+        edges = frame_edges(len(frames), FRAME_S)
+        targets.append(np.stack([label_frames(clip.events, c, edges) for c in classes], axis=1))
+    np.save(folder / "features.npy", np.concatenate(features))
+    np.save(folder / "targets.npy", np.concatenate(targets))
+    np.save(folder / "starts.npy", np.cumsum([0] + [len(frames) for frames in features]))
+
+
+# ---------------------------------------------------------------------------- network
+
+
+class CRNN(nn.Module):
+    """Log-mel (B, T, N_MELS) -> logits (B, T, K)."""
+
+    def __init__(self, channels: int, mean: np.ndarray, std: np.ndarray, rates: np.ndarray) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.from_numpy(mean))  # (N_MELS,)
+        self.register_buffer("std", torch.from_numpy(std))
+        # A quarter of the time steps makes four times the epochs; the head gives all frames back.
+        self.blocks = nn.Sequential(
+            self.block(1, channels, 5, 2, (2, 2)),
+            self.block(channels, 2 * channels, 3, 1, (1, 4)),
+            self.block(2 * channels, 4 * channels, 3, 1, (1, 4)),
+        )  # N_MELS = 64 bands -> 32 -> 16 -> 4 -> 1
+        self.gru = nn.GRU(4 * channels, 64, batch_first=True, bidirectional=True)
+        self.head = nn.Linear(4 * channels + 128, STEP * len(rates))
+        with torch.no_grad():  # start from the share of frames in which each class sounds
+            self.head.bias.copy_(torch.logit(torch.from_numpy(rates).repeat(STEP)))
+
+    @staticmethod
+    def block(inputs: int, outputs: int, kernel: int, stride: int, pool: tuple) -> nn.Sequential:
+        conv = nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
+        return nn.Sequential(conv, nn.BatchNorm2d(outputs), nn.ReLU(), nn.MaxPool2d(pool))
+
+    def forward(self, mel: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
+        """`real` (B, T) is 1 in frames of the clip, 0 in padding."""
+        num_frames = mel.shape[1]
+        x = (mel - self.mean) / self.std * real[..., None]  # (B, T, N_MELS)
+        x = nn.functional.pad(x, (0, 0, 0, -num_frames % STEP))  # whole steps of STEP frames
+        x = x[:, None].to(memory_format=torch.channels_last)  # twice as fast on a CPU
+        x = self.blocks(x).squeeze(3).transpose(1, 2)  # (B, ceil(T / STEP), 4 * channels)
+        x = x * real[:, ::STEP, None]
+        x = torch.cat([x, self.gru(x)[0]], dim=2)  # (B, ceil(T / STEP), 4 * channels + 128)
+        return self.head(x).unflatten(2, (STEP, -1)).flatten(1, 2)[:, :num_frames]
+
+
+def augment(mel: np.ndarray, target: np.ndarray, rng: np.random.Generator) -> tuple:
+    """Turn a clip in time, change its gain, hide a few bands and a short stretch of time."""
+    shift = int(rng.integers(len(mel)))
+    mel, target = np.roll(mel, shift, axis=0), np.roll(target, shift, axis=0)
+    floor = mel.mean(axis=0)  # (N_MELS,)
+    band, width = rng.integers(N_MELS), rng.integers(9)
+    mel[:, band : band + width] = floor[band : band + width]
+    start, length = rng.integers(len(mel)), rng.integers(max(len(mel) // 25, 1))
+    mel[start : start + length] = floor
+    return mel + np.float32(rng.uniform(-1.5, 1.5)), target
+
+
+def make_batch(
+    store: Store, chosen: np.ndarray, rng: np.random.Generator
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Clips (B,) -> mel (B, T, N_MELS), target (B, T, K), real (B, T); shorter ones padded."""
+    pairs = [augment(*store.clip(i), rng) for i in chosen]
+    shape = (len(pairs), max(len(mel) for mel, _ in pairs))
+    mels = np.zeros((*shape, N_MELS), dtype=np.float32)
+    targets = np.zeros((*shape, store.targets.shape[1]), dtype=np.float32)
+    real = np.zeros(shape, dtype=np.float32)
+    for b, (mel, target) in enumerate(pairs):
+        mels[b, : len(mel)], targets[b, : len(mel)], real[b, : len(mel)] = mel, target, 1
+    return torch.from_numpy(mels), torch.from_numpy(targets), torch.from_numpy(real)
+
+
+# ---------------------------------------------------------------------------- fits
+
+
+@dataclass(frozen=True)
+class Fit:
+    """One network: the clips (indices into the store) it is trained on and those it scores."""
+
+    stream: int  # its own random numbers, whichever process runs it
+    name: str
+    train: list[int]
+    score: list[int]
+
+
+def plan(clips: list[Clip]) -> list[Fit]:
+    """One fit a training fold, scoring that fold, then one on all of them for validation."""
+    train = [i for i, clip in enumerate(clips) if clip.split == "train"]
+    rest = [i for i, clip in enumerate(clips) if clip.split == "validation"]
+    fits = []
+    for stream, fold in enumerate(sorted({clips[i].fold for i in train})):
+        inside = [i for i in train if clips[i].fold == fold]
+        outside = [i for i in train if clips[i].fold != fold]
+        fits.append(Fit(stream, f"fold {fold}", outside, inside))
+    return [*fits, Fit(len(fits), "validation", train, rest)]
+
+
+def class_rates(store: Store, chosen: list[int]) -> np.ndarray:
+    """(K,) float32: share of the frames of some clips in which each class sounds."""
+    targets = np.concatenate([store.clip(i)[1] for i in chosen])  # (rows, K)
+    return targets.mean(axis=0).clip(1e-3, 0.5)
+
+
+def train_network(cfg: ScorersConfig, store: Store, fit: Fit) -> tuple[CRNN, list[int]]:
+    """A trained network, and the sorted clips that it really was shown."""
+    rng = np.random.default_rng([cfg.seed, fit.stream])
+    torch.manual_seed(int(rng.integers(2**63)))  # weights only
+    frames = np.concatenate([store.clip(i)[0] for i in fit.train])  # (rows, N_MELS)
+    rates = class_rates(store, fit.train)
+    net = CRNN(cfg.channels, frames.mean(axis=0), frames.std(axis=0) + 1e-3, rates).train()
+    del frames
+    # Without a weight rare classes hardly ever reach 0.5; with the full one, everything does.
+    weight = torch.from_numpy(((1 - rates) / rates) ** RARE)  # (K,)
+    lossfn = nn.BCEWithLogitsLoss(reduction="none", pos_weight=weight)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=cfg.lr, weight_decay=0.01)
+    num_batches = -(-len(fit.train) // cfg.batch)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, cfg.lr, cfg.epochs * num_batches)
+    seen: set[int] = set()
+    for _ in range(cfg.epochs):
+        for chosen in np.array_split(rng.permutation(fit.train), num_batches):
+            mel, target, real = make_batch(store, chosen, rng)
+            loss = lossfn(net(mel, real), target)  # (B, T, K)
+            loss = (loss.mean(dim=2) * real).sum() / real.sum()
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(net.parameters(), 5.0)
+            optimizer.step()
+            schedule.step()
+            seen.update(chosen.tolist())
+    return net.eval(), sorted(seen)
+
+
+def fit_and_score(
+    cfg: ScorersConfig, fit: Fit, folder: Path, clips: list[Clip], classes: list[str]
+) -> dict[str, Any]:
+    """Train one network and write the score files of its clips below `folder`; returns a record."""
+    began = time.monotonic()
+    store = Store.open(folder)
+    net, seen = train_network(cfg, store, fit)
+    rates = torch.from_numpy(class_rates(store, fit.train))  # (K,)
+    bce = nn.functional.binary_cross_entropy
+    losses = []
+    for i in fit.score:  # one clip at a time: a score must not depend on its neighbours' lengths
+        mel, target = map(torch.from_numpy, store.clip(i))
+        with torch.inference_mode():
+            logits = net(mel[None], torch.ones(1, len(mel)))[0]  # (T, K)
+            scores = logits.sigmoid()
+            losses.append([float(bce(p, target)) for p in (scores, rates.expand_as(target))])
+        path = folder / clips[i].split / f"{clip_id(clips[i].filename)}.tsv"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_scores(path, frame_edges(len(mel), FRAME_S), classes, scores.T.numpy())
+    bces = np.mean(losses, axis=0).tolist() if losses else [None, None]
+    return {
+        "name": fit.name,
+        "trained_on": [clips[i].filename for i in seen],
+        "trained_folds": sorted({clips[i].fold for i in seen}),
+        "scored": [clips[i].filename for i in fit.score],
+        "bce": bces[0],
+        "bce_of_rates": bces[1],  # of one who knows only how often each class sounds
+        "seconds": time.monotonic() - began,
+    }
+
+
+# ---------------------------------------------------------------------------- main
+
+
+def scorer_key(cfg: ScorersConfig, clips: list[Clip], classes: list[str]) -> str:
+    """Hash of all that the scores follow from; audio counts by its size, which is quick to see."""
+    settings = {
+        "version": VERSION,
+        "epochs": cfg.epochs,
+        "lr": cfg.lr,
+        "batch": cfg.batch,
+        "channels": cfg.channels,
+    }
+    facts = [
+        (clip.split, clip.filename, clip.fold, clip.events, clip.audio.stat().st_size)
+        for clip in clips
+    ]
+    return config_key(settings, cfg.seed, classes, facts)
+
+
+def is_done(cfg: ScorersConfig, clips: list[Clip], classes: list[str], key: str) -> bool:
+    """Whether the corpus holds these very scores; says what it will replace otherwise.
+
+    Raises InputError where score files lie that this script has not written.
+    """
+    record = cfg.corpus / "scorer.json"
+    folders = {split: cfg.corpus / split / "scores" for split in SPLITS}
+    if not record.is_file():
+        for folder in folders.values():
+            if folder.exists():
+                raise InputError(f"{folder}: not written by scorers.py (no {record}); move it away")
+        return False
+    try:
+        found = json.loads(record.read_text(encoding="utf-8"))["key"]
+    except (ValueError, KeyError, TypeError):
+        found = "unreadable"
+    whole = all((folders[clip.split] / f"{clip_id(clip.filename)}.tsv").is_file() for clip in clips)
+    if found == key and whole:
+        print(f"{cfg.corpus}: score files are up to date (scorer {key}), nothing to do")
+        return True
+    why = "incomplete" if found == key else "of another configuration or corpus"
+    print(f"{cfg.corpus}: the score files there are {why}; scoring again")
+    return False
+
+
+def one_thread() -> None:
+    """Two processes beat two threads on small batches, and sums keep their order."""
+    torch.set_num_threads(1)
+
+
+def publish(cfg: ScorersConfig, folder: Path, record: dict[str, Any]) -> None:
+    """Move the finished score files into place; until then scorer.json has no key."""
+    path = cfg.corpus / "scorer.json"
+    temporary = folder / "scorer.json"
+    for key in ("", record["key"]):
+        temporary.write_text(json.dumps({**record, "key": key}, indent=1) + "\n", encoding="utf-8")
+        temporary.replace(path)
+        for split in SPLITS if not key else ():
+            target = cfg.corpus / split / "scores"
+            shutil.rmtree(target, ignore_errors=True)
+            (folder / split).replace(target)
+
+
+def main(cfg: ScorersConfig) -> None:
+    """Score every clip of a corpus out of fold. Raises InputError for a corpus it cannot use."""
+    began = time.monotonic()
+    clips = read_corpus(cfg.corpus)
+    classes = classes_of({f"{clip.split}/{clip.filename}": clip.events for clip in clips})
+    key = scorer_key(cfg, clips, classes)
+    if is_done(cfg, clips, classes, key):
+        return
+    fits = plan(clips)
+    workers = min(num_workers(cfg.workers), len(clips))
+    context = multiprocessing.get_context("spawn")  # forked torch may deadlock
+    with (
+        tempfile.TemporaryDirectory(prefix=".scores-", dir=cfg.corpus) as name,
+        ProcessPoolExecutor(workers, mp_context=context, initializer=one_thread) as pool,
+    ):
+        folder = Path(name)
+        write_store(folder, clips, classes, pool)
+        # The fit on all clips takes longest: it starts first.
+        tasks = [
+            pool.submit(fit_and_score, cfg, fit, folder, clips, classes) for fit in reversed(fits)
+        ]
+        for _ in tqdm(as_completed(tasks), total=len(tasks), desc="fits", unit="fit"):
+            pass
+        done = [task.result() for task in reversed(tasks)]
+        seconds = [record.pop("seconds") for record in done]
+        record = {"key": key, "config": to_dict(cfg), "classes": classes, "fits": done}
+        publish(cfg, folder, record)
+    print(f"scorer: {len(classes)} classes: {', '.join(classes)}")
+    for fit, taken in zip(done, seconds, strict=True):
+        if fit["scored"]:
+            print(
+                f"  {fit['name']}: fitted on {len(fit['trained_on'])} clips in {taken:.0f} s;"
+                f" cross-entropy of {len(fit['scored'])} unheard clips {fit['bce']:.3f}"
+                f" (class frequencies alone: {fit['bce_of_rates']:.3f})"
+            )
+    print(f"score files: {cfg.corpus}/<split>/scores, {time.monotonic() - began:.0f} s in all")
+
+
+if __name__ == "__main__":
+    run_script(ScorersConfig, main)

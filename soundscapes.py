@@ -1,0 +1,786 @@
+"""A strongly labelled corpus for people who have none: timeline + sound bank -> audio + labels.
+
+Run:    python soundscapes.py                                     # all built in, about a minute
+        python soundscapes.py --bank esc10 --class-map map.tsv --train-timeline train.tsv
+Reads:  timelines (DESED TSV, else random), bank `<class>/*.{wav,flac,ogg}` (else synthesised),
+        class map TSV `event_label, bank_class`
+Writes: <out>/<split>/audio/*.flac (16 kHz mono), <out>/<split>/labels.tsv, <out>/clips.tsv,
+        <out>/corpus.json
+Shapes: S samples of a recording, n samples of a clip or an event; waves are (S,) or (n,)
+Next:   scorers.py
+
+Nobody hears the validation fold of the bank in training: a training clip plays recordings of one
+bank fold, named in clips.tsv, and a validation clip plays `--validation-fold` only.
+"""
+
+import difflib
+import json
+import math
+import re
+import shutil
+import time
+import zlib
+from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import soundfile
+from scipy.signal import resample_poly
+from tqdm import tqdm
+
+from config import InputError, SoundscapesConfig, num_workers, run_script, to_dict
+from timeline import Event, classes_of, read_labels, write_labels
+
+RATE = 16_000  # samples a second of everything written; the built-in sounds end at 8 kHz
+SPLITS = ("train", "validation")
+AUDIO = (".wav", ".flac", ".ogg")
+FADE = RATE // 100  # 10 ms where sounds are cut and joined: no click, and the label stays true
+LONG_S = 4.0  # a longer active part goes on and on (rain, motor): any stretch of it may play
+SHORTEST_S = 0.25  # shortest event in DESED; shorter parts are repeated up to it
+GAP_S = 0.15  # shortest pause between events of one class in DESED
+REDRAWS = 20  # tries with other sounds before too long ones are cut
+BACKGROUND_DB = (-60.0, -40.0)  # RMS of the background, dB re full scale
+TILT_DB = (-6.0, 0.0)  # slope of the background's spectrum, dB an octave
+SILENT = 1e-4  # a bank file with a lower peak (3 steps of 16 bits) has nothing to play
+PEAK = 0.9  # a louder clip is scaled down as a whole, which keeps every SNR
+FOLDS = 5  # of a bank that brings no folds, and of the built-in one
+TAKES = 8  # built-in recordings of a class in a fold
+MAKERS = 4  # dogs, speakers, blenders ... of a class in a fold; no maker is in two folds
+CLIP_COLUMNS = ("split", "filename", "fold", "duration", "recordings")
+STREAMS = ("folds", "maker", "take", "choice", "plan", "background")  # a new one goes to the end
+
+
+class Recording(NamedTuple):
+    """A bank sound. `source` is its file or its take; `parts` are (start, end) active samples."""
+
+    number: int
+    name: str
+    bank_class: str
+    fold: int
+    source: Path | int
+    parts: tuple[tuple[int, int], ...] = ()
+
+
+class Sound(NamedTuple):
+    """An event and what plays it: from part `first`, `skip` samples in, at `snr_db`."""
+
+    event: Event
+    recording: Recording
+    first: int
+    skip: int
+    snr_db: float
+
+
+class Clip(NamedTuple):
+    """A planned clip; `number` counts inside its split."""
+
+    split: str
+    number: int
+    filename: str
+    fold: int
+    sounds: tuple[Sound, ...]
+
+
+class Habit(NamedTuple):
+    """How a class occurs: share of clips, mean further events in a clip that has it, share of
+    clips it fills, median and log-sigma of the other durations in seconds."""
+
+    presence: float
+    extra: float
+    full: float
+    median_s: float
+    sigma: float
+
+
+HABITS = {  # counted in DESED synthetic21_train, Alarm halfway to the validation set
+    "Alarm_bell_ringing": Habit(0.15, 0.3, 0.0, 1.2, 0.8),
+    "Blender": Habit(0.10, 0.03, 0.35, 2.0, 0.8),
+    "Cat": Habit(0.11, 0.65, 0.0, 0.9, 0.45),
+    "Dishes": Habit(0.24, 0.8, 0.0, 0.44, 0.7),
+    "Dog": Habit(0.14, 0.6, 0.0, 0.58, 0.8),
+    "Electric_shaver_toothbrush": Habit(0.11, 0.0, 0.69, 5.0, 0.4),
+    "Frying": Habit(0.135, 0.0, 0.78, 6.5, 0.3),
+    "Running_water": Habit(0.12, 0.0, 0.35, 5.5, 0.7),
+    "Speech": Habit(0.92, 0.75, 0.0, 1.24, 0.75),
+    "Vacuum_cleaner": Habit(0.105, 0.0, 0.8, 6.0, 0.5),
+}
+CLASSES_A_CLIP = 2.1  # in DESED; decides how often classes occur that are not in the table
+
+
+def generator(seed: int, stream: str, *index: int) -> np.random.Generator:
+    """Random numbers of one purpose and one item: the number of workers cannot change them."""
+    return np.random.default_rng([seed, STREAMS.index(stream), *index])
+
+
+# ---------------------------------------------------------------------------- built-in sounds
+# Every class function takes the maker's generator (what all takes of one dog share), the take's
+# and the number of samples, and returns a wave (n,) of any level. Maker draws come first.
+
+Random = np.random.Generator
+
+
+def filtered(wave: np.ndarray, gain: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """Wave (n,) whose spectrum is multiplied by gain(hertz)."""
+    hertz = np.fft.rfftfreq(len(wave), 1 / RATE)
+    return np.fft.irfft(np.fft.rfft(wave) * gain(np.maximum(hertz, 20.0)), len(wave))
+
+
+def tilted(wave: np.ndarray, db_octave: float) -> np.ndarray:
+    """Wave (n,) with another spectral slope; below 40 Hz nothing is left."""
+    return filtered(wave, lambda f: (f > 40) * (f / 1000) ** (db_octave / 6.02))
+
+
+def band(wave: np.ndarray, low: float, high: float) -> np.ndarray:
+    """Wave (n,) through a soft band from `low` to `high` hertz."""
+    return filtered(wave, lambda f: 1 / ((1 + (low / f) ** 4) * (1 + (f / high) ** 4)))
+
+
+def resonant(wave: np.ndarray, centres: np.ndarray, widths: np.ndarray | float) -> np.ndarray:
+    """Wave (n,) through parallel resonances (hertz), each softer than the one below it."""
+    centres, widths = np.broadcast_arrays(centres, widths)
+
+    def gain(f: np.ndarray) -> np.ndarray:
+        peaks = 1 / (1 + ((f[:, None] - centres) / (widths / 2)) ** 2)
+        return peaks @ (0.7 ** np.arange(len(centres))) + 0.003
+
+    return filtered(wave, gain)
+
+
+def wander(rng: Random, n: int, rate: float, depth_db: float) -> np.ndarray:
+    """Gain (n,) that drifts `rate` times a second by about `depth_db`."""
+    knots = rng.normal(0, depth_db, int(n / RATE * rate) + 3)
+    return 10 ** (np.interp(np.arange(n) * rate / RATE, np.arange(len(knots)), knots) / 20)
+
+
+def harmonics(pitch: np.ndarray, rolloff: float) -> np.ndarray:
+    """Voice source (n,) along a pitch track (n,) in hertz; harmonic k has amplitude k^-rolloff."""
+    phase = 2 * np.pi * np.cumsum(pitch) / RATE
+    count = min(40, int(7600 / pitch.max()))  # nothing above 7.6 kHz, so nothing folds back
+    return sum(np.sin(k * phase) * k**-rolloff for k in range(1, count + 1))
+
+
+def strikes(
+    n: int, times: np.ndarray, levels: np.ndarray, partials: np.ndarray, decay_s: float
+) -> np.ndarray:
+    """Struck metal (n,): at each time (seconds) all partials (hertz), high ones decaying faster."""
+    t = np.arange(n) / RATE
+    taus = decay_s * (partials[0] / partials) ** 0.5
+    ring = (np.exp(-t / taus[:, None]) * np.sin(2 * np.pi * partials[:, None] * t)).sum(axis=0)
+    hits = np.zeros(n)
+    hits[np.minimum((times * RATE).astype(int), n - 1)] = levels
+    size = 2 * n  # twice the length: what rings past the end does not come back at the start
+    return np.fft.irfft(np.fft.rfft(hits, size) * np.fft.rfft(ring, size), size)[:n]
+
+
+def motor(
+    maker: Random, take: Random, n: int, pitch: tuple, whine: tuple, slope: tuple, wobble: float
+) -> np.ndarray:
+    """Motor (n,): a buzz of `pitch` hertz, `whine` of it against noise, spectral `slope`."""
+    hertz, share = maker.uniform(*pitch), maker.uniform(*whine)
+    slope_db, body = maker.uniform(*slope), maker.uniform(300, 3500, 3)
+    pace = 1 + take.normal(0, 0.04) + 0.01 * wobble * np.cumsum(take.normal(0, 0.002, n))
+    pace = pace * (1 - take.uniform(0.1, 0.5) * np.exp(-np.arange(n) / RATE / 0.15))  # spins up
+    buzz = 2 * (np.cumsum(hertz * pace) / RATE % 1) - 1
+    wave = share * tilted(buzz, -1.0) / 0.6 + (1 - share) * take.normal(0, 1, n)
+    wave = resonant(tilted(wave, slope_db), np.sort(body), 500.0)
+    return wave * wander(take, n, take.uniform(1, 8), wobble)
+
+
+def impulses(rng: Random, n: int, a_second: float) -> np.ndarray:
+    """Random clicks (n,) of exponential level."""
+    hits = np.zeros(n)
+    count = rng.poisson(a_second * n / RATE) + 1
+    hits[rng.integers(0, n, count)] = rng.exponential(1, count) * rng.choice([-1, 1], count)
+    return hits
+
+
+def alarm(maker: Random, take: Random, n: int) -> np.ndarray:
+    """Bell, beeper or two-tone siren."""
+    kind, hertz, rate = maker.integers(3), maker.uniform(600, 3200), maker.uniform(2, 9)
+    ratios = np.sort(np.append(1.0, maker.uniform(1.2, 3.4, 4)))
+    hertz *= 1 + take.normal(0, 0.04)
+    t = np.arange(n) / RATE
+    if kind == 0:
+        times = np.arange(0, n / RATE, 1 / (2 * rate)) + take.uniform(0, 0.01)
+        levels = take.uniform(0.5, 1, len(times))
+        return strikes(n, times, levels, np.minimum(hertz * ratios, 7500), 0.25)
+    gate = 0.5 + 0.5 * np.tanh(8 * np.sin(2 * np.pi * rate * t + take.uniform(0, 1)))
+    if kind == 1:
+        return harmonics(np.full(n, hertz), 1.2) * (0.02 + gate)
+    return harmonics(hertz * (0.75 + 0.25 * gate), 2.0)
+
+
+def cat(maker: Random, take: Random, n: int) -> np.ndarray:
+    """A meow: pitch and mouth open and close again."""
+    hertz, harsh = maker.uniform(330, 800), maker.uniform(0.05, 0.4)
+    tract = maker.uniform(0.85, 1.25)
+    x = np.linspace(0, 1, n)
+    arch = np.sin(np.pi * x ** take.uniform(0.5, 1.2))
+    shiver = 0.02 * np.sin(2 * np.pi * take.uniform(5, 9) * x * n / RATE)
+    source = harmonics(hertz * (1 + take.uniform(0.05, 0.35) * arch + shiver), 1.0)
+    source = source + harsh * take.normal(0, 1, n)
+    closed = resonant(source, tract * np.array([600.0, 2300.0, 3600.0]), 350.0)
+    opened = resonant(source, tract * np.array([1100.0, 1700.0, 3400.0]), 350.0)
+    return (closed * (1 - arch) + opened * arch) * arch**0.5
+
+
+def dishes(maker: Random, take: Random, n: int) -> np.ndarray:
+    """Clinks: inharmonic partials, short decay, irregular."""
+    hertz, decay_s = maker.uniform(700, 2600), maker.uniform(0.02, 0.12)
+    ratios = np.sort(np.append(1.0, maker.uniform(1.2, 4.5, 5)))
+    count = 1 + take.poisson(4 * n / RATE)
+    times = np.append(0.0, take.uniform(0, n / RATE, count))
+    levels = take.exponential(1, count + 1) + 0.2
+    partials = np.minimum(hertz * ratios * (1 + take.normal(0, 0.05)), 7500)
+    wave = strikes(n, times, levels, partials, decay_s)
+    return wave + 0.3 * strikes(n, times, levels, partials * 0.37, decay_s / 2)
+
+
+def dog(maker: Random, take: Random, n: int) -> np.ndarray:
+    """Barks: steep start, falling pitch, rough."""
+    hertz, rough = maker.uniform(250, 750), maker.uniform(0.2, 0.8)
+    mouth = np.sort(maker.uniform(500, 2600, 3))
+    count = max(1, round(n / RATE / take.uniform(0.2, 0.35)))
+    x = np.linspace(0, count, n, endpoint=False)
+    inside, bark = x % 1, x.astype(int)
+    levels = take.uniform(0.5, 1, count)[bark]
+    pitch = hertz * take.uniform(0.9, 1.1, count)[bark] * (1.25 - 0.5 * inside)
+    envelope = np.minimum(inside / 0.06, 1) * np.exp(-inside * take.uniform(2.5, 5)) * levels
+    source = harmonics(pitch, 0.8) + rough * take.normal(0, 1, n)
+    return resonant(source, mouth, 400.0) * envelope
+
+
+def frying(maker: Random, take: Random, n: int) -> np.ndarray:
+    """Hiss with crackles."""
+    low, rate, share = maker.uniform(600, 3000), maker.uniform(15, 160), maker.uniform(0.2, 2.5)
+    crackle = resonant(impulses(take, n, rate), np.sort(maker.uniform(1500, 6500, 3)), 1200.0)
+    hiss = band(take.normal(0, 0.02, n), low, 9000) * wander(take, n, 2, 1.5)
+    return hiss / hiss.std() + share * crackle / crackle.std()
+
+
+def water(maker: Random, take: Random, n: int) -> np.ndarray:
+    """Stream of noise with bubbles."""
+    low, high = maker.uniform(200, 1500), maker.uniform(2500, 8000)
+    rate, share = maker.uniform(10, 120), maker.uniform(0.2, 2.0)
+    bubbles = resonant(impulses(take, n, rate), np.sort(maker.uniform(400, 3000, 4)), 120.0)
+    stream = band(take.normal(0, 1, n), low, high) * wander(take, n, take.uniform(2, 8), 1.5)
+    return stream / stream.std() + share * bubbles / bubbles.std()
+
+
+def speech(maker: Random, take: Random, n: int) -> np.ndarray:
+    """Syllables: three vowels of one mouth, hissing consonants between them."""
+    hertz, tract = maker.uniform(85, 260), maker.uniform(0.85, 1.2)
+    rate, breath = maker.uniform(3, 6.5), maker.uniform(0.02, 0.3)
+    count = max(1, round(rate * n / RATE))
+    x = np.linspace(0, count, n, endpoint=False)
+    melody = np.interp(x, np.arange(count + 1), take.normal(1, 0.1, count + 1))
+    source = harmonics(hertz * melody * (1.1 - 0.2 * x / count), 0.9)
+    source = source + breath * take.normal(0, 1, n)
+    vowels = np.array([[300, 2250, 3000], [730, 1150, 2450], [400, 850, 2300]]) * tract
+    said = take.integers(0, 3, count)
+    wave = np.zeros(n)
+    for v, formants in enumerate(vowels):
+        weight = np.interp(x - 0.5, np.arange(count), (said == v).astype(float))
+        wave += weight * resonant(source, formants, np.array([90.0, 120.0, 180.0]))
+    envelope = np.sin(np.pi * (x % 1)) ** 0.6 * take.uniform(0.4, 1, count)[x.astype(int)]
+    hiss = band(take.normal(0, 1, n), 2500, 7000) * np.exp(-(((x % 1) - 0.08) ** 2) / 0.004)
+    return wave / wave.std() * envelope + take.uniform(0.1, 0.8) * hiss
+
+
+BUILT_IN: dict[str, Callable[[Random, Random, int], np.ndarray]] = {
+    "Alarm_bell_ringing": alarm,
+    # hertz, tone against noise, dB an octave, unsteadiness: the ranges overlap on purpose
+    "Blender": partial(motor, pitch=(120, 380), whine=(0.2, 0.6), slope=(-2, 2), wobble=2.5),
+    "Cat": cat,
+    "Dishes": dishes,
+    "Dog": dog,
+    "Electric_shaver_toothbrush": partial(
+        motor, pitch=(80, 260), whine=(0.4, 0.8), slope=(0, 4), wobble=2.0
+    ),
+    "Frying": frying,
+    "Running_water": water,
+    "Speech": speech,
+    "Vacuum_cleaner": partial(
+        motor, pitch=(150, 480), whine=(0.05, 0.4), slope=(-4, 0), wobble=0.8
+    ),
+}
+
+
+def synthesise(seed: int, bank_class: str, fold: int, take: int) -> np.ndarray:
+    """Built-in recording (S,) float32, the same for the same four arguments."""
+    index, habit = list(BUILT_IN).index(bank_class), HABITS[bank_class]
+    maker = generator(seed, "maker", index, fold, take % MAKERS)
+    rng = generator(seed, "take", index, fold, take)
+    seconds = rng.uniform(5, 8)  # long enough that a stretch can be chosen
+    if not habit.full:
+        seconds = np.clip(rng.lognormal(np.log(habit.median_s), habit.sigma), SHORTEST_S, LONG_S)
+    # Whole blocks of 10 ms: lengths with small prime factors, which the FFT is quick with.
+    wave = BUILT_IN[bank_class](maker, rng, int(seconds * 100) * RATE // 100)
+    wave = tilted(wave, rng.uniform(-3, 3))  # another microphone and distance
+    return (wave / np.abs(wave).max() * rng.uniform(0.1, 0.9)).astype(np.float32)
+
+
+# ---------------------------------------------------------------------------- sound bank
+
+
+def list_bank(bank: Path | None, seed: int) -> list[Recording]:
+    """Recordings with class and fold, without audio. Raises InputError for an unusable folder.
+
+    Folds: the integer before the first `-` of the file name where every file of the bank has one
+    (ESC-10), else five seeded ones a class. This is the only place that reads a fold from a name.
+    """
+    if bank is None:
+        keys = [(c, f, t) for c in BUILT_IN for f in range(1, FOLDS + 1) for t in range(TAKES)]
+        return [Recording(i, f"{c}/{f}-{t}", c, f, t) for i, (c, f, t) in enumerate(keys)]
+    files = sorted(p for p in bank.glob("*/*") if p.suffix.lower() in AUDIO and p.name[0] != ".")
+    if not files:
+        endings = ", ".join(AUDIO)
+        raise InputError(f"--bank {bank}: no <class>/*({endings}) found; give a folder per class")
+    names = [f"{file.parent.name}/{file.name}" for file in files]
+    for name in names:
+        if re.search(r'[;"\t\r\n]', name):
+            raise InputError(
+                f"--bank {bank}: {name!r} has a tab, quote or semicolon in it; rename it"
+            )
+    prefixes = [re.match(r"(\d+)-", file.name) for file in files]
+    folds = [int(prefix[1]) if prefix else 0 for prefix in prefixes]
+    if not all(prefixes):
+        folds = [0] * len(files)
+        for bank_class in {file.parent.name for file in files}:
+            members = [i for i, file in enumerate(files) if file.parent.name == bank_class]
+            rng = generator(seed, "folds", zlib.crc32(bank_class.encode()))
+            for place, i in enumerate(rng.permutation(members)):
+                folds[i] = 1 + place % FOLDS
+    rows = zip(names, files, folds, strict=True)
+    return [Recording(i, n, p.parent.name, fold, p) for i, (n, p, fold) in enumerate(rows)]
+
+
+def read_class_map(path: Path | None, bank_classes: list[str]) -> dict[str, str]:
+    """Event label -> bank class; without a file every bank class plays itself."""
+    if path is None:
+        return {name: name for name in bank_classes}
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"--class-map {path}: cannot be read ({error})") from None
+    rows = [[cell.strip() for cell in line.split("\t")] for line in lines]
+    if not rows or rows[0] != ["event_label", "bank_class"]:
+        found = ", ".join(rows[0]) if rows else "an empty file"
+        raise InputError(
+            f"{path} line 1: the header must be event_label, bank_class (tab separated); "
+            f"found {found}"
+        )
+    class_map: dict[str, str] = {}
+    for line, row in enumerate(rows[1:], start=2):
+        if not any(row):
+            continue
+        if len(row) != 2 or not all(row):
+            raise InputError(f"{path} line {line}: expected event_label<TAB>bank_class, got {row}")
+        label, bank_class = row
+        if label in class_map:
+            raise InputError(f"{path} line {line}: {label!r} is mapped twice; keep one row")
+        if bank_class not in bank_classes:
+            near = difflib.get_close_matches(bank_class, bank_classes, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(bank_classes)}"
+            raise InputError(f"{path} line {line}: the bank has no class {bank_class!r}; {hint}")
+        class_map[label] = bank_class
+    if not class_map:
+        raise InputError(f"{path}: no rows under the header; map at least one event_label")
+    return class_map
+
+
+def read_recording(path: Path) -> np.ndarray:
+    """Mono wave (S,) float32 at 16 kHz. Raises InputError naming a damaged or silent file."""
+    try:
+        with soundfile.SoundFile(path) as stream:
+            told, rate = stream.frames, stream.samplerate
+            wave = stream.read(dtype="float32", always_2d=True).mean(axis=1)
+    except (OSError, RuntimeError) as error:  # soundfile's own error is a RuntimeError
+        raise InputError(f"bank file {path}: cannot be read ({error}); replace it") from None
+    if len(wave) < told:
+        raise InputError(f"bank file {path}: ends at {len(wave)} of {told} samples; replace it")
+    if not np.isfinite(wave).all() or np.abs(wave).max(initial=0) < SILENT:
+        raise InputError(f"bank file {path}: empty, silent or not finite; replace or remove it")
+    if rate != RATE:
+        shared = math.gcd(rate, RATE)
+        wave = resample_poly(wave, RATE // shared, rate // shared)
+    return wave.astype(np.float32)
+
+
+def active_parts(wave: np.ndarray) -> tuple[tuple[int, int], ...]:
+    """(start, end) samples of the stretches of a recording (S,) that sound.
+
+    Blocks of 10 ms count where they are 10 dB above the recording's floor, within 25 to 35 dB
+    below its loudest; pauses under 0.2 s are bridged, blips under 50 ms dropped.
+    """
+    block = RATE // 100
+    blocks = np.pad(wave, (0, -len(wave) % block)).reshape(-1, block).astype(np.float64)
+    level = 10 * np.log10(np.mean(blocks**2, axis=1) + 1e-12)
+    gate = np.clip(np.percentile(level, 10) + 10, level.max() - 35, level.max() - 25)
+    steps = np.diff(np.concatenate(([0], (level >= gate).astype(np.int8), [0])))
+    runs: list[list[int]] = []
+    for a, b in zip(np.flatnonzero(steps == 1), np.flatnonzero(steps == -1), strict=True):
+        if runs and a - runs[-1][1] < 20:
+            runs[-1][1] = b
+        else:
+            runs.append([a, b])
+    longest = max(runs, key=lambda run: run[1] - run[0])
+    runs = [run for run in runs if run[1] - run[0] >= 5] or [longest]
+    return tuple((int(a) * block, min(int(b) * block, len(wave))) for a, b in runs)
+
+
+def decode(recording: Recording, seed: int, folder: Path) -> Recording:
+    """Write the recording's wave to `folder` for the renderers; return it with its parts."""
+    if isinstance(recording.source, Path):
+        wave = read_recording(recording.source)
+    else:
+        wave = synthesise(seed, recording.bank_class, recording.fold, recording.source)
+    np.save(folder / f"{recording.number}.npy", wave)
+    return recording._replace(parts=active_parts(wave))
+
+
+def check_folds(cfg: SoundscapesConfig, bank: list[Recording], needed: dict[str, set[str]]) -> None:
+    """Every class that a split needs has recordings in every fold of that split, or InputError."""
+    folds = sorted({recording.fold for recording in bank})
+    told = f"--validation-fold {cfg.validation_fold}: the bank's folds are {folds}"
+    if cfg.validation_fold not in folds:
+        raise InputError(f"{told}; choose one of them")
+    if len(folds) < 2:
+        raise InputError(f"{told}; at least one more is needed for training clips")
+    held = {(recording.bank_class, recording.fold) for recording in bank}
+    for split, bank_classes in needed.items():
+        for bank_class in sorted(bank_classes):
+            for fold in folds_of(split, folds, cfg.validation_fold):
+                if (bank_class, fold) not in held:
+                    raise InputError(
+                        f"bank class {bank_class!r}: no recording in fold {fold}, which {split} "
+                        f"clips play; add recordings or leave the class out"
+                    )
+
+
+def folds_of(split: str, folds: Iterable[int], validation_fold: int) -> list[int]:
+    """Bank folds that clips of a split may play."""
+    return [fold for fold in folds if (fold == validation_fold) == (split == "validation")]
+
+
+# ---------------------------------------------------------------------------- timelines, plans
+
+
+def flac_name(filename: str) -> str:
+    """`0.wav` -> `0.flac`. Only an audio ending is cut: AudioSet ids contain dots."""
+    name = Path(filename).name
+    known = (*AUDIO, ".mp3", ".m4a")
+    return (
+        name[: -len(Path(name).suffix)] if Path(name).suffix.lower() in known else name
+    ) + ".flac"
+
+
+def read_timeline(path: Path, split: str, cfg: SoundscapesConfig) -> dict[str, list[Event]]:
+    """Timeline -> events of each clip by output name, rounded to 1 ms, cut at the clip's end.
+
+    Raises InputError for an event outside the clip, shorter than 1 ms, or for two clips that
+    would have one name.
+    """
+    clips: dict[str, list[Event]] = {}
+    num_cut = 0
+    for filename, events in read_labels(path).items():
+        name = flac_name(filename)
+        if name in clips:
+            raise InputError(f"{path}: two clips would be {name}; rename {filename}")
+        clips[name] = []
+        for event in events:
+            onset, offset = round(event.onset, 3), round(min(event.offset, cfg.clip_s), 3)
+            if offset <= onset:
+                raise InputError(
+                    f"{path}: {filename} has {event.event_label} at {event.onset:g} .. "
+                    f"{event.offset:g} s, which leaves no sound in a clip of {cfg.clip_s:g} s; "
+                    f"raise --clip-s or remove the row"
+                )
+            num_cut += event.offset > cfg.clip_s
+            clips[name].append(Event(onset, offset, event.event_label))
+    if num_cut:
+        print(f"{split}: {num_cut} events of {path} end after {cfg.clip_s:g} s and are cut there")
+    return clips
+
+
+def choose_clips(clips: dict[str, list[Event]], count: int, split: str, seed: int) -> list[str]:
+    """Names of `count` clips, a seeded choice in file order; all where there are fewer."""
+    names = list(clips)
+    if count > len(names):
+        print(f"{split}: the timeline has {len(names)} clips, not {count}; all are used")
+        return names
+    rng = generator(seed, "choice", SPLITS.index(split))
+    return [names[i] for i in np.sort(rng.choice(len(names), count, replace=False))]
+
+
+def given_sound(rng: Random, event: Event, recordings: list[Recording], snr: tuple) -> Sound:
+    """A recording for a given event; of a long part any stretch, of a call its beginning."""
+    recording = recordings[rng.integers(len(recordings))]
+    first = int(rng.integers(len(recording.parts)))
+    start, end = recording.parts[first]
+    spare = end - start - round((event.offset - event.onset) * RATE)
+    skip = int(rng.integers(spare)) if end - start > LONG_S * RATE and spare > 0 else 0
+    return Sound(event, recording, first, skip, float(rng.uniform(*snr)))
+
+
+def random_sounds(
+    rng: Random, label: str, habit: Habit, recordings: list[Recording], cfg: SoundscapesConfig
+) -> list[Sound]:
+    """All events of one class in a random clip; they neither overlap nor touch.
+
+    Parts up to 4 s are placed whole; of longer ones a stretch of a drawn duration. Sounds that do
+    not fit into the clip together are drawn again, after 20 tries cut to equal shares: the number
+    of events never changes.
+    """
+    snr, clip_ms, gap = (cfg.snr_min_db, cfg.snr_max_db), int(cfg.clip_s * 1000), int(GAP_S * 1000)
+    if rng.random() < habit.full:
+        return [given_sound(rng, Event(0.0, clip_ms / 1000, label), recordings, snr)]
+    count = min(1 + int(rng.poisson(habit.extra)), max(1, int(cfg.clip_s)))  # one a second at most
+    for _ in range(REDRAWS):
+        sounds, spans = [], []
+        for _ in range(count):
+            drawn = rng.lognormal(np.log(habit.median_s), habit.sigma)
+            drawn = float(np.clip(drawn, SHORTEST_S, max(SHORTEST_S, cfg.clip_s)))
+            sound = given_sound(rng, Event(0.0, drawn, label), recordings, snr)
+            start, end = sound.recording.parts[sound.first]
+            whole = (end - start) / RATE
+            span = drawn if whole > LONG_S else max(whole, SHORTEST_S)
+            sounds.append(sound)
+            spans.append(int(span * 1000))
+        spare = clip_ms - sum(spans) - gap * (count - 1)
+        if spare >= 0:
+            break
+    else:
+        spans = [min(span, clip_ms // count - gap) for span in spans]
+        spare = clip_ms - sum(spans) - gap * (count - 1)
+    pauses = np.diff(np.sort(rng.integers(0, spare + 1, count)), prepend=0)
+    placed, now = [], 0
+    for sound, span, pause in zip(sounds, spans, pauses, strict=True):
+        onset = now + int(pause)
+        placed.append(sound._replace(event=Event(onset / 1000, (onset + span) / 1000, label)))
+        now = onset + span + gap
+    return placed
+
+
+def plan_split(
+    cfg: SoundscapesConfig,
+    split: str,
+    given: dict[str, list[Event]] | None,
+    class_map: dict[str, str],
+    bank: list[Recording],
+) -> list[Clip]:
+    """Every clip of a split: its fold, its events and the recordings that play them."""
+    count = cfg.train_clips if split == "train" else cfg.validation_clips
+    names = [f"{number:05d}.flac" for number in range(count)]
+    if given is not None:
+        names = choose_clips(given, count, split, cfg.seed)
+    held: dict[tuple[str, int], list[Recording]] = {}
+    for recording in bank:
+        held.setdefault((recording.bank_class, recording.fold), []).append(recording)
+    usual = Habit(min(0.9, CLASSES_A_CLIP / len(class_map)), 0.7, 0.0, 1.2, 0.8)
+    folds = folds_of(split, sorted({fold for _, fold in held}), cfg.validation_fold)
+    # Equally often each, in an order that has nothing to do with the timeline's.
+    order = generator(cfg.seed, "choice", 2 + SPLITS.index(split)).permutation(
+        np.resize(folds, len(names))
+    )
+    clips = []
+    for number, (name, fold) in enumerate(zip(names, order.tolist(), strict=True)):
+        rng = generator(cfg.seed, "plan", SPLITS.index(split), number)
+        sounds: list[Sound] = []
+        for event in given[name] if given is not None else []:
+            choice = held[class_map[event.event_label], fold]
+            sounds.append(given_sound(rng, event, choice, (cfg.snr_min_db, cfg.snr_max_db)))
+        while given is None and not sounds:  # DESED has no clip without a class
+            for label in sorted(class_map):
+                habit = HABITS.get(label, usual)
+                if rng.random() < habit.presence:
+                    choice = held[class_map[label], fold]
+                    sounds += random_sounds(rng, label, habit, choice, cfg)
+        clips.append(Clip(split, number, name, fold, tuple(sorted(sounds, key=lambda s: s.event))))
+    return clips
+
+
+# ---------------------------------------------------------------------------- rendering
+
+
+def faded(wave: np.ndarray) -> np.ndarray:
+    """Copy of a wave (n,) with 10 ms fades at both ends; two such ends add up to 1."""
+    size = min(FADE, len(wave) // 2)
+    ramp = np.sin(np.pi / 2 * (np.arange(size) + 0.5) / max(size, 1)) ** 2
+    wave = wave.astype(np.float64)
+    wave[:size] *= ramp
+    wave[len(wave) - size :] *= ramp[::-1]
+    return wave
+
+
+def play(wave: np.ndarray, sound: Sound, n: int) -> np.ndarray:
+    """(n,): the active parts of a recording one after the other, again and again, until full."""
+    out, at, part, skip = np.zeros(n), 0, sound.first, sound.skip
+    while at < n:
+        start, end = sound.recording.parts[part]
+        piece = faded(wave[start + skip : min(end, start + skip + n - at)])
+        out[at : at + len(piece)] += piece
+        at += max(1, len(piece) - min(FADE, len(piece) // 2)) if at + len(piece) < n else n
+        part, skip = (part + 1) % len(sound.recording.parts), 0
+    return out
+
+
+def rms(wave: np.ndarray) -> float:
+    """Root mean square of a wave (n,)."""
+    return float(np.sqrt(np.mean(wave**2)))
+
+
+def mix(clip: Clip, cfg: SoundscapesConfig, bank_dir: Path) -> np.ndarray:
+    """The clip's wave (n,): background plus every sound at its SNR, peak at most 0.9."""
+    n = round(cfg.clip_s * RATE)
+    rng = generator(cfg.seed, "background", SPLITS.index(clip.split), clip.number)
+    noise = tilted(rng.normal(0, 1, n), rng.uniform(*TILT_DB))
+    noise *= 10 ** (rng.uniform(*BACKGROUND_DB) / 20) / rms(noise)
+    wave, floor = noise.copy(), rms(noise)
+    for sound in clip.sounds:
+        start, end = round(sound.event.onset * RATE), min(round(sound.event.offset * RATE), n)
+        recorded = np.load(bank_dir / f"{sound.recording.number}.npy", mmap_mode="r")
+        played = play(recorded, sound, end - start)
+        wave[start:end] += played * (10 ** (sound.snr_db / 20) * floor / max(rms(played), 1e-12))
+    return wave * min(1.0, PEAK / np.abs(wave).max())
+
+
+def render(clip: Clip, cfg: SoundscapesConfig, bank_dir: Path, folder: Path) -> None:
+    """Write the clip's FLAC file."""
+    path = folder / clip.split / "audio" / clip.filename
+    soundfile.write(path, mix(clip, cfg, bank_dir), RATE, format="FLAC", subtype="PCM_16")
+
+
+# ---------------------------------------------------------------------------- corpus folder
+
+
+def in_parallel(function: Callable, items: list, workers: int, told: str) -> list:
+    """[function(item)] over processes with a progress bar; one worker stays in this process."""
+    bar = partial(tqdm, total=len(items), desc=told, disable=None, leave=False)  # None: no tty
+    if workers == 1:
+        return list(bar(map(function, items)))
+    with ProcessPoolExecutor(workers) as pool:
+        try:
+            return list(bar(pool.map(function, items, chunksize=4)))
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def write_clips(path: Path, clips: list[Clip], duration: float) -> None:
+    """clips.tsv: a row a clip, the bank recordings it plays joined by semicolons."""
+    lines = ["\t".join(CLIP_COLUMNS)]
+    for clip in clips:
+        played = ";".join(sorted({sound.recording.name for sound in clip.sounds}))
+        lines.append(f"{clip.split}\t{clip.filename}\t{clip.fold}\t{duration:.6g}\t{played}")
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def is_complete(cfg: SoundscapesConfig, out: Path) -> bool:
+    """True where this very corpus exists; InputError where something else is in its place."""
+    path = out / "corpus.json"
+    if not path.exists():
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise InputError(f"--out {cfg.out}: exists and is no corpus; give another --out")
+        return False
+    try:
+        made = dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, TypeError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read ({error}); delete the corpus folder") from None
+    asked = to_dict(cfg)
+    for name in ("preset", "out", "workers"):  # none of them changes a sample
+        made.pop(name, None)
+        asked.pop(name)
+    names = sorted(name for name in {*made, *asked} if made.get(name) != asked.get(name))
+    if names:
+        changes = ", ".join(f"{n} {made.get(n)!r} (now {asked.get(n)!r})" for n in names)
+        raise InputError(
+            f"--out {cfg.out}: holds a corpus made with {changes}; "
+            f"give another --out or delete the folder"
+        )
+    return True
+
+
+def read_inputs(cfg: SoundscapesConfig) -> tuple[list[Recording], dict[str, str], dict]:
+    """Bank (only classes that are played), class map, timeline or None of each split; checked."""
+    bank = list_bank(cfg.bank, cfg.seed)
+    bank_classes = sorted({recording.bank_class for recording in bank})
+    class_map = read_class_map(cfg.class_map, bank_classes)
+    given: dict[str, dict[str, list[Event]] | None] = {}
+    needed: dict[str, set[str]] = {}
+    for split, path in zip(SPLITS, (cfg.train_timeline, cfg.validation_timeline), strict=True):
+        given[split] = read_timeline(path, split, cfg) if path else None
+        labels = sorted(class_map) if given[split] is None else classes_of(given[split])
+        for label in labels:
+            if label not in class_map:
+                known = ", ".join(sorted(class_map))
+                raise InputError(
+                    f"{path}: label {label!r} has no bank class (there are: {known}); "
+                    f"add it to --class-map"
+                )
+        needed[split] = {class_map[label] for label in labels}
+    check_folds(cfg, bank, needed)
+    played = set().union(*needed.values())
+    return [recording for recording in bank if recording.bank_class in played], class_map, given
+
+
+def write_corpus(cfg: SoundscapesConfig, folder: Path) -> list[Clip]:
+    """Make the whole corpus inside an empty folder."""
+    bank, class_map, given = read_inputs(cfg)
+    workers, bank_dir = num_workers(cfg.workers), folder / "bank"
+    try:
+        bank_dir.mkdir(parents=True)
+    except OSError as error:
+        raise InputError(f"--out {cfg.out}: cannot be written ({error})") from None
+    bank = in_parallel(partial(decode, seed=cfg.seed, folder=bank_dir), bank, workers, "bank")
+    clips: list[Clip] = []
+    for split in SPLITS:
+        (folder / split / "audio").mkdir(parents=True)
+        planned = plan_split(cfg, split, given[split], class_map, bank)
+        labels = {clip.filename: [sound.event for sound in clip.sounds] for clip in planned}
+        write_labels(folder / split / "labels.tsv", labels)
+        clips += planned
+    task = partial(render, cfg=cfg, bank_dir=bank_dir, folder=folder)
+    in_parallel(task, clips, workers, "clips")
+    write_clips(folder / "clips.tsv", clips, round(cfg.clip_s * RATE) / RATE)
+    (folder / "corpus.json").write_text(json.dumps(to_dict(cfg), indent=2) + "\n")
+    shutil.rmtree(bank_dir)
+    return clips
+
+
+def summarise(cfg: SoundscapesConfig, clips: list[Clip], seconds: float) -> None:
+    """Print what was made."""
+    for split in SPLITS:
+        chosen = [clip for clip in clips if clip.split == split]
+        num_events = sum(len(clip.sounds) for clip in chosen)
+        pairs = sum(len({sound.event.event_label for sound in clip.sounds}) for clip in chosen)
+        folds = ", ".join(str(fold) for fold in sorted({clip.fold for clip in chosen}))
+        print(
+            f"{split}: {len(chosen)} clips, {num_events} events, {pairs} pairs, "
+            f"{len(chosen) * cfg.clip_s / 3600:.2f} h, bank folds {folds}"
+        )
+    print(f"corpus {cfg.out}: written in {seconds:.1f} s")
+
+
+def main(cfg: SoundscapesConfig) -> int:
+    """Make the corpus or say that it is there. An InputError leaves nothing behind."""
+    started, out = time.perf_counter(), cfg.out.resolve()
+    if is_complete(cfg, out):
+        print(f"corpus {cfg.out} is complete, nothing to do")
+        return 0
+    folder = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed
+    try:
+        clips = write_corpus(cfg, folder)
+        folder.rename(out)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    summarise(cfg, clips, time.perf_counter() - started)
+    return 0
+
+
+if __name__ == "__main__":
+    run_script(SoundscapesConfig, main)

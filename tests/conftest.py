@@ -1,0 +1,54 @@
+"""What the tests share: import path, quiet libraries, real data where it is, scripts as programs.
+
+Next:   test_structure.py
+"""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+# Read when numpy, torch and matplotlib are first imported, which happens after this file; started
+# scripts inherit them. The tests run on two processes: a second thread each only slows them down.
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["MPLBACKEND"] = "Agg"
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+# Deterministic, and no deadline: the machine may be busy, an input is not wrong because it is slow.
+settings.register_profile("suite", deadline=None, derandomize=True, max_examples=50)
+settings.load_profile("suite")
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Folder with real recordings, labels and scores; the test is skipped where it is absent."""
+    folder = Path(os.environ.get("SED_SHARED_DATA") or ROOT.parent / "shared" / "data")
+    if not folder.is_dir():
+        pytest.skip(f"no real data in {folder}; set SED_SHARED_DATA to the folder that holds it")
+    return folder.resolve()
+
+
+@pytest.fixture(scope="session")
+def run_script() -> Callable[..., subprocess.CompletedProcess]:
+    """`run_script("DQN.py", "--preset", "demo", cwd=tmp_path)` -> finished process, text output."""
+
+    def run(
+        script: str, *args: object, cwd: Path, timeout: float = 300
+    ) -> subprocess.CompletedProcess:
+        command = [sys.executable, str(ROOT / script), *map(str, args)]
+        return subprocess.run(
+            command,
+            cwd=cwd,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+        )
+
+    return run

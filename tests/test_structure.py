@@ -1,0 +1,273 @@
+"""The suite's shape: one import order, silent imports, pinned packages, no dead config field.
+
+Next:   test_container.py
+"""
+
+import ast
+import dataclasses
+import functools
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import config
+
+ROOT = Path(__file__).resolve().parent.parent
+ORDER = (
+    "config",
+    "timeline",
+    "soundscapes",
+    "scorers",
+    "preprocess",
+    "metrics",
+    "DQN",
+    "opponents",
+    "evaluate",
+    "detect",
+    "visualize",
+)
+SCRIPTS = sorted(ROOT.glob("*.py"))
+IDS = [path.stem for path in SCRIPTS]
+CLASSES = [
+    cls for cls in vars(config).values() if isinstance(cls, type) and dataclasses.is_dataclass(cls)
+]
+
+
+@functools.cache
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+
+
+def imported(path: Path) -> Iterator[tuple[str, int, bool]]:
+    """(dotted module, line, inside a `try`?) of every import of a file, wherever it stands."""
+
+    def visit(node: ast.AST, guarded: bool) -> Iterator[tuple[str, int, bool]]:
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, node.lineno, guarded) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path.name}:{node.lineno}: relative import"
+            yield node.module, node.lineno, guarded
+            for alias in node.names:  # `from torch.utils import tensorboard` counts as both
+                yield f"{node.module}.{alias.name}", node.lineno, guarded
+        for child in ast.iter_child_nodes(node):
+            yield from visit(child, guarded or isinstance(node, ast.Try))
+
+    yield from visit(tree_of(path), False)
+
+
+# ---------------------------------------------------------------------------- files and imports
+
+
+def test_every_script_has_a_place_in_the_order():
+    assert set(IDS) <= set(ORDER)
+
+
+def test_no_utils_file():
+    folders = [ROOT / name for name in ("tests", "benchmarks", "studies")]
+    found = [path for folder in folders for path in folder.rglob("util*.py")]
+    assert not [*found, *ROOT.glob("util*.py")]
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=IDS)
+def test_imports_run_one_way(path):
+    allowed = set(ORDER[: ORDER.index(path.stem)])
+    wrong = [
+        f"{path.name}:{line} imports {name}"
+        for name, line, _ in imported(path)
+        if name.partition(".")[0] in ORDER and name.partition(".")[0] not in allowed
+    ]
+    assert not wrong
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=IDS)
+def test_third_party_imports_are_required(path):
+    known = set(requirements("requirements.txt")) | set(ORDER) | set(sys.stdlib_module_names)
+    unknown = {
+        f"{path.name}:{line} imports {name}"
+        for name, line, _ in imported(path)
+        if name.partition(".")[0] not in known
+    }
+    assert not unknown
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=IDS)
+def test_tensorboard_is_optional(path):
+    """torch.utils.tensorboard needs a package that is not required: only DQN.py, only in a try."""
+    for name, line, guarded in imported(path):
+        if name.startswith("torch.utils.tensorboard"):
+            assert path.stem == "DQN" and guarded, f"{path.name}:{line}"
+
+
+# ---------------------------------------------------------------------------- import is silent
+
+PROBE = """
+import os, sys
+sys.path.insert(0, sys.argv[1])
+environ, path = dict(os.environ), list(sys.path)
+module = __import__(sys.argv[2])
+assert dict(os.environ) == environ, "the environment was changed"
+assert sys.path == path, "sys.path was changed"
+torch = sys.modules.get("torch")
+if torch is not None:
+    assert torch.get_num_threads() == int(sys.argv[3]), "the number of threads was changed"
+    assert not torch.cuda.is_initialized(), "the GPU was touched"
+"""
+
+
+def quiet_python(cwd: Path, *args: str) -> subprocess.CompletedProcess:
+    # Without OMP_NUM_THREADS torch takes all cores, so a script that sets a number is seen.
+    environ = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}
+    return subprocess.run(
+        [sys.executable, "-B", *args],
+        cwd=cwd,
+        env=environ,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+@pytest.fixture(scope="module")
+def default_threads(tmp_path_factory) -> str:
+    """torch's own number of threads on this machine."""
+    code = "import torch; print(torch.get_num_threads())"
+    done = quiet_python(tmp_path_factory.mktemp("threads"), "-c", code)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=IDS)
+def test_import_is_silent(path, tmp_path, default_threads):
+    done = quiet_python(tmp_path, "-c", PROBE, str(ROOT), path.stem, default_threads)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert not list(tmp_path.iterdir())
+
+
+def test_config_needs_no_package(tmp_path):
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1]); import config; "
+        "print(sorted({'torch', 'numpy', 'tyro'} & set(sys.modules)))"
+    )
+    done = quiet_python(tmp_path, "-c", code, str(ROOT))
+    assert (done.stdout, done.stderr) == ("[]\n", "")
+
+
+# ---------------------------------------------------------------------------- requirements
+
+PIN = re.compile(r"([A-Za-z0-9_.-]+)==(\d[A-Za-z0-9.]*)  # \S.+")
+
+
+def requirements(name: str) -> dict[str, str]:
+    """Package -> version of a requirements file; each line must be a pin with its reason."""
+    pins = {}
+    for line in (ROOT / name).read_text(encoding="utf-8").splitlines():
+        if not line or line.startswith(("#", "-r ")):
+            continue
+        match = PIN.fullmatch(line)
+        assert match, f"{name}: not `package==version  # reason`: {line}"
+        pins[match[1]] = match[2]
+    return pins
+
+
+@pytest.mark.parametrize("name", ["requirements.txt", "requirements-dev.txt"])
+def test_requirements_are_pinned_with_a_reason(name):
+    assert requirements(name)
+
+
+def test_every_requirement_is_used():
+    """A package that no script imports does not belong into the requirements."""
+    missing = [stem for stem in ORDER if stem != "detect" and stem not in IDS]
+    if missing:
+        pytest.skip(f"not written yet: {', '.join(missing)}")
+    used = {name.partition(".")[0] for path in SCRIPTS for name, _, _ in imported(path)}
+    assert set(requirements("requirements.txt")) <= used
+
+
+# ---------------------------------------------------------------------------- config
+
+
+@functools.cache
+def read_outside_config() -> dict[str, frozenset[str]]:
+    """Script -> attribute names it reads from anything that is not an imported module."""
+    found = {}
+    for path in SCRIPTS:
+        if path.stem == "config":
+            continue
+        modules = {
+            alias.asname or alias.name.partition(".")[0]
+            for node in ast.walk(tree_of(path))
+            if isinstance(node, ast.Import)
+            for alias in node.names
+        }
+        found[path.stem] = frozenset(
+            node.attr
+            for node in ast.walk(tree_of(path))
+            if isinstance(node, ast.Attribute)
+            and isinstance(node.ctx, ast.Load)
+            and not (isinstance(node.value, ast.Name) and node.value.id in modules)
+        )
+    return found
+
+
+def derived(cls: type, read: set[str]) -> set[str]:
+    """Fields that a class's own properties read, for those properties that are read themselves."""
+    (body,) = (
+        node
+        for node in tree_of(ROOT / "config.py").body
+        if isinstance(node, ast.ClassDef) and node.name == cls.__name__
+    )
+    methods = {node.name: node for node in body.body if isinstance(node, ast.FunctionDef)}
+    known, fresh = set(read), set(read)
+    while fresh:
+        fresh = {
+            node.attr
+            for name in fresh & set(methods)
+            for node in ast.walk(methods[name])
+            if isinstance(node, ast.Attribute)
+        } - known
+        known |= fresh
+    return known
+
+
+def script_of(cls: type) -> str:
+    """The script that a config class belongs to; for a shared group, the first that needs it."""
+    if cls.GROUP:
+        return "preprocess" if cls is config.Signal else "DQN"
+    name = cls.__name__.removesuffix("Config").lower()
+    return "DQN" if name == "train" else name
+
+
+@pytest.mark.parametrize("cls", CLASSES, ids=[cls.__name__ for cls in CLASSES])
+def test_every_config_field_is_read(cls):
+    """No flag does nothing. A group may be read anywhere, other fields in their script."""
+    script = script_of(cls)
+    assert script in ORDER
+    if script not in IDS:
+        pytest.skip(f"{script}.py is not there yet")
+    reads = read_outside_config()
+    read = set().union(*reads.values()) if cls.GROUP else set(reads[script])
+    fields = {spec.name for spec in dataclasses.fields(cls)} - {"preset"}
+    assert not fields - derived(cls, read)
+
+
+@pytest.mark.parametrize("preset", config.PRESETS)
+def test_preset_keys_exist(preset):
+    known = {
+        f"{cls.GROUP}.{spec.name}" if cls.GROUP else spec.name
+        for cls in CLASSES
+        for spec in dataclasses.fields(cls)
+    }
+    assert not set(config.PRESETS[preset]) - known
+
+
+def test_dqn_stays_readable():
+    path = ROOT / "DQN.py"
+    if not path.exists():
+        pytest.skip("DQN.py is not there yet")
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 600
