@@ -15,10 +15,8 @@ answer no action can change keep action 0.0 without being computed. In the `sequ
 """
 
 import json
-import signal as signals_of_the_os
 import time
 from collections import deque
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,6 +26,18 @@ from torch import nn
 from torch.nn import functional
 from tqdm import tqdm
 
+import runfolder
+from bandit import (
+    Signals,
+    decide,
+    make_states,
+    near,
+    reward_cells,
+    reward_table,
+    shift,
+    thresholds,
+    to_device,
+)
 from config import (
     Bandit,
     InputError,
@@ -36,111 +46,12 @@ from config import (
     TrainConfig,
     from_dict,
     run_script,
-    to_dict,
     with_preset,
 )
-from metrics import count_pairs, mean_over_pairs
-from preprocess import Cache, load_cache, write_json
-from runfolder import (
-    CELLS,
-    History,
-    commit,
-    differences,
-    digest,
-    read_checkpoint,
-    resume_command,
-    stored_config,
-    write_checkpoint,
-)
+from metrics import mean_f1
+from preprocess import Cache, load_cache
 
 FORMAT = 1
-# Rounding of prob - t_base in float32; keeps a distance of exactly 0.2 inside the boundary.
-BOUNDARY_SLACK = 1e-6
-MISS, FIX, BREAK, KEEP = range(4)  # reward cells: 2 * (base decision right) + (new decision right)
-
-# ---------------------------------------------------------------------------- state, action, reward
-
-
-class Signals(NamedTuple):
-    """Resident signals of all pairs on the device."""
-
-    channels: torch.Tensor  # (C, N) float32, in `bandit.channels` order
-    prob: torch.Tensor  # (N,)
-    t_base: torch.Tensor  # (N,)
-    label: torch.Tensor  # (N,) bool
-    start: torch.Tensor  # (P,) int64, first frame of each pair
-    end: torch.Tensor  # (P,) int64, one past the last
-
-
-def to_device(cache: Cache, bandit: Bandit, device: torch.device) -> Signals:
-    """Cache -> resident signals; prob and t_base are rows of `channels`, not copies."""
-    order = bandit.channels
-    channels = torch.from_numpy(np.stack([cache.signals[name] for name in order])).to(device)
-    offsets = torch.from_numpy(cache.offsets).to(device)
-    return Signals(
-        channels,
-        channels[order.index("prob")],
-        channels[order.index("t_base")],
-        torch.from_numpy(cache.label).to(device),
-        offsets[:-1],
-        offsets[1:],
-    )
-
-
-def decide(prob: torch.Tensor, threshold: torch.Tensor) -> torch.Tensor:
-    """On where the probability is strictly above the threshold."""
-    return prob > threshold
-
-
-def shift(t_base: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
-    """New threshold: clamp(T_base + delta, 0, 1)."""
-    return (t_base + delta).clamp(0, 1)
-
-
-def near(prob: torch.Tensor, threshold: torch.Tensor, width: float) -> torch.Tensor:
-    """|prob - threshold| <= width: the boundary (slides, "Boundary-based Learning")."""
-    return (prob - threshold).abs() <= width + BOUNDARY_SLACK
-
-
-def make_states(
-    signals: Signals,
-    pair: torch.Tensor,
-    frame: torch.Tensor,
-    bandit: Bandit,
-    left: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """Windows around `frame` (B,), edge frames repeated -> (B, C, W).
-
-    `left` (B, context) int64: actions taken on the frames before (sequential reading); threshold
-    and decision of those frames are shown as shifted.
-    """
-    c = bandit.context
-    reach = torch.arange(-c, c + 1, device=frame.device)
-    first, last = signals.start[pair][:, None], signals.end[pair][:, None] - 1
-    index = (frame[:, None] + reach).maximum(first).minimum(last)  # (B, W)
-    states = signals.channels[:, index].transpose(0, 1)  # (B, C, W)
-    if left is not None and c:
-        deltas = torch.tensor(bandit.deltas, device=frame.device)
-        t_left = shift(signals.t_base[index[:, :c]], deltas[left])  # (B, c)
-        states = states.contiguous()
-        states[:, bandit.channels.index("t_base"), :c] = t_left
-        on_left = decide(signals.prob[index[:, :c]], t_left).float()
-        states[:, bandit.channels.index("binary"), :c] = on_left
-    return states
-
-
-def reward_cells(right_before: torch.Tensor, right_after: torch.Tensor) -> torch.Tensor:
-    """Which of the four reward cells each frame falls into: MISS, FIX, BREAK, KEEP."""
-    return 2 * right_before.long() + right_after.long()
-
-
-def reward_table(bandit: Bandit) -> torch.Tensor:
-    """(4,) rewards in the order MISS, FIX, BREAK, KEEP."""
-    return torch.tensor(
-        [bandit.reward_miss, bandit.reward_fix, bandit.reward_break, bandit.reward_keep]
-    )
-
-
 # ---------------------------------------------------------------------------- Q-network
 
 
@@ -212,7 +123,8 @@ def greedy_actions(
     actions = torch.full_like(signals.prob, bandit.no_change, dtype=torch.int64)
     if bandit.reading == "independent":
         owner = torch.repeat_interleave(pair, signals.end[pair] - signals.start[pair])
-        within = torch.cat([torch.arange(a, b) for a, b in _spans(signals, pair)]).to(device)
+        spans = zip(signals.start[pair].tolist(), signals.end[pair].tolist(), strict=True)
+        within = torch.cat([torch.arange(a, b) for a, b in spans]).to(device)
         acts = near(signals.prob[within], signals.t_base[within], bandit.max_delta)
         owner, within = owner[acts], within[acts]
         bar = tqdm(total=len(within), desc=progress, unit="frame", disable=progress is None)
@@ -233,16 +145,6 @@ def greedy_actions(
                 actions[frame] = network(states).argmax(1)
     network.train(was_training)
     return actions
-
-
-def _spans(signals: Signals, pair: torch.Tensor) -> Iterable[tuple[int, int]]:
-    return zip(signals.start[pair].tolist(), signals.end[pair].tolist(), strict=True)
-
-
-def thresholds(signals: Signals, actions: torch.Tensor, bandit: Bandit) -> torch.Tensor:
-    """Actions (N,) -> adjusted thresholds (N,)."""
-    deltas = torch.tensor(bandit.deltas, device=actions.device)
-    return shift(signals.t_base, deltas[actions])
 
 
 # ---------------------------------------------------------------------------- replay, exploration
@@ -306,7 +208,7 @@ def load_policy(path: Path, device: torch.device, preset: str = "slides") -> Pol
 
     A bare state dict holds no settings; they are the preset's. InputError if it does not fit.
     """
-    content = read_checkpoint(path, device)
+    content = runfolder.read_checkpoint(path, device)
     bare = "config" not in content
     if bare and "tcn.0.weight" not in content:
         raise InputError(f"{path}: neither a checkpoint of this suite nor a Q-network's state dict")
@@ -329,21 +231,14 @@ def load_policy(path: Path, device: torch.device, preset: str = "slides") -> Pol
 # ---------------------------------------------------------------------------- training
 
 
-class Split(NamedTuple):
-    """Which pairs train and which choose best.pt; whole clips on one side."""
-
-    train: np.ndarray
-    held_out: np.ndarray
-
-
-def hold_out(cache: Cache, share: float, seed: int) -> Split:
-    """Keep a seeded share of the clips aside."""
+def hold_out(cache: Cache, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of the pairs to train on and of those kept aside, a seeded share of whole clips."""
     names = sorted({pair.filename for pair in cache.pairs})
     order = np.random.default_rng([seed, 3]).permutation(len(names))
     count = min(len(names) - 1, max(1, round(share * len(names)))) if share > 0 else 0
     aside = {names[i] for i in order[:count]}
     mask = np.array([pair.filename in aside for pair in cache.pairs])
-    return Split(np.flatnonzero(~mask), np.flatnonzero(mask))
+    return np.flatnonzero(~mask), np.flatnonzero(mask)
 
 
 def episode_order(cache: Cache, train: np.ndarray, cfg: TrainConfig) -> np.ndarray:
@@ -363,8 +258,8 @@ class Trainer:
         self.cfg, self.cache, self.device = cfg, cache, device
         self.bandit, self.learning = cfg.bandit, cfg.learning
         self.sequential = self.bandit.reading == "sequential"
-        self.split = hold_out(cache, cfg.holdout, cfg.seed)
-        self.order = episode_order(cache, self.split.train, cfg)
+        train, self.held_out = hold_out(cache, cfg.holdout, cfg.seed)
+        self.order = episode_order(cache, train, cfg)
         self.signals = to_device(cache, self.bandit, device)
         self.deltas = torch.tensor(self.bandit.deltas, device=device)
         self.table = reward_table(self.bandit).to(device)
@@ -418,7 +313,7 @@ class Trainer:
             self.progress["next_episode"] += 1
 
     def select_actions(
-        self, lane: np.ndarray, pair: torch.Tensor, frame: torch.Tensor
+        self, lane: np.ndarray, pair: torch.Tensor, frame: torch.Tensor, left: torch.Tensor
     ) -> torch.Tensor:
         """Epsilon-greedy actions (L,) of the active lanes; 0.0 where no action matters."""
         epsilons = [epsilon_at(int(e), len(self.order), self.learning) for e in self.episode[lane]]
@@ -429,26 +324,20 @@ class Trainer:
         greedy = torch.from_numpy(np.flatnonzero(acts & ~explore)).to(self.device)
         if len(greedy):
             self.network.train(self.learning.acting == "dropout")
-            left = self.left[torch.from_numpy(lane).to(self.device)][greedy]
+            left = left[greedy] if self.sequential else None
             with torch.inference_mode():
-                states = make_states(
-                    self.signals, pair[greedy], frame[greedy], self.bandit, self.left_or_none(left)
-                )
-                best = self.network(states).argmax(1)
-            actions[greedy] = best.clone()
+                states = make_states(self.signals, pair[greedy], frame[greedy], self.bandit, left)
+                actions[greedy] = self.network(states).argmax(1)
         return actions
 
-    def left_or_none(self, left: torch.Tensor) -> torch.Tensor | None:
-        """Actions to the left belong to the state in the sequential reading only."""
-        return left if self.sequential else None
-
     def tick(self) -> list[tuple[int, list[int]]]:
-        """Advance every active lane by a frame, learn; returns (episode, cells) of those that end."""
+        """Advance every active lane by a frame and learn; (episode, cells) of those that end."""
         lane = np.flatnonzero(self.episode >= 0)
         on_device = torch.from_numpy(lane).to(self.device)
         pair = torch.from_numpy(self.order[self.episode[lane]]).to(self.device)
         frame = torch.from_numpy(self.frame[lane]).to(self.device)
-        actions = self.select_actions(lane, pair, frame)
+        left = self.left[on_device]
+        actions = self.select_actions(lane, pair, frame, left)
         prob, t_base = self.signals.prob[frame], self.signals.t_base[frame]
         label = self.signals.label[frame]
         t_new = shift(t_base, self.deltas[actions])
@@ -456,7 +345,6 @@ class Trainer:
         self.cells[on_device, cells] += 1
         tested = t_base if self.bandit.boundary_test == "before" else t_new
         kept = near(prob, tested, self.bandit.boundary_width).nonzero()[:, 0]
-        left = self.left[on_device]
         self.replay.add(
             pair=pair[kept],
             frame=frame[kept],
@@ -511,10 +399,10 @@ class Trainer:
         """What best.pt and the numbered checkpoints hold: enough to apply the policy."""
         return {
             "format": FORMAT,
-            "config": json.dumps(stored_config(self.cfg)),
+            "config": json.dumps(runfolder.stored_config(self.cfg)),
             "cache_key": self.cache.key,
             "signal": json.dumps(self.cache.manifest["signal"]),
-            "versions": {"torch": str(torch.__version__), "numpy": np.__version__, "code": commit()},
+            "versions": runfolder.versions(),
             "info": dict(self.progress),
             "network": self.network.state_dict(),
         }
@@ -562,15 +450,9 @@ class Trainer:
 
     def held_out_f1(self) -> float:
         """Mean-pair F1 of the greedy policy on the held-out pairs."""
-        actions = greedy_actions(self.network, self.signals, self.bandit, 256, self.split.held_out)
+        actions = greedy_actions(self.network, self.signals, self.bandit, 256, self.held_out)
         pred = decide(self.signals.prob, thresholds(self.signals, actions, self.bandit))
-        return pair_f1(self.cache, pred.cpu().numpy(), self.split.held_out)
-
-
-def pair_f1(cache: Cache, pred: np.ndarray, pairs: np.ndarray) -> float:
-    """Mean F1 over some pairs of decisions (N,)."""
-    counts = count_pairs(pred, cache.label, cache.offsets)
-    return mean_over_pairs(type(counts)(*(cell[pairs] for cell in counts)))["f1"]
+        return mean_f1(self.cache, pred.cpu().numpy(), self.held_out)
 
 
 def announce(trainer: Trainer) -> None:
@@ -586,7 +468,7 @@ def announce(trainer: Trainer) -> None:
     print(
         f"device {trainer.device}, {cfg.threads} thread(s); network {parameters:,} parameters;"
         f" signals {resident / 1e6:.1f} MB, replay {ring / 1e6:.1f} MB\n"
-        f"{len(trainer.split.train)} training pairs, {len(trainer.split.held_out)} held out,"
+        f"{len(trainer.order) // cfg.passes} training pairs, {len(trainer.held_out)} held out,"
         f" {len(trainer.order)} episodes, {lengths.sum():,} frames,"
         f" {inside:.1%} inside the boundary, about {steps:,} gradient steps;"
         f" {trainer.bandit.reading} reading\n"
@@ -595,45 +477,18 @@ def announce(trainer: Trainer) -> None:
 
 
 def seconds_per_step(trainer: Trainer) -> float:
-    """Time of a gradient step, measured on a throw-away copy; no random state is touched."""
+    """Time of a gradient step, the better of two; random state and gradients stay untouched."""
     shape = (trainer.learning.batch, len(trainer.bandit.channels), trainer.bandit.window)
+    states, times = torch.zeros(shape, device=trainer.device), []
     with torch.random.fork_rng(devices=[trainer.device] if trainer.device.type == "cuda" else []):
-        network = QNetwork(trainer.bandit, trainer.cfg.network).to(trainer.device)
-        states = torch.zeros(shape, device=trainer.device)
-        began = time.perf_counter()
-        for repeat in range(4):
-            if repeat == 1:  # the first pass warms up
-                began = time.perf_counter()
-            network(states).square().mean().backward()
+        for _ in range(3):
+            began = time.perf_counter()
+            trainer.network.train()(states).square().mean().backward()
+            trainer.network.zero_grad()
             if trainer.device.type == "cuda":
                 torch.cuda.synchronize()
-    return (time.perf_counter() - began) / 3
-
-
-def prepare_run(cfg: TrainConfig, trainer: Trainer) -> None:
-    """Create or reopen the run folder. InputError where an earlier run would be lost or mixed."""
-    last = cfg.run / "last.pt"
-    if cfg.resume:
-        content = read_checkpoint(last, trainer.device)
-        for key in ("config", "optimizer", "replay"):
-            if key not in content:
-                raise InputError(f"{last}: holds no {key}; only a last.pt of DQN.py can be resumed")
-        old, new = json.loads(content["config"]), stored_config(cfg)
-        differ = [f"--{name} was {was}, now {now}" for name, was, now in differences(old, new)]
-        if differ:
-            raise InputError(f"{last}: cannot resume with another config: {'; '.join(differ)}")
-        if content["cache_key"] != trainer.cache.key:
-            raise InputError(f"{last}: trained on another cache than {trainer.cache.folder}")
-        trainer.restore(content)
-        return
-    if last.exists() and not cfg.overwrite:
-        raise InputError(
-            f"{cfg.run} already holds a run; --resume goes on, --overwrite starts anew"
-        )
-    cfg.run.mkdir(parents=True, exist_ok=True)
-    for path in [*cfg.run.glob("*.pt"), *cfg.run.glob("reward_history.tsv")]:
-        path.unlink()
-    write_json(cfg.run / "config.json", to_dict(cfg))
+            times.append(time.perf_counter() - began)
+    return min(times)
 
 
 def pick_device(name: str, threads: int) -> torch.device:
@@ -649,44 +504,49 @@ def train(cfg: TrainConfig) -> int:
     device = pick_device(cfg.device, cfg.threads)
     cache = load_cache(cfg.cache / cfg.split)
     trainer = Trainer(cfg, cache, device)
-    prepare_run(cfg, trainer)
+    content = runfolder.open_run(cfg, cache.key, device)
+    if content is None:
+        runfolder.write_checkpoint(cfg.run / "last.pt", trainer.state())  # resumable from the start
+    else:
+        trainer.restore(content)
     if trainer.done:
         print(f"{cfg.run}: this run is complete ({len(trainer.order)} episodes)")
         return 0
     announce(trainer)
-    stopped: list[int] = []
-    for number in (signals_of_the_os.SIGINT, signals_of_the_os.SIGTERM):
-        signals_of_the_os.signal(number, lambda received, _: stopped.append(received))
-    history = History(cfg.run, trainer.progress["finished"])
+    stopped = runfolder.catch_signals()
+    history = runfolder.History(cfg.run, trainer.progress["finished"])
     began = saved = time.perf_counter()
     frames = trainer.progress["frames"]
-    bar = tqdm(total=len(trainer.order), initial=trainer.progress["finished"], desc="Training")
+    total = len(trainer.order)
+    bar = tqdm(total=total, initial=trainer.progress["finished"], desc="Training")
     while not trainer.done and not stopped:
         before = trainer.progress["finished"]
         for episode, cells in trainer.tick():
             bar.set_postfix(record(trainer, history, episode, cells))
             bar.update()
         after = trainer.progress["finished"]
-        if after // cfg.best_every > before // cfg.best_every or trainer.done:
+        if after * cfg.looks // total > before * cfg.looks // total:
             keep_best(trainer)
         if after // cfg.checkpoint_every > before // cfg.checkpoint_every:
             number = after // cfg.checkpoint_every * cfg.checkpoint_every
-            write_checkpoint(cfg.run / f"episode-{number:06d}.pt", trainer.policy())
+            runfolder.write_checkpoint(cfg.run / f"episode-{number:06d}.pt", trainer.policy())
         if time.perf_counter() - saved > 60 * cfg.checkpoint_minutes:
-            write_checkpoint(cfg.run / "last.pt", trainer.state())
+            runfolder.write_checkpoint(cfg.run / "last.pt", trainer.state())
             saved = time.perf_counter()
     bar.close()
     history.close()
-    write_checkpoint(cfg.run / "last.pt", trainer.state())
+    runfolder.write_checkpoint(cfg.run / "last.pt", trainer.state())
     if stopped:
         print(f"stopped and saved after {trainer.progress['finished']} episodes; to go on, run:")
-        print(f"  {resume_command()}")
+        print(f"  {runfolder.resume_command()}")
         return 128 + stopped[0]
     summarise(trainer, trainer.progress["frames"] - frames, time.perf_counter() - began)
     return 0
 
 
-def record(trainer: Trainer, history: History, episode: int, cells: list[int]) -> dict[str, str]:
+def record(
+    trainer: Trainer, history: runfolder.History, episode: int, cells: list[int]
+) -> dict[str, str]:
     """Log a finished episode; returns what the progress line shows."""
     reward = float((torch.tensor(cells) * reward_table(trainer.bandit).double()).sum())
     trainer.recent.append(reward)
@@ -696,48 +556,42 @@ def record(trainer: Trainer, history: History, episode: int, cells: list[int]) -
     loss = progress["loss_sum"] / progress["loss_count"] if progress["loss_count"] else 0.0
     progress["loss_sum"], progress["loss_count"] = 0.0, 0
     row = {"Episode": episode, "Reward": round(reward, 4), "Avg10": round(average, 4)}
-    row |= {"Epsilon": round(epsilon, 4), **dict(zip(CELLS, cells, strict=True))}
+    row |= {"Epsilon": round(epsilon, 4), **dict(zip(runfolder.CELLS, cells, strict=True))}
     history.add(row | {"Steps": progress["steps"], "Loss": loss})
     return {"eps": f"{epsilon:.3f}", "reward": f"{reward:.1f}", "avg10": f"{average:.1f}"}
 
 
 def keep_best(trainer: Trainer) -> None:
     """Write best.pt if the held-out F1 rose; without held-out clips the newest is the best."""
-    f1 = trainer.held_out_f1() if len(trainer.split.held_out) else float("inf")
-    if f1 > trainer.progress["best_f1"] or not len(trainer.split.held_out):
+    f1 = trainer.held_out_f1() if len(trainer.held_out) else float("inf")
+    if f1 > trainer.progress["best_f1"] or not len(trainer.held_out):
         trainer.progress["best_f1"] = f1
         trainer.progress["best_episode"] = trainer.progress["finished"]
-        write_checkpoint(trainer.cfg.run / "best.pt", trainer.policy())
+        runfolder.write_checkpoint(trainer.cfg.run / "best.pt", trainer.policy())
 
 
 def summarise(trainer: Trainer, frames: int, seconds: float) -> None:
     """`key: value` lines that grep can read."""
-    cfg, cache, progress = trainer.cfg, trainer.cache, trainer.progress
-    rows = np.genfromtxt(cfg.run / "reward_history.tsv", names=True, delimiter="\t")
-    avg10 = np.atleast_1d(rows["Avg10"])
-    tenth = max(1, len(avg10) // 10)
-    base = cache.signals["prob"] > cache.signals["t_base"]
-    last = trainer.order[np.atleast_1d(rows["Episode"]).astype(int)[-tenth:]]
-    right = np.add.reduceat(base == cache.label, cache.offsets[:-1])[last]
-    wrong = np.diff(cache.offsets)[last] - right
-    unchanged = right * trainer.bandit.reward_keep + wrong * trainer.bandit.reward_miss
+    cache, held_out, progress = trainer.cache, trainer.held_out, trainer.progress
+    base = decide(cache.signals["prob"], cache.signals["t_base"])
+    right = np.add.reduceat(base == cache.label, cache.offsets[:-1])
+    wrong = np.diff(cache.offsets) - right
+    unchanged = right * trainer.bandit.reward_keep + wrong * trainer.bandit.reward_miss  # (P,)
     print(f"episodes: {progress['finished']}")
     print(f"gradient_steps: {progress['steps']}")
     print(f"train_seconds: {seconds:.1f}")
     print(f"train_frames_per_s: {frames / seconds:.0f}")
-    print(f"avg10_first_tenth: {avg10[:tenth].mean():.2f}")
-    print(f"avg10_last_tenth: {avg10[-tenth:].mean():.2f}")
-    print(f"always_zero_last_tenth: {unchanged.mean():.2f}")
-    if len(trainer.split.held_out):
-        print(f"held_out_f1_before: {pair_f1(cache, base, trainer.split.held_out):.4f}")
+    runfolder.print_learning_curve(trainer.cfg.run, unchanged[trainer.order])
+    if len(held_out):
+        print(f"held_out_f1_before: {mean_f1(cache, base, held_out):.4f}")
         print(f"held_out_f1_best: {progress['best_f1']:.4f} (episode {progress['best_episode']})")
-    print(f"policy: {cfg.run / 'best.pt'}")
+    print(f"policy: {trainer.cfg.run / 'best.pt'}")
 
 
 def main(cfg: TrainConfig) -> int:
     """Train, or print a checkpoint's digest."""
     if cfg.digest is not None:
-        print(digest(read_checkpoint(cfg.digest)))
+        print(runfolder.digest(runfolder.read_checkpoint(cfg.digest)))
         return 0
     return train(cfg)
 

@@ -252,7 +252,7 @@ class SoundscapesConfig(Checked):
     preset: PresetName = "slides"
     """a set of defaults; flags after it still win"""
     out: Path = Path("data/builtin")
-    """corpus folder to write: <split>/audio, <split>/labels.tsv, clips.tsv"""
+    """corpus folder to write: <split>/audio, <split>/labels.tsv, clips.tsv, corpus.json"""
     bank: Path | None = None
     """sound bank, one folder a class with wav/flac/ogg (default: the built-in synthesiser)"""
     class_map: Path | None = None
@@ -294,9 +294,9 @@ class ScorersConfig(Checked):
     """corpus folder made by soundscapes.py"""
     epochs: int = number(12, 1)
     """passes over the training clips for each fit"""
-    lr: float = number(2e-3, above=0, high=1)
+    lr: float = number(4e-3, above=0, high=1)
     """peak learning rate (Adam, one-cycle)"""
-    batch: int = number(16, 1)
+    batch: int = number(8, 1)
     """clips in a gradient step"""
     channels: int = number(24, 4)
     """width of the CRNN's first convolution"""
@@ -370,8 +370,8 @@ class TrainConfig(Checked):
     """passes over the training pairs (slides: 1)"""
     holdout: float = number(0.1, 0, 0.9)
     """share of the training clips kept aside to choose best.pt; 0 trains on all"""
-    best_every: int = number(500, 1)
-    """episodes between two looks at the held-out clips"""
+    looks: int = number(10, 1)
+    """how often in a run the held-out clips are looked at, evenly spaced, the end included"""
     checkpoint_every: int = number(2_000, 1)
     """episodes between two numbered checkpoints (original)"""
     checkpoint_minutes: float = number(5.0, above=0)

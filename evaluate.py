@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from bandit import near, thresholds, to_device
 from config import Bandit, EvaluateConfig, InputError, run_script
-from DQN import Policy, greedy_actions, load_policy, near, pick_device, thresholds, to_device
+from DQN import Policy, greedy_actions, load_policy, pick_device
 from metrics import NAMES, count_pairs, mean_over_pairs, per_class, pooled
 from opponents import best_possible, class_of_pair, yardsticks
 from preprocess import Cache, load_cache, write_json

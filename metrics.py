@@ -4,13 +4,15 @@ Shapes: N frames of all pairs together, P pairs, `offsets` (P + 1,)
 Next:   DQN.py
 
 Accuracy = (TP + TN) / all, IoU = TP / (TP + FP + FN), F1 = 2 TP / (2 TP + FP + FN) (slides, page
-"evaluation metrics"). Where truth and prediction are both empty, IoU and F1 are 1: nothing was there
-and nothing was said. No value is ever NaN.
+"evaluation metrics"). Where truth and prediction are both empty, IoU and F1 are 1: nothing was
+there and nothing was said. No value is ever NaN.
 """
 
 from typing import NamedTuple
 
 import numpy as np
+
+from preprocess import Cache
 
 NAMES = ("accuracy", "iou", "f1")
 
@@ -48,6 +50,11 @@ def mean_over_pairs(counts: Counts) -> dict[str, float]:
     return {name: float(values.mean()) for name, values in scores_of(counts).items()}
 
 
+def subset(counts: Counts, chosen: np.ndarray) -> Counts:
+    """Counts of some pairs, by index or mask."""
+    return Counts(*(cell[chosen] for cell in counts))
+
+
 def pooled(counts: Counts) -> dict[str, float]:
     """Each metric of the summed counts: long pairs weigh more."""
     total = Counts(*(cell.sum() for cell in counts))
@@ -59,6 +66,11 @@ def per_class(counts: Counts, event_labels: np.ndarray) -> dict[str, dict[str, f
     table = {}
     for name in sorted(set(event_labels.tolist())):
         chosen = event_labels == name
-        part = Counts(*(cell[chosen] for cell in counts))
-        table[name] = {"pairs": int(chosen.sum()), **mean_over_pairs(part)}
+        table[name] = {"pairs": int(chosen.sum()), **mean_over_pairs(subset(counts, chosen))}
     return table
+
+
+def mean_f1(cache: Cache, pred: np.ndarray, pairs: np.ndarray) -> float:
+    """Mean-pair F1 of decisions (N,) over some pairs: what selects best.pt."""
+    counts = count_pairs(pred, cache.label, cache.offsets)
+    return mean_over_pairs(subset(counts, pairs))["f1"]

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from bandit import decide, shift
 from config import Bandit
 from metrics import Counts, count_pairs, mean_over_pairs, scores_of
 from preprocess import Cache
@@ -68,8 +69,7 @@ def tuned_thresholds(train: Cache, score_name: str) -> tuple[float, dict[str, fl
 
 def shifted(cache: Cache, delta: float) -> np.ndarray:
     """Decisions (N,) with the base threshold shifted by one constant everywhere."""
-    threshold = np.clip(cache.signals["t_base"] + np.float32(delta), 0, 1)
-    return cache.signals["prob"] > threshold
+    return decide(cache.signals["prob"], shift(cache.signals["t_base"], delta))
 
 
 def best_constant_action(train: Cache, bandit: Bandit) -> float:

@@ -6,15 +6,19 @@ Next:   DQN.py
 """
 
 import hashlib
+import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from config import InputError, TrainConfig, to_dict
+from preprocess import write_json
 
 # ---------------------------------------------------------------------------- checkpoint files
 
@@ -72,13 +76,32 @@ def digest(value: Any) -> str:
     return state.hexdigest()
 
 
-def commit() -> str:
-    """Commit of the suite, or 'unknown' outside a git checkout."""
+def versions() -> dict[str, str]:
+    """What made a checkpoint: torch, numpy and the suite's commit ('unknown' outside git)."""
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
     try:
-        return subprocess.run(command, capture_output=True, text=True).stdout.strip() or "unknown"
+        commit = subprocess.run(command, capture_output=True, text=True).stdout.strip()
     except OSError:
-        return "unknown"
+        commit = ""
+    return {
+        "torch": str(torch.__version__),
+        "numpy": np.__version__,
+        "code": commit or "unknown",
+    }
+
+
+def catch_signals() -> list[int]:
+    """From now on SIGINT and SIGTERM are only noted in the returned list; a second one stops."""
+    received: list[int] = []
+
+    def note(number: int, _: Any) -> None:
+        if received:
+            raise KeyboardInterrupt
+        received.append(number)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, note)
+    return received
 
 
 # Fields that may differ between a run and its resumption: they change no number.
@@ -107,6 +130,34 @@ def resume_command() -> str:
     """The command line of this run with --resume."""
     words = [word for word in sys.argv if word not in ("--resume", "--overwrite")]
     return " ".join(["python", *words, "--resume"])
+
+
+def open_run(cfg: TrainConfig, cache_key: str, device: torch.device) -> dict[str, Any] | None:
+    """Create the run folder (None), or return the last.pt to resume from.
+
+    InputError where an earlier run would be lost, or mixed with another config or cache.
+    """
+    last = cfg.run / "last.pt"
+    if not cfg.resume:
+        if last.exists() and not cfg.overwrite:
+            cure = "--resume goes on, --overwrite starts anew"
+            raise InputError(f"{cfg.run} already holds a run; {cure}")
+        cfg.run.mkdir(parents=True, exist_ok=True)
+        for path in [*cfg.run.glob("*.pt"), *cfg.run.glob("reward_history.tsv")]:
+            path.unlink()
+        write_json(cfg.run / "config.json", to_dict(cfg))
+        return None
+    content = read_checkpoint(last, device)
+    for key in ("config", "optimizer", "replay"):
+        if key not in content:
+            raise InputError(f"{last}: holds no {key}; only a last.pt of DQN.py can be resumed")
+    rows = differences(json.loads(content["config"]), stored_config(cfg))
+    if rows:
+        text = "; ".join(f"--{flag} was {was}, now {now}" for flag, was, now in rows)
+        raise InputError(f"{last}: cannot resume with another config: {text}")
+    if content["cache_key"] != cache_key:
+        raise InputError(f"{last}: the cache has changed since; it cannot be resumed on this one")
+    return content
 
 
 # ---------------------------------------------------------------------------- reward history
@@ -146,3 +197,27 @@ class History:
         self.stream.close()
         if self.board:
             self.board.close()
+
+
+def read_history(folder: Path) -> dict[str, np.ndarray]:
+    """reward_history.tsv -> column name -> values (E,)."""
+    path = folder / "reward_history.tsv"
+    if not path.exists():
+        raise InputError(f"{path}: not found; train first: python DQN.py --run {folder}")
+    rows = np.loadtxt(path, skiprows=1, ndmin=2)
+    if not len(rows):
+        return {name: np.zeros(0) for name in HISTORY}
+    return dict(zip(HISTORY, rows.T, strict=True))
+
+
+def print_learning_curve(folder: Path, unchanged: np.ndarray) -> None:
+    """Did it learn: first and last tenth of avg10, and what never acting would have earned.
+
+    `unchanged` (E,): reward of the always-0.0 action in each episode, by episode number.
+    """
+    history = read_history(folder)
+    avg10, tenth = history["Avg10"], max(1, len(history["Avg10"]) // 10)
+    last = history["Episode"][-tenth:].astype(int)
+    print(f"avg10_first_tenth: {avg10[:tenth].mean():.2f}")
+    print(f"avg10_last_tenth: {avg10[-tenth:].mean():.2f}")
+    print(f"always_zero_last_tenth: {unchanged[last].mean():.2f}")

@@ -500,7 +500,7 @@ def train_network(cfg: ScorersConfig, store: Store, fit: Fit) -> tuple[CRNN, lis
     del frames
     # Without a weight rare classes hardly ever reach 0.5; with the full one, everything does.
     weight = torch.from_numpy(((1 - rates) / rates) ** RARE)  # (K,)
-    lossfn = nn.BCEWithLogitsLoss(reduction="none", pos_weight=weight)
+    loss_of = nn.BCEWithLogitsLoss(reduction="none", pos_weight=weight)
     optimizer = torch.optim.AdamW(net.parameters(), lr=cfg.lr, weight_decay=0.01)
     num_batches = -(-len(fit.train) // cfg.batch)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, cfg.lr, cfg.epochs * num_batches)
@@ -508,7 +508,7 @@ def train_network(cfg: ScorersConfig, store: Store, fit: Fit) -> tuple[CRNN, lis
     for _ in range(cfg.epochs):
         for chosen in np.array_split(rng.permutation(fit.train), num_batches):
             mel, target, real = make_batch(store, chosen, rng)
-            loss = lossfn(net(mel, real), target)  # (B, T, K)
+            loss = loss_of(net(mel, real), target)  # (B, T, K)
             loss = (loss.mean(dim=2) * real).sum() / real.sum()
             optimizer.zero_grad()
             loss.backward()
@@ -601,15 +601,19 @@ def one_thread() -> None:
 
 def publish(cfg: ScorersConfig, folder: Path, record: dict[str, Any]) -> None:
     """Move the finished score files into place; until then scorer.json has no key."""
-    path = cfg.corpus / "scorer.json"
     temporary = folder / "scorer.json"
-    for key in ("", record["key"]):
-        temporary.write_text(json.dumps({**record, "key": key}, indent=1) + "\n", encoding="utf-8")
-        temporary.replace(path)
-        for split in SPLITS if not key else ():
-            target = cfg.corpus / split / "scores"
-            shutil.rmtree(target, ignore_errors=True)
-            (folder / split).replace(target)
+
+    def write_record(key: str) -> None:
+        text = json.dumps({**record, "key": key}, indent=1) + "\n"
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(cfg.corpus / "scorer.json")
+
+    write_record("")
+    for split in SPLITS:
+        target = cfg.corpus / split / "scores"
+        shutil.rmtree(target, ignore_errors=True)
+        (folder / split).replace(target)
+    write_record(record["key"])
 
 
 def main(cfg: ScorersConfig) -> None:
@@ -636,7 +640,7 @@ def main(cfg: ScorersConfig) -> None:
         for _ in tqdm(as_completed(tasks), total=len(tasks), desc="fits", unit="fit"):
             pass
         done = [task.result() for task in reversed(tasks)]
-        seconds = [record.pop("seconds") for record in done]
+        seconds = [fit.pop("seconds") for fit in done]
         record = {"key": key, "config": to_dict(cfg), "classes": classes, "fits": done}
         publish(cfg, folder, record)
     print(f"scorer: {len(classes)} classes: {', '.join(classes)}")

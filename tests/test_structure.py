@@ -25,6 +25,8 @@ ORDER = (
     "scorers",
     "preprocess",
     "metrics",
+    "bandit",
+    "runfolder",
     "DQN",
     "opponents",
     "evaluate",
@@ -33,6 +35,7 @@ ORDER = (
 )
 SCRIPTS = sorted(ROOT.glob("*.py"))
 IDS = [path.stem for path in SCRIPTS]
+ORDERED = [path for path in SCRIPTS if path.stem in ORDER]
 CLASSES = [
     cls for cls in vars(config).values() if isinstance(cls, type) and dataclasses.is_dataclass(cls)
 ]
@@ -73,7 +76,7 @@ def test_no_utils_file():
     assert not [*found, *ROOT.glob("util*.py")]
 
 
-@pytest.mark.parametrize("path", SCRIPTS, ids=IDS)
+@pytest.mark.parametrize("path", ORDERED, ids=[path.stem for path in ORDERED])
 def test_imports_run_one_way(path):
     allowed = set(ORDER[: ORDER.index(path.stem)])
     wrong = [
@@ -86,7 +89,7 @@ def test_imports_run_one_way(path):
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=IDS)
 def test_third_party_imports_are_required(path):
-    known = set(requirements("requirements.txt")) | set(ORDER) | set(sys.stdlib_module_names)
+    known = {*requirements("requirements.txt"), *ORDER, *IDS, *sys.stdlib_module_names}
     unknown = {
         f"{path.name}:{line} imports {name}"
         for name, line, _ in imported(path)

@@ -1,0 +1,107 @@
+"""State, action and reward of the bandit: pure functions, one definition each.
+
+Shapes: N frames of all pairs, P pairs, B batch, C channels, W window
+Next:   runfolder.py
+
+`decide`, `shift` and `near` take tensors and arrays alike, so that training, evaluation and the
+yardsticks share them.
+"""
+
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+import torch
+
+from config import Bandit
+from preprocess import Cache
+
+Array = TypeVar("Array", torch.Tensor, np.ndarray)
+# Rounding of prob - t_base in float32; keeps a distance of exactly 0.2 inside the boundary.
+BOUNDARY_SLACK = 1e-6
+MISS, FIX, BREAK, KEEP = range(4)  # reward cells: 2 * (base decision right) + (new decision right)
+
+
+class Signals(NamedTuple):
+    """Resident signals of all pairs on the device."""
+
+    channels: torch.Tensor  # (C, N) float32, in `bandit.channels` order
+    prob: torch.Tensor  # (N,)
+    t_base: torch.Tensor  # (N,)
+    label: torch.Tensor  # (N,) bool
+    start: torch.Tensor  # (P,) int64, first frame of each pair
+    end: torch.Tensor  # (P,) int64, one past the last
+
+
+def to_device(cache: Cache, bandit: Bandit, device: torch.device) -> Signals:
+    """Cache -> resident signals; prob and t_base are rows of `channels`, not copies."""
+    order = bandit.channels
+    channels = torch.from_numpy(np.stack([cache.signals[name] for name in order])).to(device)
+    offsets = torch.from_numpy(cache.offsets).to(device)
+    return Signals(
+        channels,
+        channels[order.index("prob")],
+        channels[order.index("t_base")],
+        torch.from_numpy(cache.label).to(device),
+        offsets[:-1],
+        offsets[1:],
+    )
+
+
+def decide(prob: Array, threshold: Array) -> Array:
+    """On where the probability is strictly above the threshold."""
+    return prob > threshold
+
+
+def shift(t_base: Array, delta: Array | float) -> Array:
+    """New threshold: clamp(T_base + delta, 0, 1)."""
+    return (t_base + delta).clip(0, 1)
+
+
+def near(prob: Array, threshold: Array, width: float) -> Array:
+    """|prob - threshold| <= width: the boundary (slides, "Boundary-based Learning")."""
+    return abs(prob - threshold) <= width + BOUNDARY_SLACK
+
+
+def make_states(
+    signals: Signals,
+    pair: torch.Tensor,
+    frame: torch.Tensor,
+    bandit: Bandit,
+    left: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Windows around `frame` (B,), edge frames repeated -> (B, C, W).
+
+    `left` (B, context) int64: actions taken on the frames before (sequential reading); threshold
+    and decision of those frames are shown as shifted.
+    """
+    c = bandit.context
+    reach = torch.arange(-c, c + 1, device=frame.device)
+    first, last = signals.start[pair][:, None], signals.end[pair][:, None] - 1
+    index = (frame[:, None] + reach).maximum(first).minimum(last)  # (B, W)
+    states = signals.channels[:, index].transpose(0, 1)  # (B, C, W)
+    if left is not None and c:
+        deltas = torch.tensor(bandit.deltas, device=frame.device)
+        t_left = shift(signals.t_base[index[:, :c]], deltas[left])  # (B, c)
+        states = states.contiguous()
+        states[:, bandit.channels.index("t_base"), :c] = t_left
+        on_left = decide(signals.prob[index[:, :c]], t_left).float()
+        states[:, bandit.channels.index("binary"), :c] = on_left
+    return states
+
+
+def reward_cells(right_before: torch.Tensor, right_after: torch.Tensor) -> torch.Tensor:
+    """Which of the four reward cells each frame falls into: MISS, FIX, BREAK, KEEP."""
+    return 2 * right_before.long() + right_after.long()
+
+
+def reward_table(bandit: Bandit) -> torch.Tensor:
+    """(4,) rewards in the order MISS, FIX, BREAK, KEEP."""
+    return torch.tensor(
+        [bandit.reward_miss, bandit.reward_fix, bandit.reward_break, bandit.reward_keep]
+    )
+
+
+def thresholds(signals: Signals, actions: torch.Tensor, bandit: Bandit) -> torch.Tensor:
+    """Actions (N,) -> adjusted thresholds (N,)."""
+    deltas = torch.tensor(bandit.deltas, device=actions.device)
+    return shift(signals.t_base, deltas[actions])

@@ -1,0 +1,342 @@
+"""Score files and the built-in scorer: formats, every message, out-of-fold, same bytes.
+
+Next:   test_preprocess.py
+"""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+import scorers
+from config import InputError, ScorersConfig
+from scorers import ClipScores, ScoreFiles, write_scores
+from timeline import Event, classes_of, frame_edges, label_frames, read_labels, write_labels
+
+GOOD = "onset\toffset\tCat\tDog\n0\t0.5\t0.1\t0.2\n0.5\t1\t0.3\t0.4\n1\t1.4\t0.5\t1\n"
+
+
+def put(folder: Path, text: str, name: str = "a.tsv") -> ScoreFiles:
+    (folder / name).write_text(text, encoding="utf-8")
+    return ScoreFiles(folder, ["Dog", "Cat"])
+
+
+# ---------------------------------------------------------------------------- score files
+
+
+def test_columns_come_in_label_order_and_extra_ones_are_accepted(tmp_path):
+    text = GOOD.replace("\n", "\t0.9\n").replace("Dog\t0.9", "Dog\tBird")
+    clip = put(tmp_path, text).scores("a.wav")
+    assert clip.values.dtype == np.float32 and clip.edges.dtype == np.float64
+    np.testing.assert_allclose(clip.values, [[0.2, 0.4, 1], [0.1, 0.3, 0.5]], rtol=1e-6)
+    np.testing.assert_allclose(clip.edges, [0, 0.5, 1, 1.4])
+    assert clip.frame_s == 0.5 and clip.tag is None
+
+
+def test_round_trip(tmp_path):
+    rng = np.random.default_rng(0)
+    values = rng.random((3, 500)).astype(np.float32)
+    values[:, :2] = [0, 1]
+    edges = frame_edges(500, 0.02)
+    write_scores(tmp_path / "Y--x_9.000_19.000.tsv", edges, ["a", "b c", "d%"], values)
+    clip = ScoreFiles(tmp_path, ["a", "b c", "d%"]).scores("Y--x_9.000_19.000.wav")
+    np.testing.assert_allclose(clip.values, values, rtol=1e-5)
+    np.testing.assert_allclose(clip.edges, edges, atol=1e-9)
+    assert [path.name for path in tmp_path.iterdir()] == ["Y--x_9.000_19.000.tsv"]
+
+
+@pytest.mark.parametrize("frame_s", [512 / 22050, 0.02, 0.064])
+def test_times_rounded_to_milliseconds_are_equal_frames(tmp_path, frame_s):
+    edges = frame_edges(431, frame_s).round(3)
+    write_scores(tmp_path / "a.tsv", edges, ["Dog"], np.full((1, 431), 0.5))
+    write_scores(tmp_path / "b.tsv", edges[:6], ["Dog"], np.full((1, 5), 0.5))
+    source = ScoreFiles(tmp_path, ["Dog"])
+    assert abs(source.scores("a.wav").frame_s - frame_s) < 1e-5
+    assert source.scores("b.wav").values.shape == (1, 5)
+
+
+def test_blank_lines_windows_line_ends_and_a_byte_order_mark(tmp_path):
+    text = "\ufeff" + GOOD.replace("\n", "\r\n") + "\r\n"
+    assert put(tmp_path, text).scores("a.wav").values.shape == (2, 3)
+
+
+ROWS = [
+    ("", "a.tsv line 1: first two columns must be onset, offset (tab separated)"),
+    (GOOD.replace("\t", ","), "found 'onset,offset,Cat,Dog': is it comma separated?"),
+    (GOOD.replace("Dog", "dog"), "a.tsv: no column for class 'Dog' (columns: Cat, dog); did you"),
+    (GOOD.replace("Cat", "Dog"), "a.tsv line 1: column 'Dog' occurs twice"),
+    (GOOD.replace("0.4", "x"), "a.tsv line 3, column Dog: 'x' is not a number"),
+    (GOOD.replace("0.4", ""), "a.tsv line 3, column Dog: '' is not a number"),
+    (GOOD.replace("0.4", "nan"), "a.tsv line 3, column Dog: nan is not finite"),
+    (GOOD.replace("0.5\t1\t", "inf\t1\t"), "a.tsv line 3, column onset: inf is not finite"),
+    (GOOD.replace("0.4", "4.2"), "a.tsv line 3, column Dog: 4.2 is outside 0..1; these look like"),
+    (GOOD.replace("0.3", "-0.1"), "a.tsv line 3, column Cat: -0.1 is outside 0..1"),
+    (GOOD.replace("0.5\t1\t", "0.6\t1\t"), "line 3: starts at 0.600 but the frame before ends at"),
+    (GOOD.replace("0.5\t1\t", "0.5\t0.5\t"), "a.tsv line 3: offset 0.5 is not after onset 0.5"),
+    (GOOD.replace("\n0\t0.5", "\n0.2\t0.5"), "a.tsv line 2: first frame starts at 0.2, not 0"),
+    (GOOD.replace("\t0.4", "\t0.4\t0.4"), "a.tsv line 3: 5 columns, the header has 4"),
+    (GOOD.replace("1.4", "2.4"), "a.tsv line 4: a frame of 1.4 s among frames of 0.5 s"),
+    (GOOD + "1.4\t1.9\t0\t0\n" + "1.9\t2.4\t0\t0\n", "a.tsv line 4: a frame of 0.4 s among"),
+    ("onset\toffset\tCat\tDog\n\n", "a.tsv: no frames below the header"),
+    (GOOD.replace("0.5\t1\t0.3\t0.4", "\n0.5\t1\t0.3\t9"), "a.tsv line 4, column Dog: 9 is out"),
+]
+
+
+@pytest.mark.parametrize(("text", "message"), ROWS)
+def test_broken_score_file_is_named_with_its_line(tmp_path, text, message):
+    source = put(tmp_path, text)
+    with pytest.raises(InputError) as error:
+        source.scores("a.wav")
+    assert message in str(error.value)
+    assert str(error.value).startswith(str(tmp_path / "a.tsv"))
+
+
+def test_folder_errors(tmp_path):
+    with pytest.raises(InputError, match=r"no \.tsv files"):
+        ScoreFiles(tmp_path, ["Dog"])
+    with pytest.raises(InputError, match="not a folder"):
+        ScoreFiles(tmp_path / "nowhere", ["Dog"])
+
+
+def test_clips_without_scores_and_files_that_differ(tmp_path):
+    source = put(tmp_path, GOOD)
+    (tmp_path / "b.tsv").write_text("onset\toffset\tDog\tCat\n0\t0.2\t0\t1\n0.2\t0.4\t0\t1\n")
+    extra = GOOD.replace("\n", "\t0\n").replace("Dog\t0", "Dog\tBird")
+    (tmp_path / "c.tsv").write_text(extra)
+    assert source.missing(["a.wav", "17.wav"]) == ["17.wav"]
+    with pytest.raises(InputError, match=r"17\.tsv: no such score file"):
+        source.scores("17.wav")
+    with pytest.raises(InputError, match=r"b\.tsv: frame length 0\.2 s, a\.tsv has 0\.5 s"):
+        source.scores("b.wav")
+    with pytest.raises(InputError, match=r"c\.tsv: classes differ from a\.tsv \(Bird\)"):
+        source.scores("c.wav")
+
+
+def test_meta_changes_with_a_score(tmp_path):
+    before = put(tmp_path, GOOD).meta()
+    assert json.loads(json.dumps(before)) == before == put(tmp_path, GOOD).meta()
+    assert before != put(tmp_path, GOOD.replace("0.4", "0.5")).meta()
+
+
+def test_real_files_reproduce_published_anchors(shared_data):
+    """DCASE 2023 baseline on 20 real clips: fixed 0.5 over the 59 present pairs."""
+    home = shared_data / "dcase2023_baseline"
+    truth = read_labels(home / "metadata" / "ground_truth.tsv")  # of more clips than were scored
+    names = classes_of(truth)
+    source = ScoreFiles(home / "baseline2_run1_scores", names)
+    absent = source.missing(list(truth))
+    labels = {name: events for name, events in truth.items() if name not in absent}
+    assert len(labels) == 20
+    rows = []
+    for filename, events in labels.items():
+        clip = source.scores(filename)
+        assert clip.values.shape == (10, 156) and abs(clip.frame_s - 0.064) < 1e-9
+        for k, name in enumerate(names):
+            label, on = label_frames(events, name, clip.edges), clip.values[k] > 0.5
+            if label.any():
+                both = (label & on).sum()
+                rows.append(
+                    (
+                        (label == on).mean(),
+                        both / (label | on).sum(),
+                        2 * both / (label.sum() + on.sum()),
+                    )
+                )
+    assert len(rows) == 59
+    np.testing.assert_allclose(np.mean(rows, axis=0), [0.8352, 0.5589, 0.6165], atol=5e-5)
+
+
+# ---------------------------------------------------------------------------- features, network
+
+
+def test_a_click_lands_in_its_own_frame(tmp_path):
+    wav = np.zeros(16_000, dtype=np.float32)
+    wav[20 * 320 + 160] = 1.0  # centre of frame 20
+    soundfile.write(tmp_path / "a.wav", wav, 16_000, subtype="FLOAT")
+    mel = scorers.log_mel(tmp_path / "a.wav")
+    assert mel.shape == (50, scorers.N_MELS)
+    assert mel.astype(float).sum(axis=1).argmax() == 20
+
+
+@pytest.mark.parametrize("num_samples", [1, 319, 321, 16_000])
+def test_any_length_and_rate(tmp_path, num_samples):
+    soundfile.write(tmp_path / "a.wav", np.full((num_samples, 2), 0.1), 16_000)
+    mel = scorers.log_mel(tmp_path / "a.wav")
+    assert mel.shape == (-(-num_samples // 320), scorers.N_MELS) and np.isfinite(mel).all()
+    soundfile.write(tmp_path / "b.wav", np.zeros(32_000), 32_000)
+    assert len(scorers.log_mel(tmp_path / "b.wav")) == 50
+
+
+@pytest.mark.parametrize("num_frames", [1, 4, 7, 50])
+def test_padding_hardly_moves_the_scores_of_a_shorter_clip(num_frames):
+    torch.manual_seed(0)
+    ones = np.ones(scorers.N_MELS, dtype=np.float32)
+    net = scorers.CRNN(4, 0 * ones, ones, np.array([0.2, 0.1], dtype=np.float32)).eval()
+    mel = torch.randn(2, num_frames + 9, scorers.N_MELS)
+    real = torch.ones(2, num_frames + 9)
+    real[1, num_frames:] = 0
+    with torch.inference_mode():
+        padded = net(mel, real)[1, :num_frames]
+        alone = net(mel[1:, :num_frames], real[1:, :num_frames])[0]
+    assert alone.shape == (num_frames, 2)
+    assert (padded.sigmoid() - alone.sigmoid()).abs().max() < 0.02
+
+
+# ---------------------------------------------------------------------------- the built-in scorer
+
+CONFIG = ScorersConfig(epochs=12, batch=2, lr=1e-2, channels=4, workers=1)
+
+
+def make_corpus(folder: Path, folds: str = "12") -> Path:
+    """Bursts of a tone and of noise in 1.5 to 2 s clips, eight a training fold."""
+    rng = np.random.default_rng(0)
+    rows = ["split\tfilename\tfold\tduration\trecordings"]
+    for split, own, count in (("train", folds, 16), ("validation", "5", 4)):
+        (folder / split / "audio").mkdir(parents=True)
+        labels = {}
+        for i in range(count):
+            duration, filename = rng.uniform(1.5, 2.0), f"{i}.flac"
+            time = np.arange(int(duration * 16_000)) / 16_000
+            wav, events = 0.003 * rng.standard_normal(len(time)), []
+            for name in ("noise", "tone"):
+                onset = rng.uniform(0, 0.9)
+                on = (time >= onset) & (time < onset + 0.5)
+                tone = np.sin(2 * np.pi * rng.uniform(400, 600) * time)
+                wav += 0.1 * on * (tone if name == "tone" else rng.standard_normal(len(time)))
+                events.append(Event(onset, onset + 0.5, name))
+            labels[filename] = events
+            soundfile.write(folder / split / "audio" / filename, wav, 16_000)
+            rows.append(f"{split}\t{filename}\t{own[i % len(own)]}\t{duration:.3f}\t")
+        write_labels(folder / split / "labels.tsv", labels)
+    (folder / "clips.tsv").write_text("\n".join(rows) + "\n")
+    return folder
+
+
+def files_of(corpus: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(corpus)): path.read_bytes()
+        for path in sorted(corpus.glob("*/scores/*"))
+    }
+
+
+@pytest.fixture(scope="module")
+def scored(tmp_path_factory):
+    corpus = make_corpus(tmp_path_factory.mktemp("scored") / "corpus")
+    scorers.main(replace(CONFIG, corpus=corpus))
+    return corpus
+
+
+def test_every_clip_is_scored_and_the_tone_is_heard(scored):
+    for split, count in (("train", 16), ("validation", 4)):
+        labels = read_labels(scored / split / "labels.tsv")
+        source = ScoreFiles(scored / split / "scores", ["noise", "tone"])
+        assert source.missing(list(labels)) == [] and len(labels) == count
+        heard = []
+        for filename, events in labels.items():
+            clip = source.scores(filename)
+            assert isinstance(clip, ClipScores) and abs(clip.frame_s - 0.02) < 1e-9
+            audio = soundfile.info(scored / split / "audio" / filename)
+            assert clip.values.shape == (2, -(-audio.frames // 320))
+            on = label_frames(events, "tone", clip.edges)
+            heard.append(clip.values[1, on].mean() - clip.values[1, ~on].mean())
+        assert np.mean(heard) > 0.3
+
+
+def test_no_network_scores_a_clip_whose_fold_it_knows(scored):
+    listing = [row.split("\t") for row in (scored / "clips.tsv").read_text().splitlines()[1:]]
+    fold_of = {(split, filename): fold for split, filename, fold, *_ in listing}
+    fits = json.loads((scored / "scorer.json").read_text())["fits"]
+    *cross, refit = fits
+    assert sorted(name for fit in cross for name in fit["scored"]) == sorted(
+        filename for split, filename in fold_of if split == "train"
+    )
+    for fit in cross:
+        known = {fold_of["train", name] for name in fit["trained_on"]}
+        asked = {fold_of["train", name] for name in fit["scored"]}
+        assert known == set(fit["trained_folds"]) and known and not known & asked
+    assert len(refit["trained_on"]) == 16 and refit["trained_folds"] == ["1", "2"]
+    assert len(refit["scored"]) == 4
+    assert all(fit["bce"] < fit["bce_of_rates"] for fit in fits)
+
+
+def test_same_seed_same_bytes_with_two_workers_and_a_rerun_skips(scored, tmp_path, capsys):
+    corpus = tmp_path / "copy"
+    ignored = shutil.ignore_patterns("scores", "scorer.json")
+    shutil.copytree(scored, corpus, ignore=ignored)
+    cfg = replace(CONFIG, corpus=corpus, workers=2)
+    scorers.main(cfg)
+    assert files_of(corpus) == files_of(scored) and len(files_of(corpus)) == 20
+    assert sorted(path.name for path in corpus.iterdir()) == [
+        "clips.tsv",
+        "scorer.json",
+        "train",
+        "validation",
+    ]
+    capsys.readouterr()
+    stamp = (corpus / "scorer.json").stat().st_mtime_ns
+    scorers.main(replace(cfg, workers=1))
+    assert "up to date" in capsys.readouterr().out
+    assert (corpus / "scorer.json").stat().st_mtime_ns == stamp
+
+
+def test_other_configuration_or_missing_file_is_not_up_to_date(scored, tmp_path, capsys):
+    corpus = shutil.copytree(scored, tmp_path / "copy")
+    cfg = replace(CONFIG, corpus=corpus)
+    clips = scorers.read_corpus(corpus)
+    key = scorers.scorer_key(cfg, clips, ["noise", "tone"])
+    assert scorers.is_done(cfg, clips, ["noise", "tone"], key)
+    other = scorers.scorer_key(replace(cfg, seed=1), clips, ["noise", "tone"])
+    assert not scorers.is_done(cfg, clips, ["noise", "tone"], other)
+    assert "another configuration" in capsys.readouterr().out
+    (corpus / "validation" / "scores" / "0.tsv").unlink()
+    assert not scorers.is_done(cfg, clips, ["noise", "tone"], key)
+    assert "incomplete" in capsys.readouterr().out
+    (corpus / "scorer.json").unlink()
+    with pytest.raises(InputError, match=r"not written by scorers\.py"):
+        scorers.main(cfg)
+
+
+def test_damaged_audio_is_named_and_nothing_is_written(tmp_path):
+    corpus = make_corpus(tmp_path / "corpus")
+    (corpus / "train" / "audio" / "3.flac").write_bytes(b"fLaC, but not really")
+    before = sorted(corpus.rglob("*"))
+    with pytest.raises(InputError, match=r"train/audio/3\.flac: cannot be read"):
+        scorers.main(replace(CONFIG, corpus=corpus))
+    assert sorted(corpus.rglob("*")) == before
+
+
+def test_corpus_errors(tmp_path):
+    def fails(corpus: Path, message: str) -> None:
+        with pytest.raises(InputError, match=message):
+            scorers.main(replace(CONFIG, corpus=corpus))
+
+    fails(tmp_path / "nowhere", r"no clips\.tsv; run python soundscapes\.py first")
+    fails(make_corpus(tmp_path / "one", folds="1"), "two folds are needed")
+    corpus = make_corpus(tmp_path / "two")
+    listing = corpus / "clips.tsv"
+    text = listing.read_text()
+    listing.write_text(text.replace("train\t3.flac", "train\t99.flac"))
+    fails(corpus, r"clip 99\.flac of train is not in its labels\.tsv")
+    listing.write_text("\n".join(text.splitlines()[:-1]) + "\n")
+    fails(corpus, r"3\.flac of validation/labels\.tsv is not listed")
+    listing.write_text(text.replace("fold", "group", 1))
+    fails(corpus, "expected columns split, filename, fold")
+    listing.write_text(text)
+    (corpus / "train" / "audio" / "3.flac").unlink()
+    fails(corpus, r"3\.flac: no such audio file")
+
+
+def test_a_single_gradient_step_is_allowed(tmp_path):
+    """One epoch of one batch: the learning-rate schedule must not trip over a single step."""
+    rng = np.random.default_rng(0)
+    starts = np.array([0, 40, 90])
+    features = rng.standard_normal((90, scorers.N_MELS)).astype(np.float16)
+    store = scorers.Store(features, rng.random((90, 2)) < 0.3, starts)
+    cfg = replace(CONFIG, epochs=1, batch=16)
+    net, seen = scorers.train_network(cfg, store, scorers.Fit(0, "x", [0, 1], []))
+    assert seen == [0, 1] and not net.training

@@ -1,0 +1,806 @@
+"""The slides' figures from a run folder and its cache: PNG files, axes in seconds.
+
+Run:    python visualize.py                     # every figure of runs/slides
+        python visualize.py --run runs/demo --cache cache/demo
+        python visualize.py --clip a.wav --event-label Speech     # one (clip, class) pair only
+Reads:  <run>/{config.json, reward_history.tsv, results.json, decisions.npz}, <cache>/<split>/
+Writes: <run>/figures/*.png, or the folder --out
+Shapes: T frames of a pair, N frames of all pairs together, P pairs
+Next:   README.md
+
+One table of colours for all figures; red is always the base threshold, green the DQN's.
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from textwrap import fill
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from torch import nn
+
+from config import Bandit, InputError, TrainConfig, VisualizeConfig, from_dict, run_script
+from DQN import QNetwork, episode_order, epsilon_at, hold_out
+from metrics import NAMES, count_pairs, scores_of
+from preprocess import Cache, Pair, load_cache, read_audio
+from runfolder import HISTORY, commit
+from timeline import Event, frame_centres, frames_to_events
+
+if TYPE_CHECKING:  # matplotlib is imported where a figure is drawn: it builds a font cache
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# ---------------------------------------------------------------------------- one look for all
+
+COLOURS = {
+    "prob": "#1f4fd8",
+    "t_base": "#d62728",
+    "t_adj": "#16913a",
+    "label": "#8f8f8f",
+    "rms": "#7a4fb5",
+    "d_raw": "#b07a12",
+    "d_adj": "#7f4f24",
+    "audio": "#a3b1c6",
+    "constant": "#111111",
+    "fixed": "#ffe484",
+    "broken": "#f4a3c4",
+    "tp": "#7cc7c0",
+    "fp": "#f5a65b",
+    "fn": "#c77dba",
+    "epsilon": "#e8890c",
+    "logged": "#5b3a00",
+    "steps": "#0e7c86",
+    "reward": "#bcd3ea",
+    "avg10": "#23618f",
+    "yardstick": "#66799c",
+    "accuracy": "#2f4b7c",
+    "iou": "#e0a100",
+    "f1": "#d45087",
+    "data": "#dfe5ee",
+    "convolution": "#cfe3ff",
+    "recurrent": "#d3f0d8",
+    "attention": "#e6d9f7",
+    "linear": "#ffe3c2",
+}
+TEXT = {
+    "prob": "Prob95",
+    "t_base": "Base_T",
+    "t_adj": "DQN_T",
+    "rms": "RMS",
+    "d_adj": "Adjusted score D_adj",
+    "label": "Ground Truth",
+    "accuracy": "Accuracy",
+    "iou": "IoU",
+    "f1": "Frame F1",
+}
+PAGE = (13.33, 7.5)  # inches: a 16:9 slide, so that the font sizes below are the slide's
+STYLE = {
+    "font.size": 13,
+    "axes.titlesize": 14,
+    "axes.titlelocation": "left",
+    "axes.labelsize": 13,
+    "xtick.labelsize": 12,
+    "ytick.labelsize": 12,
+    "legend.fontsize": 12,
+    "legend.frameon": False,
+    "figure.titlesize": 18,
+    "figure.titleweight": "bold",
+    "figure.facecolor": "white",
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e3e6ea",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "lines.linewidth": 1.8,
+    "text.parse_math": False,  # a label may hold $ and _
+}
+
+
+def page(
+    title: str, rows: int = 1, cols: int = 1, height: float = PAGE[1], **layout: Any
+) -> tuple["Figure", np.ndarray]:
+    """Empty figure of slide size -> the figure and its axes (rows, cols)."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(PAGE[0], height), layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.08)
+    figure.suptitle(fill(title, 84))
+    return figure, figure.subplots(rows, cols, squeeze=False, **layout)
+
+
+def legend(figure: "Figure") -> "Figure":
+    """One legend under the panels, each signal once."""
+    entries: dict[str, Any] = {}
+    for ax in figure.axes:
+        for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
+            entries.setdefault(label, handle)
+    place = {"loc": "outside lower center", "ncols": min(6, len(entries))}
+    figure.legend(list(entries.values()), list(entries), **place)
+    return figure
+
+
+def look(colour: str, text: str | None = None) -> dict[str, Any]:
+    """Colour and legend entry of a signal."""
+    return {"color": COLOURS[colour], "label": text or TEXT[colour]}
+
+
+def time_axis(ax: "Axes", first: float, last: float) -> None:
+    """Seconds from `first` to `last`."""
+    ax.set_xlim(first, last)
+    ax.set_xlabel("Time (s)")
+
+
+def unit_axis(ax: "Axes", what: str) -> None:
+    """A 0..1 axis."""
+    ax.set_ylim(-0.04, 1.06)
+    ax.set_ylabel(f"{what}{'' if what.endswith(chr(10)) else ' '}(0 to 1)")
+
+
+def bars(ax: "Axes", on: list[Event], y: float, colour: str, text: str, mark: str = "") -> None:
+    """A row of bars, onset to offset; `mark` is written into those wide enough for it."""
+    spans = [(event.onset, event.offset - event.onset) for event in on]
+    ax.broken_barh(spans, (y - 0.4, 0.8), lw=0, **look(colour, text))
+    first, last = ax.get_xlim()
+    for onset, duration in spans:
+        if mark and duration > 0.025 * (last - first):
+            ax.text(onset + duration / 2, y, mark, ha="center", va="center", fontsize=11)
+
+
+def percent(value: float) -> str:
+    """0.7828 -> 78.28 %"""
+    return f"{100 * value:.2f} %"
+
+
+def short(text: str, most: int) -> str:
+    """Text with its middle left out where it is too long for a figure."""
+    half = most // 2 - 1
+    return text if len(text) <= most else f"{text[:half]}...{text[-half:]}"
+
+
+# ---------------------------------------------------------------------------- what is drawn
+
+
+class Evaluated(NamedTuple):
+    """A split with the decisions before and after: `t_adj`, `before`, `after` are (N,)."""
+
+    cache: Cache
+    results: dict[str, Any]
+    t_adj: np.ndarray
+    before: np.ndarray
+    after: np.ndarray
+
+
+class View(NamedTuple):
+    """One pair: its clock in seconds and its signals; arrays (T,), `edges` (T + 1,)."""
+
+    pair: Pair
+    edges: np.ndarray
+    centres: np.ndarray
+    signals: dict[str, np.ndarray]
+    before: np.ndarray
+    after: np.ndarray
+    label: np.ndarray
+
+    @property
+    def name(self) -> str:
+        """`label in clip`, short enough for a title."""
+        return f"{short(self.pair.event_label, 32)} in {short(self.pair.filename, 44)}"
+
+    def events(self, on: np.ndarray) -> list[Event]:
+        """Runs of true frames (T,) in seconds."""
+        return frames_to_events(on, self.pair.event_label, self.edges)
+
+
+class Training(NamedTuple):
+    """A run's settings, its history (a row an episode) and the number of planned episodes."""
+
+    config: TrainConfig
+    history: np.ndarray
+    planned: int
+
+
+class Match(NamedTuple):
+    """A true event of a pair with the one event that each threshold found there."""
+
+    index: int
+    true: Event
+    base: Event
+    dqn: Event
+
+    def late_s(self, found: Event) -> float:
+        """Seconds by which a found onset comes after the true one."""
+        return found.onset - self.true.onset
+
+    def wrong_s(self, found: Event) -> float:
+        """Seconds by which a found event differs from the true one, both ends together."""
+        return abs(self.late_s(found)) + abs(found.offset - self.true.offset)
+
+
+def read_json(path: Path, command: str) -> dict[str, Any]:
+    """JSON of a run folder; InputError names the command that makes it."""
+    if not path.exists():
+        raise InputError(f"{path}: not found; run: {command}")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path}: damaged ({error}); run: {command}") from None
+
+
+NEEDED = {"split", "cache_key", "num_pairs", "num_frames", "before", "after", "per_class"}
+NEEDED |= {"yardsticks", "fixed_frames", "broken_frames"}
+
+
+def load_evaluated(cfg: VisualizeConfig) -> Evaluated:
+    """Results and decisions of evaluate.py with the cache they were made from."""
+    cure = f"python evaluate.py --run {cfg.run} --cache {cfg.cache}"
+    results, path = read_json(cfg.run / "results.json", cure), cfg.run / "decisions.npz"
+    if not path.exists():
+        raise InputError(f"{path}: not found; run: {cure}")
+    if missing := sorted(NEEDED - set(results)):
+        raise InputError(f"{cfg.run / 'results.json'}: no {', '.join(missing)}; run: {cure}")
+    try:
+        with np.load(path) as arrays:
+            t_adj, after = arrays["t_adj"], arrays["binary"].astype(bool)
+    except Exception as error:  # zipfile and zlib have their own error classes
+        raise InputError(f"{path}: damaged ({error!r}); run: {cure}") from None
+    cache = load_cache(cfg.cache / results["split"])
+    if results["cache_key"] != cache.key or not len(cache.label) == len(t_adj) == len(after):
+        raise InputError(
+            f"{cfg.run / 'results.json'}: made from another cache than {cache.folder}"
+            f" (key {results['cache_key']}, now {cache.key}); run again: {cure}"
+        )
+    before = cache.signals["prob"] > cache.signals["t_base"]
+    return Evaluated(cache, results, t_adj, before, after)
+
+
+def load_training(cfg: VisualizeConfig) -> Training:
+    """Settings and reward history of the run."""
+    cure = f"python DQN.py --run {cfg.run} --cache {cfg.cache}"
+    config = from_dict(TrainConfig, read_json(cfg.run / "config.json", cure))
+    path = cfg.run / "reward_history.tsv"
+    if not path.exists():
+        raise InputError(f"{path}: not found; run: {cure}")
+    try:
+        history = np.atleast_1d(np.genfromtxt(path, names=True, delimiter="\t"))
+        missing = [name for name in HISTORY if name not in (history.dtype.names or ())]
+    except ValueError as error:
+        raise InputError(f"{path}: damaged ({error}); run: {cure}") from None
+    if missing or not history.size:
+        what = f"no column {missing[0]}" if missing else "no finished episode"
+        raise InputError(f"{path}: {what}; run: {cure}")
+    planned = int(history["Episode"].max()) + 1
+    folder = cfg.cache / config.split
+    if (folder / "manifest.json").exists():  # a run that was stopped has planned more
+        cache = load_cache(folder)
+        train = hold_out(cache, config.holdout, config.seed).train
+        planned = max(planned, len(episode_order(cache, train, config)))
+    return Training(config, history, planned)
+
+
+def view_of(data: Evaluated, index: int) -> View:
+    """One pair of the split."""
+    pair, values = data.cache.pairs[index], data.cache.of_pair(index)
+    span = slice(data.cache.offsets[index], data.cache.offsets[index + 1])
+    label = values.pop("label")
+    values["t_adj"] = data.t_adj[span]
+    edges, before, after = pair.edges, data.before[span], data.after[span]
+    return View(pair, edges, frame_centres(edges), values, before, after, label)
+
+
+def focus_pair(data: Evaluated) -> int:
+    """The pair whose F1 rose most, among those that are on in a part of the clip only."""
+    offsets = data.cache.offsets
+    before, after = (
+        scores_of(count_pairs(on, data.cache.label, offsets))["f1"]
+        for on in (data.before, data.after)
+    )
+    share = np.add.reduceat(data.cache.label.astype(float), offsets[:-1]) / np.diff(offsets)
+    partly = (share > 0) & (share < 1)
+    return int(np.argmax(np.where(partly | ~partly.any(), after - before, -np.inf)))
+
+
+def find_matches(data: Evaluated, indices: list[int]) -> list[Match]:
+    """True events that base and DQN both found as exactly one event, which meets no other."""
+
+    def only(among: list[Event], event: Event) -> Event | None:
+        met = [one for one in among if one.onset < event.offset and one.offset > event.onset]
+        return met[0] if len(met) == 1 else None
+
+    found = []
+    for index in indices:
+        view = view_of(data, index)
+        truth = view.events(view.label)
+        base, dqn = view.events(view.before), view.events(view.after)
+        for event in truth:
+            a, b = only(base, event), only(dqn, event)
+            if a and b and only(truth, a) and only(truth, b):
+                found.append(Match(index, event, a, b))
+    return found
+
+
+# ---------------------------------------------------------------------------- figures of a pair
+
+
+def draw_thresholds(view: View) -> "Figure":
+    """Detection under a high, a middle and a low constant threshold (slides, page 3)."""
+    title = f"Detection under different thresholds: {view.name}"
+    figure, axes = page(title, 6, sharex=True, height_ratios=(5, 2) * 3)
+    levels = [("High", 0.9), ("Middle", 0.5), ("Low", 0.1)]
+    for (name, threshold), curve, row in zip(levels, axes[::2, 0], axes[1::2, 0], strict=True):
+        found = view.signals["d_adj"] > threshold
+        f1 = scores_of(count_pairs(found, view.label, np.array([0, len(found)])))["f1"][0]
+        curve.set_title(f"{name} threshold {threshold}: frame F1 {percent(f1)}")
+        curve.plot(view.centres, view.signals["d_adj"], **look("d_adj", "Frame-level score D_adj"))
+        curve.axhline(threshold, **look("constant", "Constant threshold"))
+        unit_axis(curve, "Score\n")
+        time_axis(row, view.edges[0], view.edges[-1])
+        for y, cell, text, on in (
+            (1, "tp", "TP: found", found & view.label),
+            (1, "fp", "FP: false alarm", found & ~view.label),
+            (0, "tp", "TP: found", found & view.label),
+            (0, "fn", "FN: missed", ~found & view.label),
+        ):
+            bars(row, view.events(on), y, cell, text, cell.upper())
+        row.set_yticks([1, 0], ["SED", "True"])
+        row.set_ylim(-0.6, 1.6)
+        row.grid(False)
+        row.spines[:].set_visible(False)
+    for ax in axes[:-1, 0]:
+        ax.set_xlabel("")
+        ax.tick_params(bottom=False)
+    return legend(figure)
+
+
+FUSED = {"product": "RMS x score", "harmonic": "Harmonic mean of RMS and score"}
+
+
+def draw_preprocessing(view: View, fusion: str) -> "Figure":
+    """RMS, score as heat strip, RMS x score, dynamic threshold (slides, page 5)."""
+    figure, axes = page(f"Preprocessing: {view.name}", 2, 2)
+    first, last = view.edges[0], view.edges[-1]
+    panels = {
+        "1  RMS": ("Normalised loudness", "rms"),
+        "2  Score of the SED model, raw (heat strip) and adjusted": ("Score", "d_adj"),
+        f"3  {FUSED.get(fusion, 'RMS and score fused')}": ("Probability", "prob"),
+        "4  Dynamic threshold": ("Probability, threshold", "prob", "t_base"),
+    }
+    for ax, (title, (what, *names)) in zip(axes.flat, panels.items(), strict=True):
+        ax.set_title(title)
+        if "d_adj" in names:
+            raw = view.signals["d_raw"][None]
+            strip = ax.imshow(raw, aspect="auto", extent=(first, last, -0.04, 1.06))
+            figure.colorbar(strip, ax=ax, label="Raw score (0 to 1)", pad=0.02)
+            ax.plot(view.centres, view.signals["d_adj"], color="white", linewidth=4.5)
+            ax.grid(False)
+        draw_curves(ax, view, *names)
+        time_axis(ax, first, last)
+        unit_axis(ax, what)
+    return legend(figure)
+
+
+def draw_curves(ax: "Axes", view: View, *names: str) -> None:
+    """Signals over seconds; the base threshold is dashed and on top of the DQN's."""
+    for name in names:
+        line = {"linestyle": "--", "zorder": 3} if name == "t_base" else {}
+        ax.plot(view.centres, view.signals[name], **look(name), **line)
+
+
+def draw_signals(view: View) -> "Figure":
+    """Prob95 / thresholds / all three, shaded where the decision changed (slides, page 11)."""
+    changed, right = view.before != view.after, view.after == view.label
+    none = "" if changed.any() else " (no decision changed)"
+    figure, axes = page(f"Prob95 and thresholds{none}: {view.name}", 3, sharex=True)
+    panels = {
+        "Prob95": ("Probability", "prob"),
+        "Thresholds: Base_T and DQN_T": ("Threshold", "t_base", "t_adj"),
+        "Prob95 with both thresholds: on where Prob95 is above": (
+            "Both",
+            "prob",
+            "t_base",
+            "t_adj",
+        ),
+    }
+    for ax, (title, (what, *names)) in zip(axes[:, 0], panels.items(), strict=True):
+        ax.set_title(title)
+        draw_curves(ax, view, *names)
+        unit_axis(ax, what)
+        for cell, on in (("fixed", changed & right), ("broken", changed & ~right)):
+            text = f"{cell.capitalize()} by the DQN ({on.sum()} of {len(on)} frames)"
+            for event in view.events(on):
+                ax.axvspan(event.onset, event.offset, lw=0, zorder=0, **look(cell, text))
+    time_axis(axes[2, 0], view.edges[0], view.edges[-1])
+    return legend(figure)
+
+
+def draw_decisions(view: View) -> "Figure":
+    """Base and DQN decision over ground truth as steps (slides, page 11)."""
+    figure, axes = page(f"Decisions over ground truth: {view.name}", 2, sharex=True)
+    rows = [("Base decision", view.before, "t_base"), ("DQN decision", view.after, "t_adj")]
+    for ax, (text, on, colour) in zip(axes[:, 0], rows, strict=True):
+        scores = scores_of(count_pairs(on, view.label, np.array([0, len(on)])))
+        ax.set_title(f"{text}: " + ", ".join(f"{TEXT[n]} {percent(scores[n][0])}" for n in NAMES))
+        ax.stairs(view.label, view.edges, fill=True, alpha=0.6, **look("label"))
+        ax.stairs(on, view.edges, linewidth=2.5, **look(colour, text))
+        ax.set_yticks([0, 1], ["off", "on"])
+        ax.set_ylim(-0.06, 1.12)
+        ax.set_ylabel("Decision")
+    time_axis(axes[1, 0], view.edges[0], view.edges[-1])
+    return legend(figure)
+
+
+CLOSE_UP_S = 0.75  # an onset that was further off does not fit a close-up
+
+
+def choose_onset(matches: list[Match]) -> tuple[Match, bool] | None:
+    """The onset that the DQN moved closest to the truth (largest move first), and whether it did.
+
+    Events that begin with the clip are left out: their onset is not in the recording.
+    """
+    errors = [
+        (round(abs(match.late_s(match.dqn)), 6), -round(abs(match.late_s(match.base)), 6), i)
+        for i, match in enumerate(matches)
+        if match.true.onset > 0
+    ]
+    moved = [row for row in errors if row[0] < -row[1]]
+    near = [row for row in moved if -row[1] <= CLOSE_UP_S]
+    best = min(near or moved or errors, default=None)
+    return None if best is None else (matches[best[2]], bool(moved))
+
+
+def draw_onset(data: Evaluated, matches: list[Match]) -> "Figure | None":
+    """Audio around an onset with the true, the base and the DQN's onset (slides, page 10)."""
+    chosen = choose_onset(matches)
+    if chosen is None:
+        return None
+    match, moved = chosen
+    view, onset = view_of(data, match.index), match.true.onset
+    none = "" if moved else " (no onset was moved towards the truth)"
+    figure, axes = page(f"Onset close-up{none}: {view.name}")
+    ax = axes[0, 0]
+    reach = max(0.4, *(1.6 * abs(match.late_s(event)) for event in (match.base, match.dqn)))
+    first, last = max(0.0, onset - reach), min(view.edges[-1], onset + reach)
+    draw_audio(ax, data, view, first, last)
+    ax.axvline(onset, linewidth=9, alpha=0.6, **look("label", f"True onset: {onset:.2f} s"))
+    for event, colour, text, line in (
+        (match.base, "t_base", "Base onset", "--"),
+        (match.dqn, "t_adj", "DQN onset", "-"),
+    ):
+        late = round(1000 * match.late_s(event))
+        error = f"{abs(late)} ms {'late' if late > 0 else 'early'}" if late else "exact"
+        text = f"{text}: {event.onset:.2f} s, {error}"
+        ax.axvline(event.onset, linewidth=3, linestyle=line, **look(colour, text))
+    if match.base.onset != match.dqn.onset:
+        arrow = {"arrowstyle": "-|>", "color": COLOURS["t_adj"], "lw": 2, "linestyle": ":"}
+        ends = (match.dqn.onset, 0.93), (match.base.onset, 0.93)
+        ax.annotate("", *ends, xycoords=ax.get_xaxis_transform(), arrowprops=arrow)
+    time_axis(ax, first, last)
+    ax.set_title(f"All onsets on the clock of the decisions: frames of {view.pair.frame_s:g} s")
+    return legend(figure)
+
+
+def draw_audio(ax: "Axes", data: Evaluated, view: View, first: float, last: float) -> None:
+    """The waveform between two times where the audio is at hand, else the loudness."""
+    folder, wav = data.cache.manifest.get("audio"), None
+    if folder and (Path(folder) / view.pair.filename).is_file():
+        with suppress(ValueError):  # not readable any more: the loudness is in the cache
+            wav, sample_rate = read_audio(Path(folder) / view.pair.filename)
+    if wav is None:
+        ax.plot(view.centres, view.signals["rms"], **look("rms"))
+        unit_axis(ax, "Normalised loudness")
+        return
+    start = int(first * sample_rate)
+    part = wav[start : int(last * sample_rate) + 1]
+    time = (start + np.arange(len(part))) / sample_rate
+    ax.plot(time, part, linewidth=0.8, **look("audio", "Audio signal"))
+    ax.set_ylabel("Amplitude (full scale = 1)")
+
+
+def draw_events(data: Evaluated, matches: list[Match]) -> "Figure | None":
+    """Bars of an event that was narrowed and of one that was widened (slides, page 11)."""
+    kinds: dict[str, list[tuple[float, int]]] = {"Narrowed": [], "Widened": []}
+    for i, match in enumerate(matches):
+        gain = round(match.wrong_s(match.base) - match.wrong_s(match.dqn), 6)
+        base, dqn = (event.offset - event.onset for event in (match.base, match.dqn))
+        if gain > 0 and round(dqn - base, 6):
+            kinds["Narrowed" if dqn < base else "Widened"].append((gain, -i))
+    none = "".join(f" (no event was {kind.lower()})" for kind in kinds if not kinds[kind])
+    best = {kind: matches[-max(found)[1]] for kind, found in kinds.items() if found}
+    if not best:
+        return None
+    title = f"Events under Base Threshold and DQN Threshold{none}"
+    figure, axes = page(title, 1, len(best), 5.6)
+    rows = [("Ground Truth", "label"), ("Base Threshold", "t_base"), ("DQN Threshold", "t_adj")]
+    for ax, (kind, match) in zip(axes[0], best.items(), strict=True):
+        view, three = view_of(data, match.index), (match.true, match.base, match.dqn)
+        wrong = f"{match.wrong_s(match.base):.2f} s to {match.wrong_s(match.dqn):.2f} s"
+        title = fill(f"{kind}: {view.name}", 48)
+        ax.set_title(f"{title}\nonset error + offset error: {wrong}")
+        first, last = min(e.onset for e in three), max(e.offset for e in three)
+        margin = 0.15 * (last - first)
+        time_axis(ax, max(0.0, first - margin), min(view.edges[-1], last + margin))
+        for y, ((text, colour), event) in enumerate(zip(rows, three, strict=True)):
+            bars(ax, [event], -y, colour, text)
+        for edge in match.true[:2]:
+            ax.axvline(edge, linestyle=":", **look("constant", "True onset and offset"))
+        names = [
+            f"{text}\n{event.onset:.2f} to {event.offset:.2f} s"
+            for (text, _), event in zip(rows, three, strict=True)
+        ]
+        ax.set_yticks([0, -1, -2], names)
+        ax.grid(False)
+    return legend(figure)
+
+
+# ---------------------------------------------------------------------------- figures of the run
+
+
+def draw_epsilon(run: Training) -> "Figure":
+    """Exploration rate over episodes, planned and logged, with the gradient steps."""
+    figure, axes = page("Epsilon decay over the episodes of this run")
+    ax, learning, rows = axes[0, 0], run.config.learning, np.sort(run.history, order="Episode")
+    planned = [epsilon_at(episode, run.planned, learning) for episode in range(run.planned)]
+    text = f"Planned: {learning.epsilon_start:g} to {learning.epsilon_end:g}"
+    ax.fill_between(range(run.planned), planned, color=COLOURS["epsilon"], alpha=0.12)
+    ax.plot(planned, linewidth=5, alpha=0.7, **look("epsilon", text))
+    ax.plot(rows["Episode"], rows["Epsilon"], "--", **look("logged", "Logged"))
+    ax.set_xlabel(f"Episode (one pair each; {len(rows):,} of {run.planned:,} finished)")
+    unit_axis(ax, "Epsilon: share of random actions")
+    ax.set_xlim(0, max(1, run.planned - 1))
+    twin, steps = ax.twinx(), np.maximum.accumulate(rows["Steps"])
+    text = f"Gradient steps: {steps[-1]:,.0f} in all"
+    twin.plot(rows["Episode"], steps, ":", **look("steps", text))
+    twin.set_ylabel("Gradient steps (number so far)")
+    twin.set_ylim(-0.04 * max(1, steps[-1]), 1.06 * max(1, steps[-1]))
+    twin.grid(False)
+    twin.spines["right"].set_visible(True)
+    return legend(figure)
+
+
+def last_ten(values: np.ndarray) -> np.ndarray:
+    """Mean of each value and the nine before it (fewer at the start), as the log's avg10."""
+    total = np.concatenate(([0.0], np.cumsum(values)))
+    end = np.arange(1, len(values) + 1)
+    start = np.maximum(0, end - 10)
+    return (total[end] - total[start]) / (end - start)
+
+
+def draw_avg10(run: Training) -> "Figure":
+    """Reward and avg10 over episodes, with what action 0.0 would have been paid (page 10)."""
+    figure, axes = page("Avg10 over episodes")
+    ax, rows, bandit = axes[0, 0], run.history, run.config.bandit
+    unchanged = bandit.reward_keep * (rows["Kept"] + rows["Broken"])
+    unchanged = unchanged + bandit.reward_miss * (rows["Missed"] + rows["Fixed"])
+    done, mark = np.arange(1, len(rows) + 1), "." if len(rows) < 10 else ""
+    for values, line, width, colour, text in (
+        (rows["Reward"], "-", 0.9, "reward", "Reward"),
+        (last_ten(unchanged), "--", 1.4, "t_base", "Avg10 of never shifting (Base_T kept)"),
+        (rows["Avg10"], "-", 2.2, "avg10", "Avg10: mean reward of the last 10 episodes"),
+    ):
+        ax.plot(done, values, linestyle=line, linewidth=width, marker=mark, **look(colour, text))
+    ax.set_xlim(0, len(rows) + 1)
+    ax.set_xlabel("Episode (in the order of finishing)")
+    ax.set_ylabel("Reward of an episode (sum over its frames)")
+    tenth = max(1, len(rows) // 10)
+    dqn, base = (
+        f"{values[:tenth].mean():.1f} / {values[-tenth:].mean():.1f}"
+        for values in (rows["Reward"], unchanged)
+    )
+    ax.set_title(f"Mean reward in the first / last tenth: DQN {dqn}, never shifting {base}")
+    return legend(figure)
+
+
+def draw_before_after(results: dict[str, Any]) -> "Figure":
+    """Table and bars of the three metrics before and after (slides, page 10)."""
+    pairs, before, after = f"{results['num_pairs']:,} pairs", results["before"], results["after"]
+    figure, axes = page(
+        f"Before and after the DQN: {pairs}, {results['split']} split", 1, 2, width_ratios=(6, 5)
+    )
+    table, ax = axes[0]
+    table.set_axis_off()
+    gains = {name: f"{100 * (after[name] - before[name]):+.2f}" for name in NAMES}
+    cells = [["Metric", "Before DQN\n(Base_T)", "After DQN\n(DQN_T)", "Gain\n(points)"]]
+    cells += [[TEXT[n], percent(before[n]), percent(after[n]), gains[n]] for n in NAMES]
+    drawn = table.table(cells, bbox=(0, 0.24, 1, 0.66), cellLoc="center")
+    drawn.auto_set_font_size(False)
+    for (row, column), cell in drawn.get_celld().items():
+        cell.set(edgecolor="#d5dae1", facecolor="white" if row else "#eef2f8")
+        cell.set_text_props(size=15, weight="normal" if row and column != 2 else "bold")
+    counts = [f"{results[name]:,}" for name in ("fixed_frames", "broken_frames", "num_frames")]
+    text = (
+        "Each metric per pair, then the mean over {}.\n{} decisions fixed, {} broken, of {} frames."
+    )
+    table.text(0, 0.08, text.format(pairs, *counts), linespacing=1.6)
+    for x, values, colour, text in (
+        (-0.2, before, "t_base", "Before DQN (Base_T)"),
+        (0.2, after, "t_adj", "After DQN (DQN_T)"),
+    ):
+        place, height = np.arange(len(NAMES)) + x, [100 * values[name] for name in NAMES]
+        ax.bar_label(ax.bar(place, height, 0.38, **look(colour, text)), fmt="%.1f", padding=2)
+    for x, name in enumerate(NAMES):
+        top = 100 * max(before[name], after[name]) + 7
+        ax.text(x, top, f"{gains[name]} points", ha="center", weight="bold")
+    ax.set_xticks(range(len(NAMES)), [TEXT[name] for name in NAMES])
+    ax.set_ylim(0, 115)
+    ax.set_yticks(range(0, 101, 20))
+    ax.set_ylabel("Mean over pairs (%)")
+    ax.grid(axis="x", visible=False)
+    return legend(figure)
+
+
+def network_boxes(network: QNetwork, bandit: Bandit) -> list[tuple[str, str, str, int, int]]:
+    """(kind, name, inside, channels out, frames out) of each stage, read off the network."""
+    convs = [part for part in network.tcn if isinstance(part, nn.Conv1d)]
+    dilations = ", ".join(str(conv.dilation[0]) for conv in convs)
+    gru, layers, window = network.gru, network.transformer.layers, bandit.window
+    heads, inner = layers[0].self_attn.num_heads, layers[0].linear1.out_features
+    width, hidden = network.head[0].in_features, network.head[0].out_features
+    low, high = bandit.deltas[0], bandit.deltas[-1]
+    tcn = f"{len(convs)} x Conv1d\nkernel {convs[0].kernel_size[0]}\ndilation\n{dilations}"
+    recurrent = f"{gru.num_layers} layers\n{gru.hidden_size} units\nper direction"
+    attention = f"{len(layers)} layers\n{heads} heads\nfeed-forward\n{inner}\n\ncentre frame\nout"
+    head = f"Linear {width}\nto {hidden}\n\nLinear {hidden}\nto {bandit.num_actions}"
+    values = f"one for each\nshift of Base_T\n\n{low:+.2f} to\n{high:+.2f}\n\nthe best acts"
+    return [
+        ("data", "State", "\n".join(bandit.channels), len(bandit.channels), window),
+        ("convolution", "TCN", tcn, convs[-1].out_channels, window),
+        ("recurrent", "BiGRU", recurrent, 2 * gru.hidden_size, window),
+        ("attention", "Transformer", attention, width, 1),
+        ("linear", "Head", head, bandit.num_actions, 1),
+        ("data", "Q-values", values, bandit.num_actions, 1),
+    ]
+
+
+def draw_network(run: Training) -> "Figure":
+    """The Q-network as a row of boxes, sizes from the run's config."""
+    from matplotlib.patches import FancyBboxPatch
+
+    network = QNetwork(run.config.bandit, run.config.network)
+    boxes = network_boxes(network, run.config.bandit)
+    parameters = sum(weights.numel() for weights in network.parameters())
+    figure, axes = page(f"Q-network: {parameters:,} parameters", height=5.8)
+    ax, shape = axes[0, 0], {"boxstyle": "round,pad=0,rounding_size=0.05", "edgecolor": "#5a6b85"}
+    arrow = {"arrowstyle": "-|>", "color": "#333333", "lw": 1.8}
+    for i, (kind, name, inside, channels, frames) in enumerate(boxes):
+        text = {"label": kind.capitalize(), "facecolor": COLOURS[kind]}
+        ax.add_patch(FancyBboxPatch((i + 0.08, 0.2), 0.76, 0.68, **shape, **text))
+        middle = {"x": i + 0.46, "ha": "center", "va": "top"}
+        ax.text(y=0.84, s=name, weight="bold", fontsize=15, **middle)
+        ax.text(y=0.74, s=inside, linespacing=1.4, **middle)
+        ax.text(y=0.16, s=f"{channels} x {frames}", weight="bold", fontsize=15, **middle)
+        if i:
+            ax.annotate("", (i + 0.08, 0.54), (i - 0.16, 0.54), arrowprops=arrow)
+    ax.text(len(boxes) / 2, 0.02, "Under each box: channels x frames that leave it", ha="center")
+    ax.set(xlim=(0, len(boxes)), ylim=(0, 0.9))
+    ax.set_axis_off()
+    return legend(figure)
+
+
+def draw_yardsticks(results: dict[str, Any]) -> "Figure":
+    """Before, after and the yardsticks, one panel a metric."""
+    rows = [("t_base", "Before DQN", {"name": "Base_T", **results["before"]})]
+    rows += [("t_adj", "After DQN", {"name": "DQN_T", **results["after"]})]
+    rows += [("yardstick", "Yardstick", row) for row in results["yardsticks"]]
+    title = f"Yardsticks: {results['num_pairs']:,} pairs, {results['split']} split"
+    figure, axes = page(title, 1, len(NAMES), max(PAGE[1], 2 + 0.46 * len(rows)), sharey=True)
+    for ax, name in zip(axes[0], NAMES, strict=True):
+        for i, (colour, text, row) in enumerate(rows):
+            ax.barh(-i, 100 * row[name], 0.7, **look(colour, text))
+            ax.text(122, -i, f"{100 * row[name]:.1f}", ha="right", va="center")
+        ax.axvline(100 * results["after"][name], color=COLOURS["t_adj"], linestyle=":")
+        ax.set_title(TEXT[name])
+        ax.set_xlabel("Mean over pairs (%)")
+        ax.set_xlim(0, 123)
+        ax.set_xticks(range(0, 101, 25))
+        ax.grid(axis="y", visible=False)
+    names = []
+    for _, text, row in rows:
+        setting = str(row.get("setting") or "")
+        more = f"\n{setting}" if 0 < len(setting) <= 34 else ""  # a longer one is in results.json
+        names.append(
+            short(row["name"], 40) + more if text == "Yardstick" else f"{text}: {row['name']}"
+        )
+    axes[0, 0].set_yticks(-np.arange(len(rows)), names)
+    return legend(figure)
+
+
+MOST_CLASSES = 24  # more rows than this do not fit a figure
+
+
+def draw_per_class(results: dict[str, Any]) -> "Figure":
+    """Gain of each class in points: accuracy, IoU, F1."""
+    table = results["per_class"]
+    names = sorted(table, key=lambda name: (-table[name]["pairs"], name))[:MOST_CLASSES]
+    which = f" ({len(names)} most frequent of {len(table)})" if len(names) < len(table) else ""
+    title = f"Gain of the DQN by class{which}: {results['split']} split"
+    figure, axes = page(title, height=max(PAGE[1], 2 + 0.55 * len(names)))
+    ax, place = axes[0, 0], -np.arange(len(names))
+    for i, metric in enumerate(NAMES):
+        gains = [100 * (table[n]["after"][metric] - table[n]["before"][metric]) for n in names]
+        drawn = ax.barh(place + 0.27 * (1 - i), gains, 0.26, **look(metric))
+        ax.bar_label(drawn, fmt="%+.1f", fontsize=11, padding=3)
+    ax.axvline(0, color=COLOURS["constant"], linewidth=1)
+    ax.margins(x=0.1, y=0.02)
+    ax.set_yticks(place, [f"{short(name, 30)}\n{table[name]['pairs']} pairs" for name in names])
+    ax.set_xlabel("Gain: after minus before, mean over the pairs of the class (percentage points)")
+    ax.grid(axis="y", visible=False)
+    return legend(figure)
+
+
+# ---------------------------------------------------------------------------- all of them
+
+Drawing = Callable[[], "Figure | None"]
+
+
+def pair_drawings(data: Evaluated, index: int, matches: list[Match]) -> dict[str, Drawing]:
+    """Figures that one pair is enough for; `matches` are the events to choose from."""
+    view = view_of(data, index)
+    fusion = (data.cache.manifest["signal"] or {}).get("fusion", "")  # imported signals: unknown
+    return {
+        "preprocessing": lambda: draw_preprocessing(view, fusion),
+        "signals": lambda: draw_signals(view),
+        "decisions": lambda: draw_decisions(view),
+        "onset": lambda: draw_onset(data, matches),
+        "events": lambda: draw_events(data, matches),
+    }
+
+
+def run_drawings(data: Evaluated, run: Training) -> dict[str, Drawing]:
+    """Every figure of the slides; pair and events are chosen as the clearest of the split."""
+    index, everywhere = focus_pair(data), list(range(len(data.cache.pairs)))
+    return {
+        "thresholds": lambda: draw_thresholds(view_of(data, index)),
+        **pair_drawings(data, index, find_matches(data, everywhere)),
+        "epsilon": lambda: draw_epsilon(run),
+        "avg10": lambda: draw_avg10(run),
+        "before_after": lambda: draw_before_after(data.results),
+        "network": lambda: draw_network(run),
+        "yardsticks": lambda: draw_yardsticks(data.results),
+        "per_class": lambda: draw_per_class(data.results),
+    }
+
+
+def safe(text: str) -> str:
+    """Text as a part of a file name on any system."""
+    return re.sub(r"[^\w.-]+", "_", text)[:80]
+
+
+def figures(cfg: VisualizeConfig) -> Iterator[tuple[str, "Figure | None"]]:
+    """(file name, figure); None where the data hold nothing to draw."""
+    import matplotlib
+
+    data, prefix = load_evaluated(cfg), ""
+    if cfg.clip is None:
+        drawings = run_drawings(data, load_training(cfg))
+    else:
+        index = data.cache.find(cfg.clip, cfg.event_label)
+        drawings = pair_drawings(data, index, find_matches(data, [index]))
+        prefix = f"pair-{safe(Path(cfg.clip).stem)}-{safe(cfg.event_label)}-"
+    for name, draw in drawings.items():
+        with matplotlib.rc_context(STYLE):  # not around the yield: the caller's style is its own
+            figure = draw()
+        yield f"{prefix}{name}.png", figure
+
+
+def main(cfg: VisualizeConfig) -> int:
+    """Draw and write every figure; prints each file."""
+    import matplotlib
+
+    out, stamp = cfg.out or cfg.run / "figures", f"run {cfg.run}, code {commit()}"
+    for name, figure in figures(cfg):
+        if figure is None:
+            print(f"{name}: not drawn, no event that both thresholds found shows it")
+            continue
+        out.mkdir(parents=True, exist_ok=True)
+        temporary = out / (name + ".tmp")
+        with matplotlib.rc_context(STYLE):  # ticks are made while drawing
+            figure.savefig(temporary, dpi=cfg.dpi, format="png", metadata={"Description": stamp})
+        temporary.replace(out / name)
+        print(out / name)
+    return 0
+
+
+if __name__ == "__main__":
+    run_script(VisualizeConfig, main)
