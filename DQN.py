@@ -573,16 +573,14 @@ def keep_best(trainer: Trainer) -> None:
 def summarise(trainer: Trainer, frames: int, seconds: float) -> None:
     """`key: value` lines that grep can read."""
     cache, held_out, progress = trainer.cache, trainer.held_out, trainer.progress
-    base = decide(cache.signals["prob"], cache.signals["t_base"])
-    right = np.add.reduceat(base == cache.label, cache.offsets[:-1])
-    wrong = np.diff(cache.offsets) - right
-    unchanged = right * trainer.bandit.reward_keep + wrong * trainer.bandit.reward_miss  # (P,)
     print(f"episodes: {progress['finished']}")
     print(f"gradient_steps: {progress['steps']}")
     print(f"train_seconds: {seconds:.1f}")
     print(f"train_frames_per_s: {frames / seconds:.0f}")
-    runfolder.print_learning_curve(trainer.cfg.run, unchanged[trainer.order])
+    for name, value in runfolder.learning_curve(trainer.cfg.run, trainer.bandit).items():
+        print(f"{name}: {value:.2f}")
     if len(held_out):
+        base = decide(cache.signals["prob"], cache.signals["t_base"])
         print(f"held_out_f1_before: {mean_f1(cache, base, held_out):.4f}")
         print(f"held_out_f1_best: {progress['best_f1']:.4f} (episode {progress['best_episode']})")
     print(f"policy: {trainer.cfg.run / 'best.pt'}")

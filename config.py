@@ -475,6 +475,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "out": Path("data/demo"),
         "train_clips": 160,
         "validation_clips": 100,
+        "network.hidden": 64,
+        "learning.lr": 3e-4,
     },
 }
 

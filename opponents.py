@@ -92,8 +92,8 @@ def yardsticks(cache: Cache, train: Cache | None, bandit: Bandit) -> list[Yardst
     """All rules on the evaluated cache; without a training cache only those that need no tuning."""
     signals, labels = cache.signals, class_of_pair(cache)
     rows = [Yardstick("all on", "", np.ones(len(cache.label), bool))]
-    for name in ("d_raw", *TUNED_ON):
-        rows.append(Yardstick(f"fixed 0.5 on {name}", "t = 0.50", signals[name] > 0.5))
+    fixed = ("d_raw", *TUNED_ON)
+    rows += [Yardstick(f"fixed 0.5 on {name}", "", signals[name] > 0.5) for name in fixed]
     if train is not None:
         for name in TUNED_ON:
             single, by_class = tuned_thresholds(train, name)

@@ -91,10 +91,9 @@ def adjust_score(d_raw: np.ndarray, frame_s: float, signal: Signal) -> np.ndarra
 
 def fuse(rms: np.ndarray, d_adj: np.ndarray, frame_s: float, signal: Signal) -> np.ndarray:
     """Loudness and score (T,) -> probability (T,)."""
-    if signal.fusion == "product":
-        fused = rms * d_adj
-    else:  # the original adds eps to avoid dividing by zero
-        fused = 2 / (1 / (rms + EPS) + 1 / (d_adj + EPS))
+    # The original adds eps to avoid dividing by zero.
+    harmonic = 2 / (1 / (rms + EPS) + 1 / (d_adj + EPS))
+    fused = rms * d_adj if signal.fusion == "product" else harmonic
     scaled = min_max(clip_percentile(fused, signal.clip_percentile))
     return gaussian_filter1d(scaled, signal.prob_sigma_s / frame_s)
 
@@ -570,7 +569,7 @@ def finish_split(
         "key": config_key_of(signal, entries),
         "signal": signal,  # None: imported from the original program
         "scores": {"source": "imported NPZ files"} if imported else source.meta(),
-        "audio": str(task.audio) if task.audio else None,
+        "audio": str(task.audio.resolve()) if task.audio else None,
         "left_out": left_out,
         "versions": {"numpy": np.__version__, "soundfile": soundfile.__version__},
         "shards": entries,

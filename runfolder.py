@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from config import InputError, TrainConfig, to_dict
+from config import Bandit, InputError, TrainConfig, to_dict
 from preprocess import write_json
 
 # ---------------------------------------------------------------------------- checkpoint files
@@ -210,14 +210,15 @@ def read_history(folder: Path) -> dict[str, np.ndarray]:
     return dict(zip(HISTORY, rows.T, strict=True))
 
 
-def print_learning_curve(folder: Path, unchanged: np.ndarray) -> None:
-    """Did it learn: first and last tenth of avg10, and what never acting would have earned.
-
-    `unchanged` (E,): reward of the always-0.0 action in each episode, by episode number.
-    """
+def learning_curve(folder: Path, bandit: Bandit) -> dict[str, float]:
+    """Did it learn: mean avg10 of the first and last tenth of the episodes, and the reward that
+    the always-0.0 action earns on the pairs of the last tenth (right frames are Kept + Broken)."""
     history = read_history(folder)
-    avg10, tenth = history["Avg10"], max(1, len(history["Avg10"]) // 10)
-    last = history["Episode"][-tenth:].astype(int)
-    print(f"avg10_first_tenth: {avg10[:tenth].mean():.2f}")
-    print(f"avg10_last_tenth: {avg10[-tenth:].mean():.2f}")
-    print(f"always_zero_last_tenth: {unchanged[last].mean():.2f}")
+    tenth = max(1, len(history["Avg10"]) // 10)
+    right, wrong = history["Kept"] + history["Broken"], history["Missed"] + history["Fixed"]
+    unchanged = right * bandit.reward_keep + wrong * bandit.reward_miss
+    return {
+        "avg10_first_tenth": float(history["Avg10"][:tenth].mean()),
+        "avg10_last_tenth": float(history["Avg10"][-tenth:].mean()),
+        "always_zero_last_tenth": float(unchanged[-tenth:].mean()),
+    }

@@ -26,7 +26,7 @@ from config import Bandit, InputError, TrainConfig, VisualizeConfig, from_dict, 
 from DQN import QNetwork, episode_order, epsilon_at, hold_out
 from metrics import NAMES, count_pairs, scores_of
 from preprocess import Cache, Pair, load_cache, read_audio
-from runfolder import HISTORY, commit
+from runfolder import HISTORY, versions
 from timeline import Event, frame_centres, frames_to_events
 
 if TYPE_CHECKING:  # matplotlib is imported where a figure is drawn: it builds a font cache
@@ -136,7 +136,7 @@ def time_axis(ax: "Axes", first: float, last: float) -> None:
 def unit_axis(ax: "Axes", what: str) -> None:
     """A 0..1 axis."""
     ax.set_ylim(-0.04, 1.06)
-    ax.set_ylabel(f"{what}{'' if what.endswith(chr(10)) else ' '}(0 to 1)")
+    ax.set_ylabel(f"{what}\n(0 to 1)")
 
 
 def bars(ax: "Axes", on: list[Event], y: float, colour: str, text: str, mark: str = "") -> None:
@@ -275,7 +275,7 @@ def load_training(cfg: VisualizeConfig) -> Training:
     folder = cfg.cache / config.split
     if (folder / "manifest.json").exists():  # a run that was stopped has planned more
         cache = load_cache(folder)
-        train = hold_out(cache, config.holdout, config.seed).train
+        train, _ = hold_out(cache, config.holdout, config.seed)
         planned = max(planned, len(episode_order(cache, train, config)))
     return Training(config, history, planned)
 
@@ -335,7 +335,7 @@ def draw_thresholds(view: View) -> "Figure":
         curve.set_title(f"{name} threshold {threshold}: frame F1 {percent(f1)}")
         curve.plot(view.centres, view.signals["d_adj"], **look("d_adj", "Frame-level score D_adj"))
         curve.axhline(threshold, **look("constant", "Constant threshold"))
-        unit_axis(curve, "Score\n")
+        unit_axis(curve, "Score")
         time_axis(row, view.edges[0], view.edges[-1])
         for y, cell, text, on in (
             (1, "tp", "TP: found", found & view.label),
@@ -363,7 +363,7 @@ def draw_preprocessing(view: View, fusion: str) -> "Figure":
     first, last = view.edges[0], view.edges[-1]
     panels = {
         "1  RMS": ("Normalised loudness", "rms"),
-        "2  Score of the SED model, raw (heat strip) and adjusted": ("Score", "d_adj"),
+        "2  Score: raw (heat strip) and adjusted": ("Score", "d_adj"),
         f"3  {FUSED.get(fusion, 'RMS and score fused')}": ("Probability", "prob"),
         "4  Dynamic threshold": ("Probability, threshold", "prob", "t_base"),
     }
@@ -396,21 +396,17 @@ def draw_signals(view: View) -> "Figure":
     panels = {
         "Prob95": ("Probability", "prob"),
         "Thresholds: Base_T and DQN_T": ("Threshold", "t_base", "t_adj"),
-        "Prob95 with both thresholds: on where Prob95 is above": (
-            "Both",
-            "prob",
-            "t_base",
-            "t_adj",
-        ),
+        "All three: on where Prob95 is above the threshold": ("Both", "prob", "t_base", "t_adj"),
     }
     for ax, (title, (what, *names)) in zip(axes[:, 0], panels.items(), strict=True):
         ax.set_title(title)
         draw_curves(ax, view, *names)
         unit_axis(ax, what)
-        for cell, on in (("fixed", changed & right), ("broken", changed & ~right)):
-            text = f"{cell.capitalize()} by the DQN ({on.sum()} of {len(on)} frames)"
-            for event in view.events(on):
-                ax.axvspan(event.onset, event.offset, lw=0, zorder=0, **look(cell, text))
+    for cell, on in (("fixed", changed & right), ("broken", changed & ~right)):
+        text = f"{cell.capitalize()} by the DQN ({on.sum()} of {len(on)} frames)"
+        for event in view.events(on):
+            for ax, entry in zip(axes[:, 0], ("_", "_", text), strict=True):  # _: no legend entry
+                ax.axvspan(event.onset, event.offset, lw=0, zorder=0, **look(cell, entry))
     time_axis(axes[2, 0], view.edges[0], view.edges[-1])
     return legend(figure)
 
@@ -471,9 +467,10 @@ def draw_onset(data: Evaluated, matches: list[Match]) -> "Figure | None":
         late = round(1000 * match.late_s(event))
         error = f"{abs(late)} ms {'late' if late > 0 else 'early'}" if late else "exact"
         text = f"{text}: {event.onset:.2f} s, {error}"
-        ax.axvline(event.onset, linewidth=3, linestyle=line, **look(colour, text))
+        above = 3 if line == "--" else 2  # both can be seen where they are one
+        ax.axvline(event.onset, linewidth=3, linestyle=line, zorder=above, **look(colour, text))
     if match.base.onset != match.dqn.onset:
-        arrow = {"arrowstyle": "-|>", "color": COLOURS["t_adj"], "lw": 2, "linestyle": ":"}
+        arrow = {"arrowstyle": "-|>", "color": COLOURS["t_adj"], "lw": 2}
         ends = (match.dqn.onset, 0.93), (match.base.onset, 0.93)
         ax.annotate("", *ends, xycoords=ax.get_xaxis_transform(), arrowprops=arrow)
     time_axis(ax, first, last)
@@ -506,7 +503,7 @@ def draw_events(data: Evaluated, matches: list[Match]) -> "Figure | None":
         base, dqn = (event.offset - event.onset for event in (match.base, match.dqn))
         if gain > 0 and round(dqn - base, 6):
             kinds["Narrowed" if dqn < base else "Widened"].append((gain, -i))
-    none = "".join(f" (no event was {kind.lower()})" for kind in kinds if not kinds[kind])
+    none = "".join(f" (none usefully {kind.lower()})" for kind in kinds if not kinds[kind])
     best = {kind: matches[-max(found)[1]] for kind, found in kinds.items() if found}
     if not best:
         return None
@@ -549,6 +546,7 @@ def draw_epsilon(run: Training) -> "Figure":
     ax.set_xlabel(f"Episode (one pair each; {len(rows):,} of {run.planned:,} finished)")
     unit_axis(ax, "Epsilon: share of random actions")
     ax.set_xlim(0, max(1, run.planned - 1))
+    ax.xaxis.get_major_locator().set_params(integer=True)
     twin, steps = ax.twinx(), np.maximum.accumulate(rows["Steps"])
     text = f"Gradient steps: {steps[-1]:,.0f} in all"
     twin.plot(rows["Episode"], steps, ":", **look("steps", text))
@@ -581,6 +579,7 @@ def draw_avg10(run: Training) -> "Figure":
     ):
         ax.plot(done, values, linestyle=line, linewidth=width, marker=mark, **look(colour, text))
     ax.set_xlim(0, len(rows) + 1)
+    ax.xaxis.get_major_locator().set_params(integer=True)
     ax.set_xlabel("Episode (in the order of finishing)")
     ax.set_ylabel("Reward of an episode (sum over its frames)")
     tenth = max(1, len(rows) // 10)
@@ -588,7 +587,8 @@ def draw_avg10(run: Training) -> "Figure":
         f"{values[:tenth].mean():.1f} / {values[-tenth:].mean():.1f}"
         for values in (rows["Reward"], unchanged)
     )
-    ax.set_title(f"Mean reward in the first / last tenth: DQN {dqn}, never shifting {base}")
+    part = "tenth" if tenth > 1 else "episode"
+    ax.set_title(f"Mean reward in the first / last {part}: DQN {dqn}, never shifting {base}")
     return legend(figure)
 
 
@@ -660,7 +660,7 @@ def draw_network(run: Training) -> "Figure":
     network = QNetwork(run.config.bandit, run.config.network)
     boxes = network_boxes(network, run.config.bandit)
     parameters = sum(weights.numel() for weights in network.parameters())
-    figure, axes = page(f"Q-network: {parameters:,} parameters", height=5.8)
+    figure, axes = page(f"Q-network: {parameters:,} parameters", height=5.0)
     ax, shape = axes[0, 0], {"boxstyle": "round,pad=0,rounding_size=0.05", "edgecolor": "#5a6b85"}
     arrow = {"arrowstyle": "-|>", "color": "#333333", "lw": 1.8}
     for i, (kind, name, inside, channels, frames) in enumerate(boxes):
@@ -722,8 +722,9 @@ def draw_per_class(results: dict[str, Any]) -> "Figure":
         drawn = ax.barh(place + 0.27 * (1 - i), gains, 0.26, **look(metric))
         ax.bar_label(drawn, fmt="%+.1f", fontsize=11, padding=3)
     ax.axvline(0, color=COLOURS["constant"], linewidth=1)
+    ax.use_sticky_edges = False  # leave room for the numbers on both sides of 0
     ax.margins(x=0.1, y=0.02)
-    ax.set_yticks(place, [f"{short(name, 30)}\n{table[name]['pairs']} pairs" for name in names])
+    ax.set_yticks(place, [f"{short(name, 30)}\npairs: {table[name]['pairs']}" for name in names])
     ax.set_xlabel("Gain: after minus before, mean over the pairs of the class (percentage points)")
     ax.grid(axis="y", visible=False)
     return legend(figure)
@@ -788,7 +789,7 @@ def main(cfg: VisualizeConfig) -> int:
     """Draw and write every figure; prints each file."""
     import matplotlib
 
-    out, stamp = cfg.out or cfg.run / "figures", f"run {cfg.run}, code {commit()}"
+    out, stamp = cfg.out or cfg.run / "figures", f"run {cfg.run}, made with {versions()}"
     for name, figure in figures(cfg):
         if figure is None:
             print(f"{name}: not drawn, no event that both thresholds found shows it")
