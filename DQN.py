@@ -437,7 +437,7 @@ class Trainer:
             column.copy_(content["replay"][name])
         self.replay.count = content["replay"]["count"]
         lanes = content["lanes"]
-        self.episode, self.frame = lanes["episode"].numpy(), lanes["frame"].numpy()
+        self.episode, self.frame = (lanes[name].cpu().numpy() for name in ("episode", "frame"))
         self.left.copy_(lanes["left"])
         self.cells.copy_(lanes["cells"])
         self.recent.extend(content["recent"])

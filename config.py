@@ -473,10 +473,10 @@ PRESETS: dict[str, dict[str, Any]] = {
         "cache": Path("cache/demo"),
         "corpus": Path("data/demo"),
         "out": Path("data/demo"),
-        "train_clips": 160,
+        "train_clips": 200,
         "validation_clips": 100,
-        "network.hidden": 64,
-        "learning.lr": 3e-4,
+        "network.hidden": 32,
+        "learning.lr": 1e-3,
     },
 }
 
@@ -501,12 +501,13 @@ def with_preset(cls: type, name: str) -> Any:
 
 
 def _preset_in(args: list[str]) -> str | None:
+    found = None  # the last one counts, as with every flag
     for i, arg in enumerate(args):
         if arg == "--preset" and i + 1 < len(args):
-            return args[i + 1]
+            found = args[i + 1]
         if arg.startswith("--preset="):
-            return arg.partition("=")[2]
-    return None
+            found = arg.partition("=")[2]
+    return found
 
 
 def parse(cls: type, args: list[str] | None = None) -> Any:
@@ -543,6 +544,13 @@ def to_dict(cfg: Any) -> dict[str, Any]:
     return plain(cfg)
 
 
+def _is_kind(value: Any, hint: Any) -> bool:
+    """Whether a JSON value suits a field's type, e.g. `Path | None`."""
+    json_types = {Path: (str,), float: (float, int)}
+    kinds = typing.get_args(hint) or (hint,)
+    return any(type(value) in json_types.get(kind, (kind,)) for kind in kinds)
+
+
 def from_dict(cls: type, data: dict[str, Any]) -> Any:
     """Inverse of `to_dict`. Unknown and missing keys raise InputError with the nearest name."""
     if not isinstance(data, dict):
@@ -562,12 +570,16 @@ def from_dict(cls: type, data: dict[str, Any]) -> Any:
         hint = hints[name]
         if dataclasses.is_dataclass(hint):
             value = from_dict(hint, value)
+        elif typing.get_origin(hint) is Literal:
+            if value not in typing.get_args(hint):
+                raise InputError(
+                    f"{cls.__name__}: {name} must be one of {typing.get_args(hint)}, not {value!r}"
+                )
+        elif not _is_kind(value, hint):
+            kind = getattr(hint, "__name__", hint)
+            raise InputError(f"{cls.__name__}: {name} must be of type {kind}, not {value!r}")
         elif value is not None and Path in (hint, *typing.get_args(hint)):
             value = Path(value)
-        elif typing.get_origin(hint) is Literal and value not in typing.get_args(hint):
-            raise InputError(
-                f"{cls.__name__}: {name} must be one of {typing.get_args(hint)}, not {value!r}"
-            )
         values[name] = value
     try:
         return cls(**values)

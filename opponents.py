@@ -113,6 +113,6 @@ def yardsticks(cache: Cache, train: Cache | None, bandit: Bandit) -> list[Yardst
         rows.append(
             Yardstick("best constant action", f"{delta:+.2f} everywhere", shifted(cache, delta))
         )
-    ceiling = f"labels known, within +-{bandit.max_delta:g}"
+    ceiling = f"labels known, within ±{bandit.max_delta:g}"
     rows.append(Yardstick("best action per frame (ceiling)", ceiling, best_possible(cache, bandit)))
     return rows

@@ -366,6 +366,7 @@ def make_shard(job: Job) -> Outcome:
         0,
     )
     for clip in job.clips:
+        found: list[tuple[Pair, dict[str, np.ndarray], np.ndarray]] = []
         try:
             if isinstance(job.source, Path):
                 for event_label in sorted({event.event_label for event in clip.events}):
@@ -373,9 +374,10 @@ def make_shard(job: Job) -> Outcome:
                         job.source, clip.filename, event_label, job.import_frame_s
                     )
                     label = label_frames(clip.events, event_label, pair.edges)
-                    rows.append((pair, values, label))
+                    found.append((pair, values, label))
             else:
-                rows += clip_signals(clip, job.source, job.signal, notices)
+                found = clip_signals(clip, job.source, job.signal, notices)
+            rows += found  # a clip whole or not at all
         except (ValueError, InputError) as error:
             failed.append(f"{clip.filename}: {error}")
     if rows:

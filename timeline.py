@@ -36,7 +36,7 @@ def read_labels(path: Path) -> dict[str, list[Event]]:
     try:
         with open(path, newline="", encoding="utf-8-sig") as stream:
             rows = list(csv.reader(stream, delimiter="\t", quoting=csv.QUOTE_NONE))
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"labels {path}: cannot be read ({error})") from None
     if not rows or tuple(cell.strip() for cell in rows[0]) != COLUMNS:
         found = ", ".join(rows[0]) if rows else "an empty file"

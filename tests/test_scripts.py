@@ -1,0 +1,188 @@
+"""Every script and every README command, as a user types them, on a tiny corpus.
+
+The commands run in their README order in one folder; only sizes are added (`SMALL`).
+"""
+
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+import preprocess
+import timeline
+from config import PRESETS, Bandit, Network
+from DQN import QNetwork
+
+ROOT = Path(__file__).resolve().parent.parent
+TINY = "--network.hidden 8 --network.heads 2 --learning.train-start 64 --learning.lanes 8"
+SMALL = {
+    "soundscapes.py": "--train-clips 8 --validation-clips 4 --clip-s 2 --workers 1",
+    "scorers.py": "--epochs 1 --channels 4 --workers 1",
+    "preprocess.py": "--workers 1",
+    "DQN.py": f"{TINY} --device cpu",
+    "evaluate.py": "--device cpu",
+    "visualize.py": "--dpi 40",
+}
+
+
+def commands() -> list[str]:
+    """`python SCRIPT ..` lines of the README's bash blocks, in order."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```bash\n(.*?)```", text, flags=re.S)
+    lines = [line.split("#")[0].strip() for block in blocks for line in block.splitlines()]
+    return [line for line in lines if line.startswith("python ")]
+
+
+def run(command: str, folder: Path) -> subprocess.CompletedProcess:
+    """Run a README line in `folder`, with this Python and with small sizes."""
+    words = command.split(" | ")
+    script, *flags = shlex.split(words[0])[1:]
+    if script.startswith("DQN") and "--digest" not in flags and "--resume" not in flags:
+        flags.append("--overwrite")
+    more = [] if "--digest" in flags else shlex.split(SMALL[script])
+    line = shlex.join([sys.executable, str(ROOT / script), *flags, *more])
+    line = " | ".join(["set -o pipefail; " + line, *words[1:]])
+    return subprocess.run(
+        ["bash", "-c", line], cwd=folder, capture_output=True, text=True, timeout=300
+    )
+
+
+def write_bank(folder: Path) -> None:
+    """Two classes, ten recordings each: tones and noise bursts."""
+    rng = np.random.default_rng(0)
+    time = np.arange(8000) / 16000
+    for take in range(10):
+        tone = 0.3 * np.sin(2 * np.pi * rng.uniform(300, 900) * time)
+        for name, wav in (("Beep", tone), ("Hiss", rng.normal(0, 0.1, 8000))):
+            (folder / name).mkdir(parents=True, exist_ok=True)
+            soundfile.write(folder / name / f"{take}.wav", wav, 16000)
+
+
+def write_original_files(folder: Path) -> None:
+    """What the original authors would have: per-pair NPZ files and a bare state dict."""
+    (folder / "npz" / "validation").mkdir(parents=True)
+    cache = preprocess.load_cache(folder / "cache" / "validation")
+    for index, pair in enumerate(cache.pairs):
+        values = cache.of_pair(index)
+        arrays = {theirs: values[ours] for ours, theirs in preprocess.ORIGINAL_NAMES.items()}
+        name = preprocess.npz_name(pair.filename, pair.event_label)
+        np.savez(folder / "npz" / "validation" / name, **arrays)
+    torch.manual_seed(0)
+    torch.save(QNetwork(Bandit(), Network()).state_dict(), folder / "dqn_threshold.pt")
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory):
+    """A folder with a tiny corpus where the README's commands expect their inputs."""
+    folder = tmp_path_factory.mktemp("workspace")
+    done = run("python soundscapes.py", folder)
+    assert done.returncode == 0, done.stderr
+    done = run("python scorers.py", folder)
+    assert done.returncode == 0, done.stderr
+    shutil.copytree(folder / "data" / "builtin", folder / "data" / "demo")
+    for split in preprocess.SPLITS:
+        home = folder / "data" / "builtin" / split
+        for name in ("audio", "scores"):
+            shutil.copytree(home / name, folder / name / split)
+        (folder / "labels").mkdir(exist_ok=True)
+        shutil.copy(home / "labels.tsv", folder / "labels" / f"{split}.tsv")
+    write_bank(folder / "bank")
+    done = run("python preprocess.py --split validation", folder)
+    assert done.returncode == 0, done.stderr
+    write_original_files(folder)
+    for script in ("preprocess.py", "DQN.py", "evaluate.py", "visualize.py"):  # make demo
+        done = run(f"python {script} --preset demo", folder)
+        assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_the_demo_leaves_what_it_promises(workspace):
+    run_folder = workspace / "runs" / "demo"
+    results = json.loads((run_folder / "results.json").read_text())
+    assert results["num_pairs"] == len(
+        preprocess.load_cache(workspace / "cache/demo/validation").pairs
+    )
+    assert len(results["yardsticks"]) >= 10
+    assert (run_folder / "events.tsv").exists()
+    assert len(list((run_folder / "figures").glob("*.png"))) >= 10
+
+
+def test_readme_commands(workspace):
+    lines = commands()
+    assert len(lines) > 20
+    cache = preprocess.load_cache(workspace / "cache" / "demo" / "validation")
+    pair = cache.pairs[0]
+    for line in lines:
+        # The pair that the README names is one of the full demo's.
+        line = re.sub(
+            r"--clip \S+ --event-label \S+",
+            f"--clip {pair.filename} --event-label {pair.event_label}",
+            line,
+        )
+        done = run(line, workspace)
+        assert done.returncode == 0, f"{line}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+        assert "Traceback" not in done.stderr
+        if "| grep gain" in line:
+            names = [text.split(":")[0] for text in done.stdout.splitlines()]
+            assert [name for name in names if name.startswith("gain_")] == [
+                "gain_accuracy", "gain_iou", "gain_f1",
+            ]  # fmt: skip
+    events = timeline.read_labels(workspace / "runs" / "mine" / "events.tsv")
+    assert set(events) <= {path.name for path in (workspace / "audio" / "validation").iterdir()}
+
+
+def test_readme_names_every_script_and_no_other():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`(\w+\.py)`", text))
+    assert named == {path.name for path in ROOT.glob("*.py")}
+
+
+def test_readme_links_exist():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)#:]+)\)", text):
+        assert (ROOT / target).exists(), target
+
+
+@pytest.mark.parametrize("preset", [name for name in PRESETS if name != "demo"])
+def test_presets_train_and_evaluate(workspace, preset):
+    cache, run_folder = f"cache/test-{preset}", f"runs/test-{preset}"
+    for line in (
+        f"python preprocess.py --preset {preset} --corpus data/builtin --cache {cache}",
+        f"python DQN.py --preset {preset} --cache {cache} --run {run_folder}",
+        f"python evaluate.py --preset {preset} --cache {cache} --run {run_folder}",
+    ):
+        done = run(line, workspace)
+        assert done.returncode == 0, done.stderr
+    assert json.loads((workspace / run_folder / "config.json").read_text())["preset"] == preset
+
+
+MISTAKES = [
+    ("DQN.py --cache nowhere", "no manifest in nowhere/train; run: python preprocess.py"),
+    ("DQN.py --run runs/none --resume", "runs/none/last.pt: not found"),
+    ("DQN.py --digest labels/train.tsv", "labels/train.tsv: not a readable checkpoint"),
+    ("evaluate.py --run runs/none", "runs/none/best.pt: not found; train first"),
+    ("evaluate.py --run runs/demo --cache nowhere", "no manifest in nowhere/validation"),
+    ("visualize.py --run runs/none", "runs/none"),
+    ("visualize.py --preset demo --clip no.wav --event-label Dog", "no pair no.wav / Dog"),
+    ("preprocess.py --labels none.tsv --split x --audio audio --scores scores", "none.tsv"),
+    ("soundscapes.py --out data/x --bank nowhere", "nowhere"),
+    ("scorers.py --corpus nowhere", "nowhere"),
+]
+
+
+@pytest.mark.parametrize(("line", "message"), MISTAKES)
+def test_mistakes_get_one_line_and_exit_code_2(workspace, run_script, line, message):
+    script, *flags = line.split()
+    done = run_script(script, *flags, cwd=workspace)
+    assert done.returncode == 2, done.stdout + done.stderr
+    errors = [text for text in done.stderr.splitlines() if text.startswith(f"{script}: error: ")]
+    assert len(errors) == 1 and message in errors[0], done.stderr
+    assert "Traceback" not in done.stderr
