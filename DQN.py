@@ -286,7 +286,8 @@ class Trainer:
             "steps": 0,
             "frames": 0,
             "owed": 0,  # frames visited since the last gradient step
-            "loss_sum": 0.0,
+            "loss_sum": 0.0,  # of these three since the last finished episode
+            "q_sum": 0.0,
             "loss_count": 0,
             "best_f1": -1.0,
             "best_episode": -1,
@@ -393,6 +394,7 @@ class Trainer:
         self.optimizer.step()
         self.progress["steps"] += 1
         self.progress["loss_sum"] += value
+        self.progress["q_sum"] += q_taken.mean().item()
         self.progress["loss_count"] += 1
 
     def policy(self) -> dict[str, Any]:
@@ -552,12 +554,12 @@ def record(
     trainer.recent.append(reward)
     average = sum(trainer.recent) / len(trainer.recent)
     epsilon = epsilon_at(episode, len(trainer.order), trainer.learning)
-    progress = trainer.progress
-    loss = progress["loss_sum"] / progress["loss_count"] if progress["loss_count"] else 0.0
-    progress["loss_sum"], progress["loss_count"] = 0.0, 0
+    progress, count = trainer.progress, trainer.progress["loss_count"] or 1
+    loss, q = progress["loss_sum"] / count, progress["q_sum"] / count
+    progress |= {"loss_sum": 0.0, "q_sum": 0.0, "loss_count": 0}
     row = {"Episode": episode, "Reward": round(reward, 4), "Avg10": round(average, 4)}
     row |= {"Epsilon": round(epsilon, 4), **dict(zip(runfolder.CELLS, cells, strict=True))}
-    history.add(row | {"Steps": progress["steps"], "Loss": loss})
+    history.add(row | {"Steps": progress["steps"], "Loss": loss, "Q": q})
     return {"eps": f"{epsilon:.3f}", "reward": f"{reward:.1f}", "avg10": f"{average:.1f}"}
 
 

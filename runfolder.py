@@ -163,7 +163,8 @@ def open_run(cfg: TrainConfig, cache_key: str, device: torch.device) -> dict[str
 # ---------------------------------------------------------------------------- reward history
 
 CELLS = ("Missed", "Fixed", "Broken", "Kept")  # in the order of the reward cells of DQN.py
-HISTORY = ("Episode", "Reward", "Avg10", "Epsilon", *CELLS, "Steps", "Loss")
+# Loss and Q: means over the gradient steps since the row before; Q of the actions taken.
+HISTORY = ("Episode", "Reward", "Avg10", "Epsilon", *CELLS, "Steps", "Loss", "Q")
 
 
 class History:
@@ -186,7 +187,9 @@ class History:
 
     def add(self, row: dict[str, float]) -> None:
         """Append one episode."""
-        cells = [f"{row[name]:.6g}" if name == "Loss" else f"{row[name]}" for name in HISTORY]
+        cells = [
+            f"{row[name]:.6g}" if name in ("Loss", "Q") else f"{row[name]}" for name in HISTORY
+        ]
         self.stream.write("\t".join(cells) + "\n")
         if self.board:
             for name in HISTORY[1:]:
@@ -200,23 +203,39 @@ class History:
 
 
 def read_history(folder: Path) -> dict[str, np.ndarray]:
-    """reward_history.tsv -> column name -> values (E,)."""
-    path = folder / "reward_history.tsv"
+    """reward_history.tsv -> column name -> values (E,), at least one episode.
+
+    The columns are those of the file, so runs of an older version can be read. Raises InputError.
+    """
+    path, cure = folder / "reward_history.tsv", f"run: python DQN.py --run {folder}"
     if not path.exists():
-        raise InputError(f"{path}: not found; train first: python DQN.py --run {folder}")
-    rows = np.loadtxt(path, skiprows=1, ndmin=2)
-    if not len(rows):
-        return {name: np.zeros(0) for name in HISTORY}
-    return dict(zip(HISTORY, rows.T, strict=True))
+        raise InputError(f"{path}: not found; {cure}")
+    with open(path, encoding="utf-8", errors="replace") as stream:
+        names = stream.readline().rstrip("\n").split("\t")
+        lines = [line.split("\t") for line in stream]
+    if names[: len(HISTORY) - 1] != list(HISTORY[:-1]) or any(len(x) != len(names) for x in lines):
+        raise InputError(f"{path}: damaged; {cure}")
+    if not lines:
+        raise InputError(f"{path}: no finished episode; {cure}")
+    try:
+        rows = np.array(lines, dtype=np.float64)
+    except ValueError as error:
+        raise InputError(f"{path}: damaged ({error}); {cure}") from None
+    return dict(zip(names, rows.T, strict=True))
+
+
+def unchanged_rewards(history: dict[str, np.ndarray], bandit: Bandit) -> np.ndarray:
+    """(E,) what the always-0.0 action earns in each episode; right frames are Kept + Broken."""
+    right, wrong = history["Kept"] + history["Broken"], history["Missed"] + history["Fixed"]
+    return right * bandit.reward_keep + wrong * bandit.reward_miss
 
 
 def learning_curve(folder: Path, bandit: Bandit) -> dict[str, float]:
     """Did it learn: mean avg10 of the first and last tenth of the episodes, and the reward that
-    the always-0.0 action earns on the pairs of the last tenth (right frames are Kept + Broken)."""
+    the always-0.0 action earns on the pairs of the last tenth."""
     history = read_history(folder)
     tenth = max(1, len(history["Avg10"]) // 10)
-    right, wrong = history["Kept"] + history["Broken"], history["Missed"] + history["Fixed"]
-    unchanged = right * bandit.reward_keep + wrong * bandit.reward_miss
+    unchanged = unchanged_rewards(history, bandit)
     return {
         "avg10_first_tenth": float(history["Avg10"][:tenth].mean()),
         "avg10_last_tenth": float(history["Avg10"][-tenth:].mean()),

@@ -26,7 +26,7 @@ from config import Bandit, InputError, TrainConfig, VisualizeConfig, from_dict, 
 from DQN import QNetwork, episode_order, epsilon_at, hold_out
 from metrics import NAMES, count_pairs, scores_of
 from preprocess import Cache, Pair, load_cache, read_audio
-from runfolder import HISTORY, versions
+from runfolder import read_history, unchanged_rewards, versions
 from timeline import Event, frame_centres, frames_to_events
 
 if TYPE_CHECKING:  # matplotlib is imported where a figure is drawn: it builds a font cache
@@ -198,7 +198,7 @@ class Training(NamedTuple):
     """A run's settings, its history (a row an episode) and the number of planned episodes."""
 
     config: TrainConfig
-    history: np.ndarray
+    history: dict[str, np.ndarray]
     planned: int
 
 
@@ -260,17 +260,7 @@ def load_training(cfg: VisualizeConfig) -> Training:
     """Settings and reward history of the run."""
     cure = f"python DQN.py --run {cfg.run} --cache {cfg.cache}"
     config = from_dict(TrainConfig, read_json(cfg.run / "config.json", cure))
-    path = cfg.run / "reward_history.tsv"
-    if not path.exists():
-        raise InputError(f"{path}: not found; run: {cure}")
-    try:
-        history = np.atleast_1d(np.genfromtxt(path, names=True, delimiter="\t"))
-        missing = [name for name in HISTORY if name not in (history.dtype.names or ())]
-    except ValueError as error:
-        raise InputError(f"{path}: damaged ({error}); run: {cure}") from None
-    if missing or not history.size:
-        what = f"no column {missing[0]}" if missing else "no finished episode"
-        raise InputError(f"{path}: {what}; run: {cure}")
+    history = read_history(cfg.run)
     planned = int(history["Episode"].max()) + 1
     folder = cfg.cache / config.split
     if (folder / "manifest.json").exists():  # a run that was stopped has planned more
@@ -537,13 +527,14 @@ def draw_events(data: Evaluated, matches: list[Match]) -> "Figure | None":
 def draw_epsilon(run: Training) -> "Figure":
     """Exploration rate over episodes, planned and logged, with the gradient steps."""
     figure, axes = page("Epsilon decay over the episodes of this run")
-    ax, learning, rows = axes[0, 0], run.config.learning, np.sort(run.history, order="Episode")
+    ax, learning, order = axes[0, 0], run.config.learning, np.argsort(run.history["Episode"])
+    rows = {name: values[order] for name, values in run.history.items()}
     planned = [epsilon_at(episode, run.planned, learning) for episode in range(run.planned)]
     text = f"Planned: {learning.epsilon_start:g} to {learning.epsilon_end:g}"
     ax.fill_between(range(run.planned), planned, color=COLOURS["epsilon"], alpha=0.12)
     ax.plot(planned, linewidth=5, alpha=0.7, **look("epsilon", text))
     ax.plot(rows["Episode"], rows["Epsilon"], "--", **look("logged", "Logged"))
-    ax.set_xlabel(f"Episode (one pair each; {len(rows):,} of {run.planned:,} finished)")
+    ax.set_xlabel(f"Episode (one pair each; {len(order):,} of {run.planned:,} finished)")
     unit_axis(ax, "Epsilon: share of random actions")
     ax.set_xlim(0, max(1, run.planned - 1))
     ax.xaxis.get_major_locator().set_params(integer=True)
@@ -568,21 +559,20 @@ def last_ten(values: np.ndarray) -> np.ndarray:
 def draw_avg10(run: Training) -> "Figure":
     """Reward and avg10 over episodes, with what action 0.0 would have been paid (page 10)."""
     figure, axes = page("Avg10 over episodes")
-    ax, rows, bandit = axes[0, 0], run.history, run.config.bandit
-    unchanged = bandit.reward_keep * (rows["Kept"] + rows["Broken"])
-    unchanged = unchanged + bandit.reward_miss * (rows["Missed"] + rows["Fixed"])
-    done, mark = np.arange(1, len(rows) + 1), "." if len(rows) < 10 else ""
+    ax, rows = axes[0, 0], run.history
+    unchanged, count = unchanged_rewards(rows, run.config.bandit), len(rows["Episode"])
+    done, mark = np.arange(1, count + 1), "." if count < 10 else ""
     for values, line, width, colour, text in (
         (rows["Reward"], "-", 0.9, "reward", "Reward"),
         (last_ten(unchanged), "--", 1.4, "t_base", "Avg10 of never shifting (Base_T kept)"),
         (rows["Avg10"], "-", 2.2, "avg10", "Avg10: mean reward of the last 10 episodes"),
     ):
         ax.plot(done, values, linestyle=line, linewidth=width, marker=mark, **look(colour, text))
-    ax.set_xlim(0, len(rows) + 1)
+    ax.set_xlim(0, count + 1)
     ax.xaxis.get_major_locator().set_params(integer=True)
     ax.set_xlabel("Episode (in the order of finishing)")
     ax.set_ylabel("Reward of an episode (sum over its frames)")
-    tenth = max(1, len(rows) // 10)
+    tenth = max(1, count // 10)
     dqn, base = (
         f"{values[:tenth].mean():.1f} / {values[-tenth:].mean():.1f}"
         for values in (rows["Reward"], unchanged)

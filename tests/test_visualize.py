@@ -20,6 +20,7 @@ from matplotlib.ticker import ScalarFormatter
 import config
 import metrics
 import preprocess
+import runfolder
 import visualize
 from config import InputError, TrainConfig, VisualizeConfig
 
@@ -89,10 +90,12 @@ class Folders:
         network = config.Network(hidden=16)
         cfg = replace(TrainConfig(), network=network, cache=self.cfg.cache, holdout=0.0)
         preprocess.write_json(self.cfg.run / "config.json", config.to_dict(cfg))
-        lines = ["\t".join(visualize.HISTORY)]
+        lines = ["\t".join(runfolder.HISTORY)]
         for i in range(episodes):
             epsilon = visualize.epsilon_at(i, 4, cfg.learning)
-            lines.append(f"{i}\t{90 + i}\t{90 + i / 2}\t{epsilon}\t5\t10\t3\t482\t{15 * i}\t0.2")
+            lines.append(
+                f"{i}\t{90 + i}\t{90 + i / 2}\t{epsilon}\t5\t10\t3\t482\t{15 * i}\t0.2\t0.1"
+            )
         (self.cfg.run / "reward_history.tsv").write_text("\n".join(lines) + "\n")
 
 
@@ -319,7 +322,7 @@ def test_missing_and_damaged_files_name_the_command(copied, file, command):
 
 
 def test_history_without_an_episode(copied):
-    (copied.run / "reward_history.tsv").write_text("\t".join(visualize.HISTORY) + "\n")
+    (copied.run / "reward_history.tsv").write_text("\t".join(runfolder.HISTORY) + "\n")
     with pytest.raises(InputError, match=r"no finished episode; run: python DQN\.py"):
         list(visualize.figures(copied))
 
