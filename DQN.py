@@ -64,13 +64,14 @@ class QNetwork(nn.Module):
         blocks: list[nn.Module] = []
         for i in range(network.tcn_layers):
             inputs = hidden if i else len(bandit.channels)
-            conv = nn.Conv1d(inputs, hidden, 3, padding=2**i, dilation=2**i)
+            same = 2**i * (network.tcn_kernel // 2)
+            conv = nn.Conv1d(inputs, hidden, network.tcn_kernel, padding=same, dilation=2**i)
             blocks += [conv, nn.GELU(), nn.GroupNorm(network.tcn_groups, hidden)]
         self.tcn = nn.Sequential(*blocks)
         self.gru = nn.GRU(hidden, hidden, network.gru_layers, batch_first=True, bidirectional=True)
         self.pre_norm = nn.LayerNorm(width)
         layer = nn.TransformerEncoderLayer(
-            width, network.heads, 2 * width, network.dropout, "gelu", batch_first=True
+            width, network.heads, network.inner, network.dropout, "gelu", batch_first=True
         )
         self.transformer = nn.TransformerEncoder(
             layer, network.transformer_layers, enable_nested_tensor=False
@@ -411,13 +412,10 @@ class Trainer:
 
     def state(self) -> dict[str, Any]:
         """What last.pt holds: everything that a bit-exact resume needs."""
-        rng = {"torch": torch.get_rng_state()}
+        rng = {"torch": torch.get_rng_state(), "explore": self.explore_rng.bit_generator.state}
+        rng["replay"] = self.replay_rng.bit_generator.state
         if self.device.type == "cuda":
             rng["cuda"] = torch.cuda.get_rng_state(self.device)
-        rng |= {
-            "explore": self.explore_rng.bit_generator.state,
-            "replay": self.replay_rng.bit_generator.state,
-        }
         return self.policy() | {
             "optimizer": self.optimizer.state_dict(),
             "replay": self.replay.columns | {"count": self.replay.count},

@@ -174,6 +174,8 @@ class Network(Checked):
     """TCN channels and GRU units per direction; the Transformer is twice as wide (slides)"""
     tcn_layers: int = number(4, 1, 8)
     """dilated convolutions, dilation doubling from 1 (slides: 4)"""
+    tcn_kernel: int = number(3, 1, 31)
+    """width of each convolution in frames, odd (original)"""
     tcn_groups: int = number(4, 1)
     """groups of the group normalisation (original)"""
     gru_layers: int = number(2, 1, 8)
@@ -182,11 +184,15 @@ class Network(Checked):
     """Transformer encoder layers (slides)"""
     heads: int = number(4, 1)
     """attention heads (original)"""
+    feedforward: int = number(2, 1, 16)
+    """inner width of a Transformer layer in multiples of its width (original: 512 = 2 x 256)"""
     dropout: float = number(0.1, 0, 0.9)
     """dropout inside the Transformer (original)"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        odd = "odd, so that a frame stays in the middle of its window"
+        require(self.tcn_kernel % 2 == 1, self.flag("tcn_kernel"), odd, self.tcn_kernel)
         groups = f"a divisor of network.hidden = {self.hidden}"
         require(
             self.hidden % self.tcn_groups == 0, self.flag("tcn_groups"), groups, self.tcn_groups
@@ -198,6 +204,11 @@ class Network(Checked):
     def width(self) -> int:
         """Transformer width: both GRU directions."""
         return 2 * self.hidden
+
+    @property
+    def inner(self) -> int:
+        """Width of the Transformer's feed-forward layers."""
+        return self.feedforward * self.width
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -521,11 +532,11 @@ def parse(cls: type, args: list[str] | None = None) -> Any:
 
 
 def run_script(cls: type, main: Callable[[Any], int | None]) -> None:
-    """Parse, run, and turn a user's mistake into one line and exit code 2."""
+    """Parse, run, and turn a user's mistake or a failing disk into one line and exit code 2."""
     script = Path(sys.argv[0]).name
     try:
         sys.exit(main(parse(cls)) or 0)
-    except InputError as error:
+    except (InputError, OSError) as error:  # OSError: a full disk, a folder without rights
         print(f"{script}: error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:

@@ -247,11 +247,11 @@ class Clip(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What became of a shard: its pairs, what failed (name: reason), counted notices."""
+    """What became of a shard: its pairs, what failed (name: reason), clips behind each notice."""
 
     pairs: list[Pair]
     failed: list[str]
-    notices: dict[str, int]
+    notices: dict[str, list[str]]
 
 
 def read_audio(path: Path) -> tuple[np.ndarray, int]:
@@ -267,13 +267,20 @@ def read_audio(path: Path) -> tuple[np.ndarray, int]:
     return wav.mean(axis=1), sample_rate
 
 
+SHORT_AUDIO = 0.1  # share of the scores' length that may be missing at the end of the audio
+PADDED = "scores run past the end of the audio (silence assumed)"
+SILENT = "audio is all zero"
+CUT = "events reach past the last frame (cut there)"
+TOO_SHORT = "events cover no frame centre, so the pair is off everywhere"
+
+
 def fit_length(wav: np.ndarray, num_samples: int) -> np.ndarray:
     """Cut or zero-pad (S,) so that audio and scores span the same time."""
     return np.pad(wav[:num_samples], (0, max(0, num_samples - len(wav))))
 
 
 def clip_signals(
-    clip: Clip, source: scorers.ScoreFiles, signal: Signal, notices: dict[str, int]
+    clip: Clip, source: scorers.ScoreFiles, signal: Signal, notices: dict[str, list[str]]
 ) -> list[tuple[Pair, dict[str, np.ndarray], np.ndarray]]:
     """Every present pair of a clip -> (pair, signals, label); ValueError on bad input."""
     scores = source.scores(clip.filename)
@@ -285,20 +292,23 @@ def clip_signals(
     last_label = min(max((event.offset for event in clip.events), default=0.0), duration)
     if last_label > end + frame_s + 1e-6:
         raise ValueError(f"scores end at {end:.2f} s but labels go to {last_label:.2f} s")
+    # A truncated WAV or OGG reads as a short one, so a large gap is an error, not a notice.
+    if end > duration + max(frame_s, SHORT_AUDIO * end):
+        raise ValueError(f"audio ends at {duration:.2f} s but its scores go to {end:.2f} s")
     if end > duration + frame_s:
-        notices["scores run past the end of the audio (silence assumed)"] += 1
+        notices[PADDED].append(clip.filename)
     if not wav.any():
-        notices["audio is all zero"] += 1
-    notices["events reach past the last frame (cut there)"] += sum(
-        event.offset > end + 1e-6 for event in clip.events
-    )
+        notices[SILENT].append(clip.filename)
+    if any(event.offset > end + 1e-6 for event in clip.events):
+        notices[CUT].append(clip.filename)
     wav = fit_length(wav, round(end * sample_rate))
     rms = interpolate(loudness(wav, sample_rate, signal), num_frames)
     rows = []
     for event_label in sorted({event.event_label for event in clip.events}):
         d_raw = scores.values[source.classes.index(event_label)]
         label = label_frames(clip.events, event_label, edges)
-        notices["pairs whose events cover no frame centre"] += not label.any()
+        if not label.any():
+            notices[TOO_SHORT].append(f"{clip.filename} / {event_label}")
         values = compute_signals(rms, d_raw, frame_s, signal)
         rows.append((Pair(clip.filename, event_label, num_frames, frame_s), values, label))
     return rows
@@ -356,15 +366,7 @@ def make_shard(job: Job) -> Outcome:
     """Compute and write one shard. Clips that fail are named, the others are written."""
     rows: list[tuple[Pair, dict[str, np.ndarray], np.ndarray]] = []
     failed: list[str] = []
-    notices: dict[str, int] = dict.fromkeys(
-        (
-            "scores run past the end of the audio (silence assumed)",
-            "audio is all zero",
-            "events reach past the last frame (cut there)",
-            "pairs whose events cover no frame centre",
-        ),
-        0,
-    )
+    notices: dict[str, list[str]] = {name: [] for name in (PADDED, SILENT, CUT, TOO_SHORT)}
     for clip in job.clips:
         found: list[tuple[Pair, dict[str, np.ndarray], np.ndarray]] = []
         try:
@@ -485,14 +487,13 @@ def known_shards(path: Path) -> dict[str, dict]:
 
 def run_jobs(
     jobs: list[tuple[Job, str]], folder: Path, partial: Path, cfg: PreprocessConfig
-) -> tuple[list[dict], dict[str, int], int]:
-    """Make or take over every shard. Returns manifest entries, notices, how many were taken over.
+) -> tuple[list[dict], int]:
+    """Make or take over every shard. Returns manifest entries and how many were taken over.
 
     A shard with failed clips is written but never taken over: the next run tries them again.
     """
     old, begun = known_shards(folder / "manifest.json"), known_shards(partial / "manifest.json")
     done: dict[str, dict] = {}
-    notices: dict[str, int] = {}
     todo = []
     for job, inputs in jobs:
         file = job.path.name
@@ -513,17 +514,16 @@ def run_jobs(
             job, inputs = futures[future]
             outcome = future.result()
             bar.update(len(job.clips))
-            for notice, count in outcome.notices.items():
-                notices[notice] = notices.get(notice, 0) + count
             done[job.path.name] = {
                 "file": job.path.name,
                 "sha256": _sha256(job.path) if outcome.pairs else "",
                 "inputs": inputs,
                 "failed": outcome.failed,
+                "notices": outcome.notices,
                 "pairs": outcome.pairs,
             }
             write_json(partial / "manifest.json", {"shards": list(done.values())})
-    return [done[file] for file in sorted(done)], notices, reused
+    return [done[file] for file in sorted(done)], reused
 
 
 def preprocess_split(task: Task, cfg: PreprocessConfig) -> None:
@@ -541,16 +541,17 @@ def preprocess_split(task: Task, cfg: PreprocessConfig) -> None:
         path = partial / f"shard-{i:05d}.npz"
         job = Job(path, some, source, cfg.signal, cfg.import_frame_s)
         jobs.append((job, fingerprint(job)))
-    entries, notices, reused = run_jobs(jobs, folder, partial, cfg)
+    entries, reused = run_jobs(jobs, folder, partial, cfg)
     left_out += sorted(line for entry in entries for line in entry["failed"])
-    stop_on_failures(task, cfg, left_out, len(read_labels(task.labels)))
+    labels = read_labels(task.labels)
+    stop_on_failures(task, cfg, left_out, len(labels))
     entries = [entry for entry in entries if entry["pairs"]]
     if not entries:
         raise InputError(f"{task.labels}: no readable clip is left")
     finish_split(task, cfg, partial, folder, entries, source, left_out)
-    expected = sum(len(classes_of({clip.filename: clip.events})) for clip in clips)
+    expected = sum(len(classes_of({name: events})) for name, events in labels.items())
     reused_text = f"shards reused {reused} of {len(jobs)}"
-    report(task, folder, left_out, notices, reused_text, expected, began)
+    report(folder, left_out, reused_text, expected, began)
 
 
 def finish_split(
@@ -596,13 +597,7 @@ def config_key_of(signal: dict | None, entries: list[dict]) -> str:
 
 
 def report(
-    task: Task,
-    folder: Path,
-    left_out: list[str],
-    notices: dict[str, int],
-    reused: str,
-    expected_pairs: int,
-    began: float,
+    folder: Path, left_out: list[str], reused: str, expected_pairs: int, began: float
 ) -> None:
     """Say what was expected, found and left out."""
     cache = load_cache(folder)
@@ -611,13 +606,15 @@ def report(
     hours = sum(pair.num_frames * pair.frame_s for pair in cache.pairs) / 3600
     for line in left_out:
         print(f"  left out: {line}")
-    for notice, count in notices.items():
-        if count:
-            print(f"  note: {count} x {notice}")
+    for notice in (PADDED, SILENT, CUT, TOO_SHORT):
+        shards = cache.manifest["shards"]
+        names = [name for shard in shards for name in shard["notices"].get(notice, [])]
+        if names:
+            print(f"  note: {len(names)} x {notice}: {_names(names)}")
     flat = np.add.reduceat(cache.label, cache.offsets[:-1]).mean() / np.diff(cache.offsets).mean()
     print(
-        f"{task.split}: {num_clips} clips, {len(cache.pairs)} pairs"
-        f" ({expected_pairs} expected, {len(left_out)} clips left out), {hours:.2f} h of pairs,"
+        f"{folder.name}: {num_clips} clips, {len(cache.pairs)} of {expected_pairs} expected pairs,"
+        f" {len(left_out)} clips left out, {hours:.2f} h of pairs,"
         f" on for {flat:.1%} of the time; {reused};"
         f" {seconds:.1f} s, {num_clips / seconds:.0f} clips/s -> {folder}"
     )

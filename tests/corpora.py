@@ -34,7 +34,7 @@ def write_cache(
         pairs.append(preprocess.Pair(f"{index // len(labels)}.wav", name, length, frame_s))
     path = folder / "shard-00000.npz"
     preprocess.write_shard(path, values, truths)
-    entry = {"file": path.name, "inputs": "", "failed": [], "pairs": pairs}
+    entry = {"file": path.name, "inputs": "", "failed": [], "notices": {}, "pairs": pairs}
     entry["sha256"] = preprocess._sha256(path)
     signal = to_dict(Signal())
     manifest = {

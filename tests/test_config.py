@@ -1,0 +1,482 @@
+"""Presets, ranges, the command line and JSON: every bad value is refused by name.
+
+Next:   test_timeline.py
+"""
+
+import ast
+import dataclasses
+import itertools
+import json
+import re
+import sys
+import typing
+from dataclasses import fields, replace
+from pathlib import Path
+
+import pytest
+
+import config
+from config import (
+    Bandit,
+    EvaluateConfig,
+    InputError,
+    Learning,
+    Network,
+    PreprocessConfig,
+    ScorersConfig,
+    Signal,
+    SoundscapesConfig,
+    TrainConfig,
+    VisualizeConfig,
+    from_dict,
+    parse,
+    to_dict,
+    with_preset,
+)
+
+SCRIPTS = (
+    SoundscapesConfig,
+    ScorersConfig,
+    PreprocessConfig,
+    TrainConfig,
+    EvaluateConfig,
+    VisualizeConfig,
+)
+GROUPS = (Signal, Bandit, Network, Learning)
+
+
+def names(classes):
+    return [cls.__name__ for cls in classes]
+
+
+def leaves(cls, prefix=""):
+    """(flag, field, its class) of everything that a script's class takes."""
+    for spec in fields(cls):
+        hint = typing.get_type_hints(cls)[spec.name]
+        if dataclasses.is_dataclass(hint):
+            yield from leaves(hint, f"{prefix}{spec.name}.")
+        else:
+            yield prefix + spec.name.replace("_", "-"), spec, hint
+
+
+@pytest.fixture
+def refused(capsys, monkeypatch):
+    """`refused(cls, "--seed", "x")` -> what is printed when the command line is refused."""
+    monkeypatch.setenv("COLUMNS", "1000")
+
+    def run(cls, *args):
+        with pytest.raises(SystemExit) as stop:
+            parse(cls, list(args))
+        printed = capsys.readouterr()
+        text = " ".join(re.sub("[│─╭╮╰╯]", " ", printed.out + printed.err).split())
+        assert stop.value.code == 2, text
+        assert "Traceback" not in text
+        return text
+
+    return run
+
+
+# ---------------------------------------------------------------------------- presets
+
+
+@pytest.mark.parametrize("preset", ["slides", "original", "demo"])
+@pytest.mark.parametrize("cls", SCRIPTS, ids=names(SCRIPTS))
+def test_every_preset_builds_every_config(cls, preset):
+    cfg = with_preset(cls, preset)
+    assert type(cfg) is cls and cfg.preset == preset
+    assert parse(cls, ["--preset", preset]) == cfg
+
+
+def test_slides_preset_has_the_numbers_of_the_slides():
+    cfg = with_preset(TrainConfig, "slides")
+    bandit, network, learning = cfg.bandit, cfg.network, cfg.learning
+    assert (bandit.reading, bandit.boundary_test, bandit.boundary_width) == (
+        "independent",
+        "before",
+        0.2,
+    )
+    rewards = (bandit.reward_keep, bandit.reward_break, bandit.reward_miss, bandit.reward_fix)
+    assert rewards == (0.2, -1.0, -0.2, 1.0)
+    sizes = (network.hidden, network.tcn_layers, network.gru_layers, network.transformer_layers)
+    assert sizes == (128, 4, 2, 2) and network.width == 256 and network.heads == 4
+    assert (learning.lr, learning.batch, learning.replay) == (1e-4, 32, 50_000)
+    assert (learning.train_start, learning.frames_per_step) == (2_000, 32)
+    epsilon = (learning.epsilon_start, learning.epsilon_end, learning.epsilon_fraction)
+    assert epsilon == (1.0, 0.05, 0.7) and learning.epsilon_episodes is None
+    assert (learning.episode_order, learning.acting, cfg.passes) == ("shuffled", "eval", 1)
+    signal = with_preset(PreprocessConfig, "slides").signal
+    assert (signal.fusion, signal.flat_fallback, signal.flat_range) == ("product", True, 0.03)
+
+
+def test_original_preset_is_what_produced_the_published_numbers():
+    cfg, slides = with_preset(TrainConfig, "original"), with_preset(TrainConfig, "slides")
+    bandit = {"reading": "sequential", "boundary_test": "after", "channel_order": "original"}
+    learning = {"episode_order": "sorted", "acting": "dropout", "epsilon_episodes": 20_000}
+    assert cfg.bandit == replace(slides.bandit, **bandit)
+    assert cfg.learning == replace(slides.learning, **learning)
+    assert cfg.network == slides.network
+    signal = with_preset(PreprocessConfig, "original").signal
+    assert signal == replace(Signal(), fusion="harmonic")
+
+
+def test_a_preset_keeps_its_files_apart():
+    for preset in ("original", "demo"):
+        train, evaluate = with_preset(TrainConfig, preset), with_preset(EvaluateConfig, preset)
+        assert (train.run, train.cache) == (evaluate.run, evaluate.cache)
+        assert train.run != TrainConfig().run and train.cache != TrainConfig().cache
+        assert train.cache == with_preset(PreprocessConfig, preset).cache
+        assert evaluate.out is None and with_preset(VisualizeConfig, preset).out is None
+    made = with_preset(SoundscapesConfig, "demo").out
+    assert made == with_preset(ScorersConfig, "demo").corpus
+    assert made == with_preset(PreprocessConfig, "demo").corpus != SoundscapesConfig().out
+
+
+ORDERS = {
+    "before": ["--preset", "original", "--seed", "3", "--learning.batch", "16"],
+    "after": ["--seed", "3", "--learning.batch", "16", "--preset", "original"],
+    "joined": ["--seed", "3", "--preset=original", "--learning.batch", "16"],
+    "twice": ["--preset", "demo", "--seed", "3", "--learning.batch", "16", "--preset=original"],
+}
+
+
+@pytest.mark.parametrize("args", ORDERS.values(), ids=ORDERS)
+def test_preset_may_stand_anywhere(args):
+    expected = with_preset(TrainConfig, "original")
+    learning = replace(expected.learning, batch=16)
+    assert parse(TrainConfig, args) == replace(expected, seed=3, learning=learning)
+
+
+def test_flags_win_over_the_preset():
+    flags = ["--bandit.reading", "independent", "--run", "elsewhere", "--preset", "original"]
+    cfg = parse(TrainConfig, flags)
+    assert (cfg.bandit.reading, cfg.run) == ("independent", Path("elsewhere"))
+    assert (cfg.bandit.boundary_test, cfg.learning.acting) == ("after", "dropout")
+
+
+# ---------------------------------------------------------------------------- derived values
+
+
+def test_shifts_of_the_threshold():
+    bandit = Bandit()
+    assert bandit.deltas == pytest.approx([i / 50 for i in range(-10, 11)])
+    assert (bandit.deltas[0], bandit.deltas[10], bandit.deltas[20]) == (-0.2, 0.0, 0.2)
+    assert bandit.no_change == 10
+    few = Bandit(num_actions=5, max_delta=0.1)
+    assert few.deltas == pytest.approx([-0.1, -0.05, 0, 0.05, 0.1]) and few.no_change == 2
+
+
+def test_window_and_channels():
+    assert Bandit().window == 21 and Bandit(context=0).window == 1
+    assert Bandit().channels == ("rms", "d_raw", "d_adj", "prob", "t_base", "binary")
+    original = ("d_raw", "d_adj", "prob", "rms", "t_base", "binary")
+    assert Bandit(channel_order="original").channels == original
+
+
+# ---------------------------------------------------------------------------- bad values
+
+
+def test_every_number_has_a_range_check():
+    for cls in (*SCRIPTS, *GROUPS):
+        for spec in fields(cls):
+            hint = typing.get_type_hints(cls)[spec.name]
+            numeric = {int, float} & {hint, *typing.get_args(hint)}
+            assert bool(numeric) == ("low" in spec.metadata), f"{cls.__name__}.{spec.name}"
+
+
+NUMBERS = {
+    flag if script is TrainConfig else f"{script.__name__}.{flag}": (script, flag, spec, hint)
+    for script in SCRIPTS
+    for flag, spec, hint in leaves(script)
+    if "low" in spec.metadata
+}
+
+
+@pytest.mark.parametrize(("cls", "flag", "spec", "hint"), NUMBERS.values(), ids=NUMBERS)
+def test_out_of_range_is_refused_by_name(refused, cls, flag, spec, hint):
+    whole = int in (hint, *typing.get_args(hint))
+    low, high, above = (spec.metadata[key] for key in ("low", "high", "above"))
+    rules = {  # the nearest value outside: what the message must say
+        low - (1 if whole else 0.001): f"at least {low:g}",
+        above: f"above {above:g}",
+        high + (1 if whole else 0.001): f"at most {high:g}",
+    }
+    for value, rule in rules.items():
+        if abs(value) < float("inf"):
+            text = refused(cls, f"--{flag}", str(value))
+            assert f"--{flag} must be" in text and rule in text, text
+            assert re.search(rf"but {value}(\.0)? was given", text), text
+    for word in ["1.5"] if whole else ["nan", "inf"]:
+        text = refused(cls, f"--{flag}", word)
+        assert f"--{flag}" in text and word in text
+
+
+OUT_OF_RANGE = [  # by hand, so that a lost range is seen
+    (TrainConfig, "--bandit.num-actions", "1"),
+    (TrainConfig, "--bandit.num-actions", "129"),
+    (TrainConfig, "--bandit.context", "-1"),
+    (TrainConfig, "--bandit.max-delta", "0"),
+    (TrainConfig, "--bandit.max-delta", "1.01"),
+    (TrainConfig, "--bandit.boundary-width", "0"),
+    (TrainConfig, "--learning.lr", "0"),
+    (TrainConfig, "--learning.lanes", "0"),
+    (TrainConfig, "--learning.epsilon-start", "1.1"),
+    (TrainConfig, "--learning.epsilon-end", "-0.1"),
+    (TrainConfig, "--learning.epsilon-episodes", "0"),
+    (TrainConfig, "--network.dropout", "1"),
+    (TrainConfig, "--network.tcn-groups", "0"),
+    (TrainConfig, "--holdout", "1"),
+    (TrainConfig, "--passes", "0"),
+    (PreprocessConfig, "--signal.clip-percentile", "101"),
+    (PreprocessConfig, "--signal.score-mix", "1.5"),
+    (PreprocessConfig, "--signal.beta", "0"),
+    (PreprocessConfig, "--import-frame-s", "0"),
+    (PreprocessConfig, "--workers", "0"),
+    (SoundscapesConfig, "--clip-s", "0"),
+    (EvaluateConfig, "--batch", "0"),
+    (EvaluateConfig, "--threads", "0"),
+    (VisualizeConfig, "--dpi", "10"),
+]
+
+LABELS, AUDIO, SCORES = ["--labels", "l.tsv"], ["--audio", "a"], ["--scores", "s"]
+SPLIT, NPZ = ["--split", "train"], ["--import-npz", "n"]
+COMBINATIONS = [
+    (TrainConfig, ["--bandit.num-actions", "20"], "--bandit.num-actions must be odd, 20"),
+    (TrainConfig, ["--network.heads", "3"], "--network.heads must be a divisor 256 3"),
+    (TrainConfig, ["--network.tcn-groups", "3"], "--network.tcn-groups must be a divisor 128 3"),
+    (
+        TrainConfig,
+        ["--learning.epsilon-start", "0.1", "--learning.epsilon-end", "0.2"],
+        "--learning.epsilon-end must be at most learning.epsilon-start = 0.1 0.2",
+    ),
+    (
+        TrainConfig,
+        ["--learning.replay", "2000"],
+        "--learning.train-start must be below learning.replay = 2000 but 2000",
+    ),
+    (
+        TrainConfig,
+        ["--learning.train-start", "31"],
+        "--learning.train-start must be at least learning.batch = 32 but 31",
+    ),
+    (TrainConfig, ["--resume", "--overwrite"], "--resume must be used without --overwrite but"),
+    (PreprocessConfig, [*LABELS, *AUDIO, *SCORES], "--split must be given with --labels but None"),
+    (PreprocessConfig, [*LABELS, *SPLIT, *SCORES], "--audio must be given with --labels but None"),
+    (PreprocessConfig, [*LABELS, *SPLIT, *AUDIO], "--scores must be given with --labels but None"),
+    (PreprocessConfig, AUDIO, "--audio must be given with --labels but a was given"),
+    (PreprocessConfig, SCORES, "--scores must be given with --labels but s was given"),
+    (PreprocessConfig, NPZ, "--import-npz must be given with --labels but n was given"),
+    (
+        PreprocessConfig,
+        [*LABELS, *SPLIT, *NPZ, *AUDIO],
+        "--audio must be left out with --import-npz but a was given",
+    ),
+    (VisualizeConfig, ["--clip", "a.wav"], "--event-label must be given with --clip but None"),
+    (VisualizeConfig, ["--event-label", "Dog"], "--event-label must be given with --clip but Dog"),
+    (
+        SoundscapesConfig,
+        ["--snr-min-db", "10", "--snr-max-db", "5"],
+        "--snr-max-db must be at least snr-min-db = 10 but 5",
+    ),
+    (TrainConfig, ["--preset", "slide"], "slide --preset slides original demo"),
+    (TrainConfig, ["--preset=slide"], "slide --preset slides original demo"),
+    (TrainConfig, ["--bandit.reading", "both"], "both --bandit.reading independent sequential"),
+    (TrainConfig, ["--device", "gpu"], "gpu --device auto cpu cuda"),
+    (TrainConfig, ["--sead", "1"], "--sead Perhaps --seed"),
+    (TrainConfig, ["--learning.batchs", "1"], "--learning.batchs Perhaps --learning.batch"),
+    (TrainConfig, ["--bandit.num-action", "5"], "--bandit.num-action Perhaps --bandit.num-actions"),
+    (TrainConfig, ["--signal.beta", "1"], "--signal.beta"),
+    (PreprocessConfig, ["--learning.lr", "1"], "--learning.lr"),
+    (TrainConfig, ["--seed", "many"], "--seed many"),
+    (TrainConfig, ["--learning.lr", "many"], "--learning.lr many"),
+    (TrainConfig, ["--learning.epsilon-episodes", "nan"], "--learning.epsilon-episodes nan"),
+    (TrainConfig, ["stray"], "stray"),
+    (TrainConfig, ["--seed"], "--seed"),
+]
+
+
+@pytest.mark.parametrize(("cls", "flag", "value"), OUT_OF_RANGE)
+def test_known_ranges(refused, cls, flag, value):
+    assert f"{flag} must be" in refused(cls, flag, value)
+
+
+@pytest.mark.parametrize(("cls", "args", "words"), COMBINATIONS)
+def test_bad_command_line_says_what_is_wrong(refused, cls, args, words):
+    """The message holds these words in this order."""
+    text = refused(cls, *args)
+    assert re.search(".*".join(map(re.escape, words.split())), text), text
+
+
+GOOD = [
+    (TrainConfig, ["--learning.train-start", "32"]),
+    (TrainConfig, ["--learning.epsilon-start", "0.3", "--learning.epsilon-end", "0.3"]),
+    (TrainConfig, ["--holdout", "0", "--bandit.context", "0", "--bandit.reward-miss", "-3"]),
+    (TrainConfig, ["--network.hidden", "4", "--network.heads", "8"]),
+    (PreprocessConfig, [*LABELS, *SPLIT, *AUDIO, *SCORES]),
+    (PreprocessConfig, [*LABELS, *SPLIT, *NPZ]),
+    (PreprocessConfig, ["--signal.no-flat-fallback", "--workers", "None"]),
+    (VisualizeConfig, ["--clip", "a.wav", "--event-label", "Dog"]),
+    (SoundscapesConfig, ["--snr-min-db", "-5", "--snr-max-db", "-5"]),
+]
+
+
+@pytest.mark.parametrize(("cls", "args"), GOOD)
+def test_values_on_the_edge_are_accepted(cls, args):
+    assert isinstance(parse(cls, args), cls)
+
+
+# ---------------------------------------------------------------------------- help
+
+
+def help_texts(cls):
+    """Field -> the line written under it in config.py."""
+    tree = ast.parse(Path(config.__file__).read_text(encoding="utf-8"))
+    body = next(n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == cls.__name__).body
+    return {
+        node.target.id: text.value.value
+        for node, text in itertools.pairwise(body)
+        if isinstance(node, ast.AnnAssign)
+        and isinstance(text, ast.Expr)
+        and isinstance(text.value, ast.Constant)
+    }
+
+
+@pytest.mark.parametrize("cls", SCRIPTS, ids=names(SCRIPTS))
+def test_help_shows_the_own_flags_only_and_explains_each(cls, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    with pytest.raises(SystemExit) as stop:
+        parse(cls, ["--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    assert cls.__doc__ in text
+    shown = set(re.findall(r"^[│ ] --([a-z][a-z0-9.-]*)", text, re.MULTILINE))
+    assert shown == {flag for flag, _, _ in leaves(cls)}
+    for group in GROUPS:
+        mine = f"{group.GROUP}" in {spec.name for spec in fields(cls)}
+        assert (f"--{group.GROUP}." in text) == mine
+    flat = re.sub(r"[│\s]", "", text)
+    for owner in (cls, *(g for g in GROUPS if g.GROUP in {spec.name for spec in fields(cls)})):
+        written = help_texts(owner)
+        for spec in fields(owner):
+            if not dataclasses.is_dataclass(typing.get_type_hints(owner)[spec.name]):
+                text = "".join(written[spec.name].split())
+                assert len(text) > 5 and text in flat, spec.name
+
+
+# ---------------------------------------------------------------------------- JSON
+
+
+@pytest.mark.parametrize("preset", ["slides", "original", "demo"])
+@pytest.mark.parametrize("cls", SCRIPTS, ids=names(SCRIPTS))
+def test_json_round_trip(cls, preset):
+    cfg = with_preset(cls, preset)
+    again = from_dict(cls, json.loads(json.dumps(to_dict(cfg))))
+    assert again == cfg
+    assert all(type(getattr(again, s.name)) is type(getattr(cfg, s.name)) for s in fields(cls))
+
+
+@pytest.mark.parametrize("cls", GROUPS, ids=names(GROUPS))
+def test_json_round_trip_of_a_group(cls):
+    assert from_dict(cls, json.loads(json.dumps(to_dict(cls())))) == cls()
+
+
+def test_unknown_and_missing_keys():
+    data = to_dict(TrainConfig())
+    with pytest.raises(InputError, match="unknown key 'sede'; did you mean 'seed'"):
+        from_dict(TrainConfig, data | {"sede": 1})
+    with pytest.raises(InputError, match=r"TrainConfig: unknown key 'zzzzzz'$"):
+        from_dict(TrainConfig, data | {"zzzzzz": 1})
+    with pytest.raises(InputError, match="Bandit: unknown key 'num_action'; did you mean 'num_ac"):
+        from_dict(TrainConfig, data | {"bandit": data["bandit"] | {"num_action": 5}})
+    for name in data:
+        rest = {key: value for key, value in data.items() if key != name}
+        with pytest.raises(InputError, match=f"TrainConfig: missing key '{name}'"):
+            from_dict(TrainConfig, rest)
+
+
+@pytest.mark.parametrize(
+    ("group", "key", "value", "message"),
+    [
+        ("", "seed", "1", "seed must be of type int, not '1'"),
+        ("", "seed", 1.5, "seed must be of type int, not 1.5"),
+        ("", "seed", True, "seed"),
+        ("", "seed", None, "seed must be of type int, not None"),
+        ("", "seed", -1, "--seed must be at least 0 but -1 was given"),
+        ("", "holdout", float("nan"), "--holdout must be a finite number but nan was given"),
+        ("", "cache", 5, "cache must be of type Path, not 5"),
+        ("", "cache", None, "cache must be of type Path, not None"),
+        ("", "split", 3, "split must be of type str, not 3"),
+        ("", "resume", "yes", "resume must be of type bool, not 'yes'"),
+        ("", "resume", 1, "resume must be of type bool, not 1"),
+        ("", "digest", [], "digest must be of type"),
+        ("", "device", "gpu", "device must be one of ('auto', 'cpu', 'cuda'), not 'gpu'"),
+        ("", "device", ["cpu"], "device must be one of"),
+        ("", "bandit", None, "Bandit: expected a dictionary, found NoneType"),
+        ("", "bandit", [1], "Bandit: expected a dictionary, found list"),
+        ("bandit", "num_actions", 20, "--bandit.num-actions must be odd"),
+        ("bandit", "reading", "both", "Bandit: reading must be one of"),
+        ("network", "hidden", None, "Network: hidden must be of type int, not None"),
+        ("learning", "batch", "32", "Learning: batch must be of type int, not '32'"),
+        ("learning", "lr", "1e-4", "Learning: lr must be of type float, not '1e-4'"),
+    ],
+)
+def test_wrong_values_in_json(group, key, value, message):
+    data = to_dict(TrainConfig())
+    changed = data | {group: data[group] | {key: value}} if group else data | {key: value}
+    with pytest.raises(InputError) as error:
+        from_dict(TrainConfig, changed)
+    assert message in str(error.value)
+
+
+def test_json_whole_numbers_and_nulls_where_they_fit():
+    data = to_dict(TrainConfig())
+    data["bandit"]["boundary_width"] = 1
+    data["learning"]["epsilon_episodes"] = None
+    cfg = from_dict(TrainConfig, data | {"digest": "a/last.pt"})
+    assert cfg.bandit.boundary_width == 1 and cfg.digest == Path("a/last.pt")
+    with pytest.raises(InputError, match="expected a dictionary, found list"):
+        from_dict(TrainConfig, [1])
+
+
+def test_config_key_follows_every_field():
+    keys = {config.config_key(Signal())}
+    for spec in fields(Signal):
+        value = getattr(Signal(), spec.name)
+        if spec.name == "fusion":
+            changed = "harmonic"
+        else:
+            changed = not value if isinstance(value, bool) else value * 0.9
+        keys.add(config.config_key(replace(Signal(), **{spec.name: changed})))
+    assert len(keys) == 1 + len(fields(Signal))
+    assert config.config_key(Signal()) in keys
+
+
+def test_configs_are_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        TrainConfig().seed = 1
+
+
+# ---------------------------------------------------------------------------- run_script
+
+
+@pytest.mark.parametrize(
+    ("result", "code", "message"),
+    [
+        (None, 0, ""),
+        (7, 7, ""),
+        (InputError("labels x.tsv: gone"), 2, "DQN.py: error: labels x.tsv: gone\n"),
+        (KeyboardInterrupt(), 130, "DQN.py: interrupted\n"),
+    ],
+)
+def test_run_script_ends_without_a_traceback(monkeypatch, capsys, result, code, message):
+    monkeypatch.setattr(sys, "argv", ["somewhere/DQN.py", "--seed", "4"])
+
+    def main(cfg):
+        assert cfg.seed == 4
+        if isinstance(result, BaseException):
+            raise result
+        return result
+
+    with pytest.raises(SystemExit) as stop:
+        config.run_script(TrainConfig, main)
+    assert stop.value.code == code
+    assert capsys.readouterr().err == message
