@@ -30,6 +30,8 @@ import runfolder
 from bandit import (
     Signals,
     decide,
+    episode_order,
+    hold_out,
     make_states,
     near,
     reward_cells,
@@ -103,6 +105,13 @@ class QNetwork(nn.Module):
         return layer.norm2(y + layer.dropout2(layer.linear2(inner)))[:, 0]
 
 
+def best_actions(q_values: torch.Tensor) -> torch.Tensor:
+    """(B, A) -> (B,) action of the highest Q-value; InputError where they are not finite."""
+    if not q_values.isfinite().all():
+        raise InputError("Q-values are not finite: the weights are damaged or training diverged")
+    return q_values.argmax(1)
+
+
 @torch.inference_mode()
 def greedy_actions(
     network: QNetwork,
@@ -131,7 +140,7 @@ def greedy_actions(
         bar = tqdm(total=len(within), desc=progress, unit="frame", disable=progress is None)
         for part in torch.arange(len(within), device=device).split(batch):
             states = make_states(signals, owner[part], within[part], bandit)
-            actions[within[part]] = network(states).argmax(1)
+            actions[within[part]] = best_actions(network(states))
             bar.update(len(part))
         bar.close()
     else:
@@ -143,7 +152,7 @@ def greedy_actions(
                 frame = signals.start[part] + step
                 seen = (frame[:, None] + reach).maximum(signals.start[part][:, None])
                 states = make_states(signals, part, frame, bandit, actions[seen])
-                actions[frame] = network(states).argmax(1)
+                actions[frame] = best_actions(network(states))
     network.train(was_training)
     return actions
 
@@ -185,10 +194,10 @@ class Replay:
         return {name: column[at] for name, column in self.columns.items()}
 
 
-def epsilon_at(episode: int, num_episodes: int, learning: Learning) -> float:
-    """Exploration rate of an episode (0-based): linear over the decay, constant after it."""
+def epsilon_at(episode: Any, num_episodes: int, learning: Learning) -> Any:
+    """Exploration rate of episodes (a number or an array, from 0): linear decay, then constant."""
     decay = learning.epsilon_episodes or max(1, round(learning.epsilon_fraction * num_episodes))
-    share = min(1.0, episode / decay)
+    share = np.minimum(1.0, episode / decay)
     return learning.epsilon_start + (learning.epsilon_end - learning.epsilon_start) * share
 
 
@@ -230,26 +239,6 @@ def load_policy(path: Path, device: torch.device, preset: str = "slides") -> Pol
 
 
 # ---------------------------------------------------------------------------- training
-
-
-def hold_out(cache: Cache, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of the pairs to train on and of those kept aside, a seeded share of whole clips."""
-    names = sorted({pair.filename for pair in cache.pairs})
-    order = np.random.default_rng([seed, 3]).permutation(len(names))
-    count = min(len(names) - 1, max(1, round(share * len(names)))) if share > 0 else 0
-    aside = {names[i] for i in order[:count]}
-    mask = np.array([pair.filename in aside for pair in cache.pairs])
-    return np.flatnonzero(~mask), np.flatnonzero(mask)
-
-
-def episode_order(cache: Cache, train: np.ndarray, cfg: TrainConfig) -> np.ndarray:
-    """(E,) pair of each episode: all passes over the training pairs."""
-    if cfg.learning.episode_order == "sorted":
-        key = [(cache.pairs[i].filename, cache.pairs[i].event_label) for i in train]
-        once = train[sorted(range(len(train)), key=key.__getitem__)]
-        return np.tile(once, cfg.passes)
-    rng = np.random.default_rng([cfg.seed, 0])
-    return np.concatenate([rng.permutation(train) for _ in range(cfg.passes)])
 
 
 class Trainer:
@@ -318,8 +307,8 @@ class Trainer:
         self, lane: np.ndarray, pair: torch.Tensor, frame: torch.Tensor, left: torch.Tensor
     ) -> torch.Tensor:
         """Epsilon-greedy actions (L,) of the active lanes; 0.0 where no action matters."""
-        epsilons = [epsilon_at(int(e), len(self.order), self.learning) for e in self.episode[lane]]
-        explore = self.explore_rng.random(len(lane)) < epsilons
+        epsilon = epsilon_at(self.episode[lane], len(self.order), self.learning)
+        explore = self.explore_rng.random(len(lane)) < epsilon
         choice = self.explore_rng.integers(self.bandit.num_actions, size=len(lane))
         acts = np.ones(len(lane), bool) if self.sequential else self.acts[self.frame[lane]]
         actions = torch.from_numpy(np.where(acts, choice, self.bandit.no_change)).to(self.device)
@@ -329,7 +318,7 @@ class Trainer:
             left = left[greedy] if self.sequential else None
             with torch.inference_mode():
                 states = make_states(self.signals, pair[greedy], frame[greedy], self.bandit, left)
-                actions[greedy] = self.network(states).argmax(1)
+                actions[greedy] = best_actions(self.network(states))
         return actions
 
     def tick(self) -> list[tuple[int, list[int]]]:
@@ -382,13 +371,14 @@ class Trainer:
         q_taken = q_values.gather(1, rows["action"].long()[:, None])[:, 0]
         loss = functional.mse_loss(q_taken, rows["reward"])
         value = loss.item()
-        if not np.isfinite(value):
+        if not (np.isfinite(value) and q_values.isfinite().all()):
             raise InputError(
                 f"loss is {value} at gradient step {self.progress['steps']}"
                 f" (learning rate {self.learning.lr:g}, states {states.min():.3g}.."
                 f"{states.max():.3g}, rewards {rows['reward'].min():.3g}.."
                 f"{rows['reward'].max():.3g}, Q {q_values.min():.3g}..{q_values.max():.3g});"
-                " try a smaller --learning.lr; last.pt holds the last good state"
+                " last.pt holds a good state; start anew with --overwrite and a smaller"
+                " --learning.lr"
             )
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -400,12 +390,15 @@ class Trainer:
 
     def policy(self) -> dict[str, Any]:
         """What best.pt and the numbered checkpoints hold: enough to apply the policy."""
+        if not all(weight.isfinite().all() for weight in self.network.parameters()):
+            raise InputError("weights are not finite: the last good checkpoint is kept")
         return {
             "format": FORMAT,
             "config": json.dumps(runfolder.stored_config(self.cfg)),
             "cache_key": self.cache.key,
             "signal": json.dumps(self.cache.manifest["signal"]),
             "versions": runfolder.versions(),
+            "device": self.device.type,
             "info": dict(self.progress),
             "network": self.network.state_dict(),
         }
@@ -457,51 +450,56 @@ class Trainer:
 
 def announce(trainer: Trainer) -> None:
     """Say what is about to happen: device, memory, pairs, steps, estimated time."""
-    cfg, offsets = trainer.cfg, trainer.cache.offsets
-    lengths = np.diff(offsets)[trainer.order]
-    steps = int(lengths.sum()) // trainer.learning.frames_per_step
+    cfg, order, learning = trainer.cfg, trainer.order, trainer.learning
+    lengths = np.diff(trainer.cache.offsets)[order]
+    steps = int(lengths.sum()) // learning.frames_per_step
     resident = trainer.signals.channels.numel() * 4 + trainer.signals.label.numel()
     ring = sum(column.numel() * column.element_size() for column in trainer.replay.columns.values())
-    inside = trainer.acts[: offsets[-1]].mean()
-    parameters = sum(p.numel() for p in trainer.network.parameters())
-    seconds = seconds_per_step(trainer) * (steps - trainer.progress["steps"])
+    inside = trainer.acts.mean()
+    epsilons = epsilon_at(np.arange(len(order)), len(order), learning)
+    asked = lengths.sum() * (1 if trainer.sequential else inside) * (1 - epsilons.mean())
+    step_s, frame_s = measure_speed(trainer)
+    seconds = (step_s * steps + frame_s * asked) * (1 - trainer.progress["steps"] / max(steps, 1))
+    name = str(trainer.device)
+    if trainer.device.type == "cuda":
+        free, total = torch.cuda.mem_get_info()
+        name = f"{torch.cuda.get_device_name()} ({free / 1e9:.1f} of {total / 1e9:.1f} GB free)"
     print(
-        f"device {trainer.device}, {cfg.threads} thread(s); network {parameters:,} parameters;"
+        f"device {name}, {cfg.threads} thread(s); network"
+        f" {sum(p.numel() for p in trainer.network.parameters()):,} parameters;"
         f" signals {resident / 1e6:.1f} MB, replay {ring / 1e6:.1f} MB\n"
-        f"{len(trainer.order) // cfg.passes} training pairs, {len(trainer.held_out)} held out,"
-        f" {len(trainer.order)} episodes, {lengths.sum():,} frames,"
+        f"{len(order) // cfg.passes} training pairs, {len(trainer.held_out)} held out,"
+        f" {len(order)} episodes, {lengths.sum():,} frames,"
         f" {inside:.1%} inside the boundary, about {steps:,} gradient steps;"
         f" {trainer.bandit.reading} reading\n"
         f"estimated time {seconds / 60:.0f} min, run folder {cfg.run}"
     )
+    if epsilons[-1] > learning.epsilon_end + 1e-9:
+        cure = f"--learning.epsilon-episodes {round(0.7 * len(order))} falls over 70 % of them"
+        print(f"note: epsilon will fall to {epsilons[-1]:.2f} in {len(order)} episodes; {cure}")
 
 
-def seconds_per_step(trainer: Trainer) -> float:
-    """Time of a gradient step, the better of two; random state and gradients stay untouched."""
+def measure_speed(trainer: Trainer) -> tuple[float, float]:
+    """Seconds of a gradient step and of deciding a frame; random state and weights untouched."""
     shape = (trainer.learning.batch, len(trainer.bandit.channels), trainer.bandit.window)
     states, times = torch.zeros(shape, device=trainer.device), []
     with torch.random.fork_rng(devices=[trainer.device] if trainer.device.type == "cuda" else []):
-        for _ in range(3):
+        for grad in (True, True, False, False):
             began = time.perf_counter()
-            trainer.network.train()(states).square().mean().backward()
+            with torch.set_grad_enabled(grad):
+                loss = trainer.network.train(grad)(states).square().mean()
+            if grad:
+                loss.backward()
             trainer.network.zero_grad()
             if trainer.device.type == "cuda":
                 torch.cuda.synchronize()
             times.append(time.perf_counter() - began)
-    return min(times)
-
-
-def pick_device(name: str, threads: int) -> torch.device:
-    """Choose the device and set the thread count: the one place for both."""
-    torch.set_num_threads(threads)
-    if name == "cuda" and not torch.cuda.is_available():
-        raise InputError("--device cuda: no CUDA device; use --device cpu")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+    return min(times[:2]), min(times[2:]) / len(states)
 
 
 def train(cfg: TrainConfig) -> int:
     """The run: from the caches to last.pt and best.pt. Returns the exit code."""
-    device = pick_device(cfg.device, cfg.threads)
+    device = runfolder.pick_device(cfg.device, cfg.threads)
     cache = load_cache(cfg.cache / cfg.split)
     trainer = Trainer(cfg, cache, device)
     content = runfolder.open_run(cfg, cache.key, device)
@@ -563,7 +561,7 @@ def record(
 
 def keep_best(trainer: Trainer) -> None:
     """Write best.pt if the held-out F1 rose; without held-out clips the newest is the best."""
-    f1 = trainer.held_out_f1() if len(trainer.held_out) else float("inf")
+    f1 = trainer.held_out_f1() if len(trainer.held_out) else -1.0  # -1: nothing to measure on
     if f1 > trainer.progress["best_f1"] or not len(trainer.held_out):
         trainer.progress["best_f1"] = f1
         trainer.progress["best_episode"] = trainer.progress["finished"]

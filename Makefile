@@ -22,7 +22,6 @@ DEV_STAMP := $(if $(VENV),$(VENV)/.installed-dev-$(subst /,-,$(PYTHON)))
 # Seed 0 is the preset as it is; other seeds keep their own corpus, cache and run.
 DEMO := demo$(if $(filter-out 0,$(SEED)),-$(SEED))
 CACHE_FLAG := $(if $(filter-out 0,$(SEED)),--cache cache/$(DEMO))
-CORPUS_FLAG := $(if $(filter-out 0,$(SEED)),--corpus data/$(DEMO))
 RUN_FLAG := $(if $(filter-out 0,$(SEED)),--run runs/$(DEMO))
 
 help:  ## this list
@@ -31,7 +30,9 @@ help:  ## this list
 demo: $(STAMP)  ## the whole path on a small built-in corpus; SEED=1 makes another one
 	@start=$$SECONDS
 	set -x
-	$(PY) preprocess.py --preset demo --seed $(SEED) $(CACHE_FLAG) $(CORPUS_FLAG)
+	$(PY) soundscapes.py --preset demo --seed $(SEED) --out data/$(DEMO)
+	$(PY) scorers.py --preset demo --seed $(SEED) --corpus data/$(DEMO)
+	$(PY) preprocess.py --preset demo --corpus data/$(DEMO) $(CACHE_FLAG)
 	$(PY) DQN.py --preset demo --overwrite --seed $(SEED) $(CACHE_FLAG) $(RUN_FLAG)
 	$(PY) evaluate.py --preset demo $(CACHE_FLAG) $(RUN_FLAG)
 	$(PY) visualize.py --preset demo $(CACHE_FLAG) $(RUN_FLAG)

@@ -1,4 +1,4 @@
-"""State, action and reward of the bandit: pure functions, one definition each.
+"""State, action, reward and episodes of the bandit: pure functions, one definition each.
 
 Shapes: N frames of all pairs, P pairs, B batch, C channels, W window
 Next:   runfolder.py
@@ -12,7 +12,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 import torch
 
-from config import Bandit
+from config import Bandit, TrainConfig
 from preprocess import Cache
 
 Array = TypeVar("Array", torch.Tensor, np.ndarray)
@@ -105,3 +105,26 @@ def thresholds(signals: Signals, actions: torch.Tensor, bandit: Bandit) -> torch
     """Actions (N,) -> adjusted thresholds (N,)."""
     deltas = torch.tensor(bandit.deltas, device=actions.device)
     return shift(signals.t_base, deltas[actions])
+
+
+# ---------------------------------------------------------------------------- episodes
+
+
+def hold_out(cache: Cache, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of the pairs to train on and of those kept aside, a seeded share of whole clips."""
+    names = sorted({pair.filename for pair in cache.pairs})
+    order = np.random.default_rng([seed, 3]).permutation(len(names))
+    count = min(len(names) - 1, max(1, round(share * len(names)))) if share > 0 else 0
+    aside = {names[i] for i in order[:count]}
+    mask = np.array([pair.filename in aside for pair in cache.pairs])
+    return np.flatnonzero(~mask), np.flatnonzero(mask)
+
+
+def episode_order(cache: Cache, train: np.ndarray, cfg: TrainConfig) -> np.ndarray:
+    """(E,) pair of each episode: all passes over the training pairs."""
+    if cfg.learning.episode_order == "sorted":
+        key = [(cache.pairs[i].filename, cache.pairs[i].event_label) for i in train]
+        once = train[sorted(range(len(train)), key=key.__getitem__)]
+        return np.tile(once, cfg.passes)
+    rng = np.random.default_rng([cfg.seed, 0])
+    return np.concatenate([rng.permutation(train) for _ in range(cfg.passes)])

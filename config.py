@@ -15,10 +15,16 @@ import hashlib
 import json
 import math
 import os
+import signal
 import sys
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
+from functools import partial
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -140,6 +146,11 @@ class Bandit(Checked):
         super().__post_init__()
         odd = "odd, so that a shift of 0.0 is one of the actions"
         require(self.num_actions % 2 == 1, self.flag("num_actions"), odd, self.num_actions)
+        # Beyond it no action matters, none is chosen, and replay would see action 0.0 only.
+        width = self.boundary_width
+        rule = f"at most bandit.max-delta = {self.max_delta:g} in the independent reading"
+        fits = self.reading == "sequential" or width <= self.max_delta
+        require(fits, self.flag("boundary_width"), rule, width)
 
     @property
     def window(self) -> int:
@@ -247,6 +258,8 @@ class Learning(Checked):
         require(
             self.epsilon_end <= self.epsilon_start, self.flag("epsilon_end"), rule, self.epsilon_end
         )
+        rule = f"at least learning.lanes = {self.lanes} (one tick may store that many)"
+        require(self.replay >= self.lanes, self.flag("replay"), rule, self.replay)
         rule = f"below learning.replay = {self.replay} (learning would never start)"
         require(self.train_start < self.replay, self.flag("train_start"), rule, self.train_start)
         rule = f"at least learning.batch = {self.batch}"
@@ -326,7 +339,7 @@ class PreprocessConfig(Checked):
     cache: Path = Path("cache")
     """where caches are written, one folder a split"""
     corpus: Path = Path("data/builtin")
-    """corpus folder; made and scored first where it is missing (used unless --labels is given)"""
+    """corpus folder, used unless --labels is given; the default one is made where it is missing"""
     split: str | None = None
     """train or validation (default: both; with --labels it must be given)"""
     labels: Path | None = None
@@ -343,8 +356,6 @@ class PreprocessConfig(Checked):
     """leave out clips whose audio or scores are missing or damaged; each is named"""
     workers: int | None = number(None, 1)
     """processes (default: all cores)"""
-    seed: int = number(0, 0)
-    """of the built-in corpus and scorer, where they have to be made first"""
     signal: Signal = field(default_factory=Signal)
 
     def __post_init__(self) -> None:
@@ -417,9 +428,10 @@ class EvaluateConfig(Checked):
     run: Path = Path("runs/slides")
     """run folder; its best.pt is evaluated and results are written into it"""
     checkpoint: Path | None = None
-    """another checkpoint, or the original authors' dqn_threshold.pt"""
+    """another checkpoint, or the original authors' dqn_threshold.pt; needs --out"""
     out: Path | None = None
-    """folder for results.json, events.tsv, decisions.npz (default: the run folder)"""
+    """folder for results.json, events.tsv, decisions.npz (default: the run folder; a folder
+    named like the split inside it where --split is not validation)"""
     cache: Path = Path("cache")
     """folder with the caches"""
     split: str = "validation"
@@ -432,6 +444,11 @@ class EvaluateConfig(Checked):
     """auto takes CUDA where there is one"""
     threads: int = number(1, 1)
     """CPU threads; one is fastest for these small batches"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        apart = self.checkpoint is None or self.out is not None
+        require(apart, self.flag("out"), "given together with --checkpoint", self.out)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -536,8 +553,21 @@ def run_script(cls: type, main: Callable[[Any], int | None]) -> None:
     script = Path(sys.argv[0]).name
     try:
         sys.exit(main(parse(cls)) or 0)
+    except BrokenPipeError:  # the reader of our output has gone, e.g. `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
     except (InputError, OSError) as error:  # OSError: a full disk, a folder without rights
         print(f"{script}: error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except BrokenProcessPool:
+        cure = "probably for lack of memory; try --workers 1"
+        print(f"{script}: error: a worker process died, {cure}", file=sys.stderr)
+        sys.exit(2)
+    except RuntimeError as error:
+        if "out of memory" not in str(error).lower():
+            raise
+        cure = "a smaller --batch or network, or --device cpu"
+        print(f"{script}: error: {str(error).splitlines()[0]}; try {cure}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print(f"{script}: interrupted", file=sys.stderr)
@@ -607,3 +637,29 @@ def config_key(*groups: Any) -> str:
 def num_workers(workers: int | None) -> int:
     """Processes to use: the given number, else the cores this process may run on."""
     return workers or len(os.sched_getaffinity(0))
+
+
+def _start_worker(initializer: Callable[[], None] | None) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    if initializer:
+        initializer()
+
+
+@contextmanager
+def process_pool(
+    workers: int, initializer: Callable[[], None] | None = None
+) -> Iterator[ProcessPoolExecutor]:
+    """Spawned worker processes that end with the parent: an error or Ctrl-C stops them at once.
+
+    Forking after threads were started can deadlock, so they are spawned.
+    """
+    start = partial(_start_worker, initializer)
+    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=start)
+    try:
+        yield pool
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in active_children():
+            process.terminate()
+        raise
+    pool.shutdown()

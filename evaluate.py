@@ -18,9 +18,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from bandit import near, thresholds, to_device
+import runfolder
+from bandit import decide, near, thresholds, to_device
 from config import Bandit, EvaluateConfig, InputError, run_script
-from DQN import Policy, greedy_actions, load_policy, pick_device
+from DQN import Policy, greedy_actions, load_policy
 from metrics import NAMES, count_pairs, mean_over_pairs, per_class, pooled
 from opponents import best_possible, class_of_pair, yardsticks
 from preprocess import Cache, load_cache, write_json
@@ -45,7 +46,7 @@ def check_same_signals(policy: Policy, cache: Cache, path: Path) -> None:
         )
 
 
-def selection(cache: Cache, pred: np.ndarray, bandit: Bandit) -> dict[str, float]:
+def selection(cache: Cache, pred: np.ndarray, bandit: Bandit) -> dict[str, float | int | None]:
     """Threshold selection accuracy: of the boundary frames where some action is right, the share
     where the chosen one is (named on the slides, without a number)."""
     prob, t_base = (torch.from_numpy(cache.signals[name]) for name in ("prob", "t_base"))
@@ -53,7 +54,7 @@ def selection(cache: Cache, pred: np.ndarray, bandit: Bandit) -> dict[str, float
     some_right = inside & (best_possible(cache, bandit) == cache.label)
     right = some_right & (pred == cache.label)
     frames = int(some_right.sum())
-    return {"accuracy": float(right.sum() / frames) if frames else 1.0, "frames": frames}
+    return {"accuracy": float(right.sum() / frames) if frames else None, "frames": frames}
 
 
 def predicted_events(cache: Cache, pred: np.ndarray) -> dict[str, list[Event]]:
@@ -145,14 +146,16 @@ def print_results(results: dict[str, Any]) -> None:
         print(f"{name}_after: {after[name]:.4f}")
         print(f"gain_{name}: {gain[name]:+.4f}")
     chosen = results["threshold_selection"]
-    print(f"threshold_selection_accuracy: {chosen['accuracy']:.4f} ({chosen['frames']} frames)")
+    share = "none" if chosen["accuracy"] is None else f"{chosen['accuracy']:.4f}"
+    print(f"threshold_selection_accuracy: {share}")
+    print(f"threshold_selection_frames: {chosen['frames']}")
     print(f"fixed_frames: {results['fixed_frames']}")
     print(f"broken_frames: {results['broken_frames']}")
 
 
 def main(cfg: EvaluateConfig) -> None:
     """Apply the policy to a cache, print the tables, write results into the output folder."""
-    device = pick_device(cfg.device, cfg.threads)
+    device = runfolder.pick_device(cfg.device, cfg.threads)
     path = cfg.checkpoint or cfg.run / "best.pt"
     policy = load_policy(path, device, cfg.preset)
     cache = load_cache(cfg.cache / cfg.split)
@@ -165,7 +168,7 @@ def main(cfg: EvaluateConfig) -> None:
     began = time.perf_counter()
     actions = greedy_actions(policy.network, signals, policy.bandit, cfg.batch, None, "Evaluating")
     t_adj = thresholds(signals, actions, policy.bandit)
-    pred = (signals.prob > t_adj).cpu().numpy()
+    pred = decide(signals.prob, t_adj).cpu().numpy()
     seconds = time.perf_counter() - began
     results = {
         "split": cfg.split,
@@ -178,8 +181,7 @@ def main(cfg: EvaluateConfig) -> None:
         "deciding_seconds": round(seconds, 3),
         **tables(cache, pred, policy.bandit, train),
     }
-    print_results(results)
-    out = cfg.out or path.parent
+    out = cfg.out or (cfg.run if cfg.split == "validation" else cfg.run / cfg.split)
     out.mkdir(parents=True, exist_ok=True)
     temporary = out / "decisions.npz.tmp"
     with open(temporary, "wb") as stream:
@@ -193,6 +195,7 @@ def main(cfg: EvaluateConfig) -> None:
     temporary.replace(out / "decisions.npz")
     write_labels(out / "events.tsv", predicted_events(cache, pred))
     write_json(out / "results.json", results)
+    print_results(results)  # last: nothing is lost where nobody reads to the end
     print(f"results: {out / 'results.json'}, {out / 'events.tsv'}, {out / 'decisions.npz'}")
 
 

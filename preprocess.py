@@ -15,9 +15,8 @@ import hashlib
 import json
 import shutil
 import time
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from dataclasses import dataclass, replace
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,6 +34,7 @@ from config import (
     Signal,
     SoundscapesConfig,
     num_workers,
+    process_pool,
     run_script,
     to_dict,
     with_preset,
@@ -201,7 +201,7 @@ def write_shard(path: Path, values: list[dict[str, np.ndarray]], labels: list[np
 def write_json(path: Path, value: Any) -> None:
     """Write JSON under a temporary name, then rename."""
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(value, indent=1), encoding="utf-8")
+    temporary.write_text(json.dumps(value, indent=1, allow_nan=False), encoding="utf-8")
     temporary.replace(path)
 
 
@@ -272,6 +272,8 @@ PADDED = "scores run past the end of the audio (silence assumed)"
 SILENT = "audio is all zero"
 CUT = "events reach past the last frame (cut there)"
 TOO_SHORT = "events cover no frame centre, so the pair is off everywhere"
+DISAGREE = "imported decisions differ from prob > threshold in some frames"
+NOTICES = (PADDED, SILENT, CUT, TOO_SHORT, DISAGREE)
 
 
 def fit_length(wav: np.ndarray, num_samples: int) -> np.ndarray:
@@ -366,7 +368,7 @@ def make_shard(job: Job) -> Outcome:
     """Compute and write one shard. Clips that fail are named, the others are written."""
     rows: list[tuple[Pair, dict[str, np.ndarray], np.ndarray]] = []
     failed: list[str] = []
-    notices: dict[str, list[str]] = {name: [] for name in (PADDED, SILENT, CUT, TOO_SHORT)}
+    notices: dict[str, list[str]] = {name: [] for name in NOTICES}
     for clip in job.clips:
         found: list[tuple[Pair, dict[str, np.ndarray], np.ndarray]] = []
         try:
@@ -377,6 +379,8 @@ def make_shard(job: Job) -> Outcome:
                     )
                     label = label_frames(clip.events, event_label, pair.edges)
                     found.append((pair, values, label))
+                    if ((values["prob"] > values["t_base"]) != (values["binary"] > 0.5)).any():
+                        notices[DISAGREE].append(npz_name(clip.filename, event_label))
             else:
                 found = clip_signals(clip, job.source, job.signal, notices)
             rows += found  # a clip whole or not at all
@@ -409,13 +413,14 @@ def find_inputs(task: Task, cfg: PreprocessConfig) -> tuple[list[Clip], Any, lis
 
     Everything that can be known without decoding is checked here, before anything is written.
     """
-    clips = {name: events for name, events in read_labels(task.labels).items()}
+    clips = read_labels(task.labels)
     ready, missing = [], []
+    queried = {name: events for name, events in clips.items() if events}
     if task.import_npz is not None:
         if not task.import_npz.is_dir():
             raise InputError(f"--import-npz {task.import_npz}: no such folder")
         source: Any = task.import_npz
-        for name, events in clips.items():
+        for name, events in queried.items():
             wanted = [npz_name(name, label) for label in classes_of({name: events})]
             absent = [file for file in wanted if not (source / file).exists()]
             if absent:
@@ -424,8 +429,8 @@ def find_inputs(task: Task, cfg: PreprocessConfig) -> tuple[list[Clip], Any, lis
                 ready.append(Clip(name, events, None))
     else:
         source = scorers.ScoreFiles(task.scores, classes_of(clips))
-        unscored = set(source.missing(list(clips)))
-        for name, events in clips.items():
+        unscored = set(source.missing(list(queried)))
+        for name, events in queried.items():
             path = task.audio / name
             if name in unscored:
                 missing.append(f"{name}: no score file in {task.scores}")
@@ -438,7 +443,7 @@ def find_inputs(task: Task, cfg: PreprocessConfig) -> tuple[list[Clip], Any, lis
                 except (OSError, RuntimeError) as error:
                     missing.append(f"{name}: cannot be read ({error})")
     stop_on_failures(task, cfg, missing, len(clips))
-    return [clip for clip in ready if clip.events], source, missing
+    return ready, source, missing
 
 
 def stop_on_failures(task: Task, cfg: PreprocessConfig, failed: list[str], total: int) -> None:
@@ -507,8 +512,7 @@ def run_jobs(
     bar = tqdm(total=sum(len(job.clips) for job, _ in jobs), desc="Signals", unit="clip")
     bar.update(bar.total - sum(len(job.clips) for job, _ in todo))
     workers = min(num_workers(cfg.workers), len(todo)) or 1
-    context = get_context("spawn")  # forking after threads were started can deadlock
-    with bar, ProcessPoolExecutor(workers, mp_context=context) as pool:
+    with bar, process_pool(workers) as pool:
         futures = {pool.submit(make_shard, job): (job, inputs) for job, inputs in todo}
         for future in as_completed(futures):
             job, inputs = futures[future]
@@ -549,9 +553,8 @@ def preprocess_split(task: Task, cfg: PreprocessConfig) -> None:
     if not entries:
         raise InputError(f"{task.labels}: no readable clip is left")
     finish_split(task, cfg, partial, folder, entries, source, left_out)
-    expected = sum(len(classes_of({name: events})) for name, events in labels.items())
-    reused_text = f"shards reused {reused} of {len(jobs)}"
-    report(folder, left_out, reused_text, expected, began)
+    report(folder, labels, left_out, began)
+    print(f"  shards taken over from an earlier run: {reused} of {len(jobs)}")
 
 
 def finish_split(
@@ -596,40 +599,47 @@ def config_key_of(signal: dict | None, entries: list[dict]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def report(
-    folder: Path, left_out: list[str], reused: str, expected_pairs: int, began: float
-) -> None:
+def report(folder: Path, labels: dict[str, list[Event]], left_out: list[str], began: float) -> None:
     """Say what was expected, found and left out."""
     cache = load_cache(folder)
     num_clips = len({pair.filename for pair in cache.pairs})
     seconds = time.perf_counter() - began
-    hours = sum(pair.num_frames * pair.frame_s for pair in cache.pairs) / 3600
+    audio_s = sum({pair.filename: pair.edges[-1] for pair in cache.pairs}.values())
     for line in left_out:
         print(f"  left out: {line}")
-    for notice in (PADDED, SILENT, CUT, TOO_SHORT):
+    for notice in NOTICES:
         shards = cache.manifest["shards"]
         names = [name for shard in shards for name in shard["notices"].get(notice, [])]
         if names:
             print(f"  note: {len(names)} x {notice}: {_names(names)}")
-    flat = np.add.reduceat(cache.label, cache.offsets[:-1]).mean() / np.diff(cache.offsets).mean()
+    expected = sum(bool(events) for events in labels.values())
+    expected_pairs = sum(len(classes_of({name: events})) for name, events in labels.items())
+    on = np.add.reduceat(cache.label, cache.offsets[:-1]) / np.diff(cache.offsets)
     print(
-        f"{folder.name}: {num_clips} clips, {len(cache.pairs)} of {expected_pairs} expected pairs,"
-        f" {len(left_out)} clips left out, {hours:.2f} h of pairs,"
-        f" on for {flat:.1%} of the time; {reused};"
-        f" {seconds:.1f} s, {num_clips / seconds:.0f} clips/s -> {folder}"
+        f"{folder.name}: {num_clips} of {expected} clips, {len(cache.pairs)} of {expected_pairs}"
+        f" pairs, missing {expected - num_clips} clips and {expected_pairs - len(cache.pairs)}"
+        f" pairs; {len(labels) - expected} clips without events make no pair\n"
+        f"  a pair is on for {on.mean():.1%} of the time; {seconds:.1f} s,"
+        f" {num_clips / seconds:.1f} clips/s, {audio_s / seconds:.0f} x real time -> {folder}"
     )
 
 
 def ensure_corpus(cfg: PreprocessConfig) -> None:
-    """Make the built-in corpus and its scores where they are missing."""
-    if not (cfg.corpus / "corpus.json").exists() and not any(
-        (cfg.corpus / split / "labels.tsv").exists() for split in SPLITS
-    ):
+    """Make the preset's own corpus and its scores where they are missing; no other."""
+    wanted = SPLITS if cfg.split is None else (cfg.split,)
+    if not any((cfg.corpus / split / "labels.tsv").exists() for split in SPLITS):
         base = with_preset(SoundscapesConfig, cfg.preset)
-        soundscapes.main(replace(base, out=cfg.corpus, seed=cfg.seed, workers=cfg.workers))
-    if not all((cfg.corpus / split / "scores").is_dir() for split in SPLITS):
+        if base.out != cfg.corpus:
+            cure = f"python soundscapes.py --out {cfg.corpus}"
+            raise InputError(f"--corpus {cfg.corpus}: no corpus there; make one: {cure}")
+        print(f"no corpus in {cfg.corpus}: making the built-in one (your own data: see --help)")
+        soundscapes.main(replace(base, workers=cfg.workers))
+    if not all((cfg.corpus / split / "scores").is_dir() for split in wanted):
         base = with_preset(ScorersConfig, cfg.preset)
-        scorers.main(replace(base, corpus=cfg.corpus, seed=cfg.seed, workers=cfg.workers))
+        if base.corpus != cfg.corpus:
+            cure = f"python scorers.py --corpus {cfg.corpus}"
+            raise InputError(f"--corpus {cfg.corpus}: no scores there; make some: {cure}")
+        scorers.main(replace(base, workers=cfg.workers))
 
 
 def main(cfg: PreprocessConfig) -> None:

@@ -8,6 +8,8 @@ Next:   DQN.py
 import hashlib
 import json
 import os
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -46,8 +48,8 @@ def read_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str,
     try:
         content = torch.load(path, map_location=device, weights_only=True)
     except Exception as error:  # pickle, zip and torch each have their own errors
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"{path}: not a readable checkpoint ({reason})") from None
+        reason = type(error).__name__  # torch's own text advises to load without safety
+        raise InputError(f"{path}: damaged, or not a checkpoint ({reason})") from None
     if not isinstance(content, dict):
         raise InputError(f"{path}: holds a {type(content).__name__}, not a checkpoint")
     return content
@@ -90,8 +92,16 @@ def versions() -> dict[str, str]:
     }
 
 
+def pick_device(name: str, threads: int) -> torch.device:
+    """Choose the device and set the thread count: the one place for both."""
+    torch.set_num_threads(threads)
+    if name == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device cuda: no CUDA device; use --device cpu")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
 def catch_signals() -> list[int]:
-    """From now on SIGINT and SIGTERM are only noted in the returned list; a second one stops."""
+    """From now on SIGINT, SIGTERM and SIGHUP are noted in the returned list; a second one stops."""
     received: list[int] = []
 
     def note(number: int, _: Any) -> None:
@@ -99,13 +109,22 @@ def catch_signals() -> list[int]:
             raise KeyboardInterrupt
         received.append(number)
 
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, note)
     return received
 
 
 # Fields that may differ between a run and its resumption: they change no number.
-FREE_FIELDS = ("resume", "overwrite", "digest", "checkpoint_minutes", "cache", "run")
+FREE_FIELDS = (
+    "resume",
+    "overwrite",
+    "digest",
+    "checkpoint_minutes",
+    "cache",
+    "run",
+    "device",
+    "threads",
+)
 
 
 def stored_config(cfg: TrainConfig) -> dict[str, Any]:
@@ -129,7 +148,18 @@ def differences(old: dict, new: dict, prefix: str = "") -> list[tuple[str, Any, 
 def resume_command() -> str:
     """The command line of this run with --resume."""
     words = [word for word in sys.argv if word not in ("--resume", "--overwrite")]
-    return " ".join(["python", *words, "--resume"])
+    return shlex.join(["python", *words, "--resume"])
+
+
+def remove_run(folder: Path) -> None:
+    """Delete what an earlier run left, results and pictures of its policy too; nothing else."""
+    for pattern in ("last.pt", "best.pt", "episode-*.pt", "*.tmp", "reward_history.tsv"):
+        for path in folder.glob(pattern):
+            path.unlink()
+    for name in ("results.json", "decisions.npz", "events.tsv"):
+        (folder / name).unlink(missing_ok=True)
+    for name in ("figures", "report", "tensorboard"):
+        shutil.rmtree(folder / name, ignore_errors=True)
 
 
 def open_run(cfg: TrainConfig, cache_key: str, device: torch.device) -> dict[str, Any] | None:
@@ -142,9 +172,12 @@ def open_run(cfg: TrainConfig, cache_key: str, device: torch.device) -> dict[str
         if last.exists() and not cfg.overwrite:
             cure = "--resume goes on, --overwrite starts anew"
             raise InputError(f"{cfg.run} already holds a run; {cure}")
+        if cfg.run.exists() and not cfg.run.is_dir():
+            raise InputError(f"--run {cfg.run}: is a file, not a folder")
+        if cfg.run.exists() and any(cfg.run.iterdir()) and not (cfg.run / "config.json").exists():
+            raise InputError(f"--run {cfg.run}: holds other files and no run; give another folder")
         cfg.run.mkdir(parents=True, exist_ok=True)
-        for path in [*cfg.run.glob("*.pt"), *cfg.run.glob("reward_history.tsv")]:
-            path.unlink()
+        remove_run(cfg.run)
         write_json(cfg.run / "config.json", to_dict(cfg))
         return None
     content = read_checkpoint(last, device)
@@ -157,12 +190,14 @@ def open_run(cfg: TrainConfig, cache_key: str, device: torch.device) -> dict[str
         raise InputError(f"{last}: cannot resume with another config: {text}")
     if content["cache_key"] != cache_key:
         raise InputError(f"{last}: the cache has changed since; it cannot be resumed on this one")
+    if content["device"] != device.type:
+        print(f"note: begun on {content['device']}, resumed on {device.type}: not bit-exact")
     return content
 
 
 # ---------------------------------------------------------------------------- reward history
 
-CELLS = ("Missed", "Fixed", "Broken", "Kept")  # in the order of the reward cells of DQN.py
+CELLS = ("Missed", "Fixed", "Broken", "Kept")  # in the order of the reward cells of bandit.py
 # Loss and Q: means over the gradient steps since the row before; Q of the actions taken.
 HISTORY = ("Episode", "Reward", "Avg10", "Epsilon", *CELLS, "Steps", "Loss", "Q")
 
@@ -172,10 +207,13 @@ class History:
 
     def __init__(self, folder: Path, rows: int):
         self.path = folder / "reward_history.tsv"
-        lines = self.path.read_text().splitlines(keepends=True)[: rows + 1] if rows else []
-        if rows and len(lines) < rows + 1:
-            raise InputError(f"{self.path}: {len(lines)} lines, the checkpoint knows {rows + 1}")
-        self.path.write_text("".join(lines) or "\t".join(HISTORY) + "\n")
+        known = self.path.read_text() if rows and self.path.exists() else ""
+        lines = known.splitlines(keepends=True)[: rows + 1]
+        if rows and len(lines) < rows + 1:  # after a power failure; the training is not harmed
+            print(f"note: {self.path} lost {rows + 1 - len(lines)} of its rows")
+        temporary = folder / "reward_history.tsv.tmp"
+        temporary.write_text("".join(lines) or "\t".join(HISTORY) + "\n")
+        temporary.replace(self.path)
         self.stream = open(self.path, "a", buffering=1)  # noqa: SIM115 (open for the whole run)
         self.board = None
         try:

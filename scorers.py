@@ -15,7 +15,6 @@ import difflib
 import hashlib
 import io
 import json
-import multiprocessing
 import os
 import shutil
 import tempfile
@@ -32,7 +31,15 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from config import InputError, ScorersConfig, config_key, num_workers, run_script, to_dict
+from config import (
+    InputError,
+    ScorersConfig,
+    config_key,
+    num_workers,
+    process_pool,
+    run_script,
+    to_dict,
+)
 from timeline import Event, classes_of, frame_edges, label_frames, read_labels
 
 TIME_COLUMNS = ["onset", "offset"]
@@ -626,10 +633,11 @@ def main(cfg: ScorersConfig) -> None:
         return
     fits = plan(clips)
     workers = min(num_workers(cfg.workers), len(clips))
-    context = multiprocessing.get_context("spawn")  # forked torch may deadlock
+    for stale in cfg.corpus.glob(".scores-*"):  # of a run that was killed
+        shutil.rmtree(stale, ignore_errors=True)
     with (
         tempfile.TemporaryDirectory(prefix=".scores-", dir=cfg.corpus) as name,
-        ProcessPoolExecutor(workers, mp_context=context, initializer=one_thread) as pool,
+        process_pool(workers, one_thread) as pool,
     ):
         folder = Path(name)
         write_store(folder, clips, classes, pool)

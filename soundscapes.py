@@ -21,7 +21,6 @@ import shutil
 import time
 import zlib
 from collections.abc import Callable, Iterable
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -31,7 +30,7 @@ import soundfile
 from scipy.signal import resample_poly
 from tqdm import tqdm
 
-from config import InputError, SoundscapesConfig, num_workers, run_script, to_dict
+from config import InputError, SoundscapesConfig, num_workers, process_pool, run_script, to_dict
 from timeline import Event, classes_of, read_labels, write_labels
 
 RATE = 16_000  # samples a second of everything written; the built-in sounds end at 8 kHz
@@ -662,12 +661,8 @@ def in_parallel(function: Callable, items: list, workers: int, told: str) -> lis
     bar = partial(tqdm, total=len(items), desc=told, disable=None, leave=False)  # None: no tty
     if workers == 1:
         return list(bar(map(function, items)))
-    with ProcessPoolExecutor(workers) as pool:
-        try:
-            return list(bar(pool.map(function, items, chunksize=4)))
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+    with process_pool(workers) as pool:
+        return list(bar(pool.map(function, items, chunksize=4)))
 
 
 def write_clips(path: Path, clips: list[Clip], duration: float) -> None:

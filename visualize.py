@@ -22,8 +22,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from torch import nn
 
+from bandit import episode_order, hold_out
 from config import Bandit, InputError, TrainConfig, VisualizeConfig, from_dict, run_script
-from DQN import QNetwork, episode_order, epsilon_at, hold_out
+from DQN import QNetwork, epsilon_at
 from metrics import NAMES, count_pairs, scores_of
 from preprocess import Cache, Pair, load_cache, read_audio
 from runfolder import read_history, unchanged_rewards, versions
@@ -252,7 +253,7 @@ def load_evaluated(cfg: VisualizeConfig) -> Evaluated:
             f"{cfg.run / 'results.json'}: made from another cache than {cache.folder}"
             f" (key {results['cache_key']}, now {cache.key}); run again: {cure}"
         )
-    before = cache.signals["prob"] > cache.signals["t_base"]
+    before = cache.signals["binary"] > 0.5
     return Evaluated(cache, results, t_adj, before, after)
 
 

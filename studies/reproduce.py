@@ -70,8 +70,10 @@ def in_parallel(jobs: list[tuple]) -> None:
 def demo(seed: int) -> None:
     """The demo's own commands for one seed: another corpus, another scorer, another policy."""
     name = "demo" if seed == 0 else f"demo-{seed}"
-    flags = ["--preset", "demo", "--cache", f"cache/{name}"]
-    run(name, "preprocess.py", *flags, "--corpus", f"data/{name}", "--seed", seed, "--workers", 1)
+    few = ["--preset", "demo", "--workers", 1]  # two seeds run side by side
+    run(name, "soundscapes.py", "--out", f"data/{name}", "--seed", seed, *few)
+    run(name, "scorers.py", "--corpus", f"data/{name}", "--seed", seed, *few)
+    run(name, "preprocess.py", "--corpus", f"data/{name}", "--cache", f"cache/{name}", *few)
     train_and_evaluate(name, f"cache/{name}", ["--preset", "demo", "--seed", seed])
 
 

@@ -161,7 +161,7 @@ def test_shifts_of_the_threshold():
     assert bandit.deltas == pytest.approx([i / 50 for i in range(-10, 11)])
     assert (bandit.deltas[0], bandit.deltas[10], bandit.deltas[20]) == (-0.2, 0.0, 0.2)
     assert bandit.no_change == 10
-    few = Bandit(num_actions=5, max_delta=0.1)
+    few = Bandit(num_actions=5, max_delta=0.1, boundary_width=0.1)
     assert few.deltas == pytest.approx([-0.1, -0.05, 0, 0.05, 0.1]) and few.no_change == 2
 
 
@@ -429,7 +429,7 @@ def test_wrong_values_in_json(group, key, value, message):
 
 def test_json_whole_numbers_and_nulls_where_they_fit():
     data = to_dict(TrainConfig())
-    data["bandit"]["boundary_width"] = 1
+    data["bandit"] |= {"boundary_width": 1, "max_delta": 1}
     data["learning"]["epsilon_episodes"] = None
     cfg = from_dict(TrainConfig, data | {"digest": "a/last.pt"})
     assert cfg.bandit.boundary_width == 1 and cfg.digest == Path("a/last.pt")

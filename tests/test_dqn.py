@@ -17,9 +17,9 @@ from naive import greedy, play, reward_of
 from torch import nn
 
 import runfolder
-from bandit import make_states, near, reward_cells, reward_table, thresholds, to_device
+from bandit import hold_out, make_states, near, reward_cells, reward_table, thresholds, to_device
 from config import Bandit, InputError, Learning, Network, TrainConfig
-from DQN import QNetwork, Replay, Trainer, epsilon_at, greedy_actions, hold_out, load_policy, main
+from DQN import QNetwork, Replay, Trainer, epsilon_at, greedy_actions, load_policy, main
 from preprocess import load_cache
 
 TINY = Network(hidden=8, heads=2)
@@ -317,7 +317,7 @@ def small_config(folder, **changes):
 def test_one_gradient_step_per_32_frames(tmp_path):
     write_cache(tmp_path / "cache" / "train", [50, 70, 64, 81])
     # A boundary of 1 stores every frame, so that learning starts early.
-    bandit, learning = Bandit(boundary_width=1), Learning(lanes=3, train_start=32)
+    bandit, learning = Bandit(boundary_width=1, max_delta=1), Learning(lanes=3, train_start=32)
     cfg = small_config(tmp_path, holdout=0.0, learning=learning, bandit=bandit)
     trainer = Trainer(cfg, load_cache(tmp_path / "cache" / "train"), CPU)
     ready = None
@@ -454,7 +454,7 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(tmp_path):
 
 
 def test_loss_that_is_not_finite_stops_the_run(small):
-    cfg = small_config(small, bandit=Bandit(boundary_width=1))
+    cfg = small_config(small, bandit=Bandit(boundary_width=1, max_delta=1))
     trainer = Trainer(cfg, load_cache(small / "cache" / "train"), CPU)
     trainer.table[:] = float("inf")
     with pytest.raises(InputError, match=r"loss is inf at gradient step 0 .*rewards inf"):

@@ -446,4 +446,4 @@ def test_a_bare_state_dict_is_read_by_its_preset(caches, cache, tmp_path):
         assert np.array_equal(arrays["action"], expected.numpy())
     with pytest.raises(InputError, match="neither a checkpoint of this suite nor"):
         torch.save({"weights": torch.zeros(1)}, path)
-        run_evaluate(caches, tmp_path / "none", checkpoint=path)
+        run_evaluate(caches, tmp_path / "none", checkpoint=path, out=tmp_path)

@@ -373,10 +373,7 @@ def home(done, tmp_path, monkeypatch):
 
 
 def work_here(monkeypatch):
-    def pool(workers, mp_context):
-        return ThreadPoolExecutor(1)
-
-    monkeypatch.setattr(preprocess, "ProcessPoolExecutor", pool)
+    monkeypatch.setattr(preprocess, "process_pool", ThreadPoolExecutor)
     monkeypatch.setattr(preprocess, "as_completed", list)
 
 
@@ -428,10 +425,11 @@ def test_manifest(done):
 def test_rerun_reuses_everything(home, capsys):
     before = load_cache(home / "cache" / "train")
     preprocess.main(config_of(home))
-    assert "train: 5 clips, 6 of 6 expected pairs, 0 clips left out" in (
-        text := capsys.readouterr().out
+    assert (
+        "train: 5 of 5 clips, 6 of 6 pairs, missing 0 clips and 0 pairs; 1 clips without events"
+        in (text := capsys.readouterr().out)
     )
-    assert "shards reused 3 of 3" in text
+    assert "taken over from an earlier run: 3 of 3" in text
     after = load_cache(home / "cache" / "train")
     assert after.key == before.key
     assert all(np.array_equal(after.signals[name], before.signals[name]) for name in SIGNALS)
@@ -444,7 +442,7 @@ def test_only_a_damaged_shard_is_made_again(home, capsys, damage):
     damage(path)
     preprocess.main(config_of(home))
     text = capsys.readouterr().out
-    assert "shards reused 2 of 3" in text
+    assert "taken over from an earlier run: 2 of 3" in text
     assert (f"{path} does not match its checksum: rebuilt" in text) == (damage is flip)
     after = content_of(home / "cache" / "train")
     assert all(after[name] == before[name] for name in before if name.startswith("shard"))
@@ -454,15 +452,15 @@ def test_what_changed_is_made_again(home, capsys):
     key = load_cache(home / "cache" / "train").key
     os.utime(home / "corpus" / "scores" / "short.tsv")
     preprocess.main(config_of(home))
-    assert "shards reused 2 of 3" in capsys.readouterr().out
+    assert "taken over from an earlier run: 2 of 3" in capsys.readouterr().out
     assert load_cache(home / "cache" / "train").key == key  # touched, but the same numbers
     changed = dict(CLIPS) | {"b.wav": [Event(0.2, 0.5, "Dog"), Event(0.3, 0.6, "Cat")]}
     write_labels(home / "corpus" / "labels.tsv", changed)
     preprocess.main(config_of(home))
-    assert "shards reused 2 of 3" in capsys.readouterr().out
+    assert "taken over from an earlier run: 2 of 3" in capsys.readouterr().out
     assert load_cache(home / "cache" / "train").key != key
     preprocess.main(config_of(home, signal=Signal(fusion="harmonic")))
-    assert "shards reused 0 of 3" in capsys.readouterr().out
+    assert "taken over from an earlier run: 0 of 3" in capsys.readouterr().out
     assert load_cache(home / "cache" / "train").manifest["signal"]["fusion"] == "harmonic"
 
 
@@ -482,7 +480,7 @@ def test_a_broken_off_run_is_continued(home, capsys, monkeypatch):
     assert not (home / "cache" / "train").exists()
     monkeypatch.setattr(preprocess, "make_shard", real)
     preprocess.main(config_of(home))
-    assert "shards reused 2 of 3" in capsys.readouterr().out
+    assert "taken over from an earlier run: 2 of 3" in capsys.readouterr().out
     again = content_of(home / "cache" / "train")
     assert all(again[name] == complete[name] for name in complete if name.startswith("shard"))
 
@@ -545,7 +543,7 @@ def test_a_missing_or_damaged_clip_stops_the_run_and_can_be_left_out(
     preprocess.main(config_of(home, allow_missing=True))
     text = capsys.readouterr().out
     assert message in text and "  left out: " in text
-    assert f" {len(rest)} of 6 expected pairs, 1 clips left out" in text
+    assert f"4 of 5 clips, {len(rest)} of 6 pairs, missing 1 clips and" in text
     cache = load_cache(home / "cache" / "train")
     assert [(pair.filename, pair.event_label) for pair in cache.pairs] == rest
     assert len(cache.manifest["left_out"]) == 1 and message in cache.manifest["left_out"][0]
@@ -584,7 +582,7 @@ def test_a_clip_that_failed_is_tried_again(home, monkeypatch):
 def test_many_bad_clips_are_counted_and_some_named(home):
     for path in (home / "corpus" / "audio").iterdir():
         path.unlink()
-    with pytest.raises(InputError, match=r"6 of 6 clips .* and 1 more\. --allow-missing"):
+    with pytest.raises(InputError, match=r"5 of 6 clips .*\. --allow-missing"):
         preprocess.main(config_of(home))
     with pytest.raises(InputError, match="no clip with events, audio and scores is left"):
         preprocess.main(config_of(home, allow_missing=True))
@@ -739,9 +737,13 @@ def test_the_built_in_corpus_is_made_where_it_is_missing(home, monkeypatch):
 
     monkeypatch.setattr(preprocess.soundscapes, "main", soundscapes)
     monkeypatch.setattr(preprocess.scorers, "main", scorers)
-    cfg = PreprocessConfig(corpus=home / "made", cache=home / "both", workers=1, seed=3)
+    monkeypatch.chdir(home)
+    made = PreprocessConfig().corpus
+    cfg = PreprocessConfig(cache=home / "both", workers=1)
     preprocess.main(cfg)
     preprocess.main(replace(cfg, split="validation"))
-    assert asked == [("soundscapes", home / "made", 3), ("scorers", home / "made", 3)]
+    assert asked == [("soundscapes", made, 0), ("scorers", made, 0)]
+    with pytest.raises(InputError, match=r"no corpus there; make one: python soundscapes\.py"):
+        preprocess.main(replace(cfg, corpus=home / "typo"))
     caches = [load_cache(home / "both" / split) for split in ("train", "validation")]
     assert [len(cache.pairs) for cache in caches] == [6, 6]
