@@ -18,7 +18,7 @@ from torch import nn
 
 import runfolder
 from bandit import hold_out, make_states, near, reward_cells, reward_table, thresholds, to_device
-from config import Bandit, InputError, Learning, Network, TrainConfig
+from config import Bandit, InputError, Learning, Network, TrainConfig, process_pool
 from DQN import QNetwork, Replay, Trainer, epsilon_at, greedy_actions, load_policy, main
 from preprocess import load_cache
 
@@ -293,6 +293,22 @@ def test_replay_keeps_the_newest():
     assert torch.equal(rows["left"][:, 0].int(), rows["pair"])
 
 
+def test_a_pool_ends_with_what_uses_it():
+    began = time.monotonic()
+    with pytest.raises(KeyError), process_pool(1) as pool:
+        pool.submit(time.sleep, 60)
+        pool.submit(time.sleep, 60)
+        raise KeyError
+    while multiprocessing.active_children() and time.monotonic() < began + 20:
+        time.sleep(0.05)
+    assert time.monotonic() < began + 20
+
+
+def test_resume_command_is_quoted(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["DQN.py", "--run", "my run", "--overwrite"])
+    assert runfolder.resume_command() == "python DQN.py --run 'my run' --resume"
+
+
 def test_hold_out_keeps_clips_whole(cache):
     train, held_out = hold_out(cache, 0.4, 0)
     assert sorted([*train, *held_out]) == list(range(len(cache.pairs)))
@@ -405,6 +421,33 @@ def test_an_earlier_run_is_not_overwritten(small):
     assert main(small_config(small, resume=True)) == 0  # complete: says so, changes nothing
 
 
+def test_only_an_earlier_run_is_removed(small):
+    run = small / "runs" / "a"
+    main(small_config(small))
+    for name in ("results.json", "notes.txt", "mine.pt"):
+        (run / name).write_text("{}")
+    main(small_config(small, overwrite=True))
+    assert not (run / "results.json").exists()  # of the policy that is gone
+    assert (run / "notes.txt").exists() and (run / "mine.pt").exists()
+    (small / "authors").mkdir()
+    (small / "authors" / "dqn_threshold.pt").write_text("precious")
+    with pytest.raises(InputError, match="holds other files and no run"):
+        main(small_config(small, run=small / "authors", overwrite=True))
+    assert (small / "authors" / "dqn_threshold.pt").read_text() == "precious"
+
+
+def test_a_lost_history_row_does_not_stop_a_resume(small, capsys):
+    cfg = small_config(small)
+    trainer = Trainer(cfg, load_cache(small / "cache" / "train"), CPU)
+    runfolder.open_run(cfg, trainer.cache.key, CPU)
+    while trainer.progress["finished"] < 3:
+        trainer.tick()
+    runfolder.write_checkpoint(cfg.run / "last.pt", trainer.state())
+    assert main(replace(cfg, resume=True)) == 0
+    lost = trainer.progress["finished"] + 1  # the header too
+    assert f"lost {lost} of its rows" in capsys.readouterr().out
+
+
 def test_resume_refuses_another_config_or_cache(small):
     main(small_config(small))
     changed = Learning(lanes=4, train_start=64, lr=1e-3)
@@ -451,6 +494,23 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(tmp_path):
     with pytest.raises(InputError, match="last good one is kept"):
         runfolder.write_checkpoint(good, {"x": torch.zeros(100_000)})
     assert runfolder.read_checkpoint(good) == {"step": 1}
+
+
+def test_damaged_weights_never_act_and_are_never_saved(small):
+    main(small_config(small))
+    path = small / "runs" / "a" / "best.pt"
+    content = torch.load(path, weights_only=True)
+    content["network"]["head.2.bias"][3] = float("nan")
+    torch.save(content, path)
+    policy, cache = load_policy(path, CPU), load_cache(small / "cache" / "train")
+    signals = to_device(cache, policy.bandit, CPU)
+    for bandit in (policy.bandit, replace(policy.bandit, reading="sequential")):
+        with pytest.raises(InputError, match="Q-values are not finite"):
+            greedy_actions(policy.network, signals, bandit, 64)
+    trainer = Trainer(small_config(small), cache, CPU)
+    trainer.network.load_state_dict(content["network"])
+    with pytest.raises(InputError, match="weights are not finite"):
+        trainer.state()
 
 
 def test_loss_that_is_not_finite_stops_the_run(small):

@@ -167,7 +167,7 @@ def test_presets_train_and_evaluate(workspace, preset):
 MISTAKES = [
     ("DQN.py --cache nowhere", "no manifest in nowhere/train; run: python preprocess.py"),
     ("DQN.py --run runs/none --resume", "runs/none/last.pt: not found"),
-    ("DQN.py --digest labels/train.tsv", "labels/train.tsv: not a readable checkpoint"),
+    ("DQN.py --digest labels/train.tsv", "labels/train.tsv: damaged, or not a checkpoint"),
     ("evaluate.py --run runs/none", "runs/none/best.pt: not found; train first"),
     ("evaluate.py --run runs/demo --cache nowhere", "no manifest in nowhere/validation"),
     ("visualize.py --run runs/none", "runs/none"),
@@ -175,6 +175,9 @@ MISTAKES = [
     ("preprocess.py --labels none.tsv --split x --audio audio --scores scores", "none.tsv"),
     ("soundscapes.py --out data/x --bank nowhere", "nowhere"),
     ("scorers.py --corpus nowhere", "nowhere"),
+    ("preprocess.py --corpus typo", "no corpus there; make one: python soundscapes.py"),
+    ("DQN.py --cache cache/demo --run labels", "holds other files and no run"),
+    ("DQN.py --cache cache/demo --run dqn_threshold.pt", "is a file, not a folder"),
 ]
 
 
