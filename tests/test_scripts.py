@@ -133,8 +133,10 @@ def test_readme_commands(workspace):
         if "| grep gain" in line:
             names = [text.split(":")[0] for text in done.stdout.splitlines()]
             assert [name for name in names if name.startswith("gain_")] == [
-                "gain_accuracy", "gain_iou", "gain_f1",
-            ]  # fmt: skip
+                f"gain_{metric}{what}"
+                for metric in ("accuracy", "iou", "f1")
+                for what in ("", "_interval")
+            ]
     events = timeline.read_labels(workspace / "runs" / "mine" / "events.tsv")
     assert set(events) <= {path.name for path in (workspace / "audio" / "validation").iterdir()}
 
