@@ -26,14 +26,13 @@ from config import InputError, TrainConfig, to_dict
 from evaluate import Evaluated, Match, find_matches, view_of
 from metrics import NAMES, count_pairs, scores_of
 from preprocess import Pair, read_audio
-from runfolder import unchanged_rewards, versions
+from runfolder import FREE_FIELDS, last_ten, unchanged_rewards, versions
 from timeline import frames_to_events
 
 ASSETS = Path(__file__).parent / "report"
 CURVES = ("rms", "d_raw", "d_adj", "prob", "t_base", "t_adj")  # the sixth signal is on or off
 LEVELS = 65_535  # a signal from 0 to 1 becomes an unsigned 16-bit number
 POINTS = 1_000  # of a training curve and of a waveform: more than a screen shows
-MP3_RATES = (8_000, 11_025, 12_000, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000)
 
 # ---------------------------------------------------------------------------- script files
 
@@ -93,18 +92,19 @@ class Sound(NamedTuple):
 
 
 def write_mp3(path: Path, wav: np.ndarray, sample_rate: int) -> None:
-    """(S,) as MP3 of constant rate, which browsers seek in exactly; odd sample rates are changed
-    to the next one that MP3 has."""
+    """(S,) as MP3 of constant rate, 64 kbit/s, at 44.1 or 48 kHz.
+
+    At these rates the decoded sound begins where the recording does (at 11 to 24 kHz it is up to
+    0.1 s late), and MP3 frames, to which browsers seek, are shortest: 26 or 24 ms.
+    """
     from scipy.signal import resample_poly
 
-    if sample_rate not in MP3_RATES:
-        rate = next((rate for rate in MP3_RATES if rate >= sample_rate), MP3_RATES[-1])
+    rate = 44_100 if 44_100 % sample_rate == 0 else 48_000
+    if rate != sample_rate:
         common = math.gcd(rate, sample_rate)
-        wav, sample_rate = resample_poly(wav, rate // common, sample_rate // common), rate
-    level = 0.74 if sample_rate <= 24_000 else 0.88  # 48 kbit/s of 8..160, 64 kbit/s of 32..320
-    wav = np.clip(wav, -1, 1)
-    rate = {"bitrate_mode": "CONSTANT", "compression_level": level}
-    soundfile.write(path, wav, sample_rate, format="MP3", **rate)
+        wav = resample_poly(wav, rate // common, sample_rate // common)
+    bits = {"bitrate_mode": "CONSTANT", "compression_level": 0.88}  # 64 of 320 .. 32 kbit/s
+    soundfile.write(path, np.clip(wav, -1, 1), rate, format="MP3", **bits)
 
 
 def write_spectrogram(path: Path, wav: np.ndarray, sample_rate: int) -> dict[str, Any]:
@@ -122,7 +122,7 @@ def write_spectrogram(path: Path, wav: np.ndarray, sample_rate: int) -> dict[str
     look = {"cmap": "magma", "vmin": -70, "vmax": 0, "format": "webp"}
     imsave(path, level[::-1], pil_kwargs={"quality": 75}, **look)
     top = librosa.hz_to_mel(sample_rate / 2)
-    marks = [hz for hz in (250, 500, 1_000, 2_000, 4_000, 8_000, 16_000) if hz <= sample_rate / 2]
+    marks = [hz for hz in (500, 1_000, 2_000, 4_000, 8_000, 16_000) if hz <= sample_rate / 2]
     step = hop / sample_rate  # column j is centred on j * step
     span = [-step / 2, (level.shape[1] - 0.5) * step]
     return {"span": span, "marks": [[hz, float(librosa.hz_to_mel(hz) / top)] for hz in marks]}
@@ -223,16 +223,27 @@ def training_curves(training: tuple[TrainConfig, dict[str, np.ndarray]] | None) 
     if training is None:
         return None
     config, history = training
-    columns = {name.lower(): history[name] for name in ("Reward", "Avg10", "Epsilon", "Loss")}
-    columns["unchanged"] = unchanged_rewards(history, config.bandit)
-    if "Q" in history:
-        columns["q"] = history["Q"]
     count = len(history["Reward"])
     each = max(1, math.ceil(count / POINTS))
     starts = np.arange(0, count, each)
-    size = np.diff(np.append(starts, count))
-    curves = {name: numbers(np.add.reduceat(x, starts) / size) for name, x in columns.items()}
-    return {"episodes": count, "each": each, "x": (starts + (size + 1) / 2).tolist(), **curves}
+    ones = np.ones(count)
+    steps = np.maximum(0, np.diff(history["Steps"], prepend=0))  # a row without a step has no loss
+    columns = {
+        "reward": (history["Reward"], ones),
+        "avg10": (history["Avg10"], ones),
+        "unchanged": (last_ten(unchanged_rewards(history, config.bandit)), ones),
+        "epsilon": (history["Epsilon"], ones),
+        "loss": (history["Loss"], steps),
+    }
+    if "Q" in history:  # older runs have none
+        columns["q"] = (history["Q"], steps)
+    curves = {}
+    for name, (values, weights) in columns.items():
+        total = np.add.reduceat(np.where(weights > 0, values * weights, 0), starts)
+        weight = np.add.reduceat(weights, starts)
+        curves[name] = numbers(np.where(weight > 0, total / np.maximum(weight, 1), np.nan))
+    middle = starts + (np.diff(np.append(starts, count)) + 1) / 2
+    return {"episodes": count, "each": each, "x": middle.tolist(), **curves}
 
 
 HISTOGRAM_MS, HISTOGRAM_BIN = 500, 50
@@ -265,7 +276,7 @@ def data_facts(data: Evaluated) -> list[list[str]]:
         ["Frames", f"{len(cache.label):,} of {', '.join(steps)}"],
         ["Length of all pairs", f"{hours:.2f} h, on for {100 * cache.label.mean():.1f} %"],
         ["Left out", f"{len(cache.manifest.get('left_out') or [])} clips"],
-        ["Scores", str((cache.manifest.get("scores") or {}).get("source", "unknown"))],
+        ["Scores from", str((cache.manifest.get("scores") or {}).get("source", "unknown"))],
         ["Cache", f"{cache.folder} (key {cache.key})"],
     ]
 
@@ -278,7 +289,9 @@ def settings(data: Evaluated, config: TrainConfig | None) -> dict[str, list[list
         rows = value.items() if isinstance(value, dict) else [(name, value)]
         base = usual[name] if isinstance(value, dict) else usual
         place = groups.setdefault(name if isinstance(value, dict) else "run", [])
-        place += [[key, str(x), None if x == base[key] else str(base[key])] for key, x in rows]
+        for key, x in rows:
+            usual_one = x == base[key] or key in FREE_FIELDS
+            place.append([key, str(x), None if usual_one else str(base[key])])
     signal = data.cache.manifest.get("signal") or {}
     groups["signal"] = [[key, str(value), None] for key, value in signal.items()]
     groups["made with"] = [[key, value, None] for key, value in versions().items()]

@@ -230,6 +230,14 @@ def unchanged_rewards(history: dict[str, np.ndarray], bandit: Bandit) -> np.ndar
     return right * bandit.reward_keep + wrong * bandit.reward_miss
 
 
+def last_ten(values: np.ndarray) -> np.ndarray:
+    """Mean of each value and the nine before it (fewer at the start), as the log's avg10."""
+    total = np.concatenate(([0.0], np.cumsum(values)))
+    end = np.arange(1, len(values) + 1)
+    start = np.maximum(0, end - 10)
+    return (total[end] - total[start]) / (end - start)
+
+
 def learning_curve(folder: Path, bandit: Bandit) -> dict[str, float]:
     """Did it learn: mean avg10 of the first and last tenth of the episodes, and the reward that
     the always-0.0 action earns on the pairs of the last tenth."""

@@ -37,7 +37,7 @@ from evaluate import (
 from metrics import NAMES, count_pairs, scores_of
 from preprocess import load_cache, read_audio
 from report import write_report
-from runfolder import read_history, unchanged_rewards, versions
+from runfolder import last_ten, read_history, unchanged_rewards, versions
 from timeline import Event
 
 if TYPE_CHECKING:  # matplotlib is imported where a figure is drawn: it builds a font cache
@@ -437,14 +437,6 @@ def draw_epsilon(run: Training) -> "Figure":
     twin.grid(False)
     twin.spines["right"].set_visible(True)
     return legend(figure)
-
-
-def last_ten(values: np.ndarray) -> np.ndarray:
-    """Mean of each value and the nine before it (fewer at the start), as the log's avg10."""
-    total = np.concatenate(([0.0], np.cumsum(values)))
-    end = np.arange(1, len(values) + 1)
-    start = np.maximum(0, end - 10)
-    return (total[end] - total[start]) / (end - start)
 
 
 def draw_avg10(run: Training) -> "Figure":

@@ -84,10 +84,10 @@ function simplePlot(home, title, entries, options, data) {
   const place = h("div", { role: "img", "aria-label": `${title}: ${entries.map((e) => e[1]).join(", ")}` });
   box.append(place);
   home.append(box);
-  const plot = new uPlot({ width: place.clientWidth || 400, height: 190, legend: { show: false },
+  const plot = new uPlot({ width: place.clientWidth || 400, height: 170, legend: { show: false },
     padding: [8, 12, 0, 0], ...options }, data, place);
   everyPlot.push(plot);
-  new ResizeObserver(() => plot.setSize({ width: place.clientWidth, height: 190 })).observe(place);
+  new ResizeObserver(() => plot.setSize({ width: place.clientWidth, height: 170 })).observe(place);
 }
 
 // ------------------------------------------------------------------ overview
@@ -148,7 +148,7 @@ function perClass({ results: r, pairs }) {
       const width = 50 * Math.abs(row.gain) / most;
       const side = row.gain < 0 ? `right: 50%; background: var(--bad)` : `left: 50%; background: var(--good)`;
       const name = shown.has(row.name)
-        ? h("button", { title: "show the pairs of this class", onclick: () => showClass(row.name) }, row.name)
+        ? h("button", { class: "link", title: "show the pairs of this class", onclick: () => showClass(row.name) }, row.name)
         : row.name;
       return cells([h("td", { class: "name" }, name), String(row.pairs), percent(row.before.f1), percent(row.after.f1),
         ...gains.map((value) => h("td", { class: tone(value) }, points(value))),
@@ -184,7 +184,7 @@ function errors({ results: r, errors: e }) {
       simplePlot(box, `How late the ${end} is found (ms; the outer bins hold the rest)`,
         [["t_base", "Base_T: events", "dash"], ["t_adj", "DQN_T: events"]], {
           scales: { x: { time: false } }, cursor: { y: false },
-          axes: [{ ...ink }, { ...ink, size: 46 }],
+          axes: [{ ...ink, size: 28 }, { ...ink, size: 46 }],
           series: [{}, line("t_base", { paths, dash: [6, 4], width: 2 }), line("t_adj", { paths, width: 2 })],
         }, [x, tall(e[`${end}_before`]), tall(e[`${end}_after`])]);
     }
@@ -206,14 +206,15 @@ function training({ training: t }) {
     }
     simplePlot(box, title, some.map(([name, label, dash, ink]) => [ink || name, label, dash ? "dash" : ""]), {
       scales: { x: { time: false } }, cursor: { y: false, sync: { key: "training" } },
-      axes: [{ ...ink }, { ...ink, size: 52 }],
+      axes: [{ ...ink, size: 28 }, { ...ink, size: 52 }],
       series: [{}, ...some.map(([name, , dash, ink, width]) =>
-        line(ink || name, { dash: dash ? [6, 4] : undefined, width: width || 1.6, spanGaps: true }))],
+        line(ink || name, { dash: dash ? [6, 4] : undefined, width: width || 1.6, spanGaps: true,
+          points: { show: t[name].filter((x) => x !== null).length < 60, size: 5 } }))],
     }, [t.x, ...some.map(([name]) => t[name])]);
   };
   return [section, () => {
     curve("Reward of an episode (sum over its frames)", [["reward", "Reward", false, "reward", 1],
-      ["unchanged", "Never shifting (Base_T kept)", true, "t_base", 1], ["avg10", "Avg10: mean of the last 10", false, "avg10", 2.4]]);
+      ["unchanged", "Avg10 of never shifting (Base_T kept)", true, "t_base", 1.4], ["avg10", "Avg10: mean of the last 10", false, "avg10", 2.4]]);
     curve("Epsilon: share of random actions", [["epsilon", "Epsilon"]]);
     curve("Loss: mean over the gradient steps of an episode", [["loss", "Loss"]]);
     curve("Q: mean value of the actions taken", [["q", "Q"]]);
@@ -225,8 +226,15 @@ function settingsCard({ settings, facts }) {
     table(null, rows.map(([field, value, usual]) => cells([field.replaceAll("_", " "),
       h("td", { class: usual === null ? "" : "strong" }, value,
         usual === null ? "" : h("small", {}, `  (slides: ${usual})`))])), { class: "facts" })));
-  const boxes = h("details", {}, h("summary", {}, "Configuration"), h("div", { class: "settings" }, ...groups));
-  return [card("", "Data", table(null, facts.map((row) => cells(row)), { class: "facts" })), card("", null, boxes)];
+  const differ = Object.values(settings).flat().filter(([, , usual]) => usual !== null);
+  const changed = table(["Setting", "This run", "Slides"], differ.map(([field, value, usual]) =>
+    cells([field.replaceAll("_", " "), h("td", { class: "name" }, value), h("td", { class: "name quiet" }, usual)])));
+  const all = h("details", {}, h("summary", {}, "All settings"), h("div", { class: "settings" }, ...groups));
+  return [card("half", "Data", table(null, facts.map((row) => cells(row)), { class: "facts" })),
+    card("half", "Configuration", differ.length
+      ? h("p", { class: "quiet" }, "Where this run differs from the settings of the slides:")
+      : h("p", {}, "The settings of the slides."), differ.length ? changed : null),
+    card("", null, all)];
 }
 
 let drawOverview = null; // plots need a width: drawn when the part is first shown
@@ -262,7 +270,7 @@ function fillList() {
     h("span", {}, row.label), h("b", { class: tone(gainOf(row)) }, points(gainOf(row), 1)),
     h("span", { class: "clip" }, row.clip), h("span", { class: "why" }, row.why)))));
   $("count").textContent = chosen.length
-    ? `${chosen.length} of ${report.pairs.length} pairs; gain in F1, points` : "no pair matches";
+    ? `${chosen.length} of ${report.pairs.length} pairs (${count(report.results.num_pairs)} in all); gain in F1, points` : "no pair matches";
   markCurrent(false);
 }
 
@@ -294,8 +302,7 @@ function stepPair(step) {
   if (!state.rows.length) return;
   const here = state.rows.findIndex((row) => row.n === state.n);
   const next = here < 0 ? 0 : clamp(here + step, 0, state.rows.length - 1);
-  const inList = $("list").contains(document.activeElement);
-  showPair(state.rows[next].n).then(() => inList && markCurrent(true));
+  showPair(state.rows[next].n);
 }
 
 // ------------------------------------------------------------------ one pair
@@ -332,7 +339,7 @@ async function showPair(n) {
   const row = report.pairs.find((each) => each.n === n);
   state.n = n;
   $("audio").pause();
-  markCurrent(false);
+  markCurrent($("list").contains(document.activeElement)); // the focus goes along
   history.replaceState(null, "", `#pair=${n}`);
   let pair;
   try { pair = await load(n); } catch (error) { return note(error.message); }
@@ -356,7 +363,7 @@ async function showPair(n) {
 
 function describe(row, pair) {
   $("pair-label").textContent = row.label;
-  $("pair-clip").textContent = `in ${row.clip}, ${(pair.frames * pair.frame_s).toFixed(2)} s, frames of ${+(1000 * pair.frame_s).toFixed(3)} ms`;
+  $("pair-clip").textContent = `${row.clip} (${+(pair.frames * pair.frame_s).toFixed(2)} s, ${+(1000 * pair.frame_s).toFixed(3)} ms frames)`;
   const names = Object.values(METRICS);
   $("pair-scores").replaceChildren(
     h("tr", {}, h("th", {}, "%"), ...names.map((name) => h("th", {}, name)), h("th", {}, "Frames")),
@@ -368,7 +375,7 @@ function describe(row, pair) {
   $("next-fixed").disabled = !has("fixed");
   $("next-broken").disabled = !has("broken");
   $("next-stretch").disabled = $("prev-stretch").disabled = !has("fixed") && !has("broken");
-  say(pair.stretches.length ? `${pair.stretches.length} changed stretches in this pair` : "no decision changed in this pair");
+  say(pair.stretches.length ? `${pair.stretches.length} changed ${pair.stretches.length === 1 ? "stretch" : "stretches"} in this pair` : "no decision changed in this pair");
 }
 
 const say = (text) => { $("status").textContent = text; };
@@ -442,16 +449,16 @@ function addPanel(name, height, title, entries, y, series, hooks, last) {
   const place = h("div", { class: "panel", id: `panel-${name}` });
   const legend = key([...entries, ["", title]]);
   legend.querySelectorAll("span").forEach((span, i) => {
-    if (series[i] && NAMES[entries[i]?.[0]]) span.append(h("output", { id: `value-${entries[i][0]}` }));
+    if (series[i]?.stroke && NAMES[entries[i]?.[0]]) span.append(h("output", { id: `value-${entries[i][0]}` }));
   });
   place.append(legend);
   $("plots").append(place);
   const plot = new uPlot({
-    width: Math.max(200, place.clientWidth), height: height + (last ? 30 : 0), legend: { show: false }, padding: [3, 10, last ? 0 : 3, 0],
-    scales: { x: { time: false, auto: false, range: () => state.range }, y: { auto: false, range: () => y.range() } },
+    width: Math.max(200, place.clientWidth), height: height + (last ? 28 : 0), legend: { show: false }, padding: [6, 18, last ? 0 : 6, 0],
+    scales: { x: { time: false, auto: false, range: () => state.range }, y: { range: () => y.range() } },
     cursor: { y: false, points: { show: false }, drag: { x: false, y: false, setScale: false },
       sync: { key: "pair", scales: ["x", null] }, bind: { dblclick: () => null } },
-    axes: [{ ...ink, show: Boolean(last), size: 30, values: (u, splits) => splits.map((s) => `${+s.toFixed(3)} s`) },
+    axes: [{ ...ink, show: Boolean(last), size: 28, values: (u, splits) => splits.map((s) => `${+s.toFixed(3)} s`) },
       { ...ink, size: AXIS, splits: y.splits, values: y.values, grid: { ...ink.grid, show: y.grid !== false } }],
     series: [{}, ...series],
     hooks: { ...hooks, setCursor: [(u) => { if (name === "main") hover(u); }] },
@@ -474,15 +481,15 @@ function buildPanels() {
     [{ paths: () => null, points: { show: false } }], { draw: [drawSpectrogram] });
   let top = 1;
   addPanel("wave", 50, "Waveform: share of full scale", [],
-    { range: () => { top = peak(); return [-top, top]; }, splits: () => [-top, 0, top], values: (u, all) => all.map((v) => v.toFixed(2)), grid: false },
+    { range: () => { top = peak(); return [-top, top]; }, splits: () => [-top, 0, top], values: (u, all) => all.map((v) => v.toPrecision(2).replace(/^0\.0+$/, "0")), grid: false },
     [line("audio", { width: 1 }), line("audio", { width: 1 })], {});
   panels.at(-1).addBand({ series: [2, 1], fill: () => colour("audio") });
-  addPanel("main", 168, "on where Prob95 is above the threshold", [["prob", "Prob95"], ["t_base", "Base_T", "dash"], ["t_adj", "DQN_T"],
+  addPanel("main", 160, "on: Prob95 above the threshold", [["prob", "Prob95"], ["t_base", "Base_T", "dash"], ["t_adj", "DQN_T"],
     ["fixed", "fixed", "box"], ["broken", "broken", "box"]],
     unit, [line("prob", { width: 2.2 }), line("t_base", { width: 1.8, dash: [6, 4] }), line("t_adj", { width: 1.8 })], { drawClear: [shadeChanges] });
-  addPanel("scores", 96, "loudness, raw and adjusted score", [["rms", "RMS"], ["d_raw", "D_raw"], ["d_adj", "D_adj"]],
+  addPanel("scores", 88, "loudness, raw and adjusted score", [["rms", "RMS"], ["d_raw", "D_raw"], ["d_adj", "D_adj"]],
     { ...unit, splits: () => [0, 0.5, 1] }, [line("rms"), line("d_raw"), line("d_adj")], {});
-  addPanel("strips", 86, "Decisions: on where filled", [["t_base", "base (signal “binary”)", "box"], ["t_adj", "DQN", "box"], ["label", "ground truth", "box"],
+  addPanel("strips", 84, "Decisions: on where filled", [["t_base", "base (signal “binary”)", "box"], ["t_adj", "DQN", "box"], ["label", "ground truth", "box"],
     ["fixed", "+ fixed", "box"], ["broken", "× broken", "box"]],
     { range: () => [0, 4], splits: () => [0.5, 1.5, 2.5, 3.5], values: () => ["Change", ...ROWS.map((r) => r[2]).reverse()], grid: false },
     [{ paths: () => null, points: { show: false } }], { draw: [drawStrips] }, true);
@@ -653,7 +660,7 @@ async function jump(kind, step) { // to the next changed stretch, in this pair o
   seek(span[0]);
   state.at = stretch.a;
   state.stopAt = span[1];
-  say(`${stretch.kind}: ${stretch.a.toFixed(2)} to ${stretch.b.toFixed(2)} s, ${stretch.frames} frames; change ${all.indexOf(stretch) + 1} of ${all.length} in this pair`);
+  say(`${stretch.kind}: ${stretch.a.toFixed(2)} to ${stretch.b.toFixed(2)} s, ${stretch.frames} ${stretch.frames === 1 ? "frame" : "frames"}; change ${all.indexOf(stretch) + 1} of ${all.length} in this pair`);
   if (!$("play").disabled && $("audio").paused) play();
 }
 
@@ -707,7 +714,7 @@ function fromHash() {
 function connect() {
   const on = (id, what, event = "click") => $(id).addEventListener(event, what);
   on("tab-overview", () => show("overview"));
-  on("tab-pairs", () => show("pairs"));
+  on("tab-pairs", () => Promise.resolve(show("pairs")).then(() => markCurrent(true)));
   on("theme", () => {
     wanted = document.documentElement.dataset.theme === "dark" ? "light" : "dark";
     try { localStorage.setItem("theme", wanted); } catch { /* not kept, then */ }
