@@ -105,18 +105,18 @@ function comparison({ results: r }) {
   const names = Object.keys(METRICS);
   const gain = (row, interval) => names.map((m) => {
     const value = r.after[m] - row[m];
-    return h("td", { class: tone(value) }, points(value), h("br"), h("small", {}, between(interval[m])));
+    return h("td", { class: tone(value) }, points(value), " ", h("small", {}, between(interval[m])));
   });
   const values = (row) => names.map((m) => percent(row[m]));
   const first = table(["Mean over pairs", ...names.map((m) => `${METRICS[m]} (%)`)], [
     cells(["Before: base threshold Base_T", ...values(r.before)]),
     cells(["After: learned threshold DQN_T", ...values(r.after)], { class: "strong" }),
-    cells(["Gain (points)", ...gain(r.before, r.interval)], { class: "strong" }),
+    cells(["Gain (points)", ...gain(r.before, r.interval)], { class: "strong stack" }),
   ]);
-  const rest = table(["Rule", ...names.map((m) => `${METRICS[m]} (%)`), ...names.map((m) => `DQN minus rule, ${METRICS[m]}`)],
+  const rest = table(["Rule", ...names.map((m) => `${METRICS[m]} (%)`), ...names.map((m) => `DQN minus rule: ${METRICS[m]}`)],
     r.yardsticks.map((row) => cells([h("td", { class: "name" }, row.name,
       row.setting && row.setting.length < 50 ? h("small", {}, `  ${row.setting}`) : ""),
-      ...values(row), ...gain(row, row.interval)])));
+      ...values(row), ...gain(row, row.interval)], { class: "margins" })));
   const total = r.fixed_frames + r.broken_frames;
   return [
     card("two-thirds", "Before and after", first,
@@ -269,8 +269,10 @@ function fillList() {
     "data-n": row.n, onclick: () => showPair(row.n) },
     h("span", {}, row.label), h("b", { class: tone(gainOf(row)) }, points(gainOf(row), 1)),
     h("span", { class: "clip" }, row.clip), h("span", { class: "why" }, row.why)))));
+  const all = report.results.num_pairs;
+  const left = report.pairs.length < all ? ` (chosen of ${count(all)})` : "";
   $("count").textContent = chosen.length
-    ? `${chosen.length} of ${report.pairs.length} pairs (${count(report.results.num_pairs)} in all); gain in F1, points` : "no pair matches";
+    ? `${chosen.length} of ${report.pairs.length} pairs${left}; gain in F1, points` : "no pair matches";
   markCurrent(false);
 }
 
@@ -445,8 +447,11 @@ function drawStrips(u) {
   });
 }
 
-function addPanel(name, height, title, entries, y, series, hooks, last) {
-  const place = h("div", { class: "panel", id: `panel-${name}` });
+// What the rest of the part leaves of the window is shared; never less than three quarters.
+const heightOf = (base, last) => Math.round(base * clamp((innerHeight - 388) / 474, 0.75, 1.6)) + (last ? 28 : 0);
+
+function addPanel(name, base, title, entries, y, series, hooks, last) {
+  const place = h("div", { class: "panel", id: `panel-${name}`, role: "group", "aria-label": title });
   const legend = key([...entries, ["", title]]);
   legend.querySelectorAll("span").forEach((span, i) => {
     if (series[i]?.stroke && NAMES[entries[i]?.[0]]) span.append(h("output", { id: `value-${entries[i][0]}` }));
@@ -454,7 +459,7 @@ function addPanel(name, height, title, entries, y, series, hooks, last) {
   place.append(legend);
   $("plots").append(place);
   const plot = new uPlot({
-    width: Math.max(200, place.clientWidth), height: height + (last ? 28 : 0), legend: { show: false }, padding: [6, 18, last ? 0 : 6, 0],
+    width: Math.max(200, place.clientWidth), height: heightOf(base, last), legend: { show: false }, padding: [6, 18, last ? 0 : 6, 0],
     scales: { x: { time: false, auto: false, range: () => state.range }, y: { range: () => y.range() } },
     cursor: { y: false, points: { show: false }, drag: { x: false, y: false, setScale: false },
       sync: { key: "pair", scales: ["x", null] }, bind: { dblclick: () => null } },
@@ -463,7 +468,7 @@ function addPanel(name, height, title, entries, y, series, hooks, last) {
     series: [{}, ...series],
     hooks: { ...hooks, setCursor: [(u) => { if (name === "main") hover(u); }] },
   }, [[0, 1], ...series.map(() => [0, 0])], place);
-  plot.name = name;
+  Object.assign(plot, { name, base, last });
   plot.place = place;
   plot.playhead = plot.over.appendChild(h("div", { class: "playhead" }));
   plot.chosen = plot.over.appendChild(h("div", { class: "chosen", hidden: "" }));
@@ -498,7 +503,7 @@ function buildPanels() {
 
 function resize() {
   for (const plot of panels)
-    if (plot.place.clientWidth) plot.setSize({ width: plot.place.clientWidth, height: plot.height });
+    if (plot.place.clientWidth) plot.setSize({ width: plot.place.clientWidth, height: heightOf(plot.base, plot.last) });
   placeSelection();
   movePlayhead();
 }
@@ -673,7 +678,7 @@ function show(part) {
   }
   if (part === "overview") {
     $("audio").pause();
-    history.replaceState(null, "", "#overview");
+    history.replaceState(null, "", "#view=overview");
     if (drawOverview) drawOverview();
     return;
   }
@@ -708,7 +713,7 @@ function pressed(event) {
 function fromHash() {
   const n = Number(/^#pair=(\d+)$/.exec(location.hash)?.[1] ?? NaN);
   if (report.pairs.some((row) => row.n === n)) { state.n = n; show("pairs"); return showPair(n); }
-  return show(location.hash === "#pairs" ? "pairs" : "overview");
+  return show(location.hash === "#view=pairs" ? "pairs" : "overview");
 }
 
 function connect() {
@@ -738,6 +743,7 @@ function connect() {
   on("audio", () => { if (state.loop) { $("audio").currentTime = loopSpan()[0]; $("audio").play(); } }, "ended");
   document.addEventListener("keydown", pressed);
   addEventListener("hashchange", fromHash);
+  addEventListener("resize", () => panels.length && !$("pairs").hidden && resize());
 }
 
 function REPORT(data) {

@@ -383,7 +383,7 @@ def opened(browser) -> Iterator:
 @pytest.fixture
 def page(opened, cfg):
     """The report, its pairs shown, the first one chosen."""
-    page = opened(cfg.run / "report", "#pairs")
+    page = opened(cfg.run / "report", "#view=pairs")
     page.wait_for_selector("html[data-pair]")
     return page
 
@@ -642,7 +642,7 @@ def test_deep_link(opened, cfg):
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_light_and_dark(opened, cfg, scheme):
-    page = opened(cfg.run / "report", "#pairs", color_scheme=scheme)
+    page = opened(cfg.run / "report", "#view=pairs", color_scheme=scheme)
     colour = "getComputedStyle(document.body).backgroundColor"
 
     def lightness() -> float:
@@ -666,7 +666,7 @@ def test_fits_1024_pixels(opened, cfg):
 def test_works_without_sound(opened, tmp_path):
     made = write_run(tmp_path, audio=False)
     visualize.write_page(made)
-    page = opened(made.run / "report", "#pairs")
+    page = opened(made.run / "report", "#view=pairs")
     page.wait_for_selector("html[data-pair]")
     assert page.inner_text("#note").startswith("No sound: ")
     assert page.is_disabled("#play") and not page.is_visible("#panel-wave")
