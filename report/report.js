@@ -31,10 +31,12 @@ function h(tag, attributes, ...children) {
 }
 
 const percent = (value) => (100 * value).toFixed(2);
-const points = (value, digits = 2) => (value < 0 ? "−" : "+") + Math.abs(100 * value).toFixed(digits);
+const points = (value, digits = 2) => (value < 0 ? "−" : "+") +
+  Math.abs(100 * value).toFixed(digits);
 const tone = (value) => (Math.abs(value) < 5e-5 ? "" : value > 0 ? "good" : "bad");
 const between = ([low, high]) => `[${points(low)}, ${points(high)}]`;
 const count = (value) => value.toLocaleString("en");
+const several = (number, word) => `${number} ${word}${number === 1 ? "" : "s"}`;
 const clamp = (value, low, high) => Math.min(high, Math.max(low, value));
 
 function unpack(text) {
@@ -52,7 +54,8 @@ let wanted = null;
 try { wanted = localStorage.getItem("theme"); } catch { /* storage may be off for files */ }
 let palette = {};
 const colour = (name) =>
-  (palette[name] ??= getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim());
+  (palette[name] ??=
+    getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim());
 
 function applyTheme() {
   const dark = wanted ? wanted === "dark" : systemDark.matches;
@@ -67,8 +70,10 @@ systemDark.addEventListener("change", applyTheme);
 // ------------------------------------------------------------------ plots
 
 const ink = { stroke: () => colour("quiet"), font: "12px system-ui, sans-serif",
-  grid: { stroke: () => colour("line"), width: 1 }, ticks: { stroke: () => colour("line"), size: 4 } };
-const line = (name, more) => ({ stroke: () => colour(name), width: 1.6, points: { show: false }, ...more });
+  grid: { stroke: () => colour("line"), width: 1 },
+  ticks: { stroke: () => colour("line"), size: 4 } };
+const line = (name, more) => ({ stroke: () => colour(name), width: 1.6, points: { show: false },
+  ...more });
 
 function key(entries) {
   const box = h("div", { class: "key" });
@@ -81,7 +86,8 @@ function key(entries) {
 
 function simplePlot(home, title, entries, options, data) {
   const box = h("div", {}, h("h3", {}, title), key(entries));
-  const place = h("div", { role: "img", "aria-label": `${title}: ${entries.map((e) => e[1]).join(", ")}` });
+  const names = entries.map((entry) => entry[1]).join(", ");
+  const place = h("div", { role: "img", "aria-label": `${title}: ${names}` });
   box.append(place);
   home.append(box);
   const plot = new uPlot({ width: place.clientWidth || 400, height: 170, legend: { show: false },
@@ -93,7 +99,8 @@ function simplePlot(home, title, entries, options, data) {
 // ------------------------------------------------------------------ overview
 
 function table(head, rows, attributes) {
-  return h("table", attributes, head ? h("thead", {}, h("tr", {}, ...head.map((x) => h("th", { scope: "col" }, x)))) : null,
+  return h("table", attributes, head ? h("thead", {}, h("tr", {},
+    ...head.map((x) => h("th", { scope: "col" }, x)))) : null,
     h("tbody", {}, ...rows));
 }
 const cells = (values, attributes) => h("tr", attributes || {}, ...values.map((x) =>
@@ -105,7 +112,8 @@ function comparison({ results: r }) {
   const names = Object.keys(METRICS);
   const gain = (row, interval) => names.map((m) => {
     const value = r.after[m] - row[m];
-    return h("td", { class: tone(value) }, points(value), " ", h("small", {}, between(interval[m])));
+    return h("td", { class: tone(value) }, points(value), " ",
+      h("small", {}, between(interval[m])));
   });
   const values = (row) => names.map((m) => percent(row[m]));
   const first = table(["Mean over pairs", ...names.map((m) => `${METRICS[m]} (%)`)], [
@@ -113,7 +121,8 @@ function comparison({ results: r }) {
     cells(["After: learned threshold DQN_T", ...values(r.after)], { class: "strong" }),
     cells(["Gain (points)", ...gain(r.before, r.interval)], { class: "strong stack" }),
   ]);
-  const rest = table(["Rule", ...names.map((m) => `${METRICS[m]} (%)`), ...names.map((m) => `DQN minus rule: ${METRICS[m]}`)],
+  const rest = table(["Rule", ...names.map((m) => `${METRICS[m]} (%)`),
+    ...names.map((m) => `DQN minus rule: ${METRICS[m]}`)],
     r.yardsticks.map((row) => cells([h("td", { class: "name" }, row.name,
       row.setting && row.setting.length < 50 ? h("small", {}, `  ${row.setting}`) : ""),
       ...values(row), ...gain(row, row.interval)], { class: "margins" })));
@@ -121,13 +130,16 @@ function comparison({ results: r }) {
   return [
     card("two-thirds", "Before and after", first,
       h("p", { class: "quiet", style: "margin: 8px 0 0" },
-        "In brackets: 95 % interval of the difference, in points, from 1,000 draws of whole clips.")),
+        "In brackets: 95 % interval of the difference, in points; 1,000 draws of whole clips.")),
     card("third", "Decisions that changed", table(null, [
-      cells(["Fixed: wrong before, right after", h("td", { class: "good" }, `${count(r.fixed_frames)} frames`)]),
-      cells(["Broken: right before, wrong after", h("td", { class: "bad" }, `${count(r.broken_frames)} frames`)]),
+      cells(["Fixed: wrong before, right after", h("td", { class: "good" },
+        `${count(r.fixed_frames)} frames`)]),
+      cells(["Broken: right before, wrong after", h("td", { class: "bad" },
+        `${count(r.broken_frames)} frames`)]),
       cells(["Changed in all", `${percent(total / r.num_frames)} % of ${count(r.num_frames)}`]),
       cells(["Right where some action is right", `${percent(r.threshold_selection.accuracy)} %`]),
-      cells(["Pooled over frames, F1", `${percent(r.pooled.before.f1)} → ${percent(r.pooled.after.f1)} %`]),
+      cells(["Pooled over frames, F1",
+        `${percent(r.pooled.before.f1)} → ${percent(r.pooled.after.f1)} %`]),
     ])),
     card("", "Against simple rules", h("p", { class: "quiet" },
       "Tuned on the training split only. A plus means that the learned threshold is better."),
@@ -142,17 +154,22 @@ function perClass({ results: r, pairs }) {
   const most = Math.max(0.01, ...rows.map((row) => Math.abs(row.gain)));
   const shown = new Set(pairs.map((row) => row.label));
   return card("", "Gain by class", h("div", { class: "scroll" }, table(
-    ["Class", "Pairs", "F1 before (%)", "F1 after (%)", "Accuracy (points)", "IoU (points)", "F1 (points)", "F1: loss left, gain right"],
+    ["Class", "Pairs", "F1 before (%)", "F1 after (%)", "Accuracy (points)", "IoU (points)",
+      "F1 (points)", "F1: loss left, gain right"],
     rows.map((row) => {
       const gains = Object.keys(METRICS).map((m) => row.after[m] - row.before[m]);
       const width = 50 * Math.abs(row.gain) / most;
-      const side = row.gain < 0 ? `right: 50%; background: var(--bad)` : `left: 50%; background: var(--good)`;
+      const side = row.gain < 0 ? `right: 50%; background: var(--bad)`
+        : `left: 50%; background: var(--good)`;
       const name = shown.has(row.name)
-        ? h("button", { class: "link", title: "show the pairs of this class", onclick: () => showClass(row.name) }, row.name)
+        ? h("button", { class: "link", title: "show the pairs of this class", onclick: () =>
+          showClass(row.name) }, row.name)
         : row.name;
-      return cells([h("td", { class: "name" }, name), String(row.pairs), percent(row.before.f1), percent(row.after.f1),
+      return cells([h("td", { class: "name" }, name), String(row.pairs), percent(row.before.f1),
+        percent(row.after.f1),
         ...gains.map((value) => h("td", { class: tone(value) }, points(value))),
-        h("td", {}, h("div", { class: "bar", "aria-hidden": "true" }, h("b", { style: "left: 50%" }),
+        h("td", {}, h("div", { class: "bar", "aria-hidden": "true" },
+          h("b", { style: "left: 50%" }),
           h("i", { style: `width: ${width}%; ${side}` })))]);
     }))));
 }
@@ -164,17 +181,20 @@ function errors({ results: r, errors: e }) {
     if (!row.events) continue;
     for (const [when, text] of [["before", "base"], ["after", "DQN"]]) {
       const x = row[when];
-      rows.push(cells([`${end === "onset" ? "Onset" : "Offset"}, ${text}`, count(row.events), x.median_ms.toFixed(0),
+      rows.push(cells([`${end === "onset" ? "Onset" : "Offset"}, ${text}`, count(row.events),
+        x.median_ms.toFixed(0),
         x.mean_ms.toFixed(0), (x.bias_ms < 0 ? "−" : "+") + Math.abs(x.bias_ms).toFixed(0),
         `${(100 * x.within_100_ms).toFixed(1)} %`]));
     }
   }
   const box = h("div", { class: "curves" });
   const content = rows.length
-    ? [table(["End, threshold", "Events", "Median error (ms)", "Mean error (ms)", "Bias (ms)", "Within 100 ms"], rows), box]
+    ? [table(["End, threshold", "Events", "Median error (ms)", "Mean error (ms)", "Bias (ms)",
+      "Within 100 ms"], rows), box]
     : [h("p", {}, "No event was found by both thresholds as exactly one event.")];
   const section = card("", "Onset and offset errors", h("p", { class: "quiet" },
-    "Events that both thresholds found as exactly one event. A positive bias is late."), ...content);
+    "Events that both thresholds found as exactly one event. A positive bias is late."),
+      ...content);
   const draw = () => {
     for (const end of rows.length ? ["onset", "offset"] : []) {
       const step = e.centres[1] - e.centres[0];
@@ -185,7 +205,8 @@ function errors({ results: r, errors: e }) {
         [["t_base", "Base_T: events", "dash"], ["t_adj", "DQN_T: events"]], {
           scales: { x: { time: false } }, cursor: { y: false },
           axes: [{ ...ink, size: 28 }, { ...ink, size: 46 }],
-          series: [{}, line("t_base", { paths, dash: [6, 4], width: 2 }), line("t_adj", { paths, width: 2 })],
+          series: [{}, line("t_base", { paths, dash: [6, 4], width: 2 }),
+            line("t_adj", { paths, width: 2 })],
         }, [x, tall(e[`${end}_before`]), tall(e[`${end}_after`])]);
     }
   };
@@ -193,18 +214,22 @@ function errors({ results: r, errors: e }) {
 }
 
 function training({ training: t }) {
-  if (!t) return [card("", "Training", h("p", {}, "This policy came without a training log.")), () => {}];
+  if (!t) return [card("", "Training", h("p", {}, "This policy came without a training log.")),
+    () => {}];
   const box = h("div", { class: "curves" });
   const text = `${count(t.episodes)} episodes in the order of finishing` +
-    (t.each > 1 ? `; each point is the mean of ${t.each}` : "") + ". Drag to zoom all four, double click to go back.";
+    (t.each > 1 ? `; each point is the mean of ${t.each}` : "") +
+      ". Drag to zoom all four, double click to go back.";
   const section = card("", "Training", h("p", { class: "quiet" }, text), box);
   const curve = (title, entries) => {
     const some = entries.filter(([name]) => t[name]);
     if (!some.length) {
-      box.append(h("div", {}, h("h3", {}, title), h("p", { class: "quiet" }, "Not in this run's log.")));
+      box.append(h("div", {}, h("h3", {}, title), h("p", { class: "quiet" },
+        "Not in this run's log.")));
       return;
     }
-    simplePlot(box, title, some.map(([name, label, dash, ink]) => [ink || name, label, dash ? "dash" : ""]), {
+    simplePlot(box, title, some.map(([name, label, dash, ink]) =>
+      [ink || name, label, dash ? "dash" : ""]), {
       scales: { x: { time: false } }, cursor: { y: false, sync: { key: "training" } },
       axes: [{ ...ink, size: 28 }, { ...ink, size: 52 }],
       series: [{}, ...some.map(([name, , dash, ink, width]) =>
@@ -214,7 +239,8 @@ function training({ training: t }) {
   };
   return [section, () => {
     curve("Reward of an episode (sum over its frames)", [["reward", "Reward", false, "reward", 1],
-      ["unchanged", "Avg10 of never shifting (Base_T kept)", true, "t_base", 1.4], ["avg10", "Avg10: mean of the last 10", false, "avg10", 2.4]]);
+      ["unchanged", "Avg10 of never shifting (Base_T kept)", true, "t_base", 1.4],
+        ["avg10", "Avg10: mean of the last 10", false, "avg10", 2.4]]);
     curve("Epsilon: share of random actions", [["epsilon", "Epsilon"]]);
     curve("Loss: mean over the gradient steps of an episode", [["loss", "Loss"]]);
     curve("Q: mean value of the actions taken", [["q", "Q"]]);
@@ -228,8 +254,10 @@ function settingsCard({ settings, facts }) {
         usual === null ? "" : h("small", {}, `  (slides: ${usual})`))])), { class: "facts" })));
   const differ = Object.values(settings).flat().filter(([, , usual]) => usual !== null);
   const changed = table(["Setting", "This run", "Slides"], differ.map(([field, value, usual]) =>
-    cells([field.replaceAll("_", " "), h("td", { class: "name" }, value), h("td", { class: "name quiet" }, usual)])));
-  const all = h("details", {}, h("summary", {}, "All settings"), h("div", { class: "settings" }, ...groups));
+    cells([field.replaceAll("_", " "), h("td", { class: "name" }, value),
+      h("td", { class: "name quiet" }, usual)])));
+  const all = h("details", {}, h("summary", {}, "All settings"),
+    h("div", { class: "settings" }, ...groups));
   return [card("half", "Data", table(null, facts.map((row) => cells(row)), { class: "facts" })),
     card("half", "Configuration", differ.length
       ? h("p", { class: "quiet" }, "Where this run differs from the settings of the slides:")
@@ -272,7 +300,8 @@ function fillList() {
   const all = report.results.num_pairs;
   const left = report.pairs.length < all ? ` (chosen of ${count(all)})` : "";
   $("count").textContent = chosen.length
-    ? `${chosen.length} of ${report.pairs.length} pairs${left}; gain in F1, points` : "no pair matches";
+    ? `${chosen.length} of ${report.pairs.length} pairs${left}; gain in F1, points`
+      : "no pair matches";
   markCurrent(false);
 }
 
@@ -317,7 +346,8 @@ function REPORT_PAIR([n, pair]) {
   }
   pair.x = pair.signals.prob.map((_, i) => (i + 0.5) * pair.frame_s);
   pair.stretches = ["fixed", "broken"]
-    .flatMap((kind) => pair[kind].map(([a, b]) => ({ kind, a: a * pair.frame_s, b: b * pair.frame_s, frames: b - a })))
+    .flatMap((kind) => pair[kind].map(([a, b]) => ({ kind, a: a * pair.frame_s, b: b * pair.frame_s,
+      frames: b - a })))
     .sort((one, two) => one.a - two.a);
   loaded.set(n, pair);
 }
@@ -327,7 +357,8 @@ function load(n) {
   if (!waiting.has(n)) waiting.set(n, new Promise((resolve, reject) => {
     const source = `data/pair-${String(n).padStart(5, "0")}.js`;
     const element = h("script", { src: source });
-    element.onload = () => (loaded.has(n) ? resolve(loaded.get(n)) : reject(new Error(`${source} is damaged`)));
+    element.onload = () => (loaded.has(n) ? resolve(loaded.get(n))
+      : reject(new Error(`${source} is damaged`)));
     element.onerror = () => reject(new Error(`${source} cannot be read`));
     document.head.append(element);
   }));
@@ -360,24 +391,30 @@ async function showPair(n) {
   document.documentElement.dataset.pair = n;
   document.documentElement.dataset.switchMs = (performance.now() - began).toFixed(1);
   const here = state.rows.findIndex((each) => each.n === n); // the neighbours open at once
-  for (const near of [state.rows[here + 1], state.rows[here - 1]]) if (near) load(near.n).catch(() => {});
+  for (const near of [state.rows[here + 1], state.rows[here - 1]])
+    if (near) load(near.n).catch(() => {});
 }
 
 function describe(row, pair) {
   $("pair-label").textContent = row.label;
-  $("pair-clip").textContent = `${row.clip} (${+(pair.frames * pair.frame_s).toFixed(2)} s, ${+(1000 * pair.frame_s).toFixed(3)} ms frames)`;
+  const length = +(pair.frames * pair.frame_s).toFixed(2), step = +(1000 * pair.frame_s).toFixed(3);
+  $("pair-clip").textContent = `${row.clip} (${length} s, ${step} ms frames)`;
   const names = Object.values(METRICS);
   $("pair-scores").replaceChildren(
     h("tr", {}, h("th", {}, "%"), ...names.map((name) => h("th", {}, name)), h("th", {}, "Frames")),
-    cells(["Before → after", ...names.map((_, i) => `${(100 * row.before[i]).toFixed(1)} → ${(100 * row.after[i]).toFixed(1)}`),
+    cells(["Before → after",
+      ...names.map((_, i) =>
+      `${(100 * row.before[i]).toFixed(1)} → ${(100 * row.after[i]).toFixed(1)}`),
       `${row.fixed} fixed`]),
-    cells(["Gain", ...names.map((_, i) => h("td", { class: tone(row.after[i] - row.before[i]) }, points(row.after[i] - row.before[i], 1))),
+    cells(["Gain", ...names.map((_, i) => h("td", { class: tone(row.after[i] - row.before[i]) },
+      points(row.after[i] - row.before[i], 1))),
       `${row.broken} broken`]));
   const has = (kind) => report.pairs.some((each) => each[kind]);
   $("next-fixed").disabled = !has("fixed");
   $("next-broken").disabled = !has("broken");
   $("next-stretch").disabled = $("prev-stretch").disabled = !has("fixed") && !has("broken");
-  say(pair.stretches.length ? `${pair.stretches.length} changed ${pair.stretches.length === 1 ? "stretch" : "stretches"} in this pair` : "no decision changed in this pair");
+  say(pair.stretches.length ? `changed in this pair: ${several(pair.stretches.length, "place")}`
+    : "no decision changed in this pair");
 }
 
 const say = (text) => { $("status").textContent = text; };
@@ -448,23 +485,30 @@ function drawStrips(u) {
 }
 
 // What the rest of the part leaves of the window is shared; never less than three quarters.
-const heightOf = (base, last) => Math.round(base * clamp((innerHeight - 388) / 474, 0.75, 1.6)) + (last ? 28 : 0);
+const heightOf = (base, last) => Math.round(base * clamp((innerHeight - 388) / 474, 0.75, 1.6)) +
+  (last ? 28 : 0);
 
 function addPanel(name, base, title, entries, y, series, hooks, last) {
-  const place = h("div", { class: "panel", id: `panel-${name}`, role: "group", "aria-label": title });
+  const place = h("div", { class: "panel", id: `panel-${name}`, role: "group",
+    "aria-label": title });
   const legend = key([...entries, ["", title]]);
   legend.querySelectorAll("span").forEach((span, i) => {
-    if (series[i]?.stroke && NAMES[entries[i]?.[0]]) span.append(h("output", { id: `value-${entries[i][0]}` }));
+    if (series[i]?.stroke && NAMES[entries[i]?.[0]]) span.append(h("output",
+      { id: `value-${entries[i][0]}` }));
   });
   place.append(legend);
   $("plots").append(place);
   const plot = new uPlot({
-    width: Math.max(200, place.clientWidth), height: heightOf(base, last), legend: { show: false }, padding: [6, 18, last ? 0 : 6, 0],
-    scales: { x: { time: false, auto: false, range: () => state.range }, y: { range: () => y.range() } },
+    width: Math.max(200, place.clientWidth), height: heightOf(base, last), legend: { show: false },
+      padding: [6, 18, last ? 0 : 6, 0],
+    scales: { x: { time: false, auto: false, range: () => state.range },
+      y: { range: () => y.range() } },
     cursor: { y: false, points: { show: false }, drag: { x: false, y: false, setScale: false },
       sync: { key: "pair", scales: ["x", null] }, bind: { dblclick: () => null } },
-    axes: [{ ...ink, show: Boolean(last), size: 28, values: (u, splits) => splits.map((s) => `${+s.toFixed(3)} s`) },
-      { ...ink, size: AXIS, splits: y.splits, values: y.values, grid: { ...ink.grid, show: y.grid !== false } }],
+    axes: [{ ...ink, show: Boolean(last), size: 28, values: (u, splits) =>
+      splits.map((s) => `${+s.toFixed(3)} s`) },
+      { ...ink, size: AXIS, splits: y.splits, values: y.values,
+        grid: { ...ink.grid, show: y.grid !== false } }],
     series: [{}, ...series],
     hooks: { ...hooks, setCursor: [(u) => { if (name === "main") hover(u); }] },
   }, [[0, 1], ...series.map(() => [0, 0])], place);
@@ -478,32 +522,42 @@ function addPanel(name, base, title, entries, y, series, hooks, last) {
 }
 
 function buildPanels() {
-  const unit = { range: () => [-0.03, 1.03], splits: () => [0, 0.25, 0.5, 0.75, 1], values: (u, all) => all.map(String) };
+  const unit = { range: () => [-0.03, 1.03], splits: () => [0, 0.25, 0.5, 0.75, 1],
+    values: (u, all) => all.map(String) };
   const marks = () => (state.pair?.sound ? state.pair.sound.marks : []);
-  const peak = () => Math.max(1e-3, ...(state.pair?.sound ? [...state.pair.sound.low, ...state.pair.sound.high].map(Math.abs) : [1]));
+  const peak = () => Math.max(1e-3, ...(state.pair?.sound
+    ? [...state.pair.sound.low, ...state.pair.sound.high].map(Math.abs) : [1]));
   addPanel("spectrogram", 92, "Spectrogram: log-mel, kHz", [],
-    { range: () => [0, 1], splits: () => marks().map((m) => m[1]), values: () => marks().map(([hz]) => String(hz / 1000)), grid: false },
+    { range: () => [0, 1], splits: () => marks().map((m) => m[1]), values: () =>
+      marks().map(([hz]) => String(hz / 1000)), grid: false },
     [{ paths: () => null, points: { show: false } }], { draw: [drawSpectrogram] });
   let top = 1;
   addPanel("wave", 50, "Waveform: share of full scale", [],
-    { range: () => { top = peak(); return [-top, top]; }, splits: () => [-top, 0, top], values: (u, all) => all.map((v) => v.toPrecision(2).replace(/^0\.0+$/, "0")), grid: false },
+    { range: () => { top = peak(); return [-top, top]; }, splits: () => [-top, 0, top],
+      values: (u, all) => all.map((v) => v.toPrecision(2).replace(/^0\.0+$/, "0")), grid: false },
     [line("audio", { width: 1 }), line("audio", { width: 1 })], {});
   panels.at(-1).addBand({ series: [2, 1], fill: () => colour("audio") });
-  addPanel("main", 160, "on: Prob95 above the threshold", [["prob", "Prob95"], ["t_base", "Base_T", "dash"], ["t_adj", "DQN_T"],
+  addPanel("main", 160, "on: Prob95 above the threshold",
+    [["prob", "Prob95"], ["t_base", "Base_T", "dash"], ["t_adj", "DQN_T"],
     ["fixed", "fixed", "box"], ["broken", "broken", "box"]],
-    unit, [line("prob", { width: 2.2 }), line("t_base", { width: 1.8, dash: [6, 4] }), line("t_adj", { width: 1.8 })], { drawClear: [shadeChanges] });
-  addPanel("scores", 88, "loudness, raw and adjusted score", [["rms", "RMS"], ["d_raw", "D_raw"], ["d_adj", "D_adj"]],
+    unit, [line("prob", { width: 2.2 }), line("t_base", { width: 1.8, dash: [6, 4] }),
+      line("t_adj", { width: 1.8 })], { drawClear: [shadeChanges] });
+  addPanel("scores", 88, "loudness, raw and adjusted score",
+    [["rms", "RMS"], ["d_raw", "D_raw"], ["d_adj", "D_adj"]],
     { ...unit, splits: () => [0, 0.5, 1] }, [line("rms"), line("d_raw"), line("d_adj")], {});
-  addPanel("strips", 84, "Decisions: on where filled", [["t_base", "base (signal “binary”)", "box"], ["t_adj", "DQN", "box"], ["label", "ground truth", "box"],
+  addPanel("strips", 84, "Decisions: on where filled", [["t_base", "base (signal “binary”)", "box"],
+    ["t_adj", "DQN", "box"], ["label", "ground truth", "box"],
     ["fixed", "+ fixed", "box"], ["broken", "× broken", "box"]],
-    { range: () => [0, 4], splits: () => [0.5, 1.5, 2.5, 3.5], values: () => ["Change", ...ROWS.map((r) => r[2]).reverse()], grid: false },
+    { range: () => [0, 4], splits: () => [0.5, 1.5, 2.5, 3.5], values: () =>
+      ["Change", ...ROWS.map((r) => r[2]).reverse()], grid: false },
     [{ paths: () => null, points: { show: false } }], { draw: [drawStrips] }, true);
   new ResizeObserver(resize).observe($("plots"));
 }
 
 function resize() {
   for (const plot of panels)
-    if (plot.place.clientWidth) plot.setSize({ width: plot.place.clientWidth, height: heightOf(plot.base, plot.last) });
+    if (plot.place.clientWidth) plot.setSize({ width: plot.place.clientWidth,
+      height: heightOf(plot.base, plot.last) });
   placeSelection();
   movePlayhead();
 }
@@ -512,7 +566,8 @@ function fillPanels(pair) {
   const { x, signals: s, sound } = pair;
   const empty = [[0, 1], [0, 0]];
   const wave = sound && sound.low.map((_, i) => ((i + 0.5) * sound.duration) / sound.low.length);
-  const data = { spectrogram: empty, strips: empty, main: [x, s.prob, s.t_base, s.t_adj], scores: [x, s.rms, s.d_raw, s.d_adj],
+  const data = { spectrogram: empty, strips: empty, main: [x, s.prob, s.t_base, s.t_adj],
+    scores: [x, s.rms, s.d_raw, s.d_adj],
     wave: sound ? [wave, sound.low, sound.high] : [[0, 1], [0, 0], [0, 0]] };
   for (const plot of panels) {
     plot.place.hidden = !sound && (plot.name === "spectrogram" || plot.name === "wave");
@@ -534,10 +589,12 @@ function setRange(first, last) {
 
 function zoom(factor, centre) {
   const [first, last] = state.range;
-  const middle = centre ?? (state.time >= first && state.time <= last ? state.time : (first + last) / 2);
+  const middle = centre ?? (state.time >= first && state.time <= last ? state.time
+    : (first + last) / 2);
   setRange(middle - (middle - first) * factor, middle + (last - middle) * factor);
 }
-const pan = (share) => { const [a, b] = state.range, step = share * (b - a); setRange(a + step, b + step); };
+const pan = (share) => { const [a, b] = state.range, step = share * (b - a);
+  setRange(a + step, b + step); };
 
 function setSelection(selection) {
   state.selection = selection;
@@ -556,11 +613,13 @@ function placeSelection() {
 }
 
 function point(plot) { // mouse: click seeks, drag selects, shift + drag pans, the wheel zooms
-  const time = (event) => clamp(plot.posToVal(event.clientX - plot.over.getBoundingClientRect().left, "x"), 0, state.end);
+  const time = (event) =>
+    clamp(plot.posToVal(event.clientX - plot.over.getBoundingClientRect().left, "x"), 0, state.end);
   let from = null;
   plot.over.addEventListener("pointerdown", (event) => {
     if (event.button !== 0) return;
-    from = { x: event.clientX, t: time(event), range: state.range, shift: event.shiftKey, moved: false };
+    from = { x: event.clientX, t: time(event), range: state.range, shift: event.shiftKey,
+      moved: false };
     plot.over.setPointerCapture(event.pointerId);
   });
   plot.over.addEventListener("pointermove", (event) => {
@@ -579,7 +638,9 @@ function point(plot) { // mouse: click seeks, drag selects, shift + drag pans, t
   plot.over.addEventListener("pointercancel", () => { from = null; });
   plot.over.addEventListener("wheel", (event) => {
     event.preventDefault();
-    if (event.shiftKey || Math.abs(event.deltaX) > Math.abs(event.deltaY)) pan(Math.sign(event.deltaX || event.deltaY) * 0.1);
+    if (event.shiftKey ||
+      Math.abs(event.deltaX) > Math.abs(event.deltaY)) pan(Math.sign(event.deltaX ||
+      event.deltaY) * 0.1);
     else zoom(event.deltaY > 0 ? 1.25 : 0.8, time(event));
   }, { passive: false });
 }
@@ -593,13 +654,15 @@ function readout() { // values under the mouse, else at the playhead
   if (!state.pair) return;
   const { frames, frame_s: step, signals } = state.pair;
   const i = clamp(Math.floor((state.hover ?? state.time) / step + 1e-9), 0, frames - 1);
-  for (const name of Object.keys(NAMES)) $(`value-${name}`).textContent = signals[name][i].toFixed(3);
+  for (const name of Object.keys(NAMES))
+    $(`value-${name}`).textContent = signals[name][i].toFixed(3);
 }
 
 // ------------------------------------------------------------------ sound
 
 function movePlayhead() {
-  for (const plot of panels) plot.playhead.style.transform = `translateX(${plot.valToPos(state.time, "x")}px)`;
+  for (const plot of panels) plot.playhead.style.transform = `translateX(${plot.valToPos(state.time,
+    "x")}px)`;
   $("clock").textContent = `${state.time.toFixed(2)} / ${state.end.toFixed(2)} s`;
   if (state.hover === null) readout();
 }
@@ -616,9 +679,11 @@ function play() {
   if ($("play").disabled) return;
   if (!audio.paused) return audio.pause();
   const span = loopSpan();
-  if (state.loop && (audio.currentTime < span[0] || audio.currentTime >= span[1])) audio.currentTime = span[0];
+  if (state.loop &&
+    (audio.currentTime < span[0] || audio.currentTime >= span[1])) audio.currentTime = span[0];
   if (audio.ended || audio.currentTime >= state.end - 0.01) audio.currentTime = 0;
-  audio.play().catch((error) => error.name === "AbortError" || note(`The sound cannot be played: ${error.message}`));
+  audio.play().catch((error) => error.name === "AbortError" ||
+    note(`The sound cannot be played: ${error.message}`));
 }
 
 const loopSpan = () => state.selection || state.range;
@@ -628,7 +693,8 @@ function follow() { // called while playing: loop, stop after a stretch, keep th
   if (audio.paused) return;
   const [first, last] = loopSpan();
   if (state.loop && audio.currentTime >= last) audio.currentTime = first;
-  else if (!state.loop && state.stopAt !== null && audio.currentTime >= state.stopAt) { audio.pause(); state.stopAt = null; }
+  else if (!state.loop && state.stopAt !== null && audio.currentTime >= state.stopAt) {
+    audio.pause(); state.stopAt = null; }
   state.time = audio.currentTime;
   const [a, b] = state.range;
   if (!state.loop && state.time > b && b < state.end) setRange(b, b + (b - a));
@@ -641,10 +707,12 @@ function toggleLoop() {
   $("loop").setAttribute("aria-pressed", String(state.loop));
 }
 
-async function jump(kind, step) { // to the next changed stretch, in this pair or a later one; and play it
+async function jump(kind, step) {
+  // to the next changed stretch, in this pair or a later one; and play it
   const fits = (each) => !kind || each.kind === kind;
   const wanted = (row) => (kind ? row[kind] : row.fixed + row.broken) > 0;
-  let found = state.pair?.stretches.filter((each) => fits(each) && (step > 0 ? each.a > state.at + 1e-6 : each.a < state.at - 1e-6)) || [];
+  let found = state.pair?.stretches.filter((each) => fits(each) &&
+    (step > 0 ? each.a > state.at + 1e-6 : each.a < state.at - 1e-6)) || [];
   if (!found.length) {
     const here = state.rows.findIndex((row) => row.n === state.n), size = state.rows.length;
     for (let k = 1; k <= size; k++) {
@@ -665,7 +733,10 @@ async function jump(kind, step) { // to the next changed stretch, in this pair o
   seek(span[0]);
   state.at = stretch.a;
   state.stopAt = span[1];
-  say(`${stretch.kind}: ${stretch.a.toFixed(2)} to ${stretch.b.toFixed(2)} s, ${stretch.frames} ${stretch.frames === 1 ? "frame" : "frames"}; change ${all.indexOf(stretch) + 1} of ${all.length} in this pair`);
+  const { kind: what, a, b, frames } = stretch;
+  const place = `${all.indexOf(stretch) + 1} of ${all.length}`;
+  say(`${what}: ${a.toFixed(2)} to ${b.toFixed(2)} s, ${several(frames, "frame")}; ` +
+    `change ${place} in this pair`);
   if (!$("play").disabled && $("audio").paused) play();
 }
 
@@ -689,18 +760,24 @@ function show(part) {
 }
 
 const KEYS = {
-  " ": play, n: () => jump(null, 1), N: () => jump(null, -1), f: () => jump("fixed", 1), b: () => jump("broken", 1),
-  l: () => !$("loop").disabled && toggleLoop(), z: () => state.selection && setRange(...state.selection),
-  "+": () => zoom(0.7), "=": () => zoom(0.7), "-": () => zoom(1 / 0.7), 0: () => setRange(0, state.end),
-  "[": () => pan(-0.25), "]": () => pan(0.25), ",": () => seek(state.time - 0.5), ".": () => seek(state.time + 0.5),
-  ArrowDown: () => stepPair(1), ArrowRight: () => stepPair(1), ArrowUp: () => stepPair(-1), ArrowLeft: () => stepPair(-1),
+  " ": play, n: () => jump(null, 1), N: () => jump(null, -1), f: () => jump("fixed", 1), b: () =>
+    jump("broken", 1),
+  l: () => !$("loop").disabled && toggleLoop(), z: () => state.selection &&
+    setRange(...state.selection),
+  "+": () => zoom(0.7), "=": () => zoom(0.7), "-": () => zoom(1 / 0.7), 0: () =>
+    setRange(0, state.end),
+  "[": () => pan(-0.25), "]": () => pan(0.25), ",": () => seek(state.time - 0.5), ".": () =>
+    seek(state.time + 0.5),
+  ArrowDown: () => stepPair(1), ArrowRight: () => stepPair(1), ArrowUp: () => stepPair(-1),
+    ArrowLeft: () => stepPair(-1),
   "/": () => $("search").focus(), Escape: () => setSelection(null),
 };
 
 function pressed(event) {
   const target = event.target, typing = target.matches?.("input, select, textarea");
   if (typing && event.key === "Escape") return target.blur();
-  if (target.id === "search" && event.key === "Enter" && state.rows.length) return showPair(state.rows[0].n).then(() => markCurrent(true));
+  if (target.id === "search" && event.key === "Enter" &&
+    state.rows.length) return showPair(state.rows[0].n).then(() => markCurrent(true));
   if ($("pairs").hidden || typing || event.ctrlKey || event.metaKey || event.altKey) return;
   // A button that was reached by the keyboard keeps its space; in the list, space plays.
   const button = target.matches?.("button:focus-visible") && !$("list").contains(target);
@@ -740,7 +817,8 @@ function connect() {
   on("audio", () => { $("play").textContent = "Pause"; requestAnimationFrame(frame); }, "play");
   on("audio", () => { $("play").textContent = "Play"; }, "pause");
   on("audio", follow, "timeupdate");
-  on("audio", () => { if (state.loop) { $("audio").currentTime = loopSpan()[0]; $("audio").play(); } }, "ended");
+  on("audio", () => { if (state.loop) { $("audio").currentTime = loopSpan()[0]; $("audio").play();
+    } }, "ended");
   document.addEventListener("keydown", pressed);
   addEventListener("hashchange", fromHash);
   addEventListener("resize", () => panels.length && !$("pairs").hidden && resize());
@@ -752,7 +830,8 @@ function REPORT(data) {
   report.classes = [...new Set(data.pairs.map((row) => row.label))].sort();
   document.title = `${data.run}: report`;
   $("run").textContent = data.run;
-  $("line").textContent = `${r.split} split, ${count(r.num_pairs)} pairs, F1 ${percent(r.before.f1)} → ${percent(r.after.f1)} %`;
+  $("line").textContent = `${r.split} split, ${count(r.num_pairs)} pairs, ` +
+    `F1 ${percent(r.before.f1)} → ${percent(r.after.f1)} %`;
   $("class").append(h("option", { value: "" }, "all classes"),
     ...report.classes.map((name, i) => h("option", { value: String(i) }, name)));
   buildOverview();
