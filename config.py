@@ -469,6 +469,10 @@ class VisualizeConfig(Checked):
     """draw one pair only: its label"""
     dpi: int = number(150, 30, 600)
     """dots per inch"""
+    html: bool = False
+    """also write a page to look at and listen to: report/index.html in the run folder"""
+    pairs: int = number(100, 1)
+    """pairs on the page: a third the largest gains, a third the largest losses, a spread between"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -476,6 +480,7 @@ class VisualizeConfig(Checked):
         require(
             (self.clip is None) == (self.event_label is None), "event-label", rule, self.event_label
         )
+        require(not (self.html and self.clip), "html", "used without --clip", self.clip)
 
 
 # ---------------------------------------------------------------------------- presets

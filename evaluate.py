@@ -4,28 +4,37 @@ Run:    python evaluate.py                        # best.pt of runs/slides on ca
         python evaluate.py --run runs/original --cache cache/original
         python evaluate.py --preset original --checkpoint dqn_threshold.pt
 Reads:  <cache>/<split>/, <cache>/<train-split>/ (yardsticks), a checkpoint
-Writes: <out>/{results.json, events.tsv, decisions.npz}
+Writes: <out>/{results.json, events.tsv, onsets.tsv, decisions.npz}
 Shapes: N frames of all pairs, P pairs
-Next:   visualize.py
+Next:   report.py
 
 The metric: change it and old numbers are void.
 """
 
+import json
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 import runfolder
 from bandit import decide, near, thresholds, to_device
-from config import Bandit, EvaluateConfig, InputError, run_script
+from config import Bandit, EvaluateConfig, InputError, VisualizeConfig, run_script
 from DQN import Policy, greedy_actions, load_policy
-from metrics import NAMES, count_pairs, mean_over_pairs, per_class, pooled
+from metrics import (
+    NAMES,
+    bootstrap_mean,
+    count_pairs,
+    mean_over_pairs,
+    per_class,
+    pooled,
+    scores_of,
+)
 from opponents import best_possible, class_of_pair, yardsticks
-from preprocess import Cache, load_cache, write_json
-from timeline import Event, frames_to_events, write_labels
+from preprocess import Cache, Pair, load_cache, write_json
+from timeline import Event, frame_centres, frames_to_events, write_labels
 
 TITLES = {"accuracy": "Accuracy", "iou": "IoU", "f1": "F1 Score"}
 
@@ -68,6 +77,16 @@ def predicted_events(cache: Cache, pred: np.ndarray) -> dict[str, list[Event]]:
     return {name: sorted(events) for name, events in clips.items()}
 
 
+def interval(
+    cache: Cache, ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]
+) -> dict[str, list[float]]:
+    """95 % interval of the mean over pairs of `ours - theirs`, clips resampled."""
+    _, clip = np.unique([pair.filename for pair in cache.pairs], return_inverse=True)
+    gains = np.stack([ours[name] - theirs[name] for name in NAMES], axis=1)
+    low, high = bootstrap_mean(gains, clip)
+    return {name: [float(low[i]), float(high[i])] for i, name in enumerate(NAMES)}
+
+
 def tables(cache: Cache, pred: np.ndarray, bandit: Bandit, train: Cache | None) -> dict[str, Any]:
     """Everything that goes into results.json about decisions (N,) after the policy."""
     base = cache.signals["binary"] > 0.5
@@ -79,13 +98,16 @@ def tables(cache: Cache, pred: np.ndarray, bandit: Bandit, train: Cache | None) 
     labels = class_of_pair(cache)
     classes = {when: per_class(each, labels) for when, each in counts.items()}
     wrong_before, wrong_after = base != cache.label, pred != cache.label
+    scores = {when: scores_of(each) for when, each in counts.items()}
     rows = []
     for rule in yardsticks(cache, train, bandit):
-        metrics = mean_over_pairs(count_pairs(rule.pred, cache.label, cache.offsets))
-        rows.append({"name": rule.name, "setting": rule.setting, **metrics})
+        found = count_pairs(rule.pred, cache.label, cache.offsets)
+        row = {"name": rule.name, "setting": rule.setting, **mean_over_pairs(found)}
+        rows.append(row | {"interval": interval(cache, scores["after"], scores_of(found))})
     return {
         **mean,
         "gain": {name: mean["after"][name] - mean["before"][name] for name in NAMES},
+        "interval": interval(cache, scores["after"], scores["before"]),
         "pooled": {when: pooled(each) for when, each in counts.items()},
         "per_class": {
             label: {
@@ -119,6 +141,31 @@ def print_rows(title: str, rows: list[tuple[str, dict[str, float]]]) -> None:
         print(f"{name:<{width}} " + " ".join(f"{metrics[m]:>9.2%}" for m in NAMES))
 
 
+def print_margins(results: dict[str, Any]) -> None:
+    """What the DQN gains over each yardstick, in points, with the interval of the difference."""
+    rows = [("before (T_base)", results["before"], results["interval"])]
+    rows += [(row["name"], row, row["interval"]) for row in results["yardsticks"]]
+    title = "DQN minus .., points [95 % of bootstraps]"
+    width = max(len(title), *(len(name) for name, _, _ in rows))
+    print(f"\n{title:<{width}}" + "".join(f"{TITLES[name]:>24}" for name in NAMES))
+    for name, row, between in rows:
+        cells = [
+            f"{100 * (results['after'][m] - row[m]):+.2f}"
+            f" [{100 * between[m][0]:+.2f}, {100 * between[m][1]:+.2f}]"
+            for m in NAMES
+        ]
+        print(f"{name:<{width}}" + "".join(f"{cell:>24}" for cell in cells))
+
+
+def print_onsets(onsets: dict[str, Any]) -> None:
+    """Median errors of the events that both thresholds found, one line an end."""
+    for end, row in onsets.items():
+        if row["events"]:
+            before, after = (row[when]["median_ms"] for when in ("before", "after"))
+            text = f"{before:.0f} ms before, {after:.0f} ms after"
+            print(f"median_{end}_error: {text} ({row['events']} events)")
+
+
 def print_results(results: dict[str, Any]) -> None:
     """The tables for people, then `key: value` lines for grep."""
     before, after, gain = results["before"], results["after"], results["gain"]
@@ -140,17 +187,205 @@ def print_results(results: dict[str, Any]) -> None:
         "yardsticks, tuned on the training cache",
         [*((row["name"], row) for row in results["yardsticks"]), ("after (DQN)", after)],
     )
+    print_margins(results)
     print()
     for name in NAMES:
         print(f"{name}_before: {before[name]:.4f}")
         print(f"{name}_after: {after[name]:.4f}")
         print(f"gain_{name}: {gain[name]:+.4f}")
+        low, high = results["interval"][name]
+        print(f"gain_{name}_interval: {low:+.4f} {high:+.4f}")
     chosen = results["threshold_selection"]
     share = "none" if chosen["accuracy"] is None else f"{chosen['accuracy']:.4f}"
     print(f"threshold_selection_accuracy: {share}")
     print(f"threshold_selection_frames: {chosen['frames']}")
+    print_onsets(results["onsets"])
     print(f"fixed_frames: {results['fixed_frames']}")
     print(f"broken_frames: {results['broken_frames']}")
+
+
+# ---------------------------------------------------------------------------- results, read back
+
+
+def short(text: str, most: int) -> str:
+    """Text with its middle left out where it is too long for a figure."""
+    half = most // 2 - 1
+    return text if len(text) <= most else f"{text[:half]}...{text[-half:]}"
+
+
+class Evaluated(NamedTuple):
+    """A split with the decisions before and after: `t_adj`, `before`, `after` are (N,)."""
+
+    cache: Cache
+    results: dict[str, Any]
+    t_adj: np.ndarray
+    before: np.ndarray
+    after: np.ndarray
+
+
+class View(NamedTuple):
+    """One pair: its clock in seconds and its signals; arrays (T,), `edges` (T + 1,)."""
+
+    pair: Pair
+    edges: np.ndarray
+    centres: np.ndarray
+    signals: dict[str, np.ndarray]
+    before: np.ndarray
+    after: np.ndarray
+    label: np.ndarray
+
+    @property
+    def name(self) -> str:
+        """`label in clip`, short enough for a title."""
+        return f"{short(self.pair.event_label, 32)} in {short(self.pair.filename, 44)}"
+
+    def events(self, on: np.ndarray) -> list[Event]:
+        """Runs of true frames (T,) in seconds."""
+        return frames_to_events(on, self.pair.event_label, self.edges)
+
+
+class Match(NamedTuple):
+    """A true event of a pair with the one event that each threshold found there."""
+
+    index: int
+    true: Event
+    base: Event
+    dqn: Event
+
+    def late_s(self, found: Event, end: str = "onset") -> float:
+        """Seconds by which a found onset (or offset) comes after the true one."""
+        return getattr(found, end) - getattr(self.true, end)
+
+    def wrong_s(self, found: Event) -> float:
+        """Seconds by which a found event differs from the true one, both ends together."""
+        return abs(self.late_s(found)) + abs(self.late_s(found, "offset"))
+
+
+def read_json(path: Path, command: str) -> dict[str, Any]:
+    """JSON of a run folder; InputError names the command that makes it."""
+    if not path.exists():
+        raise InputError(f"{path}: not found; run: {command}")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path}: damaged ({error}); run: {command}") from None
+
+
+NEEDED = {"split", "cache_key", "num_pairs", "num_frames", "before", "after", "per_class"}
+NEEDED |= {"yardsticks", "fixed_frames", "broken_frames"}
+
+
+def load_evaluated(cfg: VisualizeConfig) -> Evaluated:
+    """Results and decisions of evaluate.py with the cache they were made from."""
+    cure = f"python evaluate.py --run {cfg.run} --cache {cfg.cache}"
+    results, path = read_json(cfg.run / "results.json", cure), cfg.run / "decisions.npz"
+    if not path.exists():
+        raise InputError(f"{path}: not found; run: {cure}")
+    if missing := sorted(NEEDED - set(results)):
+        raise InputError(f"{cfg.run / 'results.json'}: no {', '.join(missing)}; run: {cure}")
+    try:
+        with np.load(path) as arrays:
+            t_adj, after = arrays["t_adj"], arrays["binary"].astype(bool)
+    except Exception as error:  # zipfile and zlib have their own error classes
+        raise InputError(f"{path}: damaged ({error!r}); run: {cure}") from None
+    cache = load_cache(cfg.cache / results["split"])
+    if results["cache_key"] != cache.key or not len(cache.label) == len(t_adj) == len(after):
+        raise InputError(
+            f"{cfg.run / 'results.json'}: made from another cache than {cache.folder}"
+            f" (key {results['cache_key']}, now {cache.key}); run again: {cure}"
+        )
+    before = cache.signals["binary"] > 0.5
+    return Evaluated(cache, results, t_adj, before, after)
+
+
+def view_of(data: Evaluated, index: int) -> View:
+    """One pair of the split."""
+    pair, values = data.cache.pairs[index], data.cache.of_pair(index)
+    span = slice(data.cache.offsets[index], data.cache.offsets[index + 1])
+    label = values.pop("label")
+    values["t_adj"] = data.t_adj[span]
+    edges, before, after = pair.edges, data.before[span], data.after[span]
+    return View(pair, edges, frame_centres(edges), values, before, after, label)
+
+
+def find_matches(data: Evaluated, indices: list[int]) -> list[Match]:
+    """True events that base and DQN both found as exactly one event, which meets no other."""
+
+    def only(among: list[Event], event: Event) -> Event | None:
+        met = [one for one in among if one.onset < event.offset and one.offset > event.onset]
+        return met[0] if len(met) == 1 else None
+
+    found = []
+    for index in indices:
+        view = view_of(data, index)
+        truth = view.events(view.label)
+        base, dqn = view.events(view.before), view.events(view.after)
+        for event in truth:
+            a, b = only(base, event), only(dqn, event)
+            if a and b and only(truth, a) and only(truth, b):
+                found.append(Match(index, event, a, b))
+    return found
+
+
+def onset_errors(matches: list[Match]) -> dict[str, Any]:
+    """How far found events are off, before and after: milliseconds, of onset and of offset.
+
+    A positive bias is late. An onset at the clip's start is left out: it is not in the recording.
+    """
+
+    def summary(late_s: list[float]) -> dict[str, float]:
+        late = 1000 * np.array(late_s)
+        size = np.abs(late)
+        return {
+            "median_ms": round(float(np.median(size)), 3),
+            "mean_ms": round(float(size.mean()), 3),
+            "bias_ms": round(float(late.mean()), 3),
+            "within_100_ms": float((size <= 100.0001).mean()),
+        }
+
+    table: dict[str, Any] = {}
+    for end in ("onset", "offset"):
+        chosen = [match for match in matches if end == "offset" or match.true.onset > 0]
+        late = {
+            "before": [match.late_s(match.base, end) for match in chosen],
+            "after": [match.late_s(match.dqn, end) for match in chosen],
+        }
+        table[end] = {"events": len(chosen)}
+        table[end] |= {when: summary(each) for when, each in late.items() if each}
+    return table
+
+
+def write_matches(path: Path, data: Evaluated, matches: list[Match]) -> None:
+    """A row an event that both thresholds found: true, base and DQN times in seconds."""
+    ends = [f"{who}_{end}" for who in ("true", "base", "dqn") for end in ("onset", "offset")]
+    lines = ["\t".join(["filename", "event_label", *ends])]
+    for match in matches:
+        pair = data.cache.pairs[match.index]
+        times = [*match.true[:2], *match.base[:2], *match.dqn[:2]]
+        cells = [pair.filename, pair.event_label, *(f"{time:.3f}" for time in times)]
+        lines.append("\t".join(cells))
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    temporary.replace(path)
+
+
+# ---------------------------------------------------------------------------- the evaluation
+
+
+def write_decisions(
+    path: Path, cache: Cache, actions: torch.Tensor, t_adj: torch.Tensor, pred: np.ndarray
+) -> None:
+    """Action, threshold and decision of every frame, (N,) each, with the cache they belong to."""
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "wb") as stream:
+        np.savez(
+            stream,
+            action=actions.cpu().numpy().astype(np.int8),
+            t_adj=t_adj.cpu().numpy().astype(np.float32),
+            binary=pred.astype(np.uint8),
+            cache_key=np.array(cache.key),
+        )
+    temporary.replace(path)
 
 
 def main(cfg: EvaluateConfig) -> None:
@@ -181,22 +416,19 @@ def main(cfg: EvaluateConfig) -> None:
         "deciding_seconds": round(seconds, 3),
         **tables(cache, pred, policy.bandit, train),
     }
+    before = cache.signals["binary"] > 0.5
+    data = Evaluated(cache, results, t_adj.cpu().numpy(), before, pred)
+    matches = find_matches(data, list(range(len(cache.pairs))))
+    results["onsets"] = onset_errors(matches)
     out = cfg.out or (cfg.run if cfg.split == "validation" else cfg.run / cfg.split)
     out.mkdir(parents=True, exist_ok=True)
-    temporary = out / "decisions.npz.tmp"
-    with open(temporary, "wb") as stream:
-        np.savez(
-            stream,
-            action=actions.cpu().numpy().astype(np.int8),
-            t_adj=t_adj.cpu().numpy().astype(np.float32),
-            binary=pred.astype(np.uint8),
-            cache_key=np.array(cache.key),
-        )
-    temporary.replace(out / "decisions.npz")
+    write_decisions(out / "decisions.npz", cache, actions, t_adj, pred)
     write_labels(out / "events.tsv", predicted_events(cache, pred))
+    write_matches(out / "onsets.tsv", data, matches)
     write_json(out / "results.json", results)
     print_results(results)  # last: nothing is lost where nobody reads to the end
-    print(f"results: {out / 'results.json'}, {out / 'events.tsv'}, {out / 'decisions.npz'}")
+    files = ("results.json", "events.tsv", "onsets.tsv", "decisions.npz")
+    print("results: " + ", ".join(str(out / file) for file in files))
 
 
 if __name__ == "__main__":

@@ -74,3 +74,22 @@ def mean_f1(cache: Cache, pred: np.ndarray, pairs: np.ndarray) -> float:
     """Mean-pair F1 of decisions (N,) over some pairs: what selects best.pt."""
     counts = count_pairs(pred, cache.label, cache.offsets)
     return mean_over_pairs(subset(counts, pairs))["f1"]
+
+
+DRAWS, SHARE = 1_000, 0.95  # bootstrap: draws, and the share of them inside the interval
+
+
+def bootstrap_mean(
+    values: np.ndarray, group: np.ndarray, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Interval of the mean of (P, M) over pairs, (M,) low and high; `group` (P,) is the clip.
+
+    Pairs of a clip share its sound, so whole clips are drawn, each as often as chance has it.
+    """
+    _, clip = np.unique(group, return_inverse=True)
+    size = np.bincount(clip)  # (C,) pairs of each clip
+    sums = np.stack([np.bincount(clip, column) for column in values.T], axis=1)  # (C, M)
+    rng = np.random.default_rng(seed)
+    drawn = rng.multinomial(len(size), np.full(len(size), 1 / len(size)), size=DRAWS)  # (DRAWS, C)
+    means = (drawn @ sums) / (drawn @ size)[:, None]
+    return tuple(np.quantile(means, [(1 - SHARE) / 2, (1 + SHARE) / 2], axis=0))

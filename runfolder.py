@@ -156,7 +156,7 @@ def remove_run(folder: Path) -> None:
     for pattern in ("last.pt", "best.pt", "episode-*.pt", "*.tmp", "reward_history.tsv"):
         for path in folder.glob(pattern):
             path.unlink()
-    for name in ("results.json", "decisions.npz", "events.tsv"):
+    for name in ("results.json", "decisions.npz", "events.tsv", "onsets.tsv"):
         (folder / name).unlink(missing_ok=True)
     for name in ("figures", "report", "tensorboard"):
         shutil.rmtree(folder / name, ignore_errors=True)
@@ -266,6 +266,14 @@ def unchanged_rewards(history: dict[str, np.ndarray], bandit: Bandit) -> np.ndar
     """(E,) what the always-0.0 action earns in each episode; right frames are Kept + Broken."""
     right, wrong = history["Kept"] + history["Broken"], history["Missed"] + history["Fixed"]
     return right * bandit.reward_keep + wrong * bandit.reward_miss
+
+
+def last_ten(values: np.ndarray) -> np.ndarray:
+    """Mean of each value and the nine before it (fewer at the start), as the log's avg10."""
+    total = np.concatenate(([0.0], np.cumsum(values)))
+    end = np.arange(1, len(values) + 1)
+    start = np.maximum(0, end - 10)
+    return (total[end] - total[start]) / (end - start)
 
 
 def learning_curve(folder: Path, bandit: Bandit) -> dict[str, float]:

@@ -3,15 +3,15 @@
 Run:    python visualize.py                     # every figure of runs/slides
         python visualize.py --run runs/demo --cache cache/demo
         python visualize.py --clip a.wav --event-label Speech     # one (clip, class) pair only
+        python visualize.py --html              # and a page to look at and listen to
 Reads:  <run>/{config.json, reward_history.tsv, results.json, decisions.npz}, <cache>/<split>/
-Writes: <run>/figures/*.png, or the folder --out
+Writes: <run>/figures/*.png, or the folder --out; with --html <run>/report/
 Shapes: T frames of a pair, N frames of all pairs together, P pairs
 Next:   README.md
 
 One table of colours for all figures; red is always the base threshold, green the DQN's.
 """
 
-import json
 import re
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -23,12 +23,23 @@ import numpy as np
 from torch import nn
 
 from bandit import episode_order, hold_out
-from config import Bandit, InputError, TrainConfig, VisualizeConfig, from_dict, run_script
+from config import Bandit, TrainConfig, VisualizeConfig, from_dict, run_script
 from DQN import QNetwork, epsilon_at
+from evaluate import (
+    Evaluated,
+    Match,
+    View,
+    find_matches,
+    load_evaluated,
+    read_json,
+    short,
+    view_of,
+)
 from metrics import NAMES, count_pairs, scores_of
-from preprocess import Cache, Pair, load_cache, read_audio
-from runfolder import read_history, unchanged_rewards, versions
-from timeline import Event, frame_centres, frames_to_events
+from preprocess import load_cache, read_audio
+from report import write_report
+from runfolder import last_ten, read_history, unchanged_rewards, versions
+from timeline import Event
 
 if TYPE_CHECKING:  # matplotlib is imported where a figure is drawn: it builds a font cache
     from matplotlib.axes import Axes
@@ -155,44 +166,7 @@ def percent(value: float) -> str:
     return f"{100 * value:.2f} %"
 
 
-def short(text: str, most: int) -> str:
-    """Text with its middle left out where it is too long for a figure."""
-    half = most // 2 - 1
-    return text if len(text) <= most else f"{text[:half]}...{text[-half:]}"
-
-
 # ---------------------------------------------------------------------------- what is drawn
-
-
-class Evaluated(NamedTuple):
-    """A split with the decisions before and after: `t_adj`, `before`, `after` are (N,)."""
-
-    cache: Cache
-    results: dict[str, Any]
-    t_adj: np.ndarray
-    before: np.ndarray
-    after: np.ndarray
-
-
-class View(NamedTuple):
-    """One pair: its clock in seconds and its signals; arrays (T,), `edges` (T + 1,)."""
-
-    pair: Pair
-    edges: np.ndarray
-    centres: np.ndarray
-    signals: dict[str, np.ndarray]
-    before: np.ndarray
-    after: np.ndarray
-    label: np.ndarray
-
-    @property
-    def name(self) -> str:
-        """`label in clip`, short enough for a title."""
-        return f"{short(self.pair.event_label, 32)} in {short(self.pair.filename, 44)}"
-
-    def events(self, on: np.ndarray) -> list[Event]:
-        """Runs of true frames (T,) in seconds."""
-        return frames_to_events(on, self.pair.event_label, self.edges)
 
 
 class Training(NamedTuple):
@@ -201,60 +175,6 @@ class Training(NamedTuple):
     config: TrainConfig
     history: dict[str, np.ndarray]
     planned: int
-
-
-class Match(NamedTuple):
-    """A true event of a pair with the one event that each threshold found there."""
-
-    index: int
-    true: Event
-    base: Event
-    dqn: Event
-
-    def late_s(self, found: Event) -> float:
-        """Seconds by which a found onset comes after the true one."""
-        return found.onset - self.true.onset
-
-    def wrong_s(self, found: Event) -> float:
-        """Seconds by which a found event differs from the true one, both ends together."""
-        return abs(self.late_s(found)) + abs(found.offset - self.true.offset)
-
-
-def read_json(path: Path, command: str) -> dict[str, Any]:
-    """JSON of a run folder; InputError names the command that makes it."""
-    if not path.exists():
-        raise InputError(f"{path}: not found; run: {command}")
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path}: damaged ({error}); run: {command}") from None
-
-
-NEEDED = {"split", "cache_key", "num_pairs", "num_frames", "before", "after", "per_class"}
-NEEDED |= {"yardsticks", "fixed_frames", "broken_frames"}
-
-
-def load_evaluated(cfg: VisualizeConfig) -> Evaluated:
-    """Results and decisions of evaluate.py with the cache they were made from."""
-    cure = f"python evaluate.py --run {cfg.run} --cache {cfg.cache}"
-    results, path = read_json(cfg.run / "results.json", cure), cfg.run / "decisions.npz"
-    if not path.exists():
-        raise InputError(f"{path}: not found; run: {cure}")
-    if missing := sorted(NEEDED - set(results)):
-        raise InputError(f"{cfg.run / 'results.json'}: no {', '.join(missing)}; run: {cure}")
-    try:
-        with np.load(path) as arrays:
-            t_adj, after = arrays["t_adj"], arrays["binary"].astype(bool)
-    except Exception as error:  # zipfile and zlib have their own error classes
-        raise InputError(f"{path}: damaged ({error!r}); run: {cure}") from None
-    cache = load_cache(cfg.cache / results["split"])
-    if results["cache_key"] != cache.key or not len(cache.label) == len(t_adj) == len(after):
-        raise InputError(
-            f"{cfg.run / 'results.json'}: made from another cache than {cache.folder}"
-            f" (key {results['cache_key']}, now {cache.key}); run again: {cure}"
-        )
-    before = cache.signals["binary"] > 0.5
-    return Evaluated(cache, results, t_adj, before, after)
 
 
 def load_training(cfg: VisualizeConfig) -> Training:
@@ -271,16 +191,6 @@ def load_training(cfg: VisualizeConfig) -> Training:
     return Training(config, history, planned)
 
 
-def view_of(data: Evaluated, index: int) -> View:
-    """One pair of the split."""
-    pair, values = data.cache.pairs[index], data.cache.of_pair(index)
-    span = slice(data.cache.offsets[index], data.cache.offsets[index + 1])
-    label = values.pop("label")
-    values["t_adj"] = data.t_adj[span]
-    edges, before, after = pair.edges, data.before[span], data.after[span]
-    return View(pair, edges, frame_centres(edges), values, before, after, label)
-
-
 def focus_pair(data: Evaluated) -> int:
     """The pair whose F1 rose most, among those that are on in a part of the clip only."""
     offsets = data.cache.offsets
@@ -291,25 +201,6 @@ def focus_pair(data: Evaluated) -> int:
     share = np.add.reduceat(data.cache.label.astype(float), offsets[:-1]) / np.diff(offsets)
     partly = (share > 0) & (share < 1)
     return int(np.argmax(np.where(partly | ~partly.any(), after - before, -np.inf)))
-
-
-def find_matches(data: Evaluated, indices: list[int]) -> list[Match]:
-    """True events that base and DQN both found as exactly one event, which meets no other."""
-
-    def only(among: list[Event], event: Event) -> Event | None:
-        met = [one for one in among if one.onset < event.offset and one.offset > event.onset]
-        return met[0] if len(met) == 1 else None
-
-    found = []
-    for index in indices:
-        view = view_of(data, index)
-        truth = view.events(view.label)
-        base, dqn = view.events(view.before), view.events(view.after)
-        for event in truth:
-            a, b = only(base, event), only(dqn, event)
-            if a and b and only(truth, a) and only(truth, b):
-                found.append(Match(index, event, a, b))
-    return found
 
 
 # ---------------------------------------------------------------------------- figures of a pair
@@ -549,14 +440,6 @@ def draw_epsilon(run: Training) -> "Figure":
     return legend(figure)
 
 
-def last_ten(values: np.ndarray) -> np.ndarray:
-    """Mean of each value and the nine before it (fewer at the start), as the log's avg10."""
-    total = np.concatenate(([0.0], np.cumsum(values)))
-    end = np.arange(1, len(values) + 1)
-    start = np.maximum(0, end - 10)
-    return (total[end] - total[start]) / (end - start)
-
-
 def draw_avg10(run: Training) -> "Figure":
     """Reward and avg10 over episodes, with what action 0.0 would have been paid (page 10)."""
     figure, axes = page("Avg10 over episodes")
@@ -776,7 +659,7 @@ def figures(cfg: VisualizeConfig) -> Iterator[tuple[str, "Figure | None"]]:
         yield f"{prefix}{name}.png", figure
 
 
-def main(cfg: VisualizeConfig) -> int:
+def write_figures(cfg: VisualizeConfig) -> None:
     """Draw and write every figure; prints each file."""
     import matplotlib
 
@@ -791,6 +674,27 @@ def main(cfg: VisualizeConfig) -> int:
             figure.savefig(temporary, dpi=cfg.dpi, format="png", metadata={"Description": stamp})
         temporary.replace(out / name)
         print(out / name)
+
+
+def write_page(cfg: VisualizeConfig) -> None:
+    """The page of report.py. A policy without a training log, as an imported one, has no curves."""
+    training = None
+    if (cfg.run / "config.json").exists():
+        run = load_training(cfg)
+        training = run.config, run.history
+    write_report(cfg.run, load_evaluated(cfg), training, cfg.pairs)
+
+
+def main(cfg: VisualizeConfig) -> int:
+    """Draw every figure and write the page where it is wanted.
+
+    The page comes last, so that its path is the last line; without a training log, which most
+    figures need, there is the page only.
+    """
+    if not cfg.html or (cfg.run / "config.json").exists():
+        write_figures(cfg)
+    if cfg.html:
+        write_page(cfg)
     return 0
 
 

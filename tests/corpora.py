@@ -15,8 +15,11 @@ def write_cache(
     seed: int = 0,
     frame_s: float = 0.02,
     labels: tuple[str, ...] = ("Dog", "Speech"),
+    clips: list[str] | None = None,
+    audio: Path | None = None,
 ) -> None:
-    """One shard of pairs of the given lengths, one clip for each round of `labels`."""
+    """One shard of pairs of the given lengths, one clip for each round of `labels`; `clips` are
+    their file names."""
     rng = np.random.default_rng(seed)
     folder.mkdir(parents=True, exist_ok=True)
     values, truths, pairs = [], [], []
@@ -31,7 +34,9 @@ def write_cache(
         values.append(preprocess.compute_signals(rms, d_raw, frame_s, Signal()))
         truths.append(label)
         name = labels[index % len(labels)]
-        pairs.append(preprocess.Pair(f"{index // len(labels)}.wav", name, length, frame_s))
+        clip = index // len(labels)
+        filename = clips[clip] if clips else f"{clip}.wav"
+        pairs.append(preprocess.Pair(filename, name, length, frame_s))
     path = folder / "shard-00000.npz"
     preprocess.write_shard(path, values, truths)
     entry = {"file": path.name, "inputs": "", "failed": [], "notices": {}, "pairs": pairs}
@@ -43,7 +48,7 @@ def write_cache(
         "key": preprocess.config_key_of(signal, [entry]),
         "signal": signal,
         "scores": {"source": "fabricated"},
-        "audio": None,
+        "audio": str(audio) if audio else None,
         "left_out": [],
         "versions": {},
         "shards": [entry],

@@ -98,7 +98,7 @@ def workspace(tmp_path_factory):
     done = run("python preprocess.py --split validation", folder)
     assert done.returncode == 0, done.stderr
     write_original_files(folder)
-    for script in ("preprocess.py", "DQN.py", "evaluate.py", "visualize.py"):  # make demo
+    for script in ("preprocess.py", "DQN.py", "evaluate.py", "visualize.py --html"):  # make demo
         done = run(f"python {script} --preset demo", folder)
         assert done.returncode == 0, done.stderr
     return folder
@@ -113,6 +113,7 @@ def test_the_demo_leaves_what_it_promises(workspace):
     assert len(results["yardsticks"]) >= 10
     assert (run_folder / "events.tsv").exists()
     assert len(list((run_folder / "figures").glob("*.png"))) >= 10
+    assert (run_folder / "report" / "index.html").exists()
 
 
 def test_readme_commands(workspace):
@@ -133,8 +134,10 @@ def test_readme_commands(workspace):
         if "| grep gain" in line:
             names = [text.split(":")[0] for text in done.stdout.splitlines()]
             assert [name for name in names if name.startswith("gain_")] == [
-                "gain_accuracy", "gain_iou", "gain_f1",
-            ]  # fmt: skip
+                f"gain_{metric}{what}"
+                for metric in ("accuracy", "iou", "f1")
+                for what in ("", "_interval")
+            ]
     events = timeline.read_labels(workspace / "runs" / "mine" / "events.tsv")
     assert set(events) <= {path.name for path in (workspace / "audio" / "validation").iterdir()}
 

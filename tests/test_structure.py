@@ -31,6 +31,7 @@ ORDER = (
     "opponents",
     "evaluate",
     "detect",
+    "report",
     "visualize",
 )
 SCRIPTS = sorted(ROOT.glob("*.py"))

@@ -1,0 +1,372 @@
+"""A page to look at and listen to: one folder that a browser opens without server or network.
+
+Run:    python visualize.py --html              # writes runs/slides/report/index.html
+Reads:  what visualize.py has read, the audio of the chosen pairs, report/ of this repository
+Writes: <run>/report/{index.html, report.js, vendor/, data/*.js, clips/*.{mp3,webp}}
+Shapes: T frames of a pair, P pairs of the split, B bins of a waveform
+Next:   visualize.py
+
+Pages opened from disk cannot fetch, so data are scripts that call a function of the page. No file
+is named after a clip, and nothing that a user named is ever written into the page's markup.
+"""
+
+import base64
+import json
+import math
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import soundfile
+from tqdm import tqdm
+
+from config import InputError, TrainConfig, to_dict
+from evaluate import Evaluated, Match, find_matches, view_of
+from metrics import NAMES, count_pairs, scores_of
+from preprocess import Pair, read_audio
+from runfolder import FREE_FIELDS, last_ten, unchanged_rewards, versions
+from timeline import frames_to_events
+
+ASSETS = Path(__file__).parent / "report"
+CURVES = ("rms", "d_raw", "d_adj", "prob", "t_base", "t_adj")  # the sixth signal is on or off
+LEVELS = 65_535  # a signal from 0 to 1 becomes an unsigned 16-bit number
+POINTS = 1_000  # of a training curve and of a waveform: more than a screen shows
+
+# ---------------------------------------------------------------------------- script files
+
+
+def script(call: str, value: Any) -> str:
+    """JavaScript that hands `value` to `call`. No `<` or `&` is left: nothing can end a script."""
+    text = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    for sign in "<>&":  # in JSON they occur inside strings only
+        text = text.replace(sign, f"\\u{ord(sign):04x}")
+    return f"{call}({text});\n"
+
+
+def packed(values: np.ndarray) -> str:
+    """0..1 -> base64 of little-endian 16-bit numbers."""
+    levels = np.round(np.clip(values, 0, 1) * LEVELS).astype("<u2")
+    return base64.b64encode(levels.tobytes()).decode("ascii")
+
+
+def runs_of(on: np.ndarray) -> list[list[int]]:
+    """(T,) bool -> [first frame, frame after the last] of each run."""
+    events = frames_to_events(on, "", np.arange(len(on) + 1))
+    return [[int(event.onset), int(event.offset)] for event in events]
+
+
+def numbers(values: Iterable[float], digits: int = 5) -> list[float | None]:
+    """Values as short JSON numbers; what is not finite becomes null."""
+    return [float(f"{value:.{digits}g}") if math.isfinite(value) else None for value in values]
+
+
+# ---------------------------------------------------------------------------- which pairs
+
+
+def choose_pairs(gains: np.ndarray, count: int) -> dict[int, str]:
+    """(P, 2) gain of F1 and accuracy -> pair and why: a third best, a third worst, and typical ones
+    at evenly spaced ranks between them. Ties go by position, so a rerun chooses the same."""
+    order = np.lexsort((np.arange(len(gains)), -gains[:, 1], -gains[:, 0])).tolist()
+    third = min(count, len(order)) // 3
+    best, worst = order[:third], order[len(order) - third :]
+    middle = order[third : len(order) - third]
+    wanted = min(count, len(order)) - 2 * third
+    places = (np.arange(wanted) + 0.5) * len(middle) / max(1, wanted)
+    typical = [middle[int(place)] for place in places]
+    reasons = [(best, "best"), (typical, "typical"), (worst, "worst")]
+    return dict(sorted((index, why) for some, why in reasons for index in some))
+
+
+# ---------------------------------------------------------------------------- sound and picture
+
+
+class Sound(NamedTuple):
+    """A clip: its length in seconds, its waveform (B,) from -1 to 1, where its spectrogram lies."""
+
+    duration: float
+    low: np.ndarray
+    high: np.ndarray
+    picture: dict[str, Any]
+
+
+def write_mp3(path: Path, wav: np.ndarray, sample_rate: int) -> None:
+    """(S,) as MP3 of constant rate, 64 kbit/s, at 44.1 or 48 kHz.
+
+    At these rates the decoded sound begins where the recording does (at 11 to 24 kHz it is up to
+    0.1 s late), and MP3 frames, to which browsers seek, are shortest: 26 or 24 ms.
+    """
+    from scipy.signal import resample_poly
+
+    rate = 44_100 if 44_100 % sample_rate == 0 else 48_000
+    if rate != sample_rate:
+        common = math.gcd(rate, sample_rate)
+        wav = resample_poly(wav, rate // common, sample_rate // common)
+    bits = {"bitrate_mode": "CONSTANT", "compression_level": 0.88}  # 64 of 320 .. 32 kbit/s
+    soundfile.write(path, np.clip(wav, -1, 1), rate, format="MP3", **bits)
+
+
+def write_spectrogram(path: Path, wav: np.ndarray, sample_rate: int) -> dict[str, Any]:
+    """Log-mel spectrogram of (S,) as a picture; returns the seconds it spans and its Hz marks."""
+    import librosa  # slow to import; only needed where there is audio
+    from matplotlib.image import imsave
+
+    size = 2 ** round(math.log2(max(64, 0.064 * sample_rate)))
+    hop = max(size // 4, math.ceil(len(wav) / 4_000))  # at most 4,000 columns
+    bands = 96 if sample_rate >= 8_000 else 40
+    mel = librosa.feature.melspectrogram(
+        y=wav, sr=sample_rate, n_fft=size, hop_length=hop, n_mels=bands
+    )
+    level = librosa.power_to_db(mel, ref=max(1e-10, float(mel.max())), top_db=70)
+    look = {"cmap": "magma", "vmin": -70, "vmax": 0, "format": "webp"}
+    imsave(path, level[::-1], pil_kwargs={"quality": 75}, **look)
+    top = librosa.hz_to_mel(sample_rate / 2)
+    marks = [hz for hz in (500, 1_000, 2_000, 4_000, 8_000, 16_000) if hz <= sample_rate / 2]
+    step = hop / sample_rate  # column j is centred on j * step
+    span = [-step / 2, (level.shape[1] - 0.5) * step]
+    return {"span": span, "marks": [[hz, float(librosa.hz_to_mel(hz) / top)] for hz in marks]}
+
+
+def envelope(wav: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(S,) -> lowest and highest sample of each of at most POINTS equal bins, (B,) each."""
+    bins = min(POINTS, len(wav))
+    starts = (np.arange(bins) * len(wav)) // bins
+    return np.minimum.reduceat(wav, starts), np.maximum.reduceat(wav, starts)
+
+
+def write_sound(folder: Path, number: int, source: Path) -> Sound:
+    """Everything the page needs of a clip's audio. ValueError where it cannot be read."""
+    wav, sample_rate = read_audio(source)
+    write_mp3(folder / f"{number:05d}.mp3", wav, sample_rate)
+    picture = write_spectrogram(folder / f"{number:05d}.webp", wav, sample_rate)
+    return Sound(len(wav) / sample_rate, *envelope(wav), picture)
+
+
+def sounds_of(data: Evaluated, chosen: Iterable[int], folder: Path) -> dict[str, Sound]:
+    """Write each clip of the chosen pairs once -> its sound, by file name, in order of number.
+
+    Clips whose audio is not at hand are left out; the page says so.
+    """
+    folder.mkdir()
+    home, sounds = data.cache.manifest.get("audio"), {}
+    names = list(dict.fromkeys(data.cache.pairs[index].filename for index in chosen))
+    for name in tqdm(names if home else [], desc="Sounds", unit="clip"):
+        source = Path(home) / name
+        if source.is_file():
+            try:
+                sounds[name] = write_sound(folder, len(sounds), source)
+            except ValueError as error:
+                print(f"  without sound: {source}: {error}")
+    return sounds
+
+
+# ---------------------------------------------------------------------------- what the page shows
+
+
+def pair_data(data: Evaluated, index: int, sound: Sound | None) -> dict[str, Any]:
+    """One pair's signals and decisions."""
+    view = view_of(data, index)
+    right, changed = view.after == view.label, view.before != view.after
+    return {
+        "frames": len(view.label),
+        "frame_s": view.pair.frame_s,
+        "signals": {name: packed(view.signals[name]) for name in CURVES},
+        "label": runs_of(view.label),
+        "before": runs_of(view.before),
+        "after": runs_of(view.after),
+        "fixed": runs_of(changed & right),
+        "broken": runs_of(changed & ~right),
+        "sound": sound
+        and {
+            "duration": sound.duration,
+            "low": packed(sound.low / 2 + 0.5),
+            "high": packed(sound.high / 2 + 0.5),
+            **sound.picture,
+        },
+    }
+
+
+def pair_rows(
+    data: Evaluated, chosen: dict[int, str], sounds: dict[str, Sound]
+) -> list[dict[str, Any]]:
+    """The list of pairs: what the page filters and sorts by."""
+    cache = data.cache
+    scores = [
+        scores_of(count_pairs(on, cache.label, cache.offsets)) for on in (data.before, data.after)
+    ]
+    number = {name: i for i, name in enumerate(sounds)}
+    right = data.after == cache.label
+    rows = []
+    for index, why in chosen.items():
+        span = slice(cache.offsets[index], cache.offsets[index + 1])
+        changed = (data.before != data.after)[span]
+        pair: Pair = cache.pairs[index]
+        rows.append(
+            {
+                "n": index,
+                "clip": pair.filename,
+                "label": pair.event_label,
+                "why": why,
+                "sound": number.get(pair.filename),
+                "before": numbers(scores[0][name][index] for name in NAMES),
+                "after": numbers(scores[1][name][index] for name in NAMES),
+                "fixed": int((changed & right[span]).sum()),
+                "broken": int((changed & ~right[span]).sum()),
+            }
+        )
+    return rows
+
+
+def training_curves(training: tuple[TrainConfig, dict[str, np.ndarray]] | None) -> dict | None:
+    """History in the order of finishing; of a long run each point is the mean of some episodes."""
+    if training is None:
+        return None
+    config, history = training
+    count = len(history["Reward"])
+    each = max(1, math.ceil(count / POINTS))
+    starts = np.arange(0, count, each)
+    ones = np.ones(count)
+    steps = np.maximum(0, np.diff(history["Steps"], prepend=0))  # a row without a step has no loss
+    columns = {
+        "reward": (history["Reward"], ones),
+        "avg10": (history["Avg10"], ones),
+        "unchanged": (last_ten(unchanged_rewards(history, config.bandit)), ones),
+        "epsilon": (history["Epsilon"], ones),
+        "loss": (history["Loss"], steps),
+    }
+    if "Q" in history:  # older runs have none
+        columns["q"] = (history["Q"], steps)
+    curves = {}
+    for name, (values, weights) in columns.items():
+        total = np.add.reduceat(np.where(weights > 0, values * weights, 0), starts)
+        weight = np.add.reduceat(weights, starts)
+        curves[name] = numbers(np.where(weight > 0, total / np.maximum(weight, 1), np.nan))
+    middle = starts + (np.diff(np.append(starts, count)) + 1) / 2
+    return {"episodes": count, "each": each, "x": middle.tolist(), **curves}
+
+
+HISTOGRAM_MS, HISTOGRAM_BIN = 500, 50
+
+
+def error_histogram(matches: list[Match]) -> dict[str, Any]:
+    """How many found onsets and offsets are how late, before and after; the ends hold the rest."""
+    edges = np.arange(-HISTOGRAM_MS, HISTOGRAM_MS + 1, HISTOGRAM_BIN) - HISTOGRAM_BIN / 2
+    edges = np.append(edges, edges[-1] + HISTOGRAM_BIN)  # a bin is centred on 0
+    table: dict[str, Any] = {"centres": ((edges[:-1] + edges[1:]) / 2).tolist()}
+    for end in ("onset", "offset"):
+        some = [match for match in matches if end == "offset" or match.true.onset > 0]
+        for when, found in (("before", "base"), ("after", "dqn")):
+            late = [1000 * match.late_s(getattr(match, found), end) for match in some]
+            inside = np.clip(np.round(late, 6), edges[0], edges[-1] - 1e-6)
+            table[f"{end}_{when}"] = np.histogram(inside, edges)[0].tolist()
+    return table
+
+
+def data_facts(data: Evaluated) -> list[list[str]]:
+    """What was evaluated, as rows of name and value."""
+    cache, results = data.cache, data.results
+    hours = sum(pair.num_frames * pair.frame_s for pair in cache.pairs) / 3600
+    steps = sorted({f"{1000 * pair.frame_s:g} ms" for pair in cache.pairs})
+    return [
+        ["Split", results["split"]],
+        ["Pairs (clip and class)", f"{len(cache.pairs):,}"],
+        ["Clips", f"{len({pair.filename for pair in cache.pairs}):,}"],
+        ["Classes", f"{len({pair.event_label for pair in cache.pairs}):,}"],
+        ["Frames", f"{len(cache.label):,} of {', '.join(steps)}"],
+        ["Length of all pairs", f"{hours:.2f} h, on for {100 * cache.label.mean():.1f} %"],
+        ["Left out", f"{len(cache.manifest.get('left_out') or [])} clips"],
+        ["Scores from", str((cache.manifest.get("scores") or {}).get("source", "unknown"))],
+        ["Cache", f"{cache.folder} (key {cache.key})"],
+    ]
+
+
+def settings(data: Evaluated, config: TrainConfig | None) -> dict[str, list[list[Any]]]:
+    """Every setting by group: name, value, and the value of the slides where it differs."""
+    groups: dict[str, list[list[Any]]] = {"run": []}
+    usual = to_dict(TrainConfig())
+    for name, value in (to_dict(config) if config else {}).items():
+        rows = value.items() if isinstance(value, dict) else [(name, value)]
+        base = usual[name] if isinstance(value, dict) else usual
+        place = groups.setdefault(name if isinstance(value, dict) else "run", [])
+        for key, x in rows:
+            usual_one = x == base[key] or key in FREE_FIELDS
+            place.append([key, str(x), None if usual_one else str(base[key])])
+    signal = data.cache.manifest.get("signal") or {}
+    groups["signal"] = [[key, str(value), None] for key, value in signal.items()]
+    groups["made with"] = [[key, value, None] for key, value in versions().items()]
+    return {name: rows for name, rows in groups.items() if rows}
+
+
+SHOWN = ("split", "num_pairs", "num_frames", "before", "after", "gain", "interval", "per_class")
+SHOWN += ("yardsticks", "onsets", "fixed_frames", "broken_frames", "threshold_selection", "pooled")
+
+# ---------------------------------------------------------------------------- the folder
+
+
+def copy_assets(folder: Path) -> None:
+    """Page, script and libraries with their licences."""
+    shutil.copy(ASSETS / "template.html", folder / "index.html")
+    shutil.copy(ASSETS / "report.js", folder / "report.js")
+    shutil.copytree(ASSETS / "vendor", folder / "vendor")
+
+
+def write_folder(
+    folder: Path,
+    run: Path,
+    data: Evaluated,
+    training: tuple[TrainConfig, dict[str, np.ndarray]] | None,
+    count: int,
+) -> int:
+    """Everything of the page; returns the number of pairs on it."""
+    copy_assets(folder)
+    scores = [
+        scores_of(count_pairs(on, data.cache.label, data.cache.offsets))
+        for on in (data.before, data.after)
+    ]
+    gains = np.stack([scores[1][name] - scores[0][name] for name in ("f1", "accuracy")], axis=1)
+    chosen = choose_pairs(gains, count)
+    sounds = sounds_of(data, chosen, folder / "clips")
+    matches = find_matches(data, list(range(len(data.cache.pairs))))
+    page = {
+        "run": run.resolve().name,
+        "checkpoint": str(data.results.get("checkpoint", "")),
+        "results": {name: data.results[name] for name in SHOWN},
+        "facts": data_facts(data),
+        "settings": settings(data, training and training[0]),
+        "training": training_curves(training),
+        "errors": error_histogram(matches),
+        "audio": bool(data.cache.manifest.get("audio")),
+        "pairs": pair_rows(data, chosen, sounds),
+    }
+    (folder / "data").mkdir()
+    (folder / "data" / "index.js").write_text(script("REPORT", page), encoding="ascii")
+    for index in chosen:
+        content = pair_data(data, index, sounds.get(data.cache.pairs[index].filename))
+        text = script("REPORT_PAIR", [index, content])
+        (folder / "data" / f"pair-{index:05d}.js").write_text(text, encoding="ascii")
+    return len(chosen)
+
+
+def write_report(
+    run: Path,
+    data: Evaluated,
+    training: tuple[TrainConfig, dict[str, np.ndarray]] | None,
+    count: int,
+) -> Path:
+    """Write <run>/report whole, in place of an earlier one; prints and returns the page's path."""
+    if missing := [name for name in SHOWN if name not in data.results]:
+        cure = f"run: python evaluate.py --run {run} --cache {data.cache.folder.parent}"
+        raise InputError(f"{run / 'results.json'}: no {', '.join(missing)}; {cure}")
+    folder, partial, old = (run / name for name in ("report", ".report.partial", ".report.old"))
+    for leftover in (partial, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    partial.mkdir(parents=True)
+    pairs = write_folder(partial, run, data, training, count)
+    if folder.exists():
+        folder.rename(old)
+    partial.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    print(f"report: {folder / 'index.html'} ({pairs} pairs, {size / 1e6:.1f} MB)")
+    return folder / "index.html"
