@@ -367,7 +367,7 @@ def test_yardsticks_stand_in_the_table(finished, train, cache):
 
 def test_no_half_written_file_is_left(finished):
     names = {path.name for path in finished.run.iterdir()}
-    assert names == {"best.pt", "results.json", "events.tsv", "decisions.npz"}
+    assert names == {"best.pt", "results.json", "events.tsv", "onsets.tsv", "decisions.npz"}
 
 
 @pytest.mark.parametrize("reading", READINGS)
