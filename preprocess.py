@@ -15,6 +15,7 @@ import hashlib
 import json
 import shutil
 import time
+from collections.abc import Iterator
 from concurrent.futures import as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -490,6 +491,17 @@ def known_shards(path: Path) -> dict[str, dict]:
         return {}
 
 
+def made_shards(todo: list[tuple[Job, str]], workers: int) -> Iterator[tuple[Job, str, Outcome]]:
+    """Shards as they are finished; one worker stays in this process and saves its start."""
+    if workers == 1:
+        yield from ((job, inputs, make_shard(job)) for job, inputs in todo)
+        return
+    with process_pool(workers) as pool:
+        futures = {pool.submit(make_shard, job): (job, inputs) for job, inputs in todo}
+        for future in as_completed(futures):
+            yield *futures[future], future.result()
+
+
 def run_jobs(
     jobs: list[tuple[Job, str]], folder: Path, partial: Path, cfg: PreprocessConfig
 ) -> tuple[list[dict], int]:
@@ -512,11 +524,8 @@ def run_jobs(
     bar = tqdm(total=sum(len(job.clips) for job, _ in jobs), desc="Signals", unit="clip")
     bar.update(bar.total - sum(len(job.clips) for job, _ in todo))
     workers = min(num_workers(cfg.workers), len(todo)) or 1
-    with bar, process_pool(workers) as pool:
-        futures = {pool.submit(make_shard, job): (job, inputs) for job, inputs in todo}
-        for future in as_completed(futures):
-            job, inputs = futures[future]
-            outcome = future.result()
+    with bar:
+        for job, inputs, outcome in made_shards(todo, workers):
             bar.update(len(job.clips))
             done[job.path.name] = {
                 "file": job.path.name,

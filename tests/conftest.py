@@ -52,3 +52,8 @@ def run_script() -> Callable[..., subprocess.CompletedProcess]:
         )
 
     return run
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest file first: what runs beside it then fills the other process."""
+    items.sort(key=lambda item: item.path.name != "test_scripts.py")

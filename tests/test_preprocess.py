@@ -7,7 +7,6 @@ import json
 import math
 import os
 import shutil
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -359,7 +358,7 @@ def done(tmp_path_factory):
     write_corpus(home / "corpus", CLIPS)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(preprocess, "CLIPS_PER_SHARD", 2)
-        preprocess.main(config_of(home))
+        preprocess.main(config_of(home, workers=2))  # real processes, once
     return home
 
 
@@ -373,8 +372,8 @@ def home(done, tmp_path, monkeypatch):
 
 
 def work_here(monkeypatch):
-    monkeypatch.setattr(preprocess, "process_pool", ThreadPoolExecutor)
-    monkeypatch.setattr(preprocess, "as_completed", list)
+    """One worker stays in this process, where a test can reach into it."""
+    monkeypatch.setattr(preprocess, "num_workers", lambda workers: 1)
 
 
 def content_of(folder):

@@ -5,6 +5,7 @@ The commands run in their README order in one folder; only sizes are added (`SMA
 
 import json
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -18,7 +19,7 @@ import torch
 
 import preprocess
 import timeline
-from config import PRESETS, Bandit, Network
+from config import Bandit, Network
 from DQN import QNetwork
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -154,17 +155,18 @@ def test_readme_links_exist():
         assert (ROOT / target).exists(), target
 
 
-@pytest.mark.parametrize("preset", [name for name in PRESETS if name != "demo"])
-def test_presets_train_and_evaluate(workspace, preset):
-    cache, run_folder = f"cache/test-{preset}", f"runs/test-{preset}"
+def test_the_original_preset_trains_and_evaluates(workspace):
+    """The slides' preset is the README's, without a flag."""
+    flags = "--preset original --cache cache/test-original"
     for line in (
-        f"python preprocess.py --preset {preset} --corpus data/builtin --cache {cache}",
-        f"python DQN.py --preset {preset} --cache {cache} --run {run_folder}",
-        f"python evaluate.py --preset {preset} --cache {cache} --run {run_folder}",
+        f"python preprocess.py {flags} --corpus data/builtin",
+        f"python DQN.py {flags} --run runs/test-original",
+        f"python evaluate.py {flags} --run runs/test-original",
     ):
         done = run(line, workspace)
         assert done.returncode == 0, done.stderr
-    assert json.loads((workspace / run_folder / "config.json").read_text())["preset"] == preset
+    config = json.loads((workspace / "runs" / "test-original" / "config.json").read_text())
+    assert (config["preset"], config["bandit"]["reading"]) == ("original", "sequential")
 
 
 MISTAKES = [
@@ -185,10 +187,20 @@ MISTAKES = [
 
 
 @pytest.mark.parametrize(("line", "message"), MISTAKES)
-def test_mistakes_get_one_line_and_exit_code_2(workspace, run_script, line, message):
+def test_mistakes_get_one_line_and_exit_code_2(workspace, monkeypatch, capfd, line, message):
+    """The script runs as `__main__` in this process: the same path without starting Python."""
     script, *flags = line.split()
-    done = run_script(script, *flags, cwd=workspace)
-    assert done.returncode == 2, done.stdout + done.stderr
-    errors = [text for text in done.stderr.splitlines() if text.startswith(f"{script}: error: ")]
-    assert len(errors) == 1 and message in errors[0], done.stderr
-    assert "Traceback" not in done.stderr
+    monkeypatch.chdir(workspace)
+    monkeypatch.setattr(sys, "argv", [script, *flags])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(str(ROOT / script), run_name="__main__")
+    assert stop.value.code == 2
+    text = capfd.readouterr().err
+    errors = [row for row in text.splitlines() if row.startswith(f"{script}: error: ")]
+    assert len(errors) == 1 and message in errors[0], text
+
+
+def test_a_mistake_of_a_started_script(workspace, run_script):
+    done = run_script("DQN.py", "--cache", "nowhere", cwd=workspace)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert done.stderr.startswith("DQN.py: error: no manifest in nowhere/train")
