@@ -8,6 +8,7 @@ import re
 import runpy
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -42,14 +43,19 @@ def commands() -> list[str]:
     return [line for line in lines if line.startswith("python ")]
 
 
-def run(command: str, folder: Path) -> subprocess.CompletedProcess:
-    """Run a README line in `folder`, with this Python and with small sizes."""
-    words = command.split(" | ")
-    script, *flags = shlex.split(words[0])[1:]
+def small(command: str) -> list[str]:
+    """Script and flags of a README line, with small sizes added."""
+    script, *flags = shlex.split(command)[1:]
     if script.startswith("DQN") and "--digest" not in flags and "--resume" not in flags:
         flags.append("--overwrite")
-    more = [] if "--digest" in flags else shlex.split(SMALL[script])
-    line = shlex.join([sys.executable, str(ROOT / script), *flags, *more])
+    return [script, *flags, *([] if "--digest" in flags else shlex.split(SMALL[script]))]
+
+
+def run(command: str, folder: Path) -> subprocess.CompletedProcess:
+    """Run a README line in `folder` as a process of its own."""
+    words = command.split(" | ")
+    script, *flags = small(words[0])
+    line = shlex.join([sys.executable, str(ROOT / script), *flags])
     line = " | ".join(["set -o pipefail; " + line, *words[1:]])
     return subprocess.run(
         ["bash", "-c", line], cwd=folder, capture_output=True, text=True, timeout=300
@@ -117,28 +123,39 @@ def test_the_demo_leaves_what_it_promises(workspace):
     assert (run_folder / "report" / "index.html").exists()
 
 
-def test_readme_commands(workspace):
-    lines = commands()
-    assert len(lines) > 20
-    cache = preprocess.load_cache(workspace / "cache" / "demo" / "validation")
-    pair = cache.pairs[0]
-    for line in lines:
-        # The pair that the README names is one of the full demo's.
-        line = re.sub(
-            r"--clip \S+ --event-label \S+",
-            f"--clip {pair.filename} --event-label {pair.event_label}",
-            line,
-        )
+def readme_lines(workspace: Path) -> list[str]:
+    """The README's commands; the pair that it names is one of the full demo's."""
+    pair = preprocess.load_cache(workspace / "cache" / "demo" / "validation").pairs[0]
+    chosen = f"--clip {pair.filename} --event-label {pair.event_label}"
+    return [re.sub(r"--clip \S+ --event-label \S+", chosen, line) for line in commands()]
+
+
+@pytest.mark.slow  # starting Python thirty times takes minutes; the next test runs them all too
+def test_readme_commands_as_processes(workspace):
+    for line in readme_lines(workspace):
         done = run(line, workspace)
         assert done.returncode == 0, f"{line}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
         assert "Traceback" not in done.stderr
+
+
+def test_readme_commands(workspace, monkeypatch, capfd):
+    """Every command runs as `__main__`, one after the other in this process."""
+    lines = readme_lines(workspace)
+    assert len(lines) > 20
+    monkeypatch.chdir(workspace)
+    handlers = {number: signal.getsignal(number) for number in (2, 15, 1)}
+    for line in lines:
+        script, *flags = small(line.split(" | ")[0])
+        monkeypatch.setattr(sys, "argv", [script, *flags])
+        with pytest.raises(SystemExit) as stop:
+            runpy.run_path(str(ROOT / script), run_name="__main__")
+        text = capfd.readouterr()
+        assert not stop.value.code, f"{line}\n{text.out[-2000:]}\n{text.err[-2000:]}"
         if "| grep gain" in line:
-            names = [text.split(":")[0] for text in done.stdout.splitlines()]
-            assert [name for name in names if name.startswith("gain_")] == [
-                f"gain_{metric}{what}"
-                for metric in ("accuracy", "iou", "f1")
-                for what in ("", "_interval")
-            ]
+            names = [row.split(":")[0] for row in text.out.splitlines() if row[:5] == "gain_"]
+            assert {"gain_accuracy", "gain_iou", "gain_f1"} <= set(names)
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
     events = timeline.read_labels(workspace / "runs" / "mine" / "events.tsv")
     assert set(events) <= {path.name for path in (workspace / "audio" / "validation").iterdir()}
 
@@ -155,16 +172,20 @@ def test_readme_links_exist():
         assert (ROOT / target).exists(), target
 
 
-def test_the_original_preset_trains_and_evaluates(workspace):
+def test_the_original_preset_trains_and_evaluates(workspace, monkeypatch):
     """The slides' preset is the README's, without a flag."""
+    monkeypatch.chdir(workspace)
     flags = "--preset original --cache cache/test-original"
     for line in (
         f"python preprocess.py {flags} --corpus data/builtin",
         f"python DQN.py {flags} --run runs/test-original",
         f"python evaluate.py {flags} --run runs/test-original",
     ):
-        done = run(line, workspace)
-        assert done.returncode == 0, done.stderr
+        script, *rest = small(line)
+        monkeypatch.setattr(sys, "argv", [script, *rest])
+        with pytest.raises(SystemExit) as stop:
+            runpy.run_path(str(ROOT / script), run_name="__main__")
+        assert not stop.value.code
     config = json.loads((workspace / "runs" / "test-original" / "config.json").read_text())
     assert (config["preset"], config["bandit"]["reading"]) == ("original", "sequential")
 
