@@ -40,13 +40,12 @@ from config import (
     to_dict,
     with_preset,
 )
-from timeline import Event, classes_of, frame_edges, label_frames, read_labels
+from timeline import SPLITS, Event, classes_of, frame_edges, label_frames, read_labels
 
 SIGNALS = ("rms", "d_raw", "d_adj", "prob", "t_base", "binary")
 EPS = 1e-8  # spec: mm(x) = (x - min) / (max - min + eps)
 CLIPS_PER_SHARD = 64  # a shard is what one process holds in memory and what a rerun can skip
 FORMAT = 1
-SPLITS = ("train", "validation")
 
 # ---------------------------------------------------------------------------- the formulas
 

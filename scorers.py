@@ -40,7 +40,7 @@ from config import (
     run_script,
     to_dict,
 )
-from timeline import Event, classes_of, frame_edges, label_frames, read_labels
+from timeline import CLIP_COLUMNS, SPLITS, Event, classes_of, frame_edges, label_frames, read_labels
 
 TIME_COLUMNS = ["onset", "offset"]
 JITTER = 0.1  # of a frame, by which an edge may be off: times are often rounded to milliseconds
@@ -284,10 +284,6 @@ class Clip:
     fold: str
     audio: Path
     events: list[Event]
-
-
-SPLITS = ("train", "validation")
-CLIP_COLUMNS = ("split", "filename", "fold", "duration", "recordings")
 
 
 def read_corpus(corpus: Path) -> list[Clip]:

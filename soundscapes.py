@@ -31,10 +31,9 @@ from scipy.signal import resample_poly
 from tqdm import tqdm
 
 from config import InputError, SoundscapesConfig, num_workers, process_pool, run_script, to_dict
-from timeline import Event, classes_of, read_labels, write_labels
+from timeline import CLIP_COLUMNS, SPLITS, Event, classes_of, read_labels, write_labels
 
 RATE = 16_000  # samples a second of everything written; the built-in sounds end at 8 kHz
-SPLITS = ("train", "validation")
 AUDIO = (".wav", ".flac", ".ogg")
 FADE = RATE // 100  # 10 ms where sounds are cut and joined: no click, and the label stays true
 LONG_S = 4.0  # a longer active part goes on and on (rain, motor): any stretch of it may play
@@ -48,7 +47,6 @@ PEAK = 0.9  # a louder clip is scaled down as a whole, which keeps every SNR
 FOLDS = 5  # of a bank that brings no folds, and of the built-in one
 TAKES = 8  # built-in recordings of a class in a fold
 MAKERS = 4  # dogs, speakers, blenders ... of a class in a fold; no maker is in two folds
-CLIP_COLUMNS = ("split", "filename", "fold", "duration", "recordings")
 STREAMS = ("folds", "maker", "take", "choice", "plan", "background")  # a new one goes to the end
 
 

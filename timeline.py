@@ -15,6 +15,8 @@ import numpy as np
 
 from config import InputError
 
+SPLITS = ("train", "validation")  # folders of a corpus and of a cache
+CLIP_COLUMNS = ("split", "filename", "fold", "duration", "recordings")  # of a corpus's clips.tsv
 COLUMNS = ("filename", "onset", "offset", "event_label")
 EMPTY = ("", "nan", "na", "none")  # how an empty cell is written in DESED-like files
 
