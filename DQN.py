@@ -50,6 +50,7 @@ from config import (
     run_script,
     with_preset,
 )
+from gate import Gate, tune_gate
 from metrics import mean_f1
 from preprocess import Cache, load_cache
 
@@ -211,6 +212,7 @@ class Policy(NamedTuple):
     bandit: Bandit
     signal: dict | None  # formulas of the cache it was trained on; None: unknown
     info: dict[str, Any]
+    gate: Gate | None = None  # for queries without known tags; None: unknown
 
 
 def load_policy(path: Path, device: torch.device, preset: str = "slides") -> Policy:
@@ -235,7 +237,8 @@ def load_policy(path: Path, device: torch.device, preset: str = "slides") -> Pol
         lines = str(error).splitlines()
         raise InputError(f"{path}: weights do not fit the network: {lines[-1].strip()}") from None
     signal = json.loads(trained_on) if trained_on else None
-    return Policy(network.eval(), config.bandit, signal, info)
+    gate = json.loads(content.get("gate", "null"))
+    return Policy(network.eval(), config.bandit, signal, info, gate and Gate(**gate))
 
 
 # ---------------------------------------------------------------------------- training
@@ -251,6 +254,7 @@ class Trainer:
         train, self.held_out = hold_out(cache, cfg.holdout, cfg.seed)
         self.order = episode_order(cache, train, cfg)
         self.signals = to_device(cache, self.bandit, device)
+        self.gate = tune_gate(cache)
         self.deltas = torch.tensor(self.bandit.deltas, device=device)
         self.table = reward_table(self.bandit).to(device)
         prob, t_base = self.signals.prob, self.signals.t_base
@@ -363,9 +367,8 @@ class Trainer:
         """One step of Adam on the squared error between Q(state, action) and the reward."""
         rows = self.replay.sample(self.learning.batch, self.replay_rng)
         left = rows["left"].long() if self.sequential else None
-        states = make_states(
-            self.signals, rows["pair"].long(), rows["frame"].long(), self.bandit, left
-        )
+        pair, frame = rows["pair"].long(), rows["frame"].long()
+        states = make_states(self.signals, pair, frame, self.bandit, left)
         self.network.train()
         q_values = self.network(states)  # (B, A)
         q_taken = q_values.gather(1, rows["action"].long()[:, None])[:, 0]
@@ -397,6 +400,7 @@ class Trainer:
             "config": json.dumps(runfolder.stored_config(self.cfg)),
             "cache_key": self.cache.key,
             "signal": json.dumps(self.cache.manifest["signal"]),
+            "gate": json.dumps(self.gate and self.gate._asdict()),
             "versions": runfolder.versions(),
             "device": self.device.type,
             "info": dict(self.progress),

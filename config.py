@@ -345,9 +345,13 @@ class PreprocessConfig(Checked):
     labels: Path | None = None
     """your label TSV: filename, onset, offset, event_label"""
     audio: Path | None = None
-    """your audio folder"""
+    """your audio folder; without one the loudness is 1 everywhere and the scores decide alone"""
     scores: Path | None = None
     """your score files: a TSV a clip with onset, offset and a column a class"""
+    pairs: Literal["present", "all"] = "present"
+    """query each clip for the classes of its labels (slides), or for every class"""
+    classes: tuple[str, ...] = ()
+    """classes to query beside those that occur in the labels (with --pairs all)"""
     import_npz: Path | None = None
     """import per-pair NPZ files of the original program instead of audio and scores"""
     import_frame_s: float = number(0.02, above=0)
@@ -360,6 +364,8 @@ class PreprocessConfig(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        rule = "used together with --pairs all"
+        require(not self.classes or self.pairs == "all", "classes", rule, self.classes)
         if self.labels is None:
             for name in ("audio", "scores", "import_npz"):
                 value = getattr(self, name)
@@ -368,9 +374,10 @@ class PreprocessConfig(Checked):
         require(self.split is not None, "split", "given together with --labels", self.split)
         if self.import_npz is None:
             rule = "given with --labels (or --import-npz instead of --audio and --scores)"
-            require(self.audio is not None, "audio", rule, None)
             require(self.scores is not None, "scores", rule, None)
         else:
+            rule = "present with --import-npz, which has no other pairs,"
+            require(self.pairs == "present", "pairs", rule, self.pairs)
             for name in ("audio", "scores"):
                 value = getattr(self, name)
                 require(value is None, name, "left out with --import-npz", value)
@@ -621,6 +628,11 @@ def from_dict(cls: type, data: dict[str, Any]) -> Any:
                 raise InputError(
                     f"{cls.__name__}: {name} must be one of {typing.get_args(hint)}, not {value!r}"
                 )
+        elif typing.get_origin(hint) is tuple and isinstance(value, (list, tuple)):
+            (kind, _) = typing.get_args(hint)  # tuple[kind, ...]: JSON has lists only
+            if not all(_is_kind(item, kind) for item in value):
+                raise InputError(f"{cls.__name__}: {name} must hold {kind.__name__}, not {value!r}")
+            value = tuple(value)
         elif not _is_kind(value, hint):
             kind = getattr(hint, "__name__", hint)
             raise InputError(f"{cls.__name__}: {name} must be of type {kind}, not {value!r}")

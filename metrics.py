@@ -70,6 +70,28 @@ def per_class(counts: Counts, event_labels: np.ndarray) -> dict[str, dict[str, f
     return table
 
 
+def over_all_pairs(
+    counts: Counts, event_labels: np.ndarray, present: np.ndarray
+) -> dict[str, float]:
+    """F1 over every class of every clip, and how often an absent class is heard.
+
+    `counts` (P,), `event_labels` (P,) and `present` (P,) bool of a cache of all pairs. `macro_f1`:
+    per class over its frames in all clips, then the mean over classes; a class without a true and
+    without a false frame has no F1 and is left out. `micro_f1`: over all frames at once.
+    `false_alarms`: share of the absent pairs with any frame on. Accuracy would flatter: it is high
+    where nothing is ever on.
+    """
+    names = sorted(set(event_labels.tolist()))
+    rows = [subset(counts, event_labels == name) for name in names]
+    f1 = [pooled(row)["f1"] for row in rows if (row.tp + row.fp + row.fn).any()]
+    absent = ~present
+    return {
+        "macro_f1": float(np.mean(f1)) if f1 else 1.0,
+        "micro_f1": pooled(counts)["f1"],
+        "false_alarms": float((counts.fp[absent] > 0).mean()) if absent.any() else 0.0,
+    }
+
+
 def mean_f1(cache: Cache, pred: np.ndarray, pairs: np.ndarray) -> float:
     """Mean-pair F1 of decisions (N,) over some pairs: what selects best.pt."""
     counts = count_pairs(pred, cache.label, cache.offsets)

@@ -2,10 +2,12 @@
 
 Run:    python preprocess.py                    # built-in corpus, made and scored first if missing
         python preprocess.py --split train --labels L.tsv --audio DIR --scores DIR
+        python preprocess.py --split train --labels L.tsv --scores DIR   # no audio: r = 1
         python preprocess.py --split train --labels L.tsv --import-npz DIR
+        python preprocess.py --pairs all --cache cache/all                  # absent classes too
 Reads:  <corpus>/<split>/{labels.tsv, audio/, scores/} or the files named
 Writes: <cache>/<split>/manifest.json + shard-*.npz, whole or not at all; a rerun skips the done
-Shapes: S samples, T frames of a pair, N frames of all pairs together, P pairs
+Shapes: S samples, T frames of a pair, N frames of all pairs together, P pairs, C clips, K classes
 Next:   DQN.py
 
 Formulas: slides, appendix 1; bracketed constants from the original program (see `config.Signal`).
@@ -15,7 +17,7 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -45,7 +47,7 @@ from timeline import SPLITS, Event, classes_of, frame_edges, label_frames, read_
 SIGNALS = ("rms", "d_raw", "d_adj", "prob", "t_base", "binary")
 EPS = 1e-8  # spec: mm(x) = (x - min) / (max - min + eps)
 CLIPS_PER_SHARD = 64  # a shard is what one process holds in memory and what a rerun can skip
-FORMAT = 1
+FORMAT = 2
 
 # ---------------------------------------------------------------------------- the formulas
 
@@ -151,6 +153,15 @@ class Pair(NamedTuple):
         return frame_edges(self.num_frames, self.frame_s)
 
 
+class ClipRecord(NamedTuple):
+    """What a cache knows of a clip beside its pairs."""
+
+    filename: str
+    duration_s: float  # of the audio; without audio, up to the last frame or label
+    events: list[Event]  # as in the label file
+    tag: list[float] | None  # (K,) clip-level score of every class; None: imported arrays
+
+
 @dataclass(frozen=True)
 class Cache:
     """All pairs of a split. `signals[name]` and `label` are (N,), `offsets` (P + 1,)."""
@@ -158,14 +169,67 @@ class Cache:
     folder: Path
     manifest: dict[str, Any]
     pairs: list[Pair]
+    clips: list[ClipRecord]
     signals: dict[str, np.ndarray]
     label: np.ndarray
     offsets: np.ndarray
 
     @property
+    def queries(self) -> str:
+        """`present`: a pair for each class of a clip's labels; `all`: for each of `classes`."""
+        return self.manifest["queries"]
+
+    @property
+    def classes(self) -> list[str]:
+        """(K,) sorted names of the classes that the clips were queried for."""
+        return self.manifest["classes"]
+
+    @property
     def key(self) -> str:
         """Hash of the cached numbers: equal keys, equal signals."""
         return self.manifest["key"]
+
+    @property
+    def present(self) -> np.ndarray:
+        """(P,) bool: the pair's class occurs in the labels of its clip."""
+        truth = {(clip.filename, event.event_label) for clip in self.clips for event in clip.events}
+        return np.array([(pair.filename, pair.event_label) in truth for pair in self.pairs], bool)
+
+    @property
+    def frames_of_pair(self) -> np.ndarray:
+        """(N,) index of the pair that each frame belongs to."""
+        return np.repeat(np.arange(len(self.pairs)), np.diff(self.offsets))
+
+    def choose(self, pairs: np.ndarray) -> "Cache":
+        """The cache of some pairs, (P,) bool, and of the clips that they belong to.
+
+        Clips without a pair (no events, present classes only) leave with the pairs.
+        """
+        frames = pairs[self.frames_of_pair]
+        names = {pair.filename for pair, wanted in zip(self.pairs, pairs, strict=True) if wanted}
+        text = self.key + np.packbits(pairs).tobytes().hex()
+        lengths = np.diff(self.offsets)[pairs]
+        return replace(
+            self,
+            manifest=self.manifest | {"key": hashlib.sha256(text.encode()).hexdigest()[:16]},
+            pairs=[pair for pair, wanted in zip(self.pairs, pairs, strict=True) if wanted],
+            clips=[clip for clip in self.clips if clip.filename in names],
+            signals={name: array[frames] for name, array in self.signals.items()},
+            label=self.label[frames],
+            offsets=np.concatenate(([0], np.cumsum(lengths))).astype(np.int64),
+        )
+
+    def subset(self, filenames: Iterable[str]) -> "Cache":
+        """The cache of some clips, e.g. of one fold."""
+        wanted = set(filenames)
+        return self.choose(np.array([pair.filename in wanted for pair in self.pairs], bool))
+
+    def present_only(self) -> "Cache":
+        """The present pairs of a cache of all pairs, as `--pairs present` would have made them."""
+        if self.queries == "present":
+            return self
+        cache = self.choose(self.present)
+        return replace(cache, manifest=cache.manifest | {"queries": "present"})
 
     def find(self, filename: str, event_label: str) -> int:
         """Index of a pair; InputError where the cache has none."""
@@ -217,6 +281,11 @@ def load_cache(folder: Path) -> Cache:
             raise InputError(f"{manifest_path}: format {manifest['format']}, not {FORMAT}; {cure}")
         shards = [(folder / shard["file"], shard["sha256"]) for shard in manifest["shards"]]
         pairs = [Pair(*row) for shard in manifest["shards"] for row in shard["pairs"]]
+        clips = [
+            ClipRecord(name, duration_s, [Event(*event) for event in events], tag)
+            for shard in manifest["shards"]
+            for name, duration_s, events, tag in shard["clips"]
+        ]
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{manifest_path}: damaged ({error!r}); {cure}") from None
     parts: dict[str, list[np.ndarray]] = {name: [] for name in (*SIGNALS, "label")}
@@ -232,14 +301,14 @@ def load_cache(folder: Path) -> Cache:
     offsets = np.concatenate(([0], np.cumsum([pair.num_frames for pair in pairs]))).astype(np.int64)
     if any(len(array) != offsets[-1] for array in (*signals.values(), label)):
         raise InputError(f"{manifest_path}: frame counts do not match the shards; {cure}")
-    return Cache(folder, manifest, pairs, signals, label, offsets)
+    return Cache(folder, manifest, pairs, clips, signals, label, offsets)
 
 
 # ---------------------------------------------------------------------------- one shard
 
 
 class Clip(NamedTuple):
-    """A clip to process: file name in the labels, events, audio file (None: imported)."""
+    """A clip to process: file name in the labels, events, audio file (None: there is none)."""
 
     filename: str
     events: list[Event]
@@ -247,9 +316,11 @@ class Clip(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What became of a shard: its pairs, what failed (name: reason), clips behind each notice."""
+    """What became of a shard: its pairs and clips, what failed (name: reason), clips behind each
+    notice."""
 
     pairs: list[Pair]
+    clips: list[ClipRecord]
     failed: list[str]
     notices: dict[str, list[str]]
 
@@ -273,7 +344,8 @@ SILENT = "audio is all zero"
 CUT = "events reach past the last frame (cut there)"
 TOO_SHORT = "events cover no frame centre, so the pair is off everywhere"
 DISAGREE = "imported decisions differ from prob > threshold in some frames"
-NOTICES = (PADDED, SILENT, CUT, TOO_SHORT, DISAGREE)
+NO_AUDIO = "no audio (--audio not given): the normalised loudness is 1 everywhere"
+NOTICES = (PADDED, SILENT, CUT, TOO_SHORT, DISAGREE, NO_AUDIO)
 
 
 def fit_length(wav: np.ndarray, num_samples: int) -> np.ndarray:
@@ -281,39 +353,73 @@ def fit_length(wav: np.ndarray, num_samples: int) -> np.ndarray:
     return np.pad(wav[:num_samples], (0, max(0, num_samples - len(wav))))
 
 
+def clip_tag(scores: scorers.ClipScores, signal: Signal) -> np.ndarray:
+    """(K,) clip-level score of each class: the source's own, or a robust maximum of its frames.
+
+    The first median filter of the score (k1) takes away a peak that is too short to be a sound.
+    """
+    if scores.tag is not None:
+        return scores.tag
+    size = (1, size_in_frames(signal.score_median_s, scores.frame_s))
+    return median_filter(scores.values, size).max(axis=1)
+
+
+def clip_loudness(
+    clip: Clip, scores: scorers.ClipScores, signal: Signal, notices: dict[str, list[str]]
+) -> tuple[np.ndarray, float]:
+    """Normalised loudness (T,) on the scores' grid and the clip's duration in seconds.
+
+    Without audio the loudness is 1 everywhere, which leaves the product with the score unchanged.
+    """
+    end, num_frames = float(scores.edges[-1]), len(scores.edges) - 1
+    if clip.audio is None:
+        notices[NO_AUDIO].append(clip.filename)
+        return np.ones(num_frames), max([end, *(event.offset for event in clip.events)])
+    wav, sample_rate = read_audio(clip.audio)
+    duration = len(wav) / sample_rate
+    # A truncated WAV or OGG reads as a short one, so a large gap is an error, not a notice.
+    if end > duration + max(scores.frame_s, SHORT_AUDIO * end):
+        raise ValueError(f"audio ends at {duration:.2f} s but its scores go to {end:.2f} s")
+    if end > duration + scores.frame_s:
+        notices[PADDED].append(clip.filename)
+    if not wav.any():
+        notices[SILENT].append(clip.filename)
+    wav = fit_length(wav, round(end * sample_rate))
+    return interpolate(loudness(wav, sample_rate, signal), num_frames), duration
+
+
+Row = tuple[Pair, dict[str, np.ndarray], np.ndarray]  # a pair, its signals, its label (T,)
+
+
 def clip_signals(
-    clip: Clip, source: scorers.ScoreFiles, signal: Signal, notices: dict[str, list[str]]
-) -> list[tuple[Pair, dict[str, np.ndarray], np.ndarray]]:
-    """Every present pair of a clip -> (pair, signals, label); ValueError on bad input."""
+    clip: Clip,
+    source: scorers.ScoreSource,
+    queries: str,
+    signal: Signal,
+    notices: dict[str, list[str]],
+) -> tuple[list[Row], ClipRecord]:
+    """Every queried pair of a clip and what else is known of it; ValueError on bad input."""
     scores = source.scores(clip.filename)
     edges, end = scores.edges, float(scores.edges[-1])
     num_frames, frame_s = len(edges) - 1, float(scores.frame_s)
-    wav, sample_rate = read_audio(clip.audio)
-    duration = len(wav) / sample_rate
+    rms, duration = clip_loudness(clip, scores, signal, notices)
     # Score grids end up to a frame early (DCASE: 9.984 of 10.0 s); more means the wrong files.
     last_label = min(max((event.offset for event in clip.events), default=0.0), duration)
     if last_label > end + frame_s + 1e-6:
         raise ValueError(f"scores end at {end:.2f} s but labels go to {last_label:.2f} s")
-    # A truncated WAV or OGG reads as a short one, so a large gap is an error, not a notice.
-    if end > duration + max(frame_s, SHORT_AUDIO * end):
-        raise ValueError(f"audio ends at {duration:.2f} s but its scores go to {end:.2f} s")
-    if end > duration + frame_s:
-        notices[PADDED].append(clip.filename)
-    if not wav.any():
-        notices[SILENT].append(clip.filename)
     if any(event.offset > end + 1e-6 for event in clip.events):
         notices[CUT].append(clip.filename)
-    wav = fit_length(wav, round(end * sample_rate))
-    rms = interpolate(loudness(wav, sample_rate, signal), num_frames)
+    present = classes_of({clip.filename: clip.events})
     rows = []
-    for event_label in sorted({event.event_label for event in clip.events}):
+    for event_label in source.classes if queries == "all" else present:
         d_raw = scores.values[source.classes.index(event_label)]
         label = label_frames(clip.events, event_label, edges)
-        if not label.any():
+        if event_label in present and not label.any():
             notices[TOO_SHORT].append(f"{clip.filename} / {event_label}")
         values = compute_signals(rms, d_raw, frame_s, signal)
         rows.append((Pair(clip.filename, event_label, num_frames, frame_s), values, label))
-    return rows
+    tag = [float(value) for value in clip_tag(scores, signal)]
+    return rows, ClipRecord(clip.filename, duration, clip.events, tag)
 
 
 ORIGINAL_NAMES = {
@@ -360,35 +466,44 @@ class Job(NamedTuple):
     path: Path
     clips: list[Clip]
     source: scorers.ScoreFiles | Path  # score files, or the folder of NPZ files to import
+    queries: str  # present or all
     signal: Signal
     import_frame_s: float
 
 
+def imported_clip(
+    clip: Clip, folder: Path, frame_s: float, notices: dict[str, list[str]]
+) -> tuple[list[Row], ClipRecord]:
+    """Every present pair of a clip of the original program; ValueError on a damaged file."""
+    rows, end = [], 0.0
+    for event_label in classes_of({clip.filename: clip.events}):
+        pair, values = imported_signals(folder, clip.filename, event_label, frame_s)
+        rows.append((pair, values, label_frames(clip.events, event_label, pair.edges)))
+        end = max(end, float(pair.edges[-1]))
+        if ((values["prob"] > values["t_base"]) != (values["binary"] > 0.5)).any():
+            notices[DISAGREE].append(npz_name(clip.filename, event_label))
+    return rows, ClipRecord(clip.filename, end, clip.events, None)
+
+
 def make_shard(job: Job) -> Outcome:
     """Compute and write one shard. Clips that fail are named, the others are written."""
-    rows: list[tuple[Pair, dict[str, np.ndarray], np.ndarray]] = []
+    rows: list[Row] = []
+    clips: list[ClipRecord] = []
     failed: list[str] = []
     notices: dict[str, list[str]] = {name: [] for name in NOTICES}
     for clip in job.clips:
-        found: list[tuple[Pair, dict[str, np.ndarray], np.ndarray]] = []
         try:
             if isinstance(job.source, Path):
-                for event_label in sorted({event.event_label for event in clip.events}):
-                    pair, values = imported_signals(
-                        job.source, clip.filename, event_label, job.import_frame_s
-                    )
-                    label = label_frames(clip.events, event_label, pair.edges)
-                    found.append((pair, values, label))
-                    if ((values["prob"] > values["t_base"]) != (values["binary"] > 0.5)).any():
-                        notices[DISAGREE].append(npz_name(clip.filename, event_label))
+                found, record = imported_clip(clip, job.source, job.import_frame_s, notices)
             else:
-                found = clip_signals(clip, job.source, job.signal, notices)
+                found, record = clip_signals(clip, job.source, job.queries, job.signal, notices)
             rows += found  # a clip whole or not at all
+            clips.append(record)
         except (ValueError, InputError) as error:
             failed.append(f"{clip.filename}: {error}")
     if rows:
         write_shard(job.path, [row[1] for row in rows], [row[2] for row in rows])
-    return Outcome([row[0] for row in rows], failed, notices)
+    return Outcome([row[0] for row in rows], clips, failed, notices)
 
 
 # ---------------------------------------------------------------------------- one split
@@ -402,6 +517,7 @@ class Task(NamedTuple):
     audio: Path | None
     scores: Path | None
     import_npz: Path | None
+    classes: list[str]
 
 
 def _names(names: list[str], most: int = 5) -> str:
@@ -415,7 +531,7 @@ def find_inputs(task: Task, cfg: PreprocessConfig) -> tuple[list[Clip], Any, lis
     """
     clips = read_labels(task.labels)
     ready, missing = [], []
-    queried = {name: events for name, events in clips.items() if events}
+    queried = {name: events for name, events in clips.items() if events or cfg.pairs == "all"}
     if task.import_npz is not None:
         if not task.import_npz.is_dir():
             raise InputError(f"--import-npz {task.import_npz}: no such folder")
@@ -428,17 +544,18 @@ def find_inputs(task: Task, cfg: PreprocessConfig) -> tuple[list[Clip], Any, lis
             else:
                 ready.append(Clip(name, events, None))
     else:
-        source = scorers.ScoreFiles(task.scores, classes_of(clips))
+        source = scorers.ScoreFiles(task.scores, task.classes)
         unscored = set(source.missing(list(queried)))
         for name, events in queried.items():
-            path = task.audio / name
+            path = task.audio / name if task.audio else None
             if name in unscored:
                 missing.append(f"{name}: no score file in {task.scores}")
-            elif not path.is_file():
+            elif path is not None and not path.is_file():
                 missing.append(f"{name}: no audio in {task.audio}")
             else:
                 try:
-                    soundfile.info(path)
+                    if path is not None:
+                        soundfile.info(path)
                     ready.append(Clip(name, events, path))
                 except (OSError, RuntimeError) as error:
                     missing.append(f"{name}: cannot be read ({error})")
@@ -456,12 +573,14 @@ def stop_on_failures(task: Task, cfg: PreprocessConfig, failed: list[str], total
 
 def fingerprint(job: Job) -> str:
     """Hash of everything a shard is made from: names, labels, file sizes and times, formulas."""
-    parts: list[Any] = [FORMAT, to_dict(job.signal), job.import_frame_s]
+    parts: list[Any] = [FORMAT, to_dict(job.signal), job.import_frame_s, job.queries]
+    if not isinstance(job.source, Path):
+        parts.append(job.source.classes)
     for clip in job.clips:
         if isinstance(job.source, Path):
             files = [job.source / npz_name(clip.filename, e.event_label) for e in clip.events]
         else:
-            files = [clip.audio, job.source.path(clip.filename)]
+            files = [clip.audio] * bool(clip.audio) + [job.source.path(clip.filename)]
         stats = [(str(file.name), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
         parts.append([clip.filename, clip.events, stats])
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
@@ -533,6 +652,7 @@ def run_jobs(
                 "failed": outcome.failed,
                 "notices": outcome.notices,
                 "pairs": outcome.pairs,
+                "clips": outcome.clips,
             }
             write_json(partial / "manifest.json", {"shards": list(done.values())})
     return [done[file] for file in sorted(done)], reused
@@ -543,7 +663,7 @@ def preprocess_split(task: Task, cfg: PreprocessConfig) -> None:
     began = time.perf_counter()
     clips, source, left_out = find_inputs(task, cfg)
     if not clips:
-        raise InputError(f"{task.labels}: no clip with events, audio and scores is left")
+        raise InputError(f"{task.labels}: no clip is left that has all its inputs")
     folder = cfg.cache / task.split
     partial = cfg.cache / f".{task.split}.partial"
     partial.mkdir(parents=True, exist_ok=True)
@@ -551,7 +671,7 @@ def preprocess_split(task: Task, cfg: PreprocessConfig) -> None:
     for i, start in enumerate(range(0, len(clips), CLIPS_PER_SHARD)):
         some = clips[start : start + CLIPS_PER_SHARD]
         path = partial / f"shard-{i:05d}.npz"
-        job = Job(path, some, source, cfg.signal, cfg.import_frame_s)
+        job = Job(path, some, source, cfg.pairs, cfg.signal, cfg.import_frame_s)
         jobs.append((job, fingerprint(job)))
     entries, reused = run_jobs(jobs, folder, partial, cfg)
     left_out += sorted(line for entry in entries for line in entry["failed"])
@@ -580,6 +700,8 @@ def finish_split(
     manifest = {
         "format": FORMAT,
         "split": task.split,
+        "queries": cfg.pairs,
+        "classes": task.classes,
         "key": config_key_of(signal, entries),
         "signal": signal,  # None: imported from the original program
         "scores": {"source": "imported NPZ files"} if imported else source.meta(),
@@ -602,15 +724,16 @@ def finish_split(
 
 
 def config_key_of(signal: dict | None, entries: list[dict]) -> str:
-    """Hash of the formulas and of every shard's bytes."""
-    text = json.dumps([signal, [entry["sha256"] for entry in entries]], sort_keys=True)
+    """Hash of the formulas, of every shard's bytes, of the clips' labels and tags."""
+    facts = [[entry["sha256"], entry["clips"]] for entry in entries]
+    text = json.dumps([signal, facts], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def report(folder: Path, labels: dict[str, list[Event]], left_out: list[str], began: float) -> None:
     """Say what was expected, found and left out."""
     cache = load_cache(folder)
-    num_clips = len({pair.filename for pair in cache.pairs})
+    num_clips = len(cache.clips)
     seconds = time.perf_counter() - began
     audio_s = sum({pair.filename: pair.edges[-1] for pair in cache.pairs}.values())
     for line in left_out:
@@ -620,14 +743,21 @@ def report(folder: Path, labels: dict[str, list[Event]], left_out: list[str], be
         names = [name for shard in shards for name in shard["notices"].get(notice, [])]
         if names:
             print(f"  note: {len(names)} x {notice}: {_names(names)}")
-    expected = sum(bool(events) for events in labels.values())
-    expected_pairs = sum(len(classes_of({name: events})) for name, events in labels.items())
+    present = cache.present
+    if cache.queries == "all":
+        expected, expected_pairs = len(labels), len(labels) * len(cache.classes)
+        what = f"; all {len(cache.classes)} classes of every clip, {present.sum()} present"
+    else:
+        expected = sum(bool(events) for events in labels.values())
+        expected_pairs = sum(len(classes_of({name: events})) for name, events in labels.items())
+        what = f"; {len(labels) - expected} clips without events make no pair"
     on = np.add.reduceat(cache.label, cache.offsets[:-1]) / np.diff(cache.offsets)
+    share = f"{on[present].mean():.1%}" if present.any() else "none"
     print(
         f"{folder.name}: {num_clips} of {expected} clips, {len(cache.pairs)} of {expected_pairs}"
         f" pairs, missing {expected - num_clips} clips and {expected_pairs - len(cache.pairs)}"
-        f" pairs; {len(labels) - expected} clips without events make no pair\n"
-        f"  a pair is on for {on.mean():.1%} of the time; {seconds:.1f} s,"
+        f" pairs{what}\n"
+        f"  a present pair is on for {share} of the time; {seconds:.1f} s,"
         f" {num_clips / seconds:.1f} clips/s, {audio_s / seconds:.0f} x real time -> {folder}"
     )
 
@@ -653,17 +783,23 @@ def ensure_corpus(cfg: PreprocessConfig) -> None:
 def main(cfg: PreprocessConfig) -> None:
     """Preprocess the configured split, or both splits of the corpus."""
     if cfg.labels is not None:
-        task = Task(cfg.split, cfg.labels, cfg.audio, cfg.scores, cfg.import_npz)
+        classes = sorted({*classes_of(read_labels(cfg.labels)), *cfg.classes})
+        task = Task(cfg.split, cfg.labels, cfg.audio, cfg.scores, cfg.import_npz, classes)
         if task.audio is not None and not task.audio.is_dir():
             raise InputError(f"--audio {task.audio}: no such folder")
         preprocess_split(task, cfg)
         return
     ensure_corpus(cfg)
+    # A class may occur in one split only: both are queried for the same ones.
+    homes = {split: cfg.corpus / split for split in SPLITS}
+    files = [home / "labels.tsv" for home in homes.values()]
+    labels = [read_labels(path) for path in files if path.exists()]
+    classes = sorted({*cfg.classes}.union(*map(classes_of, labels)))
     for split in SPLITS if cfg.split is None else (cfg.split,):
-        home = cfg.corpus / split
-        preprocess_split(
-            Task(split, home / "labels.tsv", home / "audio", home / "scores", None), cfg
+        labels_tsv, audio, scores = (
+            homes[split] / name for name in ("labels.tsv", "audio", "scores")
         )
+        preprocess_split(Task(split, labels_tsv, audio, scores, None, classes), cfg)
 
 
 if __name__ == "__main__":

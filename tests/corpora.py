@@ -7,6 +7,7 @@ from scipy.ndimage import gaussian_filter1d
 
 import preprocess
 from config import Signal, to_dict
+from timeline import frame_edges, frames_to_events
 
 
 def write_cache(
@@ -17,16 +18,21 @@ def write_cache(
     labels: tuple[str, ...] = ("Dog", "Speech"),
     clips: list[str] | None = None,
     audio: Path | None = None,
+    absent: tuple[int, ...] = (),
 ) -> None:
     """One shard of pairs of the given lengths, one clip for each round of `labels`; `clips` are
-    their file names."""
+    their file names. Pairs of the indices `absent` have no event, which makes a cache of all pairs.
+    """
     rng = np.random.default_rng(seed)
     folder.mkdir(parents=True, exist_ok=True)
     values, truths, pairs = [], [], []
+    records: dict[str, preprocess.ClipRecord] = {}
     for index, length in enumerate(lengths):
         label = np.zeros(length, bool)
         first = int(rng.integers(0, max(1, length * 2 // 3)))
         label[first : first + int(rng.integers(length // 8 + 1, length // 2 + 2))] = True
+        if index in absent:
+            label[:] = False
         noise = gaussian_filter1d(rng.normal(0, 1, length), 6) * 1.2
         d_raw = 1 / (1 + np.exp(-(2.0 * label - 1.0 + 2.0 * noise)))
         loud = gaussian_filter1d(label * rng.uniform(0.3, 1) + rng.normal(0, 0.6, length), 4)
@@ -37,14 +43,24 @@ def write_cache(
         clip = index // len(labels)
         filename = clips[clip] if clips else f"{clip}.wav"
         pairs.append(preprocess.Pair(filename, name, length, frame_s))
+        edges = frame_edges(length, frame_s)
+        record = records.setdefault(
+            filename, preprocess.ClipRecord(filename, 0.0, [], [0.0] * len(labels))
+        )
+        record.events.extend(frames_to_events(label, name, edges))
+        record.tag[sorted(labels).index(name)] = float(d_raw.max())
+        records[filename] = record._replace(duration_s=max(record.duration_s, edges[-1]))
     path = folder / "shard-00000.npz"
     preprocess.write_shard(path, values, truths)
     entry = {"file": path.name, "inputs": "", "failed": [], "notices": {}, "pairs": pairs}
+    entry["clips"] = list(records.values())
     entry["sha256"] = preprocess._sha256(path)
     signal = to_dict(Signal())
     manifest = {
         "format": preprocess.FORMAT,
         "split": folder.name,
+        "queries": "all" if absent else "present",
+        "classes": sorted(labels),
         "key": preprocess.config_key_of(signal, [entry]),
         "signal": signal,
         "scores": {"source": "fabricated"},

@@ -283,7 +283,7 @@ DAMAGED = {
     "list": (lambda f: (f / "manifest.json").write_text("[]"), "damaged ("),
     "no shards": (lambda f: rewrite(f, shards=3), "damaged ("),
     "odd pairs": (lambda f: rewrite(f, pairs=[["a.wav"]]), "damaged ("),
-    "other format": (lambda f: rewrite(f, format=0), "format 0, not 1"),
+    "other format": (lambda f: rewrite(f, format=0), "format 0, not 2"),
     "no shard": (lambda f: (f / "shard-00000.npz").unlink(), "shard-00000.npz is missing"),
     "changed": (lambda f: flip(f / "shard-00000.npz"), "shard-00000.npz does not match its check"),
     "lengths": (lambda f: rewrite(f, pairs=[["a.wav", "A", 9, 0.02]]), "frame counts do not match"),
@@ -583,7 +583,7 @@ def test_many_bad_clips_are_counted_and_some_named(home):
         path.unlink()
     with pytest.raises(InputError, match=r"5 of 6 clips .*\. --allow-missing"):
         preprocess.main(config_of(home))
-    with pytest.raises(InputError, match="no clip with events, audio and scores is left"):
+    with pytest.raises(InputError, match="no clip is left that has all its inputs"):
         preprocess.main(config_of(home, allow_missing=True))
 
 

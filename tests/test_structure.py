@@ -25,6 +25,7 @@ ORDER = (
     "scorers",
     "preprocess",
     "metrics",
+    "gate",
     "bandit",
     "runfolder",
     "DQN",
