@@ -427,6 +427,52 @@ class TrainConfig(Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
+class TwinsConfig(Checked):
+    """Train a supervised twin of the policy: same state and network, no reinforcement learning."""
+
+    preset: PresetName = "slides"
+    """a set of defaults; flags after it still win"""
+    kind: Literal["classifier", "rewards"] = "classifier"
+    """classify each frame, or regress the rewards of all actions at once"""
+    cache: Path = Path("cache")
+    """folder with the caches"""
+    split: str = "train"
+    """cache to train on"""
+    run: Path = Path("runs/twin")
+    """run folder: last.pt, best.pt, config.json"""
+    passes: int = number(1, 1)
+    """passes over the training pairs that set the number of gradient steps, as in DQN.py"""
+    frames_per_step: int = number(32, 1)
+    """frames of a pass for each gradient step, as in DQN.py"""
+    batch: int = number(32, 1)
+    """frames in a gradient step"""
+    lr: float = number(1e-4, above=0, high=1)
+    """Adam's learning rate, constant, as in DQN.py"""
+    holdout: float = number(0.1, 0, 0.9)
+    """share of the training clips kept aside to choose best.pt; 0 trains on all"""
+    looks: int = number(10, 1)
+    """how often the held-out clips are looked at, evenly spaced, the end included"""
+    checkpoint_minutes: float = number(5.0, above=0)
+    """wall time between two writes of last.pt"""
+    resume: bool = False
+    """go on from last.pt of the run folder"""
+    overwrite: bool = False
+    """throw away an earlier run in the run folder"""
+    seed: int = number(0, 0)
+    """weights, frames drawn, held-out clips"""
+    device: Device = "auto"
+    """auto takes CUDA where there is one"""
+    threads: int = number(1, 1)
+    """CPU threads; one is fastest for these small batches"""
+    bandit: Bandit = field(default_factory=Bandit)
+    network: Network = field(default_factory=Network)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(not (self.resume and self.overwrite), "resume", "used without --overwrite", "both")
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvaluateConfig(Checked):
     """Before/after table of a policy on a cache, with yardsticks."""
 
@@ -445,6 +491,11 @@ class EvaluateConfig(Checked):
     """cache to report on"""
     train_split: str = "train"
     """cache on which the yardsticks are tuned"""
+    compare: tuple[str, ...] = ()
+    """one table of many: run folders, checkpoints or event TSVs, as PATH, NAME=PATH or
+    NAME=PATH,PATH (seeds of one row); `rules` stands for every tuned rule; needs --out"""
+    workers: int | None = number(None, 1)
+    """processes for the event metrics of --compare (default: all cores)"""
     batch: int = number(256, 1)
     """frames in a forward pass"""
     device: Device = "auto"
@@ -456,6 +507,10 @@ class EvaluateConfig(Checked):
         super().__post_init__()
         apart = self.checkpoint is None or self.out is not None
         require(apart, self.flag("out"), "given together with --checkpoint", self.out)
+        apart = not self.compare or self.out is not None
+        require(apart, self.flag("out"), "given together with --compare", self.out)
+        alone = not self.compare or self.checkpoint is None
+        require(alone, "checkpoint", "left out with --compare", self.checkpoint)
 
 
 @dataclass(frozen=True, kw_only=True)

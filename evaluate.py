@@ -2,7 +2,8 @@
 
 Run:    python evaluate.py                        # best.pt of runs/slides on cache/validation
         python evaluate.py --run runs/original --cache cache/original
-        python evaluate.py --preset original --checkpoint dqn_threshold.pt
+        python evaluate.py --preset original --checkpoint dqn_threshold.pt --out runs/authors
+        python evaluate.py --compare DQN=runs/slides rules --out runs/table    # see comparison.py
 Reads:  <cache>/<split>/, <cache>/<train-split>/ (yardsticks), a checkpoint
 Writes: <out>/{results.json, events.tsv, onsets.tsv, decisions.npz}
 Shapes: N frames of all pairs, P pairs
@@ -19,8 +20,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+import comparison
+import gate as tag_gate
 import runfolder
 from bandit import decide, near, thresholds, to_device
+from comparison import BASE, check_same_signals, predicted_events
 from config import Bandit, EvaluateConfig, InputError, VisualizeConfig, run_script
 from DQN import Policy, greedy_actions, load_policy
 from metrics import (
@@ -28,6 +32,7 @@ from metrics import (
     bootstrap_mean,
     count_pairs,
     mean_over_pairs,
+    over_all_pairs,
     per_class,
     pooled,
     scores_of,
@@ -39,22 +44,6 @@ from timeline import Event, frame_centres, frames_to_events, write_labels
 TITLES = {"accuracy": "Accuracy", "iou": "IoU", "f1": "F1 Score"}
 
 
-def check_same_signals(policy: Policy, cache: Cache, path: Path) -> None:
-    """InputError where policy and cache were made with different formulas, naming the fields."""
-    ours, theirs = cache.manifest["signal"], policy.signal
-    if ours is None or theirs is None:  # imported arrays, or a bare state dict: nothing is known
-        return
-    differ = [
-        f"{name} {theirs.get(name)} -> {ours[name]}"
-        for name in ours
-        if ours[name] != theirs.get(name)
-    ]
-    if differ:
-        raise InputError(
-            f"{path} was trained on other signals than {cache.folder}: " + ", ".join(differ)
-        )
-
-
 def selection(cache: Cache, pred: np.ndarray, bandit: Bandit) -> dict[str, float | int | None]:
     """Threshold selection accuracy: of the boundary frames where some action is right, the share
     where the chosen one is (named on the slides, without a number)."""
@@ -64,17 +53,6 @@ def selection(cache: Cache, pred: np.ndarray, bandit: Bandit) -> dict[str, float
     right = some_right & (pred == cache.label)
     frames = int(some_right.sum())
     return {"accuracy": float(right.sum() / frames) if frames else None, "frames": frames}
-
-
-def predicted_events(cache: Cache, pred: np.ndarray) -> dict[str, list[Event]]:
-    """Decisions (N,) -> events of each clip, by onset."""
-    clips: dict[str, list[Event]] = {}
-    for index, pair in enumerate(cache.pairs):
-        on = pred[cache.offsets[index] : cache.offsets[index + 1]]
-        clips.setdefault(pair.filename, []).extend(
-            frames_to_events(on, pair.event_label, pair.edges)
-        )
-    return {name: sorted(events) for name, events in clips.items()}
 
 
 def interval(
@@ -124,6 +102,22 @@ def tables(cache: Cache, pred: np.ndarray, bandit: Bandit, train: Cache | None) 
     }
 
 
+def all_pairs_tables(
+    cache: Cache, pred: np.ndarray, gate: tag_gate.Gate | None
+) -> dict[str, dict[str, float]]:
+    """T_base and the policy over all pairs, bare and behind the policy's tag gate."""
+    base = cache.signals["binary"] > 0.5
+    rows = {BASE: base, "DQN": pred}
+    if gate is not None:
+        rows[f"{BASE}, gated"] = tag_gate.behind(gate, cache, base)
+        rows["DQN, gated"] = tag_gate.behind(gate, cache, pred)
+    labels, present = class_of_pair(cache), cache.present
+    return {
+        name: over_all_pairs(count_pairs(on, cache.label, cache.offsets), labels, present)
+        for name, on in rows.items()
+    }
+
+
 def print_block(title: str, metrics: dict[str, float]) -> None:
     """One of the slides' two result blocks."""
     line = f"========== FINAL RESULTS ({title}) =========="
@@ -166,12 +160,28 @@ def print_onsets(onsets: dict[str, Any]) -> None:
             print(f"median_{end}_error: {text} ({row['events']} events)")
 
 
+def print_all_pairs(results: dict[str, Any]) -> None:
+    """What a cache of all pairs adds: false alarms count."""
+    rows = results["all_pairs"]
+    title = f"all {results['num_pairs']} pairs"
+    width = max(map(len, [title, *rows]))
+    print(f"\n{title:<{width}} {'macro-F1':>9} {'micro-F1':>9} {'absent pairs on':>16}")
+    for name, row in rows.items():
+        values = f"{row['macro_f1']:>9.2%} {row['micro_f1']:>9.2%} {row['false_alarms']:>16.2%}"
+        print(f"{name:<{width}} {values}")
+    if results["gate"] is None:
+        print("note: the policy has no tag gate, so nothing is gated and the events are all of its")
+    else:
+        gate = results["gate"]
+        print(f"gate_precision: {gate['precision']:.4f}\ngate_recall: {gate['recall']:.4f}")
+
+
 def print_results(results: dict[str, Any]) -> None:
     """The tables for people, then `key: value` lines for grep."""
     before, after, gain = results["before"], results["after"], results["gain"]
     print_block("npz binary only", before)
     print_block("env mode", after)
-    mean = f"mean over {results['num_pairs']} pairs of present classes"
+    mean = f"mean over {results['present_pairs']} pairs of present classes"
     rows = [("before (T_base)", before), ("after (DQN)", after), ("gain (points)", gain)]
     print_rows(mean, rows)
     both = results["pooled"]
@@ -188,6 +198,8 @@ def print_results(results: dict[str, Any]) -> None:
         [*((row["name"], row) for row in results["yardsticks"]), ("after (DQN)", after)],
     )
     print_margins(results)
+    if "all_pairs" in results:
+        print_all_pairs(results)
     print()
     for name in NAMES:
         print(f"{name}_before: {before[name]:.4f}")
@@ -388,13 +400,37 @@ def write_decisions(
     temporary.replace(path)
 
 
+def compare(cfg: EvaluateConfig) -> None:
+    """The table of --compare: print it, write it in every form."""
+    cache, train = (load_cache(cfg.cache / split) for split in (cfg.split, cfg.train_split))
+    if cache.queries != train.queries:
+        raise InputError(
+            f"{cache.folder} holds {cache.queries} pairs but {train.folder} {train.queries} pairs;"
+            " run preprocess.py for both with the same --pairs"
+        )
+    cfg.out.mkdir(parents=True, exist_ok=True)
+    began = time.perf_counter()
+    results = comparison.compare(cfg, cache, train)
+    deciding = sum(m["deciding_seconds"] for row in results["entrants"] for m in row["members"])
+    results["seconds"] = round(time.perf_counter() - began, 1)
+    write_json(cfg.out / "results.json", results)
+    comparison.write_tables(cfg.out, results)
+    print(comparison.markdown(results))
+    print(f"deciding_seconds: {deciding:.1f} (once for each checkpoint and cache; stored)")
+    print(f"table_seconds: {results['seconds']:.1f}")
+    print(f"results: {cfg.out}/results.json, table.md, table.tex, pairs.csv, events/")
+
+
 def main(cfg: EvaluateConfig) -> None:
     """Apply the policy to a cache, print the tables, write results into the output folder."""
+    if cfg.compare:
+        compare(cfg)
+        return
     device = runfolder.pick_device(cfg.device, cfg.threads)
     path = cfg.checkpoint or cfg.run / "best.pt"
     policy = load_policy(path, device, cfg.preset)
     cache = load_cache(cfg.cache / cfg.split)
-    check_same_signals(policy, cache, path)
+    check_same_signals(policy.signal, cache, path)
     train_folder = cfg.cache / cfg.train_split
     train = load_cache(train_folder) if (train_folder / "manifest.json").exists() else None
     if train is None:
@@ -411,11 +447,19 @@ def main(cfg: EvaluateConfig) -> None:
         "cache_key": cache.key,
         "checkpoint": str(path),
         "policy": policy.info,
+        "queries": cache.queries,
         "num_pairs": len(cache.pairs),
+        "present_pairs": int(cache.present.sum()),
         "num_frames": len(cache.label),
         "deciding_seconds": round(seconds, 3),
-        **tables(cache, pred, policy.bandit, train),
     }
+    heard = pred[cache.present[cache.frames_of_pair]]  # the slides' tables: present classes only
+    results |= tables(cache.present_only(), heard, policy.bandit, train)
+    events = pred
+    if cache.queries == "all":
+        results["all_pairs"] = all_pairs_tables(cache, pred, policy.gate)
+        results["gate"] = policy.gate and tag_gate.tagging(policy.gate, cache)
+        events = tag_gate.behind(policy.gate, cache, pred) if policy.gate else pred
     before = cache.signals["binary"] > 0.5
     data = Evaluated(cache, results, t_adj.cpu().numpy(), before, pred)
     matches = find_matches(data, list(range(len(cache.pairs))))
@@ -423,7 +467,7 @@ def main(cfg: EvaluateConfig) -> None:
     out = cfg.out or (cfg.run if cfg.split == "validation" else cfg.run / cfg.split)
     out.mkdir(parents=True, exist_ok=True)
     write_decisions(out / "decisions.npz", cache, actions, t_adj, pred)
-    write_labels(out / "events.tsv", predicted_events(cache, pred))
+    write_labels(out / "events.tsv", predicted_events(cache, events))
     write_matches(out / "onsets.tsv", data, matches)
     write_json(out / "results.json", results)
     print_results(results)  # last: nothing is lost where nobody reads to the end

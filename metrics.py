@@ -101,6 +101,12 @@ def mean_f1(cache: Cache, pred: np.ndarray, pairs: np.ndarray) -> float:
 DRAWS, SHARE = 1_000, 0.95  # bootstrap: draws, and the share of them inside the interval
 
 
+def bootstrap_weights(num_clips: int, seed: int = 0) -> np.ndarray:
+    """(DRAWS, C) how often each clip is drawn: C clips with replacement, in every draw."""
+    rng = np.random.default_rng(seed)
+    return rng.multinomial(num_clips, np.full(num_clips, 1 / num_clips), size=DRAWS)
+
+
 def bootstrap_mean(
     values: np.ndarray, group: np.ndarray, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -111,7 +117,6 @@ def bootstrap_mean(
     _, clip = np.unique(group, return_inverse=True)
     size = np.bincount(clip)  # (C,) pairs of each clip
     sums = np.stack([np.bincount(clip, column) for column in values.T], axis=1)  # (C, M)
-    rng = np.random.default_rng(seed)
-    drawn = rng.multinomial(len(size), np.full(len(size), 1 / len(size)), size=DRAWS)  # (DRAWS, C)
+    drawn = bootstrap_weights(len(size), seed)  # (DRAWS, C)
     means = (drawn @ sums) / (drawn @ size)[:, None]
     return tuple(np.quantile(means, [(1 - SHARE) / 2, (1 + SHARE) / 2], axis=0))

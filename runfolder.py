@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from config import Bandit, InputError, TrainConfig, to_dict
+from config import Bandit, InputError, TrainConfig, TwinsConfig, to_dict
 from preprocess import write_json
 
 # ---------------------------------------------------------------------------- checkpoint files
@@ -127,10 +127,10 @@ FREE_FIELDS = (
 )
 
 
-def stored_config(cfg: TrainConfig) -> dict[str, Any]:
+def stored_config(cfg: TrainConfig | TwinsConfig) -> dict[str, Any]:
     """The config as kept in checkpoints: without what may change on resume."""
-    defaults = to_dict(TrainConfig())
-    return to_dict(cfg) | {name: defaults[name] for name in FREE_FIELDS}
+    defaults = to_dict(type(cfg)())
+    return to_dict(cfg) | {name: defaults[name] for name in FREE_FIELDS if name in defaults}
 
 
 def differences(old: dict, new: dict, prefix: str = "") -> list[tuple[str, Any, Any]]:
@@ -162,7 +162,9 @@ def remove_run(folder: Path) -> None:
         shutil.rmtree(folder / name, ignore_errors=True)
 
 
-def open_run(cfg: TrainConfig, cache_key: str, device: torch.device) -> dict[str, Any] | None:
+def open_run(
+    cfg: TrainConfig | TwinsConfig, cache_key: str, device: torch.device
+) -> dict[str, Any] | None:
     """Create the run folder (None), or return the last.pt to resume from.
 
     InputError where an earlier run would be lost, or mixed with another config or cache.
@@ -181,9 +183,10 @@ def open_run(cfg: TrainConfig, cache_key: str, device: torch.device) -> dict[str
         write_json(cfg.run / "config.json", to_dict(cfg))
         return None
     content = read_checkpoint(last, device)
-    for key in ("config", "optimizer", "replay"):
+    script, mark = ("twins.py", "twin") if isinstance(cfg, TwinsConfig) else ("DQN.py", "replay")
+    for key in ("config", "optimizer", mark):
         if key not in content:
-            raise InputError(f"{last}: holds no {key}; only a last.pt of DQN.py can be resumed")
+            raise InputError(f"{last}: holds no {key}; only a last.pt of {script} can be resumed")
     rows = differences(json.loads(content["config"]), stored_config(cfg))
     if rows:
         text = "; ".join(f"--{flag} was {was}, now {now}" for flag, was, now in rows)

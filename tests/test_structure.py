@@ -30,6 +30,8 @@ ORDER = (
     "runfolder",
     "DQN",
     "opponents",
+    "twins",
+    "comparison",
     "evaluate",
     "detect",
     "report",

@@ -1,0 +1,277 @@
+"""Learned opponents: the policy's state and network, trained with supervision instead of reward.
+
+Run:    python twins.py                                      # classifier on cache/train
+        python twins.py --kind rewards --run runs/rewards
+        python evaluate.py --compare DQN=runs/slides twin=runs/twin rules --out runs/table
+Reads:  <cache>/<split>/ (preprocess.py)
+Writes: <run>/{last.pt, best.pt, config.json}
+Shapes: N frames of all pairs, B batch, C channels, W window, A actions
+Next:   comparison.py
+
+With gamma 0 a policy is a classifier of the state, and the labels give the reward of every action.
+Two twins ask what reinforcement learning adds to that:
+
+classifier  one output, cross-entropy with the label, on every frame; on where its logit is above 0
+rewards     the Q-network itself, squared error against the rewards of all actions at once, on the
+            frames inside the boundary, which are those that the policy learns from
+
+A twin always sees cached arrays, as in the independent reading: it has taken no earlier decision.
+"""
+
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+from tqdm import tqdm
+
+import runfolder
+from bandit import (
+    Signals,
+    decide,
+    hold_out,
+    make_states,
+    near,
+    reward_cells,
+    reward_table,
+    shift,
+    thresholds,
+    to_device,
+)
+from config import Bandit, InputError, Network, TwinsConfig, from_dict, run_script
+from DQN import QNetwork, greedy_actions
+from gate import Gate, tune_gate
+from metrics import mean_f1
+from preprocess import Cache, load_cache
+
+
+class Twin(NamedTuple):
+    """A trained twin with what is needed to apply it."""
+
+    kind: str  # classifier or rewards
+    network: QNetwork
+    bandit: Bandit
+    signal: dict | None  # formulas of the cache it was trained on; None: unknown
+    gate: Gate | None
+
+
+def make_network(kind: str, bandit: Bandit, network: Network) -> QNetwork:
+    """The Q-network; a classifier has one output in place of the Q-values."""
+    model = QNetwork(bandit, network)
+    if kind == "classifier":
+        model.head[-1] = nn.Linear(network.hidden, 1)
+    return model
+
+
+def all_rewards(signals: Signals, frame: torch.Tensor, bandit: Bandit) -> torch.Tensor:
+    """Reward of every action on some frames (B,) -> (B, A)."""
+    prob, t_base, label = (x[frame] for x in (signals.prob, signals.t_base, signals.label))
+    deltas = torch.tensor(bandit.deltas, device=frame.device)
+    before = decide(prob, t_base) == label
+    after = decide(prob[:, None], shift(t_base[:, None], deltas)) == label[:, None]
+    cells = reward_cells(before[:, None].expand_as(after), after)
+    return reward_table(bandit).to(frame.device)[cells]
+
+
+@torch.inference_mode()
+def decisions(
+    twin: Twin,
+    signals: Signals,
+    batch: int,
+    pairs: np.ndarray | None = None,
+    progress: str | None = None,
+) -> torch.Tensor:
+    """Decisions (N,) bool of a twin on some pairs (default: all); elsewhere those of T_base."""
+    if twin.kind == "rewards":
+        actions = greedy_actions(twin.network, signals, twin.bandit, batch, pairs, progress)
+        return decide(signals.prob, thresholds(signals, actions, twin.bandit))
+    on = decide(signals.prob, signals.t_base)
+    was_training = twin.network.training
+    twin.network.eval()
+    chosen = torch.arange(len(signals.start)) if pairs is None else torch.as_tensor(pairs)
+    chosen = chosen.to(on.device)
+    owner = torch.repeat_interleave(chosen, signals.end[chosen] - signals.start[chosen])
+    within = torch.cat(
+        [
+            torch.arange(a, b)
+            for a, b in zip(
+                signals.start[chosen].tolist(), signals.end[chosen].tolist(), strict=True
+            )
+        ]
+    )
+    within = within.to(on.device)
+    bar = tqdm(total=len(within), desc=progress, unit="frame", disable=progress is None)
+    for part in torch.arange(len(within), device=on.device).split(batch):
+        states = make_states(signals, owner[part], within[part], twin.bandit)
+        on[within[part]] = twin.network(states)[:, 0] > 0
+        bar.update(len(part))
+    bar.close()
+    twin.network.train(was_training)
+    return on
+
+
+class Trainer:
+    """The state of a run: everything here that changes is in last.pt."""
+
+    def __init__(self, cfg: TwinsConfig, cache: Cache, device: torch.device):
+        self.cfg, self.cache, self.device = cfg, cache, device
+        self.bandit = replace(cfg.bandit, reading="independent")
+        train, self.held_out = hold_out(cache, cfg.holdout, cfg.seed)
+        self.signals = to_device(cache, self.bandit, device)
+        self.gate = tune_gate(cache)
+        self.owner = torch.from_numpy(cache.frames_of_pair).to(device)
+        mine = np.isin(cache.frames_of_pair, train)
+        visited = int(mine.sum()) * cfg.passes
+        self.steps = max(1, visited // cfg.frames_per_step)
+        if cfg.kind == "rewards":
+            prob, t_base = cache.signals["prob"], cache.signals["t_base"]
+            mine &= near(prob, t_base, self.bandit.boundary_width)
+        self.frames = np.flatnonzero(mine)
+        if not len(self.frames):
+            raise InputError(f"{cache.folder}: no frame lies inside the boundary")
+        torch.manual_seed(cfg.seed)  # initial weights and dropout
+        self.network = make_network(cfg.kind, self.bandit, cfg.network).to(device)
+        self.optimizer = torch.optim.Adam(self.network.parameters(), cfg.lr, fused=True)
+        self.rng = np.random.default_rng([cfg.seed, 4])
+        self.progress = {"steps": 0, "best_f1": -1.0, "best_step": -1}
+
+    @property
+    def twin(self) -> Twin:
+        """The network as it is now."""
+        signal = self.cache.manifest["signal"]
+        return Twin(self.cfg.kind, self.network, self.bandit, signal, self.gate)
+
+    def gradient_step(self) -> float:
+        """One step of Adam on a batch of frames drawn at random; returns the loss."""
+        drawn = self.rng.choice(self.frames, self.cfg.batch)
+        frame = torch.from_numpy(drawn).to(self.device)
+        states = make_states(self.signals, self.owner[frame], frame, self.bandit)
+        self.network.train()
+        out = self.network(states)
+        if self.cfg.kind == "classifier":
+            target = self.signals.label[frame].float()
+            loss = functional.binary_cross_entropy_with_logits(out[:, 0], target)
+        else:
+            loss = functional.mse_loss(out, all_rewards(self.signals, frame, self.bandit))
+        value = loss.item()
+        if not np.isfinite(value):
+            raise InputError(
+                f"loss is {value} at gradient step {self.progress['steps']} (learning rate"
+                f" {self.cfg.lr:g}); start anew with --overwrite and a smaller --lr"
+            )
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        self.progress["steps"] += 1
+        return value
+
+    def held_out_f1(self) -> float:
+        """Mean-pair F1 on the held-out pairs."""
+        on = decisions(self.twin, self.signals, 256, self.held_out)
+        return mean_f1(self.cache, on.cpu().numpy(), self.held_out)
+
+    def policy(self) -> dict[str, Any]:
+        """What best.pt holds: enough to apply the twin."""
+        return {
+            "twin": self.cfg.kind,
+            "config": json.dumps(runfolder.stored_config(self.cfg)),
+            "cache_key": self.cache.key,
+            "signal": json.dumps(self.cache.manifest["signal"]),
+            "gate": json.dumps(self.gate and self.gate._asdict()),
+            "versions": runfolder.versions(),
+            "device": self.device.type,
+            "info": dict(self.progress),
+            "network": self.network.state_dict(),
+        }
+
+    def state(self) -> dict[str, Any]:
+        """What last.pt holds: everything that a bit-exact resume needs."""
+        rng = {"torch": torch.get_rng_state(), "draws": self.rng.bit_generator.state}
+        if self.device.type == "cuda":
+            rng["cuda"] = torch.cuda.get_rng_state(self.device)
+        return self.policy() | {"optimizer": self.optimizer.state_dict(), "rng": rng}
+
+    def restore(self, content: dict[str, Any]) -> None:
+        """Take over the state of last.pt."""
+        self.network.load_state_dict(content["network"])
+        self.optimizer.load_state_dict(content["optimizer"])
+        self.progress = dict(content["info"])
+        self.rng.bit_generator.state = content["rng"]["draws"]
+        torch.set_rng_state(content["rng"]["torch"].cpu())
+        if self.device.type == "cuda" and "cuda" in content["rng"]:
+            torch.cuda.set_rng_state(content["rng"]["cuda"].cpu(), self.device)
+
+
+def load_twin(path: Path, device: torch.device) -> Twin:
+    """Open a checkpoint of this script. InputError if it is another's or does not fit."""
+    content = runfolder.read_checkpoint(path, device)
+    if "twin" not in content:
+        raise InputError(f"{path}: not a checkpoint of twins.py")
+    cfg = from_dict(TwinsConfig, json.loads(content["config"]))
+    bandit = replace(cfg.bandit, reading="independent")
+    network = make_network(cfg.kind, bandit, cfg.network).to(device)
+    network.load_state_dict(content["network"])
+    gate = json.loads(content["gate"])
+    signal = json.loads(content["signal"])
+    return Twin(cfg.kind, network.eval(), bandit, signal, gate and Gate(**gate))
+
+
+def keep_best(trainer: Trainer) -> None:
+    """Write best.pt if the held-out F1 rose; without held-out clips the newest is the best."""
+    f1 = trainer.held_out_f1() if len(trainer.held_out) else -1.0
+    if f1 > trainer.progress["best_f1"] or not len(trainer.held_out):
+        trainer.progress |= {"best_f1": f1, "best_step": trainer.progress["steps"]}
+        runfolder.write_checkpoint(trainer.cfg.run / "best.pt", trainer.policy())
+
+
+def main(cfg: TwinsConfig) -> int:
+    """Train a twin. Returns the exit code."""
+    device = runfolder.pick_device(cfg.device, cfg.threads)
+    cache = load_cache(cfg.cache / cfg.split)
+    trainer = Trainer(cfg, cache, device)
+    content = runfolder.open_run(cfg, cache.key, device)
+    if content is None:
+        runfolder.write_checkpoint(cfg.run / "last.pt", trainer.state())
+    else:
+        trainer.restore(content)
+    print(
+        f"{cfg.kind}: {len(trainer.frames):,} training frames, {len(trainer.held_out)} pairs held"
+        f" out, {trainer.steps:,} gradient steps of {cfg.batch}; run folder {cfg.run}"
+    )
+    stopped = runfolder.catch_signals()
+    began = saved = time.perf_counter()
+    first = trainer.progress["steps"]
+    bar = tqdm(total=trainer.steps, initial=first, desc=f"Training {cfg.kind}", unit="step")
+    while trainer.progress["steps"] < trainer.steps and not stopped:
+        loss = trainer.gradient_step()
+        done = trainer.progress["steps"]
+        if done % 50 == 0:
+            bar.set_postfix(loss=f"{loss:.3f}")
+        bar.update()
+        if done * cfg.looks // trainer.steps > (done - 1) * cfg.looks // trainer.steps:
+            keep_best(trainer)
+        if time.perf_counter() - saved > 60 * cfg.checkpoint_minutes:
+            runfolder.write_checkpoint(cfg.run / "last.pt", trainer.state())
+            saved = time.perf_counter()
+    bar.close()
+    runfolder.write_checkpoint(cfg.run / "last.pt", trainer.state())
+    if stopped:
+        print(f"stopped and saved after {trainer.progress['steps']} steps; to go on, run:")
+        print(f"  {runfolder.resume_command()}")
+        return 128 + stopped[0]
+    print(f"gradient_steps: {trainer.progress['steps']}")
+    print(f"train_seconds: {time.perf_counter() - began:.1f}")
+    if len(trainer.held_out):
+        best = trainer.progress
+        print(f"held_out_f1_best: {best['best_f1']:.4f} (step {best['best_step']})")
+    print(f"twin: {cfg.run / 'best.pt'}")
+    return 0
+
+
+if __name__ == "__main__":
+    run_script(TwinsConfig, main)
