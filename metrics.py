@@ -1,7 +1,7 @@
 """Frame metrics: per pair, pooled, per class. One definition for tables, tuning and `best.pt`.
 
 Shapes: N frames of all pairs together, P pairs, `offsets` (P + 1,)
-Next:   DQN.py
+Next:   event_metrics.py
 
 Accuracy = (TP + TN) / all, IoU = TP / (TP + FP + FN), F1 = 2 TP / (2 TP + FP + FN) (slides, page
 "evaluation metrics"). Where truth and prediction are both empty, IoU and F1 are 1: nothing was
@@ -33,6 +33,12 @@ def count_pairs(pred: np.ndarray, label: np.ndarray, offsets: np.ndarray) -> Cou
     return Counts(*(np.add.reduceat(cell.astype(np.int64), starts) for cell in cells))
 
 
+def f1_score(tp: np.ndarray, fp: np.ndarray, fn: np.ndarray) -> np.ndarray:
+    """Counts -> F1 of the same shape."""
+    total = np.asarray(2 * tp + fp + fn, dtype=np.float64)
+    return np.where(total == 0, 1.0, 2 * tp / np.where(total == 0, 1, total))
+
+
 def scores_of(counts: Counts) -> dict[str, np.ndarray]:
     """Counts -> accuracy, IoU, F1 of the same shape."""
     tp, fp, fn, tn = (np.asarray(cell, dtype=np.float64) for cell in counts)
@@ -41,7 +47,7 @@ def scores_of(counts: Counts) -> dict[str, np.ndarray]:
     return {
         "accuracy": (tp + tn) / (union + tn),
         "iou": np.where(empty, 1.0, tp / np.where(empty, 1, union)),
-        "f1": np.where(empty, 1.0, 2 * tp / np.where(empty, 1, union + tp)),
+        "f1": f1_score(tp, fp, fn),
     }
 
 

@@ -95,6 +95,18 @@ def classes_of(clips: dict[str, list[Event]]) -> list[str]:
     return sorted({event.event_label for events in clips.values() for event in events})
 
 
+def merge_events(events: list[Event]) -> list[Event]:
+    """Events of a clip by onset, those of one class that overlap or touch made into one."""
+    merged: list[Event] = []
+    for event in sorted(events, key=lambda event: (event.event_label, event.onset, event.offset)):
+        last = merged[-1] if merged else None
+        if last and last.event_label == event.event_label and event.onset <= last.offset:
+            merged[-1] = last._replace(offset=max(last.offset, event.offset))
+        else:
+            merged.append(event)
+    return sorted(merged)
+
+
 def frame_edges(num_frames: int, frame_s: float) -> np.ndarray:
     """Edges (T + 1,) in seconds of a grid of equal frames."""
     return np.arange(num_frames + 1) * frame_s

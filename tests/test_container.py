@@ -41,7 +41,7 @@ def environment() -> dict[str, str]:
 def commands(rest: str) -> list[list[str]]:
     """Words of each command of a RUN line; shell operators end a command."""
     lexer = shlex.shlex(rest, posix=True, punctuation_chars=True)
-    lexer.wordchars += "${}:"
+    lexer.wordchars += "${}:+"
     found: list[list[str]] = [[]]
     for word in lexer:
         if set(word) <= set(";&|"):
