@@ -316,6 +316,10 @@ class ScorersConfig(Checked):
     """a set of defaults; flags after it still win"""
     corpus: Path = Path("data/builtin")
     """corpus folder made by soundscapes.py"""
+    convert: Path | None = None
+    """instead: write these scores (folder of TSVs, or NPZ) in the other form, to --out"""
+    out: Path | None = None
+    """with --convert: NAME.npz for one NPZ file, anything else for a folder of TSVs"""
     epochs: int = number(12, 1)
     """passes over the training clips for each fit"""
     lr: float = number(4e-3, above=0, high=1)
@@ -328,6 +332,12 @@ class ScorersConfig(Checked):
     """weights, order and augmentation"""
     workers: int | None = number(None, 1)
     """processes, one fit each (default: all cores)"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        both = (self.convert is None) == (self.out is None)
+        given = self.convert if self.out is None else self.out
+        require(both, "convert", "given together with --out", given)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -347,7 +357,9 @@ class PreprocessConfig(Checked):
     audio: Path | None = None
     """your audio folder; without one the loudness is 1 everywhere and the scores decide alone"""
     scores: Path | None = None
-    """your score files: a TSV a clip with onset, offset and a column a class"""
+    """your scores: a folder with a TSV a clip (onset, offset, a column a class), or NPZ"""
+    map: tuple[str, ...] = ()
+    """classes named otherwise in the scores: SCORES=LABELS, e.g. dog=Dog water=Running_water"""
     pairs: Literal["present", "all"] = "present"
     """query each clip for the classes of its labels (slides), or for every class"""
     classes: tuple[str, ...] = ()
@@ -367,9 +379,9 @@ class PreprocessConfig(Checked):
         rule = "used together with --pairs all"
         require(not self.classes or self.pairs == "all", "classes", rule, self.classes)
         if self.labels is None:
-            for name in ("audio", "scores", "import_npz"):
+            for name in ("audio", "scores", "map", "import_npz"):
                 value = getattr(self, name)
-                require(value is None, self.flag(name), "given together with --labels", value)
+                require(not value, self.flag(name), "given together with --labels", value)
             return
         require(self.split is not None, "split", "given together with --labels", self.split)
         if self.import_npz is None:
@@ -378,9 +390,17 @@ class PreprocessConfig(Checked):
         else:
             rule = "present with --import-npz, which has no other pairs,"
             require(self.pairs == "present", "pairs", rule, self.pairs)
-            for name in ("audio", "scores"):
+            for name in ("audio", "scores", "map"):
                 value = getattr(self, name)
-                require(value is None, name, "left out with --import-npz", value)
+                require(not value, name, "left out with --import-npz", value)
+        for text in self.map:
+            name, _, label = text.partition("=")
+            require(bool(name and label), "map", "SCORES=LABELS, e.g. dog=Dog,", text)
+
+    @property
+    def rename(self) -> dict[str, str]:
+        """Class name in the scores -> class name in the labels."""
+        return dict(text.split("=", 1) for text in self.map)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -465,7 +465,7 @@ class Job(NamedTuple):
 
     path: Path
     clips: list[Clip]
-    source: scorers.ScoreFiles | Path  # score files, or the folder of NPZ files to import
+    source: scorers.ScoreSource | Path  # scores, or the folder of NPZ files to import
     queries: str  # present or all
     signal: Signal
     import_frame_s: float
@@ -544,12 +544,12 @@ def find_inputs(task: Task, cfg: PreprocessConfig) -> tuple[list[Clip], Any, lis
             else:
                 ready.append(Clip(name, events, None))
     else:
-        source = scorers.ScoreFiles(task.scores, task.classes)
+        source = scorers.open_scores(task.scores, task.classes, cfg.rename)
         unscored = set(source.missing(list(queried)))
         for name, events in queried.items():
             path = task.audio / name if task.audio else None
             if name in unscored:
-                missing.append(f"{name}: no score file in {task.scores}")
+                missing.append(f"{name}: no scores in {task.scores}")
             elif path is not None and not path.is_file():
                 missing.append(f"{name}: no audio in {task.audio}")
             else:
@@ -580,7 +580,8 @@ def fingerprint(job: Job) -> str:
         if isinstance(job.source, Path):
             files = [job.source / npz_name(clip.filename, e.event_label) for e in clip.events]
         else:
-            files = [clip.audio] * bool(clip.audio) + [job.source.path(clip.filename)]
+            files = [clip.audio] * bool(clip.audio)
+            parts.append(job.source.identity(clip.filename))
         stats = [(str(file.name), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
         parts.append([clip.filename, clip.events, stats])
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

@@ -1,6 +1,7 @@
 """Where frame scores come from: score files of any SED system, or the built-in trained scorer.
 
 Run:    python scorers.py --preset demo     (one CRNN a bank fold, about a minute on two cores)
+        python scorers.py --convert scores/train --out scores/train.npz     (or back into TSVs)
 Reads:  <corpus>/clips.tsv, <corpus>/<split>/labels.tsv, <corpus>/<split>/audio
 Writes: <corpus>/<split>/scores/<clip id>.tsv (`onset, offset`, a column a class), scorer.json
 Shapes: K classes, T frames; values (K, T) in 0..1, edges (T + 1,) seconds; B clips, S samples
@@ -17,12 +18,15 @@ import io
 import json
 import os
 import shutil
+import struct
 import tempfile
 import time
+import zipfile
+from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import IO, Any, NamedTuple, Protocol
 
 import librosa
 import numpy as np
@@ -76,10 +80,34 @@ class ScoreSource(Protocol):
     def scores(self, filename: str) -> ClipScores:
         """Scores of a clip; raises InputError naming file, line and column."""
 
+    def identity(self, filename: str) -> list[Any]:
+        """JSON-ready facts that change when this clip's scores do; what a rerun may skip by."""
+
+    def clips(self) -> list[str]:
+        """Ids of all clips that have scores; `read` takes such an id."""
+
+    def read(self, clip: str) -> ClipScores:
+        """Scores of a clip by its id; `scores` takes its name in the labels."""
+
 
 def clip_id(filename: str) -> str:
     """Clip name without its last extension: ids of AudioSet clips contain dots."""
     return os.path.splitext(filename)[0]
+
+
+def open_scores(
+    path: Path, classes: list[str] | None = None, rename: dict[str, str] | None = None
+) -> ScoreSource:
+    """Scores of any form: a folder of TSV files, an .npz file or a folder of .npz files.
+
+    `classes` are the wanted ones in order (None: all that are there); `rename` maps a class name
+    of the scores to that of the labels. Raises InputError where there are no scores.
+    """
+    path = Path(path)
+    parts = any(path.glob("*.npz")) if path.is_dir() else path.suffix == ".npz"
+    if parts and path.is_dir() and any(path.glob("*.tsv")):
+        raise InputError(f"scores {path}: both .tsv and .npz files; keep one form in the folder")
+    return (ScoreArchive if parts else ScoreFiles)(path, classes, rename)
 
 
 class ScoreFiles:
@@ -90,22 +118,36 @@ class ScoreFiles:
     processes, so that all of them compare with the same file.
     """
 
-    def __init__(self, folder: Path, classes: list[str]) -> None:
-        self.folder, self.classes = Path(folder), list(classes)
+    def __init__(
+        self,
+        folder: Path,
+        classes: list[str] | None = None,
+        rename: dict[str, str] | None = None,
+    ) -> None:
+        self.folder, self.rename = Path(folder), dict(rename or {})
         self._first: tuple[Path, frozenset[str]] | None = None
-        self._frame: tuple[Path, float] | None = None
+        self._frame: tuple[str, float] | None = None
         if not self.folder.is_dir():
-            raise InputError(f"scores {self.folder}: not a folder")
-        if next(self.folder.rglob("*.tsv"), None) is None:
+            raise InputError(f"scores {self.folder}: not a folder of .tsv files, nor an .npz file")
+        any_file = next(self.folder.rglob("*.tsv"), None)
+        if any_file is None:
             raise InputError(f"scores {self.folder}: no .tsv files")
+        if classes is None:
+            classes = _renamed(f"{any_file}", _read_table(any_file)[0], self.rename)
+        self.classes = list(classes)
 
-    def path(self, filename: str) -> Path:
-        """Score file of a clip named as in the labels."""
-        return self.folder / f"{clip_id(filename)}.tsv"
+    def clips(self) -> list[str]:
+        """Ids of all score files, sorted: their paths below the folder without `.tsv`."""
+        found = (path.relative_to(self.folder) for path in self.folder.rglob("*.tsv"))
+        return sorted(path.as_posix().removesuffix(".tsv") for path in found)
+
+    def path(self, clip: str) -> Path:
+        """Score file of a clip id."""
+        return self.folder / f"{clip}.tsv"
 
     def missing(self, filenames: list[str]) -> list[str]:
         """The clips without a score file; reads one file, so that a wrong folder fails at once."""
-        absent = [name for name in filenames if not self.path(name).is_file()]
+        absent = [name for name in filenames if not self.path(clip_id(name)).is_file()]
         present = set(filenames) - set(absent)
         if self._first is None and present:
             self.scores(min(present))
@@ -120,38 +162,426 @@ class ScoreFiles:
             "source": "files",
             "folder": str(self.folder),
             "classes": self.classes,
+            "renamed": self.rename,
             "sha256": digest.hexdigest(),
         }
 
+    def identity(self, filename: str) -> list[Any]:
+        """Name, size and time of the score file; the names that are read in it."""
+        path = self.path(clip_id(filename))
+        stat = path.stat()
+        return [path.name, stat.st_size, stat.st_mtime_ns, sorted(self.rename.items())]
+
     def scores(self, filename: str) -> ClipScores:
         """Scores of a clip, rows in the order of `classes`. May raise InputError."""
-        path = self.path(filename)
-        names, edges, table = _read_table(path)
-        for name in self.classes:
-            if name not in names:
-                near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-                hint = f"; did you mean {near[0]!r}?" if near else ""
-                columns = ", ".join(names)
-                raise InputError(f"{path}: no column for class {name!r} (columns: {columns}){hint}")
+        return self.read(clip_id(filename))
+
+    def read(self, clip: str) -> ClipScores:
+        """Scores of a clip id, rows in the order of `classes`. May raise InputError."""
+        path = self.path(clip)
+        names, edges, values = _read_table(path)
+        names = _renamed(str(path), names, self.rename)
+        order = _columns(str(path), names, self.classes)
         self._first = self._first or (path, frozenset(names))
         if frozenset(names) != self._first[1]:
             odd = ", ".join(sorted(self._first[1] ^ frozenset(names)))
             raise InputError(f"{path}: classes differ from {self._first[0].name} ({odd})")
-        order = [names.index(name) for name in self.classes]
-        clip = ClipScores(np.ascontiguousarray(table[:, order].T, dtype=np.float32), edges)
-        self._check_frame(path, clip)
-        return clip
+        scores = ClipScores(np.ascontiguousarray(values[:, order].T, dtype=np.float32), edges)
+        if len(edges) > 2:  # a single frame is a last frame, whose length says nothing
+            self._frame = self._frame or (path.name, scores.frame_s)
+            _check_frame(str(path), scores, *self._frame)
+        return scores
 
-    def _check_frame(self, path: Path, clip: ClipScores) -> None:
-        num_frames = clip.values.shape[1]
-        if num_frames == 1:  # only a last frame, whose length says nothing
-            return
-        self._frame = self._frame or (path, clip.frame_s)
-        first, expected = self._frame
-        slack = 1e-3 * expected + 1e-3 / (num_frames - 1)  # 0.1 %, and a last edge rounded to ms
-        if abs(clip.frame_s - expected) > slack:
-            text = f"frame length {clip.frame_s:.6g} s, {first.name} has {expected:.6g} s"
-            raise InputError(f"{path}: {text}")
+
+# ---------------------------------------------------------------------------- score archives
+
+ARCHIVE_ARRAYS = ("classes", "clips", "lengths", "values", "edges")
+
+
+class Part(NamedTuple):
+    """One .npz file: clip i is rows starts[i] .. starts[i + 1] of `values`.
+
+    Its edges are one more, so they start at starts[i] + i.
+    """
+
+    path: Path
+    classes: list[str]
+    clips: list[str]
+    starts: np.ndarray  # (clips + 1,)
+    values: np.ndarray  # (rows, K) float32 or float16, mapped from disk
+    edges: np.ndarray  # (rows + clips,) seconds, mapped from disk
+    tag: np.ndarray | None  # (clips, K)
+    meta: dict[str, Any]
+
+
+class ScoreArchive:
+    """Scores of many clips in one uncompressed .npz file, or in all .npz files of a folder.
+
+    Nothing is parsed or copied before a clip is asked for: the numbers stay on disk, mapped, and
+    all processes share what the system has read. A copy sent to another process opens the files
+    again. Raises InputError where a file is damaged or the files do not belong together.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        classes: list[str] | None = None,
+        rename: dict[str, str] | None = None,
+    ) -> None:
+        self.location, self.rename = Path(path), dict(rename or {})
+        paths = [self.location]
+        if self.location.is_dir():
+            paths = sorted(self.location.glob("*.npz"))
+        elif not self.location.is_file():
+            raise InputError(f"scores {self.location}: no such file")
+        self._parts = [_open_part(path) for path in paths]
+        first = self._parts[0]
+        self._index: dict[str, tuple[Part, int]] = {}
+        for part in self._parts:
+            if (part.classes, part.tag is None) != (first.classes, first.tag is None):
+                raise InputError(f"{part.path}: classes differ from {first.path.name}")
+            if part.meta != first.meta:
+                raise InputError(f"{part.path}: made with other settings than {first.path.name}")
+            for i, clip in enumerate(part.clips):
+                if clip in self._index:
+                    raise InputError(f"{part.path}: clip {clip!r} occurs twice")
+                self._index[clip] = (part, i)
+        names = _renamed(str(first.path), first.classes, self.rename)
+        self.classes = names if classes is None else list(classes)
+        self._order = _columns(str(first.path), names, self.classes)
+        self._frame: tuple[str, float] | None = None
+        for name, (part, i) in self._index.items():
+            if part.starts[i + 1] - part.starts[i] > 1:  # a single frame has no usual length
+                self._frame = (f"clip {name}", self.read(name).frame_s)
+                break
+
+    def __reduce__(self) -> tuple:
+        return ScoreArchive, (self.location, self.classes, self.rename)
+
+    def _find(self, filename: str) -> str:
+        """Id of a clip: its name without extension, or the whole name if the archive has that."""
+        return filename if filename in self._index else clip_id(filename)
+
+    def clips(self) -> list[str]:
+        """Ids of all clips, in the order of the files."""
+        return list(self._index)
+
+    def missing(self, filenames: list[str]) -> list[str]:
+        """The clips that are not in the archive."""
+        return [name for name in filenames if self._find(name) not in self._index]
+
+    def meta(self) -> dict[str, Any]:
+        """Place, classes in order, what the writer said about itself, a hash over all files."""
+        digest = hashlib.sha256()
+        for part in self._parts:
+            with open(part.path, "rb") as stream:
+                digest.update(hashlib.file_digest(stream, "sha256").digest())
+        return {
+            "source": "archive",
+            "folder": str(self.location),
+            "classes": self.classes,
+            "renamed": self.rename,
+            "scorer": self._parts[0].meta,
+            "sha256": digest.hexdigest(),
+        }
+
+    def identity(self, filename: str) -> list[Any]:
+        """A hash of the clip's numbers; the classes that are read as others."""
+        part, i = self._index[self._find(filename)]
+        values, edges = _rows(part, i)
+        tag = b"" if part.tag is None else part.tag[i].tobytes()
+        digest = hashlib.sha256(values.tobytes() + edges.tobytes() + tag)
+        return [digest.hexdigest(), part.classes, sorted(self.rename.items())]
+
+    def scores(self, filename: str) -> ClipScores:
+        """Scores of a clip, rows in the order of `classes`. May raise InputError."""
+        return self.read(self._find(filename))
+
+    def read(self, clip: str) -> ClipScores:
+        """Scores of a clip id, rows in the order of `classes`. May raise InputError."""
+        if clip not in self._index:
+            raise InputError(f"{self.location}: no scores of clip {clip!r}")
+        part, i = self._index[clip]
+        values, edges = _rows(part, i)
+        place = f"{part.path} clip {clip}"
+        table = np.column_stack([edges[:-1], edges[1:], values]).astype(np.float64)
+        edges, values = _checked(
+            lambda row: f"{place} frame {row}", [*TIME_COLUMNS, *part.classes], table
+        )
+        tag = None
+        if part.tag is not None:
+            tag = np.asarray(part.tag[i], dtype=np.float32)
+            for k in np.flatnonzero(~((tag >= 0) & (tag <= 1)))[:1]:
+                raise InputError(
+                    f"{place}: tag {tag[k]:g} of class {part.classes[k]!r} is outside 0..1"
+                )
+            tag = tag[self._order]
+        order = self._order
+        scores = ClipScores(np.ascontiguousarray(values[:, order].T, dtype=np.float32), edges, tag)
+        if self._frame is not None and len(edges) > 2:
+            _check_frame(place, scores, *self._frame)
+        return scores
+
+
+def _rows(part: Part, i: int) -> tuple[np.ndarray, np.ndarray]:
+    """Values (T, K) and edges (T + 1,) of clip i as they lie on disk."""
+    a, b = int(part.starts[i]), int(part.starts[i + 1])
+    return part.values[a:b], part.edges[a + i : b + i + 1]
+
+
+def _map_npz(path: Path) -> dict[str, np.ndarray]:
+    """Arrays of an .npz file, mapped from disk; numpy itself reads members of a zip file whole."""
+    arrays = {}
+    with zipfile.ZipFile(path) as archive, open(path, "rb") as stream:
+        for info in archive.infolist():
+            if info.compress_type != zipfile.ZIP_STORED:
+                raise ValueError("compressed; numpy.savez writes what can be mapped")
+            stream.seek(info.header_offset + 26)  # zip file format: lengths of name and extra field
+            stream.seek(sum(struct.unpack("<HH", stream.read(4))), os.SEEK_CUR)
+            version = np.lib.format.read_magic(stream)
+            read = np.lib.format.read_array_header_1_0
+            if version != (1, 0):
+                read = np.lib.format.read_array_header_2_0
+            shape, fortran, dtype = read(stream)
+            if dtype.hasobject:
+                raise ValueError(f"array {info.filename} holds Python objects")
+            order = "F" if fortran else "C"
+            empty = 0 in shape  # which cannot be mapped
+            arrays[info.filename.removesuffix(".npy")] = (
+                np.empty(shape, dtype, order)
+                if empty
+                else np.memmap(path, dtype, "r", stream.tell(), shape, order)
+            )
+    return arrays
+
+
+def _open_part(path: Path) -> Part:
+    """Map a score archive and check that its arrays fit each other; InputError if not."""
+    try:
+        arrays = _map_npz(path)
+    except (OSError, ValueError, zipfile.BadZipFile, struct.error) as error:
+        raise InputError(f"{path}: cannot be read ({error})") from None
+    for name in ARCHIVE_ARRAYS:
+        if name not in arrays:
+            raise InputError(
+                f"{path}: no array {name!r}; a score archive has {', '.join(ARCHIVE_ARRAYS)}"
+            )
+    kinds = {"classes": "U", "clips": "U", "lengths": "iu", "values": "f", "edges": "f", "tag": "f"}
+    for name in kinds.keys() & arrays.keys():
+        if arrays[name].dtype.kind not in kinds[name]:
+            raise InputError(f"{path}: array {name!r} is of type {arrays[name].dtype}")
+    classes, clips = (np.atleast_1d(arrays[name]).tolist() for name in ("classes", "clips"))
+    lengths = np.atleast_1d(arrays["lengths"]).astype(np.int64)
+    num_rows = int(lengths.sum())
+    wanted = {
+        "lengths": (len(clips),),
+        "values": (num_rows, len(classes)),
+        "edges": (num_rows + len(clips),),
+    }
+    if "tag" in arrays:
+        wanted["tag"] = (len(clips), len(classes))
+    for name, shape in wanted.items():
+        if arrays[name].shape != shape:
+            found = arrays[name].shape
+            raise InputError(
+                f"{path}: array {name!r} has shape {found}, but {len(clips)} clips of {num_rows}"
+                f" frames in all and {len(classes)} classes need {shape}"
+            )
+    if not clips or lengths.min() < 1:
+        raise InputError(f"{path}: no clips, or a clip without frames")
+    for what, names in (("class", classes), ("clip", clips)):
+        if len(set(names)) < len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise InputError(f"{path}: {what} {twice!r} occurs twice")
+    try:
+        meta = json.loads(str(arrays.get("meta", "{}")))
+    except ValueError:
+        raise InputError(f"{path}: array 'meta' is not JSON") from None
+    starts = np.concatenate(([0], np.cumsum(lengths)))
+    tag = arrays.get("tag")
+    return Part(path, classes, clips, starts, arrays["values"], arrays["edges"], tag, meta)
+
+
+def write_archive(
+    path: Path,
+    classes: list[str],
+    clips: Iterable[tuple[str, ClipScores]],
+    meta: dict[str, Any] | None = None,
+) -> None:
+    """Write (clip id, scores) one after the other into an .npz; it appears when complete.
+
+    Memory stays that of one clip. Equal scores, equal bytes. `meta` is what the scorer says about
+    itself. Raises ValueError where only some clips have a tag.
+    """
+    names: list[str] = []
+    lengths: list[int] = []
+    tags: list[np.ndarray] = []
+    temporary = path.with_name(path.name + ".tmp")
+    with (
+        tempfile.TemporaryFile(dir=path.parent) as values,
+        tempfile.TemporaryFile(dir=path.parent) as edges,
+    ):
+        for name, clip in clips:
+            names.append(name)
+            lengths.append(clip.values.shape[1])
+            values.write(clip.values.T.astype("<f4").tobytes())
+            edges.write(clip.edges.astype("<f8").tobytes())
+            if clip.tag is not None:
+                tags.append(np.asarray(clip.tag, dtype=np.float32))
+        if tags and len(tags) < len(names):
+            raise ValueError(f"{path}: {len(names) - len(tags)} clips without a tag")
+        small = {
+            "classes": np.array(classes),
+            "clips": np.array(names),
+            "lengths": np.array(lengths, dtype=np.int64),
+            "meta": np.array(json.dumps(meta or {})),
+        }
+        if tags:
+            small["tag"] = np.stack(tags)
+        rows = sum(lengths)
+        large = (
+            ("values", values, "<f4", (rows, len(classes))),
+            ("edges", edges, "<f8", (rows + len(names),)),
+        )
+        try:
+            with zipfile.ZipFile(temporary, "w") as archive:
+                for name, array in small.items():
+                    with _member(archive, name) as member:
+                        np.lib.format.write_array(member, array, allow_pickle=False)
+                for name, stream, descr, shape in large:
+                    header = {"descr": descr, "fortran_order": False, "shape": shape}
+                    stream.seek(0)
+                    with _member(archive, name) as member:
+                        np.lib.format.write_array_header_1_0(member, header)
+                        shutil.copyfileobj(stream, member, 1 << 20)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def _member(archive: zipfile.ZipFile, name: str) -> IO[bytes]:
+    """A new array of an .npz file; without a time stamp, so that equal scores are equal bytes."""
+    return archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True)
+
+
+def convert(path: Path, out: Path) -> None:
+    """Write scores in the other form: an archive if `out` ends in .npz, else a folder of TSVs.
+
+    Raises InputError where `out` is there already or a score is damaged; nothing is left then.
+    """
+    if out.exists():
+        raise InputError(f"--out {out}: is there already; remove it or give another name")
+    source = open_scores(path)
+    clips = source.clips()
+    bar = tqdm(clips, desc="scores", unit="clip")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if out.suffix == ".npz":
+        write_archive(
+            out, source.classes, ((clip, source.read(clip)) for clip in bar), source.meta()
+        )
+    else:
+        with tempfile.TemporaryDirectory(prefix=".scores-", dir=out.parent) as name:
+            folder = Path(name) / "scores"
+            for clip in bar:
+                file = folder / f"{clip}.tsv"
+                file.parent.mkdir(parents=True, exist_ok=True)
+                scores = source.read(clip)
+                write_scores(file, scores.edges, source.classes, scores.values)
+            folder.replace(out)
+        if scores.tag is not None:
+            print(f"{path}: clip-level tags have no place in TSV files and were left out")
+    print(f"{len(clips)} clips, {len(source.classes)} classes -> {out}")
+
+
+# ---------------------------------------------------------------------------- what is checked
+
+
+def _renamed(place: str, names: list[str], rename: dict[str, str]) -> list[str]:
+    """Class names after `--map`; InputError for a name that is not there, or there twice then."""
+    for name in rename:
+        if name not in names:
+            raise InputError(f"{place}: --map: no column {name!r} (columns: {', '.join(names)})")
+    found = [rename.get(name, name) for name in names]
+    for name in found:
+        if found.count(name) > 1:
+            raise InputError(f"{place}: column {name!r} occurs twice after --map")
+    return found
+
+
+def _columns(place: str, names: list[str], classes: list[str]) -> list[int]:
+    """Column of each class; InputError for one that is not there."""
+    for name in classes:
+        if name not in names:
+            same = [other for other in names if other.lower() == name.lower()]
+            near = same or difflib.get_close_matches(name, names, n=1, cutoff=0.5) or ["NAME"]
+            raise InputError(
+                f"{place}: no column for class {name!r} (columns: {', '.join(names)})."
+                f" --map '{near[0]}={name}' renames"
+            )
+    return [names.index(name) for name in classes]
+
+
+def _check_frame(place: str, clip: ClipScores, first: str, expected: float) -> None:
+    """All clips of a source share their frame length, in seconds."""
+    num_frames = len(clip.edges) - 1
+    slack = 1e-3 * expected + 1e-3 / (num_frames - 1)  # 0.1 %, and a last edge rounded to ms
+    if abs(clip.frame_s - expected) > slack:
+        text = f"frame length {clip.frame_s:.6g} s, {first} has {expected:.6g} s"
+        raise InputError(f"{place}: {text}")
+
+
+def _checked(
+    where: Callable[[int], str], names: list[str], table: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Onset, offset and a column a class (T, 2 + K) -> edges (T + 1,) and values (T, K).
+
+    `where` says in which file and line a row stands. Raises InputError for a number that is not
+    finite, a score out of 0..1 or a broken time axis.
+    """
+    bad = np.argwhere(~np.isfinite(table))
+    if len(bad):
+        row, column = bad[0]
+        raise InputError(
+            f"{where(row)}, column {names[column]}: {table[row, column]} is not finite"
+        )
+    bad = np.argwhere((table[:, 2:] < 0) | (table[:, 2:] > 1))
+    if len(bad):
+        row, column = bad[0] + (0, 2)
+        raise InputError(
+            f"{where(row)}, column {names[column]}: {table[row, column]:g} is outside 0..1;"
+            " these look like logits, apply a sigmoid first"
+        )
+    return _checked_edges(where, table[:, 0], table[:, 1]), table[:, 2:]
+
+
+def _checked_edges(
+    where: Callable[[int], str], onset: np.ndarray, offset: np.ndarray
+) -> np.ndarray:
+    """Onsets and offsets (T,) -> edges (T + 1,) of frames without gaps, equal but for the last."""
+    length = offset - onset
+    for row in np.flatnonzero(length <= 0)[:1]:
+        text = f"offset {offset[row]:g} is not after onset {onset[row]:g}"
+        raise InputError(f"{where(row)}: {text}")
+    if abs(onset[0]) > JITTER * length[0]:
+        raise InputError(f"{where(0)}: first frame starts at {onset[0]:g}, not 0")
+    gap = np.abs(onset[1:] - offset[:-1]) > JITTER * length[1:]
+    for row in np.flatnonzero(gap)[:1] + 1:
+        raise InputError(
+            f"{where(row)}: starts at {onset[row]:.3f}"
+            f" but the frame before ends at {offset[row - 1]:.3f}"
+        )
+    edges = np.append(onset, offset[-1])
+    edges[0] = 0.0
+    usual, last = float(np.median(np.diff(edges))), len(onset) - 1
+    even = edges[-2] / max(last, 1) * np.arange(len(onset))  # onsets of equal frames
+    if np.any(np.abs(edges[:-1] - even) > JITTER * usual):
+        row = int(np.argmax(np.abs(np.diff(edges)[:-1] - usual)))
+    elif last and edges[-1] - edges[-2] > (2 + JITTER) * usual:
+        row = last
+    else:
+        return edges
+    text = f"a frame of {length[row]:.3g} s among frames of {usual:.3g} s"
+    raise InputError(f"{where(row)}: {text}; all frames must be equally long")
 
 
 # ---------------------------------------------------------------------------- the score file
@@ -197,8 +627,7 @@ def _read_table(path: Path) -> tuple[list[str], np.ndarray, np.ndarray]:
             raise ValueError("columns")
     except ValueError:  # the slow way knows line and column
         table = _parse_slowly(path, names, body)
-    _check_values(path, names, body, table)
-    return names[2:], _checked_edges(path, body, table[:, 0], table[:, 1]), table[:, 2:]
+    return names[2:], *_checked(lambda row: f"{path} line {_line(body, row)}", names, table)
 
 
 def _line(body: str, row: int) -> int:
@@ -225,51 +654,6 @@ def _parse_slowly(path: Path, names: list[str], body: str) -> np.ndarray:
                 ) from None
         rows.append([float(cell) for cell in cells])
     return np.array(rows)
-
-
-def _check_values(path: Path, names: list[str], body: str, table: np.ndarray) -> None:
-    bad = np.argwhere(~np.isfinite(table))
-    if len(bad):
-        row, column = bad[0]
-        place = f"{path} line {_line(body, row)}, column {names[column]}"
-        raise InputError(f"{place}: {table[row, column]} is not finite")
-    bad = np.argwhere((table[:, 2:] < 0) | (table[:, 2:] > 1))
-    if len(bad):
-        row, column = bad[0] + (0, 2)
-        place = f"{path} line {_line(body, row)}, column {names[column]}"
-        raise InputError(
-            f"{place}: {table[row, column]:g} is outside 0..1;"
-            " these look like logits, apply a sigmoid first"
-        )
-
-
-def _checked_edges(path: Path, body: str, onset: np.ndarray, offset: np.ndarray) -> np.ndarray:
-    """Onsets and offsets (T,) -> edges (T + 1,) of frames without gaps, equal but for the last."""
-    length = offset - onset
-    for row in np.flatnonzero(length <= 0)[:1]:
-        place = f"{path} line {_line(body, row)}"
-        raise InputError(f"{place}: offset {offset[row]:g} is not after onset {onset[row]:g}")
-    if abs(onset[0]) > JITTER * length[0]:
-        line = _line(body, 0)
-        raise InputError(f"{path} line {line}: first frame starts at {onset[0]:g}, not 0")
-    gap = np.abs(onset[1:] - offset[:-1]) > JITTER * length[1:]
-    for row in np.flatnonzero(gap)[:1] + 1:
-        raise InputError(
-            f"{path} line {_line(body, row)}: starts at {onset[row]:.3f}"
-            f" but the frame before ends at {offset[row - 1]:.3f}"
-        )
-    edges = np.append(onset, offset[-1])
-    edges[0] = 0.0
-    usual, last = float(np.median(np.diff(edges))), len(onset) - 1
-    even = edges[-2] / max(last, 1) * np.arange(len(onset))  # onsets of equal frames
-    if np.any(np.abs(edges[:-1] - even) > JITTER * usual):
-        row = int(np.argmax(np.abs(np.diff(edges)[:-1] - usual)))
-    elif last and edges[-1] - edges[-2] > (2 + JITTER) * usual:
-        row = last
-    else:
-        return edges
-    text = f"a frame of {length[row]:.3g} s among frames of {usual:.3g} s"
-    raise InputError(f"{path} line {_line(body, row)}: {text}; all frames must be equally long")
 
 
 # ---------------------------------------------------------------------------- the corpus
@@ -620,7 +1004,13 @@ def publish(cfg: ScorersConfig, folder: Path, record: dict[str, Any]) -> None:
 
 
 def main(cfg: ScorersConfig) -> None:
-    """Score every clip of a corpus out of fold. Raises InputError for a corpus it cannot use."""
+    """Score every clip of a corpus out of fold, or convert score files from form to form.
+
+    Raises InputError for a corpus or scores that it cannot use.
+    """
+    if cfg.convert is not None:
+        convert(cfg.convert, cfg.out)
+        return
     began = time.monotonic()
     clips = read_corpus(cfg.corpus)
     classes = classes_of({f"{clip.split}/{clip.filename}": clip.events for clip in clips})

@@ -18,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import preprocess
+import scorers
 from config import InputError, PreprocessConfig, Signal, to_dict
 from preprocess import SIGNALS, compute_signals, load_cache, loudness
 from scorers import write_scores
@@ -463,6 +464,52 @@ def test_what_changed_is_made_again(home, capsys):
     assert load_cache(home / "cache" / "train").manifest["signal"]["fusion"] == "harmonic"
 
 
+def test_a_score_archive_gives_the_same_cache_and_is_taken_over(home, capsys):
+    first = load_cache(home / "cache" / "train")
+    archive = home / "corpus" / "scores.npz"
+    scorers.convert(home / "corpus" / "scores", archive)
+    cfg = config_of(home, scores=archive, cache=home / "new")
+    preprocess.main(cfg)
+    cache = load_cache(home / "new" / "train")
+    assert cache.pairs == first.pairs and cache.key == first.key
+    assert cache.manifest["scores"]["source"] == "archive"
+    preprocess.main(cfg)
+    assert "taken over from an earlier run: 3 of 3" in capsys.readouterr().out
+    scores = scorers.open_scores(archive)
+    clips = {name: scores.read(name) for name in scores.clips()}
+    clips["short"] = clips["short"]._replace(values=1 - clips["short"].values)
+    scorers.write_archive(archive, scores.classes, clips.items())
+    preprocess.main(cfg)
+    assert "taken over from an earlier run: 2 of 3" in capsys.readouterr().out
+
+
+def test_mapped_classes(home, capsys):
+    """The labels' names change, the scores keep theirs; another map is not taken over."""
+    first = load_cache(home / "cache" / "train")
+    labels = home / "corpus" / "labels.tsv"
+    labels.write_text(labels.read_text().replace("Dog", "Bello"))
+    with pytest.raises(
+        InputError, match=r"no column for class 'Bello'.*--map 'NAME=Bello' renames"
+    ):
+        preprocess.main(config_of(home))
+    preprocess.main(config_of(home, map=("Dog=Bello",)))
+    cache = load_cache(home / "cache" / "train")
+    for name, event_label in PAIRS:
+        if event_label == "Dog":
+            found = cache.of_pair(cache.find(name, "Bello"))
+            expected = first.of_pair(first.find(name, "Dog"))
+            np.testing.assert_array_equal(found["d_raw"], expected["d_raw"])
+    assert cache.manifest["scores"]["renamed"] == {"Dog": "Bello"}
+    capsys.readouterr()
+    others = ("Dog=Cat", "Cat=Dog")
+    labels.write_text(labels.read_text().replace("Bello", "Dog"))
+    preprocess.main(config_of(home))
+    preprocess.main(config_of(home, map=others))
+    assert capsys.readouterr().out.count("taken over from an earlier run: 0 of 3") == 2
+    with pytest.raises(ValueError, match="--map must be SCORES=LABELS"):
+        config_of(home, map=("Dog",))
+
+
 def test_a_broken_off_run_is_continued(home, capsys, monkeypatch):
     complete = content_of(home / "cache" / "train")
     shutil.rmtree(home / "cache")
@@ -501,7 +548,7 @@ def samples(path, values):
 
 BAD = {
     "missing audio": ("audio/b.wav", Path.unlink, "b.wav: no audio in "),
-    "missing scores": ("scores/a.tsv", Path.unlink, "a.flac: no score file in "),
+    "missing scores": ("scores/a.tsv", Path.unlink, "a.flac: no scores in "),
     "cut flac": ("audio/a.flac", cut, "a.flac: cannot be read ("),
     "cut wav": ("audio/b.wav", cut, "b.wav: audio ends at 0.50 s but its scores go to 1.00 s"),
     "nothing but a header": ("audio/b.wav", lambda p: samples(p, []), "b.wav: no samples"),

@@ -4,6 +4,7 @@ Next:   test_preprocess.py
 """
 
 import json
+import pickle
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,14 @@ import torch
 
 import scorers
 from config import InputError, ScorersConfig
-from scorers import ClipScores, ScoreFiles, write_scores
+from scorers import (
+    ClipScores,
+    ScoreFiles,
+    convert,
+    open_scores,
+    write_archive,
+    write_scores,
+)
 from timeline import Event, classes_of, frame_edges, label_frames, read_labels, write_labels
 
 GOOD = "onset\toffset\tCat\tDog\n0\t0.5\t0.1\t0.2\n0.5\t1\t0.3\t0.4\n1\t1.4\t0.5\t1\n"
@@ -68,7 +76,10 @@ def test_blank_lines_windows_line_ends_and_a_byte_order_mark(tmp_path):
 ROWS = [
     ("", "a.tsv line 1: first two columns must be onset, offset (tab separated)"),
     (GOOD.replace("\t", ","), "found 'onset,offset,Cat,Dog': is it comma separated?"),
-    (GOOD.replace("Dog", "dog"), "a.tsv: no column for class 'Dog' (columns: Cat, dog); did you"),
+    (
+        GOOD.replace("Dog", "dog"),
+        "a.tsv: no column for class 'Dog' (columns: Cat, dog). --map 'dog=",
+    ),
     (GOOD.replace("Cat", "Dog"), "a.tsv line 1: column 'Dog' occurs twice"),
     (GOOD.replace("0.4", "x"), "a.tsv line 3, column Dog: 'x' is not a number"),
     (GOOD.replace("0.4", ""), "a.tsv line 3, column Dog: '' is not a number"),
@@ -123,12 +134,245 @@ def test_meta_changes_with_a_score(tmp_path):
     assert before != put(tmp_path, GOOD.replace("0.4", "0.5")).meta()
 
 
-def test_real_files_reproduce_published_anchors(shared_data):
+def test_other_class_names_are_mapped(tmp_path):
+    put(tmp_path, GOOD)
+    plain = ScoreFiles(tmp_path, ["Dog", "Cat"])
+    source = open_scores(tmp_path, ["Bello", "Cat"], {"Dog": "Bello"})
+    np.testing.assert_array_equal(source.scores("a.wav").values, plain.scores("a.wav").values)
+    assert source.meta() != plain.meta() and source.identity("a.wav") != plain.identity("a.wav")
+    with pytest.raises(InputError, match=r"a\.tsv: --map: no column 'dog' \(columns: Cat, Dog\)"):
+        open_scores(tmp_path, ["Bello"], {"dog": "Bello"}).scores("a.wav")
+    with pytest.raises(InputError, match=r"a\.tsv: column 'Cat' occurs twice after --map"):
+        open_scores(tmp_path, ["Cat"], {"Dog": "Cat"}).scores("a.wav")
+    with pytest.raises(InputError) as error:
+        open_scores(tmp_path, ["cat"]).missing(["a.wav"])
+    expected = "no column for class 'cat' (columns: Cat, Dog). --map 'Cat=cat' renames"
+    assert str(error.value) == f"{tmp_path / 'a.tsv'}: {expected}"
+
+
+# ---------------------------------------------------------------------------- score archives
+
+TAG = np.array([0.9, 0.4], dtype=np.float32)
+
+
+def archive_of(path: Path, **changes) -> Path:
+    """Two clips of 3 and 2 frames, Cat and Dog, written as a user would, with numpy alone."""
+    arrays = {
+        "classes": np.array(["Cat", "Dog"]),
+        "clips": np.array(["a", "b"]),
+        "lengths": np.array([3, 2]),
+        "values": np.float32([[0.1, 0.2], [0.3, 0.4], [0.5, 1], [0, 1], [1, 0]]),
+        "edges": np.array([0, 0.5, 1, 1.4, 0, 0.5, 1.0]),
+    }
+    arrays = {name: x for name, x in (arrays | changes).items() if x is not None}
+    np.savez(path, **arrays)
+    return path
+
+
+def test_an_archive_gives_what_the_files_give(tmp_path):
+    files = put(tmp_path, GOOD)
+    source = open_scores(archive_of(tmp_path / "x.npz"), ["Dog", "Cat"])
+    for clip in (source.scores("a.wav"), pickle.loads(pickle.dumps(source)).scores("a.wav")):
+        expected = files.scores("a.wav")
+        np.testing.assert_array_equal(clip.values, expected.values)
+        np.testing.assert_array_equal(clip.edges, expected.edges)
+        assert clip.values.dtype == np.float32 and clip.edges.dtype == np.float64
+        assert clip.tag is None and clip.frame_s == 0.5
+    assert source.missing(["a.wav", "b.flac", "17.wav"]) == ["17.wav"]
+    assert source.clips() == ["a", "b"]
+    with pytest.raises(InputError, match="no scores of clip '17'"):
+        source.scores("17.wav")
+
+
+def test_archive_round_trip_in_parts_with_tags(tmp_path):
+    rng = np.random.default_rng(0)
+    clips = {
+        f"Y{i}_9.000": ClipScores(
+            rng.random((2, length), dtype=np.float32), frame_edges(length, 0.02), TAG - i / 10
+        )
+        for i, length in enumerate((500, 1, 499, 2))
+    }
+    names = list(clips)
+    write_archive(tmp_path / "part-0.npz", ["Cat", "Dog"], [(n, clips[n]) for n in names[:3]])
+    write_archive(tmp_path / "part-1.npz", ["Cat", "Dog"], [(n, clips[n]) for n in names[3:]])
+    source = open_scores(tmp_path, ["Dog", "Cat"])
+    assert source.missing([f"{name}.wav" for name in names]) == []
+    for name, clip in clips.items():
+        found = source.scores(f"{name}.wav")
+        np.testing.assert_array_equal(found.values, clip.values[::-1])
+        np.testing.assert_array_equal(found.edges, clip.edges)
+        np.testing.assert_array_equal(found.tag, clip.tag[::-1])
+    first = (tmp_path / "part-0.npz").read_bytes()
+    write_archive(tmp_path / "part-0.npz", ["Cat", "Dog"], [(n, clips[n]) for n in names[:3]])
+    assert (tmp_path / "part-0.npz").read_bytes() == first
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["part-0.npz", "part-1.npz"]
+    with np.load(tmp_path / "part-0.npz") as arrays:  # numpy alone can read it
+        assert arrays["values"].shape == (1000, 2) and arrays["clips"].tolist() == names[:3]
+
+
+def test_an_archive_stays_on_disk(tmp_path):
+    source = open_scores(archive_of(tmp_path / "x.npz"))
+    (part,) = source._parts
+    assert isinstance(part.values, np.memmap) and isinstance(part.edges, np.memmap)
+    assert len(pickle.dumps(source)) < 1000
+
+
+def test_half_precision_and_clips_named_with_their_extension(tmp_path):
+    values = np.float16([[0.1, 0.2], [0.3, 0.4], [0.5, 1], [0, 1], [1, 0]])
+    path = archive_of(tmp_path / "x.npz", values=values, clips=np.array(["a.wav", "b.wav"]))
+    clip = open_scores(path, ["Dog"]).scores("a.wav")
+    np.testing.assert_array_equal(clip.values, np.float32(values[:3, 1:].T))
+
+
+def nothing(path):
+    path.write_bytes(b"")
+
+
+def shorten(path):
+    path.write_bytes(archive_of(path).read_bytes()[:-40])
+
+
+def pickled(path):
+    np.savez(path, values=np.array([{}], dtype=object))
+
+
+def compressed(path):
+    np.savez_compressed(path, values=np.zeros(3))
+
+
+def changed(**changes):
+    return lambda path: archive_of(path, **changes)
+
+
+def score(row, column, value):
+    values = np.float32([[0.1, 0.2], [0.3, 0.4], [0.5, 1], [0, 1], [1, 0]])
+    values[row, column] = value
+    return changed(values=values)
+
+
+ARCHIVES = [
+    (nothing, "x.npz: cannot be read (File is not a zip file)"),
+    (shorten, "x.npz: cannot be read ("),
+    (pickled, "x.npz: cannot be read (array values.npy holds Python objects)"),
+    (compressed, "x.npz: cannot be read (compressed; numpy.savez writes what can be mapped)"),
+    (changed(edges=None), "x.npz: no array 'edges'; a score archive has classes, clips, lengths"),
+    (changed(clips=np.array([1, 2])), "x.npz: array 'clips' is of type int64"),
+    (changed(values=np.ones((5, 2), int)), "x.npz: array 'values' is of type int64"),
+    (changed(lengths=np.array([3, 3])), "x.npz: array 'values' has shape (5, 2), but 2 clips of 6"),
+    (changed(lengths=np.array([5])), "x.npz: array 'lengths' has shape (1,)"),
+    (changed(edges=np.arange(6.0)), "x.npz: array 'edges' has shape (6,)"),
+    (changed(tag=TAG), "x.npz: array 'tag' has shape (2,)"),
+    (changed(lengths=np.array([5, 0])), "x.npz: no clips, or a clip without frames"),
+    (changed(clips=np.array(["a", "a"])), "x.npz: clip 'a' occurs twice"),
+    (changed(classes=np.array(["Dog", "Dog"])), "x.npz: class 'Dog' occurs twice"),
+    (changed(classes=np.array(["Cat", "dog"])), "(columns: Cat, dog). --map 'dog=Dog' renames"),
+    (changed(meta=np.array("{")), "x.npz: array 'meta' is not JSON"),
+    (score(1, 1, np.nan), "x.npz clip a frame 1, column Dog: nan is not finite"),
+    (score(1, 1, 4.2), "x.npz clip a frame 1, column Dog: 4.2 is outside 0..1; these look like"),
+    (score(4, 0, -0.1), "x.npz clip b frame 1, column Cat: -0.1 is outside 0..1"),
+    (
+        changed(edges=np.array([0, 0.5, 0.5, 1, 0, 0.5, 1])),
+        "clip a frame 1: offset 0.5 is not after",
+    ),
+    (changed(edges=np.array([0.2, 0.5, 1, 1.4, 0, 0.5, 1])), "clip a frame 0: first frame starts"),
+    (changed(edges=np.array([0, 0.5, 1, 2.4, 0, 0.5, 1])), "clip a frame 2: a frame of 1.4 s"),
+    (changed(edges=np.array([0, 0.5, 1, 1.4, 0, 0.2, 0.4])), "clip b: frame length 0.2 s, clip a"),
+    (changed(tag=np.float32([[0, 1], [0, 2]])), "clip b: tag 2 of class 'Dog' is outside 0..1"),
+]
+
+
+@pytest.mark.parametrize(("write", "message"), ARCHIVES)
+def test_a_broken_archive_is_named_with_its_clip(tmp_path, write, message):
+    write(tmp_path / "x.npz")
+    with pytest.raises(InputError) as error:
+        source = open_scores(tmp_path / "x.npz", ["Dog", "Cat"])
+        for name in ("a.wav", "b.wav"):
+            source.scores(name)
+    assert message in str(error.value) and "\n" not in str(error.value)
+    assert str(error.value).startswith(str(tmp_path / "x.npz"))
+
+
+def test_parts_that_do_not_belong_together(tmp_path):
+    archive_of(tmp_path / "0.npz")
+
+    def fails(message: str, **changes) -> None:
+        archive_of(tmp_path / "1.npz", **({"clips": np.array(["c", "d"])} | changes))
+        with pytest.raises(InputError, match=message):
+            open_scores(tmp_path, ["Dog"])
+
+    fails(r"1\.npz: clip 'a' occurs twice", clips=np.array(["c", "a"]))
+    fails(r"1\.npz: classes differ from 0\.npz", classes=np.array(["Cat", "dog"]))
+    fails(r"1\.npz: made with other settings than 0\.npz", meta=np.array('{"a": 1}'))
+    put(tmp_path, GOOD)
+    with pytest.raises(InputError, match=r"both \.tsv and \.npz files"):
+        open_scores(tmp_path, ["Dog"])
+    with pytest.raises(InputError, match=r"nowhere\.npz: no such file"):
+        open_scores(tmp_path / "nowhere.npz", ["Dog"])
+
+
+def test_identity_follows_the_numbers_of_a_clip(tmp_path):
+    source = open_scores(archive_of(tmp_path / "x.npz", tag=np.float32([[0, 1], [1, 0]])))
+    again = open_scores(archive_of(tmp_path / "y.npz", tag=np.float32([[0, 1], [0, 0]])))
+    assert json.loads(json.dumps(source.identity("a.wav"))) == again.identity("a.wav")
+    assert source.identity("b.wav") != again.identity("b.wav")  # another tag
+    score(3, 0, 0.5)(tmp_path / "y.npz")
+    archive_of(tmp_path / "x.npz")
+    other, source = open_scores(tmp_path / "y.npz"), open_scores(tmp_path / "x.npz")
+    assert source.identity("a.wav") == other.identity("a.wav")
+    assert source.identity("b.wav") != other.identity("b.wav")
+    assert json.loads(json.dumps(source.meta())) == source.meta()
+    assert source.meta()["sha256"] != other.meta()["sha256"]
+    mapped = open_scores(tmp_path / "x.npz", ["Bello"], {"Dog": "Bello"})
+    assert mapped.identity("a.wav") != source.identity("a.wav")
+
+
+def test_convert_there_and_back(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    (tmp_path / "tsv" / "sub").mkdir(parents=True)
+    for name in ("b", "sub/a"):
+        edges = frame_edges(6, 0.064)
+        edges[-1] -= 0.01
+        write_scores(tmp_path / "tsv" / f"{name}.tsv", edges, ["Dog", "Cat"], rng.random((2, 6)))
+    scorers.main(ScorersConfig(convert=tmp_path / "tsv", out=tmp_path / "x.npz"))
+    assert "2 clips, 2 classes" in capsys.readouterr().out
+    files, archive = open_scores(tmp_path / "tsv"), open_scores(tmp_path / "x.npz")
+    assert archive.clips() == files.clips() == ["b", "sub/a"] and archive.classes == files.classes
+    for clip in files.clips():
+        np.testing.assert_array_equal(archive.read(clip).values, files.read(clip).values)
+        np.testing.assert_array_equal(archive.read(clip).edges, files.read(clip).edges)
+    convert(tmp_path / "x.npz", tmp_path / "back")
+    for path in sorted((tmp_path / "tsv").rglob("*.tsv")):
+        back = tmp_path / "back" / path.relative_to(tmp_path / "tsv")
+        assert back.read_text() == path.read_text()
+    with pytest.raises(InputError, match="is there already"):
+        convert(tmp_path / "tsv", tmp_path / "x.npz")
+
+
+@pytest.mark.parametrize("out", ["x.npz", "files"])
+def test_convert_leaves_nothing_half_written(tmp_path, out):
+    (tmp_path / "in").mkdir()
+    put(tmp_path / "in", GOOD)
+    put(tmp_path / "in", GOOD.replace("0.4", "4"), "b.tsv")
+    source = tmp_path / "in"
+    if out == "files":
+        source = score(4, 0, -1)(tmp_path / "y.npz")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(InputError, match=r"outside 0\.\.1"):
+        convert(source, tmp_path / out)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("form", ["files", "archive"])
+def test_real_files_reproduce_published_anchors(shared_data, tmp_path, form):
     """DCASE 2023 baseline on 20 real clips: fixed 0.5 over the 59 present pairs."""
     home = shared_data / "dcase2023_baseline"
     truth = read_labels(home / "metadata" / "ground_truth.tsv")  # of more clips than were scored
     names = classes_of(truth)
-    source = ScoreFiles(home / "baseline2_run1_scores", names)
+    path = home / "baseline2_run1_scores"
+    if form == "archive":
+        convert(path, tmp_path / "scores.npz")
+        path = tmp_path / "scores.npz"
+    source = open_scores(path, names)
     absent = source.missing(list(truth))
     labels = {name: events for name, events in truth.items() if name not in absent}
     assert len(labels) == 20
