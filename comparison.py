@@ -1,9 +1,8 @@
-"""One table of many systems on one split: decisions stored once, metrics, intervals, a verdict.
+"""One table of many systems on one split: metrics, paired intervals, a verdict.
 
 Run:    python evaluate.py --compare DQN=runs/slides twin=runs/twin rules --out runs/table
-Reads:  checkpoints of DQN.py and twins.py, event TSVs, two caches
-Writes: <out>/{results.json, table.md, table.tex, pairs.csv, rules.json, events/},
-        <checkpoint's folder>/decisions/
+Reads:  nothing but what entrants.py read
+Writes: <out>/{results.json, table.md, table.tex, pairs.csv, events/}
 Shapes: N frames of all pairs, P pairs, C clips, K classes, D bootstrap draws
 Next:   evaluate.py
 
@@ -15,27 +14,18 @@ tag gate. Rules are tuned on the training cache: mean-pair F1, or macro-F1 over 
 """
 
 import csv
-import hashlib
-import json
-import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 import event_metrics
 import gate as tag_gate
-import runfolder
-import twins
-from bandit import decide, thresholds, to_device
-from config import Bandit, EvaluateConfig, InputError, num_workers, process_pool
-from csebbs import sebbs
-from DQN import greedy_actions, load_policy
+from config import EvaluateConfig, num_workers, process_pool
+from entrants import BASE, GATED, Entrant, Member, events_of, find_entrants
 from event_metrics import ScoredEvent
 from metrics import (
-    DRAWS,
     SHARE,
     Counts,
     bootstrap_weights,
@@ -45,10 +35,10 @@ from metrics import (
     over_all_pairs,
     scores_of,
 )
-from opponents import Rule, class_of_pair, decide_rule, fit_all
-from preprocess import Cache, load_cache, write_json
+from opponents import class_of_pair
+from preprocess import Cache
 from scorers import ClipScores
-from timeline import Event, frames_to_events, label_frames, read_labels, write_labels
+from timeline import Event, write_labels
 
 HEADLINE = {"present": ("accuracy", "iou", "f1"), "all": ("macro_f1", "micro_f1", "false_alarms")}
 DECISIVE = {"present": "f1", "all": "macro_f1"}  # rules are tuned for it, verdicts are about it
@@ -69,239 +59,7 @@ TITLES = {
     "onset_ms": "onset error",
     "offset_ms": "offset error",
 }
-BASE, GATED = "T_base", "behind the gate"
 NOT_OPPONENTS = ("all on", "all off")
-
-
-class Member(NamedTuple):
-    """One system: a checkpoint, a rule, or events from elsewhere, with its decisions."""
-
-    source: str
-    pred: np.ndarray  # (N,) bool
-    seconds: float  # what deciding took, when it was done
-    gate: tag_gate.Gate | None = None
-    threshold: np.ndarray | None = None  # (N,) of a policy
-    events: dict[str, list[Event]] | None = None  # as given; None: the decisions' own
-    boxes: dict[str, list[tuple]] | None = None  # events with confidences of their own, for PSDS
-
-
-class Entrant(NamedTuple):
-    """A row of the table: one system, or several seeds of one."""
-
-    name: str
-    kind: str  # base, policy, twin, rule, ceiling or events
-    setting: str
-    members: list[Member]
-
-
-# ---------------------------------------------------------------------------- entrants
-
-
-class Spec(NamedTuple):
-    """An item of --compare: `[NAME=]PATH[,PATH..][@CACHE]`."""
-
-    name: str
-    files: list[Path]  # empty: T_base
-    cache: Path | None  # where its signals are, if elsewhere
-
-    @classmethod
-    def parse(cls, text: str) -> "Spec":
-        """InputError for a file that is not there. A run folder stands for its best.pt."""
-        name, _, rest = text.rpartition("=")
-        rest, _, home = rest.partition("@")
-        files = []
-        for part in [] if rest == BASE else rest.split(","):
-            path = Path(part)
-            path = path / "best.pt" if path.is_dir() else path
-            if not path.is_file():
-                what = "give a run folder, a checkpoint, an event TSV, T_base or rules"
-                raise InputError(f"--compare {text}: {path} not found; {what}")
-            files.append(path)
-        if not name and files:
-            name = files[0].parent.name if files[0].name == "best.pt" else files[0].stem
-        return cls(name or f"{BASE} of {home}", files, Path(home) if home else None)
-
-
-def same_pairs(path: Path, cache: Cache) -> Cache:
-    """A cache with other signals of the very same pairs and labels; else InputError."""
-    other = load_cache(path / cache.folder.name)
-    if other.pairs != cache.pairs or (other.label != cache.label).any():
-        raise InputError(f"{other.folder} and {cache.folder} do not hold the same pairs and labels")
-    return other
-
-
-FLAT = ("flat_fallback", "flat_range")  # they change signals of scores without contrast only
-
-
-def check_same_signals(signal: dict | None, cache: Cache, path: Path) -> None:
-    """InputError where a checkpoint and a cache were made with different formulas, naming them.
-
-    Another treatment of scores without contrast is said and accepted: it may be compared.
-    """
-    ours, theirs = cache.manifest["signal"], signal
-    if ours is None or theirs is None:  # imported arrays, or a bare state dict: nothing is known
-        return
-    differ = [name for name in ours if ours[name] != theirs.get(name)]
-    text = ", ".join(f"{name} {theirs.get(name)} -> {ours[name]}" for name in differ)
-    if set(differ) - set(FLAT):
-        raise InputError(f"{path} was trained on other signals than {cache.folder}: {text}")
-    if differ:
-        print(f"note: {path} was trained with other scores without contrast than here: {text}")
-
-
-def store_of(path: Path, cache: Cache) -> Path:
-    """Where the decisions of a checkpoint on a cache are kept."""
-    with open(path, "rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()[:12]
-    return path.parent / "decisions" / f"{path.stem}-{digest}-{cache.key}.npz"
-
-
-def from_checkpoint(path: Path, cache: Cache, cfg: EvaluateConfig) -> tuple[str, Member]:
-    """Kind and decisions of a policy or twin, computed once for each cache."""
-    device = runfolder.pick_device(cfg.device, cfg.threads)
-    is_twin = "twin" in runfolder.read_checkpoint(path)
-    system: Any = twins.load_twin(path, device) if is_twin else load_policy(path, device, cfg.preset)
-    check_same_signals(system.signal, cache, path)
-    kind, store = "twin" if is_twin else "policy", store_of(path, cache)
-    if not store.exists():
-        signals = to_device(cache, system.bandit, device)
-        began = time.perf_counter()
-        action = torch.zeros(0)
-        if is_twin:
-            pred = twins.decisions(system, signals, cfg.batch, None, path.parent.name)
-        else:
-            action = greedy_actions(
-                system.network, signals, system.bandit, cfg.batch, None, path.parent.name
-            )
-            pred = decide(signals.prob, thresholds(signals, action, system.bandit))
-        seconds = time.perf_counter() - began
-        store.parent.mkdir(exist_ok=True)
-        temporary = store.with_name(store.name + ".tmp")
-        with open(temporary, "wb") as stream:
-            np.savez_compressed(
-                stream,
-                pred=np.packbits(pred.cpu().numpy()),
-                action=action.cpu().numpy().astype(np.int8),
-                seconds=seconds,
-            )
-        temporary.replace(store)
-    try:
-        with np.load(store) as arrays:
-            pred = np.unpackbits(arrays["pred"], count=len(cache.label)).astype(bool)
-            action, seconds = arrays["action"].astype(np.int64), float(arrays["seconds"])
-    except Exception as error:  # zipfile and zlib have their own error classes
-        raise InputError(f"{store}: damaged ({type(error).__name__}); delete it") from None
-    threshold = None
-    if len(action):
-        signals = to_device(cache, system.bandit, torch.device("cpu"))
-        threshold = thresholds(signals, torch.from_numpy(action), system.bandit).numpy()
-    return kind, Member(str(path), pred, seconds, system.gate, threshold)
-
-
-def from_events(path: Path, cache: Cache) -> Member:
-    """Events of another program, drawn on the cache's frames by the frame-centre rule.
-
-    InputError for a clip or class that the cache does not have.
-    """
-    events = read_labels(path)
-    known = {clip.filename for clip in cache.clips}
-    if unknown := sorted(set(events) - known):
-        raise InputError(f"{path}: {len(unknown)} clips are not in {cache.folder}: {unknown[0]}")
-    for name, found in events.items():
-        if odd := sorted({event.event_label for event in found} - set(cache.classes)):
-            raise InputError(f"{path}: {name} has events of a class that was not asked for: {odd[0]}")
-    queried = {(pair.filename, pair.event_label) for pair in cache.pairs}
-    events = {
-        name: [event for event in found if (name, event.event_label) in queried]
-        for name, found in events.items()
-    }
-    parts = [
-        label_frames(events.get(pair.filename, []), pair.event_label, pair.edges)
-        for pair in cache.pairs
-    ]
-    return Member(str(path), np.concatenate(parts), 0.0, events=events)
-
-
-def fitted_rules(train: Cache, cfg: EvaluateConfig) -> list[Rule]:
-    """Rules tuned on the training cache; kept in <out>/rules.json and read from there."""
-    path, key = cfg.out / "rules.json", f"{train.key}-{train.queries}"
-    if path.exists():
-        try:
-            stored = json.loads(path.read_text(encoding="utf-8"))
-            if stored["train"] == key:
-                return [Rule(**rule) for rule in stored["rules"]]
-        except (ValueError, KeyError, TypeError):
-            print(f"{path}: damaged; tuning again")
-    rules = fit_all(train, Bandit(), train.queries)
-    write_json(path, {"train": key, "rules": [rule._asdict() for rule in rules]})
-    return rules
-
-
-def from_rule(rule: Rule, cache: Cache) -> Member:
-    """Decisions of a tuned rule."""
-    began = time.perf_counter()
-    pred = decide_rule(rule, cache)
-    boxes = sebbs(cache, rule.params) if rule.kind == "csebbs" else None
-    return Member(rule.setting, pred, time.perf_counter() - began, boxes=boxes)
-
-
-def kind_of_rule(rule: Rule) -> str:
-    """`ceiling` for what needs the labels, else `rule`."""
-    return "ceiling" if rule.name.endswith("(ceiling)") else "rule"
-
-
-def behind_gate(entrant: Entrant, cache: Cache) -> Entrant | None:
-    """The entrant with every closed pair off; None where it has no gate."""
-    if any(member.gate is None for member in entrant.members):
-        return None
-    members = [
-        member._replace(pred=tag_gate.behind(member.gate, cache, member.pred))
-        for member in entrant.members
-    ]
-    return entrant._replace(name=f"{entrant.name}, {GATED}", members=members)
-
-
-def find_entrants(cfg: EvaluateConfig, cache: Cache, train: Cache) -> list[Entrant]:
-    """Every row of the table: T_base, what was asked for, and gated twins of them on all pairs."""
-    base_gate = tag_gate.tune_gate(train) if cache.queries == "all" else None
-
-    def base_of(home: Cache) -> Member:
-        return Member(str(home.folder), home.signals["binary"] > 0.5, 0.0, base_gate)
-
-    rows = [Entrant(BASE, "base", "", [base_of(cache)])]
-    specs = list(dict.fromkeys(cfg.compare))
-    if len(specs) < len(cfg.compare):
-        raise InputError("--compare: the same entrant is named twice")
-    for spec in specs:
-        if spec == "rules":
-            rules = [rule for rule in fitted_rules(train, cfg) if rule.name != BASE]
-            for rule in tqdm(rules, desc="Rules", unit="rule"):
-                member = from_rule(rule, cache)
-                rows.append(Entrant(rule.name, kind_of_rule(rule), rule.setting, [member]))
-            continue
-        name, files, elsewhere = Spec.parse(spec)
-        home = cache if elsewhere is None else same_pairs(elsewhere, cache)
-        kinds, members = set(), []
-        for path in files:
-            if path.suffix == ".tsv":
-                kind, member = "events", from_events(path, cache)
-            else:
-                kind, member = from_checkpoint(path, home, cfg)
-            kinds.add(kind)
-            members.append(member)
-        if len(kinds) > 1:
-            raise InputError(f"--compare {spec}: a row holds one kind of system, not {sorted(kinds)}")
-        setting = f"{len(members)} seeds" if len(members) > 1 else ""
-        if files:
-            rows.append(Entrant(name, kinds.pop(), setting, members))
-        else:
-            rows.append(Entrant(name, "base", "", [base_of(home)]))
-    if cache.queries == "all":
-        rows += [row for row in (behind_gate(row, cache) for row in rows) if row]
-    names = [row.name for row in rows]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise InputError(f"--compare: two rows are called {twice[0]!r}; name them: NAME=PATH")
-    return rows
 
 
 # ---------------------------------------------------------------------------- headline metrics
@@ -360,20 +118,6 @@ def interval(draws: np.ndarray) -> np.ndarray:
 
 
 # ---------------------------------------------------------------------------- event metrics
-
-
-def predicted_events(cache: Cache, pred: np.ndarray) -> dict[str, list[Event]]:
-    """Decisions (N,) -> events of each clip, by onset."""
-    clips: dict[str, list[Event]] = {clip.filename: [] for clip in cache.clips}
-    for index, pair in enumerate(cache.pairs):
-        on = pred[cache.offsets[index] : cache.offsets[index + 1]]
-        clips[pair.filename].extend(frames_to_events(on, pair.event_label, pair.edges))
-    return {name: sorted(events) for name, events in clips.items()}
-
-
-def events_of(member: Member, cache: Cache) -> dict[str, list[Event]]:
-    """A member's events: those that it brought, or its decisions'."""
-    return predicted_events(cache, member.pred) if member.events is None else member.events
 
 
 def clip_scores(cache: Cache, signal: np.ndarray) -> dict[str, ClipScores]:
@@ -677,9 +421,7 @@ def write_pairs(path: Path, entrants: list[Entrant], cache: Cache) -> None:
         writer.writerow(["filename", "event_label", "present", "frames", *columns])
         for i, (pair, there) in enumerate(zip(cache.pairs, cache.present, strict=True)):
             values = [f"{column[i]:.6f}" for column in cells]
-            writer.writerow(
-                [pair.filename, pair.event_label, int(there), pair.num_frames, *values]
-            )
+            writer.writerow([pair.filename, pair.event_label, int(there), pair.num_frames, *values])
     temporary.replace(path)
 
 

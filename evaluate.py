@@ -24,9 +24,9 @@ import comparison
 import gate as tag_gate
 import runfolder
 from bandit import decide, near, thresholds, to_device
-from comparison import BASE, check_same_signals, predicted_events
 from config import Bandit, EvaluateConfig, InputError, VisualizeConfig, run_script
-from DQN import Policy, greedy_actions, load_policy
+from DQN import greedy_actions, load_policy
+from entrants import BASE, check_same_signals, predicted_events
 from metrics import (
     NAMES,
     bootstrap_mean,

@@ -108,6 +108,15 @@ def _library() -> SimpleNamespace:
     )
 
 
+def missing_packages() -> str:
+    """Why these metrics cannot be computed here and what to install; empty where they can."""
+    try:
+        _library()
+    except InputError as error:
+        return str(error)
+    return ""
+
+
 # ---------------------------------------------------------------------------- what comes in
 
 
