@@ -30,6 +30,7 @@ ORDER = (
     "bandit",
     "runfolder",
     "DQN",
+    "csebbs",
     "opponents",
     "twins",
     "comparison",
