@@ -49,7 +49,7 @@ def selection(cache: Cache, pred: np.ndarray, bandit: Bandit) -> dict[str, float
     where the chosen one is (named on the slides, without a number)."""
     prob, t_base = (torch.from_numpy(cache.signals[name]) for name in ("prob", "t_base"))
     inside = near(prob, t_base, bandit.boundary_width).numpy()
-    some_right = inside & (best_possible(cache, bandit) == cache.label)
+    some_right = inside & (best_possible(cache, bandit.max_delta) == cache.label)
     right = some_right & (pred == cache.label)
     frames = int(some_right.sum())
     return {"accuracy": float(right.sum() / frames) if frames else None, "frames": frames}

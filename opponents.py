@@ -1,22 +1,58 @@
-"""Yardsticks to hold a policy against: simple rules, tuned on the training cache only.
+"""Rules to hold a policy against, tuned on the training cache only; stored as JSON, repeatable.
 
-Shapes: N frames of all pairs, P pairs, G thresholds of the grid
+Shapes: N frames of all pairs, P pairs, C classes, G thresholds of the grid, K settings, R runs
 Next:   evaluate.py
 
-Every rule is tuned for one operating point, the mean over pairs of the frame F1, on one grid.
+All rules are tuned for one operating point, on one grid of thresholds, by trying every setting.
+
+- `present`: mean over the present pairs of the frame F1 (the slides' protocol);
+- `all`: macro F1, the mean over classes of the F1 of a class's frames in all clips together. Needs
+  a cache of all pairs.
+
+A rule has a setting for each class, and one for all classes together, which a class falls back on
+that is not in the training clips. Of equally good settings the first of the grid wins: the lowest
+threshold, the shortest filter.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
+from scipy.ndimage import median_filter
+from tqdm import tqdm
 
 from bandit import decide, shift
-from config import Bandit
-from metrics import Counts, count_pairs, mean_over_pairs, scores_of
+from config import Bandit, InputError
+from csebbs import FILTERS_S, MERGE, boxes_of, find_changes, half_filter, merge, running_sum
+from metrics import Counts, scores_of
 from preprocess import Cache
 
-GRID = np.arange(1, 100, dtype=np.float32) / 100  # thresholds on signals that run from 0 to 1
-TUNED_ON = ("d_adj", "prob")
+Point = Literal["present", "all"]
+Setting = dict[str, Any]  # values of one rule's parameters, ready for JSON
+
+# Thresholds of all rules: even in steps of 0.01 for signals that fill 0..1, and even on the logit
+# scale for raw scores, where rare classes live below 0.01.
+_LOGITS = np.linspace(np.log(0.0005 / 0.9995), np.log(0.99 / 0.01), 70)
+GRID = np.unique(
+    np.concatenate((1 / (1 + np.exp(-_LOGITS)), np.arange(1, 100) / 100)).round(6)
+).astype(np.float32)
+MEDIAN_S = (0.0, 0.1, 0.2, 0.3, 0.5, 0.8, 1.2, 2.0)  # lengths of the median filter; 0 is none
+MIN_ON_S = MIN_OFF_S = (0.0, 0.1, 0.25, 0.5)  # shortest event, shortest pause
+THINNED = 8  # hysteresis: every 8th threshold, besides the best plain thresholds
+
+
+class Rule(NamedTuple):
+    """A tuned rule. `Rule(**rule._asdict())` through JSON decides the same.
+
+    `kind` is the key of `DECIDE`, `on` the signal it reads; `params["classes"]` has the settings of
+    single classes, `params["fallback"]` that of all others.
+    """
+
+    name: str
+    kind: str
+    on: str
+    setting: str
+    params: dict[str, Any]
 
 
 class Yardstick(NamedTuple):
@@ -27,44 +63,329 @@ class Yardstick(NamedTuple):
     pred: np.ndarray
 
 
-def pair_of_frame(cache: Cache) -> np.ndarray:
-    """(N,) index of the pair that each frame belongs to."""
-    return np.repeat(np.arange(len(cache.pairs)), np.diff(cache.offsets))
-
-
 def class_of_pair(cache: Cache) -> np.ndarray:
     """(P,) label of each pair."""
     return np.array([pair.event_label for pair in cache.pairs])
 
 
+def frame_s_of_pair(cache: Cache) -> np.ndarray:
+    """(P,) frame length of each pair in seconds."""
+    return np.array([pair.frame_s for pair in cache.pairs])
+
+
+def pieces(cache: Cache, values: np.ndarray) -> list[np.ndarray]:
+    """(N,) -> the (T,) of each pair, as views."""
+    return np.split(values, cache.offsets[1:-1])
+
+
+# ---------------------------------------------------------------------------- what is maximised
+
+
+class Objective:
+    """Counts of many settings at once -> the figure to maximise, of each class and of all."""
+
+    def __init__(self, cache: Cache, point: Point) -> None:
+        if point == "all" and cache.queries != "all":
+            raise InputError(
+                f"{cache.folder} has present pairs only: rules cannot be tuned on all pairs;"
+                " run: python preprocess.py --pairs all"
+            )
+        self.cache, self.point = cache, point
+        self.frames = np.diff(cache.offsets)
+        self.before = running_sum(cache.label)  # (N + 1,) true frames before each frame
+        self.positives = np.diff(self.before[cache.offsets])
+        present = cache.present
+        if not present.any():
+            raise InputError(
+                f"{cache.folder}: no clip has an event, so there is nothing to tune on"
+            )
+        labels = class_of_pair(cache)
+        counted = np.flatnonzero(present if point == "present" else np.ones_like(present))
+        self._rows = counted[np.argsort(labels[counted], kind="stable")]
+        self._names, self._first = np.unique(labels[self._rows], return_index=True)
+        self._seen = set(labels[present].tolist())
+
+    def values(self, tp: np.ndarray, on: np.ndarray) -> np.ndarray:
+        """True positives and frames that are on, (P, K) -> (C + 1, K): each class, then all."""
+        cells = (tp, on, self.positives[:, None], self.frames[:, None])
+        cells = tuple(cell[self._rows] for cell in cells)
+        if self.point == "all":
+            cells = tuple(np.add.reduceat(cell, self._first) for cell in cells)
+        tp, on, positives, frames = cells
+        f1 = scores_of(Counts(tp, on - tp, positives - tp, frames - on - positives + tp))["f1"]
+        if self.point == "all":  # as `metrics.over_all_pairs`: a class without any frame has no F1
+            some = on + positives > 0
+            mean = np.where(some, f1, 0).sum(0) / np.maximum(some.sum(0), 1)
+            return np.vstack((f1, np.where(some.any(0), mean, 1.0)))
+        pairs = np.diff(self._first, append=len(self._rows))[:, None]
+        return np.vstack((np.add.reduceat(f1, self._first) / pairs, f1.mean(0)))
+
+    def tune(self, settings: list[Setting], values: np.ndarray) -> dict[str, Any]:
+        """Settings (K,) with their values (C + 1, K) -> the best of each class and of all."""
+        best = [settings[k] for k in values.argmax(axis=1)]
+        classes = dict(zip(self._names.tolist(), best[:-1], strict=True))
+        seen = {name: setting for name, setting in classes.items() if name in self._seen}
+        return {"fallback": best[-1], "classes": seen}
+
+
+# ---------------------------------------------------------------------------- thresholds
+
+
+def below(score: np.ndarray) -> np.ndarray:
+    """How many thresholds of the grid lie strictly below each score: on for those."""
+    return np.searchsorted(GRID, score, side="left")
+
+
+def table_over_grid(row: np.ndarray, cell: np.ndarray, weight: Any, num_rows: int) -> np.ndarray:
+    """Weight that is on at each threshold, (rows, G), of items that are on for the first `cell`."""
+    size = len(GRID) + 1
+    found = np.bincount(row * size + cell, weight, num_rows * size).reshape(num_rows, size)
+    return found[:, ::-1].cumsum(1)[:, ::-1][:, 1:]
+
+
+def counts_over_grid(cache: Cache, score: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """True positives and frames that are on, (P, G), of `score > t`, thresholds in one pass."""
+    row, cell, num_pairs = cache.frames_of_pair, below(score), len(cache.pairs)
+    tp = table_over_grid(row[cache.label], cell[cache.label], None, num_pairs)
+    return tp, table_over_grid(row, cell, None, num_pairs)
+
+
 def f1_over_grid(cache: Cache, score: np.ndarray) -> np.ndarray:
-    """F1 of `score > t` for each pair and threshold, (P, G), all thresholds in one pass.
-
-    A frame is on for the first k thresholds, k = how many lie strictly below its score.
-    """
-    num_pairs, size = len(cache.pairs), len(GRID) + 1
-    below = np.searchsorted(GRID, score, side="left")  # (N,) 0..G
-    cell = pair_of_frame(cache) * size + below
-
-    def on(chosen: np.ndarray) -> np.ndarray:
-        counts = np.bincount(cell[chosen], minlength=num_pairs * size).reshape(num_pairs, size)
-        return counts[:, ::-1].cumsum(1)[:, ::-1][:, 1:]  # (P, G) frames on at each threshold
-
-    tp, fp = on(cache.label), on(~cache.label)
+    """F1 of `score > t` for each pair and threshold, (P, G)."""
+    tp, on = counts_over_grid(cache, score)
     positives = np.add.reduceat(cache.label.astype(np.int64), cache.offsets[:-1])[:, None]
     frames = np.diff(cache.offsets)[:, None]
-    fn = positives - tp
-    return scores_of(Counts(tp, fp, fn, frames - tp - fp - fn))["f1"]
+    return scores_of(Counts(tp, on - tp, positives - tp, frames - on - positives + tp))["f1"]
 
 
-def tuned_thresholds(train: Cache, score_name: str) -> tuple[float, dict[str, float]]:
-    """Best single threshold and best threshold of each class on the training cache."""
-    f1 = f1_over_grid(train, train.signals[score_name])
-    labels = class_of_pair(train)
-    classes = {
-        name: float(GRID[f1[labels == name].mean(0).argmax()]) for name in sorted(set(labels))
-    }
-    return float(GRID[f1.mean(0).argmax()]), classes
+def thresholds_of(**others: Any) -> list[Setting]:
+    """One setting for each threshold of the grid."""
+    return [{"t": float(t), **others} for t in GRID]
+
+
+def tune_thresholds(aim: Objective, on: str) -> dict[str, Any]:
+    """Best threshold of each class and of all together."""
+    counts = counts_over_grid(aim.cache, aim.cache.signals[on])
+    return aim.tune(thresholds_of(), aim.values(*counts))
+
+
+# ---------------------------------------------------------------------------- median filter
+
+
+def median_size(seconds: float, frame_s: float) -> int:
+    """Odd number of frames nearest to a filter length; 1 changes nothing."""
+    return 2 * max(0, round((seconds / frame_s - 1) / 2)) + 1
+
+
+def smoothed(cache: Cache, on: str, seconds: np.ndarray) -> np.ndarray:
+    """A signal (N,) after a median filter of its own length for each pair, `seconds` (P,)."""
+    parts = []
+    frame_s = frame_s_of_pair(cache)
+    for score, length, step in zip(pieces(cache, cache.signals[on]), seconds, frame_s, strict=True):
+        size = median_size(length, step)
+        parts.append(median_filter(score, size) if size > 1 else score)
+    return np.concatenate(parts)
+
+
+def tune_median(aim: Objective, on: str) -> dict[str, Any]:
+    """Best filter length and threshold of each class."""
+    settings, values = [], []
+    for seconds in MEDIAN_S:
+        score = smoothed(aim.cache, on, np.full(len(aim.cache.pairs), seconds))
+        settings += thresholds_of(median_s=seconds)
+        values.append(aim.values(*counts_over_grid(aim.cache, score)))
+    return aim.tune(settings, np.hstack(values))
+
+
+# ---------------------------------------------------------------------------- hysteresis
+
+
+class Runs(NamedTuple):
+    """Stretches that are on: frames [begin, end) and pair, each (R,)."""
+
+    begin: np.ndarray
+    end: np.ndarray
+    pair: np.ndarray
+
+
+def runs_between(up: np.ndarray, down: np.ndarray, offsets: np.ndarray) -> Runs:
+    """Read forward: on from a frame that is `up` until one that is `down`, (N,) bool each.
+
+    Off before the first such frame of a pair. No frame is both.
+    """
+    first = np.zeros(len(up) + 1, bool)
+    first[offsets] = True
+    at = np.flatnonzero(up | down | first[:-1])
+    on, fresh = up[at], first[at]
+    was_on = np.concatenate(([False], on[:-1]))
+    begin, end = at[on & (fresh | ~was_on)], at[was_on & (fresh | ~on)]
+    if on[-1]:
+        end = np.append(end, offsets[-1])
+    return Runs(begin, end, np.searchsorted(offsets, begin, side="right") - 1)
+
+
+def filled(runs: Runs, min_off: np.ndarray) -> Runs:
+    """Runs with pauses shorter than `min_off` frames (P,) taken as on."""
+    apart = np.ones(len(runs.pair) + 1, bool)
+    pause = runs.begin[1:] - runs.end[:-1]
+    apart[1:-1] = (runs.pair[1:] != runs.pair[:-1]) | (pause >= min_off[runs.pair[1:]])
+    return Runs(runs.begin[apart[:-1]], runs.end[apart[1:]], runs.pair[apart[:-1]])
+
+
+def long_enough(runs: Runs, min_on: np.ndarray) -> Runs:
+    """Runs without those shorter than `min_on` frames (P,)."""
+    keep = runs.end - runs.begin >= min_on[runs.pair]
+    return Runs(*(part[keep] for part in runs))
+
+
+def frames_of_runs(runs: Runs, num_frames: int) -> np.ndarray:
+    """Runs -> (N,) bool."""
+    step = np.zeros(num_frames + 1, np.int8)
+    step[runs.begin] += 1
+    step[runs.end] -= 1
+    return step[:-1].cumsum(dtype=np.int8).astype(bool)
+
+
+def in_frames(seconds: np.ndarray | float, frame_s: np.ndarray) -> np.ndarray:
+    """Durations in frames (P,), not rounded: 0.1 s is more than 5 frames of 18 ms, less than 6."""
+    return seconds / frame_s - 1e-6
+
+
+def count_durations(
+    aim: Objective, runs: Runs, frame_s: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """True positives and frames on, (P, K), of runs under all minimum durations."""
+    tp, on = [], []
+    for min_off in MIN_OFF_S:
+        closed = filled(runs, in_frames(min_off, frame_s)) if min_off else runs
+        for min_on in MIN_ON_S:
+            kept = long_enough(closed, in_frames(min_on, frame_s)) if min_on else closed
+            true = aim.before[kept.end] - aim.before[kept.begin]
+            tp.append(np.bincount(kept.pair, true, len(frame_s)))
+            on.append(np.bincount(kept.pair, kept.end - kept.begin, len(frame_s)))
+    return np.stack(tp, axis=1), np.stack(on, axis=1)
+
+
+def hysteresis_steps(plain: dict[str, Any]) -> list[tuple[int, int]]:
+    """(onset, offset) by index into the grid: all equal ones, then those of a thinned grid.
+
+    The thinned grid has the best plain thresholds (parameters of the plain rule) in it.
+    """
+    best = [plain["fallback"], *plain["classes"].values()]
+    levels = {int(np.searchsorted(GRID, np.float32(setting["t"]))) for setting in best}
+    levels = sorted(levels | set(range(0, len(GRID), THINNED)))
+    return [(k, k) for k in range(len(GRID))] + [(a, b) for a in levels for b in levels if b < a]
+
+
+def tune_hysteresis(aim: Objective, on: str) -> dict[str, Any]:
+    """Best onset and offset threshold and minimum durations of each class.
+
+    Never worse on the training clips than the best plain threshold, which is among the settings.
+    """
+    cache = aim.cache
+    cell = below(cache.signals[on]).astype(np.uint8)
+    frame_s = frame_s_of_pair(cache)
+    settings, values = [], []
+    for onset, offset in hysteresis_steps(tune_thresholds(aim, on)):
+        runs = runs_between(cell > onset, cell <= offset, cache.offsets)
+        values.append(aim.values(*count_durations(aim, runs, frame_s)))
+        both = {"onset": float(GRID[onset]), "offset": float(GRID[offset])}
+        settings += [
+            both | {"min_off_s": min_off, "min_on_s": min_on}
+            for min_off in MIN_OFF_S
+            for min_on in MIN_ON_S
+        ]
+    return aim.tune(settings, np.hstack(values))
+
+
+# ---------------------------------------------------------------------------- cSEBBs
+
+
+def tune_csebbs(aim: Objective, on: str) -> dict[str, Any]:
+    """Best step filter, merging and threshold of each class."""
+    settings, values = [], []
+    for filter_s in FILTERS_S:
+        for by, limits in MERGE.items():
+            boxes = [
+                merge(score, *find_changes(score, half_filter(filter_s, pair.frame_s)), by, limits)
+                for pair, score in zip(
+                    aim.cache.pairs, pieces(aim.cache, aim.cache.signals[on]), strict=True
+                )
+            ]
+            for k, limit in enumerate(limits):
+                settings += thresholds_of(filter_s=filter_s, by=by, limit=limit)
+                counts = count_boxes(aim, [each[k] for each in boxes])
+                values.append(aim.values(*counts))
+    return aim.tune(settings, np.hstack(values))
+
+
+def count_boxes(aim: Objective, boxes: list) -> tuple[np.ndarray, np.ndarray]:
+    """True positives and frames on, (P, G), of the boxes of each pair above each threshold."""
+    num_pairs = len(boxes)
+    pair = np.repeat(np.arange(num_pairs), [len(each.begin) for each in boxes])
+    shift_by = aim.cache.offsets[pair]
+    begin = np.concatenate([each.begin for each in boxes]) + shift_by
+    end = np.concatenate([each.end for each in boxes]) + shift_by
+    cell = below(np.concatenate([each.confidence for each in boxes]))
+    tp = table_over_grid(pair, cell, aim.before[end] - aim.before[begin], num_pairs)
+    return tp, table_over_grid(pair, cell, end - begin, num_pairs)
+
+
+# ---------------------------------------------------------------------------- deciding
+
+
+def setting_of(rule: Rule, event_label: str) -> Setting:
+    """The setting that a rule uses for a class."""
+    return rule.params["classes"].get(event_label, rule.params["fallback"])
+
+
+def spread(rule: Rule, cache: Cache, name: str) -> np.ndarray:
+    """(P,) float32 value of a parameter for each pair."""
+    return np.array([setting_of(rule, pair.event_label)[name] for pair in cache.pairs], np.float32)
+
+
+def above(rule: Rule, cache: Cache, name: str, score: np.ndarray) -> np.ndarray:
+    """(N,) bool: score above a threshold of the rule."""
+    return score > spread(rule, cache, name)[cache.frames_of_pair]
+
+
+def decide_constant(rule: Rule, cache: Cache) -> np.ndarray:
+    return np.full(len(cache.label), rule.params["fallback"]["on"])
+
+
+def decide_threshold(rule: Rule, cache: Cache) -> np.ndarray:
+    return above(rule, cache, "t", cache.signals[rule.on])
+
+
+def decide_median(rule: Rule, cache: Cache) -> np.ndarray:
+    seconds = [setting_of(rule, pair.event_label)["median_s"] for pair in cache.pairs]
+    return above(rule, cache, "t", smoothed(cache, rule.on, np.array(seconds)))
+
+
+def decide_hysteresis(rule: Rule, cache: Cache) -> np.ndarray:
+    score, frame_s = cache.signals[rule.on], frame_s_of_pair(cache)
+    up, down = above(rule, cache, "onset", score), ~above(rule, cache, "offset", score)
+    runs = runs_between(up, down, cache.offsets)
+    min_off, min_on = (
+        in_frames(
+            np.array([setting_of(rule, pair.event_label)[name] for pair in cache.pairs]), frame_s
+        )
+        for name in ("min_off_s", "min_on_s")
+    )
+    return frames_of_runs(long_enough(filled(runs, min_off), min_on), len(score))
+
+
+def decide_csebbs(rule: Rule, cache: Cache) -> np.ndarray:
+    on = np.zeros(len(cache.label), bool)
+    for pair, score, part in zip(
+        cache.pairs, pieces(cache, cache.signals[rule.on]), pieces(cache, on), strict=True
+    ):
+        setting = setting_of(rule, pair.event_label)
+        boxes = boxes_of(score, pair.frame_s, setting)
+        chosen = boxes.confidence > setting["t"]
+        for begin, end in zip(boxes.begin[chosen], boxes.end[chosen], strict=True):
+            part[begin:end] = True
+    return on
 
 
 def shifted(cache: Cache, delta: float) -> np.ndarray:
@@ -72,47 +393,148 @@ def shifted(cache: Cache, delta: float) -> np.ndarray:
     return decide(cache.signals["prob"], shift(cache.signals["t_base"], delta))
 
 
-def best_constant_action(train: Cache, bandit: Bandit) -> float:
-    """The one threshold shift that is best for all frames of the training cache."""
-
-    def f1(delta: float) -> float:
-        pred = shifted(train, delta)
-        return mean_over_pairs(count_pairs(pred, train.label, train.offsets))["f1"]
-
-    return max(bandit.deltas, key=f1)
-
-
-def best_possible(cache: Cache, bandit: Bandit) -> np.ndarray:
+def best_possible(cache: Cache, max_delta: float) -> np.ndarray:
     """Decisions (N,) of the best action per frame: the ceiling of any policy with these actions."""
-    can_be_on, can_be_off = shifted(cache, -bandit.max_delta), ~shifted(cache, bandit.max_delta)
+    can_be_on, can_be_off = shifted(cache, -max_delta), ~shifted(cache, max_delta)
     return np.where(cache.label, can_be_on, ~can_be_off)
 
 
+def decide_best_threshold(rule: Rule, cache: Cache) -> np.ndarray:
+    """The best threshold of each pair by its own label; off where the class is not to be heard."""
+    score = cache.signals[rule.on]
+    best = GRID[f1_over_grid(cache, score).argmax(axis=1)]
+    true = np.add.reduceat(cache.label.astype(np.int64), cache.offsets[:-1]) > 0
+    return (score > best[cache.frames_of_pair]) & true[cache.frames_of_pair]
+
+
+DECIDE: dict[str, Callable[[Rule, Cache], np.ndarray]] = {
+    "constant": decide_constant,
+    "threshold": decide_threshold,
+    "median": decide_median,
+    "hysteresis": decide_hysteresis,
+    "csebbs": decide_csebbs,
+    "shift": lambda rule, cache: shifted(cache, rule.params["fallback"]["delta"]),
+    "best action": lambda rule, cache: best_possible(cache, rule.params["fallback"]["max_delta"]),
+    "best threshold": decide_best_threshold,
+}
+
+
+def decide_rule(rule: Rule, cache: Cache) -> np.ndarray:
+    """Decisions (N,) bool of a rule on any cache."""
+    return DECIDE[rule.kind](rule, cache)
+
+
+# ---------------------------------------------------------------------------- the rules
+
+SETTING_TEXT = {
+    "threshold": "{t:.4g}",
+    "median": "{t:.4g} after {median_s:g} s",
+    "hysteresis": "on {onset:.4g} off {offset:.4g}, at least {min_on_s:g} / {min_off_s:g} s",
+    "csebbs": "{t:.4g}, filter {filter_s:g} s, {by} {limit:g}",
+}
+QUICK_ON = ("d_raw", "d_adj", "prob")
+Step = tuple[str, Callable[[], list[Rule]]]  # what is being tuned, and how
+
+
+def of_all(setting: Setting) -> dict[str, Any]:
+    """Parameters of a rule with one setting for all classes."""
+    return {"fallback": setting, "classes": {}}
+
+
+def tuned_rule(name: str, kind: str, on: str, params: dict[str, Any]) -> Rule:
+    """A rule with its settings in words."""
+    text = SETTING_TEXT[kind]
+    by_class = (f"{label} {text.format(**each)}" for label, each in params["classes"].items())
+    setting = "; ".join(by_class) or "t = " + text.format(**params["fallback"])
+    return Rule(name, kind, on, setting, params)
+
+
+def fixed_rules() -> list[Rule]:
+    """Rules that need no tuning."""
+    rules = [
+        Rule("all on", "constant", "", "", of_all({"on": True})),
+        Rule("all off", "constant", "", "", of_all({"on": False})),
+        Rule("T_base", "shift", "prob", "", of_all({"delta": 0.0})),
+    ]
+    half = of_all({"t": 0.5})
+    return rules + [Rule(f"fixed 0.5 on {on}", "threshold", on, "", half) for on in QUICK_ON]
+
+
+def threshold_rules(aim: Objective, on: str) -> list[Rule]:
+    """One threshold for all classes, and one for each."""
+    params = tune_thresholds(aim, on)
+    single = of_all(params["fallback"])
+    return [
+        tuned_rule(f"best single threshold on {on}", "threshold", on, single),
+        tuned_rule(f"best per-class threshold on {on}", "threshold", on, params),
+    ]
+
+
+def constant_action(aim: Objective, bandit: Bandit) -> Rule:
+    """The one threshold shift that is best for all frames of the training cache."""
+    cache = aim.cache
+    settings = [{"delta": float(delta)} for delta in bandit.deltas]
+    tp, on = [], []
+    for setting in settings:
+        pred = shifted(cache, setting["delta"])
+        tp.append(np.diff(running_sum(pred & cache.label)[cache.offsets]))
+        on.append(np.diff(running_sum(pred)[cache.offsets]))
+    params = aim.tune(settings, aim.values(np.stack(tp, axis=1), np.stack(on, axis=1)))
+    best = params["fallback"]
+    text = f"{best['delta']:+.2f} everywhere"
+    return Rule("best constant action", "shift", "prob", text, of_all(best))
+
+
+def ceilings(bandit: Bandit) -> list[Rule]:
+    """What no policy with these actions, and no constant threshold in a pair, can exceed."""
+    action = of_all({"max_delta": bandit.max_delta})
+    within = f"labels known, within ±{bandit.max_delta:g}"
+    threshold = "best threshold per pair on d_raw (ceiling)"
+    return [
+        Rule("best action per frame (ceiling)", "best action", "prob", within, action),
+        Rule(threshold, "best threshold", "d_raw", "labels known", of_all({})),
+    ]
+
+
+def fit_all(train: Cache, bandit: Bandit, point: Point) -> list[Rule]:
+    """Every rule, tuned on the training cache for one operating point. Shows its progress.
+
+    InputError where a cache of present pairs is to be tuned on all of them.
+    """
+    aim = Objective(train, point)
+
+    def one(name: str, kind: str, on: str, tune: Callable[[Objective, str], dict]) -> Step:
+        return name, lambda: [tuned_rule(name, kind, on, tune(aim, on))]
+
+    steps: list[Step] = [
+        (f"thresholds on {on}", lambda on=on: threshold_rules(aim, on)) for on in QUICK_ON
+    ]
+    steps += [one(f"median + threshold on {on}", "median", on, tune_median) for on in QUICK_ON]
+    steps += [
+        one(f"hysteresis on {on}", "hysteresis", on, tune_hysteresis) for on in ("d_raw", "d_adj")
+    ]
+    steps += [
+        one("cSEBBs on d_raw", "csebbs", "d_raw", tune_csebbs),
+        ("constant action", lambda: [constant_action(aim, bandit)]),
+    ]
+    rules = fixed_rules()
+    bar = tqdm(steps, desc="Tuning", unit="rule")
+    for name, tune in bar:
+        bar.set_postfix_str(name)
+        rules += tune()
+    return rules + ceilings(bandit)
+
+
+QUICK = ("all on", *(f"fixed 0.5 on {on}" for on in QUICK_ON))
+
+
 def yardsticks(cache: Cache, train: Cache | None, bandit: Bandit) -> list[Yardstick]:
-    """All rules on the evaluated cache; without a training cache only those that need no tuning."""
-    signals, labels = cache.signals, class_of_pair(cache)
-    rows = [Yardstick("all on", "", np.ones(len(cache.label), bool))]
-    fixed = ("d_raw", *TUNED_ON)
-    rows += [Yardstick(f"fixed 0.5 on {name}", "", signals[name] > 0.5) for name in fixed]
+    """The quick rules, tuned on present pairs; without a training cache those without tuning."""
+    rules = [rule for rule in fixed_rules() if rule.name in QUICK]
     if train is not None:
-        for name in TUNED_ON:
-            single, by_class = tuned_thresholds(train, name)
-            rows.append(
-                Yardstick(
-                    f"best single threshold on {name}",
-                    f"t = {single:.2f}",
-                    signals[name] > np.float32(single),
-                )
-            )
-            # A class that never occurs in training falls back on the single threshold.
-            per_pair = np.array([by_class.get(label, single) for label in labels], np.float32)
-            setting = ", ".join(f"{label} {value:.2f}" for label, value in by_class.items())
-            pred = signals[name] > per_pair[pair_of_frame(cache)]
-            rows.append(Yardstick(f"best per-class threshold on {name}", setting, pred))
-        delta = best_constant_action(train, bandit)
-        rows.append(
-            Yardstick("best constant action", f"{delta:+.2f} everywhere", shifted(cache, delta))
-        )
-    ceiling = f"labels known, within ±{bandit.max_delta:g}"
-    rows.append(Yardstick("best action per frame (ceiling)", ceiling, best_possible(cache, bandit)))
-    return rows
+        aim = Objective(train, "present")
+        for on in QUICK_ON:
+            rules += threshold_rules(aim, on)
+        rules.append(constant_action(aim, bandit))
+    rules += ceilings(bandit)[:1]
+    return [Yardstick(rule.name, rule.setting, decide_rule(rule, cache)) for rule in rules]

@@ -7,6 +7,8 @@ code with the suite but the network's forward pass.
 import numpy as np
 import torch
 
+METRICS = ("accuracy", "iou", "f1")
+
 
 def state_of(signals: dict, frame: int, channels: tuple[str, ...], context: int) -> torch.Tensor:
     """Window of every channel around `frame`, edge frames repeated -> (1, C, W)."""
@@ -64,3 +66,24 @@ def greedy(network: torch.nn.Module):
 
     choose.gaps = gaps
     return choose
+
+
+def slow_mean(cache, pred):
+    """Mean over pairs of accuracy, IoU, F1, frame by frame."""
+    sums = dict.fromkeys(METRICS, 0.0)
+    for index in range(len(cache.pairs)):
+        cells = {"tp": 0, "fp": 0, "fn": 0, "tn": 0}
+        for i in range(cache.offsets[index], cache.offsets[index + 1]):
+            right = "t" if pred[i] == cache.label[i] else "f"
+            cells[right + ("p" if pred[i] else "n")] += 1
+        union = cells["tp"] + cells["fp"] + cells["fn"]
+        sums["accuracy"] += (cells["tp"] + cells["tn"]) / (union + cells["tn"])
+        sums["iou"] += cells["tp"] / union if union else 1
+        sums["f1"] += 2 * cells["tp"] / (union + cells["tp"]) if union else 1
+    return {name: value / len(cache.pairs) for name, value in sums.items()}
+
+
+def moved(cache, i, delta):
+    """Decision of frame i with its base threshold moved, in float32 as on every device."""
+    threshold = cache.signals["t_base"][i] + np.float32(delta)
+    return bool(cache.signals["prob"][i] > min(max(threshold, np.float32(0)), np.float32(1)))

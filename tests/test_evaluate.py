@@ -1,4 +1,4 @@
-"""Yardsticks against slow versions; the before/after table and its files.
+"""The before/after table and its files.
 
 Next:   test_visualize.py
 """
@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from corpora import write_cache
+from naive import METRICS, moved, slow_mean
 
 import evaluate
 import opponents
@@ -27,7 +28,6 @@ from timeline import label_frames, read_labels
 
 CPU = torch.device("cpu")
 LENGTHS = [80, 61, 75, 40, 1, 90]
-METRICS = ("accuracy", "iou", "f1")
 
 
 @pytest.fixture(scope="module")
@@ -49,48 +49,6 @@ def cache(caches):
     return load_cache(caches / "validation")
 
 
-def slow_mean(cache, pred):
-    """Mean over pairs of accuracy, IoU, F1, frame by frame."""
-    sums = dict.fromkeys(METRICS, 0.0)
-    for index in range(len(cache.pairs)):
-        cells = {"tp": 0, "fp": 0, "fn": 0, "tn": 0}
-        for i in range(cache.offsets[index], cache.offsets[index + 1]):
-            right = "t" if pred[i] == cache.label[i] else "f"
-            cells[right + ("p" if pred[i] else "n")] += 1
-        union = cells["tp"] + cells["fp"] + cells["fn"]
-        sums["accuracy"] += (cells["tp"] + cells["tn"]) / (union + cells["tn"])
-        sums["iou"] += cells["tp"] / union if union else 1
-        sums["f1"] += 2 * cells["tp"] / (union + cells["tp"]) if union else 1
-    return {name: value / len(cache.pairs) for name, value in sums.items()}
-
-
-def moved(cache, i, delta):
-    """Decision of frame i with its base threshold moved, in float32 as on every device."""
-    threshold = cache.signals["t_base"][i] + np.float32(delta)
-    return bool(cache.signals["prob"][i] > min(max(threshold, np.float32(0)), np.float32(1)))
-
-
-# ---------------------------------------------------------------------------- yardsticks
-
-
-@pytest.mark.parametrize("name", ["d_adj", "prob"])
-def test_all_thresholds_at_once_equal_one_by_one(cache, name):
-    table = opponents.f1_over_grid(cache, cache.signals[name])
-    assert table.shape == (len(LENGTHS), 99)
-    assert pytest.approx([i / 100 for i in range(1, 100)]) == opponents.GRID
-    for column in range(0, 99, 7):
-        pred = cache.signals[name] > opponents.GRID[column]
-        assert table[:, column].mean() == pytest.approx(slow_mean(cache, pred)["f1"])
-
-
-def test_a_score_equal_to_the_threshold_is_off(cache):
-    score = np.full(len(cache.label), opponents.GRID[49])
-    table = opponents.f1_over_grid(cache, score)
-    on = slow_mean(cache, np.ones(len(score), bool))["f1"]
-    off = slow_mean(cache, np.zeros(len(score), bool))["f1"]
-    assert table[:, 48].mean() == pytest.approx(on) and table[:, 49].mean() == pytest.approx(off)
-
-
 def own_pairs(cache, label):
     """The pairs of one class as a cache of their own."""
     chosen = [i for i, pair in enumerate(cache.pairs) if pair.event_label == label]
@@ -103,99 +61,6 @@ def own_pairs(cache, label):
         label=cache.label[frames],
         offsets=np.cumsum([0, *lengths]),
     )
-
-
-@pytest.mark.parametrize("name", ["d_adj", "prob"])
-def test_tuned_thresholds_are_the_best_of_the_training_cache(train, name):
-    def best(cache):
-        f1 = [slow_mean(cache, cache.signals[name] > t)["f1"] for t in opponents.GRID]
-        return max(f1), f1
-
-    single, classes = opponents.tuned_thresholds(train, name)
-    assert sorted(classes) == ["Dog", "Speech"]
-    for threshold, own in (
-        (single, train),
-        *((classes[label], own_pairs(train, label)) for label in classes),
-    ):
-        top, f1 = best(own)
-        assert f1[round(threshold * 100) - 1] == pytest.approx(top)
-
-
-def settings(rows):
-    return {row.name: row.setting for row in rows}
-
-
-def test_yardsticks_are_tuned_on_the_training_cache_only(train, cache):
-    rows = opponents.yardsticks(cache, train, Bandit())
-    other_truth = replace(cache, label=~cache.label)
-    others = opponents.yardsticks(other_truth, train, Bandit())
-    assert settings(rows) == settings(others)
-    for one, other in zip(rows[:-1], others[:-1], strict=True):
-        assert np.array_equal(one.pred, other.pred), one.name
-    retuned = opponents.yardsticks(cache, replace(train, label=~train.label), Bandit())
-    changed = {name for name, text in settings(retuned).items() if text != settings(rows)[name]}
-    assert "best single threshold on prob" in changed and "best constant action" in changed
-
-
-def test_unseen_class_falls_back_on_the_single_threshold(train, cache):
-    rows = {row.name: row for row in opponents.yardsticks(cache, train, Bandit())}
-    for name in ("d_adj", "prob"):
-        single, classes = opponents.tuned_thresholds(train, name)
-        assert "Cat" not in classes
-        assert rows[f"best single threshold on {name}"].setting == f"t = {single:.2f}"
-        both = rows[f"best per-class threshold on {name}"].setting
-        assert both == ", ".join(f"{label} {t:.2f}" for label, t in classes.items())
-        for index, pair in enumerate(cache.pairs):
-            span = slice(cache.offsets[index], cache.offsets[index + 1])
-            threshold = np.float32(classes.get(pair.event_label, single))
-            on = cache.signals[name][span] > threshold
-            assert np.array_equal(rows[f"best per-class threshold on {name}"].pred[span], on)
-
-
-def test_simple_yardsticks(cache):
-    rows = {row.name: row.pred for row in opponents.yardsticks(cache, None, Bandit())}
-    assert list(rows) == [
-        "all on",
-        "fixed 0.5 on d_raw",
-        "fixed 0.5 on d_adj",
-        "fixed 0.5 on prob",
-        "best action per frame (ceiling)",
-    ]
-    assert rows["all on"].all()
-    for name in ("d_raw", "d_adj", "prob"):
-        on = [bool(value > 0.5) for value in cache.signals[name]]
-        assert rows[f"fixed 0.5 on {name}"].tolist() == on
-
-
-def test_best_constant_action(train, cache):
-    f1 = {
-        step: slow_mean(train, [moved(train, i, step / 50) for i in range(len(train.label))])["f1"]
-        for step in range(-10, 11)
-    }
-    delta = opponents.best_constant_action(train, Bandit())
-    assert f1[round(delta * 50)] == pytest.approx(max(f1.values()))
-    row = opponents.yardsticks(cache, train, Bandit())[-2]
-    assert (row.name, row.setting) == ("best constant action", f"{delta:+.2f} everywhere")
-    assert row.pred.tolist() == [moved(cache, i, delta) for i in range(len(cache.label))]
-
-
-def test_ceiling_is_the_best_of_21_actions_in_every_frame(cache):
-    ceiling = opponents.best_possible(cache, Bandit())
-    for i, label in enumerate(cache.label):
-        can = {moved(cache, i, step / 50) for step in range(-10, 11)}
-        assert ceiling[i] == (label if label in can else not label)
-    assert (ceiling != cache.label).any()  # the actions do not reach everything
-
-
-def test_nothing_beats_the_ceiling(cache):
-    bandit, rng = Bandit(), np.random.default_rng(0)
-    ceiling = slow_mean(cache, opponents.best_possible(cache, bandit))
-    rows = [np.full(len(cache.label), delta) for delta in bandit.deltas]
-    rows += [rng.choice(bandit.deltas, len(cache.label)) for _ in range(10)]
-    for deltas in rows:
-        pred = [moved(cache, i, delta) for i, delta in enumerate(deltas)]
-        mean = slow_mean(cache, pred)
-        assert all(mean[name] <= ceiling[name] + 1e-12 for name in METRICS)
 
 
 # ---------------------------------------------------------------------------- the table
