@@ -39,7 +39,8 @@ import torch
 from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+if str(ROOT) not in sys.path:  # run as a program
+    sys.path.insert(0, str(ROOT))
 
 from bandit import (  # noqa: E402
     Signals,
@@ -336,13 +337,18 @@ class ThresholdVectorEnv(gymnasium.vector.VectorEnv):
             infos |= {"final_obs": last, "_final_obs": over.copy()}
             infos |= {"final_info": masked(values, over), "_final_info": over.copy()}
             for name, new in self.whereabouts().items():  # an ended lane tells of its new pair
-                infos[name] = np.where(over, new, infos[name])
+                infos[name] = np.where(over, new, infos.get(name, new))
             states = self.lanes.states()
         return states, step.reward, over, np.zeros_like(over), infos
 
 
 def masked(values: dict[str, np.ndarray], mask: np.ndarray) -> dict[str, np.ndarray]:
-    """Gymnasium's infos of a vector: each array (L,), zero where unset, and `_name` its mask."""
+    """Gymnasium's infos of a vector: each array (L,), zero where unset, and `_name` its mask.
+
+    Nothing where no lane has it.
+    """
+    if not mask.any():
+        return {}
     arrays = {name: np.where(mask, value, 0).astype(value.dtype) for name, value in values.items()}
     return arrays | {f"_{name}": mask.copy() for name in values}
 
