@@ -496,8 +496,8 @@ def ceilings(bandit: Bandit) -> list[Rule]:
     ]
 
 
-def fit_all(train: Cache, bandit: Bandit, point: Point) -> list[Rule]:
-    """Every rule, tuned on the training cache for one operating point. Shows its progress.
+def fit_all(train: Cache, bandit: Bandit, point: Point, quiet: bool = False) -> list[Rule]:
+    """Every rule, tuned on the training cache for one operating point; `quiet`: no progress bar.
 
     InputError where a cache of present pairs is to be tuned on all of them.
     """
@@ -518,7 +518,7 @@ def fit_all(train: Cache, bandit: Bandit, point: Point) -> list[Rule]:
         ("constant action", lambda: [constant_action(aim, bandit)]),
     ]
     rules = fixed_rules()
-    bar = tqdm(steps, desc="Tuning", unit="rule")
+    bar = tqdm(steps, desc="Tuning", unit="rule", disable=quiet)
     for name, tune in bar:
         bar.set_postfix_str(name)
         rules += tune()

@@ -5,9 +5,9 @@ Reads:  DATA/dcase2023_baseline/ (default: SED_SHARED_DATA or ../shared/data)
 Writes: cache/dcase/, runs/dcase/<queries>/{results.json, table.md, table.tex, pairs.csv, events/}
 Next:   nothing
 
-Every clip is decided by rules and policies that never saw it: five folds by clip. Rules are tuned on
-20 such splits; learned rows take the first split and three seeds, trained on present pairs. There is
-no audio, so the loudness is 1 everywhere. 20 clips are few: read the intervals.
+Every clip is decided by rules and policies that never saw it: five folds by clip. Rules are tuned
+on 20 such splits; learned rows take the first split and three seeds, trained on present pairs.
+There is no audio, so the loudness is 1 everywhere. 20 clips are few: read the intervals.
 """
 
 import os
