@@ -11,7 +11,8 @@ What is evaluated. `durations` names the clips. A clip that truth or prediction 
 there (label files often leave such clips out); a clip or class that is not named is an InputError.
 Times are rounded to microseconds, events are cut to 0 .. duration, and events of one class that
 overlap or touch are one event (timeline.merge_events), in truth and prediction alike: the libraries
-refuse them.
+refuse them. A predicted event that begins at the end of its clip or later is gone (frames may reach
+past it); a true one is an InputError, as labels and durations do not belong together.
 
 Defined values. A class with neither truth nor prediction has F1 = 1, as in metrics.py, but takes no
 part in the macro average, where it would flatter; `F1.num_classes` tells how many do. A class with
