@@ -11,7 +11,8 @@ What is evaluated. `durations` names the clips. A clip that truth or prediction 
 there (label files often leave such clips out); a clip or class that is not named is an InputError.
 Times are rounded to microseconds, events are cut to 0 .. duration, and events of one class that
 overlap or touch are one event (timeline.merge_events), in truth and prediction alike: the libraries
-refuse them.
+refuse them. A predicted event that begins at the end of its clip or later is gone (frames may reach
+past it); a true one is an InputError, as labels and durations do not belong together.
 
 Defined values. A class with neither truth nor prediction has F1 = 1, as in metrics.py, but takes no
 part in the macro average, where it would flatter; `F1.num_classes` tells how many do. A class with
@@ -90,8 +91,8 @@ class Psds(NamedTuple):
 def _library() -> SimpleNamespace:
     """The modules of sed_scores_eval and pandas; imported on first use, which takes seconds."""
     try:
-        with warnings.catch_warnings():  # of dcase_util, which the pinned setuptools keeps working
-            warnings.filterwarnings("ignore", message="pkg_resources is deprecated")
+        with warnings.catch_warnings():  # old packages: what they warn of is what the pins are for
+            warnings.simplefilter("ignore")
             import pandas
             from sed_scores_eval import collar_based, intersection_based, segment_based
     except ImportError as error:
@@ -301,9 +302,9 @@ def segment_counts(
     )
     tp, fp = _hits(deltas, durations, len(classes))
     there = [
-        [deltas[clip][str(k)][1]["tps"].sum() for k in range(len(classes))] for clip in lengths
+        [deltas[clip][str(k)][1]["tps"].sum() for k in range(len(classes))] for clip in durations
     ]
-    return EventCounts(tp, fp, np.array(there[:-1], dtype=np.int64) - tp)
+    return EventCounts(tp, fp, np.array(there, dtype=np.int64) - tp)
 
 
 def averages(counts: EventCounts) -> tuple[np.ndarray, np.ndarray]:
@@ -377,10 +378,21 @@ def _psds(
     setting = dict(SCENARIOS[scenario])
     if len(classes) == 1:  # nothing else could be triggered, and the library divides by that
         setting = {key: setting[key] for key in SCENARIOS[1]}
-    value, of_class, *_ = _library().psds(
-        tables,
+    tuples, criteria = (
         _tuples(truth, classes),
+        {k: v for k, v in setting.items() if "threshold" in k},
+    )
+    deltas = _library().intersection(tables, tuples, **criteria, time_decimals=DECIMALS)
+    for k in map(str, range(len(classes))):
+        if not any(len(clip[k][0]) for clip in deltas.values()):
+            # Nothing was found or falsely found at any threshold: the library needs one step.
+            one = next(iter(deltas.values()))
+            one[k] = (np.array([-np.inf]), {name: np.zeros(1) for name in one[k][1]})
+    value, of_class, *_ = _library().psds(
+        None,
+        tuples,
         {clip: float(duration) for clip, duration in durations.items()},
+        deltas=deltas,
         **setting,
         max_efpr=MAX_EFPR,
         unit_of_time="hour",

@@ -1,6 +1,6 @@
 """Frame metrics against a slow loop.
 
-Next:   test_evaluate.py
+Next:   test_event_metrics.py
 """
 
 import numpy as np

@@ -21,6 +21,7 @@ from timeline import (
     frame_edges,
     frames_to_events,
     label_frames,
+    merge_events,
     read_labels,
     write_labels,
 )
@@ -175,6 +176,18 @@ def test_overlapping_and_touching_events_merge():
     merged = frames_to_events(label_frames(events, "A", edges), "A", edges)
     assert [(e.onset, e.offset) for e in merged] == [pytest.approx((0.1, 0.5))]
     assert merged[0].event_label == "A"
+
+
+@given(st.lists(QUARTERS, max_size=8))
+def test_merged_events_cover_the_same_and_never_meet(rows):
+    events = [Event(a / 256, (a + n) / 256, c) for a, n, c in rows]
+    merged = merge_events(events)
+    assert merged == sorted(merged) == merge_events(merged)
+    edges = frame_edges(200, 1 / 256)
+    for label in "AB":
+        own = [event for event in merged if event.event_label == label]
+        assert all(a.offset < b.onset for a, b in itertools.pairwise(own))
+        assert np.array_equal(label_frames(events, label, edges), label_frames(own, label, edges))
 
 
 # ---------------------------------------------------------------------------- real label files
