@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import comparison  # noqa: E402
+import csebbs  # noqa: E402
 import DQN  # noqa: E402
 import gate  # noqa: E402
 import opponents  # noqa: E402
@@ -127,7 +128,7 @@ def rule_rows(cache: Cache) -> list[Entrant]:
                 whole = found.setdefault(rule.name, np.zeros(len(cache.label), bool))
                 put(whole, cache, test, opponents.decide_rule(rule, part))
                 if rule.kind == "csebbs":
-                    boxes.setdefault(rule.name, {}).update(opponents.sebbs(part, rule.params))
+                    boxes.setdefault(rule.name, {}).update(csebbs.sebbs(part, rule.params))
         for name, pred in found.items():
             member = Member(f"split {split}", pred, 0.0, boxes=boxes.get(name))
             rows.setdefault(name, []).append(member)

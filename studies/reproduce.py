@@ -1,9 +1,11 @@
-"""Repeat the tables of RESULTS.md: every training run, then the tables between their markers.
+"""Repeat RESULTS.md: every corpus, score, training and table, then the parts between the markers.
 
-Run:    python studies/reproduce.py demo          # the demo with 5 seeds, corpus and all
-        python studies/reproduce.py real [DATA]   # ESC-10 recordings on the DESED timelines
-        python studies/reproduce.py table NAME    # only write the table from finished runs
-Reads:  DATA/{esc10,desed_timelines} (default: SED_SHARED_DATA or ../shared/data)
+Run:    python studies/reproduce.py all [DATA]        # everything below; `make results`
+        python studies/reproduce.py benchmark [DATA]  # ESC-10 recordings on the DESED timelines
+        python studies/reproduce.py dcase [DATA]      # 20 real clips, scores only
+        python studies/reproduce.py demo              # the demo with 5 seeds, corpus and all
+        python studies/reproduce.py table NAME        # only write a part from finished runs
+Reads:  DATA/{esc10,desed_timelines,dcase2023_baseline} (default: SED_SHARED_DATA or ../shared/data)
 Writes: data/, cache/, runs/ like the scripts, runs/logs/, the marked parts of RESULTS.md
 Next:   nothing
 
@@ -11,40 +13,25 @@ Two processes, one thread each. What is finished is skipped, so the study can be
 """
 
 import json
-import os
 import statistics
-import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "studies")]
 
+import benchmark  # noqa: E402
+from benchmark import in_parallel, run  # noqa: E402
+
+import comparison  # noqa: E402
 from config import Bandit, InputError  # noqa: E402
+from entrants import GATED  # noqa: E402
 from metrics import NAMES  # noqa: E402
 from runfolder import learning_curve  # noqa: E402
 
-PROCESSES = 2
 DEMO_SEEDS = range(5)
-REAL_RUNS = [(preset, seed) for seed in (0, 1) for preset in ("slides", "original")]
-# 70 % of the planned episodes, as 20,000 is of the slides' 28,592: with the original's 20,000 a
-# run of 423 episodes would act at random from beginning to end.
-DECAY_EPISODES = 296
-TITLES = {"accuracy": "Accuracy", "iou": "IoU", "f1": "F1"}
-
-
-def run(log: str, *command: object) -> None:
-    """Run one script from the project root, output into runs/logs/<log>.log."""
-    path = ROOT / "runs" / "logs" / f"{log}.log"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    words = [sys.executable, *map(str, command)]
-    print("python", *words[1:], flush=True)
-    with open(path, "a") as stream:
-        code = subprocess.run(words, cwd=ROOT, stdout=stream, stderr=subprocess.STDOUT).returncode
-    if code:
-        raise InputError(f"{' '.join(words)} ended with exit code {code}; see {path}")
+QUERIES = ("present", "all")
 
 
 def train_and_evaluate(name: str, cache: str, flags: list[object]) -> None:
@@ -60,13 +47,6 @@ def train_and_evaluate(name: str, cache: str, flags: list[object]) -> None:
     print(f"{folder}: {(time.perf_counter() - began) / 60:.1f} min", flush=True)
 
 
-def in_parallel(jobs: list[tuple]) -> None:
-    """Run `function(*arguments)` jobs, PROCESSES at a time; the first failure is raised."""
-    with ThreadPoolExecutor(PROCESSES) as pool:
-        for future in [pool.submit(job[0], *job[1:]) for job in jobs]:
-            future.result()
-
-
 def demo(seed: int) -> None:
     """The demo's own commands for one seed: another corpus, another scorer, another policy."""
     name = "demo" if seed == 0 else f"demo-{seed}"
@@ -77,40 +57,12 @@ def demo(seed: int) -> None:
     train_and_evaluate(name, f"cache/{name}", ["--preset", "demo", "--seed", seed])
 
 
-def real(data: Path) -> None:
-    """Corpus, scores, both caches, then the four runs."""
-    lines = data / "desed_timelines"
-    corpus = ["soundscapes.py", "--out", "data/esc10", "--bank", data / "esc10"]
-    corpus += ["--class-map", "studies/esc10_classes.tsv", "--validation-fold", 5]
-    corpus += ["--train-timeline", lines / "synthetic21_train.tsv", "--train-clips", 220]
-    corpus += ["--validation-timeline", lines / "synthetic21_validation.tsv"]
-    run("esc10", *corpus, "--validation-clips", 160)
-    run("esc10", "scorers.py", "--corpus", "data/esc10")
-    for preset in ("slides", "original"):
-        flags = ["--preset", preset, "--corpus", "data/esc10", "--cache", f"cache/esc10-{preset}"]
-        run("esc10", "preprocess.py", *flags)
-    jobs = []
-    for preset, seed in REAL_RUNS:
-        flags = ["--preset", preset, "--seed", seed]
-        if preset == "original":
-            flags += ["--learning.epsilon-episodes", DECAY_EPISODES]
-        name, cache = f"esc10-{preset}-{seed}", f"cache/esc10-{preset}"
-        jobs.append((train_and_evaluate, name, cache, flags))
-    in_parallel(jobs)
-
-
 # ---------------------------------------------------------------------------- tables
 
 
 def results_of(name: str) -> dict:
     """results.json of a run."""
     return json.loads((ROOT / "runs" / name / "results.json").read_text())
-
-
-def row(name: str, values: list[float], signed: bool = False) -> str:
-    """A Markdown row of percentages."""
-    form = "{:+.2f}" if signed else "{:.2f}"
-    return f"| {name} | " + " | ".join(form.format(100 * value) for value in values) + " |"
 
 
 def mean_and_std(rows: list[list[float]], signed: bool = False) -> list[str]:
@@ -148,43 +100,73 @@ def demo_table() -> str:
     return "\n".join(lines)
 
 
-def real_table() -> str:
-    """Both presets with their yardsticks: mean over pairs, percent."""
+def table_of(folder: str) -> dict:
+    """results.json of a comparison."""
+    path = ROOT / "runs" / folder / "results.json"
+    if not path.exists():
+        raise InputError(f"{path}: not found; run: python studies/reproduce.py benchmark")
+    return json.loads(path.read_text())
+
+
+def claim(name: str, key: str, tables: list[dict]) -> str:
+    """What the tables of all bank folds say together: a claim must hold in each of them."""
+    metric = tables[0]["tuned_for"]
+    words, texts = [], []
+    for table in tables:
+        row = next(row for row in table["entrants"] if row["name"] == name)
+        gain, low, high = row[key][metric]
+        words.append(comparison.word(metric, low, high))
+        text = f"{100 * gain:+.2f} [{100 * low:+.2f}, {100 * high:+.2f}]"
+        texts.append(text + (f" ({table['best_opponent']})" if key == "vs_best" else ""))
+    other = "T_base" if key == "vs_base" else "the best tuned opponent"
+    if len(set(words)) == 1:
+        said = f"{words[0]} {other} in both bank folds"
+    else:
+        said = f"{' in one bank fold and '.join(words)} {other} in the other, which is no claim"
+    return f"{said}: {' and '.join(texts)}"
+
+
+def verdict() -> str:
+    """The first line of RESULTS.md, from the four tables of the benchmark."""
     lines = []
-    for preset in ("slides", "original"):
-        names = [f"esc10-{preset}-{seed}" for chosen, seed in REAL_RUNS if chosen == preset]
-        runs = [results_of(name) for name in names]
-        lines += [f"\nPreset `{preset}`, {runs[0]['num_pairs']} validation pairs:\n"]
-        lines += ["| | " + " | ".join(TITLES[m] for m in NAMES) + " |", "|---|---|---|---|"]
-        lines.append(row("before: T_base", [runs[0]["before"][m] for m in NAMES]))
-        for name, results in zip(names, runs, strict=True):
-            lines.append(row(f"after: DQN, seed {name[-1]}", [results["after"][m] for m in NAMES]))
-        after = mean_and_std([[r["after"][m] for m in NAMES] for r in runs])
-        lines.append("| **after: DQN, mean ± std** | " + " | ".join(after) + " |")
-        gain = mean_and_std([[r["gain"][m] for m in NAMES] for r in runs], signed=True)
-        lines.append("| gain (points) | " + " | ".join(gain) + " |")
-        for yardstick in runs[0]["yardsticks"]:
-            lines.append(row(yardstick["name"], [yardstick[m] for m in NAMES]))
-        lines += [
-            "\n| seed | pooled F1 before → after | threshold selection accuracy |"
-            " frames fixed / broken | avg10 first → last tenth | always 0.0 |"
-        ]
-        lines += ["|---|---|---|---|---|---|"]
-        for name, results in zip(names, runs, strict=True):
-            curve = learning_curve(ROOT / "runs" / name, Bandit())
-            pooled = results["pooled"]
-            lines.append(
-                f"| {name[-1]} | {100 * pooled['before']['f1']:.2f} →"
-                f" {100 * pooled['after']['f1']:.2f} |"
-                f" {100 * results['threshold_selection']['accuracy']:.2f} |"
-                f" {results['fixed_frames']:,} / {results['broken_frames']:,} |"
-                f" {curve['avg10_first_tenth']:.1f} → {curve['avg10_last_tenth']:.1f} |"
-                f" {curve['always_zero_last_tenth']:.1f} |"
-            )
+    for queries, suffix in (("present", ""), ("all", f", {GATED}")):
+        tables = [table_of(f"table-fold{fold}-{queries}") for fold in benchmark.FOLDS]
+        title = comparison.TITLES[tables[0]["tuned_for"]]
+        where = "present pairs" if queries == "present" else f"all pairs {GATED}"
+        for name in ("DQN slides", "DQN original"):
+            claims = [claim(name + suffix, key, tables) for key in ("vs_base", "vs_best")]
+            lines.append(f"- **{name}** on {where} ({title}, points): {'; '.join(claims)}.")
     return "\n".join(lines)
 
 
-TABLES = {"demo": demo_table, "real": real_table}
+def benchmark_table() -> str:
+    """All four tables: two bank folds, both kinds of pairs."""
+    parts = []
+    for queries in QUERIES:
+        for fold in benchmark.FOLDS:
+            results = table_of(f"table-fold{fold}-{queries}")
+            parts.append(f"### Bank fold {fold} held out, {queries} pairs\n")
+            parts.append(comparison.markdown(results))
+    return "\n".join(parts)
+
+
+def dcase_table() -> str:
+    """Both kinds of pairs of the 20 real clips."""
+    parts = []
+    for queries in QUERIES:
+        parts += [
+            f"### {queries.capitalize()} pairs\n",
+            comparison.markdown(table_of(f"dcase/{queries}")),
+        ]
+    return "\n".join(parts)
+
+
+TABLES = {
+    "verdict": verdict,
+    "benchmark": benchmark_table,
+    "dcase": dcase_table,
+    "demo": demo_table,
+}
 
 
 def write_table(name: str) -> None:
@@ -201,17 +183,23 @@ def write_table(name: str) -> None:
 
 def main(args: list[str]) -> None:
     """Run a study, or only write its table."""
-    if args[:1] == ["demo"] and len(args) == 1:
+    study, rest = (args[0] if args else ""), args[1:]
+    if study == "table" and len(rest) == 1 and rest[0] in TABLES:
+        write_table(rest[0])
+        return
+    if study not in ("demo", "benchmark", "dcase", "all") or len(rest) > (study != "demo"):
+        usage = "all [DATA] | benchmark [DATA] | dcase [DATA] | demo | table NAME"
+        raise InputError(f"usage: reproduce.py {usage}; NAME is one of {', '.join(TABLES)}")
+    if study in ("benchmark", "all"):
+        benchmark.main(rest)
+        write_table("benchmark")
+        write_table("verdict")
+    if study in ("dcase", "all"):
+        run("dcase", "studies/dcase.py", *rest)
+        write_table("dcase")
+    if study in ("demo", "all"):
         in_parallel([(demo, seed) for seed in DEMO_SEEDS])
         write_table("demo")
-    elif args[:1] == ["real"] and len(args) <= 2:
-        default = os.environ.get("SED_SHARED_DATA") or ROOT.parent / "shared" / "data"
-        real(Path(args[1] if len(args) > 1 else default))
-        write_table("real")
-    elif args[:1] == ["table"] and len(args) == 2 and args[1] in TABLES:
-        write_table(args[1])
-    else:
-        raise InputError("usage: reproduce.py demo | real [DATA] | table demo | table real")
 
 
 if __name__ == "__main__":
