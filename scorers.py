@@ -249,6 +249,7 @@ class ScoreArchive:
         names = _renamed(str(first.path), first.classes, self.rename)
         self.classes = names if classes is None else list(classes)
         self._order = _columns(str(first.path), names, self.classes)
+        self.scorer = first.meta  # what the writer said about itself
         self._frame: tuple[str, float] | None = None
         for name, (part, i) in self._index.items():
             if part.starts[i + 1] - part.starts[i] > 1:  # a single frame has no usual length
@@ -281,7 +282,7 @@ class ScoreArchive:
             "folder": str(self.location),
             "classes": self.classes,
             "renamed": self.rename,
-            "scorer": self._parts[0].meta,
+            "scorer": self.scorer,
             "sha256": digest.hexdigest(),
         }
 
