@@ -341,6 +341,70 @@ class ScorersConfig(Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
+class DasmEmbedConfig(Checked):
+    """Class names -> DASM's text queries, by the text encoder of MGA-CLAP; once for all clips."""
+
+    classes_from: Path | None = None
+    """label TSV whose classes are asked for"""
+    query_file: Path | None = None
+    """instead: a text file, a class a line, after a tab its own prompt where you want one"""
+    prompt_style: Literal["spaces", "raw"] = "spaces"
+    """Running_water becomes `sound of running water`, or `sound of running_water` (original)"""
+    mga_clap: Path
+    """root of an MGA-CLAP checkout"""
+    mga_weights: Path
+    """MGA-CLAP's model.pt"""
+    bert: Path
+    """folder with config.json and vocabulary of bert-base-uncased; its weights are not needed"""
+    trust_pickle: bool = False
+    """load --mga-weights even if it holds Python objects, which can run any code"""
+    out: Path = Path("queries.pt")
+    """file to write: classes, prompts, vectors"""
+    device: Device = "auto"
+    """auto takes CUDA where there is one"""
+    threads: int | None = number(None, 1)
+    """CPU threads (default: all cores)"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        one = (self.classes_from is None) != (self.query_file is None)
+        rule = "given, or --query-file instead of it,"
+        require(one, self.flag("classes_from"), rule, "both" if self.query_file else "neither")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DasmScoreConfig(Checked):
+    """Audio -> frame and clip-level scores by DASM, for the classes of a query file."""
+
+    dasm_repo: Path
+    """root of a Transformer4SED checkout"""
+    dasm_config: Path
+    """config.yaml that lies beside the weights (text_query)"""
+    dasm_weights: Path
+    """text-query checkpoint of DASM"""
+    queries: Path = Path("queries.pt")
+    """what `python dasm.py embed` wrote"""
+    audio: Path
+    """folder with the audio files; DESED: the original 44.1 kHz one"""
+    labels: Path | None = None
+    """label TSV that names the clips and classes (default: all audio files of the folder)"""
+    out: Path
+    """folder to write, for the --scores of preprocess.py; a rerun goes on"""
+    temperature: float = number(0.5, above=0)
+    """divides the logits before the sigmoid (DASM's notebook and the original: 0.5)"""
+    batch: int = number(4, 1)
+    """clips in a forward pass"""
+    cut_long: bool = False
+    """score the first 10 s of longer recordings"""
+    allow_missing: bool = False
+    """leave out clips whose audio is missing or damaged; each is named"""
+    device: Device = "auto"
+    """auto takes CUDA where there is one"""
+    threads: int | None = number(None, 1)
+    """CPU threads (default: all cores)"""
+
+
+@dataclass(frozen=True, kw_only=True)
 class PreprocessConfig(Checked):
     """Audio + scores + labels -> the six signals -> cache/<split>."""
 
@@ -625,17 +689,26 @@ def _preset_in(args: list[str]) -> str | None:
     return found
 
 
-def parse(cls: type, args: list[str] | None = None) -> Any:
-    """Command line -> config; a bad flag or value is explained on stderr, exit code 2."""
+def parse(cls: type | dict[str, type], args: list[str] | None = None) -> Any:
+    """Command line -> config; a bad flag or value is explained on stderr, exit code 2.
+
+    A dictionary is a script with several commands: the first word says which class is meant.
+    """
     import tyro  # the only place that knows the parser
 
     args = sys.argv[1:] if args is None else args
+    if isinstance(cls, dict):
+        kinds = [
+            typing.Annotated[kind, tyro.conf.subcommand(name, description=kind.__doc__)]
+            for name, kind in cls.items()
+        ]
+        return tyro.cli(typing.Union[tuple(kinds)], args=args)  # noqa: UP007
     name = _preset_in(args)
     default = with_preset(cls, name if name in PRESETS else "slides")
     return tyro.cli(cls, default=default, args=args, description=cls.__doc__)
 
 
-def run_script(cls: type, main: Callable[[Any], int | None]) -> None:
+def run_script(cls: type | dict[str, type], main: Callable[[Any], int | None]) -> None:
     """Parse, run, and turn a user's mistake or a failing disk into one line and exit code 2."""
     script = Path(sys.argv[0]).name
     try:

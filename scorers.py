@@ -249,6 +249,7 @@ class ScoreArchive:
         names = _renamed(str(first.path), first.classes, self.rename)
         self.classes = names if classes is None else list(classes)
         self._order = _columns(str(first.path), names, self.classes)
+        self.scorer = first.meta  # what the writer said about itself
         self._frame: tuple[str, float] | None = None
         for name, (part, i) in self._index.items():
             if part.starts[i + 1] - part.starts[i] > 1:  # a single frame has no usual length
@@ -281,7 +282,7 @@ class ScoreArchive:
             "folder": str(self.location),
             "classes": self.classes,
             "renamed": self.rename,
-            "scorer": self._parts[0].meta,
+            "scorer": self.scorer,
             "sha256": digest.hexdigest(),
         }
 
@@ -467,11 +468,15 @@ def _member(archive: zipfile.ZipFile, name: str) -> IO[bytes]:
 def convert(path: Path, out: Path) -> None:
     """Write scores in the other form: an archive if `out` ends in .npz, else a folder of TSVs.
 
-    Raises InputError where `out` is there already or a score is damaged; nothing is left then.
+    Raises InputError where `out` is there already, unless it is an archive made from these very
+    scores, or where a score is damaged; nothing is left then.
     """
-    if out.exists():
-        raise InputError(f"--out {out}: is there already; remove it or give another name")
     source = open_scores(path)
+    if out.exists():
+        if out.suffix == ".npz" and ScoreArchive(out).scorer == source.meta():
+            print(f"{out}: made from {path} as it is, nothing to do")
+            return
+        raise InputError(f"--out {out}: is there already; remove it or give another name")
     clips = source.clips()
     bar = tqdm(clips, desc="scores", unit="clip")
     out.parent.mkdir(parents=True, exist_ok=True)

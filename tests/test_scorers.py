@@ -344,8 +344,13 @@ def test_convert_there_and_back(tmp_path, capsys):
     for path in sorted((tmp_path / "tsv").rglob("*.tsv")):
         back = tmp_path / "back" / path.relative_to(tmp_path / "tsv")
         assert back.read_text() == path.read_text()
-    with pytest.raises(InputError, match="is there already"):
-        convert(tmp_path / "tsv", tmp_path / "x.npz")
+    capsys.readouterr()
+    convert(tmp_path / "tsv", tmp_path / "x.npz")
+    assert "nothing to do" in capsys.readouterr().out
+    write_scores(tmp_path / "tsv" / "b.tsv", edges, ["Dog", "Cat"], rng.random((2, 6)))
+    for source, out in (("tsv", "x.npz"), ("x.npz", "back"), ("x.npz", "tsv/b.tsv")):
+        with pytest.raises(InputError, match="is there already"):
+            convert(tmp_path / source, tmp_path / out)
 
 
 @pytest.mark.parametrize("out", ["x.npz", "files"])

@@ -29,6 +29,7 @@ ORDER = (
     "event_metrics",
     "bandit",
     "runfolder",
+    "dasm",
     "DQN",
     "csebbs",
     "opponents",
@@ -266,7 +267,10 @@ def script_of(cls: type) -> str:
     if cls.GROUP:
         return "preprocess" if cls is config.Signal else "DQN"
     name = cls.__name__.removesuffix("Config").lower()
-    return "DQN" if name == "train" else name
+    # a script with several commands has a class for each: DasmEmbedConfig belongs to dasm.py
+    return (
+        "DQN" if name == "train" else next((stem for stem in ORDER if name.startswith(stem)), name)
+    )
 
 
 @pytest.mark.parametrize("cls", CLASSES, ids=[cls.__name__ for cls in CLASSES])
