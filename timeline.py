@@ -90,6 +90,34 @@ def write_labels(path: Path, clips: dict[str, list[Event]]) -> None:
     temporary.replace(path)
 
 
+def write_audacity(path: Path, events: list[Event]) -> None:
+    """Write one recording's events as an Audacity label track: start, end, label a line."""
+    text = "".join(f"{e.onset:.6f}\t{e.offset:.6f}\t{e.event_label}\n" for e in events)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+SLACK_S = 1e-6  # rounding of frame edges; a gap of exactly the limit stays one
+
+
+def tidy_events(events: list[Event], min_duration_s: float, merge_gap_s: float) -> list[Event]:
+    """Close gaps shorter than `merge_gap_s` between events of a class, then drop the events
+    shorter than `min_duration_s`; sorted. Overlapping events of a class become one."""
+    kept = []
+    for name in sorted({event.event_label for event in events}):
+        joined: list[Event] = []
+        for event in sorted(event for event in events if event.event_label == name):
+            if joined and event.onset - joined[-1].offset < merge_gap_s - SLACK_S:
+                end = max(joined[-1].offset, event.offset)
+                joined[-1] = joined[-1]._replace(offset=end)
+            else:
+                joined.append(event)
+        kept += [e for e in joined if e.offset - e.onset >= min_duration_s - SLACK_S]
+    return sorted(kept)
+
+
 def classes_of(clips: dict[str, list[Event]]) -> list[str]:
     """Sorted class names that occur in the labels."""
     return sorted({event.event_label for events in clips.values() for event in events})

@@ -18,6 +18,7 @@ import pytest
 import config
 from config import (
     Bandit,
+    DetectConfig,
     EvaluateConfig,
     InputError,
     Learning,
@@ -40,6 +41,7 @@ SCRIPTS = (
     PreprocessConfig,
     TrainConfig,
     EvaluateConfig,
+    DetectConfig,
     VisualizeConfig,
 )
 GROUPS = (Signal, Bandit, Network, Learning)
@@ -234,6 +236,8 @@ OUT_OF_RANGE = [  # by hand, so that a lost range is seen
     (SoundscapesConfig, "--clip-s", "0"),
     (EvaluateConfig, "--batch", "0"),
     (EvaluateConfig, "--threads", "0"),
+    (DetectConfig, "--block-s", "0.1"),
+    (DetectConfig, "--min-duration", "-1"),
     (VisualizeConfig, "--dpi", "10"),
 ]
 

@@ -31,6 +31,7 @@ SMALL = {
     "preprocess.py": "--workers 1",
     "DQN.py": f"{TINY} --device cpu",
     "evaluate.py": "--device cpu",
+    "detect.py": "--device cpu",
     "visualize.py": "--dpi 40",
 }
 
