@@ -100,13 +100,13 @@ class Tape:
         Zeros follow where the file ends; ValueError where it ends long before its header says.
         """
         start, stop = round(start_s * self.sample_rate), round(stop_s * self.sample_rate)
-        self.held, self.at = self.held[start - self.at :], start
-        wanted = min(stop, self.num_samples) - start - len(self.held)
+        wanted = min(stop, self.num_samples) - self.at - len(self.held)
         if wanted > 0:
             wav = self.audio.read(wanted)
             self.held = np.concatenate([self.held, wav])
             if len(wav) < wanted:
-                self.check_end(start + len(self.held))
+                self.check_end(self.at + len(self.held))
+        self.held, self.at = self.held[start - self.at :], start
         wav = self.held[: stop - start]
         return np.pad(wav, (0, stop - start - len(wav)))
 
