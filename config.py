@@ -270,6 +270,13 @@ class Learning(Checked):
 # ---------------------------------------------------------------------------- one class a script
 
 
+def check_map(texts: tuple[str, ...]) -> None:
+    """ValueError where one is not SCORES=LABELS."""
+    for text in texts:
+        name, _, label = text.partition("=")
+        require(bool(name and label), "map", "SCORES=LABELS, e.g. dog=Dog,", text)
+
+
 @dataclass(frozen=True, kw_only=True)
 class SoundscapesConfig(Checked):
     """Make a strongly labelled corpus: timeline + sound bank -> audio, labels, clip list."""
@@ -394,9 +401,7 @@ class PreprocessConfig(Checked):
             for name in ("audio", "scores", "map"):
                 value = getattr(self, name)
                 require(not value, name, "left out with --import-npz", value)
-        for text in self.map:
-            name, _, label = text.partition("=")
-            require(bool(name and label), "map", "SCORES=LABELS, e.g. dog=Dog,", text)
+        check_map(self.map)
 
     @property
     def rename(self) -> dict[str, str]:
@@ -545,7 +550,9 @@ class DetectConfig(Checked):
     audio: Path | None = None
     """recording, or folder with wav, flac, ogg, mp3; without one the scores decide alone"""
     scores: Path | None = None
-    """your model's score files, named like the recordings (default: the built-in scorer)"""
+    """your model's scores of the recordings: TSVs or NPZ (default: the built-in scorer)"""
+    map: tuple[str, ...] = ()
+    """classes named otherwise in the scores: SCORES=EVENTS, e.g. dog=Dog water=Running_water"""
     scorer: Path | None = None
     """scorer.pt of a corpus (default: that of the corpus the policy was trained on)"""
     classes: tuple[str, ...] = ()
@@ -574,6 +581,14 @@ class DetectConfig(Checked):
         super().__post_init__()
         apart = self.scores is None or self.scorer is None
         require(apart, self.flag("scorer"), "left out with --scores", self.scorer)
+        unused = self.map and self.scores is None
+        require(not unused, self.flag("map"), "given together with --scores", self.map)
+        check_map(self.map)
+
+    @property
+    def rename(self) -> dict[str, str]:
+        """Class name in the scores -> class name in the events."""
+        return dict(text.split("=", 1) for text in self.map)
 
 
 @dataclass(frozen=True, kw_only=True)

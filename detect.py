@@ -153,6 +153,7 @@ class Source(NamedTuple):
     classes: list[str]
     score: Callable[[Recording], scorers.ClipScores]
     text: str
+    clips: Callable[[], list[str]] = list  # ids of all clips that have scores, where that is known
 
 
 @dataclass
@@ -201,18 +202,6 @@ def make_plan(cfg: DetectConfig, device: torch.device) -> Plan:
 # ---------------------------------------------------------------------------- scores
 
 
-def file_classes(folder: Path) -> list[str]:
-    """Class columns of the first score file; InputError where there is none."""
-    path = min(folder.rglob("*.tsv"), default=None)
-    if path is None:
-        raise InputError(f"--scores {folder}: no .tsv files in this folder")
-    with open(path, encoding="utf-8-sig", errors="replace") as stream:
-        names = [name.strip() for name in stream.readline().split("\t")]
-    if names[:2] != scorers.TIME_COLUMNS or len(names) < 3:
-        raise InputError(f"{path} line 1: expected onset, offset and the classes, tab separated")
-    return names[2:]
-
-
 def corpus_scorer(policy: Path) -> Path | None:
     """scorer.pt of the corpus whose scores the policy was trained on, where all that is found."""
     try:
@@ -246,8 +235,10 @@ def builtin_scores(scorer: scorers.Scorer, path: Path, plan: Plan) -> scorers.Cl
 def open_source(cfg: DetectConfig, plan: Plan) -> Source:
     """The user's score files, or the built-in scorer. Raises InputError."""
     if cfg.scores is not None:
-        files = scorers.ScoreFiles(cfg.scores, list(cfg.classes) or file_classes(cfg.scores))
-        return Source(files.classes, lambda one: files.scores(one.filename), f"{cfg.scores}")
+        files = scorers.open_scores(cfg.scores, list(cfg.classes) or None, cfg.rename)
+        return Source(
+            files.classes, lambda one: files.scores(one.filename), f"{cfg.scores}", files.clips
+        )
     path = cfg.scorer or corpus_scorer(cfg.policy)
     if path is None:
         raise InputError(
@@ -268,12 +259,10 @@ def open_source(cfg: DetectConfig, plan: Plan) -> Source:
     return Source(classes, score, f"built-in scorer {path}")
 
 
-def find_recordings(cfg: DetectConfig) -> list[Recording]:
-    """Recordings by name; without audio, a clip for each score file. Raises InputError."""
-    if cfg.audio is None:
-        names = [path.relative_to(cfg.scores).as_posix() for path in cfg.scores.rglob("*.tsv")]
-        # Labels name recordings: so do the results.
-        return [Recording(name.removesuffix(".tsv") + ".wav", None) for name in sorted(names)]
+def find_recordings(cfg: DetectConfig, source: Source) -> list[Recording]:
+    """Recordings by name; without audio, the clips that have scores. Raises InputError."""
+    if cfg.audio is None:  # labels name recordings, with an extension: so do the results
+        return [Recording(f"{clip}.wav", None) for clip in source.clips()]
     if cfg.audio.is_file():
         found = [Recording(cfg.audio.name, cfg.audio)]
     elif cfg.audio.is_dir():
@@ -521,7 +510,7 @@ def main(cfg: DetectConfig) -> int:
         raise InputError(f"--audacity {cfg.audacity}: is a file, not a folder")
     plan = make_plan(cfg, runfolder.pick_device(cfg.device, cfg.threads))
     source = open_source(cfg, plan)
-    recordings = find_recordings(cfg)
+    recordings = find_recordings(cfg, source)
     describe(cfg, source, plan, len(recordings))
     tally, began = Tally(), time.perf_counter()
     clips = {

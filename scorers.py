@@ -130,11 +130,11 @@ class ScoreFiles:
         self._frame: tuple[str, float] | None = None
         if not self.folder.is_dir():
             raise InputError(f"scores {self.folder}: not a folder of .tsv files, nor an .npz file")
-        any_file = next(self.folder.rglob("*.tsv"), None)
-        if any_file is None:
+        if next(self.folder.rglob("*.tsv"), None) is None:
             raise InputError(f"scores {self.folder}: no .tsv files")
         if classes is None:
-            classes = _renamed(f"{any_file}", _read_table(any_file)[0], self.rename)
+            first = min(self.folder.rglob("*.tsv"))
+            classes = _renamed(f"{first}", _read_text(first)[0][2:], self.rename)
         self.classes = list(classes)
 
     def clips(self) -> list[str]:
@@ -598,11 +598,8 @@ def write_scores(path: Path, edges: np.ndarray, classes: list[str], values: np.n
     temporary.replace(path)
 
 
-def _read_table(path: Path) -> tuple[list[str], np.ndarray, np.ndarray]:
-    """Class names in file order, edges (T + 1,) and values (T, classes), all checked.
-
-    Raises InputError for an absent file, header, cell, score out of 0..1 or a broken time axis.
-    """
+def _read_text(path: Path) -> tuple[list[str], str]:
+    """Columns of a score file and what stands below them; InputError for a bad header."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
@@ -620,6 +617,15 @@ def _read_table(path: Path) -> tuple[list[str], np.ndarray, np.ndarray]:
     for name in names:
         if names.count(name) > 1:
             raise InputError(f"{path} line 1: column {name!r} occurs twice")
+    return names, body
+
+
+def _read_table(path: Path) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """Class names in file order, edges (T + 1,) and values (T, classes), all checked.
+
+    Raises InputError for an absent file, header, cell, score out of 0..1 or a broken time axis.
+    """
+    names, body = _read_text(path)
     if not body.strip():
         raise InputError(f"{path}: no frames below the header")
     try:

@@ -99,40 +99,34 @@ def write_audacity(path: Path, events: list[Event]) -> None:
     temporary.replace(path)
 
 
-SLACK_S = 1e-6  # rounding of frame edges; a gap of exactly the limit stays one
-
-
-def tidy_events(events: list[Event], min_duration_s: float, merge_gap_s: float) -> list[Event]:
-    """Close gaps shorter than `merge_gap_s` between events of a class, then drop the events
-    shorter than `min_duration_s`; sorted. Overlapping events of a class become one."""
-    kept = []
-    for name in sorted({event.event_label for event in events}):
-        joined: list[Event] = []
-        for event in sorted(event for event in events if event.event_label == name):
-            if joined and event.onset - joined[-1].offset < merge_gap_s - SLACK_S:
-                end = max(joined[-1].offset, event.offset)
-                joined[-1] = joined[-1]._replace(offset=end)
-            else:
-                joined.append(event)
-        kept += [e for e in joined if e.offset - e.onset >= min_duration_s - SLACK_S]
-    return sorted(kept)
-
-
 def classes_of(clips: dict[str, list[Event]]) -> list[str]:
     """Sorted class names that occur in the labels."""
     return sorted({event.event_label for events in clips.values() for event in events})
 
 
-def merge_events(events: list[Event]) -> list[Event]:
-    """Events of a clip by onset, those of one class that overlap or touch made into one."""
+SLACK_S = 1e-6  # rounding of frame edges: a gap of exactly the limit stays one
+
+
+def merge_events(events: list[Event], gap_s: float = 0.0) -> list[Event]:
+    """Events of a clip by onset, those of one class that overlap or touch made into one.
+
+    So are those with a gap shorter than `gap_s` seconds between them.
+    """
     merged: list[Event] = []
     for event in sorted(events, key=lambda event: (event.event_label, event.onset, event.offset)):
         last = merged[-1] if merged else None
-        if last and last.event_label == event.event_label and event.onset <= last.offset:
+        gap = event.onset - last.offset if last and last.event_label == event.event_label else None
+        if gap is not None and (gap <= 0 or gap < gap_s - SLACK_S):
             merged[-1] = last._replace(offset=max(last.offset, event.offset))
         else:
             merged.append(event)
     return sorted(merged)
+
+
+def tidy_events(events: list[Event], min_duration_s: float, merge_gap_s: float) -> list[Event]:
+    """Gaps shorter than `merge_gap_s` closed, then events shorter than `min_duration_s` dropped."""
+    merged = merge_events(events, merge_gap_s)
+    return [event for event in merged if event.offset - event.onset >= min_duration_s - SLACK_S]
 
 
 def frame_edges(num_frames: int, frame_s: float) -> np.ndarray:

@@ -280,6 +280,13 @@ COMBINATIONS = [
         [*LABELS, *SPLIT, *NPZ, *AUDIO],
         "--audio must be left out with --import-npz but a was given",
     ),
+    (
+        DetectConfig,
+        [*SCORES, "--scorer", "s.pt"],
+        "--scorer must be left out with --scores but s.pt",
+    ),
+    (DetectConfig, ["--map", "a=b"], "--map must be given together with --scores"),
+    (DetectConfig, [*SCORES, "--map", "a"], "--map must be SCORES=LABELS, e.g. dog=Dog, but a was"),
     (VisualizeConfig, ["--clip", "a.wav"], "--event-label must be given with --clip but None"),
     (VisualizeConfig, ["--event-label", "Dog"], "--event-label must be given with --clip but Dog"),
     (

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter1d
 
 import detect
+import evaluate
 import gate
 import preprocess
 import runfolder
@@ -28,6 +29,7 @@ from bandit import decide, resident, thresholds, to_device
 from config import (
     Bandit,
     DetectConfig,
+    EvaluateConfig,
     InputError,
     Network,
     PreprocessConfig,
@@ -35,7 +37,7 @@ from config import (
     TrainConfig,
 )
 from DQN import Trainer, greedy_actions, load_policy
-from evaluate import predicted_events
+from entrants import predicted_events
 from timeline import (
     Event,
     frame_edges,
@@ -144,8 +146,16 @@ def run(home: Path, folder: Path, reading: str = "independent", **changes) -> tu
     return code, read_labels(given["out"])
 
 
+def evaluated_events(policy: Path, cache: Path, out: Path) -> dict:
+    """What evaluate.py writes for a policy on a cache of all pairs."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        folder = {"run": policy, "cache": cache.parent, "out": out / "evaluated"}
+        evaluate.main(EvaluateConfig(split=cache.name, device="cpu", **folder))
+    return read_labels(out / "evaluated" / "events.tsv")
+
+
 def policy_events(policy: Path, cache: Path, out: Path, gated: bool = True) -> dict:
-    """Events of a policy on a cache, the way of evaluate.py, from a file in milliseconds."""
+    """The same from the parts of it, in milliseconds; with or without the gate."""
     loaded, data = load_policy(policy / "best.pt", CPU), preprocess.load_cache(cache)
     signals = to_device(data, loaded.bandit, CPU)
     actions = greedy_actions(loaded.network, signals, loaded.bandit, 256)
@@ -168,6 +178,9 @@ def test_events_are_those_of_evaluate(home, tmp_path, capsys, reading, gated):
     code, events = run(home, tmp_path, reading, gate=gated)
     expected = policy_events(home / reading, home / "cache" / "validation", tmp_path, gated)
     assert code == 0 and events == expected and sum(map(len, events.values())) > 10
+    if gated:
+        ours = evaluated_events(home / reading, home / "cache" / "validation", tmp_path)
+        assert events == ours
     text = capsys.readouterr().out
     assert "recordings: 6 of 6" in text and "blocks: 6\n" in text
     opened = gate.open_pairs(
@@ -191,7 +204,7 @@ def test_how_rows_are_gathered_changes_nothing(home, tmp_path, monkeypatch, read
 def test_scores_alone(home, tmp_path, capsys):
     """Names are those of the labels where these say .wav, as here all but one do."""
     code, events = run(home, tmp_path, "scores-only", audio=None)
-    expected = policy_events(home / "scores-only", home / "silent" / "validation", tmp_path)
+    expected = evaluated_events(home / "scores-only", home / "silent" / "validation", tmp_path)
     expected["deep/0.wav"] = expected.pop("deep/0.flac")
     assert code == 0 and events == expected
     text = capsys.readouterr().out
@@ -207,6 +220,15 @@ def test_scores_alone(home, tmp_path, capsys):
 def of_class(clips: dict, name: str) -> dict:
     """The events of one class."""
     return {clip: [e for e in events if e.event_label == name] for clip, events in clips.items()}
+
+
+def test_scores_of_another_form_under_other_names(home, tmp_path):
+    _, events = run(home, tmp_path)
+    tsv = scorers.open_scores(home / "validation" / "scores")
+    clips = [(clip, tsv.read(clip)) for clip in tsv.clips()]
+    scorers.write_archive(tmp_path / "a.npz", ["Cat", "dog", "talk"], clips)
+    names = ("dog=Dog", "talk=Speech")
+    assert run(home, tmp_path, scores=tmp_path / "a.npz", map=names) == (0, events)
 
 
 def test_one_file_and_some_classes(home, tmp_path):
@@ -525,13 +547,15 @@ def test_mistakes(home, split, tmp_path):
     fails("give --audio, --scores, or both", audio=None, scores=None)
     fails(r"none: no such file or folder", audio=tmp_path / "none")
     fails(r"no recordings in it or below \(\.flac, \.mp3", audio=tmp_path / "scores")
-    fails(r"no \.tsv files in this folder", scores=tmp_path / "none")
+    fails(r"not a folder of \.tsv files, nor an \.npz file", scores=tmp_path / "none")
     fails("is a folder; give the name of a TSV", out=tmp_path)
     fails("is a file, not a folder", audacity=tmp_path / "audio" / "1.wav")
     fails(r"best\.pt: not found; train first", policy=tmp_path / "best.pt")
     fails(r"no such scorer; python scorers\.py", scores=None, scorer=tmp_path / "scorer.pt")
+    fails(r"none of 6 .*: no column for class 'Bird'", classes=("Bird",))
+    fails("--map: no column 'cat'", map=("cat=Cat",))
     (tmp_path / "scores" / "1.tsv").write_text("time,Cat\n")
-    fails(r"1\.tsv line 1: expected onset, offset and the classes, tab separated")
+    fails(r"1\.tsv line 1: first two columns must be onset, offset")
     shutil.copy(tmp_path / "audio" / "3.wav", tmp_path / "audio" / "3.ogg")
     scores = home / "validation" / "scores"
     fails(r"3\.ogg and 3\.wav differ in their extension only", scores=scores)
