@@ -403,7 +403,7 @@ class Trainer:
             "gate": json.dumps(self.gate and self.gate._asdict()),
             "versions": runfolder.versions(),
             "device": self.device.type,
-            "info": dict(self.progress),
+            "info": self.progress | {"trained_on": self.cache.facts},
             "network": self.network.state_dict(),
         }
 

@@ -32,19 +32,33 @@ class Signals(NamedTuple):
     end: torch.Tensor  # (P,) int64, one past the last
 
 
-def to_device(cache: Cache, bandit: Bandit, device: torch.device) -> Signals:
-    """Cache -> resident signals; prob and t_base are rows of `channels`, not copies."""
+def resident(
+    signals: dict[str, np.ndarray],
+    label: np.ndarray,
+    offsets: np.ndarray,
+    bandit: Bandit,
+    device: torch.device,
+) -> Signals:
+    """Signals and label (N,) of pairs back to back, bounds `offsets` (P + 1,), on the device.
+
+    `prob` and `t_base` are rows of `channels`, not copies.
+    """
     order = bandit.channels
-    channels = torch.from_numpy(np.stack([cache.signals[name] for name in order])).to(device)
-    offsets = torch.from_numpy(cache.offsets).to(device)
+    channels = torch.from_numpy(np.stack([signals[name] for name in order])).to(device)
+    bounds = torch.from_numpy(offsets).to(device)
     return Signals(
         channels,
         channels[order.index("prob")],
         channels[order.index("t_base")],
-        torch.from_numpy(cache.label).to(device),
-        offsets[:-1],
-        offsets[1:],
+        torch.from_numpy(label).to(device),
+        bounds[:-1],
+        bounds[1:],
     )
+
+
+def to_device(cache: Cache, bandit: Bandit, device: torch.device) -> Signals:
+    """Cache -> resident signals."""
+    return resident(cache.signals, cache.label, cache.offsets, bandit, device)
 
 
 def decide(prob: Array, threshold: Array) -> Array:

@@ -2,7 +2,8 @@
 
 Run:    nothing here runs; each script takes its own class below (`python DQN.py --help`)
 Shapes: none
-Next:   timeline.py, soundscapes.py, scorers.py, preprocess.py, DQN.py, evaluate.py, visualize.py
+Next:   timeline.py, soundscapes.py, scorers.py, preprocess.py, DQN.py, evaluate.py, detect.py,
+        visualize.py
 
 A field belongs to the group whose change it invalidates: `Signal` the cache, `Bandit` what a
 Q-value means, `Network` the weights, `Learning` the run. Sources in the help texts: "slides" is the
@@ -269,6 +270,13 @@ class Learning(Checked):
 # ---------------------------------------------------------------------------- one class a script
 
 
+def check_map(texts: tuple[str, ...]) -> None:
+    """ValueError where one is not SCORES=LABELS."""
+    for text in texts:
+        name, _, label = text.partition("=")
+        require(bool(name and label), "map", "SCORES=LABELS, e.g. dog=Dog,", text)
+
+
 @dataclass(frozen=True, kw_only=True)
 class SoundscapesConfig(Checked):
     """Make a strongly labelled corpus: timeline + sound bank -> audio, labels, clip list."""
@@ -457,9 +465,7 @@ class PreprocessConfig(Checked):
             for name in ("audio", "scores", "map"):
                 value = getattr(self, name)
                 require(not value, name, "left out with --import-npz", value)
-        for text in self.map:
-            name, _, label = text.partition("=")
-            require(bool(name and label), "map", "SCORES=LABELS, e.g. dog=Dog,", text)
+        check_map(self.map)
 
     @property
     def rename(self) -> dict[str, str]:
@@ -598,6 +604,58 @@ class EvaluateConfig(Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
+class DetectConfig(Checked):
+    """Unlabelled recordings (or their scores) in, sound events out, with a trained policy."""
+
+    preset: PresetName = "slides"
+    """a set of defaults; also how a bare state dict of the original authors is read"""
+    policy: Path = Path("runs/slides/best.pt")
+    """checkpoint of DQN.py, or the original authors' dqn_threshold.pt"""
+    audio: Path | None = None
+    """recording, or folder with wav, flac, ogg, mp3; without one the scores decide alone"""
+    scores: Path | None = None
+    """your model's scores of the recordings: TSVs or NPZ (default: the built-in scorer)"""
+    map: tuple[str, ...] = ()
+    """classes named otherwise in the scores: SCORES=EVENTS, e.g. dog=Dog water=Running_water"""
+    scorer: Path | None = None
+    """scorer.pt of a corpus (default: that of the corpus the policy was trained on)"""
+    classes: tuple[str, ...] = ()
+    """classes to look for (default: all that the scores have)"""
+    out: Path = Path("events.tsv")
+    """TSV to write: filename, onset, offset, event_label"""
+    audacity: Path | None = None
+    """folder for a label file a recording, to be imported in Audacity"""
+    gate: bool = True
+    """close classes whose clip-level score is too low; without it every class peaks somewhere"""
+    block_s: float | None = number(None, 0.5, 3600)
+    """longer recordings are cut into overlapping blocks of this length, seconds (default: the
+    typical clip that the policy was trained on)"""
+    min_duration: float = number(0.0, 0)
+    """events shorter than this many seconds are dropped, after gaps were closed"""
+    merge_gap: float = number(0.0, 0)
+    """gaps shorter than this many seconds between two events of a class are closed"""
+    batch: int = number(256, 1)
+    """frames in a forward pass"""
+    device: Device = "auto"
+    """auto takes CUDA where there is one"""
+    threads: int = number(1, 1)
+    """CPU threads; one is fastest for these small batches"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        apart = self.scores is None or self.scorer is None
+        require(apart, self.flag("scorer"), "left out with --scores", self.scorer)
+        unused = self.map and self.scores is None
+        require(not unused, self.flag("map"), "given together with --scores", self.map)
+        check_map(self.map)
+
+    @property
+    def rename(self) -> dict[str, str]:
+        """Class name in the scores -> class name in the events."""
+        return dict(text.split("=", 1) for text in self.map)
+
+
+@dataclass(frozen=True, kw_only=True)
 class VisualizeConfig(Checked):
     """The slides' figures from a run folder and its cache."""
 
@@ -637,6 +695,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     # What produced the published numbers, where it differs from what the slides say.
     "original": {
         "run": Path("runs/original"),
+        "policy": Path("runs/original/best.pt"),
         "cache": Path("cache/original"),
         "signal.fusion": "harmonic",
         "bandit.reading": "sequential",
@@ -649,6 +708,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     # A small run that shows the whole path on two CPU cores within ten minutes.
     "demo": {
         "run": Path("runs/demo"),
+        "policy": Path("runs/demo/best.pt"),
         "cache": Path("cache/demo"),
         "corpus": Path("data/demo"),
         "out": Path("data/demo"),

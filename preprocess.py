@@ -196,6 +196,18 @@ class Cache:
         return np.array([(pair.filename, pair.event_label) in truth for pair in self.pairs], bool)
 
     @property
+    def facts(self) -> dict[str, Any]:
+        """What a policy trained here must know of its data, to be applied to other data."""
+        seconds = [pair.num_frames * pair.frame_s for pair in self.pairs]
+        imported = self.manifest["signal"] is None  # then nobody knows whether there was audio
+        return {
+            "clip_s": float(np.median(seconds)),
+            "longest_s": float(max(seconds)),
+            "frame_s": float(np.median([pair.frame_s for pair in self.pairs])),
+            "audio": None if imported else self.manifest["audio"] is not None,
+        }
+
+    @property
     def frames_of_pair(self) -> np.ndarray:
         """(N,) index of the pair that each frame belongs to."""
         return np.repeat(np.arange(len(self.pairs)), np.diff(self.offsets))
@@ -325,17 +337,41 @@ class Outcome(NamedTuple):
     notices: dict[str, list[str]]
 
 
+class AudioFile:
+    """An open audio file, read from front to back. ValueError says what is wrong with it."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            self.stream = soundfile.SoundFile(path)
+        except (OSError, RuntimeError) as error:  # soundfile's errors are RuntimeErrors
+            raise ValueError(f"cannot be read ({error})") from None
+        self.num_samples, self.sample_rate = self.stream.frames, self.stream.samplerate
+        if self.num_samples == 0:
+            raise ValueError("no samples")
+        if self.num_samples >= 2**62:  # how libsndfile says that it does not know
+            raise ValueError("its header does not say how long it is; convert it once")
+
+    def read(self, num_samples: int) -> np.ndarray:
+        """The next samples, mono float32 (S,); fewer where a damaged file ends early."""
+        try:
+            wav = self.stream.read(num_samples, dtype="float32", always_2d=True)
+        except (OSError, RuntimeError) as error:
+            raise ValueError(f"cannot be read ({error})") from None
+        if not np.isfinite(wav).all():
+            raise ValueError("samples are not finite")
+        return wav.mean(axis=1)
+
+    def __enter__(self) -> "AudioFile":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stream.close()
+
+
 def read_audio(path: Path) -> tuple[np.ndarray, int]:
     """Audio file -> mono float32 (S,) and sample rate. ValueError says what is wrong with it."""
-    try:
-        wav, sample_rate = soundfile.read(path, dtype="float32", always_2d=True)
-    except (OSError, RuntimeError) as error:  # soundfile's errors are RuntimeErrors
-        raise ValueError(f"cannot be read ({error})") from None
-    if len(wav) == 0:
-        raise ValueError("no samples")
-    if not np.isfinite(wav).all():
-        raise ValueError("samples are not finite")
-    return wav.mean(axis=1), sample_rate
+    with AudioFile(path) as audio:
+        return audio.read(audio.num_samples), audio.sample_rate
 
 
 SHORT_AUDIO = 0.1  # share of the scores' length that may be missing at the end of the audio
@@ -351,6 +387,26 @@ NOTICES = (PADDED, SILENT, CUT, TOO_SHORT, DISAGREE, NO_AUDIO)
 def fit_length(wav: np.ndarray, num_samples: int) -> np.ndarray:
     """Cut or zero-pad (S,) so that audio and scores span the same time."""
     return np.pad(wav[:num_samples], (0, max(0, num_samples - len(wav))))
+
+
+def loudness_on_grid(
+    wav: np.ndarray, sample_rate: int, duration_s: float, num_frames: int, signal: Signal
+) -> np.ndarray:
+    """Normalised loudness (T,) of the samples (S,) over the time that T frames of scores span."""
+    wav = fit_length(wav, round(duration_s * sample_rate))
+    return interpolate(loudness(wav, sample_rate, signal), num_frames)
+
+
+def check_duration(
+    filename: str, duration: float, scores: scorers.ClipScores, notices: dict[str, list[str]]
+) -> None:
+    """ValueError where the scores go on long after the end of the audio, `duration` seconds."""
+    end = float(scores.edges[-1])
+    # A truncated WAV or OGG reads as a short one, so a large gap is an error, not a notice.
+    if end > duration + max(scores.frame_s, SHORT_AUDIO * end):
+        raise ValueError(f"audio ends at {duration:.2f} s but its scores go to {end:.2f} s")
+    if end > duration + scores.frame_s:
+        notices[PADDED].append(filename)
 
 
 def clip_tag(scores: scorers.ClipScores, signal: Signal) -> np.ndarray:
@@ -377,15 +433,10 @@ def clip_loudness(
         return np.ones(num_frames), max([end, *(event.offset for event in clip.events)])
     wav, sample_rate = read_audio(clip.audio)
     duration = len(wav) / sample_rate
-    # A truncated WAV or OGG reads as a short one, so a large gap is an error, not a notice.
-    if end > duration + max(scores.frame_s, SHORT_AUDIO * end):
-        raise ValueError(f"audio ends at {duration:.2f} s but its scores go to {end:.2f} s")
-    if end > duration + scores.frame_s:
-        notices[PADDED].append(clip.filename)
+    check_duration(clip.filename, duration, scores, notices)
     if not wav.any():
         notices[SILENT].append(clip.filename)
-    wav = fit_length(wav, round(end * sample_rate))
-    return interpolate(loudness(wav, sample_rate, signal), num_frames), duration
+    return loudness_on_grid(wav, sample_rate, end, num_frames, signal), duration
 
 
 Row = tuple[Pair, dict[str, np.ndarray], np.ndarray]  # a pair, its signals, its label (T,)
@@ -520,7 +571,8 @@ class Task(NamedTuple):
     classes: list[str]
 
 
-def _names(names: list[str], most: int = 5) -> str:
+def listed(names: list[str], most: int = 5) -> str:
+    """The first few names, and how many more there are."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
@@ -540,7 +592,7 @@ def find_inputs(task: Task, cfg: PreprocessConfig) -> tuple[list[Clip], Any, lis
             wanted = [npz_name(name, label) for label in classes_of({name: events})]
             absent = [file for file in wanted if not (source / file).exists()]
             if absent:
-                missing.append(f"{name}: no {_names(absent)} in {source}")
+                missing.append(f"{name}: no {listed(absent)} in {source}")
             else:
                 ready.append(Clip(name, events, None))
     else:
@@ -568,7 +620,7 @@ def stop_on_failures(task: Task, cfg: PreprocessConfig, failed: list[str], total
     if failed and not cfg.allow_missing:
         what = f"{len(failed)} of {total} clips in {task.labels} are missing or damaged"
         cure = "--allow-missing leaves them out and lists them"
-        raise InputError(f"{what}: {_names(failed)}. {cure}")
+        raise InputError(f"{what}: {listed(failed)}. {cure}")
 
 
 def fingerprint(job: Job) -> str:
@@ -743,7 +795,7 @@ def report(folder: Path, labels: dict[str, list[Event]], left_out: list[str], be
         shards = cache.manifest["shards"]
         names = [name for shard in shards for name in shard["notices"].get(notice, [])]
         if names:
-            print(f"  note: {len(names)} x {notice}: {_names(names)}")
+            print(f"  note: {len(names)} x {notice}: {listed(names)}")
     present = cache.present
     if cache.queries == "all":
         expected, expected_pairs = len(labels), len(labels) * len(cache.classes)

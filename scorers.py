@@ -3,7 +3,8 @@
 Run:    python scorers.py --preset demo     (one CRNN a bank fold, about a minute on two cores)
         python scorers.py --convert scores/train --out scores/train.npz     (or back into TSVs)
 Reads:  <corpus>/clips.tsv, <corpus>/<split>/labels.tsv, <corpus>/<split>/audio
-Writes: <corpus>/<split>/scores/<clip id>.tsv (`onset, offset`, a column a class), scorer.json
+Writes: <corpus>/<split>/scores/<clip id>.tsv (`onset, offset`, a column a class), scorer.json,
+        <corpus>/scorer.pt (the network of the validation clips, for detect.py)
 Shapes: K classes, T frames; values (K, T) in 0..1, edges (T + 1,) seconds; B clips, S samples
 Next:   preprocess.py
 
@@ -129,11 +130,11 @@ class ScoreFiles:
         self._frame: tuple[str, float] | None = None
         if not self.folder.is_dir():
             raise InputError(f"scores {self.folder}: not a folder of .tsv files, nor an .npz file")
-        any_file = next(self.folder.rglob("*.tsv"), None)
-        if any_file is None:
+        if next(self.folder.rglob("*.tsv"), None) is None:
             raise InputError(f"scores {self.folder}: no .tsv files")
         if classes is None:
-            classes = _renamed(f"{any_file}", _read_table(any_file)[0], self.rename)
+            first = min(self.folder.rglob("*.tsv"))
+            classes = _renamed(f"{first}", _read_text(first)[0][2:], self.rename)
         self.classes = list(classes)
 
     def clips(self) -> list[str]:
@@ -602,11 +603,8 @@ def write_scores(path: Path, edges: np.ndarray, classes: list[str], values: np.n
     temporary.replace(path)
 
 
-def _read_table(path: Path) -> tuple[list[str], np.ndarray, np.ndarray]:
-    """Class names in file order, edges (T + 1,) and values (T, classes), all checked.
-
-    Raises InputError for an absent file, header, cell, score out of 0..1 or a broken time axis.
-    """
+def _read_text(path: Path) -> tuple[list[str], str]:
+    """Columns of a score file and what stands below them; InputError for a bad header."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
@@ -624,6 +622,15 @@ def _read_table(path: Path) -> tuple[list[str], np.ndarray, np.ndarray]:
     for name in names:
         if names.count(name) > 1:
             raise InputError(f"{path} line 1: column {name!r} occurs twice")
+    return names, body
+
+
+def _read_table(path: Path) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """Class names in file order, edges (T + 1,) and values (T, classes), all checked.
+
+    Raises InputError for an absent file, header, cell, score out of 0..1 or a broken time axis.
+    """
+    names, body = _read_text(path)
     if not body.strip():
         raise InputError(f"{path}: no frames below the header")
     try:
@@ -725,7 +732,7 @@ RARE = 0.3  # weight of a frame in which a class sounds: (off / on frames) ** RA
 
 
 def log_mel(path: Path) -> np.ndarray:
-    """Audio file -> (T, N_MELS) float16; frame t is centred on the samples [t, t + 1) * HOP.
+    """Features of an audio file, (T, N_MELS) float16.
 
     Raises InputError naming a file that cannot be read or holds no usable samples.
     """
@@ -738,6 +745,11 @@ def log_mel(path: Path) -> np.ndarray:
         raise InputError(
             f"{path}: " + ("samples that are not finite" if len(wav) else "no samples")
         )
+    return features_of(wav, rate)
+
+
+def features_of(wav: np.ndarray, rate: int) -> np.ndarray:
+    """Mono samples (S,) -> (T, N_MELS) float16; frame t is centred on [t, t + 1) * HOP samples."""
     if rate != SAMPLE_RATE:
         wav = librosa.resample(wav, orig_sr=rate, target_sr=SAMPLE_RATE)
     num_frames = -(-len(wav) // HOP)
@@ -854,6 +866,9 @@ def make_batch(
 # ---------------------------------------------------------------------------- fits
 
 
+VALIDATION = "validation"  # the fit on all training clips
+
+
 @dataclass(frozen=True)
 class Fit:
     """One network: the clips (indices into the store) it is trained on and those it scores."""
@@ -873,7 +888,7 @@ def plan(clips: list[Clip]) -> list[Fit]:
         inside = [i for i in train if clips[i].fold == fold]
         outside = [i for i in train if clips[i].fold != fold]
         fits.append(Fit(stream, f"fold {fold}", outside, inside))
-    return [*fits, Fit(len(fits), "validation", train, rest)]
+    return [*fits, Fit(len(fits), VALIDATION, train, rest)]
 
 
 def class_rates(store: Store, chosen: list[int]) -> np.ndarray:
@@ -911,6 +926,59 @@ def train_network(cfg: ScorersConfig, store: Store, fit: Fit) -> tuple[CRNN, lis
     return net.eval(), sorted(seen)
 
 
+class Scorer(NamedTuple):
+    """A trained network and its classes."""
+
+    network: CRNN
+    classes: list[str]
+
+    @torch.inference_mode()
+    def scores_of(self, features: np.ndarray) -> torch.Tensor:
+        """Features (T, N_MELS) of one clip -> scores (T, K), 0..1; no batch, so that a score does
+        not depend on its neighbours' lengths."""
+        mel = torch.from_numpy(features.astype(np.float32)).to(self.network.mean.device)
+        return self.network(mel[None], torch.ones(1, len(mel), device=mel.device))[0].sigmoid()
+
+    def score_recording(self, wav: np.ndarray, rate: int) -> np.ndarray:
+        """Mono samples (S,) -> scores (K, T) float32, the numbers that the score files have."""
+        return self.scores_of(features_of(wav, rate)).T.cpu().numpy()
+
+
+SCORER = "scorer.pt"  # beside the corpus: the network that scored the validation clips
+
+
+def write_scorer(path: Path, scorer: Scorer, channels: int) -> None:
+    """Keep a network; whoever calls renames the file into place."""
+    content = {
+        "version": VERSION,
+        "channels": channels,
+        "classes": scorer.classes,
+        "network": scorer.network.state_dict(),
+    }
+    torch.save(content, path)
+
+
+def load_scorer(path: Path, device: torch.device) -> Scorer:
+    """Read `scorer.pt` without running code from it; InputError where it is none."""
+    if not path.is_file():
+        cure = f"python scorers.py --corpus {path.parent} writes one"
+        raise InputError(f"{path}: no such scorer; {cure}")
+    try:
+        content = torch.load(path, map_location=device, weights_only=True)
+        version, classes = content["version"], list(content["classes"])
+        mean, std = np.zeros((2, N_MELS), np.float32)  # apart in memory: both are loaded into
+        rates = np.full(len(classes), 0.5, np.float32)
+        network = CRNN(content["channels"], mean, std, rates).to(device)
+        network.load_state_dict(content["network"])
+    except Exception as error:  # pickle, zip and torch each have their own errors
+        reason = type(error).__name__
+        raise InputError(f"{path}: damaged, or no scorer of scorers.py ({reason})") from None
+    if version != VERSION:
+        cure = f"run python scorers.py --corpus {path.parent} again"
+        raise InputError(f"{path}: made by version {version} of the scorer, not {VERSION}; {cure}")
+    return Scorer(network.eval(), classes)
+
+
 def fit_and_score(
     cfg: ScorersConfig, fit: Fit, folder: Path, clips: list[Clip], classes: list[str]
 ) -> dict[str, Any]:
@@ -918,14 +986,17 @@ def fit_and_score(
     began = time.monotonic()
     store = Store.open(folder)
     net, seen = train_network(cfg, store, fit)
+    scorer = Scorer(net, classes)
+    if fit.name == VALIDATION:
+        write_scorer(folder / SCORER, scorer, cfg.channels)
     rates = torch.from_numpy(class_rates(store, fit.train))  # (K,)
     bce = nn.functional.binary_cross_entropy
     losses = []
-    for i in fit.score:  # one clip at a time: a score must not depend on its neighbours' lengths
-        mel, target = map(torch.from_numpy, store.clip(i))
+    for i in fit.score:
+        mel, target = store.clip(i)
+        target = torch.from_numpy(target)
+        scores = scorer.scores_of(mel)  # (T, K)
         with torch.inference_mode():
-            logits = net(mel[None], torch.ones(1, len(mel)))[0]  # (T, K)
-            scores = logits.sigmoid()
             losses.append([float(bce(p, target)) for p in (scores, rates.expand_as(target))])
         path = folder / clips[i].split / f"{clip_id(clips[i].filename)}.tsv"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -978,7 +1049,7 @@ def is_done(cfg: ScorersConfig, clips: list[Clip], classes: list[str], key: str)
     except (ValueError, KeyError, TypeError):
         found = "unreadable"
     whole = all((folders[clip.split] / f"{clip_id(clip.filename)}.tsv").is_file() for clip in clips)
-    if found == key and whole:
+    if found == key and whole and (cfg.corpus / SCORER).is_file():
         print(f"{cfg.corpus}: score files are up to date (scorer {key}), nothing to do")
         return True
     why = "incomplete" if found == key else "of another configuration or corpus"
@@ -992,7 +1063,7 @@ def one_thread() -> None:
 
 
 def publish(cfg: ScorersConfig, folder: Path, record: dict[str, Any]) -> None:
-    """Move the finished score files into place; until then scorer.json has no key."""
+    """Move score files and network into place; until then scorer.json has no key."""
     temporary = folder / "scorer.json"
 
     def write_record(key: str) -> None:
@@ -1001,6 +1072,7 @@ def publish(cfg: ScorersConfig, folder: Path, record: dict[str, Any]) -> None:
         temporary.replace(cfg.corpus / "scorer.json")
 
     write_record("")
+    (folder / SCORER).replace(cfg.corpus / SCORER)
     for split in SPLITS:
         target = cfg.corpus / split / "scores"
         shutil.rmtree(target, ignore_errors=True)
@@ -1050,6 +1122,7 @@ def main(cfg: ScorersConfig) -> None:
                 f" cross-entropy of {len(fit['scored'])} unheard clips {fit['bce']:.3f}"
                 f" (class frequencies alone: {fit['bce_of_rates']:.3f})"
             )
+    print(f"network for new recordings: {cfg.corpus / SCORER}")
     print(f"score files: {cfg.corpus}/<split>/scores, {time.monotonic() - began:.0f} s in all")
 
 

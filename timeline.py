@@ -90,21 +90,43 @@ def write_labels(path: Path, clips: dict[str, list[Event]]) -> None:
     temporary.replace(path)
 
 
+def write_audacity(path: Path, events: list[Event]) -> None:
+    """Write one recording's events as an Audacity label track: start, end, label a line."""
+    text = "".join(f"{e.onset:.6f}\t{e.offset:.6f}\t{e.event_label}\n" for e in events)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
 def classes_of(clips: dict[str, list[Event]]) -> list[str]:
     """Sorted class names that occur in the labels."""
     return sorted({event.event_label for events in clips.values() for event in events})
 
 
-def merge_events(events: list[Event]) -> list[Event]:
-    """Events of a clip by onset, those of one class that overlap or touch made into one."""
+SLACK_S = 1e-6  # rounding of frame edges: a gap of exactly the limit stays one
+
+
+def merge_events(events: list[Event], gap_s: float = 0.0) -> list[Event]:
+    """Events of a clip by onset, those of one class that overlap or touch made into one.
+
+    So are those with a gap shorter than `gap_s` seconds between them.
+    """
     merged: list[Event] = []
     for event in sorted(events, key=lambda event: (event.event_label, event.onset, event.offset)):
         last = merged[-1] if merged else None
-        if last and last.event_label == event.event_label and event.onset <= last.offset:
+        gap = event.onset - last.offset if last and last.event_label == event.event_label else None
+        if gap is not None and (gap <= 0 or gap < gap_s - SLACK_S):
             merged[-1] = last._replace(offset=max(last.offset, event.offset))
         else:
             merged.append(event)
     return sorted(merged)
+
+
+def tidy_events(events: list[Event], min_duration_s: float, merge_gap_s: float) -> list[Event]:
+    """Gaps shorter than `merge_gap_s` closed, then events shorter than `min_duration_s` dropped."""
+    merged = merge_events(events, merge_gap_s)
+    return [event for event in merged if event.offset - event.onset >= min_duration_s - SLACK_S]
 
 
 def frame_edges(num_frames: int, frame_s: float) -> np.ndarray:

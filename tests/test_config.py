@@ -18,6 +18,7 @@ import pytest
 import config
 from config import (
     Bandit,
+    DetectConfig,
     EvaluateConfig,
     InputError,
     Learning,
@@ -40,6 +41,7 @@ SCRIPTS = (
     PreprocessConfig,
     TrainConfig,
     EvaluateConfig,
+    DetectConfig,
     VisualizeConfig,
 )
 GROUPS = (Signal, Bandit, Network, Learning)
@@ -234,6 +236,8 @@ OUT_OF_RANGE = [  # by hand, so that a lost range is seen
     (SoundscapesConfig, "--clip-s", "0"),
     (EvaluateConfig, "--batch", "0"),
     (EvaluateConfig, "--threads", "0"),
+    (DetectConfig, "--block-s", "0.1"),
+    (DetectConfig, "--min-duration", "-1"),
     (VisualizeConfig, "--dpi", "10"),
 ]
 
@@ -276,6 +280,13 @@ COMBINATIONS = [
         [*LABELS, *SPLIT, *NPZ, *AUDIO],
         "--audio must be left out with --import-npz but a was given",
     ),
+    (
+        DetectConfig,
+        [*SCORES, "--scorer", "s.pt"],
+        "--scorer must be left out with --scores but s.pt",
+    ),
+    (DetectConfig, ["--map", "a=b"], "--map must be given together with --scores"),
+    (DetectConfig, [*SCORES, "--map", "a"], "--map must be SCORES=LABELS, e.g. dog=Dog, but a was"),
     (VisualizeConfig, ["--clip", "a.wav"], "--event-label must be given with --clip but None"),
     (VisualizeConfig, ["--event-label", "Dog"], "--event-label must be given with --clip but Dog"),
     (

@@ -515,7 +515,7 @@ def test_no_network_scores_a_clip_whose_fold_it_knows(scored):
 
 def test_same_seed_same_bytes_with_two_workers_and_a_rerun_skips(scored, tmp_path, capsys):
     corpus = tmp_path / "copy"
-    ignored = shutil.ignore_patterns("scores", "scorer.json")
+    ignored = shutil.ignore_patterns("scores", "scorer.*")
     shutil.copytree(scored, corpus, ignore=ignored)
     cfg = replace(CONFIG, corpus=corpus, workers=2)
     scorers.main(cfg)
@@ -523,6 +523,7 @@ def test_same_seed_same_bytes_with_two_workers_and_a_rerun_skips(scored, tmp_pat
     assert sorted(path.name for path in corpus.iterdir()) == [
         "clips.tsv",
         "scorer.json",
+        "scorer.pt",
         "train",
         "validation",
     ]
@@ -531,6 +532,32 @@ def test_same_seed_same_bytes_with_two_workers_and_a_rerun_skips(scored, tmp_pat
     scorers.main(replace(cfg, workers=1))
     assert "up to date" in capsys.readouterr().out
     assert (corpus / "scorer.json").stat().st_mtime_ns == stamp
+
+
+def test_the_kept_network_gives_the_scores_of_the_validation_clips(scored):
+    scorer = scorers.load_scorer(scored / "scorer.pt", torch.device("cpu"))
+    assert scorer.classes == ["noise", "tone"]
+    source = ScoreFiles(scored / "validation" / "scores", scorer.classes)
+    for i in range(4):
+        wav, rate = soundfile.read(scored / "validation" / "audio" / f"{i}.flac", dtype="float32")
+        found = scorer.score_recording(wav, rate)
+        written = np.array([[float(f"{x:.6g}") for x in row] for row in found], np.float32)
+        assert np.array_equal(written, source.scores(f"{i}.flac").values)
+
+
+def test_a_scorer_that_is_none(scored, tmp_path):
+    def fails(message: str) -> None:
+        with pytest.raises(InputError, match=message):
+            scorers.load_scorer(tmp_path / "scorer.pt", torch.device("cpu"))
+
+    fails(r"scorer\.pt: no such scorer; python scorers\.py --corpus .* writes one")
+    content = torch.load(scored / "scorer.pt", weights_only=True)
+    torch.save(content | {"version": 0}, tmp_path / "scorer.pt")
+    fails("made by version 0 of the scorer, not 1; run python scorers")
+    torch.save(content | {"classes": ["noise"]}, tmp_path / "scorer.pt")
+    fails(r"damaged, or no scorer of scorers\.py \(RuntimeError\)")
+    (tmp_path / "scorer.pt").write_bytes((scored / "scorer.pt").read_bytes()[:2000])
+    fails("damaged, or no scorer")
 
 
 def test_other_configuration_or_missing_file_is_not_up_to_date(scored, tmp_path, capsys):
@@ -545,6 +572,10 @@ def test_other_configuration_or_missing_file_is_not_up_to_date(scored, tmp_path,
     (corpus / "validation" / "scores" / "0.tsv").unlink()
     assert not scorers.is_done(cfg, clips, ["noise", "tone"], key)
     assert "incomplete" in capsys.readouterr().out
+    shutil.copy(scored / "validation" / "scores" / "0.tsv", corpus / "validation" / "scores")
+    assert scorers.is_done(cfg, clips, ["noise", "tone"], key)
+    (corpus / "scorer.pt").unlink()
+    assert not scorers.is_done(cfg, clips, ["noise", "tone"], key)
     (corpus / "scorer.json").unlink()
     with pytest.raises(InputError, match=r"not written by scorers\.py"):
         scorers.main(cfg)

@@ -31,6 +31,7 @@ SMALL = {
     "preprocess.py": "--workers 1",
     "DQN.py": f"{TINY} --device cpu",
     "evaluate.py": "--device cpu",
+    "detect.py": "--device cpu",
     "visualize.py": "--dpi 40",
 }
 
@@ -201,6 +202,9 @@ MISTAKES = [
     ("preprocess.py --labels none.tsv --split x --audio audio --scores scores", "none.tsv"),
     ("soundscapes.py --out data/x --bank nowhere", "nowhere"),
     ("scorers.py --corpus nowhere", "nowhere"),
+    ("detect.py --preset demo", "nothing to do: give --audio, --scores, or both"),
+    ("detect.py --policy none.pt --audio audio", "none.pt: not found"),
+    ("detect.py --preset demo --audio nowhere", "--audio nowhere: no such file or folder"),
     ("preprocess.py --corpus typo", "no corpus there; make one: python soundscapes.py"),
     ("DQN.py --cache cache/demo --run labels", "holds other files and no run"),
     ("DQN.py --cache cache/demo --run dqn_threshold.pt", "is a file, not a folder"),
