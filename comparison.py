@@ -362,7 +362,12 @@ def measure(
             "kind": entrant.kind,
             "setting": entrant.setting,
             "members": [
-                {"source": member.source, "deciding_seconds": round(member.seconds, 3), **values}
+                {
+                    "source": member.source,
+                    "home": None if member.home is None else str(member.home),
+                    "deciding_seconds": round(member.seconds, 3),
+                    **values,
+                }
                 for member, values in zip(entrant.members, members[entrant.name], strict=True)
             ],
             "mean": mean,

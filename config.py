@@ -666,7 +666,9 @@ class VisualizeConfig(Checked):
     cache: Path = Path("cache")
     """folder with the caches"""
     out: Path | None = None
-    """folder for the PNG files (default: figures/ in the run folder)"""
+    """folder for the PNG files (default: figures/ in the run folder, or in that of --table)"""
+    table: Path | None = None
+    """instead: the figures of a comparison, the folder that evaluate.py --compare wrote"""
     clip: str | None = None
     """draw one pair only: its file name as in the labels"""
     event_label: str | None = None
@@ -685,6 +687,8 @@ class VisualizeConfig(Checked):
             (self.clip is None) == (self.event_label is None), "event-label", rule, self.event_label
         )
         require(not (self.html and self.clip), "html", "used without --clip", self.clip)
+        alone = self.table is None or not (self.html or self.clip)
+        require(alone, "table", "used without --clip and --html", self.table)
 
 
 # ---------------------------------------------------------------------------- presets

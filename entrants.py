@@ -41,6 +41,7 @@ class Member(NamedTuple):
     threshold: np.ndarray | None = None  # (N,) of a policy
     events: dict[str, list[Event]] | None = None  # as given; None: the decisions' own
     boxes: dict[str, list[tuple]] | None = None  # events with confidences of their own, for PSDS
+    home: Path | None = None  # the folder of caches it was decided on, if not the table's
 
 
 class Entrant(NamedTuple):
@@ -246,6 +247,7 @@ def find_entrants(cfg: EvaluateConfig, cache: Cache, train: Cache) -> list[Entra
                 kind, member = "events", from_events(path, cache)
             else:
                 kind, member = from_checkpoint(path, home, cfg)
+                member = member._replace(home=elsewhere)
             kinds.add(kind)
             members.append(member)
         if len(kinds) > 1:

@@ -4,12 +4,12 @@ Run:    python visualize.py                     # every figure of runs/slides
         python visualize.py --run runs/demo --cache cache/demo
         python visualize.py --clip a.wav --event-label Speech     # one (clip, class) pair only
         python visualize.py --html              # and a page to look at and listen to
-Reads:  <run>/{config.json, reward_history.tsv, results.json, decisions.npz}, <cache>/<split>/
-Writes: <run>/figures/*.png, or the folder --out; with --html <run>/report/
+        python visualize.py --table runs/table  # figures of evaluate.py --compare
+Reads:  <run>/{config.json, reward_history.tsv, results.json, decisions.npz}, <cache>/<split>/;
+        with --table what comparison_figures.py reads
+Writes: <run>/figures/*.png or <table>/figures/*.png, or the folder --out; with --html <run>/report/
 Shapes: T frames of a pair, N frames of all pairs together, P pairs
 Next:   README.md
-
-One table of colours for all figures; red is always the base threshold, green the DQN's.
 """
 
 import re
@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from torch import nn
 
+import comparison_figures
 from bandit import episode_order, hold_out
 from config import Bandit, TrainConfig, VisualizeConfig, from_dict, run_script
 from DQN import QNetwork, epsilon_at
@@ -36,134 +37,29 @@ from evaluate import (
     view_of,
 )
 from metrics import NAMES, count_pairs, scores_of
+from plotting import (
+    COLOURS,
+    MOST_CLASSES,
+    PAGE,
+    STYLE,
+    TEXT,
+    bars,
+    draw_curves,
+    legend,
+    look,
+    page,
+    percent,
+    time_axis,
+    unit_axis,
+    write,
+)
 from preprocess import load_cache, read_audio
 from report import write_report
-from runfolder import last_ten, read_history, unchanged_rewards, versions
-from timeline import Event
+from runfolder import last_ten, read_history, unchanged_rewards
 
 if TYPE_CHECKING:  # matplotlib is imported where a figure is drawn: it builds a font cache
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-# ---------------------------------------------------------------------------- one look for all
-
-COLOURS = {
-    "prob": "#1f4fd8",
-    "t_base": "#d62728",
-    "t_adj": "#16913a",
-    "label": "#8f8f8f",
-    "rms": "#7a4fb5",
-    "d_raw": "#b07a12",
-    "d_adj": "#7f4f24",
-    "audio": "#a3b1c6",
-    "constant": "#111111",
-    "fixed": "#ffe484",
-    "broken": "#f4a3c4",
-    "tp": "#7cc7c0",
-    "fp": "#f5a65b",
-    "fn": "#c77dba",
-    "epsilon": "#e8890c",
-    "logged": "#5b3a00",
-    "steps": "#0e7c86",
-    "reward": "#bcd3ea",
-    "avg10": "#23618f",
-    "yardstick": "#66799c",
-    "accuracy": "#2f4b7c",
-    "iou": "#e0a100",
-    "f1": "#d45087",
-    "data": "#dfe5ee",
-    "convolution": "#cfe3ff",
-    "recurrent": "#d3f0d8",
-    "attention": "#e6d9f7",
-    "linear": "#ffe3c2",
-}
-TEXT = {
-    "prob": "Prob95",
-    "t_base": "Base_T",
-    "t_adj": "DQN_T",
-    "rms": "RMS",
-    "d_adj": "Adjusted score D_adj",
-    "label": "Ground Truth",
-    "accuracy": "Accuracy",
-    "iou": "IoU",
-    "f1": "Frame F1",
-}
-PAGE = (13.33, 7.5)  # inches: a 16:9 slide, so that the font sizes below are the slide's
-STYLE = {
-    "font.size": 13,
-    "axes.titlesize": 14,
-    "axes.titlelocation": "left",
-    "axes.labelsize": 13,
-    "xtick.labelsize": 12,
-    "ytick.labelsize": 12,
-    "legend.fontsize": 12,
-    "legend.frameon": False,
-    "figure.titlesize": 18,
-    "figure.titleweight": "bold",
-    "figure.facecolor": "white",
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#e3e6ea",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "lines.linewidth": 1.8,
-    "text.parse_math": False,  # a label may hold $ and _
-}
-
-
-def page(
-    title: str, rows: int = 1, cols: int = 1, height: float = PAGE[1], **layout: Any
-) -> tuple["Figure", np.ndarray]:
-    """Empty figure of slide size -> the figure and its axes (rows, cols)."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(PAGE[0], height), layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.08)
-    figure.suptitle(fill(title, 84))
-    return figure, figure.subplots(rows, cols, squeeze=False, **layout)
-
-
-def legend(figure: "Figure") -> "Figure":
-    """One legend under the panels, each signal once."""
-    entries: dict[str, Any] = {}
-    for ax in figure.axes:
-        for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
-            entries.setdefault(label, handle)
-    place = {"loc": "outside lower center", "ncols": min(6, len(entries))}
-    figure.legend(list(entries.values()), list(entries), **place)
-    return figure
-
-
-def look(colour: str, text: str | None = None) -> dict[str, Any]:
-    """Colour and legend entry of a signal."""
-    return {"color": COLOURS[colour], "label": text or TEXT[colour]}
-
-
-def time_axis(ax: "Axes", first: float, last: float) -> None:
-    """Seconds from `first` to `last`."""
-    ax.set_xlim(first, last)
-    ax.set_xlabel("Time (s)")
-
-
-def unit_axis(ax: "Axes", what: str) -> None:
-    """A 0..1 axis."""
-    ax.set_ylim(-0.04, 1.06)
-    ax.set_ylabel(f"{what}\n(0 to 1)")
-
-
-def bars(ax: "Axes", on: list[Event], y: float, colour: str, text: str, mark: str = "") -> None:
-    """A row of bars, onset to offset; `mark` is written into those wide enough for it."""
-    spans = [(event.onset, event.offset - event.onset) for event in on]
-    ax.broken_barh(spans, (y - 0.4, 0.8), lw=0, **look(colour, text))
-    first, last = ax.get_xlim()
-    for onset, duration in spans:
-        if mark and duration > 0.025 * (last - first):
-            ax.text(onset + duration / 2, y, mark, ha="center", va="center", fontsize=11)
-
-
-def percent(value: float) -> str:
-    """0.7828 -> 78.28 %"""
-    return f"{100 * value:.2f} %"
 
 
 # ---------------------------------------------------------------------------- what is drawn
@@ -261,13 +157,6 @@ def draw_preprocessing(view: View, fusion: str) -> "Figure":
         time_axis(ax, first, last)
         unit_axis(ax, what)
     return legend(figure)
-
-
-def draw_curves(ax: "Axes", view: View, *names: str) -> None:
-    """Signals over seconds; the base threshold is dashed and on top of the DQN's."""
-    for name in names:
-        line = {"linestyle": "--", "zorder": 3} if name == "t_base" else {}
-        ax.plot(view.centres, view.signals[name], **look(name), **line)
 
 
 def draw_signals(view: View) -> "Figure":
@@ -580,9 +469,6 @@ def draw_yardsticks(results: dict[str, Any]) -> "Figure":
     return legend(figure)
 
 
-MOST_CLASSES = 24  # more rows than this do not fit a figure
-
-
 def draw_per_class(results: dict[str, Any]) -> "Figure":
     """Gain of each class in points: accuracy, IoU, F1."""
     table = results["per_class"]
@@ -661,19 +547,21 @@ def figures(cfg: VisualizeConfig) -> Iterator[tuple[str, "Figure | None"]]:
 
 def write_figures(cfg: VisualizeConfig) -> None:
     """Draw and write every figure; prints each file."""
-    import matplotlib
-
-    out, stamp = cfg.out or cfg.run / "figures", f"run {cfg.run}, made with {versions()}"
+    out = cfg.out or cfg.run / "figures"
     for name, figure in figures(cfg):
         if figure is None:
             print(f"{name}: not drawn, no event that both thresholds found shows it")
             continue
-        out.mkdir(parents=True, exist_ok=True)
-        temporary = out / (name + ".tmp")
-        with matplotlib.rc_context(STYLE):  # ticks are made while drawing
-            figure.savefig(temporary, dpi=cfg.dpi, format="png", metadata={"Description": stamp})
-        temporary.replace(out / name)
-        print(out / name)
+        write(figure, out / name, cfg.dpi, f"run {cfg.run}")
+
+
+def write_table_figures(cfg: VisualizeConfig, table: Path) -> None:
+    """The figures of a comparison; prints each file, and why one is left out."""
+    for name, figure in comparison_figures.figures(table, cfg.preset):
+        if isinstance(figure, str):
+            print(f"{name}: not drawn, {figure}")
+        else:
+            write(figure, (cfg.out or table / "figures") / name, cfg.dpi, f"table {table}")
 
 
 def write_page(cfg: VisualizeConfig) -> None:
@@ -691,6 +579,9 @@ def main(cfg: VisualizeConfig) -> int:
     The page comes last, so that its path is the last line; without a training log, which most
     figures need, there is the page only.
     """
+    if cfg.table is not None:
+        write_table_figures(cfg, cfg.table)
+        return 0
     if not cfg.html or (cfg.run / "config.json").exists():
         write_figures(cfg)
     if cfg.html:

@@ -289,6 +289,12 @@ COMBINATIONS = [
     (DetectConfig, [*SCORES, "--map", "a"], "--map must be SCORES=LABELS, e.g. dog=Dog, but a was"),
     (VisualizeConfig, ["--clip", "a.wav"], "--event-label must be given with --clip but None"),
     (VisualizeConfig, ["--event-label", "Dog"], "--event-label must be given with --clip but Dog"),
+    (VisualizeConfig, ["--table", "t", "--html"], "--table must be used without --clip and --html"),
+    (
+        VisualizeConfig,
+        ["--table", "t", "--clip", "a.wav", "--event-label", "Dog"],
+        "--table must be used without --clip and --html but t",
+    ),
     (
         SoundscapesConfig,
         ["--snr-min-db", "10", "--snr-max-db", "5"],
@@ -332,6 +338,7 @@ GOOD = [
     (PreprocessConfig, [*LABELS, *SPLIT, *NPZ]),
     (PreprocessConfig, ["--signal.no-flat-fallback", "--workers", "None"]),
     (VisualizeConfig, ["--clip", "a.wav", "--event-label", "Dog"]),
+    (VisualizeConfig, ["--table", "runs/table", "--out", "figures"]),
     (SoundscapesConfig, ["--snr-min-db", "-5", "--snr-max-db", "-5"]),
 ]
 

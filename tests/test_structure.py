@@ -39,6 +39,8 @@ ORDER = (
     "evaluate",
     "detect",
     "report",
+    "plotting",
+    "comparison_figures",
     "visualize",
 )
 SCRIPTS = sorted(ROOT.glob("*.py"))
