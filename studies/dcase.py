@@ -42,7 +42,7 @@ from preprocess import Cache, load_cache, write_json  # noqa: E402
 from timeline import read_labels, write_labels  # noqa: E402
 
 FOLDS, SPLITS, SEEDS, PROCESSES = 5, 20, (0, 1, 2), 2
-NETWORK, LR, FRAMES_PER_STEP, PASSES = Network(hidden=32), 1e-3, 64, 10
+NETWORK, LR, FRAMES_PER_STEP, PASSES = Network(hidden=32), 1e-3, 32, 5
 HOME = Path("cache/dcase")
 KINDS = {"DQN slides": "policy", "supervised classifier": "twin", "all 21 rewards": "twin"}
 
