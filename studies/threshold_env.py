@@ -504,7 +504,7 @@ def make_dqn(cfg: ThresholdEnvConfig, cache: Cache, device: torch.device) -> Any
     What stays different from DQN.py: Huber loss, a target network that gamma = 0 never uses but
     that is computed, replay sampled with replacement, and in each tick all lanes explore or none.
     """
-    dqn = needed("stable_baselines3").DQN
+    algorithm = getattr(needed("stable_baselines3"), cfg.algorithm.upper())
     learning = cfg.learning
     boundary_only = has_fixed_boundary(cfg.bandit) and not cfg.all_frames
     envs = ThresholdVectorEnv(cache, learning.lanes, bandit=cfg.bandit, boundary_only=boundary_only)
@@ -512,7 +512,8 @@ def make_dqn(cfg: ThresholdEnvConfig, cache: Cache, device: torch.device) -> Any
     if learning.epsilon_episodes is not None:
         frames = len(envs.lanes.visited) / len(envs.lanes.pairs)  # of an episode, on average
         decay = min(1.0, learning.epsilon_episodes * frames / cfg.steps)
-    return dqn(
+    network = qnetwork_kwargs(cfg.bandit, cfg.network) if cfg.policy == "qnetwork" else None
+    return algorithm(
         "MlpPolicy",
         sb3_env(envs),
         learning_rate=learning.lr,
@@ -527,17 +528,14 @@ def make_dqn(cfg: ThresholdEnvConfig, cache: Cache, device: torch.device) -> Any
         exploration_final_eps=learning.epsilon_end,
         exploration_fraction=decay,
         max_grad_norm=math.inf,  # DQN.py does not clip
-        policy_kwargs=qnetwork_kwargs(cfg.bandit, cfg.network)
-        if cfg.policy == "qnetwork"
-        else None,
+        policy_kwargs=network,
         seed=cfg.seed,
         device=device,
     )
 
 
-def learn(model: Any, steps: int, progress: str | None = None) -> float:
-    """Train for `steps` frames -> seconds it took."""
-    began = time.perf_counter()
+def learn(model: Any, steps: int, progress: str | None = None) -> None:
+    """Train for `steps` frames, all lanes together."""
     with tqdm(total=steps, desc=progress, unit="frame", disable=progress is None) as bar:
 
         def go_on(*_: Any) -> bool:
@@ -545,7 +543,6 @@ def learn(model: Any, steps: int, progress: str | None = None) -> float:
             return True
 
         model.learn(steps, callback=go_on)
-    return time.perf_counter() - began
 
 
 def mean_reward(signals: Signals, actions: torch.Tensor, bandit: Bandit) -> float:
@@ -555,18 +552,37 @@ def mean_reward(signals: Signals, actions: torch.Tensor, bandit: Bandit) -> floa
     return float(reward_table(bandit)[reward_cells(before, after).cpu()].double().mean())
 
 
+def print_table(results: dict[str, Any]) -> None:
+    """Before, after and yardsticks, then `key: value` lines for grep."""
+    rows = [("before (T_base)", results["before"])]
+    rows += [("after (DQN of stable-baselines3)", results["after"])]
+    rows += [(row["name"], row) for row in results["yardsticks"]]
+    print_rows(f"mean over {results['num_pairs']} pairs", rows)
+    print()
+    for name in NAMES:
+        print(f"gain_{name}: {results['gain'][name]:+.4f}")
+    for name in ("mean_reward_before", "mean_reward_after"):
+        print(f"{name}: {results[name]:+.4f}")
+    for name in ("train_frames_per_s", "gradient_steps"):
+        print(f"{name}: {results[name]}")
+
+
 def main(cfg: ThresholdEnvConfig) -> None:
     """Train, apply the greedy policy to the other cache, write and print what came out."""
     check(cfg)
     needed("stable_baselines3")
     device = pick_device(cfg.device, cfg.threads)
     train, cache = load_cache(cfg.cache / cfg.train_split), load_cache(cfg.cache / cfg.split)
+    cfg.out.mkdir(parents=True, exist_ok=True)
     model = make_dqn(cfg, train, device)
-    seconds = learn(model, cfg.steps, "Training")
+    began = time.perf_counter()
+    learn(model, cfg.steps, "Training")
+    seconds = time.perf_counter() - began
     signals = to_device(cache, cfg.bandit, device)
     actions = greedy_actions(model.q_net, signals, cfg.bandit, 256, None, "Evaluating")
     pred = decide(signals.prob, thresholds(signals, actions, cfg.bandit)).cpu().numpy()
     same = torch.full_like(actions, cfg.bandit.no_change)
+    libraries = {name: version(name) for name in ("gymnasium", "stable_baselines3")}
     results = {
         "algorithm": cfg.algorithm,
         "split": cfg.split,
@@ -578,32 +594,16 @@ def main(cfg: ThresholdEnvConfig) -> None:
         "gradient_steps": model._n_updates,
         "mean_reward_before": mean_reward(signals, same, cfg.bandit),
         "mean_reward_after": mean_reward(signals, actions, cfg.bandit),
-        "versions": versions()
-        | {name: version(name) for name in ("gymnasium", "stable_baselines3")},
+        "versions": versions() | libraries,
         "config": to_dict(cfg),
         **tables(cache, pred, cfg.bandit, train),
     }
-    cfg.out.mkdir(parents=True, exist_ok=True)
     temporary = cfg.out / "model.zip.tmp"
     with open(temporary, "wb") as stream:
         model.save(stream)
     temporary.replace(cfg.out / "model.zip")
     write_json(cfg.out / "results.json", results)
-    print_rows(
-        f"mean over {len(cache.pairs)} pairs",
-        [
-            ("before (T_base)", results["before"]),
-            ("after (DQN of stable-baselines3)", results["after"]),
-        ]
-        + [(row["name"], row) for row in results["yardsticks"]],
-    )
-    print()
-    for name in NAMES:
-        print(f"gain_{name}: {results['gain'][name]:+.4f}")
-    for name in ("mean_reward_before", "mean_reward_after"):
-        print(f"{name}: {results[name]:+.4f}")
-    for name in ("train_frames_per_s", "gradient_steps"):
-        print(f"{name}: {results[name]}")
+    print_table(results)
     print(f"results: {cfg.out / 'results.json'}, {cfg.out / 'model.zip'}")
 
 

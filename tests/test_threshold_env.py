@@ -5,7 +5,7 @@ Next:   test_container.py
 
 import dataclasses
 import json
-import subprocess
+import runpy
 import sys
 import warnings
 from pathlib import Path
@@ -195,7 +195,7 @@ def test_the_greedy_policy_decides_as_in_dqn(cache, reading):
 
 def test_boundary_only_visits_what_dqn_stores(cache):
     bandit = Bandit(boundary_width=0.1)
-    learning = Learning(train_start=40_000)
+    learning = Learning(train_start=40_000, epsilon_end=1.0)
     cfg = TrainConfig(bandit=bandit, network=TINY, learning=learning, holdout=0.0)
     trainer = Trainer(cfg, cache, CPU)
     while not trainer.done:
@@ -435,20 +435,13 @@ def test_missing_stable_baselines3_is_named(folder, tmp_path, monkeypatch):
     assert not cfg.out.exists()
 
 
-def test_missing_gymnasium_is_named(tmp_path):
-    """As a program: one line, exit code 2, nothing written."""
-    code = (
-        "import runpy, sys; sys.modules['gymnasium'] = None; sys.argv = sys.argv[1:];"
-        "runpy.run_path(sys.argv[0], run_name='__main__')"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(ROOT / "studies" / "threshold_env.py")],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+def test_missing_gymnasium_is_named(monkeypatch, capsys):
+    """As a program: one line, exit code 2."""
+    monkeypatch.setitem(sys.modules, "gymnasium", None)
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(ROOT / "studies" / "threshold_env.py"), run_name="__main__")
     line = "threshold_env.py needs gymnasium; run: pip install -r requirements-studies.txt"
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == f"threshold_env.py: error: {line}\n"
-    assert not list(tmp_path.iterdir())
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == f"threshold_env.py: error: {line}\n"
+    with pytest.raises(InputError, match=line):
+        runpy.run_path(str(ROOT / "studies" / "threshold_env.py"))

@@ -1,0 +1,204 @@
+"""Other people's library against DQN.py at the same number of frames, in one run on this machine.
+
+Run:    make bench   (or: PYTHONPATH=. python benchmarks/env.py [SEEDS [CACHE]])
+Writes: nothing; prints Markdown tables
+
+First the environments alone under random actions, then the DQN of stable-baselines3 on
+studies/threshold_env.py beside DQN.py: the demo's network and learning rate, 32 lanes, a gradient
+step of 32 for 32 frames. Reward and F1 are those of the greedy policy on the validation cache, all
+frames counted. CACHE is a folder with both splits (default: fabricated pairs). One thread; seeds in
+turns; each figure is the median over the seeds, with the range behind it. CPU time, so that other
+programs on the machine count for little.
+"""
+
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+absent = [name for name in ("gymnasium", "stable_baselines3") if find_spec(name) is None]
+if absent:
+    print(f"skipped: {', '.join(absent)} not installed (pip install -r requirements-studies.txt)")
+    sys.exit(0)
+
+import gymnasium  # noqa: E402
+from corpora import write_cache  # noqa: E402
+
+from bandit import decide, thresholds, to_device  # noqa: E402
+from config import TrainConfig, with_preset  # noqa: E402
+from DQN import Trainer, greedy_actions  # noqa: E402
+from metrics import mean_f1  # noqa: E402
+from preprocess import Cache, load_cache  # noqa: E402
+from studies.threshold_env import (  # noqa: E402
+    ThresholdEnv,
+    ThresholdEnvConfig,
+    ThresholdVectorEnv,
+    learn,
+    make_dqn,
+    mean_reward,
+)
+
+CPU = torch.device("cpu")
+DEMO = with_preset(TrainConfig, "demo")
+LANES, ENV_FRAMES, TRAIN_FRAMES = 32, 3_200, 32_000
+
+
+class Reached(NamedTuple):
+    """Of one training: frames per CPU second, gradient steps; of its policy: reward, F1."""
+
+    rate: float
+    steps: float
+    reward: float
+    f1: float
+
+
+def text(values: list[float], form: str) -> str:
+    """Median and range."""
+    middle, low, high = statistics.median(values), min(values), max(values)
+    return f"{middle:{form}} ({low:{form}} to {high:{form}})"
+
+
+# ---------------------------------------------------------------------------- environments alone
+
+
+def single(env: ThresholdEnv) -> None:
+    """Random actions, one frame at a time."""
+    env.reset(seed=0)
+    for action in np.random.default_rng(0).integers(21, size=ENV_FRAMES):
+        if env.step(action)[2]:
+            env.reset()
+
+
+def vector(envs: gymnasium.vector.VectorEnv) -> None:
+    """Random actions, a frame in every lane at a time."""
+    envs.reset(seed=0)
+    for actions in np.random.default_rng(0).integers(21, size=(ENV_FRAMES // LANES, LANES)):
+        envs.step(actions)
+
+
+def environments(cache: Cache, repeats: int) -> None:
+    """Table of the environments' own speed."""
+    same_step = gymnasium.vector.AutoresetMode.SAME_STEP
+    one, lanes = ThresholdEnv(cache), ThresholdVectorEnv(cache, LANES)
+    many = gymnasium.vector.SyncVectorEnv(
+        [lambda: ThresholdEnv(cache)] * LANES, autoreset_mode=same_step
+    )
+    rows: list[tuple[str, Callable[[], None]]] = [
+        ("ThresholdEnv", lambda: single(one)),
+        (f"gymnasium's SyncVectorEnv of {LANES}", lambda: vector(many)),
+        (f"ThresholdVectorEnv of {LANES}", lambda: vector(lanes)),
+    ]
+    print("| environment alone | frames per CPU second | ratio |\n|---|---|---|")
+    first = 0.0
+    for name, work in rows:
+        work()  # warm-up
+        rates = []
+        for _ in range(repeats):
+            began = time.process_time()
+            work()
+            rates.append(ENV_FRAMES / (time.process_time() - began))
+        first = first or statistics.median(rates)
+        print(f"| {name} | {text(rates, ',.0f')} | {statistics.median(rates) / first:.1f} |")
+
+
+# ---------------------------------------------------------------------------- training
+
+
+def judge(network: torch.nn.Module | None, cache: Cache) -> tuple[float, float]:
+    """Mean reward per frame and mean-pair F1 of the greedy policy; None: always action 0.0."""
+    signals, bandit = to_device(cache, DEMO.bandit, CPU), DEMO.bandit
+    actions = torch.full_like(signals.label, bandit.no_change, dtype=torch.int64)
+    if network is not None:
+        actions = greedy_actions(network, signals, bandit, 256)
+    pred = decide(signals.prob, thresholds(signals, actions, bandit)).numpy()
+    f1 = mean_f1(cache, pred, np.arange(len(cache.pairs)))
+    return mean_reward(signals, actions, bandit), f1
+
+
+def suite(train: Cache, validation: Cache, seed: int) -> Reached:
+    """DQN.py's own training."""
+    passes = max(1, round(TRAIN_FRAMES / len(train.label)))
+    cfg = TrainConfig(
+        seed=seed, passes=passes, holdout=0.0, network=DEMO.network, learning=DEMO.learning
+    )
+    trainer = Trainer(cfg, train, CPU)
+    began = time.process_time()
+    while not trainer.done:
+        trainer.tick()
+    rate = trainer.progress["frames"] / (time.process_time() - began)
+    return Reached(rate, trainer.progress["steps"], *judge(trainer.network, validation))
+
+
+def library(train: Cache, validation: Cache, seed: int, policy: str, all_frames: bool) -> Reached:
+    """stable-baselines3's training for as many frames."""
+    steps = max(1, round(TRAIN_FRAMES / len(train.label))) * len(train.label)
+    cfg = ThresholdEnvConfig(
+        seed=seed,
+        steps=steps,
+        policy=policy,
+        all_frames=all_frames,
+        network=DEMO.network,
+        learning=DEMO.learning,
+    )
+    model = make_dqn(cfg, train, CPU)
+    began = time.process_time()
+    learn(model, steps)
+    rate = model.num_timesteps / (time.process_time() - began)
+    return Reached(rate, model._n_updates, *judge(model.q_net, validation))
+
+
+CONTENDERS: dict[str, Callable[[Cache, Cache, int], Reached]] = {
+    "DQN.py": suite,
+    "SB3, the network of DQN.py, every frame": lambda *a: library(*a, "qnetwork", True),
+    "SB3, the network of DQN.py, boundary only": lambda *a: library(*a, "qnetwork", False),
+    "SB3, MLP, boundary only": lambda *a: library(*a, "mlp", False),
+}
+
+
+def training(train: Cache, validation: Cache, seeds: int) -> None:
+    """Table of speed and of what was reached, seeds in turns."""
+    found: dict[str, list[Reached]] = {name: [] for name in CONTENDERS}
+    for seed in range(seeds):
+        for name, run in CONTENDERS.items():
+            found[name].append(run(train, validation, seed))
+            print(f"seed {seed}, {name}: {found[name][-1]}", file=sys.stderr)
+    reward, f1 = judge(None, validation)
+    print("\n| training | frames per CPU second | ratio | gradient steps | mean reward | F1 |")
+    print(f"|---|---|---|---|---|---|\n| always 0.0 | | | | {reward:.4f} | {100 * f1:.2f} |")
+    first = statistics.median(row.rate for row in found["DQN.py"])
+    for name, rows in found.items():
+        ratio = statistics.median(row.rate for row in rows) / first
+        cells = [name, text([row.rate for row in rows], ",.0f"), f"{ratio:.2f}"]
+        cells += [f"{statistics.median(row.steps for row in rows):,.0f}"]
+        cells += [text([row.reward for row in rows], ".4f")]
+        cells += [text([100 * row.f1 for row in rows], ".2f")]
+        print("| " + " | ".join(cells) + " |")
+
+
+def main(seeds: int, folder: Path | None) -> None:
+    """Measure and print."""
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as temporary:
+        if folder is None:
+            folder = Path(temporary)
+            write_cache(folder / "train", [500] * 64)
+            write_cache(folder / "validation", [500] * 32, seed=1)
+        train, validation = load_cache(folder / "train"), load_cache(folder / "validation")
+    print(f"torch {torch.__version__}, one thread, {seeds} seeds, {len(train.label):,} frames\n")
+    environments(train, seeds)
+    training(train, validation, seeds)
+
+
+if __name__ == "__main__":
+    given = sys.argv[1:]
+    main(int(given[0]) if given else 3, Path(given[1]) if given[1:] else None)
