@@ -31,7 +31,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from config import InputError
-from metrics import f1_score
+from metrics import f1_score, macro_average
 from scorers import ClipScores
 from timeline import Event, merge_events
 
@@ -309,10 +309,7 @@ def segment_counts(
 
 def averages(counts: EventCounts) -> tuple[np.ndarray, np.ndarray]:
     """Counts (.., K) of classes -> macro and micro F1 (..), as the module's text defines them."""
-    some = sum(counts) > 0
-    share = some.sum(-1)
-    total = np.where(some, f1_score(*counts), 0.0).sum(-1)
-    macro = np.where(share > 0, total / np.maximum(share, 1), 1.0)
+    macro = macro_average(f1_score(*counts), sum(counts) > 0)
     return macro, f1_score(*(cell.sum(-1) for cell in counts))
 
 
