@@ -355,9 +355,14 @@ def decide_threshold(rule: Rule, cache: Cache) -> np.ndarray:
     return above(rule, cache, "t", cache.signals[rule.on])
 
 
-def decide_median(rule: Rule, cache: Cache) -> np.ndarray:
+def after_median(rule: Rule, cache: Cache) -> np.ndarray:
+    """The signal (N,) of a median rule after the filter of each class, before its threshold."""
     seconds = [setting_of(rule, pair.event_label)["median_s"] for pair in cache.pairs]
-    return above(rule, cache, "t", smoothed(cache, rule.on, np.array(seconds)))
+    return smoothed(cache, rule.on, np.array(seconds))
+
+
+def decide_median(rule: Rule, cache: Cache) -> np.ndarray:
+    return above(rule, cache, "t", after_median(rule, cache))
 
 
 def decide_hysteresis(rule: Rule, cache: Cache) -> np.ndarray:
