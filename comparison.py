@@ -11,9 +11,15 @@ mean; it hands every system the clip's tags. A cache of all pairs lets false ala
 the frames of each class in all clips, then the mean (macro), F1 over all frames (micro), and the
 share of absent pairs with a frame on. There, policies, twins and T_base stand bare and behind the
 tag gate. Rules are tuned on the training cache: mean-pair F1, or macro-F1 over all pairs.
+
+Intervals are of clips drawn with replacement, the same draws for every row, so that differences are
+paired; of several seeds the mean is taken in every draw. They do not cover the choice of seeds (see
+the standard deviation) nor of recordings. One clip has no interval: nothing can be told from it.
 """
 
 import csv
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,11 +37,12 @@ from metrics import (
     bootstrap_weights,
     count_pairs,
     f1_score,
+    macro_average,
     mean_over_pairs,
     over_all_pairs,
     scores_of,
 )
-from opponents import class_of_pair
+from opponents import after_median, class_of_pair
 from preprocess import Cache
 from scorers import ClipScores
 from timeline import Event, write_labels
@@ -78,13 +85,13 @@ def headline(counts: Counts, cache: Cache) -> dict[str, float]:
 
 
 class Resampler:
-    """Clips drawn with replacement, the same draws for every member of a table."""
+    """Clips with a pair drawn with replacement, the same draws for every member of a table."""
 
     def __init__(self, cache: Cache) -> None:
         self.cache = cache
-        row = {clip.filename: i for i, clip in enumerate(cache.clips)}
-        self.clip = np.array([row[pair.filename] for pair in cache.pairs])  # (P,)
-        self.weights = bootstrap_weights(len(cache.clips))  # (D, C)
+        names = [pair.filename for pair in cache.pairs]
+        _, self.clip = np.unique(names, return_inverse=True)  # (P,)
+        self.weights = bootstrap_weights(self.clip.max() + 1).astype(np.float64)  # (D, C)
         labels = class_of_pair(cache)
         self.classes = [np.flatnonzero(labels == name) for name in sorted(set(labels))]
         self.absent = ~cache.present
@@ -100,13 +107,11 @@ class Resampler:
             scores = scores_of(counts)
             size = self._drawn(np.ones(len(self.clip)))
             return np.stack([self._drawn(scores[m]) / size for m in HEADLINE["present"]], axis=1)
-        per_class = np.stack(
-            [[self._drawn(cell, pairs) for cell in counts[:3]] for pairs in self.classes]
-        )  # (K, 3, D): tp, fp, fn
-        some = per_class.sum(axis=1) > 0
-        f1 = f1_score(*per_class.swapaxes(0, 1))
-        macro = np.where(some, f1, 0).sum(axis=0) / np.maximum(some.sum(axis=0), 1)
-        micro = f1_score(*per_class.sum(axis=0))
+        cells = np.stack(
+            [[self._drawn(cell, pairs) for pairs in self.classes] for cell in counts[:3]]
+        )  # (3, K, D): tp, fp, fn
+        macro = macro_average(f1_score(*cells), cells.sum(axis=0) > 0, axis=0)
+        micro = f1_score(*cells.sum(axis=1))
         alarms = self._drawn((counts.fp > 0).astype(float), self.absent)
         absent = self._drawn(np.ones(len(self.clip)), self.absent)
         return np.stack([macro, micro, alarms / np.maximum(absent, 1)], axis=1)
@@ -170,69 +175,104 @@ class EventTask(NamedTuple):
 def event_row(task: EventTask) -> dict[str, float]:
     """Event-based metrics of one member."""
     given = (task.truth, task.durations, task.classes)
-    row = {
-        "event_f1": event_metrics.event_f1(task.events, *given).macro,
-        "segment_f1": event_metrics.segment_f1(task.events, *given).macro,
-        "intersection_f1": event_metrics.intersection_f1(task.events, *given).macro,
-    }
+    row = {name: f1.macro for name, f1 in event_metrics.all_f1(task.events, *given).items()}
     if task.scored is not None:
-        for scenario in (1, 2):
-            psds = event_metrics.event_psds(task.scored, *given, scenario)
-            row[f"psds{scenario}"] = psds.value
+        both = event_metrics.both_event_psds(task.scored, *given)
+        row |= {f"psds{scenario}": psds.value for scenario, psds in both.items()}
     return row
+
+
+def event_tasks(entrants: list[Entrant], cache: Cache) -> Iterator[EventTask]:
+    """One task a member, in order; made when it is asked for."""
+    truth = {clip.filename: clip.events for clip in cache.clips}
+    durations = {clip.filename: clip.duration_s for clip in cache.clips}
+    raw: dict[Path, dict[str, ClipScores]] = {}  # by the cache that a member's signals are in
+    for entrant in entrants:
+        for member in entrant.members:
+            events, scored, home = events_of(member, cache), None, member.home or cache
+            if cache.queries == "all" and member.boxes is not None:
+                scored = {k: [ScoredEvent(*e) for e in v] for k, v in member.boxes.items()}
+            elif cache.queries == "all":
+                if home.folder not in raw:
+                    raw[home.folder] = clip_scores(home, home.signals["d_raw"])
+                scored = {
+                    name: event_metrics.mean_scores(found, raw[home.folder][name], cache.classes)
+                    for name, found in events.items()
+                }
+            yield EventTask(events, scored, truth, durations, cache.classes)
+
+
+def in_processes(
+    work: Callable[[Any], dict[str, Any]],
+    tasks: Iterator[Any],
+    total: int,
+    workers: int | None,
+    title: str,
+) -> list[dict[str, Any]]:
+    """The result of every task, in order, with a progress bar; one worker is this process."""
+
+    def watched(rows: Iterator[dict[str, Any]]) -> list[dict[str, Any]]:
+        return list(tqdm(rows, total=total, desc=title, unit="system"))
+
+    if (count := min(num_workers(workers), total)) == 1:
+        return watched(map(work, tasks))
+    with process_pool(count) as pool:
+        return watched(pool.map(work, tasks))
 
 
 def score_events(
     entrants: list[Entrant], cache: Cache, workers: int | None
 ) -> dict[str, list[dict[str, float]]]:
     """Event metrics of every member, by entrant; processes share the work."""
-    truth = {clip.filename: clip.events for clip in cache.clips}
-    durations = {clip.filename: clip.duration_s for clip in cache.clips}
-    raw = clip_scores(cache, cache.signals["d_raw"]) if cache.queries == "all" else None
-    tasks = []
-    for entrant in entrants:
-        for member in entrant.members:
-            events = events_of(member, cache)
-            scored = None
-            if member.boxes is not None and raw is not None:
-                scored = {k: [ScoredEvent(*e) for e in v] for k, v in member.boxes.items()}
-            elif raw is not None:
-                scored = {
-                    name: event_metrics.mean_scores(found, raw[name], cache.classes)
-                    for name, found in events.items()
-                }
-            task = EventTask(events, scored, truth, durations, cache.classes)
-            tasks.append((entrant.name, task))
-    with process_pool(min(num_workers(workers), len(tasks))) as pool:
-        found = pool.map(event_row, [task for _, task in tasks])
-        rows = list(tqdm(found, total=len(tasks), desc="Event metrics", unit="system"))
-    table: dict[str, list[dict[str, float]]] = {}
-    for (name, _), row in zip(tasks, rows, strict=True):
-        table.setdefault(name, []).append(row)
-    return table
+    total = sum(len(entrant.members) for entrant in entrants)
+    tasks = event_tasks(entrants, cache)
+    left = iter(in_processes(event_row, tasks, total, workers, "Event metrics"))
+    return {entrant.name: [next(left) for _ in entrant.members] for entrant in entrants}
 
 
-def raw_psds(cache: Cache, entrants: list[Entrant]) -> list[dict[str, Any]]:
-    """PSDS 1 and 2 of the raw scores, and, as an appendix, of `prob - threshold` of the policies.
+class ScoreTask(NamedTuple):
+    """What a process needs for the PSDS of one signal."""
 
-    A policy has spent its threshold, and signals normalised in each pair cannot be compared across
-    clips: the appendix shows how little such a margin is worth as a score.
+    name: str
+    scores: dict[str, ClipScores]
+    truth: dict[str, list[Event]]
+    durations: dict[str, float]
+    classes: list[str]
+
+
+def score_row(task: ScoreTask) -> dict[str, Any]:
+    """PSDS 1 and 2 of one signal."""
+    values = {f"psds{s}": event_metrics.psds(*task[1:], s).value for s in (1, 2)}
+    return {"name": task.name, **values}
+
+
+def raw_psds(cache: Cache, entrants: list[Entrant], workers: int | None) -> list[dict[str, Any]]:
+    """PSDS 1 and 2 of scores without any decision.
+
+    The raw scores; the same after the class-wise median filter of a rule on them, if one is among
+    the entrants, as raw scores may flicker and a fragment overlaps no event by enough; and, as an
+    appendix, `prob - threshold` of the policies. A policy has spent its threshold, and signals
+    normalised in each pair cannot be compared across clips: the appendix shows how little such a
+    margin is worth as a score.
     """
     truth = {clip.filename: clip.events for clip in cache.clips}
     durations = {clip.filename: clip.duration_s for clip in cache.clips}
     signals = [("raw scores", cache.signals["d_raw"])]
     for entrant in entrants:
-        threshold = entrant.members[0].threshold
-        if entrant.kind == "policy" and threshold is not None and GATED not in entrant.name:
+        rule = entrant.members[0].rule
+        if rule is not None and (rule.kind, rule.on) == ("median", "d_raw"):
+            name = "raw scores after the class-wise median"
+            signals.append((name, after_median(rule, cache)))
+    for entrant in entrants:
+        home, threshold = entrant.members[0].home or cache, entrant.members[0].threshold
+        if entrant.kind == "policy" and threshold is not None and not entrant.gated:
             name = f"prob - threshold of {entrant.name}, first seed (appendix)"
-            signals.append((name, cache.signals["prob"] - threshold))
-    rows = []
-    for name, signal in signals:
-        scores = clip_scores(cache, signal)
-        given = (scores, truth, durations, cache.classes)
-        row = {f"psds{s}": event_metrics.psds(*given, s).value for s in (1, 2)}
-        rows.append({"name": name, **row})
-    return rows
+            signals.append((name, home.signals["prob"] - threshold))
+    tasks = (
+        ScoreTask(name, clip_scores(cache, signal), truth, durations, cache.classes)
+        for name, signal in signals
+    )
+    return in_processes(score_row, tasks, len(signals), workers, "PSDS of scores")
 
 
 # ---------------------------------------------------------------------------- the results
@@ -290,9 +330,14 @@ def word(metric: str, low: float, high: float) -> str:
     return "beats" if low > 0 else "loses to" if high < 0 else "cannot be told from"
 
 
+def in_the_noise(results: dict[str, Any], low: float, high: float) -> bool:
+    """Whether a difference with this interval may be chance; one clip has no interval."""
+    return results["num_clips"] == 1 or low <= 0 <= high
+
+
 def verdicts(results: dict[str, Any]) -> list[str]:
-    """One sentence for each policy: against T_base and against the best opponent."""
-    metric = DECISIVE[results["queries"]]
+    """One sentence for each policy: against its T_base and against the best opponent."""
+    metric = results["tuned_for"]
     title = TITLES[metric]
     rows = {row["name"]: row for row in results["entrants"]}
     lines = []
@@ -300,26 +345,45 @@ def verdicts(results: dict[str, Any]) -> list[str]:
         if row["kind"] != "policy":
             continue
         parts = []
-        base = f"{BASE}, {GATED}" if GATED in row["name"] and f"{BASE}, {GATED}" in rows else BASE
-        for key, other in (("vs_base", base), ("vs_best", results["best_opponent"])):
+        for key, other in (("vs_base", row["base"]), ("vs_best", results["best_opponent"])):
             if other is None:
                 continue
             gain, low, high = row[key][metric]
             value = 100 * rows[other]["mean"][metric]
+            said = word(metric, *((0, 0) if in_the_noise(results, low, high) else (low, high)))
             parts.append(
-                f"{word(metric, low, high)} {other} ({value:.2f}) by {100 * gain:+.2f} points"
+                f"{said} {other} ({value:.2f}): {100 * gain:+.2f} points"
                 f" [{100 * low:+.2f}, {100 * high:+.2f}]"
             )
         value = 100 * row["mean"][metric]
         lines.append(f"{row['name']} ({title} {value:.2f}) " + " and ".join(parts) + ".")
+    if lines and results["num_clips"] == 1:
+        lines.append("One clip has no interval: nothing can be told from it.")
     return lines
+
+
+def base_for(entrant: Entrant, entrants: list[Entrant]) -> str:
+    """Name of the T_base that a row is held against: behind the gate like the row, and of the same
+    signals, where there is one; else the first that fits best."""
+
+    def fits(base: Entrant) -> tuple[bool, bool]:
+        homes = [row.members[0].home for row in (base, entrant)]
+        ours, theirs = (None if home is None else home.folder for home in homes)
+        return base.gated == entrant.gated, ours == theirs
+
+    bases = [row for row in entrants if row.kind == "base"]
+    return max(bases, key=fits).name
 
 
 def compare(cfg: EvaluateConfig, cache: Cache, train: Cache) -> dict[str, Any]:
     """Decide and measure: everything that goes into results.json."""
+    began = time.perf_counter()
     entrants = find_entrants(cfg, cache, train)
+    found = time.perf_counter()
     facts = {"split": cfg.split, "train_cache": str(train.folder), "train_cache_key": train.key}
-    return facts | measure(entrants, cache, cfg.out, cfg.workers)
+    facts |= {"tuning_and_deciding_seconds": round(found - began, 1)}
+    facts |= measure(entrants, cache, cfg.out, cfg.workers)
+    return facts | {"seconds": round(time.perf_counter() - found, 1)}
 
 
 def measure(
@@ -328,7 +392,8 @@ def measure(
     """Metrics, intervals and differences of all rows, T_base first; writes pairs.csv and events/.
 
     The best opponent is the one that is hardest to beat on this very split: the best rule, twin or
-    foreign system by the metric that rules are tuned for. That favours the opponents.
+    foreign system by the metric that rules are tuned for. That favours the opponents. A row is held
+    against the T_base of `base_for`.
     """
     names = HEADLINE[cache.queries]
     sampler = Resampler(cache)
@@ -346,7 +411,7 @@ def measure(
     else:
         for name, rows in score_events(entrants, cache, workers).items():
             members[name] = [a | b for a, b in zip(members[name], rows, strict=True)]
-        psds = raw_psds(cache, entrants) if cache.queries == "all" else []
+        psds = raw_psds(cache, entrants, workers) if cache.queries == "all" else []
     rivals = [row.name for row in entrants if row.kind in ("rule", "twin", "events")]
     rivals = [name for name in rivals if name not in NOT_OPPONENTS]
     decisive = DECISIVE[cache.queries]
@@ -355,16 +420,17 @@ def measure(
     for entrant in entrants:
         mean, std = spread(members[entrant.name])
         low, high = interval(found[entrant.name][1])
-        base = f"{BASE}, {GATED}"
-        base = base if GATED in entrant.name and base in found else BASE
+        base = base_for(entrant, entrants)
         row = {
             "name": entrant.name,
             "kind": entrant.kind,
             "setting": entrant.setting,
+            "gated": entrant.gated,
+            "base": base,
             "members": [
                 {
                     "source": member.source,
-                    "home": None if member.home is None else str(member.home),
+                    "home": None if member.home is None else str(member.home.folder.parent),
                     "deciding_seconds": round(member.seconds, 3),
                     **values,
                 }
@@ -378,8 +444,12 @@ def measure(
         }
         if best is not None:
             row["vs_best"] = difference(names, found[entrant.name], found[best])
-        if cache.queries == "all" and GATED in entrant.name:
-            gates = [tag_gate.tagging(member.gate, cache) for member in entrant.members]
+        gates = [
+            tag_gate.tagging(member.gate, member.home or cache)
+            for member in entrant.members
+            if entrant.gated and member.gate is not None
+        ]
+        if gates:
             row["gate"] = spread(gates)[0]
         table.append(row)
     results = {
@@ -387,7 +457,7 @@ def measure(
         "cache_key": cache.key,
         "queries": cache.queries,
         "tuned_for": decisive,
-        "num_clips": len(cache.clips),
+        "num_clips": sampler.weights.shape[1],
         "num_pairs": len(cache.pairs),
         "present_pairs": int(cache.present.sum()),
         "entrants": table,
@@ -400,16 +470,29 @@ def measure(
     return results
 
 
-def slug(name: str) -> str:
-    """A name as a file name."""
-    return "".join(c if c.isalnum() or c in "._-" else "_" for c in name)
+def slugs(names: list[str]) -> list[str]:
+    """Names as file names, no two alike even where case does not count."""
+    found: list[str] = []
+    for name in names:
+        plain = "".join(c if c.isalnum() or c in "._-" else "_" for c in name)
+        taken = [other.lower() for other in found]
+        number = next(
+            n for n in range(1, len(names) + 1) if (plain + f"-{n}" * (n > 1)).lower() not in taken
+        )
+        found.append(plain + f"-{number}" * (number > 1))
+    return found
 
 
 def write_events(folder: Path, entrants: list[Entrant], cache: Cache) -> None:
-    """Events of the first member of every entrant, a DCASE TSV each."""
+    """Events of the first member of every entrant, a DCASE TSV each; TSVs of an earlier table in
+    the folder are deleted."""
     folder.mkdir(parents=True, exist_ok=True)
-    for entrant in entrants:
-        write_labels(folder / f"{slug(entrant.name)}.tsv", events_of(entrant.members[0], cache))
+    files = [f"{name}.tsv" for name in slugs([entrant.name for entrant in entrants])]
+    for entrant, file in zip(entrants, files, strict=True):
+        write_labels(folder / file, events_of(entrant.members[0], cache))
+    for path in folder.glob("*.tsv"):
+        if path.name not in files:
+            path.unlink()
 
 
 def write_pairs(path: Path, entrants: list[Entrant], cache: Cache) -> None:
@@ -439,7 +522,7 @@ def table_rows(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     decisive = results["tuned_for"]
     field = [name for name in FIELD if name in results["entrants"][0]["mean"]]
     header = ["", *(TITLES[name] for name in names)]
-    header += [f"{TITLES[decisive]} minus {BASE}", f"{TITLES[decisive]} minus best opponent"]
+    header += [f"{TITLES[decisive]} minus its {BASE}", f"{TITLES[decisive]} minus best opponent"]
     header += [*(TITLES[name] for name in field), "median onset error"]
     lines = []
     for row in results["entrants"]:
@@ -450,12 +533,12 @@ def table_rows(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
             return text + f" ± {100 * row['std'][name]:.2f}" * several
 
         cells = [row["name"], *(value(name) for name in names)]
-        for key in ("vs_base", "vs_best"):
-            if key not in row:
+        for key, other in (("vs_base", row["base"]), ("vs_best", results["best_opponent"])):
+            if other in (None, row["name"]):  # nothing to be held against
                 cells.append("")
                 continue
             gain, low, high = (100 * x for x in row[key][decisive])
-            inside = " (within the noise)" if low <= 0 <= high and gain else ""
+            inside = " (within the noise)" * in_the_noise(results, low, high)
             cells.append(f"{gain:+.2f} [{low:+.2f}, {high:+.2f}]{inside}")
         cells += [value(name) for name in field]
         onset = row["ends"]["onset"]
@@ -470,32 +553,58 @@ def caption(results: dict[str, Any]) -> str:
     count = f"{results['num_pairs']:,} pairs of {results['num_clips']:,} clips"
     rest = f"{results['present_pairs']:,} of them present" * (results["queries"] == "all")
     tuned = f"rules tuned on training clips for {TITLES[results['tuned_for']]}"
-    return f"{what[0].upper()}{what[1:]}: {count}{', ' * bool(rest)}{rest}; percent; {tuned}."
+    said = "in brackets 95 % of the bootstraps over clips, ± one standard deviation over seeds"
+    return (
+        f"{what[0].upper()}{what[1:]}: {count}{', ' * bool(rest)}{rest}; percent; {tuned}; {said}."
+    )
+
+
+def other_bases(results: dict[str, Any]) -> list[str]:
+    """Which rows are held against another T_base than the first row."""
+    rows: dict[str, list[str]] = {}
+    for row in results["entrants"]:
+        if row["base"] not in (BASE, row["name"]):
+            rows.setdefault(row["base"], []).append(row["name"])
+    return [f"Held against {base}: {'; '.join(names)}." for base, names in rows.items()]
 
 
 def markdown(results: dict[str, Any]) -> str:
     """The table as Markdown, best opponent in italics, with caption, verdict and PSDS of scores."""
+
+    def plain(text: str) -> str:
+        return "".join(f"\\{c}" if c in "|*\\`" else c for c in text)
+
     header, lines = table_rows(results)
     text = [caption(results), ""]
     text += ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
     for cells in lines:
-        name = f"*{cells[0]}*" if cells[0] == results["best_opponent"] else cells[0]
+        name = plain(cells[0])
+        name = f"*{name}*" if cells[0] == results["best_opponent"] else name
         text.append("| " + " | ".join([name, *cells[1:]]) + " |")
     text += [""]
+    text += [f"{plain(line)}\n" for line in other_bases(results)]
+    if not any(name in results["entrants"][0]["mean"] for name in FIELD):
+        text.append("Without event metrics and PSDS: their packages are not installed.\n")
     for row in results["psds_of_scores"]:
-        text.append(f"PSDS 1 / 2 of {row['name']}: {row['psds1']:.3f} / {row['psds2']:.3f}\n")
+        values = f"{row['psds1']:.3f} / {row['psds2']:.3f}"
+        text.append(f"PSDS 1 / 2 of {plain(row['name'])}: {values}\n")
     for row in results["entrants"]:
         if "gate" in row:
             gate = row["gate"]
-            text.append(
-                f"Tag gate of {row['name'].partition(',')[0]}: precision"
-                f" {100 * gate['precision']:.1f}, recall {100 * gate['recall']:.1f}\n"
-            )
-    text += [*results["verdict"], ""]
+            name = plain(row["name"].removesuffix(f", {GATED}"))
+            values = f"{100 * gate['precision']:.1f}, recall {100 * gate['recall']:.1f}"
+            text.append(f"Tag gate of {name}: precision {values}\n")
+    text += [f"{plain(line)}\n" for line in results["verdict"]]
     return "\n".join(text)
 
 
-LATEX = {"%": r"\%", "&": r"\&", "_": r"\_", "#": r"\#", "±": r"$\pm$", "Δ": r"$\Delta$"}
+LATEX = {c: f"\\{c}" for c in "%&_#${}"} | {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "±": r"$\pm$",
+    "Δ": r"$\Delta$",
+}
 
 
 def latex(results: dict[str, Any]) -> str:

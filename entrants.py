@@ -41,7 +41,8 @@ class Member(NamedTuple):
     threshold: np.ndarray | None = None  # (N,) of a policy
     events: dict[str, list[Event]] | None = None  # as given; None: the decisions' own
     boxes: dict[str, list[tuple]] | None = None  # events with confidences of their own, for PSDS
-    home: Path | None = None  # the folder of caches it was decided on, if not the table's
+    home: Cache | None = None  # where its signals and tags are; None: in the table's cache
+    rule: Rule | None = None
 
 
 class Entrant(NamedTuple):
@@ -51,10 +52,11 @@ class Entrant(NamedTuple):
     kind: str  # base, policy, twin, rule, ceiling or events
     setting: str
     members: list[Member]
+    gated: bool = False  # every pair off that the tag gate closes
 
 
 class Spec(NamedTuple):
-    """An item of --compare: `[NAME=]PATH[,PATH..][@CACHE]`."""
+    """An item of --compare: `[NAME=]PATH[,PATH..][@CACHE]` or `[NAME=]T_base@CACHE`."""
 
     name: str
     files: list[Path]  # empty: T_base
@@ -62,16 +64,27 @@ class Spec(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> "Spec":
-        """InputError for a file that is not there. A run folder stands for its best.pt."""
-        name, _, rest = text.rpartition("=")
+        """A run folder stands for its best.pt; the name ends at the first `=`, so that a path may
+        hold one where a name is given. InputError for a file that is not there or comes twice.
+        """
+        name, rest = text.split("=", 1) if "=" in text else ("", text)
         rest, _, home = rest.partition("@")
-        files = []
+        files: list[Path] = []
+        if rest == BASE and not home:
+            raise InputError(
+                f"--compare {text}: {BASE} is always the first row; that of other signals is"
+                f" {BASE}@CACHE"
+            )
         for part in [] if rest == BASE else rest.split(","):
             path = Path(part)
             path = path / "best.pt" if path.is_dir() else path
             if not path.is_file():
                 what = "give a run folder, a checkpoint, an event TSV, T_base or rules"
                 raise InputError(f"--compare {text}: {path} not found; {what}")
+            if path in files:
+                raise InputError(f"--compare {text}: {path} is there twice, that is no other seed")
+            if home and path.suffix == ".tsv":
+                raise InputError(f"--compare {text}: events need no signals; leave out @{home}")
             files.append(path)
         if not name and files:
             name = files[0].parent.name if files[0].name == "best.pt" else files[0].stem
@@ -112,16 +125,45 @@ def store_of(path: Path, cache: Cache) -> Path:
     return path.parent / "decisions" / f"{path.stem}-{digest}-{cache.key}.npz"
 
 
+class Stored(NamedTuple):
+    """What is kept of a checkpoint's decisions on a cache."""
+
+    pred: np.ndarray  # (N,) bool
+    action: np.ndarray  # (N,) int64; of a twin (0,)
+    seconds: float
+    preset: str  # by which a bare state dict was read; empty for others
+
+
+def stored_decisions(store: Path, cache: Cache) -> Stored:
+    """Read decisions back; InputError where they are damaged."""
+    try:
+        with np.load(store) as arrays:
+            packed, action = arrays["pred"], arrays["action"].astype(np.int64)
+            seconds = float(arrays["seconds"])
+            preset = str(arrays["preset"]) if "preset" in arrays else ""
+        num_frames = len(cache.label)
+        if len(packed) != -(-num_frames // 8) or len(action) not in (0, num_frames):
+            raise ValueError(f"{len(packed)} bytes and {len(action)} actions")
+    except Exception as error:  # zipfile and zlib have their own error classes
+        raise InputError(f"{store}: damaged ({type(error).__name__}); delete it") from None
+    return Stored(np.unpackbits(packed, count=num_frames).astype(bool), action, seconds, preset)
+
+
 def from_checkpoint(path: Path, cache: Cache, cfg: EvaluateConfig) -> tuple[str, Member]:
-    """Kind and decisions of a policy or twin, computed once for each cache."""
+    """Kind and decisions of a policy or twin, computed once for each cache.
+
+    InputError for a checkpoint that is damaged or of other signals, and for damaged decisions.
+    """
     device = runfolder.pick_device(cfg.device, cfg.threads)
-    is_twin = "twin" in runfolder.read_checkpoint(path)
+    content = runfolder.read_checkpoint(path)
+    is_twin = "twin" in content
+    preset = "" if "config" in content else cfg.preset  # by which a bare state dict was read
     system: Any = (
         twins.load_twin(path, device) if is_twin else load_policy(path, device, cfg.preset)
     )
     check_same_signals(system.signal, cache, path)
     kind, store = "twin" if is_twin else "policy", store_of(path, cache)
-    if not store.exists():
+    if not store.exists() or stored_decisions(store, cache).preset != preset:
         signals = to_device(cache, system.bandit, device)
         began = time.perf_counter()
         action = torch.zeros(0)
@@ -141,25 +183,23 @@ def from_checkpoint(path: Path, cache: Cache, cfg: EvaluateConfig) -> tuple[str,
                 pred=np.packbits(pred.cpu().numpy()),
                 action=action.cpu().numpy().astype(np.int8),
                 seconds=seconds,
+                preset=preset,
             )
         temporary.replace(store)
-    try:
-        with np.load(store) as arrays:
-            pred = np.unpackbits(arrays["pred"], count=len(cache.label)).astype(bool)
-            action, seconds = arrays["action"].astype(np.int64), float(arrays["seconds"])
-    except Exception as error:  # zipfile and zlib have their own error classes
-        raise InputError(f"{store}: damaged ({type(error).__name__}); delete it") from None
+    stored = stored_decisions(store, cache)
     threshold = None
-    if len(action):
+    if len(stored.action):
         signals = to_device(cache, system.bandit, torch.device("cpu"))
-        threshold = thresholds(signals, torch.from_numpy(action), system.bandit).numpy()
-    return kind, Member(str(path), pred, seconds, system.gate, threshold)
+        threshold = thresholds(signals, torch.from_numpy(stored.action), system.bandit).numpy()
+    return kind, Member(str(path), stored.pred, stored.seconds, system.gate, threshold)
 
 
 def from_events(path: Path, cache: Cache) -> Member:
     """Events of another program, drawn on the cache's frames by the frame-centre rule.
 
-    InputError for a clip or class that the cache does not have.
+    A clip that the file leaves out has no events. Events of a class that its clip was not queried
+    for are left out, as they are of every system, and counted. InputError for a clip or class that
+    the cache does not have.
     """
     events = read_labels(path)
     known = {clip.filename for clip in cache.clips}
@@ -171,10 +211,13 @@ def from_events(path: Path, cache: Cache) -> Member:
                 f"{path}: {name} has events of a class that was not asked for: {odd[0]}"
             )
     queried = {(pair.filename, pair.event_label) for pair in cache.pairs}
+    given = sum(map(len, events.values()))
     events = {
         name: [event for event in found if (name, event.event_label) in queried]
         for name, found in events.items()
     }
+    if left_out := given - sum(map(len, events.values())):
+        print(f"note: {path}: {left_out} of {given} events are of classes absent from their clips")
     parts = [
         label_frames(events.get(pair.filename, []), pair.event_label, pair.edges)
         for pair in cache.pairs
@@ -202,7 +245,7 @@ def from_rule(rule: Rule, cache: Cache) -> Member:
     began = time.perf_counter()
     pred = decide_rule(rule, cache)
     boxes = sebbs(cache, rule.params) if rule.kind == "csebbs" else None
-    return Member(rule.setting, pred, time.perf_counter() - began, boxes=boxes)
+    return Member(rule.setting, pred, time.perf_counter() - began, boxes=boxes, rule=rule)
 
 
 def kind_of_rule(rule: Rule) -> str:
@@ -211,60 +254,77 @@ def kind_of_rule(rule: Rule) -> str:
 
 
 def behind_gate(entrant: Entrant, cache: Cache) -> Entrant | None:
-    """The entrant with every closed pair off; None where it has no gate."""
-    if any(member.gate is None for member in entrant.members):
-        return None
-    members = [
-        member._replace(pred=tag_gate.behind(member.gate, cache, member.pred))
-        for member in entrant.members
-    ]
-    return entrant._replace(name=f"{entrant.name}, {GATED}", members=members)
+    """The entrant with every closed pair off; None where it has no gate, or the cache no tags."""
+    members = []
+    for member in entrant.members:
+        home = member.home or cache
+        if member.gate is None or any(clip.tag is None for clip in home.clips):
+            return None
+        # Its decisions were timed in the row that is not gated.
+        pred = tag_gate.behind(member.gate, home, member.pred)
+        members.append(member._replace(pred=pred, seconds=0.0))
+    return entrant._replace(name=f"{entrant.name}, {GATED}", members=members, gated=True)
 
 
 def find_entrants(cfg: EvaluateConfig, cache: Cache, train: Cache) -> list[Entrant]:
-    """Every row of the table: T_base, what was asked for, and gated twins of them on all pairs."""
-    base_gate = tag_gate.tune_gate(train) if cache.queries == "all" else None
+    """Every row of the table: T_base, what was asked for, and on all pairs those with a tag gate
+    behind it too. What can be known to be wrong is said before anything is tuned or decided."""
 
-    def base_of(home: Cache) -> Member:
-        return Member(str(home.folder), home.signals["binary"] > 0.5, 0.0, base_gate)
+    def base_of(home: Cache, its_train: Cache) -> Member:
+        gate = tag_gate.tune_gate(its_train) if cache.queries == "all" else None
+        elsewhere = None if home is cache else home
+        pred = home.signals["binary"] > 0.5
+        return Member(str(home.folder), pred, 0.0, gate, home=elsewhere)
 
-    rows = [Entrant(BASE, "base", "", [base_of(cache)])]
-    specs = list(dict.fromkeys(cfg.compare))
-    if len(specs) < len(cfg.compare):
+    rows = [Entrant(BASE, "base", "", [base_of(cache, train)])]
+    if len(set(cfg.compare)) < len(cfg.compare):
         raise InputError("--compare: the same entrant is named twice")
-    for spec in specs:
-        if spec == "rules":
+    specs = {text: Spec.parse(text) for text in cfg.compare if text != "rules"}
+    check_names([BASE, *(spec.name for spec in specs.values())])
+    folders = dict.fromkeys(spec.cache for spec in specs.values() if spec.cache)
+    homes = {folder: same_pairs(folder, cache) for folder in folders}
+    for text in cfg.compare:
+        if text == "rules":
             rules = [rule for rule in fitted_rules(train, cfg) if rule.name != BASE]
             for rule in tqdm(rules, desc="Rules", unit="rule"):
                 member = from_rule(rule, cache)
                 rows.append(Entrant(rule.name, kind_of_rule(rule), rule.setting, [member]))
             continue
-        name, files, elsewhere = Spec.parse(spec)
-        home = cache if elsewhere is None else same_pairs(elsewhere, cache)
+        name, files, elsewhere = specs[text]
+        home = homes.get(elsewhere)
         kinds, members = set(), []
         for path in files:
             if path.suffix == ".tsv":
                 kind, member = "events", from_events(path, cache)
             else:
-                kind, member = from_checkpoint(path, home, cfg)
-                member = member._replace(home=elsewhere)
+                kind, member = from_checkpoint(path, home or cache, cfg)
             kinds.add(kind)
-            members.append(member)
+            members.append(member._replace(home=home))
         if len(kinds) > 1:
             raise InputError(
-                f"--compare {spec}: a row holds one kind of system, not {sorted(kinds)}"
+                f"--compare {text}: a row holds one kind of system, not {sorted(kinds)}"
             )
         setting = f"{len(members)} seeds" if len(members) > 1 else ""
         if files:
             rows.append(Entrant(name, kinds.pop(), setting, members))
         else:
-            rows.append(Entrant(name, "base", "", [base_of(home)]))
+            its_train = load_cache(elsewhere / train.folder.name)
+            rows.append(Entrant(name, "base", "", [base_of(home, its_train)]))
     if cache.queries == "all":
-        rows += [row for row in (behind_gate(row, cache) for row in rows) if row]
-    names = [row.name for row in rows]
+        for row in list(rows):
+            gated = behind_gate(row, cache)
+            if gated is not None:
+                rows.append(gated)
+            elif row.kind in ("base", "policy", "twin"):
+                print(f"note: {row.name} has no tag gate; it stands bare only")
+    check_names([row.name for row in rows])
+    return rows
+
+
+def check_names(names: list[str]) -> None:
+    """InputError where two rows have one name."""
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise InputError(f"--compare: two rows are called {twice[0]!r}; name them: NAME=PATH")
-    return rows
 
 
 # ---------------------------------------------------------------------------- events

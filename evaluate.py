@@ -401,7 +401,13 @@ def write_decisions(
 
 
 def compare(cfg: EvaluateConfig) -> None:
-    """The table of --compare: print it, write it in every form."""
+    """The table of --compare: print it, write it in every form.
+
+    InputError for caches of different queries, and for a run folder as the output: its own
+    results.json would be lost.
+    """
+    if (cfg.out / "config.json").exists():
+        raise InputError(f"--out {cfg.out}: holds a run; give another folder for the table")
     cache, train = (load_cache(cfg.cache / split) for split in (cfg.split, cfg.train_split))
     if cache.queries != train.queries:
         raise InputError(
@@ -409,14 +415,13 @@ def compare(cfg: EvaluateConfig) -> None:
             " run preprocess.py for both with the same --pairs"
         )
     cfg.out.mkdir(parents=True, exist_ok=True)
-    began = time.perf_counter()
     results = comparison.compare(cfg, cache, train)
     deciding = sum(m["deciding_seconds"] for row in results["entrants"] for m in row["members"])
-    results["seconds"] = round(time.perf_counter() - began, 1)
     write_json(cfg.out / "results.json", results)
     comparison.write_tables(cfg.out, results)
     print(comparison.markdown(results))
     print(f"deciding_seconds: {deciding:.1f} (once for each checkpoint and cache; stored)")
+    print(f"tuning_and_deciding_seconds: {results['tuning_and_deciding_seconds']:.1f} (this time)")
     print(f"table_seconds: {results['seconds']:.1f}")
     print(f"results: {cfg.out}/results.json, table.md, table.tex, pairs.csv, events/")
 
@@ -431,6 +436,8 @@ def main(cfg: EvaluateConfig) -> None:
     policy = load_policy(path, device, cfg.preset)
     cache = load_cache(cfg.cache / cfg.split)
     check_same_signals(policy.signal, cache, path)
+    if not cache.present.any():
+        raise InputError(f"{cache.folder}: no clip has an event, so there is nothing to evaluate")
     train_folder = cfg.cache / cfg.train_split
     train = load_cache(train_folder) if (train_folder / "manifest.json").exists() else None
     if train is None:
@@ -459,7 +466,8 @@ def main(cfg: EvaluateConfig) -> None:
     if cache.queries == "all":
         results["all_pairs"] = all_pairs_tables(cache, pred, policy.gate)
         results["gate"] = policy.gate and tag_gate.tagging(policy.gate, cache)
-        events = tag_gate.behind(policy.gate, cache, pred) if policy.gate else pred
+        if policy.gate is not None:
+            events = tag_gate.behind(policy.gate, cache, pred)
     before = cache.signals["binary"] > 0.5
     data = Evaluated(cache, results, t_adj.cpu().numpy(), before, pred)
     matches = find_matches(data, list(range(len(cache.pairs))))

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from bandit import decide, shift
 from config import Bandit, InputError
 from csebbs import FILTERS_S, MERGE, boxes_of, find_changes, half_filter, merge, running_sum
-from metrics import Counts, scores_of
+from metrics import Counts, macro_average, scores_of
 from preprocess import Cache
 
 Point = Literal["present", "all"]
@@ -113,10 +113,8 @@ class Objective:
             cells = tuple(np.add.reduceat(cell, self._first) for cell in cells)
         tp, on, positives, frames = cells
         f1 = scores_of(Counts(tp, on - tp, positives - tp, frames - on - positives + tp))["f1"]
-        if self.point == "all":  # as `metrics.over_all_pairs`: a class without any frame has no F1
-            some = on + positives > 0
-            mean = np.where(some, f1, 0).sum(0) / np.maximum(some.sum(0), 1)
-            return np.vstack((f1, np.where(some.any(0), mean, 1.0)))
+        if self.point == "all":
+            return np.vstack((f1, macro_average(f1, on + positives > 0, axis=0)))
         pairs = np.diff(self._first, append=len(self._rows))[:, None]
         return np.vstack((np.add.reduceat(f1, self._first) / pairs, f1.mean(0)))
 
@@ -357,9 +355,14 @@ def decide_threshold(rule: Rule, cache: Cache) -> np.ndarray:
     return above(rule, cache, "t", cache.signals[rule.on])
 
 
-def decide_median(rule: Rule, cache: Cache) -> np.ndarray:
+def after_median(rule: Rule, cache: Cache) -> np.ndarray:
+    """The signal (N,) of a median rule after the filter of each class, before its threshold."""
     seconds = [setting_of(rule, pair.event_label)["median_s"] for pair in cache.pairs]
-    return above(rule, cache, "t", smoothed(cache, rule.on, np.array(seconds)))
+    return smoothed(cache, rule.on, np.array(seconds))
+
+
+def decide_median(rule: Rule, cache: Cache) -> np.ndarray:
+    return above(rule, cache, "t", after_median(rule, cache))
 
 
 def decide_hysteresis(rule: Rule, cache: Cache) -> np.ndarray:

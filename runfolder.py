@@ -158,7 +158,7 @@ def remove_run(folder: Path) -> None:
             path.unlink()
     for name in ("results.json", "decisions.npz", "events.tsv", "onsets.tsv"):
         (folder / name).unlink(missing_ok=True)
-    for name in ("figures", "report", "tensorboard"):
+    for name in ("decisions", "figures", "report", "tensorboard"):
         shutil.rmtree(folder / name, ignore_errors=True)
 
 
@@ -182,6 +182,8 @@ def open_run(
         remove_run(cfg.run)
         write_json(cfg.run / "config.json", to_dict(cfg))
         return None
+    if not last.exists():
+        raise InputError(f"{last}: not found, so there is nothing to resume; leave out --resume")
     content = read_checkpoint(last, device)
     script, mark = ("twins.py", "twin") if isinstance(cfg, TwinsConfig) else ("DQN.py", "replay")
     for key in ("config", "optimizer", mark):

@@ -108,7 +108,10 @@ def decisions(
     bar = tqdm(total=len(within), desc=progress, unit="frame", disable=progress is None)
     for part in torch.arange(len(within), device=on.device).split(batch):
         states = make_states(signals, owner[part], within[part], twin.bandit)
-        on[within[part]] = twin.network(states)[:, 0] > 0
+        logit = twin.network(states)[:, 0]
+        if not logit.isfinite().all():
+            raise InputError("logits are not finite: the weights are damaged or training diverged")
+        on[within[part]] = logit > 0
         bar.update(len(part))
     bar.close()
     twin.network.train(was_training)
@@ -177,6 +180,8 @@ class Trainer:
 
     def policy(self) -> dict[str, Any]:
         """What best.pt holds: enough to apply the twin."""
+        if not all(weight.isfinite().all() for weight in self.network.parameters()):
+            raise InputError("weights are not finite: the last good checkpoint is kept")
         return {
             "twin": self.cfg.kind,
             "config": json.dumps(runfolder.stored_config(self.cfg)),
@@ -208,17 +213,24 @@ class Trainer:
 
 
 def load_twin(path: Path, device: torch.device) -> Twin:
-    """Open a checkpoint of this script. InputError if it is another's or does not fit."""
+    """Open a checkpoint of this script. InputError if it is another's, damaged or does not fit."""
     content = runfolder.read_checkpoint(path, device)
     if "twin" not in content:
         raise InputError(f"{path}: not a checkpoint of twins.py")
-    cfg = from_dict(TwinsConfig, json.loads(content["config"]))
+    try:
+        cfg = from_dict(TwinsConfig, json.loads(content["config"]))
+        gate, signal = (json.loads(content[name]) for name in ("gate", "signal"))
+        gate, weights = gate and Gate(**gate), content["network"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path}: damaged, or not a checkpoint of twins.py ({error!r})") from None
     bandit = replace(cfg.bandit, reading="independent")
     network = make_network(cfg.kind, bandit, cfg.network).to(device)
-    network.load_state_dict(content["network"])
-    gate = json.loads(content["gate"])
-    signal = json.loads(content["signal"])
-    return Twin(cfg.kind, network.eval(), bandit, signal, gate and Gate(**gate))
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:
+        lines = str(error).splitlines()
+        raise InputError(f"{path}: weights do not fit the network: {lines[-1].strip()}") from None
+    return Twin(cfg.kind, network.eval(), bandit, signal, gate)
 
 
 def keep_best(trainer: Trainer) -> None:
@@ -239,6 +251,9 @@ def main(cfg: TwinsConfig) -> int:
         runfolder.write_checkpoint(cfg.run / "last.pt", trainer.state())
     else:
         trainer.restore(content)
+    if trainer.progress["steps"] == trainer.steps:
+        print(f"{cfg.run}: this run is complete ({trainer.steps} gradient steps)")
+        return 0
     print(
         f"{cfg.kind}: {len(trainer.frames):,} training frames, {len(trainer.held_out)} pairs held"
         f" out, {trainer.steps:,} gradient steps of {cfg.batch}; run folder {cfg.run}"

@@ -164,7 +164,7 @@ def learned_rows(cache: Cache) -> list[Entrant]:
     if cache.queries == "all":
         for row in list(rows):
             members = [m._replace(pred=m.pred & ~closed) for m in row.members]
-            rows.append(row._replace(name=f"{row.name}, {GATED}", members=members))
+            rows.append(row._replace(name=f"{row.name}, {GATED}", members=members, gated=True))
     return rows
 
 
