@@ -200,7 +200,7 @@ def draw_comparison(table: Table) -> "Figure":
     figure, axes = page(title, 1, len(metrics), height, sharey=True)
     for ax, metric in zip(axes[0], metrics, strict=True):
         draw_metric(ax, table, rows, metric)
-    names = [short(row["name"].replace(GATED, "gated"), 40) for row in rows]
+    names = [short(row["name"].replace(GATED, "gated"), 44) for row in rows]
     axes[0, 0].set_yticks(-np.arange(len(rows)), names)
     axes[0, 0].set_ylim(-len(rows) + 0.4, 0.6)
     for text, row in zip(axes[0, 0].get_yticklabels(), rows, strict=True):
