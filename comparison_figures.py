@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
+from bandit import near
 from comparison import DECISIVE, END_BINS, ENDS, HEADLINE, NOT_OPPONENTS, TITLES
 from config import EvaluateConfig, InputError
 from DQN import load_policy
@@ -111,7 +112,7 @@ def load_table(folder: Path) -> Table:
     """results.json and pairs.csv of a comparison; InputError where one is missing or damaged."""
     cure = f"python evaluate.py --compare .. --out {folder}"
     path, results = folder / "results.json", read_json(folder / "results.json", cure)
-    missing = NEEDED - set(results)
+    missing = NEEDED - set(results if isinstance(results, dict) else ())
     if not missing:
         missing = {key for row in results["entrants"] for key in NEEDED_OF_ROW - set(row)}
     if missing:
@@ -181,7 +182,7 @@ def load_first_policy(table: Table, preset: str) -> Policy | None:
     _, member = from_checkpoint(path, cache, EvaluateConfig(preset=preset, device="cpu"))
     bandit = load_policy(path, torch.device("cpu"), preset).bandit
     before = cache.signals["binary"] > 0.5
-    seed = f", first of {len(members)} seeds" if len(members) > 1 else ""
+    seed = f" (first of {len(members)} seeds)" if len(members) > 1 else ""
     data = Evaluated(cache, results, member.threshold, before, member.pred)
     return Policy(names[0] + seed, data, bandit.max_delta)
 
@@ -195,11 +196,12 @@ def draw_comparison(table: Table) -> "Figure":
     metrics, decisive = HEADLINE[results["queries"]], table.decisive
     rows = sorted(results["entrants"], key=lambda row: -row["mean"][decisive])
     title = f"{len(rows)} systems by {TITLES[decisive]}: {table.what}"
-    height = max(PAGE[1], 2.6 + 0.31 * len(rows))
+    height = max(5.0, 2.6 + 0.31 * len(rows))
     figure, axes = page(title, 1, len(metrics), height, sharey=True)
     for ax, metric in zip(axes[0], metrics, strict=True):
         draw_metric(ax, table, rows, metric)
-    axes[0, 0].set_yticks(-np.arange(len(rows)), [short(row["name"], 44) for row in rows])
+    names = [short(row["name"].replace(GATED, "gated"), 44) for row in rows]
+    axes[0, 0].set_yticks(-np.arange(len(rows)), names)
     axes[0, 0].set_ylim(-len(rows) + 0.4, 0.6)
     for text, row in zip(axes[0, 0].get_yticklabels(), rows, strict=True):
         text.set_color(COLOURS[KINDS[row["kind"]][0]] if row["kind"] != "ceiling" else "#6b7380")
@@ -207,9 +209,13 @@ def draw_comparison(table: Table) -> "Figure":
     note = f"Thin line: 95 % of {DRAWS:,} bootstraps of clips, of each system alone"
     if any(len(row["members"]) > 1 for row in rows):
         note += "; pale bar: ± standard deviation of the seeds"
-    if any(GATED in row["name"] for row in rows):
-        note += "; hollow: behind the tag gate"
     note += ".\nDifferences between systems are paired, their intervals narrower: see table.md."
+    for kind, (colour, text) in KINDS.items():
+        if any(row["kind"] == kind for row in rows):
+            axes[0, 0].plot([], [], "o", **look(colour, text))
+    if any(GATED in row["name"] for row in rows):
+        hollow = {"markerfacecolor": "white", "label": "Hollow: behind the tag gate"}
+        axes[0, 0].plot([], [], "o", color=COLOURS["constant"], **hollow)
     return legend(figure, 3, note)
 
 
@@ -232,7 +238,7 @@ def draw_metric(ax: "Axes", table: Table, rows: list[dict[str, Any]], metric: st
         if i % 2:
             ax.axhspan(-i - 0.5, -i + 0.5, color="#f4f6f9", lw=0, zorder=0)
         value, std = 100 * row["mean"][metric], 100 * row["std"][metric]
-        colour, text = KINDS[row["kind"]]
+        colour = COLOURS[KINDS[row["kind"]][0]]
         several = len(row["members"]) > 1
         number = f"{value:.1f}" + f" ± {std:.1f}" * several
         place = {"transform": ax.get_yaxis_transform(), "va": "center", "fontsize": 11}
@@ -244,18 +250,19 @@ def draw_metric(ax: "Axes", table: Table, rows: list[dict[str, Any]], metric: st
                 -i,
                 "◂ off the scale" if edge == "<" else "off the scale ▸",
                 ha="left" if edge == "<" else "right",
-                color=COLOURS[colour],
+                color=colour,
+                bbox={"facecolor": "white", "lw": 0, "pad": 1},
                 **place,
             )
             continue
         if several:
             seeds = ([value - std, value + std], [-i, -i])
-            ax.plot(*seeds, color=COLOURS[colour], lw=9, alpha=0.3, solid_capstyle="butt")
+            ax.plot(*seeds, color=colour, lw=9, alpha=0.3, solid_capstyle="butt")
         low, high = row["interval"][metric]
-        ax.plot([100 * low, 100 * high], [-i, -i], color=COLOURS[colour], lw=1.8)
-        face = "white" if GATED in row["name"] else COLOURS[colour]
+        ax.plot([100 * low, 100 * high], [-i, -i], color=colour, lw=1.8)
+        face = "white" if GATED in row["name"] else colour
         point = {"marker": "o", "markersize": 7, "markerfacecolor": face, "linestyle": "none"}
-        ax.plot([value], [-i], zorder=4, **point, **look(colour, text))
+        ax.plot([value], [-i], zorder=4, color=colour, **point)
     for name, colour, line in (
         (BASE, "t_base", "--"),
         (table.results["best_opponent"], "best", ":"),
@@ -326,10 +333,9 @@ def draw_class_gains(table: Table) -> "Figure | str":
 
 def draw_ends(table: Table) -> "Figure":
     """How late onsets and offsets of matched events come: shares by error, medians."""
-    figure, axes = page(
-        f"Onset and offset errors of matched events: {table.what}", 1, 2, sharex=True, sharey=True
-    )
     rows = [(BASE, "t_base", 0), *series(table, ("policy",))]
+    title, height = f"Onset and offset errors: {table.what}", 6.2 + 0.5 * len(rows)
+    figure, axes = page(title, 1, 2, height, sharex=True, sharey=True)
     beyond = 0.0
     for ax, end in zip(axes[0], ENDS, strict=True):
         ax.axvline(0, color=COLOURS["constant"], linewidth=1)
@@ -346,14 +352,16 @@ def draw_ends(table: Table) -> "Figure":
             ax.stairs(share, END_BINS, **style, **look(colour, text))
         ax.set_title(f"{end.capitalize()}s")
         ax.set_xlabel(f"{end.capitalize()} error (ms): left early, right late")
-        ax.legend(loc="upper left", bbox_to_anchor=(0, -0.12))
+        ax.legend(loc="upper left", bbox_to_anchor=(0, -0.14))
     width = END_BINS[1] - END_BINS[0]
-    axes[0, 0].set_ylabel(f"Share of the matched events (% in a bin of {width:.0f} ms)")
+    axes[0, 0].set_ylabel(f"Share of the matched events\n(% in a bin of {width:.0f} ms)")
     axes[0, 0].set_xlim(END_BINS[0], END_BINS[-1])
     axes[0, 0].set_ylim(bottom=0)
     figure.supxlabel(
-        "Matched: a true event and the one found event of its class that it meets, all seeds."
-        f" Beyond ±{END_BINS[-1] / 1000:g} s: at most {beyond:.1f} %."
+        "Matched: a true event and the one found event of its class that it meets, all seeds"
+        " together.\nOnsets at the start of a clip do not count, offsets at its end do."
+        f" Beyond ±{END_BINS[-1] / 1000:g} s: at most {beyond:.1f} % of a row.",
+        fontsize=12,
     )
     return figure
 
@@ -381,10 +389,9 @@ def shift_map(policy: Policy) -> ShiftMap:
     labels = class_of_pair(data.cache)[data.cache.frames_of_pair]
     classes, row = np.unique(labels, return_inverse=True)
     edges = np.linspace(-reach, reach, STEPS + 1)
-    distance = prob - t_base
-    column = np.digitize(distance, edges) - 1  # the last edge belongs to no bin
-    within = (column >= 0) & (column < STEPS)
-    cell = row[within] * STEPS + column[within]
+    within = near(prob, t_base, reach)
+    column = np.digitize((prob - t_base)[within], edges[1:-1])  # the ends belong to the end bins
+    cell = row[within] * STEPS + column
 
     def summed(values: np.ndarray | None) -> np.ndarray:
         weights = None if values is None else values[within]
@@ -478,8 +485,6 @@ def draw_best_worst(policy: Policy, what: str) -> "Figure":
                 fontsize=12,
             )
             draw_pair(curves, strip, view)
-            if place < len(chosen) - 1:
-                strip.set_xlabel("")
     note = "Of the present pairs, those with the largest gains and losses in F1 over Base_T"
     return legend(figure, 4, note)
 
