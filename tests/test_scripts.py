@@ -30,7 +30,9 @@ SMALL = {
     "scorers.py": "--epochs 1 --channels 4 --workers 1",
     "preprocess.py": "--workers 1",
     "DQN.py": f"{TINY} --device cpu",
-    "evaluate.py": "--device cpu",
+    "twins.py": "--network.hidden 8 --network.heads 2 --device cpu",
+    "studies/threshold_env.py": "--steps 200",
+    "evaluate.py": "--device cpu --workers 1",
     "detect.py": "--device cpu",
     "visualize.py": "--dpi 40",
 }
@@ -47,7 +49,7 @@ def commands() -> list[str]:
 def small(command: str) -> list[str]:
     """Script and flags of a README line, with small sizes added."""
     script, *flags = shlex.split(command)[1:]
-    if script.startswith("DQN") and "--digest" not in flags and "--resume" not in flags:
+    if script in ("DQN.py", "twins.py") and "--digest" not in flags and "--resume" not in flags:
         flags.append("--overwrite")
     return [script, *flags, *([] if "--digest" in flags else shlex.split(SMALL[script]))]
 
@@ -197,6 +199,10 @@ MISTAKES = [
     ("DQN.py --digest labels/train.tsv", "labels/train.tsv: damaged, or not a checkpoint"),
     ("evaluate.py --run runs/none", "runs/none/best.pt: not found; train first"),
     ("evaluate.py --run runs/demo --cache nowhere", "no manifest in nowhere/validation"),
+    ("evaluate.py --compare runs/none --out x", "runs/none not found; give a run folder"),
+    ("evaluate.py --cache cache/demo --compare typo.tsv --out x", "typo.tsv not found"),
+    ("twins.py --cache nowhere", "no manifest in nowhere/train; run: python preprocess.py"),
+    ("visualize.py --table runs/none", "runs/none"),
     ("visualize.py --run runs/none", "runs/none"),
     ("visualize.py --preset demo --clip no.wav --event-label Dog", "no pair no.wav / Dog"),
     ("preprocess.py --labels none.tsv --split x --audio audio --scores scores", "none.tsv"),
