@@ -31,7 +31,7 @@ SMALL = {
     "preprocess.py": "--workers 1",
     "DQN.py": f"{TINY} --device cpu",
     "twins.py": "--network.hidden 8 --network.heads 2 --device cpu",
-    "studies/threshold_env.py": "--steps 200",
+    "studies/threshold_env.py": "--steps 300 --learning.train-start 100 --learning.lanes 8",
     "evaluate.py": "--device cpu --workers 1",
     "detect.py": "--device cpu",
     "visualize.py": "--dpi 40",
