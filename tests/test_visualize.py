@@ -23,6 +23,7 @@ import preprocess
 import runfolder
 import visualize
 from config import InputError, TrainConfig, VisualizeConfig
+from timeline import Event, frame_edges, frames_to_events
 
 RUN_FIGURES = {
     *("thresholds", "preprocessing", "signals", "decisions", "onset", "events", "epsilon"),
@@ -30,6 +31,13 @@ RUN_FIGURES = {
 }
 PAIR_FIGURES = {"preprocessing", "signals", "decisions", "onset", "events"}
 ODD = "Cat_$ 50%/dish$ & ^co\\"  # mathtext, path and TeX characters
+
+
+def clip_of(filename: str, label: str, frames: int, frame_s: float, truth: np.ndarray) -> tuple:
+    """A clip record with the events of its only pair."""
+    edges = frame_edges(frames, frame_s)
+    events = frames_to_events(truth, label, edges)
+    return preprocess.ClipRecord(filename, float(edges[-1]), events, None)
 
 
 class Folders:
@@ -52,8 +60,10 @@ class Folders:
             "file": "shard-00000.npz",
             "sha256": preprocess._sha256(folder / "shard-00000.npz"),
             "pairs": [row[:4] for row in rows],
+            "clips": [clip_of(*row[:5]) for row in rows],
         }
         manifest = {"format": preprocess.FORMAT, "key": split, "audio": None, "shards": [shard]}
+        manifest |= {"queries": "present", "classes": sorted({row[1] for row in rows})}
         manifest["signal"] = config.to_dict(signal)
         preprocess.write_json(folder / "manifest.json", manifest)
 
@@ -272,8 +282,8 @@ def test_nothing_changed_is_said(folders, copied):
     assert "no onset was moved" in drawn["onset.png"].get_suptitle()
 
 
-def event(onset: float, offset: float) -> visualize.Event:
-    return visualize.Event(onset, offset, "x")
+def event(onset: float, offset: float) -> Event:
+    return Event(onset, offset, "x")
 
 
 def test_onset_choice():
