@@ -166,6 +166,11 @@ def load_first_policy(table: Table, preset: str) -> Policy | None:
         return None
     results, members = table.results, table.rows[names[0]]["members"]
     cure = f"run evaluate.py --compare again for {table.folder}"
+    if not Path(results["cache"]).is_dir():
+        raise InputError(
+            f"{results['cache']}: cache of {table.folder} not found; run this in the folder where"
+            " evaluate.py ran"
+        )
     cache = load_cache(Path(results["cache"]))
     if cache.key != results["cache_key"]:
         raise InputError(

@@ -427,6 +427,12 @@ def test_another_cache(damaged):
         draw(damaged)
 
 
+def test_cache_gone(damaged):
+    change(damaged, cache="nowhere/validation")
+    with pytest.raises(InputError, match=r"nowhere/validation: cache of .* not found; run this in"):
+        draw(damaged)
+
+
 def test_checkpoint_or_decisions_gone(home, damaged, tmp_path):
     shutil.copytree(home / "run-present-0", tmp_path / "run")
     results = json.loads((damaged / "results.json").read_text())
