@@ -10,19 +10,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from corpora import write_cache
+from corpora import SMALLEST, write_cache
 from naive import moved, reward_of
 from torch.nn import functional
 
 import DQN
 import runfolder
 from bandit import hold_out, near, to_device
-from config import Bandit, InputError, Learning, Network, TrainConfig, TwinsConfig, with_preset
+from config import Bandit, InputError, Learning, TrainConfig, TwinsConfig, with_preset
 from metrics import mean_f1
 from preprocess import load_cache
 from twins import Trainer, Twin, all_rewards, decisions, load_twin, main, make_network
 
-TINY = Network(hidden=4, tcn_layers=1, gru_layers=1, transformer_layers=1, heads=1, tcn_groups=1)
 CPU = torch.device("cpu")
 SHORT = Bandit(context=3)
 KINDS = ("classifier", "rewards")
@@ -46,7 +45,7 @@ def config(caches, run, **changes):
     defaults = {
         "cache": caches,
         "run": run,
-        "network": TINY,
+        "network": SMALLEST,
         "bandit": SHORT,
         "frames_per_step": 16,
         "batch": 8,
@@ -60,7 +59,7 @@ def config(caches, run, **changes):
 
 def random_twin(kind, seed=0):
     torch.manual_seed(seed)
-    network = make_network(kind, SHORT, TINY)
+    network = make_network(kind, SHORT, SMALLEST)
     with torch.no_grad():
         network.head[-1].weight *= 50  # so that decisions differ between frames
     return Twin(kind, network, SHORT, None, None)
@@ -99,7 +98,7 @@ def test_frames_to_learn_from(caches, cache, tmp_path, kind):
 def test_one_step_is_the_gradient_of_its_loss(caches, cache, tmp_path):
     """Cross-entropy with the label; squared error against every reward."""
     for kind in KINDS:
-        cfg = config(caches, tmp_path / kind, kind=kind, network=replace(TINY, dropout=0.0))
+        cfg = config(caches, tmp_path / kind, kind=kind, network=replace(SMALLEST, dropout=0.0))
         trainer, seen = Trainer(cfg, cache, CPU), []
         trainer.network.register_forward_hook(
             lambda _, given, out, seen=seen: seen.append((given[0], out))
@@ -313,7 +312,7 @@ def test_refusals(caches, tmp_path):
 
 
 def test_a_policy_is_no_twin_and_the_other_way_round(caches, cache, tmp_path):
-    same = {"cache": caches, "network": TINY, "bandit": SHORT, "device": "cpu"}
+    same = {"cache": caches, "network": SMALLEST, "bandit": SHORT, "device": "cpu"}
     policy = TrainConfig(**same, run=tmp_path / "dqn", learning=Learning(lanes=4, train_start=32))
     twin = config(caches, tmp_path / "twin")
     assert DQN.main(policy) == main(twin) == 0
@@ -356,7 +355,7 @@ def test_foreign_checkpoints_end_in_one_line(caches, tmp_path, change):
 
 def test_a_loaded_twin_decides_the_same(caches, cache, tmp_path):
     cfg = replace(with_preset(TwinsConfig, "original"), cache=caches, run=tmp_path / "a")
-    cfg = replace(cfg, network=TINY, frames_per_step=32, device="cpu", kind="rewards")
+    cfg = replace(cfg, network=SMALLEST, frames_per_step=32, device="cpu", kind="rewards")
     assert (cfg.bandit.reading, cfg.bandit.channel_order) == ("sequential", "original")
     assert main(cfg) == 0
     twin = load_twin(cfg.run / "best.pt", CPU)
