@@ -734,6 +734,8 @@ def with_preset(cls: type, name: str) -> Any:
             changes.setdefault(group, {})[leaf] = value
     if cls is not SoundscapesConfig:  # `out` of other scripts follows from their run folder
         changes[""].pop("out", None)
+    if cls is TwinsConfig:  # a preset's run folder is the policy's
+        changes[""].pop("run", None)
     base = cls()
     for group in [key for key in changes if key]:
         changes[""][group] = dataclasses.replace(getattr(base, group), **changes[group])

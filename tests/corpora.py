@@ -1,12 +1,15 @@
-"""Small fabricated caches for the tests: random but plausible signals with known labels."""
+"""Small fabricated caches and policies for the tests: plausible signals with known labels."""
 
 from pathlib import Path
 
 import numpy as np
+import torch
 from scipy.ndimage import gaussian_filter1d
 
 import preprocess
-from config import Signal, to_dict
+import runfolder
+from config import Bandit, Network, Signal, TrainConfig, to_dict
+from DQN import Trainer
 from timeline import frame_edges, frames_to_events
 
 
@@ -70,3 +73,27 @@ def write_cache(
         "shards": [entry],
     }
     preprocess.write_json(folder / "manifest.json", manifest)
+
+
+SMALLEST = Network(
+    hidden=4, tcn_layers=1, gru_layers=1, transformer_layers=1, heads=1, tcn_groups=1
+)
+
+
+def write_policy(
+    run: Path, cache_folder: Path, seed: int = 0, bandit: Bandit | None = None
+) -> Path:
+    """best.pt with random weights that act: what a training run leaves, without the training."""
+    cfg = TrainConfig(
+        cache=cache_folder.parent,
+        run=run,
+        bandit=bandit or Bandit(context=3),
+        network=SMALLEST,
+        seed=seed,
+    )
+    trainer = Trainer(cfg, preprocess.load_cache(cache_folder), torch.device("cpu"))
+    with torch.no_grad():
+        trainer.network.head[2].weight *= 20  # so that actions differ between frames
+    run.mkdir(parents=True, exist_ok=True)
+    runfolder.write_checkpoint(run / "best.pt", trainer.policy())
+    return run / "best.pt"
