@@ -98,14 +98,12 @@ class Table(NamedTuple):
 
     def bare(self, kind: str) -> list[str]:
         """Names of the rows of a kind that do not stand behind the tag gate."""
-        return [
-            name for name, row in self.rows.items() if row["kind"] == kind and GATED not in name
-        ]
+        return [name for name, row in self.rows.items() if row["kind"] == kind and not row["gated"]]
 
 
 NEEDED = {"cache", "cache_key", "queries", "num_clips", "num_pairs", "present_pairs"}
 NEEDED |= {"entrants", "best_opponent"}
-NEEDED_OF_ROW = {"name", "kind", "members", "mean", "std", "interval", "ends"}
+NEEDED_OF_ROW = {"name", "kind", "gated", "base", "members", "mean", "std", "interval", "ends"}
 
 
 def load_table(folder: Path) -> Table:
@@ -117,11 +115,12 @@ def load_table(folder: Path) -> Table:
         missing = {key for row in results["entrants"] for key in NEEDED_OF_ROW - set(row)}
     if missing:
         raise InputError(
-            f"{path}: not of a comparison, no {', '.join(sorted(missing))}; run: {cure}"
+            f"{path}: not of such a comparison, no {', '.join(sorted(missing))}; run: {cure}"
         )
     names = [row["name"] for row in results["entrants"]]
-    if BASE not in names or results["best_opponent"] not in (None, *names):
-        raise InputError(f"{path}: no row {BASE} or no row of the best opponent; run: {cure}")
+    meant = {BASE, results["best_opponent"] or BASE, *(row["base"] for row in results["entrants"])}
+    if missing := meant - set(names):
+        raise InputError(f"{path}: no row {', '.join(sorted(missing))}; run: {cure}")
     pairs = read_pairs(folder / "pairs.csv", names, cure)
     if len(pairs.present) != results["num_pairs"]:
         raise InputError(
@@ -218,7 +217,7 @@ def draw_comparison(table: Table) -> "Figure":
     for kind, (colour, text) in KINDS.items():
         if any(row["kind"] == kind for row in rows):
             axes[0, 0].plot([], [], "o", **look(colour, text))
-    if any(GATED in row["name"] for row in rows):
+    if any(row["gated"] for row in rows):
         hollow = {"markerfacecolor": "white", "label": "Hollow: behind the tag gate"}
         axes[0, 0].plot([], [], "o", color=COLOURS["constant"], **hollow)
     return legend(figure, 3, note)
@@ -265,7 +264,7 @@ def draw_metric(ax: "Axes", table: Table, rows: list[dict[str, Any]], metric: st
             ax.plot(*seeds, color=colour, lw=9, alpha=0.3, solid_capstyle="butt")
         low, high = row["interval"][metric]
         ax.plot([100 * low, 100 * high], [-i, -i], color=colour, lw=1.8)
-        face = "white" if GATED in row["name"] else colour
+        face = "white" if row["gated"] else colour
         point = {"marker": "o", "markersize": 7, "markerfacecolor": face, "linestyle": "none"}
         ax.plot([value], [-i], zorder=4, color=colour, **point)
     for name, colour, line in (
@@ -301,7 +300,8 @@ def named(table: Table, name: str) -> str:
 
 
 def draw_class_gains(table: Table) -> "Figure | str":
-    """F1 gained over T_base in the present pairs of each class, with intervals over clips."""
+    """F1 gained in the present pairs of each class over the T_base that the table holds a row
+    against, with intervals over clips."""
     rows, pairs = series(table, ("policy", "twin")), table.pairs
     if not rows:
         return "the table has neither a policy nor a twin nor an opponent"
@@ -314,16 +314,27 @@ def draw_class_gains(table: Table) -> "Figure | str":
     height = max(PAGE[1], 2.2 + len(groups) * (0.3 + 0.13 * len(rows)))
     figure, axes = page(f"{title}, {table.split} split", height=height)
     ax, step = axes[0, 0], 0.8 / len(rows)
-    gains = np.stack([100 * (pairs.f1[name] - pairs.f1[BASE]) for name, _, _ in rows], axis=1)
+    bases = [table.rows[name]["base"] for name, _, _ in rows]
+    gains = np.stack(
+        [
+            100 * (pairs.f1[name] - pairs.f1[base])
+            for (name, _, _), base in zip(rows, bases, strict=True)
+        ],
+        axis=1,
+    )
+    texts = [
+        named(table, name) + f"\nover {base}" * (base != BASE)
+        for (name, _, _), base in zip(rows, bases, strict=True)
+    ]
     for i, chosen in enumerate(groups.values()):
         if i % 2:
             ax.axhspan(-i - 0.5, -i + 0.5, color="#f4f6f9", lw=0, zorder=0)
         low, high = bootstrap_mean(gains[chosen], pairs.filename[chosen])
-        for j, (name, colour, number) in enumerate(rows):
+        for j, (_, colour, number) in enumerate(rows):
             y = -i + step * ((len(rows) - 1) / 2 - j)
             ax.plot([low[j], high[j]], [y, y], color=COLOURS[colour])
             point = {"marker": MARKERS[number % len(MARKERS)], "linestyle": "none", "markersize": 8}
-            ax.plot([gains[chosen, j].mean()], [y], **point, **look(colour, named(table, name)))
+            ax.plot([gains[chosen, j].mean()], [y], **point, **look(colour, texts[j]))
     ax.axvline(0, color=COLOURS["t_base"], linestyle="--", linewidth=1.5, label=f"Level of {BASE}")
     names = [f"{short(name, 30)}\npairs: {chosen.sum():,}" for name, chosen in groups.items()]
     ax.set_yticks(-np.arange(len(groups)), names)

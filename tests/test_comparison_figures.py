@@ -71,6 +71,7 @@ def entrants_of(cache, checkpoints: list[Path]) -> list[Entrant]:
         gated = [
             row._replace(
                 name=f"{row.name}, {GATED}",
+                gated=True,
                 members=[member._replace(pred=member.pred & there) for member in row.members],
             )
             for row in rows[:2]
@@ -249,6 +250,21 @@ def test_gains_by_class_are_of_present_pairs(table, drawn):
     assert {line.get_label() for line in markers} == {"DQN", "twin", f"Best opponent: {BEST}"}
 
 
+def test_gains_are_over_the_t_base_of_the_row(damaged):
+    results = json.loads((damaged / "results.json").read_text())
+    results["entrants"][1]["base"] = "events"
+    change(damaged, **results)
+    table = load_table(damaged)
+    (ax,) = comparison_figures.draw_class_gains(table).axes
+    (point,) = [
+        line
+        for line in ax.lines
+        if line.get_label() == "DQN\nover events" and abs(line.get_ydata()[0]) < 0.5
+    ]
+    gain = 100 * (f1_of(table, "DQN") - f1_of(table, "events")).mean()
+    assert point.get_xdata() == pytest.approx([gain])
+
+
 def test_ends_show_shares_counts_and_medians(table, drawn):
     axes = drawn["ends"].axes
     assert axes[0].get_xlim() == axes[1].get_xlim() and axes[0].get_ylim() == axes[1].get_ylim()
@@ -405,9 +421,15 @@ def test_missing_and_damaged_files_name_the_command(damaged, file):
     assert not (damaged / "figures").exists()
 
 
+def test_a_row_that_is_not_there(damaged):
+    change(damaged, best_opponent="nobody")
+    with pytest.raises(InputError, match=r"results\.json: no row nobody; run: python evaluate\.py"):
+        draw(damaged)
+
+
 def test_results_of_a_single_run(damaged):
     write_json(damaged / "results.json", {"split": "validation", "before": {}})
-    with pytest.raises(InputError, match=r"not of a comparison, no best_opponent"):
+    with pytest.raises(InputError, match=r"not of such a comparison, no best_opponent"):
         draw(damaged)
 
 
