@@ -458,6 +458,7 @@ def main(cfg: EvaluateConfig) -> None:
         "num_pairs": len(cache.pairs),
         "present_pairs": int(cache.present.sum()),
         "num_frames": len(cache.label),
+        "present_frames": int(cache.present[cache.frames_of_pair].sum()),
         "deciding_seconds": round(seconds, 3),
     }
     heard = pred[cache.present[cache.frames_of_pair]]  # the slides' tables: present classes only

@@ -331,7 +331,8 @@ def write_folder(
     page = {
         "run": run.resolve().name,
         "checkpoint": str(data.results.get("checkpoint", "")),
-        "results": {name: data.results[name] for name in SHOWN},
+        "results": {name: data.results[name] for name in SHOWN}
+        | {"present_pairs": data.results.get("present_pairs", data.results["num_pairs"])},
         "facts": data_facts(data),
         "settings": settings(data, training and training[0]),
         "training": training_curves(training),

@@ -355,9 +355,16 @@ def draw_avg10(run: Training) -> "Figure":
     return legend(figure)
 
 
+def judged_pairs(results: dict[str, Any]) -> str:
+    """How many pairs the slides' metrics are of; on all pairs the present ones only."""
+    total = results["num_pairs"]
+    count = results.get("present_pairs", total)
+    return f"{total:,} pairs" if count == total else f"{count:,} present of {total:,} pairs"
+
+
 def draw_before_after(results: dict[str, Any]) -> "Figure":
     """Table and bars of the three metrics before and after (slides, page 10)."""
-    pairs, before, after = f"{results['num_pairs']:,} pairs", results["before"], results["after"]
+    pairs, before, after = judged_pairs(results), results["before"], results["after"]
     figure, axes = page(
         f"Before and after the DQN: {pairs}, {results['split']} split", 1, 2, width_ratios=(6, 5)
     )
@@ -371,7 +378,8 @@ def draw_before_after(results: dict[str, Any]) -> "Figure":
     for (row, column), cell in drawn.get_celld().items():
         cell.set(edgecolor="#d5dae1", facecolor="white" if row else "#eef2f8")
         cell.set_text_props(size=15, weight="normal" if row and column != 2 else "bold")
-    counts = [f"{results[name]:,}" for name in ("fixed_frames", "broken_frames", "num_frames")]
+    frames = results.get("present_frames", results["num_frames"])
+    counts = [f"{n:,}" for n in (results["fixed_frames"], results["broken_frames"], frames)]
     text = (
         "Each metric per pair, then the mean over {}.\n{} decisions fixed, {} broken, of {} frames."
     )
@@ -446,7 +454,7 @@ def draw_yardsticks(results: dict[str, Any]) -> "Figure":
     rows = [("t_base", "Before DQN", {"name": "Base_T", **results["before"]})]
     rows += [("t_adj", "After DQN", {"name": "DQN_T", **results["after"]})]
     rows += [("yardstick", "Yardstick", row) for row in results["yardsticks"]]
-    title = f"Yardsticks: {results['num_pairs']:,} pairs, {results['split']} split"
+    title = f"Yardsticks: {judged_pairs(results)}, {results['split']} split"
     figure, axes = page(title, 1, len(NAMES), max(PAGE[1], 2 + 0.46 * len(rows)), sharey=True)
     for ax, name in zip(axes[0], NAMES, strict=True):
         for i, (colour, text, row) in enumerate(rows):

@@ -830,7 +830,9 @@ function REPORT(data) {
   report.classes = [...new Set(data.pairs.map((row) => row.label))].sort();
   document.title = `${data.run}: report`;
   $("run").textContent = data.run;
-  $("line").textContent = `${r.split} split, ${count(r.num_pairs)} pairs, ` +
+  const absent = r.num_pairs - r.present_pairs;
+  $("line").textContent = `${r.split} split, ${count(r.present_pairs)} pairs, ` +
+    (absent ? `${count(absent)} absent ones not counted, ` : "") +
     `F1 ${percent(r.before.f1)} → ${percent(r.after.f1)} %`;
   $("class").append(h("option", { value: "" }, "all classes"),
     ...report.classes.map((name, i) => h("option", { value: String(i) }, name)));
