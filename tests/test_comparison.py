@@ -418,7 +418,7 @@ def test_psds_of_scores(home, tmp_path):
         Entrant("A, gated", "policy", "", [policy], True),
     ]
     rows += [Entrant("B", "policy", "", [policy._replace(home=there)])]
-    found = raw_psds(cache, rows, 1)
+    found = raw_psds(cache, rows)
     margin = "prob - threshold of {}, first seed (appendix)"
     assert [each["name"] for each in found] == [
         "raw scores",
