@@ -20,6 +20,8 @@ the standard deviation) nor of recordings. One clip has no interval: nothing can
 import csv
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -202,31 +204,25 @@ def event_tasks(entrants: list[Entrant], cache: Cache) -> Iterator[EventTask]:
             yield EventTask(events, scored, truth, durations, cache.classes)
 
 
-def in_processes(
+def score_all(
     work: Callable[[Any], dict[str, Any]],
     tasks: Iterator[Any],
     total: int,
-    workers: int | None,
+    pool: ProcessPoolExecutor | None,
     title: str,
 ) -> list[dict[str, Any]]:
-    """The result of every task, in order, with a progress bar; one worker is this process."""
-
-    def watched(rows: Iterator[dict[str, Any]]) -> list[dict[str, Any]]:
-        return list(tqdm(rows, total=total, desc=title, unit="system"))
-
-    if (count := min(num_workers(workers), total)) == 1:
-        return watched(map(work, tasks))
-    with process_pool(count) as pool:
-        return watched(pool.map(work, tasks))
+    """The result of every task, in order, with a progress bar."""
+    rows = map(work, tasks) if pool is None else pool.map(work, tasks)
+    return list(tqdm(rows, total=total, desc=title, unit="system"))
 
 
 def score_events(
-    entrants: list[Entrant], cache: Cache, workers: int | None
+    entrants: list[Entrant], cache: Cache, pool: ProcessPoolExecutor | None = None
 ) -> dict[str, list[dict[str, float]]]:
-    """Event metrics of every member, by entrant; processes share the work."""
+    """Event metrics of every member, by entrant; the processes of a pool share the work."""
     total = sum(len(entrant.members) for entrant in entrants)
     tasks = event_tasks(entrants, cache)
-    left = iter(in_processes(event_row, tasks, total, workers, "Event metrics"))
+    left = iter(score_all(event_row, tasks, total, pool, "Event metrics"))
     return {entrant.name: [next(left) for _ in entrant.members] for entrant in entrants}
 
 
@@ -246,7 +242,9 @@ def score_row(task: ScoreTask) -> dict[str, Any]:
     return {"name": task.name, **values}
 
 
-def raw_psds(cache: Cache, entrants: list[Entrant], workers: int | None) -> list[dict[str, Any]]:
+def raw_psds(
+    cache: Cache, entrants: list[Entrant], pool: ProcessPoolExecutor | None = None
+) -> list[dict[str, Any]]:
     """PSDS 1 and 2 of scores without any decision.
 
     The raw scores; the same after the class-wise median filter of a rule on them, if one is among
@@ -272,7 +270,7 @@ def raw_psds(cache: Cache, entrants: list[Entrant], workers: int | None) -> list
         ScoreTask(name, clip_scores(cache, signal), truth, durations, cache.classes)
         for name, signal in signals
     )
-    return in_processes(score_row, tasks, len(signals), workers, "PSDS of scores")
+    return score_all(score_row, tasks, len(signals), pool, "PSDS of scores")
 
 
 # ---------------------------------------------------------------------------- the results
@@ -409,9 +407,12 @@ def measure(
     if missing:
         print(f"note: {missing}")
     else:
-        for name, rows in score_events(entrants, cache, workers).items():
+        count = min(num_workers(workers), sum(len(entrant.members) for entrant in entrants))
+        with nullcontext() if count == 1 else process_pool(count) as pool:
+            scored = score_events(entrants, cache, pool)
+            psds = raw_psds(cache, entrants, pool) if cache.queries == "all" else []
+        for name, rows in scored.items():
             members[name] = [a | b for a, b in zip(members[name], rows, strict=True)]
-        psds = raw_psds(cache, entrants, workers) if cache.queries == "all" else []
     rivals = [row.name for row in entrants if row.kind in ("rule", "twin", "events")]
     rivals = [name for name in rivals if name not in NOT_OPPONENTS]
     decisive = DECISIVE[cache.queries]

@@ -339,7 +339,7 @@ def test_nothing_is_gained_on_shuffled_labels(tmp_path, monkeypatch):
     """Trained and judged on truths that belong to other pairs; with the right ones there is one."""
     without_packages(monkeypatch)
     for split, seed in (("train", 1), ("validation", 2)):
-        write_cache(tmp_path / split, [60] * 24, seed=seed)
+        write_cache(tmp_path / split, [60] * 16, seed=seed)
     train, cache = (too_high(load_cache(tmp_path / s)) for s in ("train", "validation"))
     ends = {}
     for kind in ("shuffled", "true"):
@@ -418,7 +418,7 @@ def test_psds_of_scores(home, tmp_path):
         Entrant("A, gated", "policy", "", [policy], True),
     ]
     rows += [Entrant("B", "policy", "", [policy._replace(home=there)])]
-    found = raw_psds(cache, rows, 1)
+    found = raw_psds(cache, rows)
     margin = "prob - threshold of {}, first seed (appendix)"
     assert [each["name"] for each in found] == [
         "raw scores",
