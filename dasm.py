@@ -87,7 +87,7 @@ class StandIns(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     """Finds an empty module for every name below the given packages."""
 
     def __init__(self, packages: tuple[str, ...]) -> None:
-        self.packages = set(packages) - set(sys.modules)
+        self.packages = set(packages)
 
     def find_spec(self, fullname: str, *_: Any) -> importlib.machinery.ModuleSpec | None:
         if fullname.partition(".")[0] in self.packages:
@@ -124,6 +124,10 @@ def foreign_code(root: Path, packages: tuple[str, ...], unused: tuple[str, ...])
     root = root.resolve()
     _refuse_others(packages, root)
     finder = StandIns(unused)
+    # The real ones may be loaded, in a process that does other things too: they come back below.
+    real = {name: sys.modules[name] for name in sys.modules if name.partition(".")[0] in unused}
+    for name in real:
+        del sys.modules[name]
     sys.path.insert(0, str(root))
     sys.meta_path.insert(0, finder)
     try:
@@ -143,6 +147,7 @@ def foreign_code(root: Path, packages: tuple[str, ...], unused: tuple[str, ...])
         sys.meta_path.remove(finder)
         for name in [name for name, module in sys.modules.items() if isinstance(module, StandIn)]:
             del sys.modules[name]
+        sys.modules.update(real)
 
 
 @contextmanager

@@ -845,6 +845,14 @@ def test_nothing_of_a_checkout_stays_on_the_import_path(home):
     assert not [name for name in sys.modules if name.partition(".")[0] in dasm.DASM_UNUSED]
 
 
+def test_a_loaded_package_that_the_checkout_imports_in_vain_comes_back(home, monkeypatch):
+    """E.g. sed_scores_eval, which the event metrics need and MGA-CLAP does not."""
+    loaded = types.ModuleType("sed_scores_eval")
+    monkeypatch.setitem(sys.modules, "sed_scores_eval", loaded)
+    dasm.main(embed_config(out=Path("again.pt")))
+    assert Path("again.pt").exists() and sys.modules["sed_scores_eval"] is loaded
+
+
 def test_as_a_process_of_its_own(home, run_script):
     dasm.main(score_config())
     done = run_script("dasm.py", *SCORE.split(), "--temperature", "0.1", cwd=home)
