@@ -31,6 +31,7 @@ from bandit import (
     Signals,
     decide,
     episode_order,
+    frames_of,
     hold_out,
     make_states,
     near,
@@ -133,9 +134,7 @@ def greedy_actions(
     pair = torch.from_numpy(chosen).to(device)
     actions = torch.full_like(signals.prob, bandit.no_change, dtype=torch.int64)
     if bandit.reading == "independent":
-        owner = torch.repeat_interleave(pair, signals.end[pair] - signals.start[pair])
-        spans = zip(signals.start[pair].tolist(), signals.end[pair].tolist(), strict=True)
-        within = torch.cat([torch.arange(a, b) for a, b in spans]).to(device)
+        owner, within = frames_of(signals, pair)
         acts = near(signals.prob[within], signals.t_base[within], bandit.max_delta)
         owner, within = owner[acts], within[acts]
         bar = tqdm(total=len(within), desc=progress, unit="frame", disable=progress is None)
@@ -231,11 +230,7 @@ def load_policy(path: Path, device: torch.device, preset: str = "slides") -> Pol
         config = from_dict(TrainConfig, json.loads(content["config"]))
         weights, info, trained_on = content["network"], content["info"], content["signal"]
     network = QNetwork(config.bandit, config.network).to(device)
-    try:
-        network.load_state_dict(weights)
-    except RuntimeError as error:
-        lines = str(error).splitlines()
-        raise InputError(f"{path}: weights do not fit the network: {lines[-1].strip()}") from None
+    runfolder.load_weights(network, weights, path)
     signal = json.loads(trained_on) if trained_on else None
     gate = json.loads(content.get("gate", "null"))
     return Policy(network.eval(), config.bandit, signal, info, gate and Gate(**gate))
@@ -393,26 +388,15 @@ class Trainer:
 
     def policy(self) -> dict[str, Any]:
         """What best.pt and the numbered checkpoints hold: enough to apply the policy."""
-        if not all(weight.isfinite().all() for weight in self.network.parameters()):
-            raise InputError("weights are not finite: the last good checkpoint is kept")
-        return {
-            "format": FORMAT,
-            "config": json.dumps(runfolder.stored_config(self.cfg)),
-            "cache_key": self.cache.key,
-            "signal": json.dumps(self.cache.manifest["signal"]),
-            "gate": json.dumps(self.gate and self.gate._asdict()),
-            "versions": runfolder.versions(),
-            "device": self.device.type,
-            "info": self.progress | {"trained_on": self.cache.facts},
-            "network": self.network.state_dict(),
-        }
+        info = self.progress | {"trained_on": self.cache.facts}
+        content = runfolder.policy_content(self.cfg, self.cache, self.network, self.gate, info)
+        return {"format": FORMAT} | content
 
     def state(self) -> dict[str, Any]:
         """What last.pt holds: everything that a bit-exact resume needs."""
-        rng = {"torch": torch.get_rng_state(), "explore": self.explore_rng.bit_generator.state}
+        rng = runfolder.torch_rng(self.device)
+        rng["explore"] = self.explore_rng.bit_generator.state
         rng["replay"] = self.replay_rng.bit_generator.state
-        if self.device.type == "cuda":
-            rng["cuda"] = torch.cuda.get_rng_state(self.device)
         return self.policy() | {
             "optimizer": self.optimizer.state_dict(),
             "replay": self.replay.columns | {"count": self.replay.count},
@@ -441,9 +425,7 @@ class Trainer:
         self.progress = dict(content["info"])
         self.explore_rng.bit_generator.state = content["rng"]["explore"]
         self.replay_rng.bit_generator.state = content["rng"]["replay"]
-        torch.set_rng_state(content["rng"]["torch"].cpu())
-        if self.device.type == "cuda" and "cuda" in content["rng"]:
-            torch.cuda.set_rng_state(content["rng"]["cuda"].cpu(), self.device)
+        runfolder.restore_torch_rng(content["rng"], self.device)
 
     def held_out_f1(self) -> float:
         """Mean-pair F1 of the greedy policy on the held-out pairs."""

@@ -61,6 +61,14 @@ def to_device(cache: Cache, bandit: Bandit, device: torch.device) -> Signals:
     return resident(cache.signals, cache.label, cache.offsets, bandit, device)
 
 
+def frames_of(signals: Signals, pairs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pairs (n,) -> the pair of each of their frames and the frames themselves, back to back."""
+    start, end = signals.start[pairs], signals.end[pairs]
+    spans = zip(start.tolist(), end.tolist(), strict=True)
+    frames = torch.cat([torch.arange(a, b) for a, b in spans]).to(pairs.device)
+    return torch.repeat_interleave(pairs, end - start), frames
+
+
 def decide(prob: Array, threshold: Array) -> Array:
     """On where the probability is strictly above the threshold."""
     return prob > threshold

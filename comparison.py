@@ -186,8 +186,7 @@ def event_row(task: EventTask) -> dict[str, float]:
 
 def event_tasks(entrants: list[Entrant], cache: Cache) -> Iterator[EventTask]:
     """One task a member, in order; made when it is asked for."""
-    truth = {clip.filename: clip.events for clip in cache.clips}
-    durations = {clip.filename: clip.duration_s for clip in cache.clips}
+    truth, durations = cache.truth, cache.durations
     raw: dict[Path, dict[str, ClipScores]] = {}  # by the cache that a member's signals are in
     for entrant in entrants:
         for member in entrant.members:
@@ -253,8 +252,7 @@ def raw_psds(
     normalised in each pair cannot be compared across clips: the appendix shows how little such a
     margin is worth as a score.
     """
-    truth = {clip.filename: clip.events for clip in cache.clips}
-    durations = {clip.filename: clip.duration_s for clip in cache.clips}
+    truth, durations = cache.truth, cache.durations
     signals = [("raw scores", cache.signals["d_raw"])]
     for entrant in entrants:
         rule = entrant.members[0].rule
@@ -299,7 +297,7 @@ def difference(
 
 def end_errors(entrant: Entrant, cache: Cache) -> dict[str, Any]:
     """Onset and offset errors of an entrant's matched events, all members together, in ms."""
-    truth = {clip.filename: clip.events for clip in cache.clips}
+    truth = cache.truth
     late: dict[str, list[float]] = {end: [] for end in ENDS}
     for member in entrant.members:
         for end, values in matched_late_ms(truth, events_of(member, cache)).items():

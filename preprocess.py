@@ -208,6 +208,16 @@ class Cache:
         }
 
     @property
+    def truth(self) -> dict[str, list[Event]]:
+        """Events of each clip, as in the label file."""
+        return {clip.filename: clip.events for clip in self.clips}
+
+    @property
+    def durations(self) -> dict[str, float]:
+        """Seconds of each clip."""
+        return {clip.filename: clip.duration_s for clip in self.clips}
+
+    @property
     def frames_of_pair(self) -> np.ndarray:
         """(N,) index of the pair that each frame belongs to."""
         return np.repeat(np.arange(len(self.pairs)), np.diff(self.offsets))

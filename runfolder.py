@@ -20,7 +20,8 @@ import numpy as np
 import torch
 
 from config import Bandit, InputError, TrainConfig, TwinsConfig, to_dict
-from preprocess import write_json
+from gate import Gate
+from preprocess import Cache, write_json
 
 # ---------------------------------------------------------------------------- checkpoint files
 
@@ -131,6 +132,50 @@ def stored_config(cfg: TrainConfig | TwinsConfig) -> dict[str, Any]:
     """The config as kept in checkpoints: without what may change on resume."""
     defaults = to_dict(type(cfg)())
     return to_dict(cfg) | {name: defaults[name] for name in FREE_FIELDS if name in defaults}
+
+
+def policy_content(
+    cfg: TrainConfig | TwinsConfig,
+    cache: Cache,
+    network: torch.nn.Module,
+    gate: Gate | None,
+    info: dict[str, Any],
+) -> dict[str, Any]:
+    """What a checkpoint needs so that its network can be applied. InputError for bad weights."""
+    if not all(weight.isfinite().all() for weight in network.parameters()):
+        raise InputError("weights are not finite: the last good checkpoint is kept")
+    return {
+        "config": json.dumps(stored_config(cfg)),
+        "cache_key": cache.key,
+        "signal": json.dumps(cache.manifest["signal"]),
+        "gate": json.dumps(gate and gate._asdict()),
+        "versions": versions(),
+        "device": next(network.parameters()).device.type,
+        "info": info,
+        "network": network.state_dict(),
+    }
+
+
+def load_weights(network: torch.nn.Module, weights: dict[str, Any], path: Path) -> None:
+    """Load the weights of a checkpoint; InputError naming the file where they do not fit."""
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:
+        lines = str(error).splitlines()
+        raise InputError(f"{path}: weights do not fit the network: {lines[-1].strip()}") from None
+
+
+def torch_rng(device: torch.device) -> dict[str, Any]:
+    """State of torch's own generators, which dropout draws from."""
+    rng = {"torch": torch.get_rng_state()}
+    return rng | ({"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {})
+
+
+def restore_torch_rng(rng: dict[str, Any], device: torch.device) -> None:
+    """Inverse of `torch_rng`; a state of another kind of device is left out."""
+    torch.set_rng_state(rng["torch"].cpu())
+    if device.type == "cuda" and "cuda" in rng:
+        torch.cuda.set_rng_state(rng["cuda"].cpu(), device)
 
 
 def differences(old: dict, new: dict, prefix: str = "") -> list[tuple[str, Any, Any]]:

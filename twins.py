@@ -34,6 +34,7 @@ import runfolder
 from bandit import (
     Signals,
     decide,
+    frames_of,
     hold_out,
     make_states,
     near,
@@ -94,17 +95,7 @@ def decisions(
     was_training = twin.network.training
     twin.network.eval()
     chosen = torch.arange(len(signals.start)) if pairs is None else torch.as_tensor(pairs)
-    chosen = chosen.to(on.device)
-    owner = torch.repeat_interleave(chosen, signals.end[chosen] - signals.start[chosen])
-    within = torch.cat(
-        [
-            torch.arange(a, b)
-            for a, b in zip(
-                signals.start[chosen].tolist(), signals.end[chosen].tolist(), strict=True
-            )
-        ]
-    )
-    within = within.to(on.device)
+    owner, within = frames_of(signals, chosen.to(on.device))
     bar = tqdm(total=len(within), desc=progress, unit="frame", disable=progress is None)
     for part in torch.arange(len(within), device=on.device).split(batch):
         states = make_states(signals, owner[part], within[part], twin.bandit)
@@ -180,25 +171,13 @@ class Trainer:
 
     def policy(self) -> dict[str, Any]:
         """What best.pt holds: enough to apply the twin."""
-        if not all(weight.isfinite().all() for weight in self.network.parameters()):
-            raise InputError("weights are not finite: the last good checkpoint is kept")
-        return {
-            "twin": self.cfg.kind,
-            "config": json.dumps(runfolder.stored_config(self.cfg)),
-            "cache_key": self.cache.key,
-            "signal": json.dumps(self.cache.manifest["signal"]),
-            "gate": json.dumps(self.gate and self.gate._asdict()),
-            "versions": runfolder.versions(),
-            "device": self.device.type,
-            "info": dict(self.progress),
-            "network": self.network.state_dict(),
-        }
+        info = dict(self.progress)
+        content = runfolder.policy_content(self.cfg, self.cache, self.network, self.gate, info)
+        return {"twin": self.cfg.kind} | content
 
     def state(self) -> dict[str, Any]:
         """What last.pt holds: everything that a bit-exact resume needs."""
-        rng = {"torch": torch.get_rng_state(), "draws": self.rng.bit_generator.state}
-        if self.device.type == "cuda":
-            rng["cuda"] = torch.cuda.get_rng_state(self.device)
+        rng = runfolder.torch_rng(self.device) | {"draws": self.rng.bit_generator.state}
         return self.policy() | {"optimizer": self.optimizer.state_dict(), "rng": rng}
 
     def restore(self, content: dict[str, Any]) -> None:
@@ -207,9 +186,7 @@ class Trainer:
         self.optimizer.load_state_dict(content["optimizer"])
         self.progress = dict(content["info"])
         self.rng.bit_generator.state = content["rng"]["draws"]
-        torch.set_rng_state(content["rng"]["torch"].cpu())
-        if self.device.type == "cuda" and "cuda" in content["rng"]:
-            torch.cuda.set_rng_state(content["rng"]["cuda"].cpu(), self.device)
+        runfolder.restore_torch_rng(content["rng"], self.device)
 
 
 def load_twin(path: Path, device: torch.device) -> Twin:
@@ -225,11 +202,7 @@ def load_twin(path: Path, device: torch.device) -> Twin:
         raise InputError(f"{path}: damaged, or not a checkpoint of twins.py ({error!r})") from None
     bandit = replace(cfg.bandit, reading="independent")
     network = make_network(cfg.kind, bandit, cfg.network).to(device)
-    try:
-        network.load_state_dict(weights)
-    except RuntimeError as error:
-        lines = str(error).splitlines()
-        raise InputError(f"{path}: weights do not fit the network: {lines[-1].strip()}") from None
+    runfolder.load_weights(network, weights, path)
     return Twin(cfg.kind, network.eval(), bandit, signal, gate)
 
 
