@@ -51,7 +51,7 @@ test: $(DEV_STAMP)  ## all tests but the slow ones
 test-slow: $(DEV_STAMP)  ## the slow tests: the container's installation in a new environment
 	@OMP_NUM_THREADS=1 MPLBACKEND=Agg $(PY) -m pytest -m slow
 
-# About 4 hours on two cores; what is finished is skipped. DATA holds esc10/, desed_timelines/ and
+# Hours on two cores; what is finished is skipped. DATA holds esc10/, desed_timelines/ and
 # dcase2023_baseline/.
 results: $(DEV_STAMP)  ## repeat all of RESULTS.md; DATA=folder of the real data
 	@OMP_NUM_THREADS=1 $(PY) studies/reproduce.py all $(DATA)

@@ -775,10 +775,15 @@ def parse(cls: type | dict[str, type], args: list[str] | None = None) -> Any:
 
 
 def run_script(cls: type | dict[str, type], main: Callable[[Any], int | None]) -> None:
-    """Parse, run, and turn a user's mistake or a failing disk into one line and exit code 2."""
+    """Parse the command line and run."""
+    run_main(lambda: main(parse(cls)))
+
+
+def run_main(main: Callable[[], int | None]) -> None:
+    """Run, and turn a user's mistake or a failing disk into one line and exit code 2."""
     script = Path(sys.argv[0]).name
     try:
-        sys.exit(main(parse(cls)) or 0)
+        sys.exit(main() or 0)
     except BrokenPipeError:  # the reader of our output has gone, e.g. `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)

@@ -23,7 +23,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from config import InputError  # noqa: E402
+from config import InputError, run_main  # noqa: E402
 
 PROCESSES = 2
 FOLDS = (5, 4)
@@ -61,6 +61,12 @@ def run(log: str, *command: object) -> None:
         code = subprocess.run(words, cwd=ROOT, stdout=stream, stderr=subprocess.STDOUT).returncode
     if code:
         raise InputError(f"{' '.join(words)} ended with exit code {code}; see {path}")
+
+
+def data_folder(args: list[str]) -> Path:
+    """The folder of the real data: the first argument, or where it is looked for by default."""
+    default = os.environ.get("SED_SHARED_DATA") or ROOT.parent / "shared" / "data"
+    return Path(args[0] if args else default)
 
 
 def in_parallel(jobs: list[tuple]) -> None:
@@ -126,8 +132,7 @@ def compare(fold: int, queries: str) -> None:
 
 def main(args: list[str]) -> None:
     """Everything, two processes at a time."""
-    default = os.environ.get("SED_SHARED_DATA") or ROOT.parent / "shared" / "data"
-    data = Path(args[0] if args else default)
+    data = data_folder(args)
     in_parallel([(corpus_and_caches, fold, data) for fold in FOLDS])
     jobs = [
         (train, fold, kind, seed) for kind in NAMES for fold in FOLDS for seed in range(SEEDS[kind])
@@ -137,8 +142,4 @@ def main(args: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except (InputError, OSError) as error:
-        print(f"benchmark.py: error: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_main(lambda: main(sys.argv[1:]))

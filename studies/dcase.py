@@ -17,7 +17,9 @@ from pathlib import Path
 import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "studies")]
+
+from benchmark import data_folder  # noqa: E402
 
 import comparison  # noqa: E402
 import csebbs  # noqa: E402
@@ -36,6 +38,7 @@ from config import (  # noqa: E402
     TrainConfig,
     TwinsConfig,
     process_pool,
+    run_main,
 )
 from entrants import BASE, GATED, Entrant, Member, from_checkpoint, kind_of_rule  # noqa: E402
 from preprocess import Cache, load_cache, write_json  # noqa: E402
@@ -170,8 +173,7 @@ def learned_rows(cache: Cache) -> list[Entrant]:
 
 def main(args: list[str]) -> None:
     """Caches, trainings, rules, tables."""
-    default = os.environ.get("SED_SHARED_DATA") or ROOT.parent / "shared" / "data"
-    data = Path(args[0] if args else default)
+    data = data_folder(args)
     caches = {q: make_cache(data, HOME / q, None, q) for q in ("present", "all")}
     names = [clip.filename for clip in caches["all"].clips]
     for fold, test in enumerate(folds_of(names, 0)):
@@ -192,8 +194,4 @@ def main(args: list[str]) -> None:
 
 if __name__ == "__main__":
     os.chdir(ROOT)
-    try:
-        main(sys.argv[1:])
-    except (InputError, OSError) as error:
-        print(f"dcase.py: error: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_main(lambda: main(sys.argv[1:]))

@@ -25,7 +25,7 @@ import benchmark  # noqa: E402
 from benchmark import in_parallel, run  # noqa: E402
 
 import comparison  # noqa: E402
-from config import Bandit, InputError  # noqa: E402
+from config import Bandit, InputError, run_main  # noqa: E402
 from entrants import GATED  # noqa: E402
 from metrics import NAMES  # noqa: E402
 from runfolder import learning_curve  # noqa: E402
@@ -203,8 +203,4 @@ def main(args: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except (InputError, OSError) as error:
-        print(f"reproduce.py: error: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_main(lambda: main(sys.argv[1:]))
