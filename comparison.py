@@ -30,7 +30,13 @@ from tqdm import tqdm
 
 import event_metrics
 import gate as tag_gate
-from config import EvaluateConfig, num_workers, process_pool
+from config import (
+    EvaluateConfig,
+    num_workers,
+    process_pool,
+    whole,
+    write_text,
+)
 from entrants import BASE, GATED, Entrant, Member, events_of, find_entrants
 from event_metrics import ScoredEvent
 from metrics import (
@@ -502,14 +508,12 @@ def write_pairs(path: Path, entrants: list[Entrant], cache: Cache) -> None:
         for name in HEADLINE["present"]:
             columns.append(f"{entrant.name}: {name}")
             cells.append(np.mean([each[name] for each in scores], axis=0))
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "w", newline="", encoding="utf-8") as stream:
+    with whole(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream)
         writer.writerow(["filename", "event_label", "present", "frames", *columns])
         for i, (pair, there) in enumerate(zip(cache.pairs, cache.present, strict=True)):
             values = [f"{column[i]:.6f}" for column in cells]
             writer.writerow([pair.filename, pair.event_label, int(there), pair.num_frames, *values])
-    temporary.replace(path)
 
 
 # ---------------------------------------------------------------------------- tables
@@ -621,7 +625,5 @@ def latex(results: dict[str, Any]) -> str:
 
 def write_tables(out: Path, results: dict[str, Any]) -> None:
     """table.md and table.tex."""
-    for name, text in (("table.md", markdown(results)), ("table.tex", latex(results))):
-        temporary = out / f"{name}.tmp"
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(out / name)
+    write_text(out / "table.md", markdown(results))
+    write_text(out / "table.tex", latex(results))

@@ -805,6 +805,20 @@ def run_main(main: Callable[[], int | None]) -> None:
         sys.exit(130)
 
 
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A temporary name beside `path` to write to; renamed at the end, so a file is never half."""
+    temporary = path.with_name(path.name + ".tmp")
+    yield temporary
+    temporary.replace(path)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file in UTF-8, whole or not at all."""
+    with whole(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
 def to_dict(cfg: Any) -> dict[str, Any]:
     """Config -> plain dictionary for JSON (paths become strings)."""
 

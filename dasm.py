@@ -45,6 +45,7 @@ from config import (
     config_key,
     num_workers,
     run_script,
+    whole,
 )
 from runfolder import pick_device
 from scorers import ClipScores, ScoreArchive, clip_id, write_archive
@@ -418,9 +419,8 @@ def embed(cfg: DasmEmbedConfig) -> None:
         "weights": sha256_of(cfg.mga_weights),
     }
     cfg.out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = cfg.out.with_name(cfg.out.name + ".tmp")
-    torch.save(content, temporary)
-    temporary.replace(cfg.out)
+    with whole(cfg.out) as temporary:
+        torch.save(content, temporary)
     for name, prompt in prompts.items():
         print(f"  {name}: {prompt}")
     print(f"{len(prompts)} queries of width {vectors.shape[1]} -> {cfg.out}")

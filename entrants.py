@@ -21,7 +21,12 @@ import gate as tag_gate
 import runfolder
 import twins
 from bandit import decide, thresholds, to_device
-from config import Bandit, EvaluateConfig, InputError
+from config import (
+    Bandit,
+    EvaluateConfig,
+    InputError,
+    whole,
+)
 from csebbs import sebbs
 from DQN import greedy_actions, load_policy
 from opponents import Rule, decide_rule, fit_all
@@ -176,8 +181,7 @@ def from_checkpoint(path: Path, cache: Cache, cfg: EvaluateConfig) -> tuple[str,
             pred = decide(signals.prob, thresholds(signals, action, system.bandit))
         seconds = time.perf_counter() - began
         store.parent.mkdir(exist_ok=True)
-        temporary = store.with_name(store.name + ".tmp")
-        with open(temporary, "wb") as stream:
+        with whole(store) as temporary, open(temporary, "wb") as stream:
             np.savez_compressed(
                 stream,
                 pred=np.packbits(pred.cpu().numpy()),
@@ -185,7 +189,6 @@ def from_checkpoint(path: Path, cache: Cache, cfg: EvaluateConfig) -> tuple[str,
                 seconds=seconds,
                 preset=preset,
             )
-        temporary.replace(store)
     stored = stored_decisions(store, cache)
     threshold = None
     if len(stored.action):

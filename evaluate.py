@@ -24,7 +24,15 @@ import comparison
 import gate as tag_gate
 import runfolder
 from bandit import decide, near, thresholds, to_device
-from config import Bandit, EvaluateConfig, InputError, VisualizeConfig, run_script
+from config import (
+    Bandit,
+    EvaluateConfig,
+    InputError,
+    VisualizeConfig,
+    run_script,
+    whole,
+    write_text,
+)
 from DQN import greedy_actions, load_policy
 from entrants import BASE, check_same_signals, predicted_events
 from metrics import (
@@ -376,9 +384,7 @@ def write_matches(path: Path, data: Evaluated, matches: list[Match]) -> None:
         times = [*match.true[:2], *match.base[:2], *match.dqn[:2]]
         cells = [pair.filename, pair.event_label, *(f"{time:.3f}" for time in times)]
         lines.append("\t".join(cells))
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    write_text(path, "\n".join(lines) + "\n")
 
 
 # ---------------------------------------------------------------------------- the evaluation
@@ -388,8 +394,7 @@ def write_decisions(
     path: Path, cache: Cache, actions: torch.Tensor, t_adj: torch.Tensor, pred: np.ndarray
 ) -> None:
     """Action, threshold and decision of every frame, (N,) each, with the cache they belong to."""
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "wb") as stream:
+    with whole(path) as temporary, open(temporary, "wb") as stream:
         np.savez(
             stream,
             action=actions.cpu().numpy().astype(np.int8),
@@ -397,7 +402,6 @@ def write_decisions(
             binary=pred.astype(np.uint8),
             cache_key=np.array(cache.key),
         )
-    temporary.replace(path)
 
 
 def compare(cfg: EvaluateConfig) -> None:

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from bandit import decide, shift
 from config import Bandit, InputError
 from csebbs import FILTERS_S, MERGE, boxes_of, find_changes, half_filter, merge, running_sum
-from metrics import Counts, macro_average, scores_of
+from metrics import f1_score, macro_average
 from preprocess import Cache
 
 Point = Literal["present", "all"]
@@ -91,7 +91,6 @@ class Objective:
                 " run: python preprocess.py --pairs all"
             )
         self.cache, self.point = cache, point
-        self.frames = np.diff(cache.offsets)
         self.before = running_sum(cache.label)  # (N + 1,) true frames before each frame
         self.positives = np.diff(self.before[cache.offsets])
         present = cache.present
@@ -107,12 +106,12 @@ class Objective:
 
     def values(self, tp: np.ndarray, on: np.ndarray) -> np.ndarray:
         """True positives and frames that are on, (P, K) -> (C + 1, K): each class, then all."""
-        cells = (tp, on, self.positives[:, None], self.frames[:, None])
+        cells = (tp, on, self.positives[:, None])
         cells = tuple(cell[self._rows] for cell in cells)
         if self.point == "all":
             cells = tuple(np.add.reduceat(cell, self._first) for cell in cells)
-        tp, on, positives, frames = cells
-        f1 = scores_of(Counts(tp, on - tp, positives - tp, frames - on - positives + tp))["f1"]
+        tp, on, positives = cells
+        f1 = f1_score(tp, on - tp, positives - tp)
         if self.point == "all":
             return np.vstack((f1, macro_average(f1, on + positives > 0, axis=0)))
         pairs = np.diff(self._first, append=len(self._rows))[:, None]
@@ -152,8 +151,7 @@ def f1_over_grid(cache: Cache, score: np.ndarray) -> np.ndarray:
     """F1 of `score > t` for each pair and threshold, (P, G)."""
     tp, on = counts_over_grid(cache, score)
     positives = np.add.reduceat(cache.label.astype(np.int64), cache.offsets[:-1])[:, None]
-    frames = np.diff(cache.offsets)[:, None]
-    return scores_of(Counts(tp, on - tp, positives - tp, frames - on - positives + tp))["f1"]
+    return f1_score(tp, on - tp, positives - tp)
 
 
 def thresholds_of(**others: Any) -> list[Setting]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from config import whole
 from evaluate import View
 from runfolder import versions
 from timeline import Event
@@ -159,9 +160,7 @@ def write(figure: "Figure", path: Path, dpi: int, what: str) -> None:
     import matplotlib
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
     about = {"Description": f"{what}, made with {versions()}"}
-    with matplotlib.rc_context(STYLE):  # ticks are made while drawing
+    with matplotlib.rc_context(STYLE), whole(path) as temporary:  # ticks are made while drawing
         figure.savefig(temporary, dpi=dpi, format="png", metadata=about)
-    temporary.replace(path)
     print(path)

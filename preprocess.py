@@ -40,7 +40,9 @@ from config import (
     process_pool,
     run_script,
     to_dict,
+    whole,
     with_preset,
+    write_text,
 )
 from timeline import SPLITS, Event, classes_of, frame_edges, label_frames, read_labels
 
@@ -278,17 +280,13 @@ def write_shard(path: Path, values: list[dict[str, np.ndarray]], labels: list[np
     arrays["binary"] = arrays["binary"].astype(np.uint8)
     arrays["label"] = np.concatenate(labels).astype(np.uint8)
     arrays["offsets"] = np.concatenate(([0], np.cumsum(lengths))).astype(np.int64)
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "wb") as stream:
+    with whole(path) as temporary, open(temporary, "wb") as stream:
         np.savez(stream, **arrays)
-    temporary.replace(path)
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON under a temporary name, then rename."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(value, indent=1, allow_nan=False), encoding="utf-8")
-    temporary.replace(path)
+    """Write JSON, whole or not at all."""
+    write_text(path, json.dumps(value, indent=1, allow_nan=False))
 
 
 def load_cache(folder: Path) -> Cache:

@@ -44,6 +44,7 @@ from config import (
     process_pool,
     run_script,
     to_dict,
+    write_text,
 )
 from timeline import CLIP_COLUMNS, SPLITS, Event, classes_of, frame_edges, label_frames, read_labels
 
@@ -598,9 +599,7 @@ def write_scores(path: Path, edges: np.ndarray, classes: list[str], values: np.n
     table = np.column_stack([edges[:-1], edges[1:], values.T])  # (T, 2 + K)
     row = "\t".join(["%.10g", "%.10g"] + ["%.6g"] * len(classes)) + "\n"
     text = "\t".join([*TIME_COLUMNS, *classes]) + "\n" + row * len(table) % tuple(table.ravel())
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    write_text(path, text)
 
 
 def _read_text(path: Path) -> tuple[list[str], str]:

@@ -13,7 +13,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from config import InputError
+from config import (
+    InputError,
+    write_text,
+)
 
 SPLITS = ("train", "validation")  # folders of a corpus and of a cache
 CLIP_COLUMNS = ("split", "filename", "fold", "duration", "recordings")  # of a corpus's clips.tsv
@@ -85,18 +88,14 @@ def write_labels(path: Path, clips: dict[str, list[Event]]) -> None:
         lines += [f"{filename}\t{e.onset:.3f}\t{e.offset:.3f}\t{e.event_label}" for e in events]
         if not events:
             lines.append(f"{filename}\t\t\t")
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    write_text(path, "\n".join(lines) + "\n")
 
 
 def write_audacity(path: Path, events: list[Event]) -> None:
     """Write one recording's events as an Audacity label track: start, end, label a line."""
     text = "".join(f"{e.onset:.6f}\t{e.offset:.6f}\t{e.event_label}\n" for e in events)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    write_text(path, text)
 
 
 def classes_of(clips: dict[str, list[Event]]) -> list[str]:
