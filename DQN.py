@@ -54,6 +54,7 @@ from config import (
 from gate import Gate, tune_gate
 from metrics import mean_f1
 from preprocess import Cache, load_cache
+from qlearning import Columns, Replay
 
 FORMAT = 1
 # ---------------------------------------------------------------------------- Q-network
@@ -160,38 +161,15 @@ def greedy_actions(
 # ---------------------------------------------------------------------------- replay, exploration
 
 
-class Replay:
-    """Ring of the newest transitions as indices: (pair, frame, action, reward[, left actions])."""
-
-    def __init__(self, capacity: int, context: int, sequential: bool, device: torch.device):
-        self.capacity, self.count = capacity, 0  # count: transitions ever added
-        self.device = device
-        self.columns = {
-            "pair": torch.zeros(capacity, dtype=torch.int32, device=device),
-            "frame": torch.zeros(capacity, dtype=torch.int32, device=device),
-            "action": torch.zeros(capacity, dtype=torch.int8, device=device),
-            "reward": torch.zeros(capacity, dtype=torch.float32, device=device),
-        }
-        if sequential:
-            shape = (capacity, context)
-            self.columns["left"] = torch.zeros(shape, dtype=torch.int8, device=device)
-
-    def __len__(self) -> int:
-        return min(self.count, self.capacity)
-
-    def add(self, **rows: torch.Tensor) -> None:
-        """Append n rows, overwriting the oldest."""
-        n = len(rows["frame"])
-        at = torch.arange(self.count, self.count + n, device=self.device) % self.capacity
-        for name, column in self.columns.items():
-            column[at] = rows[name].to(column.dtype)
-        self.count += n
-
-    def sample(self, n: int, rng: np.random.Generator) -> dict[str, torch.Tensor]:
-        """n different transitions."""
-        chosen = rng.choice(len(self), n, replace=False, shuffle=False)
-        at = torch.from_numpy(chosen).to(self.device)
-        return {name: column[at] for name, column in self.columns.items()}
+def replay_columns(context: int, sequential: bool) -> Columns:
+    """A transition as indices: (pair, frame, action, reward[, left actions]), 13 bytes."""
+    columns: Columns = {
+        "pair": ((), torch.int32),
+        "frame": ((), torch.int32),
+        "action": ((), torch.int8),
+        "reward": ((), torch.float32),
+    }
+    return columns | ({"left": ((context,), torch.int8)} if sequential else {})
 
 
 def epsilon_at(episode: Any, num_episodes: int, learning: Learning) -> Any:
@@ -258,7 +236,8 @@ class Trainer:
         torch.manual_seed(cfg.seed)  # initial weights and dropout; all else has its own generator
         self.network = QNetwork(self.bandit, cfg.network).to(device)
         self.optimizer = torch.optim.Adam(self.network.parameters(), self.learning.lr, fused=True)
-        self.replay = Replay(self.learning.replay, self.bandit.context, self.sequential, device)
+        columns = replay_columns(self.bandit.context, self.sequential)
+        self.replay = Replay(self.learning.replay, columns, device)
         self.explore_rng = np.random.default_rng([cfg.seed, 1])
         self.replay_rng = np.random.default_rng([cfg.seed, 2])
         lanes = self.learning.lanes

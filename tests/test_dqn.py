@@ -19,8 +19,9 @@ from torch import nn
 import runfolder
 from bandit import hold_out, make_states, near, reward_cells, reward_table, thresholds, to_device
 from config import Bandit, InputError, Learning, Network, TrainConfig, process_pool
-from DQN import QNetwork, Replay, Trainer, epsilon_at, greedy_actions, load_policy, main
+from DQN import QNetwork, Trainer, epsilon_at, greedy_actions, load_policy, main, replay_columns
 from preprocess import load_cache
+from qlearning import Replay
 
 TINY = Network(hidden=8, heads=2)
 ROOT = Path(__file__).resolve().parent.parent
@@ -280,7 +281,7 @@ def test_epsilon_end_points():
 
 
 def test_replay_keeps_the_newest():
-    replay = Replay(5, 2, True, CPU)
+    replay = Replay(5, replay_columns(2, True), CPU)
     for first in (0, 4):
         n = torch.arange(first, first + 4)
         left = torch.stack([n, n], 1)

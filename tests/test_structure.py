@@ -28,6 +28,7 @@ ORDER = (
     "gate",
     "event_metrics",
     "bandit",
+    "qlearning",
     "runfolder",
     "dasm",
     "DQN",
