@@ -53,7 +53,7 @@ from metrics import (
 from opponents import after_median, class_of_pair
 from preprocess import Cache
 from scorers import ClipScores
-from timeline import Event, write_labels
+from timeline import Event, in_recording, write_labels
 
 HEADLINE = {"present": ("accuracy", "iou", "f1"), "all": ("macro_f1", "micro_f1", "false_alarms")}
 DECISIVE = {"present": "f1", "all": "macro_f1"}  # rules are tuned for it, verdicts are about it
@@ -147,12 +147,12 @@ def clip_scores(cache: Cache, signal: np.ndarray) -> dict[str, ClipScores]:
 
 
 def matched_late_ms(
-    truth: dict[str, list[Event]], found: dict[str, list[Event]]
+    truth: dict[str, list[Event]], found: dict[str, list[Event]], durations: dict[str, float]
 ) -> dict[str, list[float]]:
     """By how many milliseconds onsets and offsets of found events come late.
 
     Only where a true event meets exactly one found event of its class, which meets no other true
-    one. An onset at the clip's start is left out: it is not in the recording.
+    one. An onset or offset at an end of the clip is left out: it is not in the recording.
     """
     late: dict[str, list[float]] = {end: [] for end in ENDS}
     for name, events in truth.items():
@@ -164,9 +164,9 @@ def matched_late_ms(
             others = [e for e in events if e.event_label == event.event_label]
             if sum(e.onset < met[0].offset and e.offset > met[0].onset for e in others) > 1:
                 continue
-            if event.onset > 0:
-                late["onset"].append(1000 * (met[0].onset - event.onset))
-            late["offset"].append(1000 * (met[0].offset - event.offset))
+            for end in ENDS:
+                if in_recording(event, end, durations[name]):
+                    late[end].append(1000 * (getattr(met[0], end) - getattr(event, end)))
     return late
 
 
@@ -306,7 +306,8 @@ def end_errors(entrant: Entrant, cache: Cache) -> dict[str, Any]:
     truth = cache.truth
     late: dict[str, list[float]] = {end: [] for end in ENDS}
     for member in entrant.members:
-        for end, values in matched_late_ms(truth, events_of(member, cache)).items():
+        found = matched_late_ms(truth, events_of(member, cache), cache.durations)
+        for end, values in found.items():
             late[end] += values
     table: dict[str, Any] = {}
     for end, values in late.items():

@@ -47,7 +47,7 @@ from metrics import (
 )
 from opponents import best_possible, class_of_pair, yardsticks
 from preprocess import Cache, Pair, load_cache, write_json
-from timeline import Event, frame_centres, frames_to_events, write_labels
+from timeline import Event, frame_centres, frames_to_events, in_recording, write_labels
 
 TITLES = {"accuracy": "Accuracy", "iou": "IoU", "f1": "F1 Score"}
 
@@ -271,6 +271,7 @@ class Match(NamedTuple):
     true: Event
     base: Event
     dqn: Event
+    clip_s: float = float("inf")  # length of its clip
 
     def late_s(self, found: Event, end: str = "onset") -> float:
         """Seconds by which a found onset (or offset) comes after the true one."""
@@ -343,14 +344,14 @@ def find_matches(data: Evaluated, indices: list[int]) -> list[Match]:
         for event in truth:
             a, b = only(base, event), only(dqn, event)
             if a and b and only(truth, a) and only(truth, b):
-                found.append(Match(index, event, a, b))
+                found.append(Match(index, event, a, b, float(view.edges[-1])))
     return found
 
 
 def onset_errors(matches: list[Match]) -> dict[str, Any]:
     """How far found events are off, before and after: milliseconds, of onset and of offset.
 
-    A positive bias is late. An onset at the clip's start is left out: it is not in the recording.
+    A positive bias is late. An end at the clip's own end is left out: it is not in the recording.
     """
 
     def summary(late_s: list[float]) -> dict[str, float]:
@@ -365,7 +366,7 @@ def onset_errors(matches: list[Match]) -> dict[str, Any]:
 
     table: dict[str, Any] = {}
     for end in ("onset", "offset"):
-        chosen = [match for match in matches if end == "offset" or match.true.onset > 0]
+        chosen = [match for match in matches if in_recording(match.true, end, match.clip_s)]
         late = {
             "before": [match.late_s(match.base, end) for match in chosen],
             "after": [match.late_s(match.dqn, end) for match in chosen],

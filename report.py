@@ -27,7 +27,7 @@ from evaluate import Evaluated, Match, find_matches, view_of
 from metrics import NAMES, count_pairs, scores_of
 from preprocess import Pair, read_audio
 from runfolder import FREE_FIELDS, last_ten, unchanged_rewards, versions
-from timeline import frames_to_events
+from timeline import frames_to_events, in_recording
 
 ASSETS = Path(__file__).parent / "report"
 CURVES = ("rms", "d_raw", "d_adj", "prob", "t_base", "t_adj")  # the sixth signal is on or off
@@ -255,7 +255,7 @@ def error_histogram(matches: list[Match]) -> dict[str, Any]:
     edges = np.append(edges, edges[-1] + HISTOGRAM_BIN)  # a bin is centred on 0
     table: dict[str, Any] = {"centres": ((edges[:-1] + edges[1:]) / 2).tolist()}
     for end in ("onset", "offset"):
-        some = [match for match in matches if end == "offset" or match.true.onset > 0]
+        some = [match for match in matches if in_recording(match.true, end, match.clip_s)]
         for when, found in (("before", "base"), ("after", "dqn")):
             late = [1000 * match.late_s(getattr(match, found), end) for match in some]
             inside = np.clip(np.round(late, 6), edges[0], edges[-1] - 1e-6)

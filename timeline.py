@@ -32,6 +32,14 @@ class Event(NamedTuple):
     event_label: str
 
 
+def in_recording(event: Event, end: str, clip_s: float) -> bool:
+    """Whether the onset (or offset) of an event can be heard: not so at the clip's very ends.
+
+    To the millisecond, the precision of label files.
+    """
+    return event.onset > 1e-3 if end == "onset" else event.offset < clip_s - 1e-3
+
+
 def read_labels(path: Path) -> dict[str, list[Event]]:
     """Label TSV -> events of each clip, clips in file order, events by onset.
 

@@ -56,6 +56,7 @@ from plotting import (
 from preprocess import load_cache, read_audio
 from report import write_report
 from runfolder import last_ten, read_history, unchanged_rewards
+from timeline import in_recording
 
 if TYPE_CHECKING:  # matplotlib is imported where a figure is drawn: it builds a font cache
     from matplotlib.axes import Axes
@@ -209,7 +210,7 @@ def choose_onset(matches: list[Match]) -> tuple[Match, bool] | None:
     errors = [
         (round(abs(match.late_s(match.dqn)), 6), -round(abs(match.late_s(match.base)), 6), i)
         for i, match in enumerate(matches)
-        if match.true.onset > 0
+        if in_recording(match.true, "onset", match.clip_s)
     ]
     moved = [row for row in errors if row[0] < -row[1]]
     near = [row for row in moved if -row[1] <= CLOSE_UP_S]

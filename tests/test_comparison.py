@@ -361,22 +361,30 @@ def test_nothing_is_gained_on_shuffled_labels(tmp_path, monkeypatch):
 
 def test_ends_of_events_that_meet_one_to_one():
     truth = {
-        "a": [Event(1, 2, "Dog"), Event(0, 3, "Cat"), Event(4, 5, "Dog"), Event(6, 7, "Dog")],
+        "a": [
+            Event(1, 2, "Dog"),
+            Event(0, 3, "Cat"),
+            Event(8, 10, "Cat"),
+            Event(4, 5, "Dog"),
+            Event(6, 7, "Dog"),
+        ],
         "b": [Event(1, 2, "Dog"), Event(2.5, 3, "Dog")],
         "c": [Event(1, 2, "Dog")],
     }
     found = {
         "a": [
             Event(1.25, 1.75, "Dog"),  # late by 250 ms, early by 250 ms
-            Event(0, 3.5, "Cat"),  # an onset at the clip's start is not in the recording
+            Event(0, 3.5, "Cat"),  # an onset at the clip's start is not in the recording,
+            Event(7.9, 9, "Cat"),  # nor an offset at its end
             *(Event(4, 4.2, "Dog"), Event(4.5, 5, "Dog")),  # two for one
             Event(7, 8, "Dog"),  # touches only
             Event(1, 2, "Speech"),
         ],
         "b": [Event(0.5, 3, "Dog")],  # one for two
     }
-    late = matched_late_ms(truth, found)
-    assert late == {"onset": [250.0], "offset": [-250.0, 500.0]}
+    late = matched_late_ms(truth, found, dict.fromkeys(truth, 10.0))
+    onset, offset = late["onset"], late["offset"]
+    assert onset == [250.0, pytest.approx(-100)] and offset == [-250.0, 500.0]
 
 
 def test_end_errors_of_all_members(home):

@@ -66,11 +66,16 @@ def test_onset_errors():
         evaluate.Match(0, event(1.0, 2.0), event(1.3, 1.9), event(1.1, 2.0)),
         evaluate.Match(0, event(3.0, 4.0), event(2.9, 4.2), event(2.9, 4.0)),
         evaluate.Match(1, event(0.0, 2.0), event(0.5, 2.0), event(0.0, 2.0)),  # starts before
+        evaluate.Match(1, event(8.0, 10.0), event(8.2, 9.0), event(8.0, 10.0), 10.0),  # ends after
     ]
     table = evaluate.onset_errors(matches)
-    assert table["onset"]["events"] == 2 and table["offset"]["events"] == 3
+    assert table["onset"]["events"] == 3 and table["offset"]["events"] == 3
     before, after = table["onset"]["before"], table["onset"]["after"]
-    assert (before["median_ms"], before["mean_ms"], before["bias_ms"]) == (200, 200, 100)
+    assert (before["median_ms"], before["mean_ms"], before["bias_ms"]) == (
+        200,
+        200,
+        pytest.approx(400 / 3, abs=1e-3),
+    )
     assert (after["median_ms"], after["bias_ms"], after["within_100_ms"]) == (100, 0, 1)
     assert table["offset"]["after"]["mean_ms"] == 0
     assert evaluate.onset_errors([]) == {"onset": {"events": 0}, "offset": {"events": 0}}
