@@ -1,0 +1,156 @@
+"""Dense policies of studies/policy.py: rewards against brute force, batches, learning, table.
+
+Next:   nothing
+"""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from corpora import write_cache
+
+from bandit import shift
+from config import InputError
+from metrics import count_pairs, mean_over_pairs
+from preprocess import load_cache
+from studies import policy
+from studies.policy import DENSE, VARIANTS, Clips, act, clips_of, decisions, fit
+
+TINY = replace(DENSE, hidden=8, layers=2, dropout=0.0, epochs=2, batch=4)
+CHANGES = {
+    "slides": {},
+    "taken": {"learn": "taken"},
+    "free": {"reward": "iou-weighted", "base": "calibrated", "max_delta": 0.4},
+    "context": {"reward": "iou", "base": "per-class", "class_context": True, "clip_context": True},
+    "blocks": {"gru": True, "transformer": True, "dueling": True, "short_cost": 0.3},
+    "passes": {"passes": 3, "gamma": 0.9, "target_every": 2, "double": True},
+}
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("policy") / "train"
+    write_cache(folder, [60, 45, 80, 1, 52, 66, 71, 49], seed=1)
+    return load_cache(folder)
+
+
+@pytest.fixture(scope="module")
+def clips(cache):
+    return clips_of(cache, fit(cache), DENSE)
+
+
+def coin(clips: Clips) -> torch.Tensor:
+    return torch.rand(clips.label.shape, generator=torch.Generator().manual_seed(0)) < 0.5
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+def test_the_reward_is_what_one_decision_changes_in_the_iou(clips, scaled):
+    on = coin(clips)
+    gain = policy.iou_gain(on, clips, scaled)
+    for pair in range(len(clips.label)):
+        length = int(clips.inside[pair].sum())
+        true = clips.label[pair, :length]
+        size = int((on[pair, :length] | true).sum().clamp_min(1)) if scaled else length
+        for frame in range(0, length, 7):
+            for decided in (False, True):
+                now = on[pair, :length].clone()
+                now[frame] = decided
+                union = int((now | true).sum())
+                iou = int((now & true).sum()) / union if union else 1.0
+                assert float(gain[pair, frame, int(decided)]) == pytest.approx(iou * size, abs=1e-4)
+
+
+def test_run_lengths_are_those_of_a_slow_count(clips):
+    on = coin(clips)
+    found = policy.run_lengths(on, clips.inside)
+    for pair in range(len(on)):
+        length = int(clips.inside[pair].sum())
+        for frame in range(0, length, 5):
+            for decided in (False, True):
+                row = on[pair, :length].tolist()
+                row[frame] = decided
+                first, last = frame, frame
+                while first > 0 and row[first - 1] == decided:
+                    first -= 1
+                while last < length - 1 and row[last + 1] == decided:
+                    last += 1
+                count = int(found[pair, frame, int(decided)])
+                if first == 0 or last == length - 1:
+                    assert count > length
+                else:
+                    assert count == last - first + 1
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_a_batch_changes_no_decision(cache, change):
+    """Pairs of other lengths in the batch are neither seen nor waited for."""
+    variant = replace(TINY, **{"class_context": True, "clip_context": True} | change)
+    clips = clips_of(cache, fit(cache), variant)
+    torch.manual_seed(0)
+    network = policy.DenseQNetwork(variant, clips, len(cache.classes)).eval()
+    alone = [
+        act(network, clips.of(torch.tensor([i])), None)[-1].on[0] for i in range(len(clips.label))
+    ]
+    np.testing.assert_array_equal(decisions(network, clips), torch.cat(alone).numpy())
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_same_seed_same_numbers(cache, change):
+    variant = replace(TINY, **change)
+    clips = clips_of(cache, fit(cache), variant)
+    first, second = (policy.train(variant, clips, len(cache.classes), 3) for _ in range(2))
+    for a, b in zip(first.parameters(), second.parameters(), strict=True):
+        assert torch.equal(a, b)
+    taken = act(first, clips, None)[0].taken
+    reach = policy.deltas_of(variant)
+    assert (
+        float((shift(clips.base, reach[taken]) - clips.base).abs().max())
+        <= variant.max_delta + 1e-6
+    )
+
+
+@pytest.mark.parametrize("reward", ["slides", "iou", "iou-scaled", "iou-weighted"])
+def test_it_learns_to_beat_its_base(cache, reward):
+    variant = replace(TINY, reward=reward, hidden=16, epochs=40, lr=1e-2)
+    clips = clips_of(cache, fit(cache), variant)
+    network = policy.train(variant, clips, len(cache.classes), 0)
+    before, after = (
+        mean_over_pairs(count_pairs(pred, cache.label, cache.offsets))["iou"]
+        for pred in (cache.signals["binary"] > 0.5, decisions(network, clips))
+    )
+    assert after > before + 0.03
+
+
+def test_names(capsys):
+    policy.show(policy.ListConfig())
+    assert len(capsys.readouterr().out.splitlines()) == len(VARIANTS)
+    with pytest.raises(InputError, match="--variants nonsense: not one of dense, "):
+        policy.RunConfig(variants=("nonsense",))
+    with pytest.raises(InputError, match="--dev 5: that fold is the validation split's"):
+        policy.RunConfig(dev=5)
+
+
+def test_run_and_table(tmp_path, monkeypatch, capsys):
+    """The program on a cache of its own: training, what is done is skipped, a table."""
+    monkeypatch.setattr(policy, "ROOT", tmp_path)
+    monkeypatch.setitem(VARIANTS, "dense", TINY)
+    folder = tmp_path / "cache" / "esc10-fold5-slides-present" / "train"
+    names = [f"{i}.wav" for i in range(6)]
+    write_cache(folder, [60, 45, 80, 31, 52, 66, 71, 49, 40, 44, 58, 62], seed=1, clips=names)
+    table = tmp_path / "data" / "esc10-fold5" / "clips.tsv"
+    with pytest.raises(InputError, match=r"not found; run: python studies/benchmark\.py"):
+        policy.split(5, 4)
+    table.parent.mkdir(parents=True)
+    rows = [f"train\t{name}\t{3 + i % 2}\t1\t-" for i, name in enumerate(names)]
+    table.write_text("split\tfilename\tfold\tduration\trecordings\n" + "\n".join(rows) + "\n")
+    with pytest.raises(InputError, match=r"--dev 1: .* no training clip of that bank fold"):
+        policy.split(5, 1)
+    for seed in (0, 1):
+        assert "done before" not in policy.run_one("dense", 5, 4, seed)
+        assert "done before" in policy.run_one("dense", 5, 4, seed)
+    policy.table(policy.TableConfig())
+    said = capsys.readouterr().out
+    assert "| dense | " in said and "best rule" in said and " ± " in said
+    assert (tmp_path / "runs" / "policy" / "fold5-dev4" / "table.md").exists()
