@@ -375,7 +375,7 @@ def draw_ends(table: Table) -> "Figure":
     axes[0, 0].set_ylim(bottom=0)
     figure.supxlabel(
         "Matched: a true event and the one found event of its class that it meets, all seeds"
-        " together.\nOnsets at the start of a clip do not count, offsets at its end do."
+        " together.\nOnsets at the start of a clip and offsets at its end do not count."
         f" Beyond ±{END_BINS[-1] / 1000:g} s: at most {beyond:.1f} % of a row.",
         fontsize=12,
     )

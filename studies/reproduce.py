@@ -133,7 +133,7 @@ def verdict() -> str:
         tables = [table_of(f"table-fold{fold}-{queries}") for fold in benchmark.FOLDS]
         title = comparison.TITLES[tables[0]["tuned_for"]]
         where = "present pairs" if queries == "present" else f"all pairs {GATED}"
-        for name in ("DQN slides", "DQN original")[: 2 if queries == "present" else 1]:
+        for name in ("DQN slides", "DQN original"):
             claims = [claim(name + suffix, key, tables) for key in ("vs_base", "vs_best")]
             lines.append(f"- **{name}** on {where} ({title}, points): {'; '.join(claims)}.")
     return "\n".join(lines)
