@@ -167,8 +167,6 @@ class Protocol(Checked):
     """transitions kept (slides)"""
     dqn_batch: int = number(64, 1)
     """transitions in a gradient step (slides)"""
-    dqn_warm_start: Literal["margin", "entropy", "least-confidence"] = "margin"
-    """what makes the first query of dqn-warm, while the Q-network knows nothing"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -197,7 +195,7 @@ class Study(Protocol):
     def __post_init__(self) -> None:
         super().__post_init__()
         embedded = self.dataset == "digits" and self.data is not None
-        require(not embedded, "data", "left out: the digits are in scikit-learn", self.data)
+        require(not embedded, "data", "left out, as the digits are in scikit-learn,", self.data)
 
     @property
     def folder(self) -> Path:
@@ -207,8 +205,7 @@ class Study(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class CompareConfig(Study):
-    """DQN and opponents on the same seeds: table, paired differences, figure. This command is meant
-    where none is named; the others are steps, repeats and evaluate, each with its own --help."""
+    """DQN and opponents. The other commands: steps, repeats, evaluate (each has its own --help)."""
 
     strategies: tuple[StrategyName, ...] = STRATEGIES
     """who takes part; random is always among them"""
@@ -216,6 +213,8 @@ class CompareConfig(Study):
     """seeds 0, 1, ..: first labels, weights, order, augmentation, draws of the strategies"""
     gradient_steps: int = number(200, 1)
     """of the DQN after each query (slides: 200 is the best for CIFAR-10)"""
+    dqn_warm_start: Literal["margin", "entropy", "least-confidence"] = "margin"
+    """what makes the first query of dqn-warm, while the Q-network knows nothing"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -243,8 +242,7 @@ class StepsConfig(Study):
 
 @dataclass(frozen=True, kw_only=True)
 class RepeatsConfig(Study):
-    """The source's second study: the best number of gradient steps on more seeds, with random and
-    margin on the same seeds, which the source leaves out."""
+    """The source's second study: the best number of gradient steps on more seeds."""
 
     gradient_steps: int | None = number(None, 1)
     """of the DQN after each query (default: the best of `steps` in the same folder)"""
@@ -362,8 +360,8 @@ def stored(cfg: Study, run: Run, key: str) -> dict[str, Any]:
     names = [spec.name for spec in fields(Protocol)]
     if run.steps == 0:
         names = [name for name in names if not name.startswith("dqn_")]
-    elif run.strategy != "dqn-warm":
-        names.remove("dqn_warm_start")
+    elif run.strategy == "dqn-warm":
+        names.append("dqn_warm_start")
     kept = {name: values[name] for name in names}
     return kept | {"seed": run.seed, "gradient_steps": run.steps, "data": key}
 
@@ -659,6 +657,8 @@ def evaluate(cfg: EvaluateConfig) -> None:
     content = read_checkpoint(cfg.classifier, device)
     if not {"dataset", "network", "width", "classes", "mean", "std", "weights"} <= set(content):
         raise InputError(f"{cfg.classifier}: not a classifier.pt of this study")
+    if content["dataset"] == "digits" and cfg.data is not None:
+        raise InputError(f"--data {cfg.data}: left out, as the digits are in scikit-learn")
     images = to_device(load_images(content["dataset"], cfg.data or IMAGE_FOLDER), device)
     classifier = make_classifier(content["network"], content["width"], images, 0, device)
     load_weights(classifier, content["weights"], cfg.classifier)
