@@ -475,6 +475,10 @@ def play(run: Run, cfg: Study, bench: Bench, device: torch.device) -> Iterator[i
         state = {"wrong": [], "as_margin": [], **begin(run, cfg, bench, device)}
         state["settings"] = json.dumps(settings)
         folder.mkdir(parents=True, exist_ok=True)
+    cycle = len(state["accuracy"])
+    yield cycle
+    if cycle == cfg.cycles:
+        return
     selector = None
     if run.steps:
         agent = Agent(cfg.dqn_hidden, cfg.dqn_lr, cfg.dqn_replay, cfg.dqn_batch, run.steps)
@@ -482,11 +486,8 @@ def play(run: Run, cfg: Study, bench: Bench, device: torch.device) -> Iterator[i
         selector = Selector(len(bench.images.classes), agent, weights, device)
         if "selector" in state:
             selector.restore(state["selector"])
-    cycle = len(state["accuracy"])
-    yield cycle
     classifier = new_classifier(cfg, bench, run.seed, cycle, device)
-    if cycle < cfg.cycles:
-        classifier.load_state_dict(state["weights"])
+    classifier.load_state_dict(state["weights"])
     while cycle < cfg.cycles:
         began = time.perf_counter()
         buy(classifier, state, run, selector, cfg, bench)

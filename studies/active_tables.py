@@ -152,11 +152,13 @@ def verdict(outcome: Outcome) -> str:
 
 def comparison(outcome: Outcome) -> str:
     """The report of several strategies."""
-    count = len(outcome.seeds)
-    about = f"Test accuracy in percent, mean over {count} seed(s) ({outcome.seeds[0]} to"
-    about += f" {outcome.seeds[-1]}); area: mean accuracy over the range of labels, ± standard"
-    about += " deviation over seeds."
-    gaps = "Differences in percentage points, paired over seeds, in brackets 95 % (Student's t)."
+    first, last = outcome.seeds[0], outcome.seeds[-1]
+    several = first != last
+    seeds = f"mean over {len(outcome.seeds)} seeds ({first} to {last})" if several else "one seed"
+    about = f"Test accuracy in percent, {seeds}; area: mean accuracy over the range of labels"
+    about += ", ± standard deviation over seeds." if several else "."
+    gaps = "Differences in percentage points"
+    gaps += ", paired over seeds, in brackets 95 % (Student's t)." if several else "."
     parts = [about, accuracy_table(outcome), gaps, difference_table(outcome), verdict(outcome)]
     return "\n\n".join(part for part in parts if part) + "\n"
 

@@ -8,7 +8,10 @@ import gzip
 import hashlib
 import json
 import re
+import runpy
+import sys
 import tarfile
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 
@@ -612,14 +615,18 @@ def test_a_wrong_flag_is_explained(flags, said, capsys):
     assert said in re.sub(r"[^\w-]+", " ", capsys.readouterr().err)  # without the box around it
 
 
-def test_the_program_ends_with_one_line(run_script, tmp_path):
-    """As a user types it: an archive that is not the official one."""
+def test_the_program_ends_with_one_line(tmp_path, monkeypatch, capsys):
+    """As a user starts it: an archive that is not the official one."""
     (tmp_path / "data" / "images").mkdir(parents=True)
     (tmp_path / "data" / "images" / "cifar-10-binary.tar.gz").write_bytes(b"no archive")
-    done = run_script("studies/active_learning.py", "--dataset", "cifar10", cwd=tmp_path)
-    assert done.returncode == 2 and done.stdout == ""
-    assert done.stderr.startswith("active_learning.py: error: data/images/cifar-10-binary.tar.gz")
-    assert done.stderr.count("\n") == 1
+    script = Path(active_learning.__file__)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [str(script), "--dataset", "cifar10"])
+    with pytest.raises(SystemExit) as caught:
+        runpy.run_path(str(script), run_name="__main__")
+    said = capsys.readouterr()
+    assert caught.value.code == 2 and said.out == "" and said.err.count("\n") == 1
+    assert said.err.startswith("active_learning.py: error: data/images/cifar-10-binary.tar.gz: not")
     assert not (tmp_path / "runs").exists()
 
 
@@ -678,10 +685,13 @@ def test_wins_leave_out_the_cycles_before_learning():
     assert wins(outcome) == {"dqn-100": 2, "dqn-200": 1}  # a tie counts for both
 
 
-def test_worker_processes_change_no_number(tmp_path, bench):
+def test_worker_processes_change_no_number(tmp_path, bench, monkeypatch):
+    """The path of the workers, in a thread: starting processes takes a test too long."""
+    monkeypatch.setattr(active_learning, "process_pool", lambda _, start: ThreadPoolExecutor(1))
     cfg = small_study(tmp_path / "two", cycles=2)
     runs = [run_of(seed, "dqn", 3) for seed in (0, 1)]
     play_all(runs, dataclasses.replace(cfg, workers=2))
+    assert (tmp_path / "two" / "seed-1" / "dqn-3" / "classifier.pt").exists()
     alone = small_study(tmp_path / "one", cycles=2)
     for run in runs:
         assert digest(ends(cfg, run, bench)) == digest(ends(alone, run, bench))
