@@ -114,8 +114,8 @@ def accuracy_table(outcome: Outcome) -> str:
 def difference_table(outcome: Outcome) -> str:
     """Each strategy against random and margin, and what it bought."""
     others = [name for name in ("random", "margin") if name in outcome.names]
-    header = ["minus, points", *(f"area, {name}" for name in others), "cycle 2, random"]
-    header += ["last cycle, random", "wrong when bought, %", "also margin's choice, %"]
+    header = ["", *(f"area minus {name}'s" for name in others), "cycle 2 minus random's"]
+    header += ["last cycle minus random's", "wrong when bought, %", "also margin's choice, %"]
     rows = []
     areas = area(outcome.accuracy, outcome.labels)
     base = outcome.of("random")
@@ -248,14 +248,15 @@ def draw(outcome: Outcome, dataset: str, path: Path) -> None:
                     paired(100 * runs[:, r], 100 * base[:, r])[1:] for r in range(gap.shape[1])
                 ]
                 low, high = zip(*bounds, strict=True)
-                right.fill_between(outcome.labels, low, high, color=colour, alpha=0.15, lw=0)
+                right.fill_between(outcome.labels, low, high, color=colour, alpha=0.13, lw=0)
         left.set_ylabel("Test accuracy (%)")
         right.set_ylabel("Accuracy minus random's (points)")
         left.set_title("Accuracy" + (", mean over seeds" if seeds > 1 else ""))
-        band = "; band: 95 % over seeds" if seeds > 1 else ""
+        band = "; band: 95 % over seeds (DQN)" if seeds > 1 else ""
         right.set_title(f"Relative to random{band}")
         for ax in (left, right):
             ax.set_xlabel("Labelled images")
+            ax.set_xticks(outcome.labels)
         handles, names = left.get_legend_handles_labels()
         figure.legend(handles, names, loc="outside lower center", ncols=4)
         write(figure, path, 90, title)
