@@ -1,6 +1,6 @@
 """Active learning with a bandit DQN: which images are worth a label?
 
-Run:    python studies/active_learning.py             # digits, eight strategies, ten seeds
+Run:    python studies/active_learning.py             # digits, eight strategies, six seeds
         python studies/active_learning.py steps       # gradient steps 100 .. 500, one seed
         python studies/active_learning.py repeats     # the best of them on five more seeds
         python studies/active_learning.py --dataset cifar10 --seeds 1 --strategies random margin dqn
@@ -209,7 +209,7 @@ class CompareConfig(Study):
 
     strategies: tuple[StrategyName, ...] = STRATEGIES
     """who takes part; random is always among them"""
-    seeds: int = number(10, 1)
+    seeds: int = number(6, 1)
     """seeds 0, 1, ..: first labels, weights, order, augmentation, draws of the strategies"""
     gradient_steps: int = number(200, 1)
     """of the DQN after each query (slides: 200 is the best for CIFAR-10)"""
