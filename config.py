@@ -25,8 +25,10 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from functools import partial
+from importlib import import_module
 from multiprocessing import active_children, get_context
 from pathlib import Path
+from types import ModuleType
 from typing import Any, ClassVar, Literal
 
 PresetName = Literal["slides", "original", "demo"]
@@ -35,6 +37,18 @@ Device = Literal["auto", "cpu", "cuda"]
 
 class InputError(Exception):
     """A user's mistake: printed as one line, exit code 2, no traceback."""
+
+
+def needed(module: str, script: str) -> ModuleType:
+    """Import a module of requirements-studies.txt; InputError where it is not installed.
+
+    `script` is the file that the user started, for the message.
+    """
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as error:
+        cure = "run: pip install -r requirements-studies.txt"
+        raise InputError(f"{Path(script).name} needs {error.name}; {cure}") from None
 
 
 # ---------------------------------------------------------------------------- checked fields

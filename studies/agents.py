@@ -33,7 +33,7 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
-from config import Checked, InputError, number  # noqa: E402
+from config import Checked, InputError, needed, number  # noqa: E402
 from qlearning import (  # noqa: E402
     Columns,
     DuelingHead,
@@ -44,7 +44,7 @@ from qlearning import (  # noqa: E402
     td_target,
 )
 from runfolder import load_weights, read_checkpoint, write_checkpoint  # noqa: E402
-from studies.mdp import needed, stream  # noqa: E402
+from studies.mdp import SCRIPT, stream  # noqa: E402
 
 EnvName = Literal["CartPole-v1", "LunarLander-v3"]
 Activation = Literal["relu", "elu", "tanh"]
@@ -63,7 +63,7 @@ def make_envs(env: str, lanes: int, max_steps: int) -> Any:
 
     InputError where the environment's own package is missing.
     """
-    gymnasium = needed("gymnasium")
+    gymnasium = needed("gymnasium", SCRIPT)
     try:
         return gymnasium.make_vec(env, num_envs=lanes, max_episode_steps=max_steps)
     except gymnasium.error.DependencyNotInstalled:
@@ -297,7 +297,9 @@ class Variant(NamedTuple):
         return "+".join(name for name, on in self._asdict().items() if on) or "plain"
 
 
-def explore(best: np.ndarray, num_actions: int, epsilon: float, rng: np.random.Generator):
+def explore(
+    best: np.ndarray, num_actions: int, epsilon: float, rng: np.random.Generator
+) -> np.ndarray:
     """Each of the best actions (L,) replaced by a random one with probability epsilon."""
     random = rng.integers(num_actions, size=len(best))
     return np.where(rng.random(len(best)) < epsilon, random, best)
@@ -433,9 +435,9 @@ def sb3_dqn(
     transition twice.
     """
     check_sb3(cfg, Variant())
-    sb3 = needed("stable_baselines3")
-    callbacks = needed("stable_baselines3.common.callbacks")
-    envs = needed("stable_baselines3.common.env_util").make_vec_env(
+    sb3 = needed("stable_baselines3", SCRIPT)
+    callbacks = needed("stable_baselines3.common.callbacks", SCRIPT)
+    envs = needed("stable_baselines3.common.env_util", SCRIPT).make_vec_env(
         env, cfg.lanes, seed=stream(seed, 3), env_kwargs={"max_episode_steps": cfg.max_steps}
     )
     model = sb3.DQN(
@@ -491,7 +493,7 @@ def film(path: Path, seed: int, frames: int, every: int, width: int) -> tuple[li
     name, network = load_policy(path)
     for driver in ("SDL_VIDEODRIVER", "SDL_AUDIODRIVER"):  # the renderer needs no screen, no sound
         os.environ.setdefault(driver, "dummy")
-    gymnasium, image = needed("gymnasium"), needed("PIL.Image")
+    gymnasium, image = needed("gymnasium", SCRIPT), needed("PIL.Image", SCRIPT)
     try:
         env = gymnasium.make(name, render_mode="rgb_array")
         obs, _ = env.reset(seed=stream(seed, FRESH))

@@ -32,6 +32,7 @@ if str(ROOT) not in sys.path:
 
 from config import (  # noqa: E402
     InputError,
+    needed,
     parse,
     process_pool,
     run_main,
@@ -60,7 +61,7 @@ from studies.classic_settings import (  # noqa: E402
     ValueIterationConfig,
     commands,
 )
-from studies.mdp import TabularEnv, needed  # noqa: E402
+from studies.mdp import SCRIPT, TabularEnv  # noqa: E402
 
 LIBRARY = "DQN plain, stable-baselines3"
 
@@ -208,8 +209,11 @@ def train(cfg: TrainedConfig, progress: bool = True) -> dict[str, Any]:
         solved = [steps for steps, mean in outcome.trained.checks if mean >= mark]
         result |= {"last": summary(last), "solved_at": solved[0] if solved else None}
         result |= {"steps": outcome.trained.checks[-1][0], "max_steps": outcome.max_steps}
-    libraries = {name: version(name) for name in ("gymnasium", "stable_baselines3")}
-    result |= {"versions": versions() | libraries, "config": to_dict(cfg)} | outcome.history
+    libraries = ["gymnasium"]
+    if isinstance(cfg, DqnConfig) and cfg.library != "own":
+        libraries.append("stable_baselines3")
+    made_with = versions() | {name: version(name) for name in libraries}
+    result |= {"versions": made_with, "config": to_dict(cfg)} | outcome.history
     write_json(folder / "result.json", result)
     return result
 
@@ -356,7 +360,7 @@ def draw_curves(results: dict[str, list[dict[str, Any]]], path: Path) -> None:
     )
     figure.supxlabel(f"{note} deviation, dashed: solved")
     write(figure, path, 80, "CartPole curves")
-    picture = needed("PIL.Image").open(path).convert("RGB").quantize(64)
+    picture = needed("PIL.Image", SCRIPT).open(path).convert("RGB").quantize(64)
     with whole(path) as temporary:
         picture.save(temporary, format="PNG", optimize=True)
 

@@ -118,8 +118,8 @@ for _env in ("three-state", "FrozenLake-v1", "Taxi-v4"):
     )
 WATCHED = {  # the sources train to the end
     "tuned": Checking(stop_at=490.0),
-    "lecture": Checking(),
-    "tutorial": Checking(every=5_000),
+    "lecture": Checking(every=2_500),
+    "tutorial": Checking(every=10_000),
 }
 
 

@@ -14,9 +14,7 @@ Barto, *Reinforcement Learning*, 2nd edition, chapters 4 and 6.
 
 import sys
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -26,9 +24,10 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
-from config import Checked, InputError, number  # noqa: E402
+from config import Checked, needed, number  # noqa: E402
 from qlearning import anneal  # noqa: E402
 
+SCRIPT = "classic.py"  # what the user started
 TabularEnv = Literal["three-state", "FrozenLake-v1", "Taxi-v4"]
 Table = dict[int, dict[int, list[tuple[float, int, float, bool]]]]
 
@@ -39,15 +38,6 @@ PROBABILITIES = (
     {1: (0.8, 0.1, 0.1)},
 )
 REWARDS = {(0, 0, 0): 10.0, (1, 2, 2): -50.0, (2, 1, 0): 40.0}  # (state, action, next state)
-
-
-def needed(module: str) -> ModuleType:
-    """Import a module of requirements-studies.txt; InputError where it is not installed."""
-    try:
-        return import_module(module)
-    except ModuleNotFoundError as error:
-        cure = "run: pip install -r requirements-studies.txt"
-        raise InputError(f"classic.py needs {error.name}; {cure}") from None
 
 
 def stream(seed: int, number: int) -> int:
@@ -92,7 +82,7 @@ class ThreeState:
 
 def make_tabular(name: TabularEnv) -> Any:
     """The environment of that name."""
-    return ThreeState() if name == "three-state" else needed("gymnasium").make(name)
+    return ThreeState() if name == "three-state" else needed("gymnasium", SCRIPT).make(name)
 
 
 class Mdp(NamedTuple):

@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
-from config import Checked, number  # noqa: E402
+from config import Checked, needed, number  # noqa: E402
 from qlearning import anneal  # noqa: E402
 from studies.agents import (  # noqa: E402
     OPTIMIZERS,
@@ -36,7 +36,7 @@ from studies.agents import (  # noqa: E402
     play,
     sampled,
 )
-from studies.mdp import needed, stream  # noqa: E402
+from studies.mdp import SCRIPT, stream  # noqa: E402
 
 # ---------------------------------------------------------------------------- policies by hand
 
@@ -48,7 +48,7 @@ def angle_policy(obs: np.ndarray) -> int:
 
 def angle_returns(episodes: int, max_steps: int) -> np.ndarray:
     """Returns of the angle policy on CartPole, one seed an episode, as in the lecture."""
-    env = needed("gymnasium").make("CartPole-v1", max_episode_steps=max_steps)
+    env = needed("gymnasium", SCRIPT).make("CartPole-v1", max_episode_steps=max_steps)
     returns = np.zeros(episodes)
     for episode in range(episodes):
         obs, _ = env.reset(seed=episode)
