@@ -25,8 +25,10 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from functools import partial
+from importlib import import_module
 from multiprocessing import active_children, get_context
 from pathlib import Path
+from types import ModuleType
 from typing import Any, ClassVar, Literal
 
 PresetName = Literal["slides", "original", "demo"]
@@ -35,6 +37,18 @@ Device = Literal["auto", "cpu", "cuda"]
 
 class InputError(Exception):
     """A user's mistake: printed as one line, exit code 2, no traceback."""
+
+
+def needed(module: str, script: str) -> ModuleType:
+    """Import a module of requirements-studies.txt; InputError where it is not installed.
+
+    `script` is the file that the user started, for the message.
+    """
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as error:
+        cure = "run: pip install -r requirements-studies.txt"
+        raise InputError(f"{Path(script).name} needs {error.name}; {cure}") from None
 
 
 # ---------------------------------------------------------------------------- checked fields
@@ -745,36 +759,40 @@ def with_preset(cls: type, name: str) -> Any:
 # ---------------------------------------------------------------------------- command line, JSON
 
 
-def _preset_in(args: list[str]) -> str | None:
+def flag_in(args: list[str], flag: str) -> str | None:
+    """Value of a flag before the command line is parsed: it chooses the defaults of the others."""
     found = None  # the last one counts, as with every flag
     for i, arg in enumerate(args):
-        if arg == "--preset" and i + 1 < len(args):
+        if arg == flag and i + 1 < len(args):
             found = args[i + 1]
-        if arg.startswith("--preset="):
+        if arg.startswith(f"{flag}="):
             found = arg.partition("=")[2]
     return found
 
 
-def parse(cls: type | dict[str, type], args: list[str] | None = None) -> Any:
+def parse(cls: type | dict[str, Any], args: list[str] | None = None) -> Any:
     """Command line -> config; a bad flag or value is explained on stderr, exit code 2.
 
-    A dictionary is a script with several commands: the first word says which class is meant.
+    A dictionary is a script with several commands: the first word says which class is meant. An
+    instance in place of a class holds the defaults.
     """
     import tyro  # the only place that knows the parser
 
     args = sys.argv[1:] if args is None else args
     if isinstance(cls, dict):
-        kinds = [
-            typing.Annotated[kind, tyro.conf.subcommand(name, description=kind.__doc__)]
-            for name, kind in cls.items()
-        ]
+        kinds = []
+        for name, given in cls.items():
+            kind = given if isinstance(given, type) else type(given)
+            more = {} if kind is given else {"default": given}
+            about = tyro.conf.subcommand(name, description=kind.__doc__, **more)
+            kinds.append(typing.Annotated[kind, about])
         return tyro.cli(typing.Union[tuple(kinds)], args=args)  # noqa: UP007
-    name = _preset_in(args)
+    name = flag_in(args, "--preset")
     default = with_preset(cls, name if name in PRESETS else "slides")
     return tyro.cli(cls, default=default, args=args, description=cls.__doc__)
 
 
-def run_script(cls: type | dict[str, type], main: Callable[[Any], int | None]) -> None:
+def run_script(cls: type | dict[str, Any], main: Callable[[Any], int | None]) -> None:
     """Parse the command line and run."""
     run_main(lambda: main(parse(cls)))
 

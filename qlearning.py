@@ -1,14 +1,19 @@
-"""The parts of a deep Q-learner that know nothing of sound: the replay ring.
+"""The parts of a deep Q-learner that know nothing of sound.
 
 Run:    not a script; DQN.py and the studies import it
 Reads:  nothing
 Writes: nothing
-Shapes: n rows of a ring
+Shapes: n rows of a ring, B batch, A actions
 Next:   DQN.py
+
+Replay ring and its prioritised kin, TD target (plain, double), dueling head, target network.
 """
+
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
+from torch import nn
 
 Columns = dict[str, tuple[tuple[int, ...], torch.dtype]]  # name -> (shape of one row, dtype)
 
@@ -40,3 +45,130 @@ class Replay:
         chosen = rng.choice(len(self), n, replace=False, shuffle=False)
         at = torch.from_numpy(chosen).to(self.device)
         return {name: column[at] for name, column in self.columns.items()}
+
+
+class Draw(NamedTuple):
+    """A prioritised batch of B transitions."""
+
+    rows: dict[str, torch.Tensor]  # each column (B, ...)
+    index: np.ndarray  # (B,) places in the ring, for `PrioritizedReplay.update`
+    weights: torch.Tensor  # (B,) importance weights of the loss, the largest is 1
+
+
+class PrioritizedReplay(Replay):
+    """Ring that draws transitions in proportion to how wrong the network was about them.
+
+    Proportional variant of Schaul et al., *Prioritized Experience Replay* (2016): P(i) = p_i / sum
+    p, p_i = (|error_i| + floor)^alpha, in a sum tree, so a draw and an update take log(capacity)
+    steps, each for the whole batch at once. New transitions get the largest priority so far.
+    """
+
+    def __init__(
+        self,
+        capacity: int,
+        columns: Columns,
+        device: torch.device,
+        alpha: float = 0.6,
+        floor: float = 1e-6,
+    ):
+        super().__init__(capacity, columns, device)
+        self.alpha, self.floor, self.highest = alpha, floor, 1.0
+        self.leaves = 1 << (capacity - 1).bit_length()
+        self.tree = np.zeros(
+            2 * self.leaves
+        )  # node i has the children 2i and 2i + 1; the root is 1
+
+    def add(self, **rows: torch.Tensor) -> None:
+        """Append n rows (n, ...) of every column, overwriting the oldest."""
+        before = self.count
+        super().add(**rows)
+        self.set_priority(np.arange(before, self.count) % self.capacity, self.highest)
+
+    def set_priority(self, index: np.ndarray, priority: np.ndarray | float) -> None:
+        """Write p of the places `index`, then every sum above them."""
+        node = index + self.leaves
+        self.tree[node] = priority
+        for _ in range(self.leaves.bit_length() - 1):
+            node >>= 1
+            self.tree[node] = self.tree[2 * node] + self.tree[2 * node + 1]
+
+    def draw(self, n: int, rng: np.random.Generator, beta: float) -> Draw:
+        """n transitions, one from each n-th of the priorities' sum; the same may come twice.
+
+        `beta` is the exponent of the importance weights (N P(i))^-beta; 1 undoes the preference.
+        """
+        total = self.tree[1]
+        mass = (np.arange(n) + rng.random(n)) * (total / n)
+        node = np.ones(n, dtype=np.int64)
+        for _ in range(self.leaves.bit_length() - 1):
+            node *= 2
+            left = self.tree[node]
+            right = (mass >= left) & (
+                self.tree[node + 1] > 0
+            )  # rounding never leads to an empty leaf
+            mass -= np.where(right, left, 0.0)
+            node += right
+        weights = (len(self) * self.tree[node] / total) ** -beta
+        index = node - self.leaves
+        at = torch.from_numpy(index).to(self.device)
+        rows = {name: column[at] for name, column in self.columns.items()}
+        scaled = torch.from_numpy(weights / weights.max()).float()
+        return Draw(rows, index, scaled.to(self.device))
+
+    def update(self, index: np.ndarray, errors: torch.Tensor) -> None:
+        """New TD errors (B,) of drawn transitions."""
+        priority = (
+            errors.detach().abs().cpu().numpy().astype(np.float64) + self.floor
+        ) ** self.alpha
+        self.highest = max(self.highest, float(priority.max()))
+        self.set_priority(index, priority)
+
+
+def anneal(start: float, end: float, share: float) -> float:
+    """Straight line from start to end, which it reaches at share 1 and keeps."""
+    return start + (end - start) * min(1.0, share)
+
+
+def td_target(
+    reward: torch.Tensor,
+    terminated: torch.Tensor,
+    next_q: torch.Tensor,
+    gamma: float,
+    next_online_q: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """What Q(s, a) should have been, (B,): reward + gamma * value of the next state.
+
+    next_q (B, A) is the target network's. With next_online_q (B, A) the online network chooses the
+    action and the target network only rates it: double DQN (van Hasselt, Guez and Silver, 2016).
+    Where `terminated` (B,) bool, nothing follows; a truncated episode goes on, so it is not here.
+    """
+    choice = (next_q if next_online_q is None else next_online_q).argmax(1, keepdim=True)
+    return reward + gamma * next_q.gather(1, choice)[:, 0] * ~terminated
+
+
+class DuelingHead(nn.Module):
+    """Last layer in two streams: (B, inputs) -> Q (B, A) = value + advantage - its centre.
+
+    The centre is the advantages' mean, or their maximum, which makes the best one 0 (Wang et al.,
+    *Dueling Network Architectures*, 2016, have both).
+    """
+
+    def __init__(self, inputs: int, num_actions: int, centre: Literal["mean", "max"] = "mean"):
+        super().__init__()
+        self.value, self.advantage = nn.Linear(inputs, 1), nn.Linear(inputs, num_actions)
+        self.centre = centre
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        advantage = self.advantage(x)
+        if self.centre == "mean":
+            return self.value(x) + advantage - advantage.mean(-1, keepdim=True)
+        return self.value(x) + advantage - advantage.amax(-1, keepdim=True)
+
+
+@torch.no_grad()
+def sync(target: nn.Module, online: nn.Module, share: float = 1.0) -> None:
+    """Move the target network towards the online one; share 1 copies it."""
+    for old, new in zip(target.parameters(), online.parameters(), strict=True):
+        old.lerp_(new, share)
+    for old, new in zip(target.buffers(), online.buffers(), strict=True):
+        old.copy_(new)

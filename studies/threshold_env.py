@@ -28,10 +28,8 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -61,6 +59,7 @@ from config import (  # noqa: E402
     Learning,
     Network,
     PresetName,
+    needed,
     number,
     run_script,
     to_dict,
@@ -72,18 +71,8 @@ from metrics import NAMES  # noqa: E402
 from preprocess import Cache, load_cache, write_json  # noqa: E402
 from runfolder import pick_device, versions  # noqa: E402
 
-
-def needed(module: str) -> ModuleType:
-    """Import a module of requirements-studies.txt; InputError where it is not installed."""
-    try:
-        return import_module(module)
-    except ModuleNotFoundError as error:
-        cure = "run: pip install -r requirements-studies.txt"
-        raise InputError(f"{Path(__file__).name} needs {error.name}; {cure}") from None
-
-
 try:  # the environments are classes of gymnasium's, so there is no way around it
-    gymnasium = needed("gymnasium")
+    gymnasium = needed("gymnasium", __file__)
     from gymnasium.vector import AutoresetMode
     from gymnasium.vector.utils import batch_space
 except InputError as problem:
@@ -375,7 +364,7 @@ def register() -> str:
 
 def sb3_env(envs: ThresholdVectorEnv) -> Any:
     """The lanes as a VecEnv, the form that stable-baselines3 trains on."""
-    sb3 = needed("stable_baselines3.common.vec_env")
+    sb3 = needed("stable_baselines3.common.vec_env", __file__)
 
     class LockstepVecEnv(sb3.VecEnv):
         """stable-baselines3 wants a list of infos, and the last observation inside them."""
@@ -418,7 +407,7 @@ def sb3_env(envs: ThresholdVectorEnv) -> Any:
 
 def qnetwork_kwargs(bandit: Bandit, network: Network) -> dict[str, Any]:
     """Policy settings that make stable-baselines3's Q-network the one of DQN.py."""
-    layers = needed("stable_baselines3.common.torch_layers")
+    layers = needed("stable_baselines3.common.torch_layers", __file__)
 
     class Trunk(layers.BaseFeaturesExtractor):
         """QNetwork up to its last linear layer, which stable-baselines3 adds itself."""
@@ -504,7 +493,7 @@ def make_dqn(cfg: ThresholdEnvConfig, cache: Cache, device: torch.device) -> Any
     What stays different from DQN.py: Huber loss, a target network that gamma = 0 never uses but
     that is computed, replay sampled with replacement, and in each tick all lanes explore or none.
     """
-    algorithm = getattr(needed("stable_baselines3"), cfg.algorithm.upper())
+    algorithm = getattr(needed("stable_baselines3", __file__), cfg.algorithm.upper())
     learning = cfg.learning
     boundary_only = has_fixed_boundary(cfg.bandit) and not cfg.all_frames
     envs = ThresholdVectorEnv(cache, learning.lanes, bandit=cfg.bandit, boundary_only=boundary_only)
@@ -570,7 +559,7 @@ def print_table(results: dict[str, Any]) -> None:
 def main(cfg: ThresholdEnvConfig) -> None:
     """Train, apply the greedy policy to the other cache, write and print what came out."""
     check(cfg)
-    needed("stable_baselines3")
+    needed("stable_baselines3", __file__)
     device = pick_device(cfg.device, cfg.threads)
     train, cache = load_cache(cfg.cache / cfg.train_split), load_cache(cfg.cache / cfg.split)
     cfg.out.mkdir(parents=True, exist_ok=True)
