@@ -3,8 +3,9 @@
 Run:    python DQN.py                         # slides' settings on cache/train
         python DQN.py --preset original --run runs/original
         python DQN.py --run runs/slides --resume
+        python DQN.py --status runs/slides
 Reads:  <cache>/<split>/ (preprocess.py)
-Writes: <run>/{last.pt, best.pt, episode-*.pt, reward_history.tsv, config.json}
+Writes: <run>/{last.pt, best.pt, episode-*.pt, reward_history.tsv, config.json, train.log}
 Shapes: N frames of all pairs, P pairs, L lanes, B batch, C channels, W window, A actions
 Next:   evaluate.py
 
@@ -26,6 +27,7 @@ from torch import nn
 from torch.nn import functional
 from tqdm import tqdm
 
+import longrun
 import runfolder
 from bandit import (
     Signals,
@@ -205,7 +207,7 @@ def load_policy(path: Path, device: torch.device, preset: str = "slides") -> Pol
         config = with_preset(TrainConfig, preset)
         weights, info, trained_on = content, {"source": "state dict", "preset": preset}, None
     else:
-        config = from_dict(TrainConfig, json.loads(content["config"]))
+        config = from_dict(TrainConfig, runfolder.known_config(TrainConfig, content))
         weights, info, trained_on = content["network"], content["info"], content["signal"]
     network = QNetwork(config.bandit, config.network).to(device)
     runfolder.load_weights(network, weights, path)
@@ -266,6 +268,13 @@ class Trainer:
     def done(self) -> bool:
         """All episodes have finished."""
         return self.progress["finished"] == len(self.order)
+
+    @property
+    def total_frames(self) -> int:
+        """Frames that the whole run visits."""
+        start = 1 if self.sequential else 0  # the original starts at frame 1, if there is one
+        lengths = np.diff(self.cache.offsets)[self.order]
+        return int(np.maximum(lengths - start, 1).sum())
 
     def fill_lanes(self) -> None:
         """Give idle lanes the next episodes, in order."""
@@ -477,15 +486,32 @@ def train(cfg: TrainConfig) -> int:
         return 0
     announce(trainer)
     stopped = runfolder.catch_signals()
+    began, frames = time.perf_counter(), trainer.progress["frames"]
+    totals = {"episodes": len(trainer.order), "frames": trainer.total_frames}
+    with longrun.Heartbeat(cfg.run, totals, 1) as beat:
+        run_episodes(trainer, beat, stopped)
+        beat.end("stopped" if stopped else "complete")
+    if stopped:
+        print(f"stopped and saved after {trainer.progress['finished']} episodes; to go on, run:")
+        print(f"  {runfolder.resume_command()}")
+        return 128 + stopped[0]
+    summarise(trainer, trainer.progress["frames"] - frames, time.perf_counter() - began)
+    return 0
+
+
+def run_episodes(trainer: Trainer, beat: longrun.Heartbeat, stopped: list[int]) -> None:
+    """Tick until all episodes have finished or a signal was caught; writes the run folder."""
+    cfg, total = trainer.cfg, len(trainer.order)
     history = runfolder.History(cfg.run, trainer.progress["finished"])
-    began = saved = time.perf_counter()
-    frames = trainer.progress["frames"]
-    total = len(trainer.order)
+    saved = time.perf_counter()
     bar = tqdm(total=total, initial=trainer.progress["finished"], desc="Training")
     while not trainer.done and not stopped:
+        beat(trainer.progress)
         before = trainer.progress["finished"]
         for episode, cells in trainer.tick():
-            bar.set_postfix(record(trainer, history, episode, cells))
+            beat.metrics = record(trainer, history, episode, cells)
+            eps, reward, avg10 = (beat.metrics[name] for name in ("epsilon", "reward", "avg10"))
+            bar.set_postfix(eps=f"{eps:.3f}", reward=f"{reward:.1f}", avg10=f"{avg10:.1f}")
             bar.update()
         after = trainer.progress["finished"]
         if after * cfg.looks // total > before * cfg.looks // total:
@@ -499,18 +525,12 @@ def train(cfg: TrainConfig) -> int:
     bar.close()
     history.close()
     runfolder.write_checkpoint(cfg.run / "last.pt", trainer.state())
-    if stopped:
-        print(f"stopped and saved after {trainer.progress['finished']} episodes; to go on, run:")
-        print(f"  {runfolder.resume_command()}")
-        return 128 + stopped[0]
-    summarise(trainer, trainer.progress["frames"] - frames, time.perf_counter() - began)
-    return 0
 
 
 def record(
     trainer: Trainer, history: runfolder.History, episode: int, cells: list[int]
-) -> dict[str, str]:
-    """Log a finished episode; returns what the progress line shows."""
+) -> dict[str, float]:
+    """Log a finished episode; returns what the progress line and the heartbeat show."""
     reward = float((torch.tensor(cells) * reward_table(trainer.bandit).double()).sum())
     trainer.recent.append(reward)
     average = sum(trainer.recent) / len(trainer.recent)
@@ -521,7 +541,7 @@ def record(
     row = {"Episode": episode, "Reward": round(reward, 4), "Avg10": round(average, 4)}
     row |= {"Epsilon": round(epsilon, 4), **dict(zip(runfolder.CELLS, cells, strict=True))}
     history.add(row | {"Steps": progress["steps"], "Loss": loss, "Q": q})
-    return {"eps": f"{epsilon:.3f}", "reward": f"{reward:.1f}", "avg10": f"{average:.1f}"}
+    return {"epsilon": epsilon, "reward": reward, "avg10": average, "loss": loss, "q": q}
 
 
 def keep_best(trainer: Trainer) -> None:
@@ -550,7 +570,10 @@ def summarise(trainer: Trainer, frames: int, seconds: float) -> None:
 
 
 def main(cfg: TrainConfig) -> int:
-    """Train, or print a checkpoint's digest."""
+    """Train, or print a checkpoint's digest, or how a run is doing."""
+    if cfg.status is not None:
+        print(longrun.status(cfg.status))
+        return 0
     if cfg.digest is not None:
         print(runfolder.digest(runfolder.read_checkpoint(cfg.digest)))
         return 0

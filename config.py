@@ -501,6 +501,8 @@ class TrainConfig(Checked):
     """throw away an earlier run in the run folder"""
     digest: Path | None = None
     """print a hash of everything in this checkpoint and stop"""
+    status: Path | None = None
+    """print how the run in this folder is doing, alive or not, and stop"""
     seed: int = number(0, 0)
     """weights, exploration, replay sampling, episode order"""
     device: Device = "auto"

@@ -5,6 +5,7 @@ Writes: the same, each checkpoint whole or not at all
 Next:   DQN.py
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -35,11 +36,28 @@ def write_checkpoint(path: Path, content: dict[str, Any]) -> None:
             stream.flush()
             os.fsync(stream.fileno())
         temporary.replace(path)
+        flush_folder(path.parent)
     except (OSError, RuntimeError) as error:  # torch wraps a full disk in a RuntimeError
         temporary.unlink(missing_ok=True)
         raise InputError(
-            f"{path}: cannot be written ({error}); the last good one is kept"
+            f"{path}: cannot be written ({reason(error)}); the last good one is kept"
         ) from None
+
+
+def flush_folder(folder: Path) -> None:
+    """Make a renaming in a folder outlast a power failure."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def reason(error: BaseException) -> str:
+    """One line of why a file could not be written; torch hides the system's own word for it."""
+    while error.__context__ is not None and not isinstance(error, OSError):
+        error = error.__context__
+    return os.strerror(error.errno) if getattr(error, "errno", 0) else str(error).splitlines()[0]
 
 
 def read_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
@@ -120,6 +138,7 @@ FREE_FIELDS = (
     "resume",
     "overwrite",
     "digest",
+    "status",
     "checkpoint_minutes",
     "cache",
     "run",
@@ -132,6 +151,13 @@ def stored_config(cfg: TrainConfig | TwinsConfig) -> dict[str, Any]:
     """The config as kept in checkpoints: without what may change on resume."""
     defaults = to_dict(type(cfg)())
     return to_dict(cfg) | {name: defaults[name] for name in FREE_FIELDS if name in defaults}
+
+
+def known_config(cls: type, content: dict[str, Any]) -> dict[str, Any]:
+    """The config of a checkpoint; a free field that it does not know yet has its default."""
+    defaults = to_dict(cls())
+    free = {name: defaults[name] for name in FREE_FIELDS if name in defaults}
+    return free | json.loads(content["config"])
 
 
 def policy_content(
@@ -198,7 +224,8 @@ def resume_command() -> str:
 
 def remove_run(folder: Path) -> None:
     """Delete what an earlier run left, results and pictures of its policy too; nothing else."""
-    for pattern in ("last.pt", "best.pt", "episode-*.pt", "*.tmp", "reward_history.tsv"):
+    ours = ("last.pt", "best.pt", "episode-*.pt", "*.tmp", "reward_history.tsv")
+    for pattern in (*ours, "status.json", "train.log"):
         for path in folder.glob(pattern):
             path.unlink()
     for name in ("results.json", "decisions.npz", "events.tsv", "onsets.tsv"):
@@ -234,7 +261,7 @@ def open_run(
     for key in ("config", "optimizer", mark):
         if key not in content:
             raise InputError(f"{last}: holds no {key}; only a last.pt of {script} can be resumed")
-    rows = differences(json.loads(content["config"]), stored_config(cfg))
+    rows = differences(known_config(type(cfg), content), stored_config(cfg))
     if rows:
         text = "; ".join(f"--{flag} was {was}, now {now}" for flag, was, now in rows)
         raise InputError(f"{last}: cannot resume with another config: {text}")
@@ -264,7 +291,8 @@ class History:
         temporary = folder / "reward_history.tsv.tmp"
         temporary.write_text("".join(lines) or "\t".join(HISTORY) + "\n")
         temporary.replace(self.path)
-        self.stream = open(self.path, "a", buffering=1)  # noqa: SIM115 (open for the whole run)
+        # Unbuffered: a line is there at once, and nothing is left over that a full disk refused.
+        self.stream = open(self.path, "ab", buffering=0)  # noqa: SIM115 (open for the whole run)
         self.board = None
         try:
             from torch.utils.tensorboard import SummaryWriter
@@ -274,11 +302,19 @@ class History:
             pass
 
     def add(self, row: dict[str, float]) -> None:
-        """Append one episode."""
+        """Append one episode. InputError where the disk does not take it."""
         cells = [
             f"{row[name]:.6g}" if name in ("Loss", "Q") else f"{row[name]}" for name in HISTORY
         ]
-        self.stream.write("\t".join(cells) + "\n")
+        line = ("\t".join(cells) + "\n").encode()
+        try:
+            if self.stream.write(line) != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            raise InputError(
+                f"{self.path}: cannot be written ({reason(error)}); the last good checkpoint is"
+                " kept: make room, then go on with --resume"
+            ) from None
         if self.board:
             for name in HISTORY[1:]:
                 self.board.add_scalar(f"train/{name}", row[name], row["Episode"])

@@ -30,6 +30,7 @@ ORDER = (
     "bandit",
     "qlearning",
     "runfolder",
+    "longrun",
     "dasm",
     "DQN",
     "csebbs",
