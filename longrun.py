@@ -1,4 +1,4 @@
-"""How a long run is doing: its heartbeat, its log, and what `DQN.py --status` prints.
+"""What a run says: an estimate before, heartbeat, log and `--status` meanwhile, a summary after.
 
 Run:    python DQN.py --status runs/slides; tail -f runs/slides/train.log
 Reads:  <run>/{status.json, last.pt, reward_history.tsv}
@@ -17,8 +17,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+
 import runfolder
+from bandit import decide, epsilon_at
 from config import InputError, write_text
+from metrics import mean_f1
 
 BEAT_S = 5.0  # between two heartbeats
 LINE_S = 60.0  # between two lines of the log
@@ -226,3 +231,72 @@ def status_of_checkpoint(folder: Path) -> str:
     lines += [f"{name}: {info[name]:,}" for name in ("finished", "frames", "steps") if name in info]
     lines += [f"last_checkpoint: {checkpoint_age(folder)}"]
     return "\n".join(lines)
+
+
+# ---------------------------------------------------------------------------- before and after
+
+
+def announce(trainer: Any) -> None:
+    """Say what is about to happen: device, memory, pairs, steps, estimated time."""
+    cfg, order, learning = trainer.cfg, trainer.order, trainer.learning
+    lengths = np.diff(trainer.cache.offsets)[order]
+    steps = int(lengths.sum()) // learning.frames_per_step
+    resident = trainer.signals.channels.numel() * 4 + trainer.signals.label.numel()
+    ring = sum(column.numel() * column.element_size() for column in trainer.replay.columns.values())
+    inside = trainer.acts.mean()
+    epsilons = epsilon_at(np.arange(len(order)), len(order), learning)
+    asked = lengths.sum() * (1 if trainer.sequential else inside) * (1 - epsilons.mean())
+    asked /= trainer.ranks.size
+    step_s, frame_s = measure_speed(trainer)
+    seconds = (step_s * steps + frame_s * asked) * (1 - trainer.progress["steps"] / max(steps, 1))
+    name = str(trainer.device)
+    if trainer.device.type == "cuda":
+        free, total = torch.cuda.mem_get_info()
+        name = f"{torch.cuda.get_device_name()} ({free / 1e9:.1f} of {total / 1e9:.1f} GB free)"
+    print(
+        f"device {name}, {trainer.ranks.size} process(es), {cfg.threads} thread(s); network"
+        f" {sum(p.numel() for p in trainer.network.parameters()):,} parameters;"
+        f" signals {resident / 1e6:.1f} MB, replay {ring / 1e6:.1f} MB\n"
+        f"{len(order) // cfg.passes} training pairs, {len(trainer.held_out)} held out,"
+        f" {len(order)} episodes, {lengths.sum():,} frames,"
+        f" {inside:.1%} inside the boundary, about {steps:,} gradient steps;"
+        f" {trainer.bandit.reading} reading\n"
+        f"estimated time {seconds / 60:.0f} min, run folder {cfg.run}"
+    )
+    if epsilons[-1] > learning.epsilon_end + 1e-9:
+        cure = f"--learning.epsilon-episodes {round(0.7 * len(order))} falls over 70 % of them"
+        print(f"note: epsilon will fall to {epsilons[-1]:.2f} in {len(order)} episodes; {cure}")
+
+
+def measure_speed(trainer: Any) -> tuple[float, float]:
+    """Seconds of a gradient step and of deciding a frame; random state and weights untouched."""
+    shape = (trainer.batch, len(trainer.bandit.channels), trainer.bandit.window)
+    states, times = torch.zeros(shape, device=trainer.device), []
+    with torch.random.fork_rng(devices=[trainer.device] if trainer.device.type == "cuda" else []):
+        for grad in (True, True, False, False):
+            began = time.perf_counter()
+            with torch.set_grad_enabled(grad):
+                loss = trainer.network.train(grad)(states).square().mean()
+            if grad:
+                loss.backward()
+            trainer.network.zero_grad()
+            if trainer.device.type == "cuda":
+                torch.cuda.synchronize()
+            times.append(time.perf_counter() - began)
+    return min(times[:2]), min(times[2:]) / len(states)
+
+
+def summarise(trainer: Any, frames: int, seconds: float) -> None:
+    """`key: value` lines that grep can read."""
+    cache, held_out, progress = trainer.cache, trainer.held_out, trainer.progress
+    print(f"episodes: {progress['finished']}")
+    print(f"gradient_steps: {progress['steps']}")
+    print(f"train_seconds: {seconds:.1f}")
+    print(f"train_frames_per_s: {frames / seconds:.0f}")
+    for name, value in runfolder.learning_curve(trainer.cfg.run, trainer.bandit).items():
+        print(f"{name}: {value:.2f}")
+    if len(held_out):
+        base = decide(cache.signals["prob"], cache.signals["t_base"])
+        print(f"held_out_f1_before: {mean_f1(cache, base, held_out):.4f}")
+        print(f"held_out_f1_best: {progress['best_f1']:.4f} (episode {progress['best_episode']})")
+    print(f"policy: {trainer.cfg.run / 'best.pt'}")

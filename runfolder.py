@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
+import ranks
 from config import Bandit, InputError, TrainConfig, TwinsConfig, to_dict
 from gate import Gate
 from preprocess import Cache, write_json
@@ -116,7 +117,13 @@ def pick_device(name: str, threads: int) -> torch.device:
     torch.set_num_threads(threads)
     if name == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda: no CUDA device; use --device cpu")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+    if name == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    if ranks.local_rank() >= (count := torch.cuda.device_count()):
+        cure = f"torchrun --nproc-per-node={count}, or --device cpu"
+        raise InputError(f"more processes than the {count} CUDA devices of this machine; {cure}")
+    torch.cuda.set_device(ranks.local_rank())
+    return torch.device("cuda", ranks.local_rank())
 
 
 def catch_signals() -> list[int]:
@@ -144,6 +151,7 @@ FREE_FIELDS = (
     "run",
     "device",
     "threads",
+    "cuda_steps",
 )
 
 
@@ -216,10 +224,11 @@ def differences(old: dict, new: dict, prefix: str = "") -> list[tuple[str, Any, 
     return rows
 
 
-def resume_command() -> str:
+def resume_command(processes: int = 1) -> str:
     """The command line of this run with --resume."""
     words = [word for word in sys.argv if word not in ("--resume", "--overwrite")]
-    return shlex.join(["python", *words, "--resume"])
+    start = ["python"] if processes == 1 else ["torchrun", f"--nproc-per-node={processes}"]
+    return shlex.join([*start, *words, "--resume"])
 
 
 def remove_run(folder: Path) -> None:
@@ -235,14 +244,19 @@ def remove_run(folder: Path) -> None:
 
 
 def open_run(
-    cfg: TrainConfig | TwinsConfig, cache_key: str, device: torch.device
+    cfg: TrainConfig | TwinsConfig,
+    cache_key: str,
+    device: torch.device,
+    processes: int = 1,
+    again: bool = False,
 ) -> dict[str, Any] | None:
     """Create the run folder (None), or return the last.pt to resume from.
 
-    InputError where an earlier run would be lost, or mixed with another config or cache.
+    `again`: a job that torchrun has restarted resumes, whatever the flags. InputError where an
+    earlier run would be lost, or mixed with another config, cache or number of processes.
     """
     last = cfg.run / "last.pt"
-    if not cfg.resume:
+    if not (cfg.resume or (again and last.exists())):
         if last.exists() and not cfg.overwrite:
             cure = "--resume goes on, --overwrite starts anew"
             raise InputError(f"{cfg.run} already holds a run; {cure}")
@@ -261,6 +275,12 @@ def open_run(
     for key in ("config", "optimizer", mark):
         if key not in content:
             raise InputError(f"{last}: holds no {key}; only a last.pt of {script} can be resumed")
+    begun = len(content.get("others", ())) + 1
+    if begun != processes:
+        cure = f"torchrun --nproc-per-node={begun}" if begun > 1 else "leave out torchrun"
+        raise InputError(
+            f"{last}: begun with {begun} process(es), cannot go on with {processes}; {cure}"
+        )
     rows = differences(known_config(type(cfg), content), stored_config(cfg))
     if rows:
         text = "; ".join(f"--{flag} was {was}, now {now}" for flag, was, now in rows)
@@ -270,6 +290,20 @@ def open_run(
     if content["device"] != device.type:
         print(f"note: begun on {content['device']}, resumed on {device.type}: not bit-exact")
     return content
+
+
+def open_together(
+    cfg: TrainConfig, cache_key: str, device: torch.device, job: ranks.Ranks
+) -> dict[str, Any] | None:
+    """`open_run` as several processes: the first one opens the folder, all read what is there."""
+    (again,) = job.any(ranks.restarted())  # with several machines, only where one died
+    if job.size == 1:
+        return open_run(cfg, cache_key, device, 1, again)
+
+    def resumes() -> bool:
+        return open_run(cfg, cache_key, device, job.size, again) is not None
+
+    return read_checkpoint(cfg.run / "last.pt", device) if job.leader_first(resumes) else None
 
 
 # ---------------------------------------------------------------------------- reward history

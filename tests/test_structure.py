@@ -20,6 +20,7 @@ import config
 ROOT = Path(__file__).resolve().parent.parent
 ORDER = (
     "config",
+    "ranks",
     "timeline",
     "soundscapes",
     "scorers",
@@ -27,11 +28,13 @@ ORDER = (
     "metrics",
     "gate",
     "event_metrics",
-    "bandit",
     "qlearning",
+    "bandit",
     "runfolder",
     "longrun",
     "dasm",
+    "network",
+    "device",
     "DQN",
     "csebbs",
     "opponents",
