@@ -171,6 +171,15 @@ def simulate_shard(
     return entry | {"notices": {}, "pairs": pairs, "clips": records}
 
 
+def made_shards(jobs: list[tuple], workers: int) -> Iterator[dict]:
+    """Entries of the manifest in order; one worker stays in this process and saves its start."""
+    if workers == 1 or len(jobs) == 1:
+        yield from itertools.starmap(simulate_shard, jobs)
+        return
+    with process_pool(min(workers, len(jobs))) as pool:
+        yield from (future.result() for future in [pool.submit(simulate_shard, *j) for j in jobs])
+
+
 def simulate_split(
     folder: Path,
     split: str,
@@ -190,10 +199,9 @@ def simulate_split(
         some = clips[start : start + CLIPS_PER_SHARD]
         path = partial / f"shard-{i:05d}.npz"
         jobs.append((path, some, classes, cfg.frames, cfg.frame_s, (cfg.seed, pairs, i)))
-    with process_pool(min(num_workers(cfg.workers), len(jobs))) as pool:
-        futures = [pool.submit(simulate_shard, *job) for job in jobs]
-        bar = tqdm(futures, desc=f"Simulating {split}", unit="shard")
-        entries = [future.result() for future in bar]
+    bar = tqdm(made_shards(jobs, num_workers(cfg.workers)), total=len(jobs), unit="shard")
+    bar.set_description(f"Simulating {split}")
+    entries = list(bar)
     signal = to_dict(Signal())
     manifest = {
         "format": FORMAT,
