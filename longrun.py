@@ -181,10 +181,11 @@ def condition(beat: dict[str, Any]) -> str:
     ago = f"last heard of {span(time.time() - beat['at'])} ago"
     where = f"process {beat['pid']} on {beat['host']}"
     where += f", {beat['processes']} processes" * (beat["processes"] > 1)
+    cure = "; --resume goes on from last.pt"
     if beat["state"] != "running":
-        return f"{beat['state']} ({where}, {ago})"
+        return f"{beat['state']} ({where}, {ago}){cure if beat['state'] != 'complete' else ''}"
     if not is_alive(beat):
-        return f"dead: it ended without a word ({where}, {ago}); --resume goes on from last.pt"
+        return f"dead: it ended without a word ({where}, {ago}){cure}"
     silent = time.time() - beat["at"] > SILENT_S
     return f"running ({where}, {ago})" + ("; it seems to hang, or the disk is full" * silent)
 

@@ -17,6 +17,7 @@ seconds depend on what else the machine does.
 
 import itertools
 import json
+import math
 import os
 import platform
 import resource
@@ -131,8 +132,8 @@ def row(
     met = None
     if need:
         sign, limit = need.split()[:2]
-        met = value >= float(limit) if sign == ">=" else value <= float(limit)
-    return Row(section, what, naive, suite, value, need, met)
+        met = bool(value >= float(limit) if sign == ">=" else value <= float(limit))
+    return Row(section, what, naive, suite, float(value), need, met)
 
 
 def text(values: list[float], form: str = ",.0f") -> str:
@@ -477,12 +478,15 @@ def result(cfg: SpeedConfig, cache: Cache) -> list[Row]:
         trainer = Trainer(train, some_pairs(cache, 40 if cfg.quick else 600), CPU)
         curve = iou_curve(trainer, looks=4 if cfg.quick else 40)
         final = statistics.mean(gain for _, gain in curve[-3:])
-        reached[batch] = next(at for at, gain in curve if gain >= 0.95 * final)
-        notes.append(f"batch {batch}: {reached[batch]:.1f} s to {100 * final:+.2f} points")
-    first, *others = reached
-    best = min(others, key=reached.__getitem__)
+        if final > 0:
+            reached[batch] = next(at for at, gain in curve if gain >= 0.95 * final)
+        at = f"{reached[batch]:.1f} s to" if final > 0 else "no gain:"
+        notes.append(f"batch {batch}: {at} {100 * final:+.2f} points")
+    first, *others = RESULT_LEARNING
+    best = min(others, key=lambda batch: reached.get(batch, math.inf))
+    ratio = reached[first] / reached[best] if first in reached and best in reached else 0.0
     what = f"time to 95 % of the gain in IoU, batch {best} against {first}"
-    return [row("result", what, reached[first] / reached[best], ">= 2 x", suite="; ".join(notes))]
+    return [row("result", what, ratio, ">= 2 x", suite="; ".join(notes))]
 
 
 def iou_curve(trainer: Trainer, looks: int) -> list[tuple[float, float]]:
