@@ -95,12 +95,7 @@ class Heartbeat:
         self.earlier_s = float((read_beat(folder) or {}).get("elapsed_s", 0.0))
         self.began = self.next_beat = self.next_line = time.monotonic()
         self.recent: deque[tuple[float, int]] = deque()
-        self.checkpoint_at: float | None = None
         self.progress: dict[str, Any] = {}
-
-    def saved(self) -> None:
-        """Note that last.pt has just been written."""
-        self.checkpoint_at = time.time()
 
     def __call__(self, progress: dict[str, Any], state: str = "running") -> None:
         """Write what is due of the run's `progress` (`finished`, `frames`, `steps`, `best_f1`)."""
@@ -135,7 +130,6 @@ class Heartbeat:
             **self.totals,
             "frames_per_s": round(speed, 2),
             "left_s": round(left / speed, 1) if speed > 0 else None,
-            "checkpoint_at": self.checkpoint_at,
             "best_f1": self.progress["best_f1"],
             "best_episode": self.progress["best_episode"],
             "metrics": self.metrics,
@@ -157,9 +151,9 @@ class Heartbeat:
 def one_line(beat: dict[str, Any]) -> str:
     """A heartbeat as a line of the log."""
     words = [beat["state"], f"{share(beat['episodes'], beat['total_episodes'])} episodes"]
-    words += [f"{beat['gradient_steps']:,} steps", f"{beat['frames_per_s']:,.0f} frames/s"]
+    words.append(f"{beat['gradient_steps']:,} steps")
     if beat["left_s"] is not None:
-        words.append(f"{span(beat['left_s'])} left")
+        words += [f"{beat['frames_per_s']:,.0f} frames/s", f"{span(beat['left_s'])} left"]
     words += [f"{name} {value:.4g}" for name, value in beat["metrics"].items()]
     return ", ".join(words)
 

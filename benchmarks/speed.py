@@ -267,7 +267,7 @@ def naive_training(cache: Cache, network: QNetwork, epsilon: float) -> Iterator[
     pairs = map(cache.of_pair, itertools.cycle(range(len(cache.pairs))))
     episodes = ((pair, epsilon) for pair in pairs)
     deltas, reading = list(bandit.deltas), bandit.reading
-    visits = naive.train(network, episodes, bandit.channels, deltas, reading, 64)
+    visits = naive.train(network, episodes, bandit.channels, deltas, reading, 32)
     while not next(visits):
         pass
     for _ in visits:
@@ -281,7 +281,7 @@ def enough_passes(cache: Cache) -> int:
 
 def trainer_at(cfg: SpeedConfig, cache: Cache, epsilon: float, ranks: Ranks = ALONE) -> Trainer:
     """A trainer at a constant epsilon, replay filled so far that it learns."""
-    learning = Learning(train_start=64, epsilon_start=epsilon, epsilon_end=epsilon)
+    learning = Learning(train_start=32, epsilon_start=epsilon, epsilon_end=epsilon)
     passes = enough_passes(cache)
     train = TrainConfig(network=cfg.network, learning=learning, holdout=0.0, passes=passes)
     trainer = Trainer(train, cache, CPU, ranks)
@@ -513,6 +513,26 @@ def iou_curve(trainer: Trainer, looks: int) -> list[tuple[float, float]]:
     return curve
 
 
+def seeds(cfg: SpeedConfig, cache: Cache) -> list[Row]:
+    """Whether two processes learn what one learns: against the spread of five seeds."""
+    alone = [in_processes(cfg, 1, f"seed:{seed}")[0.0] for seed in range(2 if cfg.quick else 5)]
+    double = in_processes(cfg, 2, "seed:0")[0.0]
+    distance = abs(double - alone[0]) / max(statistics.stdev(alone), 1e-9)
+    what = "two processes against one, seed 0: distance in standard deviations of the seeds"
+    note = f"gain in IoU, points: {100 * double:+.2f} against {100 * alone[0]:+.2f}"
+    note += f"; seeds {text([100 * gain for gain in alone], '+.2f')}"
+    return [row("seeds", what, distance, "<= 2 std", suite=note)]
+
+
+def gain_of_seed(cfg: SpeedConfig, cache: Cache, seed: int, ranks: Ranks) -> float:
+    """Gain in mean-pair IoU on held-out pairs at the end of a run with the demo's network."""
+    network = cfg.network if cfg.quick else with_preset(TrainConfig, "demo").network
+    learning = Learning(lr=1e-3, train_start=64 if cfg.quick else 1_000)
+    train = TrainConfig(network=network, learning=learning, seed=seed, passes=1 if cfg.quick else 4)
+    trainer = Trainer(train, some_pairs(cache, 40 if cfg.quick else 600), CPU, ranks)
+    return statistics.mean(gain for _, gain in iou_curve(trainer, looks=20)[-3:])
+
+
 def preprocessing(cfg: SpeedConfig, cache: Cache) -> list[Row]:
     """Clips a second, times real time, and where the time goes, one process."""
     clips, clip_s, sample_rate = (4, 2.0, 16_000) if cfg.quick else (600, 10.0, 16_000)
@@ -646,6 +666,7 @@ SECTIONS: dict[str, Callable[[SpeedConfig, Cache], list[Row]]] = {
     "memory": memory,
     "pairs": pairs,
     "result": result,
+    "seeds": seeds,
     "preprocessing": preprocessing,
     "gpu": gpu,
 }
@@ -688,6 +709,9 @@ def serve(cfg: SpeedConfig) -> None:
             for epsilon in EPSILONS:
                 trainer = trainer_at(cfg, cache, epsilon, ranks)
                 found[epsilon] = agreed(ranks, suite_training(trainer), seconds)
+        elif cfg.worker.startswith("seed:"):
+            cache, seed = load_cache(cfg.cache / "train"), int(cfg.worker.removeprefix("seed:"))
+            found = {0.0: gain_of_seed(cfg, cache, seed, ranks)}
         else:
             cache, bandit = load_cache(cfg.cache / "validation"), Bandit()
             network, signals = sharp(bandit, cfg.network), to_device(cache, bandit, CPU)
