@@ -452,6 +452,7 @@ def pairs(cfg: SpeedConfig, cache: Cache) -> list[Row]:
         near(cache.signals["prob"], cache.signals["t_base"], bandit.max_delta), cache.offsets[:-1]
     )
     cost = defaultdict(list)
+    greedy_actions(network, to_device(some_pairs(cache, 5), bandit, CPU), bandit, 256)  # warm-up
     for _, n in itertools.product(range(cfg.times), numbers):
         signals = to_device(some_pairs(cache, n), bandit, CPU)
         began = time.perf_counter()
@@ -564,6 +565,7 @@ def preprocessing(cfg: SpeedConfig, cache: Cache) -> list[Row]:
             scores=home / "scores.npz",
             workers=1,
         )
+        preprocess.loudness(rng.normal(0, 1, sample_rate), sample_rate, job.signal)  # warm-up
         spent, total = profile(job)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     shares = ", ".join(f"{name} {value / total:.0%}" for name, value in spent.items())
