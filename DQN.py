@@ -3,8 +3,10 @@
 Run:    python DQN.py                         # slides' settings on cache/train
         python DQN.py --preset original --run runs/original
         python DQN.py --run runs/slides --resume
+        torchrun --nproc-per-node=2 DQN.py --run runs/slides
+        python DQN.py --status runs/slides
 Reads:  <cache>/<split>/ (preprocess.py)
-Writes: <run>/{last.pt, best.pt, episode-*.pt, reward_history.tsv, config.json}
+Writes: <run>/{last.pt, best.pt, episode-*.pt, reward_history.tsv, config.json, train.log}
 Shapes: N frames of all pairs, P pairs, L lanes, B batch, C channels, W window, A actions
 Next:   evaluate.py
 
@@ -14,6 +16,7 @@ answer no action can change keep action 0.0 without being computed. In the `sequ
 (original program) the state shows what was decided to the left, and the policy is myopic.
 """
 
+import itertools
 import json
 import time
 from collections import deque
@@ -22,19 +25,22 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import nn
 from torch.nn import functional
 from tqdm import tqdm
 
+import longrun
 import runfolder
 from bandit import (
     Signals,
     decide,
+    delta_table,
     episode_order,
+    epsilon_at,
     frames_of,
     hold_out,
     make_states,
     near,
+    replay_columns,
     reward_cells,
     reward_table,
     shift,
@@ -44,75 +50,28 @@ from bandit import (
 from config import (
     Bandit,
     InputError,
-    Learning,
-    Network,
     TrainConfig,
     from_dict,
     run_script,
     with_preset,
 )
+from device import FixedSteps
 from gate import Gate, tune_gate
 from metrics import mean_f1
+from network import QNetwork
 from preprocess import Cache, load_cache
-from qlearning import Columns, Replay
+from qlearning import Replay
+from ranks import ALONE, Ranks, together
 
 FORMAT = 1
-# ---------------------------------------------------------------------------- Q-network
+AGREE_EVERY = 16  # ticks after which several processes ask each other whether to stop or save
+# ---------------------------------------------------------------------------- greedy decisions
 
 
-class QNetwork(nn.Module):
-    """TCN -> BiGRU -> Transformer -> head on the centre frame; (B, C, W) -> Q-values (B, A)."""
-
-    def __init__(self, bandit: Bandit, network: Network):
-        super().__init__()
-        hidden, width = network.hidden, network.width
-        blocks: list[nn.Module] = []
-        for i in range(network.tcn_layers):
-            inputs = hidden if i else len(bandit.channels)
-            same = 2**i * (network.tcn_kernel // 2)
-            conv = nn.Conv1d(inputs, hidden, network.tcn_kernel, padding=same, dilation=2**i)
-            blocks += [conv, nn.GELU(), nn.GroupNorm(network.tcn_groups, hidden)]
-        self.tcn = nn.Sequential(*blocks)
-        self.gru = nn.GRU(hidden, hidden, network.gru_layers, batch_first=True, bidirectional=True)
-        self.pre_norm = nn.LayerNorm(width)
-        layer = nn.TransformerEncoderLayer(
-            width, network.heads, network.inner, network.dropout, "gelu", batch_first=True
-        )
-        self.transformer = nn.TransformerEncoder(
-            layer, network.transformer_layers, enable_nested_tensor=False
-        )
-        self.head = nn.Sequential(
-            nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, bandit.num_actions)
-        )
-        self.centre = bandit.context
-
-    def forward(self, states: torch.Tensor) -> torch.Tensor:
-        """(B, C, W) -> (B, A): expected reward of each threshold shift."""
-        x = self.tcn(states).transpose(1, 2)  # (B, W, hidden)
-        x, _ = self.gru(x)  # (B, W, width)
-        x = self.pre_norm(x)
-        for layer in self.transformer.layers[:-1]:
-            x = layer(x)  # (B, W, width)
-        return self.head(self.last_layer(x))
-
-    def last_layer(self, x: torch.Tensor) -> torch.Tensor:
-        """Last encoder layer for the centre frame alone, the only one the head reads.
-
-        (B, W, width) -> (B, width); the same numbers as the whole layer, a fifth less work.
-        """
-        layer = self.transformer.layers[-1]
-        query = x[:, self.centre : self.centre + 1]  # (B, 1, width)
-        attended = layer.self_attn(query, x, x, need_weights=False)[0]
-        y = layer.norm1(query + layer.dropout1(attended))
-        inner = layer.dropout(layer.activation(layer.linear1(y)))
-        return layer.norm2(y + layer.dropout2(layer.linear2(inner)))[:, 0]
-
-
-def best_actions(q_values: torch.Tensor) -> torch.Tensor:
-    """(B, A) -> (B,) action of the highest Q-value; InputError where they are not finite."""
-    if not q_values.isfinite().all():
+def check_finite(finite: torch.Tensor) -> None:
+    """InputError unless all Q-values were finite."""
+    if not finite:
         raise InputError("Q-values are not finite: the weights are damaged or training diverged")
-    return q_values.argmax(1)
 
 
 @torch.inference_mode()
@@ -130,6 +89,7 @@ def greedy_actions(
     answer no action can change, in the sequential one the first frame of each pair.
     """
     device, was_training = signals.prob.device, network.training
+    finite = torch.ones((), dtype=torch.bool, device=device)
     network.eval()
     chosen = np.arange(len(signals.start)) if pairs is None else np.asarray(pairs)
     pair = torch.from_numpy(chosen).to(device)
@@ -140,43 +100,47 @@ def greedy_actions(
         owner, within = owner[acts], within[acts]
         bar = tqdm(total=len(within), desc=progress, unit="frame", disable=progress is None)
         for part in torch.arange(len(within), device=device).split(batch):
-            states = make_states(signals, owner[part], within[part], bandit)
-            actions[within[part]] = best_actions(network(states))
+            q_values = network(make_states(signals, owner[part], within[part], bandit))
+            actions[within[part]] = q_values.argmax(1)
+            finite &= q_values.isfinite().all()
             bar.update(len(part))
         bar.close()
     else:
-        lengths = signals.end[pair] - signals.start[pair]
+        # The longest first: how many go on is known on the host, without asking the device.
+        lengths, order = (signals.end[pair] - signals.start[pair]).sort(
+            descending=True, stable=True
+        )
+        pair, lengths = pair[order], lengths.cpu().numpy()
         reach = torch.arange(-bandit.context, 0, device=device)
-        longest = int(lengths.max())
-        for step in tqdm(range(1, longest), desc=progress, unit="tick", disable=progress is None):
-            for part in pair[lengths > step].split(batch):
+        ticks = range(1, int(lengths.max(initial=0)))
+        for step in tqdm(ticks, desc=progress, unit="tick", disable=progress is None):
+            for part in pair[: np.count_nonzero(lengths > step)].split(batch):
                 frame = signals.start[part] + step
                 seen = (frame[:, None] + reach).maximum(signals.start[part][:, None])
-                states = make_states(signals, part, frame, bandit, actions[seen])
-                actions[frame] = best_actions(network(states))
+                q_values = network(make_states(signals, part, frame, bandit, actions[seen]))
+                actions[frame] = q_values.argmax(1)
+                finite &= q_values.isfinite().all()
     network.train(was_training)
+    check_finite(finite)
     return actions
 
 
-# ---------------------------------------------------------------------------- replay, exploration
-
-
-def replay_columns(context: int, sequential: bool) -> Columns:
-    """A transition as indices: (pair, frame, action, reward[, left actions]), 13 bytes."""
-    columns: Columns = {
-        "pair": ((), torch.int32),
-        "frame": ((), torch.int32),
-        "action": ((), torch.int8),
-        "reward": ((), torch.float32),
-    }
-    return columns | ({"left": ((context,), torch.int8)} if sequential else {})
-
-
-def epsilon_at(episode: Any, num_episodes: int, learning: Learning) -> Any:
-    """Exploration rate of episodes (a number or an array, from 0): linear decay, then constant."""
-    decay = learning.epsilon_episodes or max(1, round(learning.epsilon_fraction * num_episodes))
-    share = np.minimum(1.0, episode / decay)
-    return learning.epsilon_start + (learning.epsilon_end - learning.epsilon_start) * share
+def decide_together(
+    network: QNetwork,
+    signals: Signals,
+    bandit: Bandit,
+    batch: int,
+    ranks: Ranks,
+    pairs: np.ndarray | None = None,
+    progress: str | None = None,
+) -> torch.Tensor:
+    """`greedy_actions` of pairs dealt out over the processes; every process gets all actions."""
+    pairs = np.arange(len(signals.start)) if pairs is None else pairs
+    own = pairs[ranks.owns(np.arange(len(pairs)))]
+    actions = greedy_actions(
+        network, signals, bandit, batch, own, progress if ranks.leads else None
+    )
+    return ranks.total(actions - bandit.no_change) + bandit.no_change
 
 
 # ---------------------------------------------------------------------------- checkpoints
@@ -205,7 +169,7 @@ def load_policy(path: Path, device: torch.device, preset: str = "slides") -> Pol
         config = with_preset(TrainConfig, preset)
         weights, info, trained_on = content, {"source": "state dict", "preset": preset}, None
     else:
-        config = from_dict(TrainConfig, json.loads(content["config"]))
+        config = from_dict(TrainConfig, runfolder.known_config(TrainConfig, content))
         weights, info, trained_on = content["network"], content["info"], content["signal"]
     network = QNetwork(config.bandit, config.network).to(device)
     runfolder.load_weights(network, weights, path)
@@ -220,24 +184,29 @@ def load_policy(path: Path, device: torch.device, preset: str = "slides") -> Pol
 class Trainer:
     """The state of a run: everything here that changes is in the checkpoint."""
 
-    def __init__(self, cfg: TrainConfig, cache: Cache, device: torch.device):
-        self.cfg, self.cache, self.device = cfg, cache, device
+    def __init__(self, cfg: TrainConfig, cache: Cache, device: torch.device, ranks: Ranks = ALONE):
+        self.cfg, self.cache, self.device, self.ranks = cfg, cache, device, ranks
+        on_gpu = device.type == "cuda"
         self.bandit, self.learning = cfg.bandit, cfg.learning
         self.sequential = self.bandit.reading == "sequential"
         train, self.held_out = hold_out(cache, cfg.holdout, cfg.seed)
         self.order = episode_order(cache, train, cfg)
         self.signals = to_device(cache, self.bandit, device)
         self.gate = tune_gate(cache)
-        self.deltas = torch.tensor(self.bandit.deltas, device=device)
+        self.deltas = delta_table(self.bandit, device)
         self.table = reward_table(self.bandit).to(device)
         prob, t_base = self.signals.prob, self.signals.t_base
         # On the host, so that choosing the frames to compute needs no wait for the device.
         self.acts = near(prob, t_base, self.bandit.max_delta).cpu().numpy()
+        self.inside = near(prob, t_base, self.bandit.boundary_width).cpu().numpy()
         torch.manual_seed(cfg.seed)  # initial weights and dropout; all else has its own generator
         self.network = QNetwork(self.bandit, cfg.network).to(device)
-        self.optimizer = torch.optim.Adam(self.network.parameters(), self.learning.lr, fused=True)
+        self.optimizer = torch.optim.Adam(
+            self.network.parameters(), self.learning.lr, fused=True, capturable=on_gpu
+        )
         columns = replay_columns(self.bandit.context, self.sequential)
-        self.replay = Replay(self.learning.replay, columns, device)
+        self.batch = ranks.share(self.learning.batch, "learning.batch")
+        self.replay = Replay(self.learning.replay // ranks.size, columns, device)
         self.explore_rng = np.random.default_rng([cfg.seed, 1])
         self.replay_rng = np.random.default_rng([cfg.seed, 2])
         lanes = self.learning.lanes
@@ -254,18 +223,34 @@ class Trainer:
             "steps": 0,
             "frames": 0,
             "owed": 0,  # frames visited since the last gradient step
-            "loss_sum": 0.0,  # of these three since the last finished episode
+            "loss_sum": 0.0,  # of these three since the last finished episode; see `sums`
             "q_sum": 0.0,
             "loss_count": 0,
             "best_f1": -1.0,
             "best_episode": -1,
         }
+        self.sums = torch.zeros(2, dtype=torch.float64, device=device)  # of loss and Q
+        self.fixed: FixedSteps | None = None
+        if on_gpu and cfg.cuda_steps != "plain":
+            self.fix_steps(cfg.cuda_steps == "graphs-bf16")
         self.fill_lanes()
+
+    def fix_steps(self, bf16: bool) -> None:
+        """Act and learn in fixed shapes from now on, as a GPU does."""
+        self.fixed = FixedSteps(self, bf16)
+        self.sums = self.fixed.sums
 
     @property
     def done(self) -> bool:
         """All episodes have finished."""
         return self.progress["finished"] == len(self.order)
+
+    @property
+    def total_frames(self) -> int:
+        """Frames that the whole run visits."""
+        start = 1 if self.sequential else 0  # the original starts at frame 1, if there is one
+        lengths = np.diff(self.cache.offsets)[self.order]
+        return int(np.maximum(lengths - start, 1).sum())
 
     def fill_lanes(self) -> None:
         """Give idle lanes the next episodes, in order."""
@@ -281,27 +266,42 @@ class Trainer:
             self.cells[lane] = 0
             self.progress["next_episode"] += 1
 
+    def draw(self, lane: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Epsilon-greedy: random actions (L,) of active lanes, 0.0 where no action matters, and
+        the lanes (L,) bool whose action the network chooses instead.
+
+        Every process draws for all active lanes, so that their number changes no draw.
+        """
+        active = np.flatnonzero(self.episode >= 0)
+        epsilon = epsilon_at(self.episode[active], len(self.order), self.learning)
+        own = np.searchsorted(active, lane)
+        explore = (self.explore_rng.random(len(active)) < epsilon)[own]
+        choice = self.explore_rng.integers(self.bandit.num_actions, size=len(active))[own]
+        acts = np.ones(len(lane), bool) if self.sequential else self.acts[self.frame[lane]]
+        return np.where(acts, choice, self.bandit.no_change), acts & ~explore
+
     def select_actions(
         self, lane: np.ndarray, pair: torch.Tensor, frame: torch.Tensor, left: torch.Tensor
     ) -> torch.Tensor:
-        """Epsilon-greedy actions (L,) of the active lanes; 0.0 where no action matters."""
-        epsilon = epsilon_at(self.episode[lane], len(self.order), self.learning)
-        explore = self.explore_rng.random(len(lane)) < epsilon
-        choice = self.explore_rng.integers(self.bandit.num_actions, size=len(lane))
-        acts = np.ones(len(lane), bool) if self.sequential else self.acts[self.frame[lane]]
-        actions = torch.from_numpy(np.where(acts, choice, self.bandit.no_change)).to(self.device)
-        greedy = torch.from_numpy(np.flatnonzero(acts & ~explore)).to(self.device)
+        """Actions (L,) of active lanes."""
+        drawn, asked = self.draw(lane)
+        actions = torch.from_numpy(drawn).to(self.device)
+        greedy = torch.from_numpy(np.flatnonzero(asked)).to(self.device)
         if len(greedy):
             self.network.train(self.learning.acting == "dropout")
             left = left[greedy] if self.sequential else None
             with torch.inference_mode():
                 states = make_states(self.signals, pair[greedy], frame[greedy], self.bandit, left)
-                actions[greedy] = best_actions(self.network(states))
+                q_values = self.network(states)
+                check_finite(q_values.isfinite().all())
+                actions[greedy] = q_values.argmax(1)
         return actions
 
-    def tick(self) -> list[tuple[int, list[int]]]:
-        """Advance every active lane by a frame and learn; (episode, cells) of those that end."""
-        lane = np.flatnonzero(self.episode >= 0)
+    def act(self, lane: np.ndarray) -> None:
+        """Choose, pay and store an action in some lanes."""
+        if self.fixed is not None:
+            self.fixed.play(lane, *self.draw(lane))
+            return
         on_device = torch.from_numpy(lane).to(self.device)
         pair = torch.from_numpy(self.order[self.episode[lane]]).to(self.device)
         frame = torch.from_numpy(self.frame[lane]).to(self.device)
@@ -323,23 +323,49 @@ class Trainer:
         )
         if self.sequential and self.bandit.context:
             self.left[on_device] = torch.cat([left[:, 1:], actions[:, None]], 1)
-        self.frame[lane] += 1
-        self.progress["frames"] += len(lane)
-        self.progress["owed"] += len(lane)
+
+    def tick(self) -> list[tuple[int, list[int]]]:
+        """Advance every active lane by a frame and learn; (episode, cells) of those that end.
+
+        The clock of all lanes runs in every process; each looks at the frames of its own lanes.
+        """
+        active = np.flatnonzero(self.episode >= 0)
+        lane = active[self.ranks.owns(active)]
+        self.act(lane)
+        self.frame[active] += 1
+        self.progress["frames"] += len(active)
+        self.progress["owed"] += len(active)
         while self.progress["owed"] >= self.learning.frames_per_step:
             self.progress["owed"] -= self.learning.frames_per_step
-            if self.replay.count > self.learning.train_start:
+            if self.ready():
                 self.gradient_step()
-        over = self.frame[lane] == self.cache.offsets[self.order[self.episode[lane]] + 1]
-        ended = [(int(self.episode[i]), self.cells[i].tolist()) for i in lane[over]]
-        self.episode[lane[over]] = -1
+        over = active[
+            self.frame[active] == self.cache.offsets[self.order[self.episode[active]] + 1]
+        ]
+        if not len(over):
+            return []
+        cells = self.ranks.total(self.cells[torch.from_numpy(over).to(self.device)]).tolist()
+        ended = list(zip(self.episode[over].tolist(), cells, strict=True))
+        self.episode[over] = -1
         self.progress["finished"] += len(ended)
         self.fill_lanes()
         return sorted(ended)
 
+    def ready(self) -> bool:
+        """Whether enough is stored to learn: of all processes, and of each for its batch."""
+        if self.progress["steps"]:
+            return True
+        counts = self.ranks.gather(self.replay.count)
+        return sum(counts) > self.learning.train_start and min(counts) >= self.batch
+
     def gradient_step(self) -> None:
         """One step of Adam on the squared error between Q(state, action) and the reward."""
-        rows = self.replay.sample(self.learning.batch, self.replay_rng)
+        self.progress["steps"] += 1
+        self.progress["loss_count"] += 1
+        if self.fixed is not None:
+            self.fixed.study()
+            return
+        rows = self.replay.sample(self.batch, self.replay_rng)
         left = rows["left"].long() if self.sequential else None
         pair, frame = rows["pair"].long(), rows["frame"].long()
         states = make_states(self.signals, pair, frame, self.bandit, left)
@@ -347,37 +373,48 @@ class Trainer:
         q_values = self.network(states)  # (B, A)
         q_taken = q_values.gather(1, rows["action"].long()[:, None])[:, 0]
         loss = functional.mse_loss(q_taken, rows["reward"])
-        value = loss.item()
-        if not (np.isfinite(value) and q_values.isfinite().all()):
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        means = torch.stack([loss.detach(), q_taken.detach().mean()])
+        self.ranks.average([*(weight.grad for weight in self.network.parameters()), means])
+        if not (means.isfinite().all() and q_values.isfinite().all()):
             raise InputError(
-                f"loss is {value} at gradient step {self.progress['steps']}"
+                f"loss is {means[0].item()} at gradient step {self.progress['steps'] - 1}"
                 f" (learning rate {self.learning.lr:g}, states {states.min():.3g}.."
                 f"{states.max():.3g}, rewards {rows['reward'].min():.3g}.."
                 f"{rows['reward'].max():.3g}, Q {q_values.min():.3g}..{q_values.max():.3g});"
                 " last.pt holds a good state; start anew with --overwrite and a smaller"
                 " --learning.lr"
             )
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
         self.optimizer.step()
-        self.progress["steps"] += 1
-        self.progress["loss_sum"] += value
-        self.progress["q_sum"] += q_taken.mean().item()
-        self.progress["loss_count"] += 1
+        self.sums += means
+
+    def read_sums(self) -> None:
+        """Bring the sums of loss and Q into `progress`; a GPU's numbers are checked only here."""
+        if self.fixed is not None:
+            self.fixed.check()
+        self.progress["loss_sum"], self.progress["q_sum"] = self.sums.tolist()
+
+    def reset_sums(self) -> None:
+        """Begin to add up loss and Q anew."""
+        self.sums.zero_()
+        self.progress |= {"loss_sum": 0.0, "q_sum": 0.0, "loss_count": 0}
 
     def policy(self) -> dict[str, Any]:
         """What best.pt and the numbered checkpoints hold: enough to apply the policy."""
+        self.read_sums()
         info = self.progress | {"trained_on": self.cache.facts}
         content = runfolder.policy_content(self.cfg, self.cache, self.network, self.gate, info)
         return {"format": FORMAT} | content
 
-    def state(self) -> dict[str, Any]:
-        """What last.pt holds: everything that a bit-exact resume needs."""
+    def own_state(self) -> dict[str, Any]:
+        """What differs between processes."""
+        if self.fixed is not None:
+            self.replay.count = int(self.fixed.count)
         rng = runfolder.torch_rng(self.device)
         rng["explore"] = self.explore_rng.bit_generator.state
         rng["replay"] = self.replay_rng.bit_generator.state
-        return self.policy() | {
-            "optimizer": self.optimizer.state_dict(),
+        return {
             "replay": self.replay.columns | {"count": self.replay.count},
             "lanes": {
                 "episode": torch.from_numpy(self.episode.copy()),
@@ -385,143 +422,138 @@ class Trainer:
                 "left": self.left,
                 "cells": self.cells,
             },
-            "recent": list(self.recent),
             "rng": rng,
         }
+
+    def state(self) -> dict[str, Any]:
+        """What last.pt holds: everything that a bit-exact resume needs."""
+        own, *others = self.ranks.gather(self.own_state())
+        shared = {"optimizer": self.optimizer.state_dict(), "recent": list(self.recent)}
+        return self.policy() | shared | own | ({"others": others} if others else {})
 
     def restore(self, content: dict[str, Any]) -> None:
         """Take over the state of last.pt."""
         self.network.load_state_dict(content["network"])
         self.optimizer.load_state_dict(content["optimizer"])
+        own = content if self.ranks.leads else content["others"][self.ranks.rank - 1]
         for name, column in self.replay.columns.items():
-            column.copy_(content["replay"][name])
-        self.replay.count = content["replay"]["count"]
-        lanes = content["lanes"]
+            column.copy_(own["replay"][name])
+        self.replay.count = own["replay"]["count"]
+        if self.fixed is not None:
+            self.fixed.restart()
+        lanes = own["lanes"]
         self.episode, self.frame = (lanes[name].cpu().numpy() for name in ("episode", "frame"))
         self.left.copy_(lanes["left"])
         self.cells.copy_(lanes["cells"])
         self.recent.extend(content["recent"])
         self.progress = dict(content["info"])
-        self.explore_rng.bit_generator.state = content["rng"]["explore"]
-        self.replay_rng.bit_generator.state = content["rng"]["replay"]
-        runfolder.restore_torch_rng(content["rng"], self.device)
+        sums = [self.progress["loss_sum"], self.progress["q_sum"]]
+        self.sums.copy_(torch.tensor(sums, dtype=torch.float64))
+        self.explore_rng.bit_generator.state = own["rng"]["explore"]
+        self.replay_rng.bit_generator.state = own["rng"]["replay"]
+        runfolder.restore_torch_rng(own["rng"], self.device)
 
     def held_out_f1(self) -> float:
         """Mean-pair F1 of the greedy policy on the held-out pairs."""
-        actions = greedy_actions(self.network, self.signals, self.bandit, 256, self.held_out)
+        actions = decide_together(
+            self.network, self.signals, self.bandit, 256, self.ranks, self.held_out
+        )
         pred = decide(self.signals.prob, thresholds(self.signals, actions, self.bandit))
         return mean_f1(self.cache, pred.cpu().numpy(), self.held_out)
 
 
-def announce(trainer: Trainer) -> None:
-    """Say what is about to happen: device, memory, pairs, steps, estimated time."""
-    cfg, order, learning = trainer.cfg, trainer.order, trainer.learning
-    lengths = np.diff(trainer.cache.offsets)[order]
-    steps = int(lengths.sum()) // learning.frames_per_step
-    resident = trainer.signals.channels.numel() * 4 + trainer.signals.label.numel()
-    ring = sum(column.numel() * column.element_size() for column in trainer.replay.columns.values())
-    inside = trainer.acts.mean()
-    epsilons = epsilon_at(np.arange(len(order)), len(order), learning)
-    asked = lengths.sum() * (1 if trainer.sequential else inside) * (1 - epsilons.mean())
-    step_s, frame_s = measure_speed(trainer)
-    seconds = (step_s * steps + frame_s * asked) * (1 - trainer.progress["steps"] / max(steps, 1))
-    name = str(trainer.device)
-    if trainer.device.type == "cuda":
-        free, total = torch.cuda.mem_get_info()
-        name = f"{torch.cuda.get_device_name()} ({free / 1e9:.1f} of {total / 1e9:.1f} GB free)"
-    print(
-        f"device {name}, {cfg.threads} thread(s); network"
-        f" {sum(p.numel() for p in trainer.network.parameters()):,} parameters;"
-        f" signals {resident / 1e6:.1f} MB, replay {ring / 1e6:.1f} MB\n"
-        f"{len(order) // cfg.passes} training pairs, {len(trainer.held_out)} held out,"
-        f" {len(order)} episodes, {lengths.sum():,} frames,"
-        f" {inside:.1%} inside the boundary, about {steps:,} gradient steps;"
-        f" {trainer.bandit.reading} reading\n"
-        f"estimated time {seconds / 60:.0f} min, run folder {cfg.run}"
-    )
-    if epsilons[-1] > learning.epsilon_end + 1e-9:
-        cure = f"--learning.epsilon-episodes {round(0.7 * len(order))} falls over 70 % of them"
-        print(f"note: epsilon will fall to {epsilons[-1]:.2f} in {len(order)} episodes; {cure}")
-
-
-def measure_speed(trainer: Trainer) -> tuple[float, float]:
-    """Seconds of a gradient step and of deciding a frame; random state and weights untouched."""
-    shape = (trainer.learning.batch, len(trainer.bandit.channels), trainer.bandit.window)
-    states, times = torch.zeros(shape, device=trainer.device), []
-    with torch.random.fork_rng(devices=[trainer.device] if trainer.device.type == "cuda" else []):
-        for grad in (True, True, False, False):
-            began = time.perf_counter()
-            with torch.set_grad_enabled(grad):
-                loss = trainer.network.train(grad)(states).square().mean()
-            if grad:
-                loss.backward()
-            trainer.network.zero_grad()
-            if trainer.device.type == "cuda":
-                torch.cuda.synchronize()
-            times.append(time.perf_counter() - began)
-    return min(times[:2]), min(times[2:]) / len(states)
-
-
-def train(cfg: TrainConfig) -> int:
+def train(cfg: TrainConfig, device: torch.device, ranks: Ranks) -> int:
     """The run: from the caches to last.pt and best.pt. Returns the exit code."""
-    device = runfolder.pick_device(cfg.device, cfg.threads)
     cache = load_cache(cfg.cache / cfg.split)
-    trainer = Trainer(cfg, cache, device)
-    content = runfolder.open_run(cfg, cache.key, device)
+    trainer = Trainer(cfg, cache, device, ranks)
+
+    content = runfolder.open_together(cfg, cache.key, device, ranks)
     if content is None:
-        runfolder.write_checkpoint(cfg.run / "last.pt", trainer.state())  # resumable from the start
+        save_last(trainer)  # resumable from the start
     else:
         trainer.restore(content)
     if trainer.done:
         print(f"{cfg.run}: this run is complete ({len(trainer.order)} episodes)")
         return 0
-    announce(trainer)
+    longrun.announce(trainer)
     stopped = runfolder.catch_signals()
-    history = runfolder.History(cfg.run, trainer.progress["finished"])
-    began = saved = time.perf_counter()
-    frames = trainer.progress["frames"]
-    total = len(trainer.order)
-    bar = tqdm(total=total, initial=trainer.progress["finished"], desc="Training")
-    while not trainer.done and not stopped:
+    began, frames = time.perf_counter(), trainer.progress["frames"]
+    totals = {"episodes": len(trainer.order), "frames": trainer.total_frames}
+    with longrun.Heartbeat(cfg.run, totals, ranks.size, ranks.leads) as beat:
+        run_episodes(trainer, beat, stopped)
+        beat.end("complete" if trainer.done else "stopped")
+    if not trainer.done:
+        print(f"stopped and saved after {trainer.progress['finished']} episodes; to go on, run:")
+        print(f"  {runfolder.resume_command(ranks.size)}")
+        return 128 + max(ranks.gather(stopped[0] if stopped else 0))
+    if ranks.leads:
+        seconds = time.perf_counter() - began
+        longrun.summarise(trainer, trainer.progress["frames"] - frames, seconds)
+    return 0
+
+
+def save_last(trainer: Trainer) -> None:
+    """Write last.pt."""
+    content = trainer.state()
+    if trainer.ranks.leads:
+        runfolder.write_checkpoint(trainer.cfg.run / "last.pt", content)
+
+
+def run_episodes(trainer: Trainer, beat: longrun.Heartbeat, stopped: list[int]) -> None:
+    """Tick until all episodes have finished or a signal was caught; writes the run folder."""
+    cfg, total, ranks = trainer.cfg, len(trainer.order), trainer.ranks
+    finished = trainer.progress["finished"]
+    history = runfolder.History(cfg.run, finished) if ranks.leads else None
+    agree_every = 1 if ranks.size == 1 else AGREE_EVERY
+    saved = time.perf_counter()
+    bar = tqdm(total=total, initial=finished, desc="Training", disable=not ranks.leads)
+    for tick in itertools.count():
+        beat(trainer.progress)
+        stop = save = False
+        if tick % agree_every == 0:
+            due = time.perf_counter() - saved > 60 * cfg.checkpoint_minutes
+            stop, save = ranks.any(bool(stopped), due)
+        if save:
+            save_last(trainer)
+            saved = time.perf_counter()
+        if trainer.done or stop:
+            break
         before = trainer.progress["finished"]
         for episode, cells in trainer.tick():
-            bar.set_postfix(record(trainer, history, episode, cells))
+            beat.metrics = record(trainer, history, episode, cells)
+            eps, reward, avg10 = (beat.metrics[name] for name in ("epsilon", "reward", "avg10"))
+            shown = {"eps": f"{eps:.3f}", "reward": f"{reward:.1f}", "avg10": f"{avg10:.1f}"}
+            bar.set_postfix(shown)
             bar.update()
         after = trainer.progress["finished"]
         if after * cfg.looks // total > before * cfg.looks // total:
             keep_best(trainer)
-        if after // cfg.checkpoint_every > before // cfg.checkpoint_every:
+        if after // cfg.checkpoint_every > before // cfg.checkpoint_every and ranks.leads:
             number = after // cfg.checkpoint_every * cfg.checkpoint_every
             runfolder.write_checkpoint(cfg.run / f"episode-{number:06d}.pt", trainer.policy())
-        if time.perf_counter() - saved > 60 * cfg.checkpoint_minutes:
-            runfolder.write_checkpoint(cfg.run / "last.pt", trainer.state())
-            saved = time.perf_counter()
     bar.close()
-    history.close()
-    runfolder.write_checkpoint(cfg.run / "last.pt", trainer.state())
-    if stopped:
-        print(f"stopped and saved after {trainer.progress['finished']} episodes; to go on, run:")
-        print(f"  {runfolder.resume_command()}")
-        return 128 + stopped[0]
-    summarise(trainer, trainer.progress["frames"] - frames, time.perf_counter() - began)
-    return 0
+    if history is not None:
+        history.close()
+    save_last(trainer)
 
 
 def record(
-    trainer: Trainer, history: runfolder.History, episode: int, cells: list[int]
-) -> dict[str, str]:
-    """Log a finished episode; returns what the progress line shows."""
+    trainer: Trainer, history: runfolder.History | None, episode: int, cells: list[int]
+) -> dict[str, float]:
+    """Log a finished episode; returns what the progress line and the heartbeat show."""
     reward = float((torch.tensor(cells) * reward_table(trainer.bandit).double()).sum())
     trainer.recent.append(reward)
     average = sum(trainer.recent) / len(trainer.recent)
     epsilon = epsilon_at(episode, len(trainer.order), trainer.learning)
+    trainer.read_sums()
     progress, count = trainer.progress, trainer.progress["loss_count"] or 1
     loss, q = progress["loss_sum"] / count, progress["q_sum"] / count
-    progress |= {"loss_sum": 0.0, "q_sum": 0.0, "loss_count": 0}
+    trainer.reset_sums()
     row = {"Episode": episode, "Reward": round(reward, 4), "Avg10": round(average, 4)}
     row |= {"Epsilon": round(epsilon, 4), **dict(zip(runfolder.CELLS, cells, strict=True))}
-    history.add(row | {"Steps": progress["steps"], "Loss": loss, "Q": q})
-    return {"eps": f"{epsilon:.3f}", "reward": f"{reward:.1f}", "avg10": f"{average:.1f}"}
+    if history is not None:
+        history.add(row | {"Steps": progress["steps"], "Loss": loss, "Q": q})
+    return {"epsilon": epsilon, "reward": reward, "avg10": average, "loss": loss, "q": q}
 
 
 def keep_best(trainer: Trainer) -> None:
@@ -530,31 +562,21 @@ def keep_best(trainer: Trainer) -> None:
     if f1 > trainer.progress["best_f1"] or not len(trainer.held_out):
         trainer.progress["best_f1"] = f1
         trainer.progress["best_episode"] = trainer.progress["finished"]
-        runfolder.write_checkpoint(trainer.cfg.run / "best.pt", trainer.policy())
-
-
-def summarise(trainer: Trainer, frames: int, seconds: float) -> None:
-    """`key: value` lines that grep can read."""
-    cache, held_out, progress = trainer.cache, trainer.held_out, trainer.progress
-    print(f"episodes: {progress['finished']}")
-    print(f"gradient_steps: {progress['steps']}")
-    print(f"train_seconds: {seconds:.1f}")
-    print(f"train_frames_per_s: {frames / seconds:.0f}")
-    for name, value in runfolder.learning_curve(trainer.cfg.run, trainer.bandit).items():
-        print(f"{name}: {value:.2f}")
-    if len(held_out):
-        base = decide(cache.signals["prob"], cache.signals["t_base"])
-        print(f"held_out_f1_before: {mean_f1(cache, base, held_out):.4f}")
-        print(f"held_out_f1_best: {progress['best_f1']:.4f} (episode {progress['best_episode']})")
-    print(f"policy: {trainer.cfg.run / 'best.pt'}")
+        if trainer.ranks.leads:
+            runfolder.write_checkpoint(trainer.cfg.run / "best.pt", trainer.policy())
 
 
 def main(cfg: TrainConfig) -> int:
-    """Train, or print a checkpoint's digest."""
+    """Train, or print a checkpoint's digest, or how a run is doing."""
+    if cfg.status is not None:
+        print(longrun.status(cfg.status))
+        return 0
     if cfg.digest is not None:
         print(runfolder.digest(runfolder.read_checkpoint(cfg.digest)))
         return 0
-    return train(cfg)
+    device = runfolder.pick_device(cfg.device, cfg.threads)
+    with together(device) as ranks:
+        return train(cfg, device, ranks)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow results bench lint clean
+.PHONY: help demo test test-slow results bench bench-env lint clean
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -56,14 +56,12 @@ test-slow: $(DEV_STAMP)  ## the slow tests: the container's installation in a ne
 results: $(DEV_STAMP)  ## repeat all of RESULTS.md; DATA=folder of the real data
 	@OMP_NUM_THREADS=1 $(PY) studies/reproduce.py all $(DATA)
 
-bench: $(STAMP)  ## every program in benchmarks/
-	@shopt -s nullglob
-	programs=(benchmarks/*.py)
-	if [ $${#programs[@]} -eq 0 ]; then echo "no benchmarks yet"; fi
-	for program in "$${programs[@]}"; do
-		echo "== $$program"
-		PYTHONPATH=. $(PY) "$$program"
-	done
+# Hours on two cores; BENCH=--quick tries everything in minutes, BENCH="--sections acting" a part.
+bench: $(STAMP)  ## one table of speed and memory: naive, suite, ratio; BENCH=--quick tries it
+	@PYTHONPATH=. $(PY) benchmarks/speed.py $(BENCH)
+
+bench-env: $(STAMP)  ## the gymnasium environment against DQN.py
+	@PYTHONPATH=. $(PY) benchmarks/env.py
 
 lint: $(DEV_STAMP)  ## formatting and static checks
 	@$(PY) -m ruff format --check .

@@ -7,13 +7,15 @@ Next:   runfolder.py
 yardsticks share them.
 """
 
-from typing import NamedTuple, TypeVar
+from functools import lru_cache
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 
-from config import Bandit, TrainConfig
+from config import Bandit, Learning, TrainConfig
 from preprocess import Cache
+from qlearning import Columns
 
 Array = TypeVar("Array", torch.Tensor, np.ndarray)
 # Rounding of prob - t_base in float32; keeps a distance of exactly 0.2 inside the boundary.
@@ -79,6 +81,13 @@ def shift(t_base: Array, delta: Array | float) -> Array:
     return (t_base + delta).clip(0, 1)
 
 
+@lru_cache(maxsize=8)
+def delta_table(bandit: Bandit, device: torch.device) -> torch.Tensor:
+    """(A,) threshold shift of each action, brought to the device once."""
+    with torch.inference_mode(False):  # a tensor made in inference mode could not train
+        return torch.tensor(bandit.deltas, device=device)
+
+
 def near(prob: Array, threshold: Array, width: float) -> Array:
     """|prob - threshold| <= width: the boundary (slides, "Boundary-based Learning")."""
     return abs(prob - threshold) <= width + BOUNDARY_SLACK
@@ -102,7 +111,7 @@ def make_states(
     index = (frame[:, None] + reach).maximum(first).minimum(last)  # (B, W)
     states = signals.channels[:, index].transpose(0, 1)  # (B, C, W)
     if left is not None and c:
-        deltas = torch.tensor(bandit.deltas, device=frame.device)
+        deltas = delta_table(bandit, frame.device)
         t_left = shift(signals.t_base[index[:, :c]], deltas[left])  # (B, c)
         states = states.contiguous()
         states[:, bandit.channels.index("t_base"), :c] = t_left
@@ -125,11 +134,10 @@ def reward_table(bandit: Bandit) -> torch.Tensor:
 
 def thresholds(signals: Signals, actions: torch.Tensor, bandit: Bandit) -> torch.Tensor:
     """Actions (N,) -> adjusted thresholds (N,)."""
-    deltas = torch.tensor(bandit.deltas, device=actions.device)
-    return shift(signals.t_base, deltas[actions])
+    return shift(signals.t_base, delta_table(bandit, actions.device)[actions])
 
 
-# ---------------------------------------------------------------------------- episodes
+# ---------------------------------------------------------------------------- episodes, replay
 
 
 def hold_out(cache: Cache, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -150,3 +158,21 @@ def episode_order(cache: Cache, train: np.ndarray, cfg: TrainConfig) -> np.ndarr
         return np.tile(once, cfg.passes)
     rng = np.random.default_rng([cfg.seed, 0])
     return np.concatenate([rng.permutation(train) for _ in range(cfg.passes)])
+
+
+def epsilon_at(episode: Any, num_episodes: int, learning: Learning) -> Any:
+    """Exploration rate of episodes (a number or an array, from 0): linear decay, then constant."""
+    decay = learning.epsilon_episodes or max(1, round(learning.epsilon_fraction * num_episodes))
+    share = np.minimum(1.0, episode / decay)
+    return learning.epsilon_start + (learning.epsilon_end - learning.epsilon_start) * share
+
+
+def replay_columns(context: int, sequential: bool) -> Columns:
+    """A transition as indices: (pair, frame, action, reward[, left actions]), 13 bytes."""
+    columns: Columns = {
+        "pair": ((), torch.int32),
+        "frame": ((), torch.int32),
+        "action": ((), torch.int8),
+        "reward": ((), torch.float32),
+    }
+    return columns | ({"left": ((context,), torch.int8)} if sequential else {})

@@ -515,12 +515,16 @@ class TrainConfig(Checked):
     """throw away an earlier run in the run folder"""
     digest: Path | None = None
     """print a hash of everything in this checkpoint and stop"""
+    status: Path | None = None
+    """print how the run in this folder is doing, alive or not, and stop"""
     seed: int = number(0, 0)
     """weights, exploration, replay sampling, episode order"""
     device: Device = "auto"
     """auto takes CUDA where there is one"""
     threads: int = number(1, 1)
     """CPU threads; one is fastest for these small batches"""
+    cuda_steps: Literal["auto", "plain", "graphs", "graphs-bf16"] = "auto"
+    """how a GPU trains: as recorded CUDA graphs (auto), step by step, or in bfloat16 too"""
     bandit: Bandit = field(default_factory=Bandit)
     network: Network = field(default_factory=Network)
     learning: Learning = field(default_factory=Learning)
@@ -528,6 +532,8 @@ class TrainConfig(Checked):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(not (self.resume and self.overwrite), "resume", "used without --overwrite", "both")
+        graphs = self.device != "cpu" or self.cuda_steps in ("auto", "plain")
+        require(graphs, self.flag("cuda_steps"), "auto or plain on a CPU", self.cuda_steps)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -600,8 +606,8 @@ class EvaluateConfig(Checked):
     NAME=PATH,PATH (seeds of one row); `rules` stands for every tuned rule; needs --out"""
     workers: int | None = number(None, 1)
     """processes for the event metrics of --compare (default: all cores)"""
-    batch: int = number(256, 1)
-    """frames in a forward pass"""
+    batch: int | None = number(None, 1)
+    """frames in a forward pass (default: the fastest of a short measurement)"""
     device: Device = "auto"
     """auto takes CUDA where there is one"""
     threads: int = number(1, 1)
@@ -903,8 +909,10 @@ def config_key(*groups: Any) -> str:
 
 
 def num_workers(workers: int | None) -> int:
-    """Processes to use: the given number, else the cores this process may run on."""
-    return workers or len(os.sched_getaffinity(0))
+    """Processes to use: the given number, else the cores this process may run on, shared with
+    the others that torchrun started on this machine."""
+    together = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return workers or max(1, len(os.sched_getaffinity(0)) // together)
 
 
 def _start_worker(initializer: Callable[[], None] | None) -> None:

@@ -28,6 +28,7 @@ from config import (
     whole,
 )
 from csebbs import sebbs
+from device import fastest_batch
 from DQN import greedy_actions, load_policy
 from opponents import Rule, decide_rule, fit_all
 from preprocess import Cache, load_cache, write_json
@@ -172,11 +173,12 @@ def from_checkpoint(path: Path, cache: Cache, cfg: EvaluateConfig) -> tuple[str,
         signals = to_device(cache, system.bandit, device)
         began = time.perf_counter()
         action = torch.zeros(0)
+        batch = cfg.batch or fastest_batch(system.network, signals, system.bandit)
         if is_twin:
-            pred = twins.decisions(system, signals, cfg.batch, None, path.parent.name)
+            pred = twins.decisions(system, signals, batch, None, path.parent.name)
         else:
             action = greedy_actions(
-                system.network, signals, system.bandit, cfg.batch, None, path.parent.name
+                system.network, signals, system.bandit, batch, None, path.parent.name
             )
             pred = decide(signals.prob, thresholds(signals, action, system.bandit))
         seconds = time.perf_counter() - began

@@ -3,6 +3,7 @@
 Run:    python evaluate.py                        # best.pt of runs/slides on cache/validation
         python evaluate.py --run runs/original --cache cache/original
         python evaluate.py --preset original --checkpoint dqn_threshold.pt --out runs/authors
+        torchrun --nproc-per-node=2 evaluate.py
         python evaluate.py --compare DQN=runs/slides rules --out runs/table    # see comparison.py
 Reads:  <cache>/<split>/, <cache>/<train-split>/ (yardsticks), a checkpoint
 Writes: <out>/{results.json, events.tsv, onsets.tsv, decisions.npz}
@@ -33,7 +34,8 @@ from config import (
     whole,
     write_text,
 )
-from DQN import greedy_actions, load_policy
+from device import fastest_batch
+from DQN import decide_together, load_policy
 from entrants import BASE, check_same_signals, predicted_events
 from metrics import (
     NAMES,
@@ -47,6 +49,7 @@ from metrics import (
 )
 from opponents import best_possible, class_of_pair, yardsticks
 from preprocess import Cache, Pair, load_cache, write_json
+from ranks import Ranks, together
 from timeline import Event, frame_centres, frames_to_events, in_recording, write_labels
 
 TITLES = {"accuracy": "Accuracy", "iou": "IoU", "f1": "F1 Score"}
@@ -431,12 +434,11 @@ def compare(cfg: EvaluateConfig) -> None:
     print(f"results: {cfg.out}/results.json, table.md, table.tex, pairs.csv, events/")
 
 
-def main(cfg: EvaluateConfig) -> None:
-    """Apply the policy to a cache, print the tables, write results into the output folder."""
-    if cfg.compare:
-        compare(cfg)
-        return
-    device = runfolder.pick_device(cfg.device, cfg.threads)
+def evaluate(cfg: EvaluateConfig, device: torch.device, ranks: Ranks) -> None:
+    """Apply the policy to a cache, print the tables, write results into the output folder.
+
+    The pairs are dealt out over the processes; the first one makes the tables.
+    """
     path = cfg.checkpoint or cfg.run / "best.pt"
     policy = load_policy(path, device, cfg.preset)
     cache = load_cache(cfg.cache / cfg.split)
@@ -449,7 +451,12 @@ def main(cfg: EvaluateConfig) -> None:
         print(f"no cache in {train_folder}: yardsticks that need tuning are left out")
     signals = to_device(cache, policy.bandit, device)
     began = time.perf_counter()
-    actions = greedy_actions(policy.network, signals, policy.bandit, cfg.batch, None, "Evaluating")
+    batch = cfg.batch or fastest_batch(policy.network, signals, policy.bandit)
+    actions = decide_together(
+        policy.network, signals, policy.bandit, batch, ranks, None, "Evaluating"
+    )
+    if not ranks.leads:
+        return
     t_adj = thresholds(signals, actions, policy.bandit)
     pred = decide(signals.prob, t_adj).cpu().numpy()
     seconds = time.perf_counter() - began
@@ -465,6 +472,8 @@ def main(cfg: EvaluateConfig) -> None:
         "num_frames": len(cache.label),
         "present_frames": int(cache.present[cache.frames_of_pair].sum()),
         "deciding_seconds": round(seconds, 3),
+        "processes": ranks.size,
+        "batch": batch,
     }
     heard = pred[cache.present[cache.frames_of_pair]]  # the slides' tables: present classes only
     results |= tables(cache.present_only(), heard, policy.bandit, train)
@@ -487,6 +496,18 @@ def main(cfg: EvaluateConfig) -> None:
     print_results(results)  # last: nothing is lost where nobody reads to the end
     files = ("results.json", "events.tsv", "onsets.tsv", "decisions.npz")
     print("results: " + ", ".join(str(out / file) for file in files))
+
+
+def main(cfg: EvaluateConfig) -> None:
+    """Evaluate a policy, or compare many."""
+    device = runfolder.pick_device(cfg.device, cfg.threads)
+    with together(device) as ranks:
+        if cfg.compare and ranks.size > 1:
+            raise InputError("--compare runs in one process; leave out torchrun")
+        if cfg.compare:
+            compare(cfg)
+        else:
+            evaluate(cfg, device, ranks)
 
 
 if __name__ == "__main__":

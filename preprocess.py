@@ -4,6 +4,7 @@ Run:    python preprocess.py                    # built-in corpus, made and scor
         python preprocess.py --split train --labels L.tsv --audio DIR --scores DIR
         python preprocess.py --split train --labels L.tsv --scores DIR   # no audio: r = 1
         python preprocess.py --split train --labels L.tsv --import-npz DIR
+        torchrun --nproc-per-node=2 preprocess.py
         python preprocess.py --pairs all --cache cache/all                  # absent classes too
 Reads:  <corpus>/<split>/{labels.tsv, audio/, scores/} or the files named
 Writes: <cache>/<split>/manifest.json + shard-*.npz, whole or not at all; a rerun skips the done
@@ -20,11 +21,13 @@ import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import as_completed
 from dataclasses import dataclass, replace
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import soundfile
+import torch
 from scipy.ndimage import gaussian_filter1d, median_filter
 from tqdm import tqdm
 
@@ -44,6 +47,7 @@ from config import (
     with_preset,
     write_text,
 )
+from ranks import Ranks, together
 from timeline import SPLITS, Event, classes_of, frame_edges, label_frames, read_labels
 
 SIGNALS = ("rms", "d_raw", "d_adj", "prob", "t_base", "binary")
@@ -682,13 +686,15 @@ def made_shards(todo: list[tuple[Job, str]], workers: int) -> Iterator[tuple[Job
 
 
 def run_jobs(
-    jobs: list[tuple[Job, str]], folder: Path, partial: Path, cfg: PreprocessConfig
+    jobs: list[tuple[Job, str]], folder: Path, partial: Path, cfg: PreprocessConfig, ranks: Ranks
 ) -> tuple[list[dict], int]:
     """Make or take over every shard. Returns manifest entries and how many were taken over.
 
     A shard with failed clips is written but never taken over: the next run tries them again.
     """
-    old, begun = known_shards(folder / "manifest.json"), known_shards(partial / "manifest.json")
+    old, begun = known_shards(folder / "manifest.json"), {}
+    for path in partial.glob("manifest*.json"):  # one for each process of a run that was stopped
+        begun |= known_shards(path)
     done: dict[str, dict] = {}
     todo = []
     for job, inputs in jobs:
@@ -700,7 +706,12 @@ def run_jobs(
         else:
             todo.append((job, inputs))
     reused = len(done)
-    bar = tqdm(total=sum(len(job.clips) for job, _ in jobs), desc="Signals", unit="clip")
+    bar = tqdm(
+        total=sum(len(job.clips) for job, _ in jobs),
+        desc="Signals",
+        unit="clip",
+        disable=not ranks.leads,
+    )
     bar.update(bar.total - sum(len(job.clips) for job, _ in todo))
     workers = min(num_workers(cfg.workers), len(todo)) or 1
     with bar:
@@ -715,12 +726,16 @@ def run_jobs(
                 "pairs": outcome.pairs,
                 "clips": outcome.clips,
             }
-            write_json(partial / "manifest.json", {"shards": list(done.values())})
+            name = f"manifest-{ranks.rank}.json"
+            write_json(partial / name, {"shards": list(done.values())})
     return [done[file] for file in sorted(done)], reused
 
 
-def preprocess_split(task: Task, cfg: PreprocessConfig) -> None:
-    """Compute one split into a hidden folder, then put it in place whole."""
+def preprocess_split(task: Task, cfg: PreprocessConfig, ranks: Ranks) -> None:
+    """Compute one split into a hidden folder, then put it in place whole.
+
+    The shards are dealt out over the processes; the first one finishes the split.
+    """
     began = time.perf_counter()
     clips, source, left_out = find_inputs(task, cfg)
     if not clips:
@@ -729,21 +744,22 @@ def preprocess_split(task: Task, cfg: PreprocessConfig) -> None:
     partial = cfg.cache / f".{task.split}.partial"
     partial.mkdir(parents=True, exist_ok=True)
     jobs = []
-    for i, start in enumerate(range(0, len(clips), CLIPS_PER_SHARD)):
+    starts = list(enumerate(range(0, len(clips), CLIPS_PER_SHARD)))
+    for i, start in starts[ranks.rank :: ranks.size]:
         some = clips[start : start + CLIPS_PER_SHARD]
         path = partial / f"shard-{i:05d}.npz"
         job = Job(path, some, source, cfg.pairs, cfg.signal, cfg.import_frame_s)
         jobs.append((job, fingerprint(job)))
-    entries, reused = run_jobs(jobs, folder, partial, cfg)
-    left_out += sorted(line for entry in entries for line in entry["failed"])
-    labels = read_labels(task.labels)
-    stop_on_failures(task, cfg, left_out, len(labels))
-    entries = [entry for entry in entries if entry["pairs"]]
-    if not entries:
-        raise InputError(f"{task.labels}: no readable clip is left")
-    finish_split(task, cfg, partial, folder, entries, source, left_out)
-    report(folder, labels, left_out, began)
-    print(f"  shards taken over from an earlier run: {reused} of {len(jobs)}")
+    parts = ranks.gather(run_jobs(jobs, folder, partial, cfg, ranks))
+    entries = sorted((entry for some, _ in parts for entry in some), key=itemgetter("file"))
+    reused = sum(count for _, count in parts)
+
+    def finish() -> None:
+        finish_split(task, cfg, partial, folder, entries, source, left_out)
+        report(folder, read_labels(task.labels), left_out, began)
+        print(f"  shards taken over from an earlier run: {reused} of {len(starts)}")
+
+    ranks.leader_first(finish)
 
 
 def finish_split(
@@ -755,7 +771,12 @@ def finish_split(
     source: Any,
     left_out: list[str],
 ) -> None:
-    """Write the manifest and swap the finished folder in."""
+    """Write the manifest of all shards and swap the finished folder in; names what was left out."""
+    left_out += sorted(line for entry in entries for line in entry["failed"])
+    stop_on_failures(task, cfg, left_out, len(read_labels(task.labels)))
+    entries = [entry for entry in entries if entry["pairs"]]
+    if not entries:
+        raise InputError(f"{task.labels}: no readable clip is left")
     imported = isinstance(source, Path)
     signal = None if imported else to_dict(cfg.signal)
     manifest = {
@@ -843,14 +864,20 @@ def ensure_corpus(cfg: PreprocessConfig) -> None:
 
 def main(cfg: PreprocessConfig) -> None:
     """Preprocess the configured split, or both splits of the corpus."""
+    with together(torch.device("cpu")) as ranks:
+        preprocess(cfg, ranks)
+
+
+def preprocess(cfg: PreprocessConfig, ranks: Ranks) -> None:
+    """`main` as one of several processes."""
     if cfg.labels is not None:
         classes = sorted({*classes_of(read_labels(cfg.labels)), *cfg.classes})
         task = Task(cfg.split, cfg.labels, cfg.audio, cfg.scores, cfg.import_npz, classes)
         if task.audio is not None and not task.audio.is_dir():
             raise InputError(f"--audio {task.audio}: no such folder")
-        preprocess_split(task, cfg)
+        preprocess_split(task, cfg, ranks)
         return
-    ensure_corpus(cfg)
+    ranks.leader_first(lambda: ensure_corpus(cfg))
     # A class may occur in one split only: both are queried for the same ones.
     homes = {split: cfg.corpus / split for split in SPLITS}
     files = [home / "labels.tsv" for home in homes.values()]
@@ -860,7 +887,7 @@ def main(cfg: PreprocessConfig) -> None:
         labels_tsv, audio, scores = (
             homes[split] / name for name in ("labels.tsv", "audio", "scores")
         )
-        preprocess_split(Task(split, labels_tsv, audio, scores, None, classes), cfg)
+        preprocess_split(Task(split, labels_tsv, audio, scores, None, classes), cfg, ranks)
 
 
 if __name__ == "__main__":

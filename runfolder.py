@@ -5,6 +5,7 @@ Writes: the same, each checkpoint whole or not at all
 Next:   DQN.py
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -19,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
+import ranks
 from config import Bandit, InputError, TrainConfig, TwinsConfig, to_dict
 from gate import Gate
 from preprocess import Cache, write_json
@@ -35,11 +37,28 @@ def write_checkpoint(path: Path, content: dict[str, Any]) -> None:
             stream.flush()
             os.fsync(stream.fileno())
         temporary.replace(path)
+        flush_folder(path.parent)
     except (OSError, RuntimeError) as error:  # torch wraps a full disk in a RuntimeError
         temporary.unlink(missing_ok=True)
         raise InputError(
-            f"{path}: cannot be written ({error}); the last good one is kept"
+            f"{path}: cannot be written ({reason(error)}); the last good one is kept"
         ) from None
+
+
+def flush_folder(folder: Path) -> None:
+    """Make a renaming in a folder outlast a power failure."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def reason(error: BaseException) -> str:
+    """One line of why a file could not be written; torch hides the system's own word for it."""
+    while error.__context__ is not None and not isinstance(error, OSError):
+        error = error.__context__
+    return os.strerror(error.errno) if getattr(error, "errno", 0) else str(error).splitlines()[0]
 
 
 def read_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
@@ -98,7 +117,13 @@ def pick_device(name: str, threads: int) -> torch.device:
     torch.set_num_threads(threads)
     if name == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda: no CUDA device; use --device cpu")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+    if name == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    if ranks.local_rank() >= (count := torch.cuda.device_count()):
+        cure = f"torchrun --nproc-per-node={count}, or --device cpu"
+        raise InputError(f"more processes than the {count} CUDA devices of this machine; {cure}")
+    torch.cuda.set_device(ranks.local_rank())
+    return torch.device("cuda", ranks.local_rank())
 
 
 def catch_signals() -> list[int]:
@@ -120,11 +145,13 @@ FREE_FIELDS = (
     "resume",
     "overwrite",
     "digest",
+    "status",
     "checkpoint_minutes",
     "cache",
     "run",
     "device",
     "threads",
+    "cuda_steps",
 )
 
 
@@ -132,6 +159,13 @@ def stored_config(cfg: TrainConfig | TwinsConfig) -> dict[str, Any]:
     """The config as kept in checkpoints: without what may change on resume."""
     defaults = to_dict(type(cfg)())
     return to_dict(cfg) | {name: defaults[name] for name in FREE_FIELDS if name in defaults}
+
+
+def known_config(cls: type, content: dict[str, Any]) -> dict[str, Any]:
+    """The config of a checkpoint; a free field that it does not know yet has its default."""
+    defaults = to_dict(cls())
+    free = {name: defaults[name] for name in FREE_FIELDS if name in defaults}
+    return free | json.loads(content["config"])
 
 
 def policy_content(
@@ -190,15 +224,17 @@ def differences(old: dict, new: dict, prefix: str = "") -> list[tuple[str, Any, 
     return rows
 
 
-def resume_command() -> str:
+def resume_command(processes: int = 1) -> str:
     """The command line of this run with --resume."""
     words = [word for word in sys.argv if word not in ("--resume", "--overwrite")]
-    return shlex.join(["python", *words, "--resume"])
+    start = ["python"] if processes == 1 else ["torchrun", f"--nproc-per-node={processes}"]
+    return shlex.join([*start, *words, "--resume"])
 
 
 def remove_run(folder: Path) -> None:
     """Delete what an earlier run left, results and pictures of its policy too; nothing else."""
-    for pattern in ("last.pt", "best.pt", "episode-*.pt", "*.tmp", "reward_history.tsv"):
+    ours = ("last.pt", "best.pt", "episode-*.pt", "*.tmp", "reward_history.tsv")
+    for pattern in (*ours, "status.json", "train.log"):
         for path in folder.glob(pattern):
             path.unlink()
     for name in ("results.json", "decisions.npz", "events.tsv", "onsets.tsv"):
@@ -208,14 +244,19 @@ def remove_run(folder: Path) -> None:
 
 
 def open_run(
-    cfg: TrainConfig | TwinsConfig, cache_key: str, device: torch.device
+    cfg: TrainConfig | TwinsConfig,
+    cache_key: str,
+    device: torch.device,
+    processes: int = 1,
+    again: bool = False,
 ) -> dict[str, Any] | None:
     """Create the run folder (None), or return the last.pt to resume from.
 
-    InputError where an earlier run would be lost, or mixed with another config or cache.
+    `again`: a job that torchrun has restarted resumes, whatever the flags. InputError where an
+    earlier run would be lost, or mixed with another config, cache or number of processes.
     """
     last = cfg.run / "last.pt"
-    if not cfg.resume:
+    if not (cfg.resume or (again and last.exists())):
         if last.exists() and not cfg.overwrite:
             cure = "--resume goes on, --overwrite starts anew"
             raise InputError(f"{cfg.run} already holds a run; {cure}")
@@ -234,7 +275,13 @@ def open_run(
     for key in ("config", "optimizer", mark):
         if key not in content:
             raise InputError(f"{last}: holds no {key}; only a last.pt of {script} can be resumed")
-    rows = differences(json.loads(content["config"]), stored_config(cfg))
+    begun = len(content.get("others", ())) + 1
+    if begun != processes:
+        cure = f"torchrun --nproc-per-node={begun}" if begun > 1 else "leave out torchrun"
+        raise InputError(
+            f"{last}: begun with {begun} process(es), cannot go on with {processes}; {cure}"
+        )
+    rows = differences(known_config(type(cfg), content), stored_config(cfg))
     if rows:
         text = "; ".join(f"--{flag} was {was}, now {now}" for flag, was, now in rows)
         raise InputError(f"{last}: cannot resume with another config: {text}")
@@ -243,6 +290,20 @@ def open_run(
     if content["device"] != device.type:
         print(f"note: begun on {content['device']}, resumed on {device.type}: not bit-exact")
     return content
+
+
+def open_together(
+    cfg: TrainConfig, cache_key: str, device: torch.device, job: ranks.Ranks
+) -> dict[str, Any] | None:
+    """`open_run` as several processes: the first one opens the folder, all read what is there."""
+    (again,) = job.any(ranks.restarted())  # with several machines, only where one died
+    if job.size == 1:
+        return open_run(cfg, cache_key, device, 1, again)
+
+    def resumes() -> bool:
+        return open_run(cfg, cache_key, device, job.size, again) is not None
+
+    return read_checkpoint(cfg.run / "last.pt", device) if job.leader_first(resumes) else None
 
 
 # ---------------------------------------------------------------------------- reward history
@@ -264,7 +325,8 @@ class History:
         temporary = folder / "reward_history.tsv.tmp"
         temporary.write_text("".join(lines) or "\t".join(HISTORY) + "\n")
         temporary.replace(self.path)
-        self.stream = open(self.path, "a", buffering=1)  # noqa: SIM115 (open for the whole run)
+        # Unbuffered: a line is there at once, and nothing is left over that a full disk refused.
+        self.stream = open(self.path, "ab", buffering=0)  # noqa: SIM115 (open for the whole run)
         self.board = None
         try:
             from torch.utils.tensorboard import SummaryWriter
@@ -274,11 +336,19 @@ class History:
             pass
 
     def add(self, row: dict[str, float]) -> None:
-        """Append one episode."""
+        """Append one episode. InputError where the disk does not take it."""
         cells = [
             f"{row[name]:.6g}" if name in ("Loss", "Q") else f"{row[name]}" for name in HISTORY
         ]
-        self.stream.write("\t".join(cells) + "\n")
+        line = ("\t".join(cells) + "\n").encode()
+        try:
+            if self.stream.write(line) != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            raise InputError(
+                f"{self.path}: cannot be written ({reason(error)}); the last good checkpoint is"
+                " kept: make room, then go on with --resume"
+            ) from None
         if self.board:
             for name in HISTORY[1:]:
                 self.board.add_scalar(f"train/{name}", row[name], row["Episode"])

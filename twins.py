@@ -195,7 +195,7 @@ def load_twin(path: Path, device: torch.device) -> Twin:
     if "twin" not in content:
         raise InputError(f"{path}: not a checkpoint of twins.py")
     try:
-        cfg = from_dict(TwinsConfig, json.loads(content["config"]))
+        cfg = from_dict(TwinsConfig, runfolder.known_config(TwinsConfig, content))
         gate, signal = (json.loads(content[name]) for name in ("gate", "signal"))
         gate, weights = gate and Gate(**gate), content["network"]
     except (KeyError, TypeError, ValueError) as error:

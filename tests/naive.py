@@ -1,8 +1,13 @@
 """The straightforward version: one pair, one frame at a time, written from the specification.
 
-Slow and obvious on purpose: the reference of the equality tests, for nothing else. It shares no
-code with the suite but the network's forward pass.
+Slow and obvious on purpose: the reference of the equality tests and the yardstick of
+benchmarks/speed.py, for nothing else. It shares no code with the suite but the network's forward
+pass.
 """
+
+import random
+from collections import deque
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -27,17 +32,19 @@ def reward_of(right_before: bool, right_after: bool) -> float:
     return 1.0 if right_after else -0.2
 
 
-def play(pair: dict, choose, channels: tuple[str, ...], deltas: list[float], reading: str) -> list:
+def walk(
+    pair: dict, choose, channels: tuple[str, ...], deltas: list[float], reading: str
+) -> Iterator[tuple]:
     """Walk through a pair; `choose(state)` gives an action index.
 
-    Returns (frame, action, reward, stored before?, stored after?, decision) of each visited frame.
+    Yields (state, frame, action, reward, stored before?, stored after?, decision) of each frame.
     """
     signals = {name: np.array(pair[name], dtype=np.float32) for name in pair}
     label = pair["label"]
     context = 10
-    steps = []
     for frame in range(1 if reading == "sequential" else 0, len(label)):
-        action = choose(state_of(signals, frame, channels, context))
+        state = state_of(signals, frame, channels, context)
+        action = choose(state)
         prob, base = signals["prob"][frame], pair["t_base"][frame]
         threshold = min(max(np.float32(base + np.float32(deltas[action])), np.float32(0)), 1)
         before, after = bool(prob > base), bool(prob > threshold)
@@ -45,11 +52,56 @@ def play(pair: dict, choose, channels: tuple[str, ...], deltas: list[float], rea
         # 1e-6: rounding of float32, so that a distance of exactly 0.2 counts
         near_before = abs(float(prob) - float(base)) <= 0.2 + 1e-6
         near_after = abs(float(prob) - float(threshold)) <= 0.2 + 1e-6
-        steps.append((frame, action, reward, near_before, near_after, after))
+        yield state, frame, action, reward, near_before, near_after, after
         if reading == "sequential":  # what was decided is shown to the frames on the right
             signals["t_base"][frame] = threshold
             signals["binary"][frame] = float(after)
-    return steps
+
+
+def play(pair: dict, choose, channels: tuple[str, ...], deltas: list[float], reading: str) -> list:
+    """`walk` to the end, without the states."""
+    return [step[1:] for step in walk(pair, choose, channels, deltas, reading)]
+
+
+def train(
+    network: torch.nn.Module,
+    episodes: Iterator[tuple[dict, float]],
+    channels: tuple[str, ...],
+    deltas: list[float],
+    reading: str,
+    start: int = 2_000,
+    seed: int = 0,
+) -> Iterator[int]:
+    """Train on episodes (pair, epsilon) as the specification says; yields the gradient steps made
+    after every frame: a deque of tensors, one step of 32 for every 32 frames visited."""
+    rng, memory, best = random.Random(seed), deque(maxlen=50_000), greedy(network)
+    optimizer = torch.optim.Adam(network.parameters(), 1e-4)
+    visited = steps = 0
+    for pair, epsilon in episodes:
+
+        def choose(state: torch.Tensor, epsilon: float = epsilon) -> int:
+            if rng.random() < epsilon:
+                return rng.randrange(len(deltas))
+            network.eval()
+            return best(state)
+
+        for state, _, action, reward, before, after, _ in walk(
+            pair, choose, channels, deltas, reading
+        ):
+            visited += 1
+            if before if reading == "independent" else after:
+                memory.append((state, action, reward))
+            if visited % 32 == 0 and len(memory) > start:
+                states, actions, rewards = zip(*rng.sample(memory, 32), strict=True)
+                network.train()
+                q_values = network(torch.cat(states))
+                taken = q_values[torch.arange(32), torch.tensor(actions)]
+                loss = (taken - torch.tensor(rewards)).square().mean()
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                steps += 1
+            yield steps
 
 
 def greedy(network: torch.nn.Module):

@@ -255,6 +255,7 @@ def test_batch_size_and_output_folder_change_no_number(caches, tmp_path):
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["best.pt"]
     for results in (one, other):
         results.pop("deciding_seconds")
+    assert (one.pop("batch"), other.pop("batch")) == (5, 256)
     assert one == other
 
 

@@ -20,6 +20,7 @@ import config
 ROOT = Path(__file__).resolve().parent.parent
 ORDER = (
     "config",
+    "ranks",
     "timeline",
     "soundscapes",
     "scorers",
@@ -27,10 +28,13 @@ ORDER = (
     "metrics",
     "gate",
     "event_metrics",
-    "bandit",
     "qlearning",
+    "bandit",
     "runfolder",
+    "longrun",
     "dasm",
+    "network",
+    "device",
     "DQN",
     "csebbs",
     "opponents",
@@ -285,8 +289,8 @@ def test_every_config_field_is_read(cls):
         pytest.skip(f"{script}.py is not there yet")
     reads = read_outside_config()
     read = set().union(*reads.values()) if cls.GROUP else set(reads[script])
-    if cls in (config.TrainConfig, config.TwinsConfig):  # what may be resumed or overwritten
-        read |= reads["runfolder"]
+    if cls in (config.TrainConfig, config.TwinsConfig):  # what may be resumed; order of episodes
+        read |= reads["runfolder"] | reads["bandit"]
     if cls is config.EvaluateConfig:  # --compare
         read |= reads["entrants"] | reads["comparison"]
     fields = {spec.name for spec in dataclasses.fields(cls)} - {"preset"}

@@ -1,0 +1,234 @@
+"""A cache of the slides' size without their data: real timelines, plausible signals.
+
+Run:    PYTHONPATH=. python benchmarks/simulate_cache.py --out cache/slides
+        PYTHONPATH=. python benchmarks/simulate_cache.py --out cache/slides \
+            --train-labels synthetic21_train.tsv audioset_strong.tsv \
+            --validation-labels synthetic21_validation.tsv
+        PYTHONPATH=. python benchmarks/simulate_cache.py --out cache/small --train-pairs 500 \
+            --validation-pairs 100
+Reads:  DESED label files, where they are given
+Writes: <out>/{train,validation}/, as preprocess.py does
+Shapes: T frames of a pair
+
+28,592 training and 5,570 validation pairs of 500 frames of 20 ms. Without label files (or where
+they hold fewer pairs) the timelines are random, DESED-like. A pair's score is a noisy copy of its
+label, its loudness rises where the class sounds; the six signals come from preprocess.py's own
+formulas. A process holds one shard of 64 clips at a time, whatever the size.
+"""
+
+import itertools
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tyro
+from scipy.ndimage import gaussian_filter1d
+from tqdm import tqdm
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from config import (  # noqa: E402
+    Checked,
+    Signal,
+    num_workers,
+    number,
+    process_pool,
+    run_main,
+    to_dict,
+)
+from preprocess import (  # noqa: E402
+    CLIPS_PER_SHARD,
+    FORMAT,
+    ClipRecord,
+    Pair,
+    _sha256,
+    compute_signals,
+    config_key_of,
+    min_max,
+    write_json,
+    write_shard,
+)
+from timeline import Event, classes_of, frame_edges, label_frames, read_labels  # noqa: E402
+
+CLASSES = (
+    "Alarm_bell_ringing",
+    "Blender",
+    "Cat",
+    "Dishes",
+    "Dog",
+    "Electric_shaver_toothbrush",
+    "Frying",
+    "Running_water",
+    "Speech",
+    "Vacuum_cleaner",
+)
+STEADY = {"Blender", "Electric_shaver_toothbrush", "Frying", "Running_water", "Vacuum_cleaner"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimulateConfig(Checked):
+    """Write a cache of the slides' size with simulated signals."""
+
+    out: Path = Path("cache/slides-scale")
+    """folder to write: train/ and validation/"""
+    train_labels: tuple[Path, ...] = ()
+    """label files of the training clips (default: random timelines)"""
+    validation_labels: tuple[Path, ...] = ()
+    """label files of the validation clips (default: random timelines)"""
+    train_pairs: int = number(28_592, 1)
+    """training pairs (slides: 28,592)"""
+    validation_pairs: int = number(5_570, 0)
+    """validation pairs (slides: 5,570); 0 writes no validation cache"""
+    frames: int = number(500, 1)
+    """frames of a pair (slides: 500)"""
+    frame_s: float = number(0.02, above=0)
+    """frame length in seconds (slides: 0.02)"""
+    seed: int = number(0, 0)
+    """timelines and signals"""
+    workers: int | None = number(None, 1)
+    """processes (default: all cores)"""
+
+
+def random_events(rng: np.random.Generator, clip_s: float) -> list[Event]:
+    """DESED-like: one to three classes, steady ones long, the others short and repeated."""
+    events = []
+    for name in rng.choice(CLASSES, int(rng.integers(1, 4)), replace=False):
+        steady = name in STEADY
+        for _ in range(1 if steady else int(rng.integers(1, 4))):
+            length = clip_s * (rng.uniform(0.4, 1) if steady else rng.uniform(0.03, 0.3))
+            onset = rng.uniform(0, clip_s - length)
+            events.append(Event(round(onset, 3), round(onset + length, 3), str(name)))
+    return sorted(events)
+
+
+def timelines(
+    labels: tuple[Path, ...], pairs: int, clip_s: float, seed: int
+) -> Iterator[tuple[str, list[Event]]]:
+    """Clips with events, real ones first, until they hold `pairs` pairs; the last may be cut."""
+    rng = np.random.default_rng([seed, pairs])
+    left = pairs
+    for i, path in enumerate(labels):
+        for name, events in read_labels(path).items():
+            inside = [
+                Event(event.onset, min(event.offset, clip_s), event.event_label)
+                for event in events
+                if event.onset < clip_s
+            ]
+            wanted = classes_of({name: inside})[:left]
+            if wanted:
+                yield f"{i}/{name}", [event for event in inside if event.event_label in wanted]
+            left -= len(wanted)
+            if not left:
+                return
+    for clip in itertools.count():
+        events = random_events(rng, clip_s)
+        wanted = classes_of({"": events})[:left]
+        yield f"random-{clip:05d}.wav", [e for e in events if e.event_label in wanted]
+        left -= len(wanted)
+        if not left:
+            return
+
+
+def simulate_pair(
+    rng: np.random.Generator, label: np.ndarray, frame_s: float, signal: Signal
+) -> dict[str, np.ndarray]:
+    """Label (T,) -> six signals: a noisy score, blurred and sometimes wrong, and a loudness."""
+    frames = len(label)
+    noise = gaussian_filter1d(rng.normal(0, 1, frames), 8) * 6
+    d_raw = 1 / (1 + np.exp(-(rng.uniform(1, 4) * (label - 0.5) + noise * rng.uniform(0.3, 1))))
+    loud = label * rng.uniform(0.2, 1) + np.abs(gaussian_filter1d(rng.normal(0, 1.5, frames), 5))
+    return compute_signals(min_max(gaussian_filter1d(loud, 2)), d_raw, frame_s, signal)
+
+
+def simulate_shard(
+    path: Path,
+    clips: list[tuple[str, list[Event]]],
+    classes: list[str],
+    frames: int,
+    frame_s: float,
+    seed: tuple[int, ...],
+) -> dict:
+    """Write a shard of clips; returns its entry in the manifest."""
+    rng, signal = np.random.default_rng(seed), Signal()
+    edges = frame_edges(frames, frame_s)
+    values, labels, pairs, records = [], [], [], []
+    for name, events in clips:
+        tag = [float(x) for x in rng.uniform(0, 0.3, len(classes))]
+        for event_label in classes_of({name: events}):
+            label = label_frames(events, event_label, edges)
+            found = simulate_pair(rng, label, frame_s, signal)
+            tag[classes.index(event_label)] = float(found["d_raw"].max())
+            values.append(found)
+            labels.append(label)
+            pairs.append(Pair(name, event_label, frames, frame_s))
+        records.append(ClipRecord(name, float(edges[-1]), events, tag))
+    write_shard(path, values, labels)
+    entry = {"file": path.name, "sha256": _sha256(path), "inputs": "simulated", "failed": []}
+    return entry | {"notices": {}, "pairs": pairs, "clips": records}
+
+
+def made_shards(jobs: list[tuple], workers: int) -> Iterator[dict]:
+    """Entries of the manifest in order; one worker stays in this process and saves its start."""
+    if workers == 1 or len(jobs) == 1:
+        yield from itertools.starmap(simulate_shard, jobs)
+        return
+    with process_pool(min(workers, len(jobs))) as pool:
+        yield from (future.result() for future in [pool.submit(simulate_shard, *j) for j in jobs])
+
+
+def simulate_split(
+    folder: Path,
+    split: str,
+    labels: tuple[Path, ...],
+    pairs: int,
+    cfg: SimulateConfig,
+) -> None:
+    """Write one split, a shard at a time, and put it in place whole."""
+    clips = list(timelines(labels, pairs, cfg.frames * cfg.frame_s, cfg.seed))
+    classes = sorted({*CLASSES, *classes_of(dict(clips))})
+    partial = folder / f".{split}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    starts = range(0, len(clips), CLIPS_PER_SHARD)
+    jobs = []
+    for i, start in enumerate(starts):
+        some = clips[start : start + CLIPS_PER_SHARD]
+        path = partial / f"shard-{i:05d}.npz"
+        jobs.append((path, some, classes, cfg.frames, cfg.frame_s, (cfg.seed, pairs, i)))
+    bar = tqdm(made_shards(jobs, num_workers(cfg.workers)), total=len(jobs), unit="shard")
+    bar.set_description(f"Simulating {split}")
+    entries = list(bar)
+    signal = to_dict(Signal())
+    manifest = {
+        "format": FORMAT,
+        "split": split,
+        "queries": "present",
+        "classes": classes,
+        "key": config_key_of(signal, entries),
+        "signal": signal,
+        "scores": {"source": "simulated"},
+        "audio": None,
+        "left_out": [],
+        "versions": {"numpy": np.__version__},
+        "shards": entries,
+    }
+    write_json(partial / "manifest.json", manifest)
+    shutil.rmtree(folder / split, ignore_errors=True)
+    partial.rename(folder / split)
+    count = sum(len(entry["pairs"]) for entry in entries)
+    print(f"{folder / split}: {len(clips):,} clips, {count:,} pairs of {cfg.frames} frames")
+
+
+def main(cfg: SimulateConfig) -> None:
+    """Write both splits."""
+    simulate_split(cfg.out, "train", cfg.train_labels, cfg.train_pairs, cfg)
+    if cfg.validation_pairs:
+        simulate_split(cfg.out, "validation", cfg.validation_labels, cfg.validation_pairs, cfg)
+
+
+if __name__ == "__main__":
+    run_main(lambda: main(tyro.cli(SimulateConfig, description=SimulateConfig.__doc__)))

@@ -1,0 +1,171 @@
+"""The GPU's way of acting and learning, run on the CPU: same transitions and steps; batch sizes."""
+
+import pytest
+import torch
+from corpora import write_cache
+
+import device
+from bandit import make_states, to_device
+from config import Bandit, InputError, Learning, Network, TrainConfig
+from DQN import QNetwork, Trainer, greedy_actions
+from preprocess import load_cache
+
+TINY = Network(hidden=8, heads=2, dropout=0.0)
+CPU = torch.device("cpu")
+WIDE = {"boundary_width": 0.5, "max_delta": 0.5}  # stores many frames, not all
+READINGS = {
+    "independent": Bandit(**WIDE),
+    "sequential": Bandit(
+        reading="sequential", boundary_test="after", channel_order="original", **WIDE
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("device") / "cache" / "train"
+    write_cache(folder, [40, 30, 1, 45, 25, 40, 35])
+    return load_cache(folder)
+
+
+def config(bandit, **changes) -> TrainConfig:
+    given = {"lanes": 4, "batch": 16, "train_start": 20, "lr": 3e-3, "replay": 30} | changes
+    return TrainConfig(bandit=bandit, network=TINY, learning=Learning(**given), holdout=0.0)
+
+
+def played(trainer) -> list:
+    ended = []
+    while not trainer.done:
+        ended += trainer.tick()
+    trainer.read_sums()
+    return ended
+
+
+@pytest.mark.parametrize("reading", READINGS)
+def test_fixed_shapes_give_what_the_plain_steps_give(cache, reading):
+    """A ring of 30 rows overflows several times; lanes run empty at the end."""
+    plain, fixed = (Trainer(config(READINGS[reading]), cache, CPU) for _ in range(2))
+    fixed.fix_steps(bf16=False)
+    assert played(plain) == played(fixed)
+    fixed.own_state()  # brings the count from the device
+    assert plain.replay.count == fixed.replay.count > 2 * plain.replay.capacity
+    for name, column in plain.replay.columns.items():
+        assert torch.equal(column, fixed.replay.columns[name]), name
+    assert plain.progress["steps"] == fixed.progress["steps"] > 4
+    for name in ("loss_sum", "q_sum"):
+        assert plain.progress[name] == pytest.approx(fixed.progress[name], rel=1e-3)
+    for one, other in zip(plain.network.parameters(), fixed.network.parameters(), strict=True):
+        assert torch.allclose(one, other, atol=1e-4)
+
+
+def test_fixed_steps_resume_where_they_were(cache):
+    cfg = config(READINGS["sequential"])
+    calm, first, second = (Trainer(cfg, cache, CPU) for _ in range(3))
+    for trainer in (calm, first, second):
+        trainer.fix_steps(bf16=False)
+    rows = played(calm)
+    begun = []
+    while first.progress["finished"] < 4:
+        begun += first.tick()
+    second.restore(first.state())
+    assert begun + played(second) == rows
+    for one, other in zip(calm.network.parameters(), second.network.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_what_is_not_finite_is_found_when_it_is_read(cache):
+    trainer = Trainer(config(Bandit(boundary_width=1, max_delta=1)), cache, CPU)
+    trainer.fix_steps(bf16=False)
+    trainer.fixed.table[:] = float("inf")
+    while not trainer.progress["steps"]:
+        trainer.tick()
+    with pytest.raises(InputError, match="not finite at or before gradient step 1"):
+        trainer.state()
+
+
+def test_bfloat16_learns_too(cache):
+    trainer = Trainer(config(Bandit(boundary_width=1, max_delta=1)), cache, CPU)
+    trainer.fix_steps(bf16=True)
+    states = torch.rand(5, 6, 21)
+    q_values = trainer.fixed.q_values(states)
+    exact = trainer.network(states)
+    assert q_values.dtype == torch.float32 and not torch.equal(q_values, exact)
+    assert torch.allclose(q_values, exact, atol=0.05)
+    played(trainer)
+    assert trainer.progress["steps"] > 4 and not trainer.fixed.bad
+
+
+def test_moments_are_made_without_moving_a_weight():
+    weight = torch.nn.Parameter(torch.randn(7))
+    before, optimizer = weight.detach().clone(), torch.optim.Adam([weight], 1e-2)
+    device.make_moments(optimizer)
+    assert torch.equal(weight, before)
+    steps = []
+    for fresh in (False, True):
+        one = torch.nn.Parameter(before.clone())
+        adam = torch.optim.Adam([one], 1e-2)
+        if fresh:
+            device.make_moments(adam)
+        one.grad = torch.ones(7)
+        adam.step()
+        steps.append(one.detach())
+    assert torch.equal(*steps)
+
+
+# ---------------------------------------------------------------------------- batch sizes
+
+
+def test_a_small_job_is_not_measured(cache):
+    bandit = READINGS["independent"]
+    network = QNetwork(bandit, TINY)
+    signals = to_device(cache, bandit, CPU)
+    assert device.fastest_batch(network, signals, bandit) == device.CPU_BATCHES[0]
+
+
+@pytest.mark.parametrize("favoured", [64, 512])
+def test_the_fastest_size_is_taken(cache, monkeypatch, favoured):
+    bandit = READINGS["independent"]
+    network = QNetwork(bandit, TINY)
+    signals = to_device(cache, bandit, CPU)
+    spent = {256: 1.0, 64: 1.0, 128: 1.0, 512: 1.0} | {favoured: 1e-6}
+    now = [0.0]
+
+    def tick(states):
+        now[0] += spent.get(len(states), 0.0) * len(states)
+        return torch.zeros(len(states), 21)
+
+    monkeypatch.setattr(device, "SMALL_JOB", 1)
+    monkeypatch.setattr(device.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(network, "forward", tick)
+    assert device.fastest_batch(network, signals, bandit) == favoured
+
+
+def test_a_size_with_other_numbers_is_not_taken(cache, monkeypatch):
+    """On a CPU the choice must not change a decision."""
+    bandit = READINGS["independent"]
+    network = QNetwork(bandit, TINY)
+    now = [0.0]
+
+    def odd(states):
+        now[0] += 1e-6 if len(states) == 512 else 1.0
+        return torch.full((len(states), 21), float(len(states) == 512))
+
+    monkeypatch.setattr(device, "SMALL_JOB", 1)
+    monkeypatch.setattr(device.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(network, "forward", odd)
+    assert device.fastest_batch(network, to_device(cache, bandit, CPU), bandit) != 512
+
+
+def test_every_size_decides_alike(cache):
+    """Frame for frame the same actions at each size that may be chosen, both readings."""
+    for bandit in READINGS.values():
+        torch.manual_seed(0)
+        network, signals = QNetwork(bandit, TINY), to_device(cache, bandit, CPU)
+        with torch.no_grad():
+            network.head[2].weight *= 20
+        found = [greedy_actions(network, signals, bandit, n) for n in device.CPU_BATCHES]
+        states = make_states(signals, torch.zeros(9).long(), torch.arange(9), bandit)
+        gaps = network(states).topk(2).values.diff().abs()
+        assert gaps.min() > 1e-6  # no two actions tie here
+        assert all(torch.equal(found[0], other) for other in found[1:])

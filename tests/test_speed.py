@@ -1,0 +1,146 @@
+"""What the benchmarks stand on: the simulated cache, the naive training, the count of FLOPs."""
+
+import itertools
+import sys
+from pathlib import Path
+
+import naive
+import numpy as np
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
+
+import simulate_cache
+import speed
+
+from config import Bandit, Network
+from network import QNetwork
+from preprocess import load_cache
+from timeline import read_labels
+
+TINY = Network(hidden=8, heads=2)
+
+
+def simulated(folder: Path, **changes) -> simulate_cache.SimulateConfig:
+    given = {"out": folder, "train_pairs": 90, "validation_pairs": 7, "frames": 40, "workers": 1}
+    return simulate_cache.SimulateConfig(**(given | changes))
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("speed")
+    simulate_cache.main(simulated(folder))
+    return load_cache(folder / "train")
+
+
+def test_a_simulated_cache_has_exactly_the_pairs_asked_for(cache):
+    assert len(cache.pairs) == 90 and set(np.diff(cache.offsets)) == {40}
+    assert len(load_cache(cache.folder.parent / "validation").pairs) == 7
+    assert cache.present.all() and len(set(cache.pairs)) == 90
+    share = cache.label.mean()
+    assert 0.1 < share < 0.8
+    base = (cache.signals["binary"] > 0.5) == cache.label
+    assert 0.5 < base.mean() < 0.99  # neither noise nor the truth
+
+
+def test_the_same_seed_simulates_the_same(cache, tmp_path):
+    for seed in (0, 1):
+        simulate_cache.main(simulated(tmp_path / str(seed), seed=seed, validation_pairs=0))
+    assert load_cache(tmp_path / "0" / "train").key == cache.key
+    assert load_cache(tmp_path / "1" / "train").key != cache.key
+    assert not (tmp_path / "0" / "validation").exists()
+
+
+def test_real_timelines_come_first(tmp_path):
+    rows = ["filename\tonset\toffset\tevent_label", "a.wav\t0.1\t0.3\tDog", "a.wav\t0.2\t9\tCat"]
+    rows += ["b.wav\t5\t6\tDog", "c.wav\t0\t0.1\tDog"]
+    (tmp_path / "labels.tsv").write_text("\n".join(rows) + "\n")
+    labels = (tmp_path / "labels.tsv",)
+    clips = list(simulate_cache.timelines(labels, 5, 0.8, 0))
+    assert [name for name, _ in clips[:2]] == ["0/a.wav", "0/c.wav"]  # b begins after the end
+    first = read_labels(labels[0])["a.wav"]
+    assert clips[0][1][0] == first[0] and clips[0][1][1].offset == 0.8
+    assert sum(len({e.event_label for e in events}) for _, events in clips) == 5
+    assert clips[2][0].startswith("random-")
+
+
+def test_the_slides_sizes_are_the_defaults():
+    cfg = simulate_cache.SimulateConfig()
+    assert (cfg.train_pairs, cfg.validation_pairs, cfg.frames) == (28_592, 5_570, 500)
+
+
+# ---------------------------------------------------------------------------- naive training
+
+
+@pytest.mark.parametrize("reading", ["independent", "sequential"])
+def test_naive_training_steps_once_in_32_frames(cache, reading):
+    bandit = Bandit(reading=reading)
+    network = QNetwork(bandit, TINY)
+    before = network.head[2].weight.detach().clone()
+    pairs = [cache.of_pair(i) for i in range(12)]
+    stored = frames = 0
+    expected = []
+    for pair in pairs:
+        skip = 1 if reading == "sequential" else 0
+        inside = np.abs(pair["prob"] - pair["t_base"]) <= 0.2
+        for flag in inside[skip:]:
+            stored, frames = stored + int(flag), frames + 1
+            expected.append(frames % 32 == 0 and stored > 40)
+    visits = naive.train(
+        network, ((p, 1.0) for p in pairs), bandit.channels, list(bandit.deltas), reading, 40
+    )
+    steps = list(visits)
+    assert len(steps) == frames
+    if reading == "independent":  # after acting, what is stored depends on the action
+        assert steps == list(itertools.accumulate(expected))
+    assert 0 < steps[-1] <= frames // 32
+    assert not torch.equal(before, network.head[2].weight)
+
+
+# ---------------------------------------------------------------------------- counting
+
+
+@pytest.mark.parametrize("network", [TINY, Network(hidden=16, heads=4, transformer_layers=3)])
+def test_flops_are_those_that_torch_counts(network):
+    """torch counts everything but the GRU, whose matrices are applied once a frame."""
+    bandit = Bandit()
+    model = QNetwork(bandit, network).train()
+    with FlopCounterMode(display=False) as counter:
+        x = model.tcn(torch.rand(1, len(bandit.channels), bandit.window)).transpose(1, 2)
+        x, _ = model.gru(x)
+        x = model.pre_norm(x)
+    tcn_only = counter.get_flop_counts()["Global"]
+    counted = sum(n for op, n in tcn_only.items() if "convolution" in str(op))
+    with FlopCounterMode(display=False) as counter:
+        for layer in model.transformer.layers[:-1]:
+            x = layer(x)
+        model.head(model.last_layer(x))
+    counted += counter.get_total_flops()
+    matrices = [w for name, w in model.gru.named_parameters() if name.startswith("weight")]
+    counted += sum(2 * bandit.window * w.numel() for w in matrices)
+    assert speed.forward_flops(bandit, network) == counted
+
+
+def test_a_requirement_is_met_or_not():
+    assert speed.row("a", "b", 5.5, ">= 5.5 x").met is True
+    assert speed.row("a", "b", 5.4, ">= 5.5 x").met is False
+    assert speed.row("a", "b", 4.1, "<= 4 MB").met is False
+    assert speed.row("a", "b", 1.0).met is None
+    table = speed.markdown([speed.row("a", "b", 5.4, ">= 5.5 x")])
+    assert table.splitlines()[-1].endswith("| 5.40 | >= 5.5 x | NO |")
+
+
+def test_the_schedule_weights_are_a_mean():
+    assert sum(speed.EPSILONS.values()) == pytest.approx(1)
+    assert speed.over_schedule(dict.fromkeys(speed.EPSILONS, 7.0)) == pytest.approx(7)
+    # the mean epsilon: half of the fall from 1 to 0.05 over 70 %, then 0.05
+    mean = sum(epsilon * weight for epsilon, weight in speed.EPSILONS.items())
+    assert mean == pytest.approx(0.7 * 0.525 + 0.3 * 0.05)
+
+
+def test_rates_leave_the_first_step_out():
+    steps = iter([10**9, 1, 1, 1])
+    assert speed.rate(steps, 60) < 10**8
