@@ -300,7 +300,7 @@ def line_of(row: str, results: list[dict[str, Any]]) -> str:
     capped = np.array([result["kept"]["mean_200"] for result in results])
     solved = [f"{(kept >= 475).sum()} of {len(kept)}", f"{(capped >= 195).sum()} of {len(kept)}"]
     at = sorted(result["solved_at"] for result in results if result["solved_at"])
-    when = f"{at[len(at) // 2]:,} ({at[0]:,} to {at[-1]:,})" if at else "-"
+    when = f"{np.median(at):,.0f} ({at[0]:,} to {at[-1]:,})" if at else "-"
     steps = np.mean([result["steps"] for result in results])
     seconds = np.mean([result["seconds"] for result in results])
     cells = [row, solved[0], when]
