@@ -1,0 +1,444 @@
+"""The table of the denoising study: policies beside their opponents, intervals, figures, samples.
+
+Run:    not a script; the command `metrics` of denoise.py
+Reads:  <split>/meta.csv with its audio, run folders, tune.json
+Writes: <out>/{table.md, results.json, metrics.csv}, <plot-dir>/*.png, <output-dir>/*.wav
+Shapes: n clips, m members of a row (seeds, or draws of the random policy)
+Next:   nothing
+"""
+
+import csv
+import math
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import denoise_data
+import denoise_env
+import denoisers
+import numpy as np
+import soundfile
+from denoise_data import MEASURES, Clip, write_csv
+from denoise_env import Chain, Chooser, Corpus, Reward, load_agent, worth
+from tqdm import tqdm
+
+from config import InputError, write_text
+from metrics import DRAWS, bootstrap_mean
+from plotting import COLOURS, page, write
+from preprocess import write_json
+from runfolder import versions
+
+if TYPE_CHECKING:  # it imports this file
+    from denoise import MetricsConfig
+
+TITLES = {"si_sdr": "SI-SDR (dB)", "stoi": "STOI", "estoi": "ESTOI", "gain": "return"}
+DIGITS = {"si_sdr": 2, "stoi": 3, "estoi": 3, "gain": 3}
+DRAWN = 5  # members of the random policy
+CONSTANT, NOISY, ORACLE = "constant chain", "noisy", "search oracle"
+FILL = {"policy": "t_adj", "opponent": "yardstick", "noisy": "label", "oracle": "ceiling"}
+
+
+class Row(NamedTuple):
+    """An entrant of the table."""
+
+    name: str
+    kind: str  # policy, opponent, noisy, oracle
+    scores: np.ndarray  # (m, n, 4) SI-SDR, STOI, ESTOI, return
+    chains: list[list[Chain]]  # of each member; empty where it has none
+    waves: list[np.ndarray]  # of the first member
+
+
+def read_corpus(cfg: "MetricsConfig") -> Corpus:
+    """The clips to judge; all of the table unless asked otherwise."""
+    rows = denoise_data.read_meta(cfg.meta)
+    if cfg.snr_db:
+        rows = [row for row in rows if float(row["snr_db"]) in cfg.snr_db]
+        if not rows:
+            raise InputError(f"{cfg.meta}: no clip with --snr-db {cfg.snr_db}")
+    if 0 < cfg.sample_size < len(rows):
+        chosen = np.random.default_rng(cfg.seed).choice(len(rows), cfg.sample_size, replace=False)
+        rows = [rows[i] for i in sorted(chosen)]
+    sample_rate = denoise_data.rate_of(cfg.meta, rows)
+    clips = denoise_data.read_clips(cfg.meta, rows, sample_rate)
+    scores = exact_scores(clips, [clip.noisy for clip in clips], sample_rate)
+    return Corpus(clips, np.zeros((len(clips), 0), np.float32), scores, sample_rate)
+
+
+def exact_scores(clips: list[Clip], waves: list[np.ndarray], sample_rate: int) -> np.ndarray:
+    """SI-SDR and pystoi's STOI and ESTOI (n, 3)."""
+    scores = np.empty((len(clips), len(MEASURES)))
+    clean = denoisers.batch_of([clip.clean for clip in clips])
+    scores[:, 0] = denoisers.si_sdr(clean.audio, denoisers.batch_of(waves)).numpy()
+    for index, (clip, wave) in enumerate(zip(clips, waves, strict=True)):
+        scores[index, 1:] = denoisers.pystoi_pair(clip.clean, wave, sample_rate)
+    return scores
+
+
+def row_of(
+    name: str,
+    kind: str,
+    corpus: Corpus,
+    task: Reward,
+    members: list[tuple[list[np.ndarray], list[Chain]]],
+) -> Row:
+    """Measure an entrant."""
+    scores = []
+    for waves, _ in members:
+        found = exact_scores(corpus.clips, waves, corpus.sample_rate)
+        gain = worth(found, task) - worth(corpus.scores, task)
+        scores.append(np.column_stack((found, gain)))
+    chains = [chains for _, chains in members if chains]
+    return Row(name, kind, np.stack(scores), chains, members[0][0])
+
+
+def parse_entrant(text: str) -> tuple[str, list[Path]]:
+    """PATH, NAME=PATH or NAME=PATH,PATH -> name, folders."""
+    name, given, paths = text.rpartition("=")
+    folders = [Path(path) for path in paths.split(",")]
+    return (name if given else folders[0].name), folders
+
+
+def policy_rows(cfg: "MetricsConfig", corpus: Corpus, task: Reward) -> list[Row]:
+    """A row for each --checkpoint."""
+    rows = []
+    for text in cfg.checkpoint:
+        name, folders = parse_entrant(text)
+        members = []
+        for folder in folders:
+            agent = load_agent(folder)
+            if agent.sample_rate != corpus.sample_rate:
+                raise InputError(
+                    f"{folder}: was trained at {agent.sample_rate} Hz, {cfg.meta} has"
+                    f" {corpus.sample_rate} Hz"
+                )
+            members.append(applied(corpus, agent.task.max_steps, agent.choose))
+        rows.append(row_of(name, "policy", corpus, task, members))
+        print(f"{name}: done", flush=True)
+    names = Counter(row.name for row in rows)
+    if names and max(names.values()) > 1:
+        raise InputError(f"--checkpoint: two rows are named {names.most_common(1)[0][0]}")
+    return rows
+
+
+def applied(
+    corpus: Corpus, max_steps: int, choose: Chooser
+) -> tuple[list[np.ndarray], list[Chain]]:
+    """Waves and chains of a policy for every clip."""
+    noisy = [clip.noisy for clip in corpus.clips]
+    return denoise_env.run_chains(noisy, corpus.sample_rate, max_steps, choose)
+
+
+def opponent_rows(
+    cfg: "MetricsConfig", corpus: Corpus, task: Reward, chain: Chain, reduce: dict[str, Any]
+) -> list[Row]:
+    """Rows of what needs no policy."""
+    rows, most = [], task.max_steps
+    noisy = [clip.noisy for clip in corpus.clips]
+    rows.append(row_of(NOISY, "noisy", corpus, task, [(noisy, [])]))
+    if "constant" in cfg.opponents:
+        member = applied(corpus, most, denoise_env.constant(chain))
+        rows.append(row_of(CONSTANT, "opponent", corpus, task, [member]))
+    if "random" in cfg.opponents:
+        members = [
+            applied(corpus, most, denoise_env.random_policy(cfg.seed + 1 + i)) for i in range(DRAWN)
+        ]
+        rows.append(row_of("random policy", "opponent", corpus, task, members))
+    if "noisereduce" in cfg.opponents:
+        settings = {"noisereduce": (False, 1.0)}
+        settings["noisereduce, tuned"] = (reduce["stationary"], reduce["prop_decrease"])
+        for name, (steady, share) in settings.items():
+            waves = denoise_env.noisereduce_waves(corpus, steady, share)
+            rows.append(row_of(name, "opponent", corpus, task, [(waves, [])]))
+    if "oracle" in cfg.opponents:
+        found = [
+            denoise_env.search_clip(
+                clip, task, corpus.sample_rate, cfg.tries, cfg.beam, cfg.seed + index, chain
+            )
+            for index, clip in enumerate(tqdm(corpus.clips, desc="oracle", unit="clip"))
+        ]
+        member = [wave for wave, _ in found], [chain for _, chain in found]
+        rows.append(row_of(ORACLE, "oracle", corpus, task, [member]))
+    return rows
+
+
+# ---------------------------------------------------------------------------- numbers
+
+
+class Numbers(NamedTuple):
+    """Means of a row and what they differ from the constant chain's, with intervals."""
+
+    mean: np.ndarray  # (4,)
+    low: np.ndarray
+    high: np.ndarray
+    std: np.ndarray  # over members; NaN for one
+    versus: tuple[np.ndarray, np.ndarray, np.ndarray] | None  # difference, low, high
+
+
+def numbers(row: Row, other: Row | None, group: np.ndarray, chosen: np.ndarray) -> Numbers:
+    """Over the chosen clips; clips with the same noise recording (`group`) are drawn together."""
+    values = row.scores.mean(0)[chosen]
+    fine = np.isfinite(values).all(1)  # too short for STOI: named when they were read
+    low, high = bootstrap_mean(values[fine], group[chosen][fine])
+    members = row.scores[:, chosen][:, fine].mean(1)
+    std = members.std(0, ddof=1) if len(members) > 1 else np.full(4, math.nan)
+    versus = None
+    if other is not None and other is not row:
+        gap = values[fine] - other.scores.mean(0)[chosen][fine]
+        versus = (gap.mean(0), *bootstrap_mean(gap, group[chosen][fine]))
+    return Numbers(values[fine].mean(0), low, high, std, versus)
+
+
+def number_text(value: float, low: float, high: float, digits: int, sign: str = "") -> str:
+    """`7.21 [6.90, 7.55]`"""
+    form = f"{{:{sign}.{digits}f}}"
+    return f"{form.format(value)} [{form.format(low)}, {form.format(high)}]"
+
+
+def table_lines(rows: list[Row], found: dict[str, Numbers]) -> list[str]:
+    """All clips: every measure with its interval, and the return against the constant chain."""
+    heads = [*TITLES.values(), f"return - {CONSTANT}"]
+    lines = [f"| | {' | '.join(heads)} |", "|" + "---|" * (len(heads) + 1)]
+    for row in rows:
+        mine, cells = found[row.name], []
+        for place, name in enumerate(TITLES):
+            text = number_text(*(v[place] for v in mine[:3]), DIGITS[name])
+            if math.isfinite(mine.std[place]):
+                text += f" ± {mine.std[place]:.{DIGITS[name]}f}"
+            cells.append(text)
+        gap = number_text(*(values[3] for values in mine.versus), 3, "+") if mine.versus else ""
+        cells.append(gap)
+        lines.append(f"| {row.name} ({len(row.scores)}) | {' | '.join(cells)} |")
+    return lines
+
+
+def ratio_lines(rows: list[Row], corpus: Corpus, group: np.ndarray) -> list[str]:
+    """Means for each signal-to-noise ratio."""
+    ratios = np.array([float(clip.row["snr_db"]) for clip in corpus.clips])
+    heads = [f"{ratio:g} dB ({(ratios == ratio).sum()} clips)" for ratio in np.unique(ratios)]
+    lines = ["| SI-SDR / STOI / ESTOI | " + " | ".join(heads) + " |"]
+    lines.append("|" + "---|" * (len(heads) + 1))
+    for row in rows:
+        cells = []
+        for ratio in np.unique(ratios):
+            mean = numbers(row, None, group, ratios == ratio).mean
+            cells.append(
+                " / ".join(f"{mean[i]:.{DIGITS[name]}f}" for i, name in enumerate(MEASURES))
+            )
+        lines.append(f"| {row.name} | {' | '.join(cells)} |")
+    return lines
+
+
+def chain_lines(rows: list[Row]) -> list[str]:
+    """Which methods follow which, the three most frequent of each policy."""
+    lines = ["| | denoisers a clip | most frequent chains |", "|---|---|---|"]
+    for row in rows:
+        chains = [chain for member in row.chains for chain in member]
+        if not chains or row.name in (CONSTANT, "random policy"):
+            continue
+        names = Counter(" → ".join(denoisers.METHODS[m] for m, _ in chain) for chain in chains)
+        frequent = "; ".join(
+            f"{name or 'none'} {count / len(chains):.0%}" for name, count in names.most_common(3)
+        )
+        length = np.mean([len(chain) for chain in chains])
+        lines.append(f"| {row.name} | {length:.2f} | {frequent} |")
+    return lines if len(lines) > 2 else []
+
+
+def verdict(rows: list[Row], found: dict[str, Numbers]) -> list[str]:
+    """One sentence for each policy; a difference counts where its interval leaves out zero."""
+    lines = []
+    for row in rows:
+        versus = found[row.name].versus
+        if row.kind != "policy" or versus is None:
+            continue
+        words = []
+        for place, name in enumerate(TITLES):
+            gap, low, high = (values[place] for values in versus)
+            word = "better" if low > 0 else "worse" if high < 0 else "not told apart"
+            text = number_text(gap, low, high, DIGITS[name], "+")
+            words.append(f"{TITLES[name]} {word} ({text})")
+        lines.append(f"- **{row.name}** against the {CONSTANT}: {'; '.join(words)}.")
+    return lines
+
+
+# ---------------------------------------------------------------------------- figures
+
+
+def draw_boxes(rows: list[Row], corpus: Corpus, folder: Path) -> None:
+    """One figure a measure: all clips, and each ratio."""
+    ratios = np.array([float(clip.row["snr_db"]) for clip in corpus.clips])
+    panels = {"all clips": np.ones(len(ratios), bool)}
+    panels |= {f"{ratio:g} dB": ratios == ratio for ratio in np.unique(ratios)}
+    for place, name in enumerate(MEASURES):
+        height = 2.2 + 0.42 * len(rows)
+        figure, axes = page(f"{TITLES[name]} of single clips", 1, len(panels), height, sharey=True)
+        for ax, (title, chosen) in zip(axes[0], panels.items(), strict=True):
+            values = [row.scores.mean(0)[chosen, place] for row in reversed(rows)]
+            boxes = ax.boxplot(
+                [column[np.isfinite(column)] for column in values],
+                orientation="horizontal",
+                tick_labels=[row.name for row in reversed(rows)],
+                patch_artist=True,
+                flierprops={"markersize": 2},
+                medianprops={"color": "black"},
+            )
+            for box, row in zip(boxes["boxes"], reversed(rows), strict=True):
+                box.set_facecolor(COLOURS[FILL[row.kind]])
+            ax.set_title(title)
+            ax.set_xlabel(TITLES[name])
+        write(figure, folder / f"{name}.png", 100, "box plots of denoised clips")
+
+
+def draw_gaps(rows: list[Row], found: dict[str, Numbers], folder: Path) -> None:
+    """Difference to the constant chain with intervals."""
+    told = [row for row in reversed(rows) if found[row.name].versus is not None]
+    if not told:
+        return
+    title = f"Difference to the {CONSTANT}, mean over clips"
+    figure, axes = page(title, 1, 3, 1.9 + 0.42 * len(told), sharey=True)
+    for ax, name in zip(axes[0], ("gain", "si_sdr", "estoi"), strict=True):
+        place = list(TITLES).index(name)
+        for y, row in enumerate(told):
+            gap, low, high = (values[place] for values in found[row.name].versus)
+            colour = COLOURS[FILL[row.kind]]
+            ax.plot([low, high], [y, y], color=colour, lw=3, solid_capstyle="butt")
+            ax.plot(gap, y, "o", color=colour, ms=8)
+        ax.axvline(0, color="black", lw=1)
+        ax.set_yticks(range(len(told)), [row.name for row in told])
+        ax.set_xlabel(TITLES[name])
+    axes[0, 0].set_title(f"lines: 95 % of {DRAWS:,} bootstraps of noise recordings", fontsize=11)
+    write(figure, folder / "gaps.png", 100, "differences to the constant chain")
+
+
+def draw_curves(cfg: "MetricsConfig", folder: Path) -> None:
+    """Validation gain of every run over the steps of its training."""
+    figure, axes = page("Gain on the validation clips while training", 1, 1, 5.0)
+    ax, colours = axes[0, 0], ("t_adj", "prob", "t_base", "twin", "d_raw", "steps")
+    for text, colour in zip(cfg.checkpoint, colours * len(cfg.checkpoint), strict=False):
+        name, folders = parse_entrant(text)
+        for place, run in enumerate(folders):
+            with open(run / "history.csv", newline="", encoding="utf-8") as stream:
+                rows = list(csv.DictReader(stream))
+            steps, gains = (
+                [float(row[key]) for row in rows] for key in ("step", "validation_gain")
+            )
+            ax.plot(steps, gains, "o-", ms=4, color=COLOURS[colour], label="" if place else name)
+    ax.set_xlabel("denoisers applied in training")
+    ax.set_ylabel("mean return")
+    ax.legend()
+    write(figure, folder / "curves.png", 100, "learning curves")
+
+
+# ---------------------------------------------------------------------------- samples
+
+
+def write_samples(cfg: "MetricsConfig", corpus: Corpus, rows: list[Row]) -> None:
+    """Clean, noisy and denoised audio, and a table of their SI-SDR."""
+    policies = [row for row in rows if row.kind == "policy"]
+    if not policies:
+        raise InputError("--output-dir needs a --checkpoint")
+    row, folder = policies[0], cfg.output_dir
+    order = np.argsort(row.scores[0, :, 3])
+    count = cfg.samples or len(order)
+    chosen = order[np.linspace(0, len(order) - 1, min(count, len(order))).round().astype(int)]
+    folder.mkdir(parents=True, exist_ok=True)
+    table = []
+    for index in chosen:
+        clip = corpus.clips[index]
+        triple = {"clean": clip.clean, "noisy": clip.noisy, "denoised": row.waves[index]}
+        values = {}
+        for kind, wave in triple.items():
+            path = folder / f"{clip.row['utt_id']}_{kind}.wav"
+            soundfile.write(path, wave, corpus.sample_rate, subtype="PCM_16")
+            value = denoisers.si_sdr(
+                denoisers.batch_of([clip.clean]).audio, denoisers.batch_of([wave])
+            )
+            values[f"{kind}_si_sdr"] = f"{float(value[0]):.2f}"
+        line = {"utt_id": clip.row["utt_id"], "scene": clip.row.get("scene", "")}
+        line |= {"snr_db": clip.row["snr_db"], **values, "model": row.name}
+        table.append(line | {"chain": denoise_env.told(row.chains[0][index])})
+    write_csv(folder / "samples.csv", tuple(table[0]), table)
+    print(f"{len(table)} samples: {folder / 'samples.csv'}")
+
+
+# ---------------------------------------------------------------------------- the command
+
+
+def clip_rows(rows: list[Row], corpus: Corpus) -> list[dict[str, Any]]:
+    """A line for each clip, entrant and member."""
+    lines = []
+    for row in rows:
+        for member, scores in enumerate(row.scores):
+            for index, (clip, values) in enumerate(zip(corpus.clips, scores, strict=True)):
+                line = {"idx": index, "utt_id": clip.row["utt_id"]}
+                line |= {"scene": clip.row.get("scene", ""), "snr_db": clip.row["snr_db"]}
+                line |= {"model": row.name, "member": member}
+                line |= {n: f"{v:.5f}" for n, v in zip(TITLES, values, strict=True)}
+                chain = row.chains[member][index] if row.chains else []
+                lines.append(line | {"chain": denoise_env.told(chain) if row.chains else ""})
+    return lines
+
+
+def metrics(cfg: "MetricsConfig", tuned: tuple[Chain, dict[str, Any], Reward] | None) -> None:
+    """The whole comparison."""
+    for text in cfg.checkpoint:  # a wrong path should not be found out after the oracle
+        for folder in parse_entrant(text)[1]:
+            load_agent(folder)
+    needing = {"constant", "oracle", "noisereduce"} & set(cfg.opponents)
+    if tuned is None and needing:
+        raise InputError(
+            f"{cfg.tuned}: not found; run: python studies/denoise.py tune, or leave out"
+            f" --opponents {' '.join(sorted(needing))}"
+        )
+    chain, reduce, task = tuned or ([], {}, Reward())
+    corpus = read_corpus(cfg)
+    rows = opponent_rows(cfg, corpus, task, chain, reduce)
+    rows[-1:-1] = policy_rows(cfg, corpus, task) if rows[-1].kind == "oracle" else []
+    if rows[-1].kind != "oracle":
+        rows += policy_rows(cfg, corpus, task)
+    group = np.array([clip.row.get("noise_source") or clip.row["utt_id"] for clip in corpus.clips])
+    other = next((row for row in rows if row.name == CONSTANT), None)
+    everything = np.ones(len(corpus.clips), bool)
+    found = {row.name: numbers(row, other, group, everything) for row in rows}
+    told = [
+        f"{len(corpus.clips)} clips of {cfg.meta.parent.name}. In brackets 95 % of {DRAWS:,}"
+        " bootstraps of noise recordings; behind ± the standard deviation over the members, whose"
+        f" number stands behind the name. Return: dB gained / {task.reward_scale:g}"
+        f" + {task.stoi_weight:g} STOI gained + {task.estoi_weight:g} ESTOI gained.",
+        "",
+        *table_lines(rows, found),
+        "",
+        *ratio_lines(rows, corpus, group),
+        "",
+        *chain_lines(rows),
+        "",
+        *([f"Constant chain: {denoise_env.told(chain)}.", ""] if other else []),
+        *verdict(rows, found),
+    ]
+    cfg.out.mkdir(parents=True, exist_ok=True)
+    write_text(cfg.out / "table.md", "\n".join(told) + "\n")
+    print("\n".join(told))
+    write_json(cfg.out / "results.json", results(rows, found, cfg))
+    lines = clip_rows(rows, corpus)
+    write_csv(cfg.csv or cfg.out / "metrics.csv", tuple(lines[0]), lines)
+    if cfg.plot_dir:
+        draw_boxes(rows, corpus, cfg.plot_dir)
+        draw_gaps(rows, found, cfg.plot_dir)
+        if cfg.checkpoint:
+            draw_curves(cfg, cfg.plot_dir)
+    if cfg.output_dir:
+        write_samples(cfg, corpus, rows)
+
+
+def results(rows: list[Row], found: dict[str, Numbers], cfg: "MetricsConfig") -> dict[str, Any]:
+    """What the table says, for programs."""
+    entries = []
+    for row in rows:
+        mine = found[row.name]
+        entry: dict[str, Any] = {"name": row.name, "kind": row.kind, "members": len(row.scores)}
+        for place, name in enumerate(TITLES):
+            entry[name] = [float(v[place]) for v in (mine.mean, mine.low, mine.high)]
+            if mine.versus:
+                entry[f"{name}_minus_constant"] = [float(v[place]) for v in mine.versus]
+        entries.append(entry)
+    return {"meta": str(cfg.meta), "versions": versions(), "rows": entries}
