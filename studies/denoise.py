@@ -42,6 +42,7 @@ from denoise_env import Agent, Algo, Chain, Corpus, Reward, load_agent, load_cor
 
 from config import (  # noqa: E402
     Checked,
+    Device,
     InputError,
     from_dict,
     number,
@@ -107,8 +108,8 @@ class TrainConfig(Reward):
     """TD3: standard deviation of the noise on actions (HEAR: 0.1, which rarely changes a choice)"""
     seed: int = number(0, 0)
     """weights, exploration, order of the clips"""
-    device: str = "cpu"
-    """of the networks, as torch names it; the denoisers run on the CPU"""
+    device: Device = "cpu"
+    """of the networks; the denoisers run on the CPU"""
     wandb_project: str | None = None
     """also log to this project of Weights & Biases; needs pip install wandb"""
 

@@ -96,7 +96,10 @@ class MixConfig(Checked):
 class FeaturesConfig(Checked):
     """Features of the noisy clips and their SI-SDR, STOI, ESTOI: what `train` reads."""
 
-    meta: tuple[Path, ...] = (Path("data/denoise/train/meta.csv"),)
+    meta: tuple[Path, ...] = (
+        Path("data/denoise/train/meta.csv"),
+        Path("data/denoise/validation/meta.csv"),
+    )
     """tables of `mix`; features.csv is written beside each"""
     limit: int | None = number(None, 1)
     """only the first so many clips of each"""
@@ -300,11 +303,23 @@ def mix_split(cfg: MixConfig, folder: Path, split: str, sources: tuple, groups: 
     return rows
 
 
+def read_groups(path: Path | None) -> dict[str, str]:
+    """Noise class -> its group."""
+    if path is None:
+        return {}
+    try:
+        return {str(key): str(value) for key, value in json.loads(path.read_bytes()).items()}
+    except (ValueError, AttributeError) as error:
+        raise InputError(f"--macro-scenes {path}: not a JSON dictionary ({error})") from None
+
+
 def mix(cfg: MixConfig) -> None:
     """All three splits, whole or not at all."""
     if cfg.out.exists() and not cfg.overwrite:
         raise InputError(f"{cfg.out} exists; give --overwrite or another --out")
-    groups = json.loads(cfg.macro_scenes.read_text(encoding="utf-8")) if cfg.macro_scenes else {}
+    if cfg.clean is None and cfg.sample_rate > RATE:
+        raise InputError(f"--sample-rate {cfg.sample_rate}: synthesised speech has {RATE} Hz")
+    groups = read_groups(cfg.macro_scenes)
     sources = split_sources(cfg)
     folder = cfg.out.with_name(cfg.out.name + ".tmp")
     shutil.rmtree(folder, ignore_errors=True)

@@ -36,7 +36,7 @@ from denoisers import FEATURES, METHODS, PARAMETERS, STOP
 from threshold_env import gymnasium, needed, sb3_env
 
 from config import Checked, InputError, number, whole, write_text
-from runfolder import versions
+from runfolder import pick_device, versions
 
 CHOICES = (*METHODS, "stop")
 MEMORY = ("removed_db", *METHODS, *PARAMETERS, "share_of_steps")
@@ -539,7 +539,7 @@ def make_model(cfg: Any, envs: DenoiseVectorEnv) -> Any:
         "batch_size": cfg.batch_size,
         "gamma": cfg.gamma,
         "seed": cfg.seed,
-        "device": cfg.device,
+        "device": pick_device(cfg.device, 1),
         "policy_kwargs": {"net_arch": [*cfg.hidden], "activation_fn": torch.nn.ReLU},
     }
     if cfg.algo == "ppo":
