@@ -213,7 +213,7 @@ class MetricsConfig(Checked):
     beam: int = number(3, 1)
     """oracle: chains that are continued"""
     out: Path = RUNS / "metrics"
-    """folder for table.md, results.json"""
+    """folder for table.md, results.json; what was measured is kept there for the next call"""
     csv: Path | None = None
     """a row for each clip and entrant (default: metrics.csv in --out)"""
     plot_dir: Path | None = None

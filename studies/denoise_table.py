@@ -2,14 +2,19 @@
 
 Run:    not a script; the command `metrics` of denoise.py
 Reads:  <split>/meta.csv with its audio, run folders, tune.json
-Writes: <out>/{table.md, results.json, metrics.csv}, <plot-dir>/*.png, <output-dir>/*.wav
+Writes: <out>/{table.md, results.json, metrics.csv, measured/}, <plot-dir>/*.png,
+        <output-dir>/{*.wav, samples.csv}
 Shapes: n clips, m members of a row (seeds, or draws of the random policy)
 Next:   nothing
 """
 
 import csv
+import hashlib
+import json
 import math
 from collections import Counter
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -18,11 +23,11 @@ import denoise_env
 import denoisers
 import numpy as np
 import soundfile
-from denoise_data import MEASURES, Clip, write_csv
-from denoise_env import Chain, Chooser, Corpus, Reward, load_agent, worth
+from denoise_data import MEASURES, write_csv
+from denoise_env import Agent, Chain, Chooser, Corpus, Reward, load_agent, worth
 from tqdm import tqdm
 
-from config import InputError, write_text
+from config import InputError, whole, write_text
 from metrics import DRAWS, bootstrap_mean
 from plotting import COLOURS, page, write
 from preprocess import write_json
@@ -35,6 +40,7 @@ TITLES = {"si_sdr": "SI-SDR (dB)", "stoi": "STOI", "estoi": "ESTOI", "gain": "re
 DIGITS = {"si_sdr": 2, "stoi": 3, "estoi": 3, "gain": 3}
 DRAWN = 5  # members of the random policy
 CONSTANT, NOISY, ORACLE = "constant chain", "noisy", "search oracle"
+Made = tuple[list[np.ndarray], list[Chain]]  # waves, chains
 FILL = {"policy": "t_adj", "opponent": "yardstick", "noisy": "label", "oracle": "ceiling"}
 
 
@@ -45,7 +51,7 @@ class Row(NamedTuple):
     kind: str  # policy, opponent, noisy, oracle
     scores: np.ndarray  # (m, n, 4) SI-SDR, STOI, ESTOI, return
     chains: list[list[Chain]]  # of each member; empty where it has none
-    waves: list[np.ndarray]  # of the first member
+    agents: tuple[Agent, ...] = ()  # of a policy's members
 
 
 def read_corpus(cfg: "MetricsConfig") -> Corpus:
@@ -60,35 +66,49 @@ def read_corpus(cfg: "MetricsConfig") -> Corpus:
         rows = [rows[i] for i in sorted(chosen)]
     sample_rate = denoise_data.rate_of(cfg.meta, rows)
     clips = denoise_data.read_clips(cfg.meta, rows, sample_rate)
-    scores = exact_scores(clips, [clip.noisy for clip in clips], sample_rate)
+    scores = denoise_data.measure(clips, [clip.noisy for clip in clips], sample_rate)
     return Corpus(clips, np.zeros((len(clips), 0), np.float32), scores, sample_rate)
 
 
-def exact_scores(clips: list[Clip], waves: list[np.ndarray], sample_rate: int) -> np.ndarray:
-    """SI-SDR and pystoi's STOI and ESTOI (n, 3)."""
-    scores = np.empty((len(clips), len(MEASURES)))
-    clean = denoisers.batch_of([clip.clean for clip in clips])
-    scores[:, 0] = denoisers.si_sdr(clean.audio, denoisers.batch_of(waves)).numpy()
-    for index, (clip, wave) in enumerate(zip(clips, waves, strict=True)):
-        scores[index, 1:] = denoisers.pystoi_pair(clip.clean, wave, sample_rate)
-    return scores
+class Judge:
+    """Measures members of rows on the clips; what was measured before is not measured again.
+
+    A measurement is known by everything it depends on: the table of clips, the denoisers' source,
+    the task, and what its maker says about the member.
+    """
+
+    def __init__(self, cfg: "MetricsConfig", corpus: Corpus, task: Reward):
+        self.corpus, self.task, self.folder = corpus, task, cfg.out / "measured"
+        sources = [Path(module.__file__) for module in (denoisers, denoise_data, denoise_env)]
+        ids = [clip.row["utt_id"] for clip in corpus.clips]
+        self.known = [*map(digest, (cfg.meta, *sources)), ids, vars(task)]
+
+    def __call__(self, about: Any, make: Callable[[], Made]) -> tuple[np.ndarray, list[Chain]]:
+        """Scores (n, 4) with the return, and chains, of what `make` makes of the noisy clips."""
+        text = json.dumps([*self.known, about], default=str)
+        path = self.folder / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.npz"
+        if not path.exists():
+            waves, chains = make()
+            found = denoise_data.measure(self.corpus.clips, waves, self.corpus.sample_rate)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with whole(path) as temporary, open(temporary, "wb") as stream:
+                np.savez(stream, scores=found, chains=json.dumps(chains))
+        with np.load(path, allow_pickle=False) as stored:
+            found, chains = stored["scores"], json.loads(str(stored["chains"]))
+        gain = worth(found, self.task) - worth(self.corpus.scores, self.task)
+        read = [[(method, tuple(params)) for method, params in chain] for chain in chains]
+        return np.column_stack((found, gain)), read
 
 
-def row_of(
-    name: str,
-    kind: str,
-    corpus: Corpus,
-    task: Reward,
-    members: list[tuple[list[np.ndarray], list[Chain]]],
-) -> Row:
-    """Measure an entrant."""
-    scores = []
-    for waves, _ in members:
-        found = exact_scores(corpus.clips, waves, corpus.sample_rate)
-        gain = worth(found, task) - worth(corpus.scores, task)
-        scores.append(np.column_stack((found, gain)))
+def digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def row_of(name: str, kind: str, members: list[tuple[np.ndarray, list[Chain]]], *agents) -> Row:
+    """Members that were measured -> a row."""
     chains = [chains for _, chains in members if chains]
-    return Row(name, kind, np.stack(scores), chains, members[0][0])
+    return Row(name, kind, np.stack([scores for scores, _ in members]), chains, agents)
 
 
 def parse_entrant(text: str) -> tuple[str, list[Path]]:
@@ -98,12 +118,12 @@ def parse_entrant(text: str) -> tuple[str, list[Path]]:
     return (name if given else folders[0].name), folders
 
 
-def policy_rows(cfg: "MetricsConfig", corpus: Corpus, task: Reward) -> list[Row]:
+def policy_rows(cfg: "MetricsConfig", judge: Judge) -> list[Row]:
     """A row for each --checkpoint."""
-    rows = []
+    rows, corpus = [], judge.corpus
     for text in cfg.checkpoint:
         name, folders = parse_entrant(text)
-        members = []
+        members, agents = [], []
         for folder in folders:
             agent = load_agent(folder)
             if agent.sample_rate != corpus.sample_rate:
@@ -111,8 +131,11 @@ def policy_rows(cfg: "MetricsConfig", corpus: Corpus, task: Reward) -> list[Row]
                     f"{folder}: was trained at {agent.sample_rate} Hz, {cfg.meta} has"
                     f" {corpus.sample_rate} Hz"
                 )
-            members.append(applied(corpus, agent.task.max_steps, agent.choose))
-        rows.append(row_of(name, "policy", corpus, task, members))
+            files = [digest(folder / file) for file in ("model.zip", "agent.json")]
+            make = partial(applied, corpus, agent.task.max_steps, agent.choose)
+            members.append(judge(files, make))
+            agents.append(agent)
+        rows.append(row_of(name, "policy", members, *agents))
         print(f"{name}: done", flush=True)
     names = Counter(row.name for row in rows)
     if names and max(names.values()) > 1:
@@ -120,44 +143,56 @@ def policy_rows(cfg: "MetricsConfig", corpus: Corpus, task: Reward) -> list[Row]
     return rows
 
 
-def applied(
-    corpus: Corpus, max_steps: int, choose: Chooser
-) -> tuple[list[np.ndarray], list[Chain]]:
+def applied(corpus: Corpus, max_steps: int, choose: Chooser) -> Made:
     """Waves and chains of a policy for every clip."""
     noisy = [clip.noisy for clip in corpus.clips]
     return denoise_env.run_chains(noisy, corpus.sample_rate, max_steps, choose)
 
 
+def reduced(corpus: Corpus, steady: bool, share: float) -> Made:
+    """What noisereduce makes of every clip."""
+    return denoise_env.noisereduce_waves(corpus, steady, share), []
+
+
+def searched(cfg: "MetricsConfig", corpus: Corpus, task: Reward, chain: Chain) -> Made:
+    """The best chain that a search finds for every clip."""
+    found = [
+        denoise_env.search_clip(
+            clip, task, corpus.sample_rate, cfg.tries, cfg.beam, cfg.seed + index, chain
+        )
+        for index, clip in enumerate(tqdm(corpus.clips, desc="oracle", unit="clip"))
+    ]
+    return [wave for wave, _ in found], [chain for _, chain in found]
+
+
 def opponent_rows(
-    cfg: "MetricsConfig", corpus: Corpus, task: Reward, chain: Chain, reduce: dict[str, Any]
+    cfg: "MetricsConfig", judge: Judge, chain: Chain, reduce: dict[str, Any]
 ) -> list[Row]:
     """Rows of what needs no policy."""
-    rows, most = [], task.max_steps
-    noisy = [clip.noisy for clip in corpus.clips]
-    rows.append(row_of(NOISY, "noisy", corpus, task, [(noisy, [])]))
-    if "constant" in cfg.opponents:
-        member = applied(corpus, most, denoise_env.constant(chain))
-        rows.append(row_of(CONSTANT, "opponent", corpus, task, [member]))
-    if "random" in cfg.opponents:
+    corpus, task = judge.corpus, judge.task
+    most, asked = task.max_steps, cfg.opponents
+    untouched = np.column_stack((corpus.scores, np.zeros(len(corpus.clips))))
+    rows = [row_of(NOISY, "noisy", [(untouched, [])])]
+    if "constant" in asked:
+        make = partial(applied, corpus, most, denoise_env.constant(chain))
+        rows.append(row_of(CONSTANT, "opponent", [judge(["constant", chain], make)]))
+    if "random" in asked:
+        seeds = range(cfg.seed + 1, cfg.seed + 1 + DRAWN)
         members = [
-            applied(corpus, most, denoise_env.random_policy(cfg.seed + 1 + i)) for i in range(DRAWN)
+            judge(["random", seed], partial(applied, corpus, most, denoise_env.random_policy(seed)))
+            for seed in seeds
         ]
-        rows.append(row_of("random policy", "opponent", corpus, task, members))
-    if "noisereduce" in cfg.opponents:
+        rows.append(row_of("random policy", "opponent", members))
+    if "noisereduce" in asked:
         settings = {"noisereduce": (False, 1.0)}
         settings["noisereduce, tuned"] = (reduce["stationary"], reduce["prop_decrease"])
         for name, (steady, share) in settings.items():
-            waves = denoise_env.noisereduce_waves(corpus, steady, share)
-            rows.append(row_of(name, "opponent", corpus, task, [(waves, [])]))
-    if "oracle" in cfg.opponents:
-        found = [
-            denoise_env.search_clip(
-                clip, task, corpus.sample_rate, cfg.tries, cfg.beam, cfg.seed + index, chain
-            )
-            for index, clip in enumerate(tqdm(corpus.clips, desc="oracle", unit="clip"))
-        ]
-        member = [wave for wave, _ in found], [chain for _, chain in found]
-        rows.append(row_of(ORACLE, "oracle", corpus, task, [member]))
+            member = judge(["noisereduce", steady, share], partial(reduced, corpus, steady, share))
+            rows.append(row_of(name, "opponent", [member]))
+    if "oracle" in asked:
+        about = ["oracle", chain, cfg.tries, cfg.beam, cfg.seed]
+        member = judge(about, partial(searched, cfg, corpus, task, chain))
+        rows.append(row_of(ORACLE, "oracle", [member]))
     return rows
 
 
@@ -342,10 +377,12 @@ def write_samples(cfg: "MetricsConfig", corpus: Corpus, rows: list[Row]) -> None
     count = cfg.samples or len(order)
     chosen = order[np.linspace(0, len(order) - 1, min(count, len(order))).round().astype(int)]
     folder.mkdir(parents=True, exist_ok=True)
-    table = []
+    agent, table = row.agents[0], []
     for index in chosen:
         clip = corpus.clips[index]
-        triple = {"clean": clip.clean, "noisy": clip.noisy, "denoised": row.waves[index]}
+        most = agent.task.max_steps
+        (wave,), _ = denoise_env.run_chains([clip.noisy], agent.sample_rate, most, agent.choose)
+        triple = {"clean": clip.clean, "noisy": clip.noisy, "denoised": wave}
         values = {}
         for kind, wave in triple.items():
             path = folder / f"{clip.row['utt_id']}_{kind}.wav"
@@ -392,10 +429,9 @@ def metrics(cfg: "MetricsConfig", tuned: tuple[Chain, dict[str, Any], Reward] | 
         )
     chain, reduce, task = tuned or ([], {}, Reward())
     corpus = read_corpus(cfg)
-    rows = opponent_rows(cfg, corpus, task, chain, reduce)
-    rows[-1:-1] = policy_rows(cfg, corpus, task) if rows[-1].kind == "oracle" else []
-    if rows[-1].kind != "oracle":
-        rows += policy_rows(cfg, corpus, task)
+    judge = Judge(cfg, corpus, task)
+    rows = [*opponent_rows(cfg, judge, chain, reduce), *policy_rows(cfg, judge)]
+    rows.sort(key=lambda row: row.kind == "oracle")  # the ceiling is the last line
     group = np.array([clip.row.get("noise_source") or clip.row["utt_id"] for clip in corpus.clips])
     other = next((row for row in rows if row.name == CONSTANT), None)
     everything = np.ones(len(corpus.clips), bool)

@@ -356,9 +356,9 @@ def si_sdr(clean: torch.Tensor, batch: Batch) -> torch.Tensor:
 
 
 # ---------------------------------------------------------------------------- STOI, ESTOI
-# C. H. Taal et al., IEEE TASLP 2011; J. Jensen, C. H. Taal, IEEE/ACM TASLP 2016. The values in
-# tables are pystoi's. Training and searches ask a hundred times as often: the lower part is the
-# same computation for a batch, with what depends on the clean clip done once.
+# C. H. Taal et al., IEEE TASLP 2011; J. Jensen, C. H. Taal, IEEE/ACM TASLP 2016. pystoi is the
+# reference; the lower part is its computation for a batch, with what depends on the clean clip done
+# once, because training and searches ask for it at every step.
 
 STOI_RATE, STOI_FRAME, STOI_FFT, STOI_BANDS, SEGMENT = 10_000, 256, 512, 15, 30
 
