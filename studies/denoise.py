@@ -431,7 +431,7 @@ class Planned(NamedTuple):
 
 
 def text_of(value: Any) -> str:
-    """A setting as part of a folder's name; 0.00003 stays 3e-05."""
+    """A setting as part of a folder's name, without = and comma; 0.00003 stays 3e-05."""
     if isinstance(value, (list, tuple)):
         return "x".join(text_of(item) for item in value)
     return f"{value:g}" if isinstance(value, float) else str(value).replace("/", "-")
@@ -463,7 +463,7 @@ def plan(cfg: SweepConfig) -> list[Planned]:
         grid = one.get("sweep_params", {})
         for index, values in enumerate(itertools.product(*grid.values())):
             swept = dict(zip(grid, values, strict=True))
-            tag = ",".join(f"{key}={text_of(value)}" for key, value in swept.items()) or "base"
+            tag = "_".join(f"{key}-{text_of(value)}" for key, value in swept.items()) or "base"
             folder = cfg.output_root / one["name"] / f"{index:02d}_{tag}"
             given = {**base, **swept, "run": str(folder), "overwrite": True}
             try:

@@ -113,8 +113,8 @@ def row_of(name: str, kind: str, members: list[tuple[np.ndarray, list[Chain]]], 
 
 def parse_entrant(text: str) -> tuple[str, list[Path]]:
     """PATH, NAME=PATH or NAME=PATH,PATH -> name, folders."""
-    name, given, paths = text.rpartition("=")
-    folders = [Path(path) for path in paths.split(",")]
+    name, given, paths = text.partition("=")
+    folders = [Path(path) for path in (paths if given else name).split(",")]
     return (name if given else folders[0].name), folders
 
 

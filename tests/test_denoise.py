@@ -77,7 +77,7 @@ def one_thread():
 def data(tmp_path_factory) -> Path:
     """Built-in mixtures with their features."""
     folder = tmp_path_factory.mktemp("denoise") / "data"
-    denoise_data.mix(MixConfig(out=folder, clips=(6, 3, 4), join=2))
+    denoise_data.mix(MixConfig(out=folder, clips=(5, 2, 4), join=2))
     tables = tuple(folder / split / "meta.csv" for split in ("train", "validation"))
     denoise_data.write_features(FeaturesConfig(meta=tables))
     return folder
@@ -587,7 +587,7 @@ def test_sweep_goes_on_where_it_was(data, tmp_path, monkeypatch):
     assert len(commands) == 2 and commands[0][0] == sys.executable
     assert denoise.sweep(cfg) == 0 and len(commands) == 3  # only the one that was missing
     names = sorted(folder.name for folder in (tmp_path / "sweep" / "ppo_small").iterdir())
-    assert "00_learning_rate=3e-05,diversity_weight=0" in names
+    assert "00_learning_rate-3e-05_diversity_weight-0" in names
     with open(tmp_path / "sweep" / "summary.csv", newline="") as stream:
         rows = list(csv.DictReader(stream))
     assert len(rows) == 2 and all(math.isfinite(float(row["validation_gain"])) for row in rows)
