@@ -45,6 +45,7 @@ from config import (  # noqa: E402
     Device,
     InputError,
     from_dict,
+    needed,
     number,
     require,
     run_script,
@@ -256,7 +257,7 @@ def train(cfg: TrainConfig) -> None:
     """Train one policy."""
     if (cfg.folder / "metrics.json").exists() and not cfg.overwrite:
         raise InputError(f"{cfg.folder} holds a run; give --overwrite or another --run")
-    denoise_env.needed("stable_baselines3")
+    needed("stable_baselines3", __file__)
     log = start_wandb(cfg)
     corpus, validation = load_corpus(cfg.features), load_corpus(cfg.validation)
     check_apart(cfg, corpus, validation)

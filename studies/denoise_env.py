@@ -33,11 +33,12 @@ import numpy as np
 import torch
 from denoise_data import MEASURES, NOISY, Clip
 from denoisers import FEATURES, METHODS, PARAMETERS, STOP
-from threshold_env import gymnasium, needed, sb3_env
+from threshold_env import gymnasium, sb3_env
 
-from config import Checked, InputError, number, whole, write_text
+from config import Checked, InputError, needed, number, whole, write_text
 from runfolder import pick_device, versions
 
+SCRIPT = "denoise.py"  # the program that a message names
 CHOICES = (*METHODS, "stop")
 MEMORY = ("removed_db", *METHODS, *PARAMETERS, "share_of_steps")
 OBSERVATION = len(FEATURES) + len(MEMORY)
@@ -419,7 +420,7 @@ def random_policy(seed: int) -> Chooser:
 
 def noisereduce_waves(corpus: Corpus, stationary: bool, share: float) -> list[np.ndarray]:
     """What the package noisereduce makes of the noisy clips; `share` is its prop_decrease."""
-    reduce_noise = needed("noisereduce").reduce_noise
+    reduce_noise = needed("noisereduce", SCRIPT).reduce_noise
     rate, options = corpus.sample_rate, {"stationary": stationary, "prop_decrease": share}
     return [
         reduce_noise(y=clip.noisy, sr=rate, **options).astype(np.float32) for clip in corpus.clips
@@ -481,7 +482,7 @@ def empty_policy(algo: Algo, hidden: list[int]) -> torch.nn.Module:
         "td3": ("stable_baselines3.td3.policies", "TD3Policy"),
     }
     module, name = policies[algo]
-    kind = getattr(needed(module), name)
+    kind = getattr(needed(module, SCRIPT), name)
     spaces = observation_space(), action_space(algo)
     return kind(*spaces, lambda _: 0.0, net_arch=hidden, activation_fn=torch.nn.ReLU)
 
@@ -531,7 +532,7 @@ def evaluate(corpus: Corpus, task: Reward, choose: Chooser) -> Evaluation:
 
 def make_model(cfg: Any, envs: DenoiseVectorEnv) -> Any:
     """PPO, SAC or TD3 with the settings of TrainConfig."""
-    sb3 = needed("stable_baselines3")
+    sb3 = needed("stable_baselines3", SCRIPT)
     same = {
         "policy": "MlpPolicy",
         "env": sb3_env(envs),
@@ -560,7 +561,7 @@ def make_model(cfg: Any, envs: DenoiseVectorEnv) -> Any:
     if cfg.algo == "sac":
         return sb3.SAC(**same)
     size = action_space("td3").shape
-    noise = needed("stable_baselines3.common.noise").NormalActionNoise(
+    noise = needed("stable_baselines3.common.noise", SCRIPT).NormalActionNoise(
         np.zeros(size), np.full(size, cfg.exploration)
     )
     return sb3.TD3(**same, action_noise=noise)
