@@ -520,7 +520,7 @@ def run_episodes(trainer: Trainer, beat: longrun.Heartbeat, stopped: list[int]) 
             break
         before = trainer.progress["finished"]
         for episode, cells in trainer.tick():
-            beat.metrics = record(trainer, history, episode, cells)
+            beat.metrics |= record(trainer, history, episode, cells)
             eps, reward, avg10 = (beat.metrics[name] for name in ("epsilon", "reward", "avg10"))
             shown = {"eps": f"{eps:.3f}", "reward": f"{reward:.1f}", "avg10": f"{avg10:.1f}"}
             bar.set_postfix(shown)
@@ -546,14 +546,15 @@ def record(
     average = sum(trainer.recent) / len(trainer.recent)
     epsilon = epsilon_at(episode, len(trainer.order), trainer.learning)
     trainer.read_sums()
-    progress, count = trainer.progress, trainer.progress["loss_count"] or 1
-    loss, q = progress["loss_sum"] / count, progress["q_sum"] / count
+    progress, count = trainer.progress, trainer.progress["loss_count"]
+    loss, q = progress["loss_sum"] / max(count, 1), progress["q_sum"] / max(count, 1)
     trainer.reset_sums()
     row = {"Episode": episode, "Reward": round(reward, 4), "Avg10": round(average, 4)}
     row |= {"Epsilon": round(epsilon, 4), **dict(zip(runfolder.CELLS, cells, strict=True))}
     if history is not None:
         history.add(row | {"Steps": progress["steps"], "Loss": loss, "Q": q})
-    return {"epsilon": epsilon, "reward": reward, "avg10": average, "loss": loss, "q": q}
+    learned = {"loss": loss, "q": q} if count else {}  # several episodes may end in one tick
+    return {"epsilon": epsilon, "reward": reward, "avg10": average, **learned}
 
 
 def keep_best(trainer: Trainer) -> None:

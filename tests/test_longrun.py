@@ -57,6 +57,8 @@ def test_status_of_a_finished_run(folder, capsys):
     assert lines["frames"] == f"{frames} of {frames} (100.0%)"
     assert float(lines["reward"]) == pytest.approx(history["Reward"][-1], abs=0.06)
     assert float(lines["avg10"]) == pytest.approx(history["Avg10"][-1], rel=1e-3)
+    learned = history["Loss"][history["Loss"] > 0]  # 0: no gradient step since the episode before
+    assert float(lines["loss"]) == pytest.approx(learned[-1], rel=1e-3)
     assert "left" not in lines and "held-out F1" in lines["best"]
     log = Path("runs/a/train.log").read_text()
     assert "complete, " in log and log.endswith("\n")
