@@ -45,7 +45,7 @@ def told(text: str) -> dict[str, str]:
 
 
 def test_status_of_a_finished_run(folder, capsys):
-    assert main(config()) == 0
+    assert main(config(passes=6)) == 0
     capsys.readouterr()
     assert main(config(status=Path("runs/a"))) == 0
     lines = told(capsys.readouterr().out)
@@ -54,7 +54,7 @@ def test_status_of_a_finished_run(folder, capsys):
     assert lines["state"].startswith(f"complete (process {os.getpid()} on ")
     assert lines["episodes"] == f"{count} of {count} (100.0%)"
     frames = int(sum(history[name].sum() for name in runfolder.CELLS))
-    assert lines["frames"] == f"{frames} of {frames} (100.0%)"
+    assert lines["frames"] == f"{frames:,} of {frames:,} (100.0%)"
     assert float(lines["reward"]) == pytest.approx(history["Reward"][-1], abs=0.06)
     assert float(lines["avg10"]) == pytest.approx(history["Avg10"][-1], rel=1e-3)
     learned = history["Loss"][history["Loss"] > 0]  # 0: no gradient step since the episode before
