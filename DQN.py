@@ -33,17 +33,15 @@ import runfolder
 from bandit import (
     Signals,
     decide,
-    delta_table,
     episode_order,
     epsilon_at,
     frames_of,
     hold_out,
     make_states,
     near,
+    outcome,
     replay_columns,
-    reward_cells,
     reward_table,
-    shift,
     thresholds,
     to_device,
 )
@@ -193,7 +191,6 @@ class Trainer:
         self.order = episode_order(cache, train, cfg)
         self.signals = to_device(cache, self.bandit, device)
         self.gate = tune_gate(cache)
-        self.deltas = delta_table(self.bandit, device)
         self.table = reward_table(self.bandit).to(device)
         prob, t_base = self.signals.prob, self.signals.t_base
         # On the host, so that choosing the frames to compute needs no wait for the device.
@@ -307,18 +304,14 @@ class Trainer:
         frame = torch.from_numpy(self.frame[lane]).to(self.device)
         left = self.left[on_device]
         actions = self.select_actions(lane, pair, frame, left)
-        prob, t_base = self.signals.prob[frame], self.signals.t_base[frame]
-        label = self.signals.label[frame]
-        t_new = shift(t_base, self.deltas[actions])
-        cells = reward_cells(decide(prob, t_base) == label, decide(prob, t_new) == label)
-        self.cells[on_device, cells] += 1
-        tested = t_base if self.bandit.boundary_test == "before" else t_new
-        kept = near(prob, tested, self.bandit.boundary_width).nonzero()[:, 0]
+        found = outcome(self.signals, frame, actions, self.bandit)
+        self.cells[on_device, found.cells] += 1
+        kept = found.stored.nonzero()[:, 0]
         self.replay.add(
             pair=pair[kept],
             frame=frame[kept],
             action=actions[kept],
-            reward=self.table[cells[kept]],
+            reward=self.table[found.cells[kept]],
             left=left[kept],
         )
         if self.sequential and self.bandit.context:

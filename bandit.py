@@ -15,7 +15,7 @@ import torch
 
 from config import Bandit, Learning, TrainConfig
 from preprocess import Cache
-from qlearning import Columns
+from qlearning import Columns, anneal
 
 Array = TypeVar("Array", torch.Tensor, np.ndarray)
 # Rounding of prob - t_base in float32; keeps a distance of exactly 0.2 inside the boundary.
@@ -65,10 +65,10 @@ def to_device(cache: Cache, bandit: Bandit, device: torch.device) -> Signals:
 
 def frames_of(signals: Signals, pairs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Pairs (n,) -> the pair of each of their frames and the frames themselves, back to back."""
-    start, end = signals.start[pairs], signals.end[pairs]
-    spans = zip(start.tolist(), end.tolist(), strict=True)
-    frames = torch.cat([torch.arange(a, b) for a, b in spans]).to(pairs.device)
-    return torch.repeat_interleave(pairs, end - start), frames
+    start, length = signals.start[pairs], signals.end[pairs] - signals.start[pairs]
+    owner = torch.repeat_interleave(pairs, length)
+    first = torch.repeat_interleave(start - (length.cumsum(0) - length), length)
+    return owner, first + torch.arange(len(owner), device=pairs.device)
 
 
 def decide(prob: Array, threshold: Array) -> Array:
@@ -125,6 +125,27 @@ def reward_cells(right_before: torch.Tensor, right_after: torch.Tensor) -> torch
     return 2 * right_before.long() + right_after.long()
 
 
+class Outcome(NamedTuple):
+    """What actions on n frames led to."""
+
+    t_adj: torch.Tensor  # (n,) shifted threshold
+    on: torch.Tensor  # (n,) bool, the decision under it
+    cells: torch.Tensor  # (n,) int64, see `reward_cells`
+    stored: torch.Tensor  # (n,) bool, whether the transition is worth keeping: near the boundary
+
+
+def outcome(
+    signals: Signals, frame: torch.Tensor, actions: torch.Tensor, bandit: Bandit
+) -> Outcome:
+    """Take `actions` (n,) on frames (n,): the one place that pays them."""
+    prob, t_base, label = signals.prob[frame], signals.t_base[frame], signals.label[frame]
+    t_adj = shift(t_base, delta_table(bandit, frame.device)[actions])
+    on = decide(prob, t_adj)
+    cells = reward_cells(decide(prob, t_base) == label, on == label)
+    tested = t_base if bandit.boundary_test == "before" else t_adj
+    return Outcome(t_adj, on, cells, near(prob, tested, bandit.boundary_width))
+
+
 def reward_table(bandit: Bandit) -> torch.Tensor:
     """(4,) rewards in the order MISS, FIX, BREAK, KEEP."""
     return torch.tensor(
@@ -163,8 +184,7 @@ def episode_order(cache: Cache, train: np.ndarray, cfg: TrainConfig) -> np.ndarr
 def epsilon_at(episode: Any, num_episodes: int, learning: Learning) -> Any:
     """Exploration rate of episodes (a number or an array, from 0): linear decay, then constant."""
     decay = learning.epsilon_episodes or max(1, round(learning.epsilon_fraction * num_episodes))
-    share = np.minimum(1.0, episode / decay)
-    return learning.epsilon_start + (learning.epsilon_end - learning.epsilon_start) * share
+    return anneal(learning.epsilon_start, learning.epsilon_end, episode / decay)
 
 
 def replay_columns(context: int, sequential: bool) -> Columns:

@@ -20,16 +20,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from bandit import (
-    Signals,
-    decide,
-    delta_table,
-    make_states,
-    near,
-    reward_cells,
-    reward_table,
-    shift,
-)
+from bandit import Signals, make_states, outcome
 from config import Bandit, InputError
 
 CPU_BATCHES = (256, 64, 128, 512)  # the first is the reference, and what small jobs take
@@ -91,18 +82,15 @@ class FixedSteps:
         self.signals, self.replay, bandit = trainer.signals, trainer.replay, trainer.bandit
         self.cells, self.left, self.device = trainer.cells, trainer.left, trainer.device
         self.bandit, self.dropout = bandit, trainer.learning.acting == "dropout"
-        self.sequential = bandit.reading == "sequential"
-        self.deltas = delta_table(bandit, self.device)
-        self.table = reward_table(bandit).to(self.device)
+        self.sequential, self.table = trainer.sequential, trainer.table
         self.ring: dict[str, torch.Tensor] = {}
         for name, column in self.replay.columns.items():
             self.ring[name] = torch.cat([column, column[:1]])
             self.replay.columns[name] = self.ring[name][:-1]
         whole = {"dtype": torch.int64, "device": self.device}
         self.count = torch.tensor(self.replay.count, **whole)
-        self.asked = torch.zeros(
-            5, len(self.cells), **whole
-        )  # pair, frame, choice, greedy?, active?
+        # Rows: pair, frame, choice, greedy?, active?
+        self.asked = torch.zeros(5, len(self.cells), **whole)
         self.drawn = torch.zeros(trainer.batch, **whole)
         self.sums = torch.zeros(2, dtype=torch.float64, device=self.device)  # of loss and Q
         self.bad = torch.zeros((), dtype=torch.bool, device=self.device)  # anything not finite?
@@ -124,17 +112,13 @@ class FixedSteps:
         q_values = self.q_values(make_states(self.signals, pair, frame, self.bandit, left))
         self.bad |= ~q_values.isfinite().all()
         actions = torch.where(greedy > 0, q_values.argmax(1), choice)
-        prob, t_base = self.signals.prob[frame], self.signals.t_base[frame]
-        label = self.signals.label[frame]
-        t_new = shift(t_base, self.deltas[actions])
-        cells = reward_cells(decide(prob, t_base) == label, decide(prob, t_new) == label)
-        self.cells.scatter_add_(1, cells[:, None], active[:, None])
-        tested = t_base if self.bandit.boundary_test == "before" else t_new
-        kept = near(prob, tested, self.bandit.boundary_width) & (active > 0)
+        found = outcome(self.signals, frame, actions, self.bandit)
+        self.cells.scatter_add_(1, found.cells[:, None], active[:, None])
+        kept = found.stored & (active > 0)
         trash = self.replay.capacity
         at = torch.where(kept, (self.count + kept.cumsum(0) - 1) % trash, trash)
         rows = {"pair": pair, "frame": frame, "action": actions, "left": self.left}
-        rows["reward"] = self.table[cells]
+        rows["reward"] = self.table[found.cells]
         for name, column in self.ring.items():
             column[at] = rows[name].to(column.dtype)
         self.count += kept.sum()

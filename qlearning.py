@@ -9,7 +9,7 @@ Next:   DQN.py
 Replay ring and its prioritised kin, TD target (plain, double), dueling head, target network.
 """
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -74,9 +74,8 @@ class PrioritizedReplay(Replay):
         super().__init__(capacity, columns, device)
         self.alpha, self.floor, self.highest = alpha, floor, 1.0
         self.leaves = 1 << (capacity - 1).bit_length()
-        self.tree = np.zeros(
-            2 * self.leaves
-        )  # node i has the children 2i and 2i + 1; the root is 1
+        # Node i has the children 2i and 2i + 1; the root is 1.
+        self.tree = np.zeros(2 * self.leaves)
 
     def add(self, **rows: torch.Tensor) -> None:
         """Append n rows (n, ...) of every column, overwriting the oldest."""
@@ -103,9 +102,8 @@ class PrioritizedReplay(Replay):
         for _ in range(self.leaves.bit_length() - 1):
             node *= 2
             left = self.tree[node]
-            right = (mass >= left) & (
-                self.tree[node + 1] > 0
-            )  # rounding never leads to an empty leaf
+            # Rounding must not lead to an empty leaf.
+            right = (mass >= left) & (self.tree[node + 1] > 0)
             mass -= np.where(right, left, 0.0)
             node += right
         weights = (len(self) * self.tree[node] / total) ** -beta
@@ -124,9 +122,9 @@ class PrioritizedReplay(Replay):
         self.set_priority(index, priority)
 
 
-def anneal(start: float, end: float, share: float) -> float:
-    """Straight line from start to end, which it reaches at share 1 and keeps."""
-    return start + (end - start) * min(1.0, share)
+def anneal(start: float, end: float, share: Any) -> Any:
+    """Straight line from start to end, reached at share 1 and kept; a number or an array."""
+    return start + (end - start) * np.minimum(1.0, share)
 
 
 def td_target(
@@ -147,7 +145,7 @@ def td_target(
 
 
 class DuelingHead(nn.Module):
-    """Last layer in two streams: (B, inputs) -> Q (B, A) = value + advantage - its centre.
+    """Last layer in two streams: (..., inputs) -> Q (..., A) = value + advantage - its centre.
 
     The centre is the advantages' mean, or their maximum, which makes the best one 0 (Wang et al.,
     *Dueling Network Architectures*, 2016, have both).

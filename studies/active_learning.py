@@ -26,7 +26,7 @@ from concurrent.futures import as_completed
 from dataclasses import dataclass, fields, replace
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -85,16 +85,7 @@ from studies.query_strategies import (  # noqa: E402
 StrategyName = Literal[
     "random", "entropy", "margin", "least-confidence", "k-centre", "badge", "dqn", "dqn-warm"
 ]
-STRATEGIES: tuple[StrategyName, ...] = (
-    "random",
-    "entropy",
-    "margin",
-    "least-confidence",
-    "k-centre",
-    "badge",
-    "dqn",
-    "dqn-warm",
-)
+STRATEGIES: tuple[StrategyName, ...] = get_args(StrategyName)
 IMAGE_FOLDER = Path("data/images")
 
 # ---------------------------------------------------------------------------- settings

@@ -55,6 +55,7 @@ from config import (  # noqa: E402
 from entrants import predicted_events  # noqa: E402
 from metrics import NAMES, bootstrap_mean, count_pairs, scores_of  # noqa: E402
 from preprocess import Cache, load_cache  # noqa: E402
+from qlearning import DuelingHead, sync, td_target  # noqa: E402
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -319,8 +320,8 @@ class DenseQNetwork(nn.Module):
             )
         self.drop = nn.Dropout(variant.dropout)
         self.hidden = nn.Linear(h, h)
-        self.advantage = nn.Linear(h, variant.num_actions)
-        self.value = nn.Linear(h, 1) if variant.dueling else None
+        head = DuelingHead if variant.dueling else nn.Linear
+        self.head = head(h, variant.num_actions)
         mean, std = statistics_of(example)
         for name, (a, b) in {"channel": (mean[0], std[0]), "clip": (mean[1], std[1])}.items():
             self.register_buffer(f"{name}_mean", a)
@@ -348,9 +349,7 @@ class DenseQNetwork(nn.Module):
             x = x + pad_packed_sequence(self.gru(packed)[0], True, total_length=x.shape[1])[0]
         if self.encoder is not None:
             x = self.encoder(x, src_key_padding_mask=~clips.inside)
-        x = functional.gelu(self.hidden(x))
-        q = self.advantage(x)
-        return q if self.value is None else self.value(x) + q - q.mean(2, keepdim=True)
+        return self.head(functional.gelu(self.hidden(x)))
 
 
 def statistics_of(clips: Clips) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
@@ -466,18 +465,6 @@ def act(network: DenseQNetwork, clips: Clips, explore: torch.Generator | None) -
     return steps
 
 
-def next_value(
-    network: DenseQNetwork, target: DenseQNetwork, clips: Clips, step: Step, k: int
-) -> torch.Tensor:
-    """max Q of the next pass, (B, T), by the target; of the network's choice with `double`."""
-    variant, deltas = network.variant, deltas_of(network.variant)
-    with torch.no_grad():
-        threshold = shift(step.threshold, deltas[step.taken])
-        q = target(clips, threshold, k + 1)
-        chosen = (network(clips, threshold, k + 1) if variant.double else q).argmax(2)
-    return q.gather(2, chosen[:, :, None])[:, :, 0]
-
-
 def loss_of(
     network: DenseQNetwork, target: DenseQNetwork, clips: Clips, explore: torch.Generator
 ) -> torch.Tensor:
@@ -492,9 +479,6 @@ def loss_of(
         q = network(clips, step.threshold, k)  # (B, T, A)
         before = decide(clips.score, step.threshold)
         both = rewards(step.on, before, clips, variant)
-        more = 0.0
-        if variant.gamma and k + 1 < len(steps):
-            more = variant.gamma * next_value(network, target, clips, step, k)[:, :, None]
         if learns_all and k + 1 == len(steps):
             shifted = shift(step.threshold[:, :, None], deltas)  # (B, T, A)
             wanted = both.gather(2, decide(clips.score[:, :, None], shifted).long())
@@ -502,7 +486,14 @@ def loss_of(
             taken = step.taken[:, :, None]
             q = q.gather(2, taken)
             shifted = shift(step.threshold, deltas[step.taken])
-            wanted = both.gather(2, decide(clips.score, shifted)[:, :, None].long()) + more
+            wanted = both.gather(2, decide(clips.score, shifted)[:, :, None].long())
+            if variant.gamma and k + 1 < len(steps):
+                with torch.no_grad():
+                    next_q = target(clips, shifted, k + 1).flatten(0, 1)  # (B T, A)
+                    own = network(clips, shifted, k + 1).flatten(0, 1) if variant.double else None
+                goes_on = torch.zeros(len(next_q), dtype=torch.bool)
+                paid = td_target(wanted.flatten(), goes_on, next_q, variant.gamma, own)
+                wanted = paid.view_as(wanted)
         error = (q - wanted).square().mean(2)  # (B, T)
         if variant.reward == "iou-weighted":
             union = (clips.label | step.on).sum(1, keepdim=True)
@@ -531,7 +522,7 @@ def train(variant: Variant, clips: Clips, num_classes: int, seed: int) -> DenseQ
         order = torch.from_numpy(order_rng.permutation(count))
         for part in order[: per_epoch * variant.batch].split(variant.batch):
             if variant.target_every and done % variant.target_every == 0:
-                target.load_state_dict(network.state_dict())
+                sync(target, network)
             loss = loss_of(network, target, clips.of(part), explore)
             if not loss.isfinite():
                 raise InputError(

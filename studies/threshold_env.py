@@ -45,9 +45,9 @@ from bandit import (  # noqa: E402
     decide,
     make_states,
     near,
+    outcome,
     reward_cells,
     reward_table,
-    shift,
     thresholds,
     to_device,
 )
@@ -120,7 +120,7 @@ class Lanes:
     ):
         self.bandit = bandit
         self.signals = to_device(cache, bandit, CPU)
-        self.deltas, self.table = torch.tensor(bandit.deltas), reward_table(bandit).double()
+        self.table = reward_table(bandit).double()
         self.visited = np.flatnonzero(self.visits(cache.offsets, boundary_only))
         self.bounds = np.searchsorted(self.visited, cache.offsets)  # (P + 1,)
         chosen = np.arange(len(cache.pairs)) if pairs is None else np.asarray(pairs, dtype=np.int64)
@@ -179,20 +179,15 @@ class Lanes:
     def tick(self, actions: np.ndarray) -> Step:
         """Decide a frame in every lane and advance."""
         frame, action = torch.from_numpy(self.frames()), torch.as_tensor(actions).long()
-        prob, t_base = self.signals.prob[frame], self.signals.t_base[frame]
-        label = self.signals.label[frame]
-        t_adj = shift(t_base, self.deltas[action])
-        decision = decide(prob, t_adj)
-        cells = reward_cells(decide(prob, t_base) == label, decision == label)
-        tested = t_base if self.bandit.boundary_test == "before" else t_adj
-        stored = near(prob, tested, self.bandit.boundary_width)
+        found = outcome(self.signals, frame, action, self.bandit)
         where = (self.pair.copy(), self.frames_in_pair())
         self.position += 1
         over = self.position == self.bounds[self.pair + 1]
         if self.bandit.context:
             moved = torch.cat([self.left[:, 1:], action[:, None]], 1)
             self.left = torch.where(torch.from_numpy(over)[:, None], self.left, moved)
-        values = (self.table[cells], t_adj, decision, label, stored)
+        label = self.signals.label[frame]
+        values = (self.table[found.cells], found.t_adj, found.on, label, found.stored)
         return Step(*where, *(value.numpy() for value in values), over)
 
 

@@ -89,6 +89,15 @@ def test_chosen_pairs_equal_a_full_pass(cache):
             assert torch.equal(some[span], expected)
 
 
+@pytest.mark.parametrize("reading", ["independent", "sequential"])
+def test_no_pairs_need_no_decision(cache, reading):
+    """A process may have none: there are more of them than pairs."""
+    bandit = Bandit(reading=reading)
+    none = np.array([], dtype=np.int64)
+    actions = greedy_actions(network_for(bandit), to_device(cache, bandit, CPU), bandit, 64, none)
+    assert (actions == bandit.no_change).all() and len(actions) == len(cache.label)
+
+
 def test_greedy_twice_is_equal_and_restores_the_mode(cache):
     bandit = READINGS["independent"]
     net, signals = network_for(bandit), to_device(cache, bandit, CPU)
