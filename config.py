@@ -522,7 +522,7 @@ class TrainConfig(Checked):
     device: Device = "auto"
     """auto takes CUDA where there is one"""
     threads: int = number(1, 1)
-    """CPU threads; one is fastest for these small batches"""
+    """CPU threads; another number rounds otherwise; several pay for wide networks on idle cores"""
     cuda_steps: Literal["auto", "plain", "graphs", "graphs-bf16"] = "auto"
     """how a GPU trains: as recorded CUDA graphs (auto), step by step, or in bfloat16 too"""
     bandit: Bandit = field(default_factory=Bandit)

@@ -3,7 +3,7 @@
 Run:    not a script; DQN.py trains it
 Reads:  nothing
 Writes: nothing
-Shapes: B batch, C channels, W window, A actions
+Shapes: B batch, C channels, W window, A actions; in the GRU I inputs, H hidden
 Next:   DQN.py
 
 Sizes: slides, page 8, and the original program where they are silent (see `config.Network`).
@@ -13,6 +13,91 @@ import torch
 from torch import nn
 
 from config import Bandit, Network
+
+
+class BothWays(torch.autograd.Function):
+    """A bidirectional GRU layer whose gradients are written out; numbers as torch.nn.GRU's up to
+    rounding.
+
+    PyTorch's own runs a frame and a direction at a time and adds to the gradients of the weights
+    at every frame. Here both directions share each product, and the weights get theirs in one
+    product at the end. The second direction runs on the reversed window.
+    """
+
+    @staticmethod
+    def forward(ctx, x, w_in, w_hidden, b_in, b_hidden):
+        """x (W, B, I), weights (2, 3H, I) and (2, 3H, H), biases (2, 3H) -> (W, B, 2H)."""
+        window, batch, inputs = x.shape
+        h = w_hidden.shape[2]
+        both = torch.stack([x, x.flip(0)]).view(2, window * batch, inputs)
+        gates = torch.baddbmm(b_in[:, None], both, w_in.transpose(1, 2))
+        gates = gates.view(2, window, batch, 3 * h)  # in the end r, z and n of every frame
+        states = x.new_zeros(2, window + 1, batch, h)
+        proposal = x.new_empty(2, window, batch, h)  # what r is multiplied by
+        for t in range(window):
+            r_z, n = gates[:, t, :, : 2 * h], gates[:, t, :, 2 * h :]
+            of_state = torch.baddbmm(b_hidden[:, None], states[:, t], w_hidden.transpose(1, 2))
+            r_z.add_(of_state[..., : 2 * h]).sigmoid_()
+            proposal[:, t] = of_state[..., 2 * h :]
+            n.addcmul_(r_z[..., :h], of_state[..., 2 * h :]).tanh_()
+            torch.lerp(n, states[:, t], r_z[..., h:], out=states[:, t + 1])
+        ctx.save_for_backward(both, w_in, w_hidden, gates, proposal, states)
+        return torch.cat([states[0, 1:], states[1, 1:].flip(0)], 2)
+
+    @staticmethod
+    def backward(ctx, grad):
+        """grad (W, B, 2H) -> gradients of x, weights and biases."""
+        both, w_in, w_hidden, gates, proposal, states = ctx.saved_tensors
+        _, window, batch, h = proposal.shape
+        r, z, n = gates.split(h, 3)
+        by_frame = torch.stack([grad[..., :h], grad[..., h:].flip(0)])
+        # What the gradient of a state is multiplied by for each gate's sum; then the product.
+        of_input = torch.empty_like(gates)
+        torch.mul((states[:, :-1] - n).mul_(z), 1 - z, out=of_input[..., h : 2 * h])
+        torch.mul(1 - z, 1 - n * n, out=of_input[..., 2 * h :])
+        r_slope = (proposal * r).mul_(1 - r)
+        of_hidden = torch.empty_like(gates)
+        of_state = by_frame[:, -1]
+        for t in reversed(range(window)):
+            now, hidden_now = of_input[:, t], of_hidden[:, t]
+            now[..., h:].unflatten(2, (2, h)).mul_(of_state[:, :, None])
+            of_n = now[..., 2 * h :]
+            torch.mul(of_n, r_slope[:, t], out=now[..., :h])
+            hidden_now[..., : 2 * h] = now[..., : 2 * h]
+            torch.mul(of_n, r[:, t], out=hidden_now[..., 2 * h :])
+            if t:
+                before = torch.addcmul(by_frame[:, t - 1], of_state, z[:, t])
+                of_state = before.baddbmm_(hidden_now, w_hidden)
+        of_input, of_hidden = (x.view(2, window * batch, 3 * h) for x in (of_input, of_hidden))
+        earlier = states[:, :-1].reshape(2, window * batch, h)
+        of_x = torch.bmm(of_input, w_in).view(2, window, batch, -1)
+        return (
+            of_x[0] + of_x[1].flip(0),
+            torch.bmm(of_input.transpose(1, 2), both),
+            torch.bmm(of_hidden.transpose(1, 2), earlier),
+            of_input.sum(1),
+            of_hidden.sum(1),
+        )
+
+
+class BiGRU(nn.GRU):
+    """torch.nn.GRU, bidirectional, batch first, from a zero state; learns faster on a CPU.
+
+    Without gradients, and on a GPU, it is PyTorch's.
+    """
+
+    def __init__(self, inputs: int, hidden: int, layers: int):
+        super().__init__(inputs, hidden, layers, batch_first=True, bidirectional=True)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """(B, W, I) -> (B, W, 2H), and the last state or None."""
+        if x.is_cuda or not torch.is_grad_enabled():
+            return super().forward(x)
+        x = x.transpose(0, 1)
+        for layer in range(self.num_layers):
+            pairs = zip(self.all_weights[2 * layer], self.all_weights[2 * layer + 1], strict=True)
+            x = BothWays.apply(x, *(torch.stack(pair) for pair in pairs))
+        return x.transpose(0, 1), None
 
 
 class QNetwork(nn.Module):
@@ -28,7 +113,7 @@ class QNetwork(nn.Module):
             conv = nn.Conv1d(inputs, hidden, network.tcn_kernel, padding=same, dilation=2**i)
             blocks += [conv, nn.GELU(), nn.GroupNorm(network.tcn_groups, hidden)]
         self.tcn = nn.Sequential(*blocks)
-        self.gru = nn.GRU(hidden, hidden, network.gru_layers, batch_first=True, bidirectional=True)
+        self.gru = BiGRU(hidden, hidden, network.gru_layers)
         self.pre_norm = nn.LayerNorm(width)
         layer = nn.TransformerEncoderLayer(
             width, network.heads, network.inner, network.dropout, "gelu", batch_first=True
