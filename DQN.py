@@ -28,6 +28,7 @@ import torch
 from torch.nn import functional
 from tqdm import tqdm
 
+import dense
 import longrun
 import runfolder
 from bandit import (
@@ -53,6 +54,7 @@ from config import (
     run_script,
     with_preset,
 )
+from dense import DenseQNetwork, DenseTrainer
 from device import FixedSteps
 from gate import Gate, tune_gate
 from metrics import mean_f1
@@ -86,6 +88,9 @@ def greedy_actions(
     Frames that are not decided hold the no-change action: in the independent reading those whose
     answer no action can change, in the sequential one the first frame of each pair.
     """
+    if isinstance(network, DenseQNetwork):
+        chosen = np.arange(len(signals.start)) if pairs is None else pairs
+        return dense.greedy(network, signals, bandit, chosen, progress)
     device, was_training = signals.prob.device, network.training
     finite = torch.ones((), dtype=torch.bool, device=device)
     network.eval()
@@ -147,11 +152,12 @@ def decide_together(
 class Policy(NamedTuple):
     """A trained network with what is needed to apply it."""
 
-    network: QNetwork
+    network: QNetwork | DenseQNetwork
     bandit: Bandit
     signal: dict | None  # formulas of the cache it was trained on; None: unknown
     info: dict[str, Any]
     gate: Gate | None = None  # for queries without known tags; None: unknown
+    classes: tuple[str, ...] = ()  # those that it knows apart
 
 
 def load_policy(path: Path, device: torch.device, preset: str = "slides") -> Policy:
@@ -169,11 +175,15 @@ def load_policy(path: Path, device: torch.device, preset: str = "slides") -> Pol
     else:
         config = from_dict(TrainConfig, runfolder.known_config(TrainConfig, content))
         weights, info, trained_on = content["network"], content["info"], content["signal"]
-    network = QNetwork(config.bandit, config.network).to(device)
+    classes = tuple(content.get("classes", ()))
+    if config.method == "dense":
+        network = DenseQNetwork(config.bandit, config.dense, classes).to(device)
+    else:
+        network = QNetwork(config.bandit, config.network).to(device)
     runfolder.load_weights(network, weights, path)
     signal = json.loads(trained_on) if trained_on else None
     gate = json.loads(content.get("gate", "null"))
-    return Policy(network.eval(), config.bandit, signal, info, gate and Gate(**gate))
+    return Policy(network.eval(), config.bandit, signal, info, gate and Gate(**gate), classes)
 
 
 # ---------------------------------------------------------------------------- training
@@ -236,6 +246,10 @@ class Trainer:
         """Act and learn in fixed shapes from now on, as a GPU does."""
         self.fixed = FixedSteps(self, bf16)
         self.sums = self.fixed.sums
+
+    def epsilon(self, episode: int) -> float:
+        """Exploration rate of an episode."""
+        return epsilon_at(episode, len(self.order), self.learning)
 
     @property
     def done(self) -> bool:
@@ -458,7 +472,8 @@ class Trainer:
 def train(cfg: TrainConfig, device: torch.device, ranks: Ranks) -> int:
     """The run: from the caches to last.pt and best.pt. Returns the exit code."""
     cache = load_cache(cfg.cache / cfg.split)
-    trainer = Trainer(cfg, cache, device, ranks)
+    kind = DenseTrainer if cfg.method == "dense" else Trainer
+    trainer = kind(cfg, cache, device, ranks)
 
     content = runfolder.open_together(cfg, cache.key, device, ranks)
     if content is None:
@@ -468,7 +483,7 @@ def train(cfg: TrainConfig, device: torch.device, ranks: Ranks) -> int:
     if trainer.done:
         print(f"{cfg.run}: this run is complete ({len(trainer.order)} episodes)")
         return 0
-    longrun.announce(trainer)
+    (dense if cfg.method == "dense" else longrun).announce(trainer)
     stopped = runfolder.catch_signals()
     began, frames = time.perf_counter(), trainer.progress["frames"]
     totals = {"episodes": len(trainer.order), "frames": trainer.total_frames}
@@ -485,14 +500,16 @@ def train(cfg: TrainConfig, device: torch.device, ranks: Ranks) -> int:
     return 0
 
 
-def save_last(trainer: Trainer) -> None:
+def save_last(trainer: Trainer | DenseTrainer) -> None:
     """Write last.pt."""
     content = trainer.state()
     if trainer.ranks.leads:
         runfolder.write_checkpoint(trainer.cfg.run / "last.pt", content)
 
 
-def run_episodes(trainer: Trainer, beat: longrun.Heartbeat, stopped: list[int]) -> None:
+def run_episodes(
+    trainer: Trainer | DenseTrainer, beat: longrun.Heartbeat, stopped: list[int]
+) -> None:
     """Tick until all episodes have finished or a signal was caught; writes the run folder."""
     cfg, total, ranks = trainer.cfg, len(trainer.order), trainer.ranks
     finished = trainer.progress["finished"]
@@ -531,13 +548,16 @@ def run_episodes(trainer: Trainer, beat: longrun.Heartbeat, stopped: list[int]) 
 
 
 def record(
-    trainer: Trainer, history: runfolder.History | None, episode: int, cells: list[int]
+    trainer: Trainer | DenseTrainer,
+    history: runfolder.History | None,
+    episode: int,
+    cells: list[int],
 ) -> dict[str, float]:
     """Log a finished episode; returns what the progress line and the heartbeat show."""
     reward = float((torch.tensor(cells) * reward_table(trainer.bandit).double()).sum())
     trainer.recent.append(reward)
     average = sum(trainer.recent) / len(trainer.recent)
-    epsilon = epsilon_at(episode, len(trainer.order), trainer.learning)
+    epsilon = trainer.epsilon(episode)
     trainer.read_sums()
     progress, count = trainer.progress, trainer.progress["loss_count"]
     loss, q = progress["loss_sum"] / max(count, 1), progress["q_sum"] / max(count, 1)
@@ -550,7 +570,7 @@ def record(
     return {"epsilon": epsilon, "reward": reward, "avg10": average, **learned}
 
 
-def keep_best(trainer: Trainer) -> None:
+def keep_best(trainer: Trainer | DenseTrainer) -> None:
     """Write best.pt if the held-out F1 rose; without held-out clips the newest is the best."""
     f1 = trainer.held_out_f1() if len(trainer.held_out) else -1.0  # -1: nothing to measure on
     if f1 > trainer.progress["best_f1"] or not len(trainer.held_out):

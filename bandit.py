@@ -7,6 +7,7 @@ Next:   runfolder.py
 yardsticks share them.
 """
 
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple, TypeVar
 
@@ -32,6 +33,7 @@ class Signals(NamedTuple):
     label: torch.Tensor  # (N,) bool
     start: torch.Tensor  # (P,) int64, first frame of each pair
     end: torch.Tensor  # (P,) int64, one past the last
+    query: torch.Tensor | None = None  # (P,) int64, index of the class asked for; -1: unknown
 
 
 def resident(
@@ -40,10 +42,11 @@ def resident(
     offsets: np.ndarray,
     bandit: Bandit,
     device: torch.device,
+    query: np.ndarray | None = None,
 ) -> Signals:
     """Signals and label (N,) of pairs back to back, bounds `offsets` (P + 1,), on the device.
 
-    `prob` and `t_base` are rows of `channels`, not copies.
+    `prob` and `t_base` are rows of `channels`, not copies. `query` (P,) see `query_of`.
     """
     order = bandit.channels
     channels = torch.from_numpy(np.stack([signals[name] for name in order])).to(device)
@@ -55,12 +58,22 @@ def resident(
         torch.from_numpy(label).to(device),
         bounds[:-1],
         bounds[1:],
+        None if query is None else torch.from_numpy(query).to(device),
     )
 
 
-def to_device(cache: Cache, bandit: Bandit, device: torch.device) -> Signals:
-    """Cache -> resident signals."""
-    return resident(cache.signals, cache.label, cache.offsets, bandit, device)
+def query_of(labels: Iterable[str], classes: Sequence[str]) -> np.ndarray:
+    """Index of each label among the classes that a policy was trained on; -1: not among them."""
+    index = {name: i for i, name in enumerate(classes)}
+    return np.array([index.get(label, -1) for label in labels], dtype=np.int64)
+
+
+def to_device(
+    cache: Cache, bandit: Bandit, device: torch.device, classes: Sequence[str] = ()
+) -> Signals:
+    """Cache -> resident signals; `classes` are those of the policy that is to see them."""
+    query = query_of((pair.event_label for pair in cache.pairs), classes)
+    return resident(cache.signals, cache.label, cache.offsets, bandit, device, query)
 
 
 def frames_of(signals: Signals, pairs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

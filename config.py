@@ -31,7 +31,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar, Literal
 
-PresetName = Literal["slides", "original", "demo"]
+PresetName = Literal["slides", "original", "demo", "best"]
 Device = Literal["auto", "cpu", "cuda"]
 
 
@@ -281,6 +281,36 @@ class Learning(Checked):
         require(self.train_start >= self.batch, self.flag("train_start"), rule, self.train_start)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Dense(Checked):
+    """The network of `--method dense` and how it is trained. A change gives other weights."""
+
+    GROUP: ClassVar[str] = "dense"
+    hidden: int = number(32, 4, 4096)
+    """width of the convolutions"""
+    layers: int = number(7, 1, 12)
+    """dilated convolutions, dilation doubling from 1; 7 of 5 frames see 2.5 s to each side"""
+    kernel: int = number(5, 1, 31)
+    """width of each convolution in frames, odd"""
+    dropout: float = number(0.2, 0, 0.9)
+    """dropout behind each convolution"""
+    members: int = number(1, 1, 32)
+    """networks that start differently; their mean Q-value decides"""
+    class_context: bool = True
+    """learn something about each class; without it any class may be asked for alike"""
+    batch: int = number(32, 1)
+    """pairs in a gradient step"""
+    lr: float = number(2e-3, above=0, high=1)
+    """highest learning rate of AdamW; it rises over 30 % of the steps and falls to 0"""
+    weight_decay: float = number(1e-2, 0, 1)
+    """weight decay of AdamW"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        odd = "odd, so that a frame stays in the middle of it"
+        require(self.kernel % 2 == 1, self.flag("kernel"), odd, self.kernel)
+
+
 # ---------------------------------------------------------------------------- one class a script
 
 
@@ -525,15 +555,30 @@ class TrainConfig(Checked):
     """CPU threads; another number rounds otherwise; several pay for wide networks on idle cores"""
     cuda_steps: Literal["auto", "plain", "graphs", "graphs-bf16"] = "auto"
     """how a GPU trains: as recorded CUDA graphs (auto), step by step, or in bfloat16 too"""
+    method: Literal["windowed", "dense"] = "windowed"
+    """Q-values of a frame from its window, learned by trying (slides), or those of all frames of a
+    clip at once, learned from the rewards of all actions"""
     bandit: Bandit = field(default_factory=Bandit)
     network: Network = field(default_factory=Network)
     learning: Learning = field(default_factory=Learning)
+    dense: Dense = field(default_factory=Dense)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(not (self.resume and self.overwrite), "resume", "used without --overwrite", "both")
         graphs = self.device != "cpu" or self.cuda_steps in ("auto", "plain")
         require(graphs, self.flag("cuda_steps"), "auto or plain on a CPU", self.cuda_steps)
+        # No flag that does nothing: each method has its own.
+        if self.method == "dense":
+            unused = {"network": (self.network, Network()), "learning": (self.learning, Learning())}
+            reading = self.bandit.reading
+            rule = "independent with --method dense"
+            require(reading == "independent", "bandit.reading", rule, reading)
+        else:
+            unused = {"dense": (self.dense, Dense())}
+        for name, (given, default) in unused.items():
+            rule = f"left alone with --method {self.method}, which has no such part,"
+            require(given == default, f"{name}.*", rule, "another value")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -740,6 +785,15 @@ PRESETS: dict[str, dict[str, Any]] = {
         "validation_clips": 100,
         "network.hidden": 32,
         "learning.lr": 1e-3,
+    },
+    # Not the slides: the policy that wins in RESULTS.md.
+    "best": {
+        "run": Path("runs/best"),
+        "policy": Path("runs/best/best.pt"),
+        "method": "dense",
+        "passes": 15,
+        "bandit.max_delta": 1.0,
+        "dense.members": 3,
     },
 }
 

@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 import runfolder
 import scorers
-from bandit import decide, resident, thresholds
+from bandit import decide, query_of, resident, thresholds
 from config import (
     DetectConfig,
     InputError,
@@ -39,6 +39,7 @@ from config import (
     run_script,
     with_preset,
 )
+from dense import DenseQNetwork
 from DQN import Policy, greedy_actions, load_policy
 from gate import Gate, opens
 from preprocess import (
@@ -303,6 +304,7 @@ class Sheet(NamedTuple):
 class Row(NamedTuple):
     """One class in one block: signals (n,) of the frames to decide after `skip` more."""
 
+    event_label: str
     signals: dict[str, np.ndarray]
     skip: int
     on: np.ndarray  # where the decisions go: a part of a sheet
@@ -366,7 +368,7 @@ def recording_rows(
         for k in np.flatnonzero(opened):
             d_raw = scores.values[k, part.start : part.stop]
             signals = compute_signals(rms, d_raw, frame_s, plan.signal)
-            yield cut_row(signals, part, sheet.on[k], plan)
+            yield cut_row(source.classes[k], signals, part, sheet.on[k], plan)
     tally.seconds += num_frames * frame_s
     tally.pairs += len(ever_open)
     tally.closed += int((~ever_open).sum())
@@ -375,18 +377,24 @@ def recording_rows(
     yield sheet
 
 
-def cut_row(signals: dict[str, np.ndarray], block: Block, on: np.ndarray, plan: Plan) -> Row:
+def cut_row(
+    event_label: str, signals: dict[str, np.ndarray], block: Block, on: np.ndarray, plan: Plan
+) -> Row:
     """The part of a block's signals (n,) that its counting frames depend on; `on` (T,).
 
     A state reaches `context` frames to both sides; in the sequential reading it also shows what
-    was decided on its left, which goes back to the start of the block.
+    was decided on its left, which goes back to the start of the block. A dense policy sees all of
+    the block.
     """
     bandit = plan.policy.bandit
+    if isinstance(plan.policy.network, DenseQNetwork):
+        skip = block.first - block.start
+        return Row(event_label, signals, skip, on[block.first : block.last])
     before = bandit.context if bandit.reading == "independent" else block.first - block.start
     start = max(block.start, block.first - before)
     span = slice(start - block.start, min(block.stop, block.last + bandit.context) - block.start)
     needed = {name: signals[name][span] for name in SIGNALS}
-    return Row(needed, block.first - start, on[block.first : block.last])
+    return Row(event_label, needed, block.first - start, on[block.first : block.last])
 
 
 def all_rows(
@@ -412,7 +420,8 @@ def decide_rows(rows: list[Row], plan: Plan) -> None:
     values = {name: np.concatenate([row.signals[name] for row in rows]) for name in SIGNALS}
     starts = np.cumsum([0] + [len(row.signals["prob"]) for row in rows])
     label = np.zeros(starts[-1], bool)  # nobody knows
-    signals = resident(values, label, starts, policy.bandit, plan.device)
+    query = query_of((row.event_label for row in rows), policy.classes)
+    signals = resident(values, label, starts, policy.bandit, plan.device, query)
     actions = greedy_actions(policy.network, signals, policy.bandit, plan.batch)
     pred = decide(signals.prob, thresholds(signals, actions, policy.bandit)).cpu().numpy()
     for row, start in zip(rows, starts, strict=False):
@@ -475,7 +484,7 @@ def check_frames(plan: Plan, tally: Tally) -> None:
     trained = (plan.policy.info.get("trained_on") or {}).get("frame_s")
     other = [x for x in sorted(tally.frame_lengths) if trained and abs(x / trained - 1) > 0.01]
     if other:
-        window = plan.policy.bandit.window
+        window = plan.policy.network.window
         print(
             f"note: frames of {other[0] * 1000:.4g} ms, the policy was trained on"
             f" {trained * 1000:.4g} ms: its {window} frames are {window * other[0]:.3g} s here,"

@@ -124,7 +124,7 @@ class QNetwork(nn.Module):
         self.head = nn.Sequential(
             nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, bandit.num_actions)
         )
-        self.centre = bandit.context
+        self.centre, self.window = bandit.context, bandit.window
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         """(B, C, W) -> (B, A): expected reward of each threshold shift."""

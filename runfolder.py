@@ -162,10 +162,9 @@ def stored_config(cfg: TrainConfig | TwinsConfig) -> dict[str, Any]:
 
 
 def known_config(cls: type, content: dict[str, Any]) -> dict[str, Any]:
-    """The config of a checkpoint; a free field that it does not know yet has its default."""
-    defaults = to_dict(cls())
-    free = {name: defaults[name] for name in FREE_FIELDS if name in defaults}
-    return free | json.loads(content["config"])
+    """The config of a checkpoint; a field that it does not know yet has its default, which is what
+    an older version did."""
+    return to_dict(cls()) | json.loads(content["config"])
 
 
 def policy_content(
@@ -271,7 +270,7 @@ def open_run(
     if not last.exists():
         raise InputError(f"{last}: not found, so there is nothing to resume; leave out --resume")
     content = read_checkpoint(last, device)
-    script, mark = ("twins.py", "twin") if isinstance(cfg, TwinsConfig) else ("DQN.py", "replay")
+    script, mark = ("twins.py", "twin") if isinstance(cfg, TwinsConfig) else ("DQN.py", "recent")
     for key in ("config", "optimizer", mark):
         if key not in content:
             raise InputError(f"{last}: holds no {key}; only a last.pt of {script} can be resumed")

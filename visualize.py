@@ -25,6 +25,7 @@ from torch import nn
 import comparison_figures
 from bandit import episode_order, hold_out
 from config import Bandit, TrainConfig, VisualizeConfig, from_dict, run_script
+from dense import DenseQNetwork
 from DQN import QNetwork, epsilon_at
 from evaluate import (
     Evaluated,
@@ -55,7 +56,7 @@ from plotting import (
 )
 from preprocess import load_cache, read_audio
 from report import write_report
-from runfolder import last_ten, read_history, unchanged_rewards
+from runfolder import last_ten, read_checkpoint, read_history, unchanged_rewards
 from timeline import in_recording
 
 if TYPE_CHECKING:  # matplotlib is imported where a figure is drawn: it builds a font cache
@@ -72,6 +73,7 @@ class Training(NamedTuple):
     config: TrainConfig
     history: dict[str, np.ndarray]
     planned: int
+    classes: tuple[str, ...] = ()  # those that a dense network knows apart
 
 
 def load_training(cfg: VisualizeConfig) -> Training:
@@ -85,7 +87,10 @@ def load_training(cfg: VisualizeConfig) -> Training:
         cache = load_cache(folder)
         train, _ = hold_out(cache, config.holdout, config.seed)
         planned = max(planned, len(episode_order(cache, train, config)))
-    return Training(config, history, planned)
+    classes: tuple[str, ...] = ()
+    if config.method == "dense":
+        classes = tuple(read_checkpoint(cfg.run / "best.pt")["classes"])
+    return Training(config, history, planned, classes)
 
 
 def focus_pair(data: Evaluated) -> int:
@@ -311,11 +316,15 @@ def draw_epsilon(run: Training) -> "Figure":
     figure, axes = page("Epsilon decay over the episodes of this run")
     ax, learning, order = axes[0, 0], run.config.learning, np.argsort(run.history["Episode"])
     rows = {name: values[order] for name, values in run.history.items()}
-    planned = [epsilon_at(episode, run.planned, learning) for episode in range(run.planned)]
-    text = f"Planned: {learning.epsilon_start:g} to {learning.epsilon_end:g}"
-    ax.fill_between(range(run.planned), planned, color=COLOURS["epsilon"], alpha=0.12)
-    ax.plot(planned, linewidth=5, alpha=0.7, **look("epsilon", text))
-    ax.plot(rows["Episode"], rows["Epsilon"], "--", **look("logged", "Logged"))
+    logged = "Logged"
+    if run.config.method == "dense":
+        logged = "Logged: 0, as the rewards of all actions are known"
+    else:
+        planned = [epsilon_at(episode, run.planned, learning) for episode in range(run.planned)]
+        text = f"Planned: {learning.epsilon_start:g} to {learning.epsilon_end:g}"
+        ax.fill_between(range(run.planned), planned, color=COLOURS["epsilon"], alpha=0.12)
+        ax.plot(planned, linewidth=5, alpha=0.7, **look("epsilon", text))
+    ax.plot(rows["Episode"], rows["Epsilon"], "--", **look("logged", logged))
     ax.set_xlabel(f"Episode (one pair each; {len(order):,} of {run.planned:,} finished)")
     unit_axis(ax, "Epsilon: share of random actions")
     ax.set_xlim(0, max(1, run.planned - 1))
@@ -425,12 +434,39 @@ def network_boxes(network: QNetwork, bandit: Bandit) -> list[tuple[str, str, str
     ]
 
 
+def dense_boxes(
+    network: DenseQNetwork, bandit: Bandit
+) -> list[tuple[str, str, str, int | str, int | str]]:
+    """The same of a dense network."""
+    member, channels = network.members[0], len(bandit.channels)
+    convs, hidden = member.convs, member.inputs.out_channels
+    reach = f"{len(convs)} x Conv1d\nkernel {convs[0].kernel_size[0]}\ndilation\n1 to"
+    reach += f" {convs[-1].dilation[0]}\n\nsees {network.window}\nframes"
+    known = f"{member.of_clip.in_features} statistics\nof the clip\n\n"
+    known += "class vector" if member.of_class is not None else "no class"
+    head = f"Linear {hidden}\nto {hidden}\n\nLinear {hidden}\nto 2: off, on"
+    values = "one for each\nshift of Base_T:\nof the decision\nit leads to\n\nmean of\n"
+    values += f"{len(network.members)} networks"
+    return [
+        ("data", "Clip", "\n".join(bandit.channels), channels, "T"),
+        ("linear", "Context", f"Linear {channels}\nto {hidden}\n\n{known}", hidden, "T"),
+        ("convolution", "TCN", reach, hidden, "T"),
+        ("linear", "Head", head, 2, "T"),
+        ("data", "Q-values", values, bandit.num_actions, "T"),
+    ]
+
+
 def draw_network(run: Training) -> "Figure":
     """The Q-network as a row of boxes, sizes from the run's config."""
     from matplotlib.patches import FancyBboxPatch
 
-    network = QNetwork(run.config.bandit, run.config.network)
-    boxes = network_boxes(network, run.config.bandit)
+    config = run.config
+    if config.method == "dense":
+        network = DenseQNetwork(config.bandit, config.dense, run.classes)
+        boxes = dense_boxes(network, config.bandit)
+    else:
+        network = QNetwork(config.bandit, config.network)
+        boxes = network_boxes(network, config.bandit)
     parameters = sum(weights.numel() for weights in network.parameters())
     figure, axes = page(f"Q-network: {parameters:,} parameters", height=5.0)
     ax, shape = axes[0, 0], {"boxstyle": "round,pad=0,rounding_size=0.05", "edgecolor": "#5a6b85"}

@@ -52,6 +52,7 @@ from config import (  # noqa: E402
     whole,
     write_text,
 )
+from dense import iou_gain, union_weight  # noqa: E402
 from entrants import predicted_events  # noqa: E402
 from metrics import NAMES, bootstrap_mean, count_pairs, scores_of  # noqa: E402
 from preprocess import Cache, load_cache  # noqa: E402
@@ -70,14 +71,19 @@ class Variant(Checked):
     """cost of a decision inside an event or a pause shorter than `short_s`"""
     short_s: float = number(0.2, above=0)
     """what is short, in seconds"""
-    learn: Literal["all", "taken"] = "all"
-    """from the rewards of all actions, which are known, or of the taken one only"""
+    learn: Literal["all", "taken", "expected"] = "all"
+    """from the rewards of all actions, which are known, or of the taken one only; or without a
+    value: the rewards expected of drawing from softmax(Q) are raised, a policy gradient"""
+    head: Literal["actions", "decisions"] = "actions"
+    """a Q-value of each action, or of off and on: an action has that of the decision it leads to"""
     epsilon: float = number(0.3, 0, 1)
     """share of random actions while learning from taken ones"""
     class_context: bool = False
     """an embedding of the queried class"""
     clip_context: bool = False
     """statistics of scores and loudness over the whole clip"""
+    rival_context: bool = False
+    """the highest raw score of the clip's other queries, frame by frame"""
     base: Literal["t_base", "per-class", "calibrated"] = "t_base"
     """shift around T_base (of prob), a tuned threshold a class (of d_adj), or 0.5 (of the raw score
     after logistic calibration a class)"""
@@ -113,34 +119,55 @@ class Variant(Checked):
     """highest learning rate of AdamW, rising for 30 % of the steps, then falling to 0"""
     weight_decay: float = number(1e-2, 0, 1)
     """of AdamW"""
+    flip: bool = False
+    """show half of the pairs backwards in training"""
+    jitter: float = number(0.0, 0, 1)
+    """deviation of the random slope and offset of a pair's log odds in training"""
+    average: float = number(0.0, 0, 0.9999)
+    """decay of an average of the weights, which decides in the end; 0: the last weights decide"""
+    members: int = number(1, 1, 16)
+    """networks that start and shuffle differently; their mean Q-value decides"""
 
 
 DENSE = Variant()
 IOU = replace(DENSE, reward="iou-weighted")
 CLASS = replace(IOU, class_context=True)
 CLIP = replace(CLASS, clip_context=True)
-FREE = replace(CLIP, base="calibrated", max_delta=0.4)
+DECISIONS = replace(CLIP, head="decisions")
+BEST = replace(DECISIONS, max_delta=1.0)
+PASSES = replace(DECISIONS, passes=3, gamma=0.9)
 VARIANTS = {
     "dense": DENSE,
     "taken": replace(DENSE, learn="taken"),
     "iou": IOU,
-    "iou, not scaled": replace(DENSE, reward="iou"),
-    "iou, not weighted": replace(DENSE, reward="iou-scaled"),
     "iou, class": CLASS,
     "iou, class, clip": CLIP,
-    "per-class base": replace(CLIP, base="per-class"),
-    "calibrated base": replace(CLIP, base="calibrated"),
-    "calibrated, 0.4": FREE,
-    "calibrated, 0.4, taken": replace(FREE, learn="taken"),
-    "calibrated, 0.4, slides' reward": replace(FREE, reward="slides"),
-    "short events cost": replace(FREE, short_cost=0.3),
-    "dueling": replace(FREE, dueling=True),
-    "GRU": replace(FREE, gru=True),
-    "GRU, Transformer": replace(FREE, gru=True, transformer=True),
-    "wide": replace(FREE, hidden=64),
-    "3 passes": replace(CLIP, passes=3, gamma=0.9),
-    "3 passes, target": replace(CLIP, passes=3, gamma=0.9, target_every=50),
-    "3 passes, double": replace(CLIP, passes=3, gamma=0.9, target_every=50, double=True),
+    "decisions": DECISIONS,
+    "0.5": replace(DECISIONS, max_delta=0.5),
+    "1.0": BEST,
+    "1.0, actions": replace(BEST, head="actions"),
+    "1.0, slides' reward": replace(BEST, reward="slides"),
+    "1.0, not scaled": replace(BEST, reward="iou"),
+    "1.0, not weighted": replace(BEST, reward="iou-scaled"),
+    "1.0, taken": replace(BEST, learn="taken"),
+    "1.0, expected": replace(BEST, learn="expected"),
+    "1.0, without class": replace(BEST, class_context=False),
+    "1.0, without clip": replace(BEST, clip_context=False),
+    "1.0, calibrated": replace(BEST, base="calibrated"),
+    "1.0, per-class": replace(BEST, base="per-class"),
+    "1.0, short events cost": replace(BEST, short_cost=0.3),
+    "1.0, dueling": replace(BEST, dueling=True),
+    "1.0, GRU": replace(BEST, gru=True),
+    "1.0, hidden 64": replace(BEST, hidden=64),
+    "1.0, 30 epochs": replace(BEST, epochs=30),
+    "1.0, flip": replace(BEST, flip=True),
+    "1.0, jitter": replace(BEST, jitter=0.2),
+    "1.0, rivals": replace(BEST, rival_context=True),
+    "1.0, averaged": replace(BEST, average=0.99),
+    "1.0, 5 members": replace(BEST, members=5),
+    "3 passes": PASSES,
+    "3 passes, target": replace(PASSES, target_every=50),
+    "3 passes, double": replace(PASSES, target_every=50, double=True),
 }
 
 
@@ -253,6 +280,22 @@ def padded(cache: Cache, values: np.ndarray) -> np.ndarray:
     return table
 
 
+def rivals(cache: Cache, odds: np.ndarray) -> np.ndarray:
+    """(N,) the highest of `odds` (N,) among the clip's other queries on the same frames; the least
+    of all without any."""
+    found = np.full(len(odds), odds.min())
+    of_clip: dict[str, list[slice]] = {}
+    for index, pair in enumerate(cache.pairs):
+        span = slice(cache.offsets[index], cache.offsets[index + 1])
+        of_clip.setdefault(pair.filename, []).append(span)
+    for spans in of_clip.values():
+        for own in spans:
+            for other in spans:
+                if other is not own and other.stop - other.start == own.stop - own.start:
+                    np.maximum(found[own], odds[other], out=found[own])
+    return found
+
+
 def clips_of(cache: Cache, fitted: Fitted, variant: Variant) -> Clips:
     """Cache -> tensors of all pairs."""
     label = np.array([cache.classes.index(name) for name in opponents.class_of_pair(cache)])
@@ -268,6 +311,8 @@ def clips_of(cache: Cache, fitted: Fitted, variant: Variant) -> Clips:
         base = np.full(len(score), 0.5)
     names = ("rms", "d_adj", "prob", "t_base")
     channels = [odds / 3, *(cache.signals[name] for name in names), score]
+    if variant.rival_context:
+        channels.append(rivals(cache, odds) / 3)
     statistics = [
         [f(part) for f in (np.mean, np.std, np.max)]
         + np.quantile(part, (0.05, 0.25, 0.5, 0.75, 0.95)).tolist()
@@ -292,6 +337,9 @@ def clips_of(cache: Cache, fitted: Fitted, variant: Variant) -> Clips:
 
 
 # ---------------------------------------------------------------------------- network
+
+
+TINY = 1e-6  # of the actions that lead to the best decision, the one that shifts least
 
 
 class DenseQNetwork(nn.Module):
@@ -321,7 +369,7 @@ class DenseQNetwork(nn.Module):
         self.drop = nn.Dropout(variant.dropout)
         self.hidden = nn.Linear(h, h)
         head = DuelingHead if variant.dueling else nn.Linear
-        self.head = head(h, variant.num_actions)
+        self.head = head(h, variant.num_actions if variant.head == "actions" else 2)
         mean, std = statistics_of(example)
         for name, (a, b) in {"channel": (mean[0], std[0]), "clip": (mean[1], std[1])}.items():
             self.register_buffer(f"{name}_mean", a)
@@ -349,7 +397,24 @@ class DenseQNetwork(nn.Module):
             x = x + pad_packed_sequence(self.gru(packed)[0], True, total_length=x.shape[1])[0]
         if self.encoder is not None:
             x = self.encoder(x, src_key_padding_mask=~clips.inside)
-        return self.head(functional.gelu(self.hidden(x)))
+        values = self.head(functional.gelu(self.hidden(x)))
+        if self.variant.head == "actions":
+            return values
+        deltas = deltas_of(self.variant)
+        leads_to = decide(clips.score[:, :, None], shift(threshold[:, :, None], deltas)).long()
+        return values.gather(2, leads_to) - TINY * deltas.abs()
+
+
+class Members(nn.Module):
+    """Several networks as one: the mean of their Q-values."""
+
+    def __init__(self, networks: list[DenseQNetwork]):
+        super().__init__()
+        self.networks, self.variant = nn.ModuleList(networks), networks[0].variant
+
+    def forward(self, clips: Clips, threshold: torch.Tensor, k: int) -> torch.Tensor:
+        """As of each: (B, T, A)."""
+        return torch.stack([network(clips, threshold, k) for network in self.networks]).mean(0)
 
 
 def statistics_of(clips: Clips) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
@@ -360,28 +425,6 @@ def statistics_of(clips: Clips) -> tuple[list[torch.Tensor], list[torch.Tensor]]
 
 
 # ---------------------------------------------------------------------------- rewards
-
-
-def iou_gain(on: torch.Tensor, clips: Clips, scaled: bool) -> torch.Tensor:
-    """A pair's IoU with a frame off and on, the others decided as in `on` -> (B, T, 2).
-
-    IoU = I / U with I = #(on and true), U = #(on or true). Let I', U' be those of all frames but t.
-    Off gives I' / (U' + y) and on (I' + y) / (U' + 1), so that on - off is about 1 / U for a true
-    frame (y = 1) and -IoU / U for another: the frame's decision is worth turning on where
-    P(y = 1) > IoU / (1 + IoU). That is the difference reward of frame t: what its own decision
-    changes in the metric. Times the pair's frames, which makes the mean over frames the mean over
-    pairs, or `scaled` by the union: then a reward is 1 or IoU, whatever the length of the event.
-    """
-    true, on = clips.label & clips.inside, on & clips.inside
-    both, either = true & on, true | on
-    inner = both.sum(1, keepdim=True) - both.float()  # I' (B, T)
-    outer = either.sum(1, keepdim=True) - either.float()
-    y = true.float()
-    off_union, on_union = outer + y, outer + 1
-    off = torch.where(off_union > 0, inner / off_union.clamp_min(1), 1.0)
-    gain = torch.stack([off, (inner + y) / on_union], 2)
-    size = either.sum(1).clamp_min(1) if scaled else clips.inside.sum(1)
-    return gain * size[:, None, None]
 
 
 def run_lengths(on: torch.Tensor, inside: torch.Tensor) -> torch.Tensor:
@@ -426,9 +469,6 @@ def rewards(on: torch.Tensor, before: torch.Tensor, clips: Clips, variant: Varia
 # ---------------------------------------------------------------------------- learning
 
 
-MIN_UNION = 15  # frames; below, a pair's weight grows no more
-
-
 class Step(NamedTuple):
     """One pass over a batch."""
 
@@ -447,7 +487,9 @@ def deltas_of(variant: Variant) -> torch.Tensor:
     return torch.tensor(bandit.deltas)
 
 
-def act(network: DenseQNetwork, clips: Clips, explore: torch.Generator | None) -> list[Step]:
+def act(
+    network: DenseQNetwork | Members, clips: Clips, explore: torch.Generator | None
+) -> list[Step]:
     """All passes of the current policy over a batch; with `explore`, epsilon-greedy."""
     variant, deltas = network.variant, deltas_of(network.variant)
     threshold, steps = clips.base, []
@@ -465,12 +507,37 @@ def act(network: DenseQNetwork, clips: Clips, explore: torch.Generator | None) -
     return steps
 
 
+def augmented(clips: Clips, variant: Variant, rng: torch.Generator) -> Clips:
+    """What is shown of a batch in training: some pairs backwards, log odds of another slope."""
+    count, length = len(clips.label), clips.inside.sum(1, keepdim=True)
+    if variant.flip:
+        time_axis = torch.arange(clips.label.shape[1]).expand_as(clips.label)
+        coin = torch.rand(count, 1, generator=rng) < 0.5
+        at = torch.where(coin & clips.inside, length - 1 - time_axis, time_axis)
+        wide = at[:, None].expand_as(clips.channels)
+        clips = clips._replace(
+            channels=clips.channels.gather(2, wide),
+            score=clips.score.gather(1, at),
+            base=clips.base.gather(1, at),
+            label=clips.label.gather(1, at),
+        )
+    if variant.jitter:
+        slope, offset = variant.jitter * torch.randn(2, count, 1, generator=rng)
+        slope = slope.exp()
+        channels, context = clips.channels.clone(), clips.context.clone()
+        channels[:, 0] = (channels[:, 0] * slope + offset) * clips.inside
+        context[:, :8] = context[:, :8] * slope + offset  # the statistics of the log odds
+        context[:, 1:2] -= offset  # a deviation knows no offset
+        clips = clips._replace(channels=channels, context=context)
+    return clips
+
+
 def loss_of(
     network: DenseQNetwork, target: DenseQNetwork, clips: Clips, explore: torch.Generator
 ) -> torch.Tensor:
     """Squared error between Q and reward (+ gamma x the next pass's value), over frames inside."""
     variant, deltas = network.variant, deltas_of(network.variant)
-    learns_all = variant.learn == "all"
+    learns_all = variant.learn != "taken"
     network.eval()
     steps = act(network, clips, None if learns_all and variant.passes == 1 else explore)
     network.train()
@@ -494,10 +561,12 @@ def loss_of(
                 goes_on = torch.zeros(len(next_q), dtype=torch.bool)
                 paid = td_target(wanted.flatten(), goes_on, next_q, variant.gamma, own)
                 wanted = paid.view_as(wanted)
-        error = (q - wanted).square().mean(2)  # (B, T)
+        if variant.learn == "expected":
+            error = -(q.softmax(2) * wanted).sum(2)
+        else:
+            error = (q - wanted).square().mean(2)  # (B, T)
         if variant.reward == "iou-weighted":
-            union = (clips.label | step.on).sum(1, keepdim=True)
-            error = error * clips.inside.sum(1, keepdim=True) / union.clamp_min(MIN_UNION)
+            error = error * union_weight(step.on, clips)
         total = total + error[clips.inside].mean()
     return total / len(steps)
 
@@ -517,13 +586,17 @@ def train(variant: Variant, clips: Clips, num_classes: int, seed: int) -> DenseQ
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, variant.lr, total_steps=variant.epochs * per_epoch
     )
-    done = 0
+    done, mean = 0, None
+    if variant.average:
+        mean = DenseQNetwork(variant, clips, num_classes).eval()
+        sync(mean, network)
     for _ in range(variant.epochs):
         order = torch.from_numpy(order_rng.permutation(count))
         for part in order[: per_epoch * variant.batch].split(variant.batch):
             if variant.target_every and done % variant.target_every == 0:
                 sync(target, network)
-            loss = loss_of(network, target, clips.of(part), explore)
+            shown = augmented(clips.of(part), variant, explore)
+            loss = loss_of(network, target, shown, explore)
             if not loss.isfinite():
                 raise InputError(
                     f"loss is {loss.item()}: the learning rate {variant.lr:g} is too large"
@@ -534,10 +607,18 @@ def train(variant: Variant, clips: Clips, num_classes: int, seed: int) -> DenseQ
             optimizer.step()
             schedule.step()
             done += 1
-    return network.eval()
+            if mean is not None:
+                sync(mean, network, 1 - variant.average)
+    return (network if mean is None else mean).eval()
 
 
-def decisions(network: DenseQNetwork, clips: Clips) -> np.ndarray:
+def train_members(variant: Variant, clips: Clips, num_classes: int, seed: int) -> Members:
+    """All networks of a variant; no two seeds share one."""
+    seeds = range(seed * variant.members, (seed + 1) * variant.members)
+    return Members([train(variant, clips, num_classes, each) for each in seeds])
+
+
+def decisions(network: DenseQNetwork | Members, clips: Clips) -> np.ndarray:
     """Greedy decisions (N,) bool of all frames, after the last pass."""
     parts = torch.arange(len(clips.label)).split(64)
     found = []
@@ -587,7 +668,8 @@ def run_one(name: str, fold: int, dev: int, seed: int) -> str:
     train_cache, dev_cache = split(fold, dev)
     fitted = fit(train_cache)
     began = time.process_time()
-    network = train(variant, clips_of(train_cache, fitted, variant), len(train_cache.classes), seed)
+    clips = clips_of(train_cache, fitted, variant)
+    network = train_members(variant, clips, len(train_cache.classes), seed)
     middle = time.process_time()
     pred = decisions(network, clips_of(dev_cache, fitted, variant))
     seconds = [middle - began, time.process_time() - middle]

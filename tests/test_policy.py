@@ -12,6 +12,7 @@ from corpora import write_cache
 
 from bandit import shift
 from config import InputError
+from dense import iou_gain
 from metrics import count_pairs, mean_over_pairs
 from preprocess import load_cache
 from studies import policy
@@ -24,6 +25,8 @@ CHANGES = {
     "free": {"reward": "iou-weighted", "base": "calibrated", "max_delta": 0.4},
     "context": {"reward": "iou", "base": "per-class", "class_context": True, "clip_context": True},
     "blocks": {"gru": True, "transformer": True, "dueling": True, "short_cost": 0.3},
+    "augmented": {"flip": True, "jitter": 0.2, "clip_context": True},
+    "rivals": {"rival_context": True, "members": 2, "average": 0.9},
     "passes": {"passes": 3, "gamma": 0.9, "target_every": 2, "double": True},
 }
 
@@ -48,7 +51,7 @@ def coin(clips: Clips) -> torch.Tensor:
 @pytest.mark.parametrize("scaled", [False, True])
 def test_the_reward_is_what_one_decision_changes_in_the_iou(clips, scaled):
     on = coin(clips)
-    gain = policy.iou_gain(on, clips, scaled)
+    gain = iou_gain(on, clips, scaled)
     for pair in range(len(clips.label)):
         length = int(clips.inside[pair].sum())
         true = clips.label[pair, :length]
@@ -154,3 +157,46 @@ def test_run_and_table(tmp_path, monkeypatch, capsys):
     said = capsys.readouterr().out
     assert "| dense | " in said and "best rule" in said and " ± " in said
     assert (tmp_path / "runs" / "policy" / "fold5-dev4" / "table.md").exists()
+
+
+def test_what_is_shown_backwards_is_the_same_clip(clips):
+    shown = policy.augmented(clips, replace(DENSE, flip=True), torch.Generator().manual_seed(0))
+    turned = set()
+    for pair, length in enumerate(clips.inside.sum(1).tolist()):
+        for before, after in ((clips.score, shown.score), (clips.channels, shown.channels)):
+            old, new = before[pair][..., :length], after[pair][..., :length]
+            same, back = torch.equal(old, new), torch.equal(old.flip(-1), new)
+            assert same or back
+            turned.add(back and not same)
+        assert torch.equal(clips.label[pair].sum(), shown.label[pair].sum())
+    assert turned == {True, False}
+
+
+def test_jitter_moves_scores_and_their_statistics_alike(clips):
+    shown = policy.augmented(clips, replace(DENSE, jitter=0.3), torch.Generator().manual_seed(0))
+    assert not torch.equal(shown.channels[:, 0], clips.channels[:, 0])
+    assert torch.equal(shown.channels[:, 1:], clips.channels[:, 1:])
+    for pair, length in enumerate(clips.inside.sum(1).tolist()):
+        odds = shown.channels[pair, 0, :length].numpy()
+        expected = [odds.mean(), odds.std(), odds.max()]
+        expected += np.quantile(odds, (0.05, 0.25, 0.5, 0.75, 0.95)).tolist()
+        assert np.allclose(shown.context[pair, :8], expected, atol=1e-4)
+
+
+def test_rivals_are_the_other_queries_of_the_clip(tmp_path):
+    folder = tmp_path / "train"
+    write_cache(folder, [60, 60, 60, 80, 52, 52, 52], labels=("Cat", "Dog", "Speech"))
+    cache = load_cache(folder)
+    odds = np.arange(len(cache.label), dtype=np.float64)
+    found = policy.rivals(cache, odds)
+    for index, pair in enumerate(cache.pairs):
+        span = slice(cache.offsets[index], cache.offsets[index + 1])
+        others = [
+            odds[cache.offsets[j] : cache.offsets[j + 1]]
+            for j, other in enumerate(cache.pairs)
+            if other.filename == pair.filename
+            and j != index
+            and other.num_frames == pair.num_frames
+        ]
+        expected = np.max(others, axis=0) if others else np.full(span.stop - span.start, odds.min())
+        assert np.array_equal(found[span], expected)

@@ -51,6 +51,8 @@ def small(command: str) -> list[str]:
     script, *flags = shlex.split(command)[1:]
     if script in ("DQN.py", "twins.py") and "--digest" not in flags and "--resume" not in flags:
         flags.append("--overwrite")
+    if script == "DQN.py" and "best" in flags:
+        return [script, *flags, "--dense.hidden", "8", "--passes", "2", "--device", "cpu"]
     return [script, *flags, *([] if "--digest" in flags else shlex.split(SMALL[script]))]
 
 

@@ -34,6 +34,7 @@ ORDER = (
     "longrun",
     "dasm",
     "network",
+    "dense",
     "device",
     "DQN",
     "csebbs",

@@ -318,7 +318,7 @@ def test_a_policy_is_no_twin_and_the_other_way_round(caches, cache, tmp_path):
     assert DQN.main(policy) == main(twin) == 0
     with pytest.raises(InputError, match=r"holds no twin; only a last\.pt of twins\.py"):
         main(replace(twin, run=policy.run, resume=True))
-    with pytest.raises(InputError, match=r"holds no replay; only a last\.pt of DQN\.py"):
+    with pytest.raises(InputError, match=r"holds no recent; only a last\.pt of DQN\.py"):
         DQN.main(replace(policy, run=twin.run, resume=True))
     shutil.copy(twin.run / "best.pt", twin.run / "last.pt")
     with pytest.raises(InputError, match="holds no optimizer"):

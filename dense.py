@@ -1,0 +1,415 @@
+"""The dense policy: one pass over the whole clip gives the Q-values of every frame.
+
+Run:    python DQN.py --preset best
+Reads:  nothing
+Writes: nothing
+Shapes: N frames of all pairs, B pairs of a batch, T frames of the longest, C channels, A actions,
+        H width, S statistics, M members
+Next:   DQN.py
+
+The windowed network computes 21 frames anew for each frame and sees nothing else. This one runs
+dilated convolutions over the clip, knows the queried class and the statistics of the whole clip,
+and is paid by what a decision changes in the IoU of its pair (`iou_gain`). The rewards of all
+actions are known, so it learns from all of them and needs no exploration.
+"""
+
+import math
+from collections import deque
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+from tqdm import tqdm
+
+import runfolder
+from bandit import (
+    Signals,
+    decide,
+    delta_table,
+    episode_order,
+    hold_out,
+    near,
+    reward_cells,
+    shift,
+    thresholds,
+    to_device,
+)
+from config import Bandit, Dense, InputError, TrainConfig
+from gate import tune_gate
+from metrics import mean_f1
+from preprocess import Cache
+from ranks import ALONE, Ranks
+
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+PAIRS = 64  # decided at a time
+MIN_UNION = 15  # frames; below, a pair's weight grows no more
+TINY = 1e-6  # of a value, for each unit of shift
+RISE = 0.3  # share of the steps over which the learning rate rises
+
+# ---------------------------------------------------------------------------- clips
+
+
+class Clips(NamedTuple):
+    """Some pairs on the T frames of the longest; behind the end of a pair its last frame stands."""
+
+    channels: torch.Tensor  # (B, C, T) float32
+    prob: torch.Tensor  # (B, T)
+    t_base: torch.Tensor  # (B, T)
+    label: torch.Tensor  # (B, T) bool
+    inside: torch.Tensor  # (B, T) bool, frames that exist
+    frame: torch.Tensor  # (B, T) int64, where they are among the N
+    query: torch.Tensor  # (B,) int64, index of the class, -1: unknown
+
+
+def clips_of(signals: Signals, pairs: torch.Tensor) -> Clips:
+    """Pairs (B,) of resident signals. ValueError where these do not say what each asks for."""
+    if signals.query is None:
+        raise ValueError("a dense policy needs signals that know their queries")
+    start, end = signals.start[pairs], signals.end[pairs]
+    length = (end - start)[:, None]
+    steps = torch.arange(int(length.max()), device=pairs.device)
+    frame = start[:, None] + steps.minimum(length - 1)
+    return Clips(
+        signals.channels[:, frame].transpose(0, 1),
+        signals.prob[frame],
+        signals.t_base[frame],
+        signals.label[frame],
+        steps < length,
+        frame,
+        signals.query[pairs],
+    )
+
+
+def statistics(x: torch.Tensor, inside: torch.Tensor) -> torch.Tensor:
+    """(B, C, T) -> (B, 3C + 5): mean, deviation and maximum of each channel over the clip, and
+    quantiles of the first one."""
+    count = inside.sum(1)[:, None].float()
+    there = inside[:, None]
+    mean = (x * there).sum(2) / count
+    deviation = (((x - mean[:, :, None]) * there).square().sum(2) / count).sqrt()
+    highest = x.masked_fill(~there, -torch.inf).amax(2)
+    ranked = x[:, 0].masked_fill(~inside, torch.inf).sort(1).values
+    shares = torch.tensor(QUANTILES, device=x.device)
+    at = (shares * (count - 1)).round().long()  # (B, 5)
+    return torch.cat([mean, deviation, highest, ranked.gather(1, at)], 1)
+
+
+# ---------------------------------------------------------------------------- network
+
+
+def log_odds(score: torch.Tensor) -> torch.Tensor:
+    """Of a score kept off 0 and 1, divided by 3, which brings it to the size of the others."""
+    return torch.logit(score, eps=1e-4) / 3
+
+
+class Member(nn.Module):
+    """Residual dilated convolutions over the clip -> what off and on are worth in each frame."""
+
+    def __init__(self, num_channels: int, num_classes: int, dense: Dense):
+        super().__init__()
+        h, k = dense.hidden, dense.kernel
+        self.inputs = nn.Conv1d(num_channels, h, 1)
+        self.of_class = nn.Embedding(num_classes, h) if dense.class_context else None
+        self.of_clip = nn.Linear(3 * num_channels + len(QUANTILES), h)
+        self.convs = nn.ModuleList(
+            nn.Conv1d(h, h, k, padding=k // 2 * 2**i, dilation=2**i) for i in range(dense.layers)
+        )
+        self.norms = nn.ModuleList(nn.LayerNorm(h) for _ in range(dense.layers))
+        self.drop = nn.Dropout(dense.dropout)
+        self.head = nn.Sequential(nn.Linear(h, h), nn.GELU(), nn.Linear(h, 2))
+
+    def forward(
+        self, x: torch.Tensor, about: torch.Tensor, inside: torch.Tensor, query: torch.Tensor
+    ) -> torch.Tensor:
+        """Channels (B, C, T), statistics (B, S) -> (B, T, 2)."""
+        context = self.of_clip(about)
+        if self.of_class is not None:  # an unknown class adds nothing
+            context = context + self.of_class(query.clamp_min(0)) * (query >= 0)[:, None]
+        there = inside[:, None].float()
+        x = (self.inputs(x) + context[:, :, None]) * there
+        for conv, norm in zip(self.convs, self.norms, strict=True):
+            y = norm(conv(x).transpose(1, 2)).transpose(1, 2)
+            x = x + self.drop(functional.gelu(y)) * there
+        return self.head(x.transpose(1, 2))
+
+
+class DenseQNetwork(nn.Module):
+    """Members that start differently; their mean Q-value decides.
+
+    An action does nothing but lead to a decision, and which one is known, so Q(s, a) is what the
+    network thinks of that decision. Of actions that lead to the same, the smallest shift wins.
+
+    Channels are shown as the training clips' mean and deviation scale them, the raw score as its
+    log odds. Frames behind the end of a pair are zero in every block: a batch changes nothing.
+    """
+
+    def __init__(self, bandit: Bandit, dense: Dense, classes: tuple[str, ...]):
+        super().__init__()
+        self.bandit, self.classes, self.raw = bandit, classes, bandit.channels.index("d_raw")
+        count = len(bandit.channels)
+        self.members = nn.ModuleList(
+            Member(count, len(classes), dense) for _ in range(dense.members)
+        )
+        for name, size in (("channel", count), ("clip", 3 * count + len(QUANTILES))):
+            self.register_buffer(f"{name}_mean", torch.zeros(size))
+            self.register_buffer(f"{name}_std", torch.ones(size))
+
+    @property
+    def window(self) -> int:
+        """Frames that the convolutions see."""
+        convs = self.members[0].convs
+        return 1 + sum((conv.kernel_size[0] - 1) * conv.dilation[0] for conv in convs)
+
+    def shown(self, clips: Clips) -> tuple[torch.Tensor, torch.Tensor]:
+        """Channels (B, C, T), the raw score first as log odds, and statistics (B, S), unscaled."""
+        order = [self.raw, *(i for i in range(clips.channels.shape[1]) if i != self.raw)]
+        x = clips.channels[:, order]
+        x = torch.cat([log_odds(x[:, :1]), x[:, 1:]], 1)
+        return x, statistics(x, clips.inside)
+
+    @torch.no_grad()
+    def fit_scale(self, signals: Signals, pairs: np.ndarray) -> None:
+        """Mean and deviation of channels and statistics over the training pairs."""
+        channels, clips = [], []
+        for part in torch.from_numpy(pairs).to(signals.prob.device).split(PAIRS):
+            some = clips_of(signals, part)
+            x, about = self.shown(some)
+            channels.append(x.transpose(1, 2)[some.inside])
+            clips.append(about)
+        for name, values in (("channel", torch.cat(channels)), ("clip", torch.cat(clips))):
+            getattr(self, f"{name}_mean").copy_(values.mean(0))
+            getattr(self, f"{name}_std").copy_(values.std(0, correction=0) + 1e-6)
+
+    def each(self, clips: Clips) -> list[torch.Tensor]:
+        """Q-values (B, T, A) of every member."""
+        x, about = self.shown(clips)
+        x = (x - self.channel_mean[:, None]) / self.channel_std[:, None]
+        about = (about - self.clip_mean) / self.clip_std
+        deltas = delta_table(self.bandit, x.device)
+        leads_to = decide(clips.prob[:, :, None], shift(clips.t_base[:, :, None], deltas)).long()
+        return [
+            member(x, about, clips.inside, clips.query).gather(2, leads_to) - TINY * deltas.abs()
+            for member in self.members
+        ]
+
+    def forward(self, clips: Clips) -> torch.Tensor:
+        """-> (B, T, A): expected reward of each threshold shift of each frame."""
+        return torch.stack(self.each(clips)).mean(0)
+
+
+@torch.inference_mode()
+def greedy(
+    network: DenseQNetwork,
+    signals: Signals,
+    bandit: Bandit,
+    pairs: np.ndarray,
+    progress: str | None = None,
+) -> torch.Tensor:
+    """Best action of every frame of `pairs` -> (N,) int64; no change where no action matters.
+
+    InputError where Q-values are not finite.
+    """
+    device, was_training = signals.prob.device, network.training
+    network.eval()
+    actions = torch.full_like(signals.prob, bandit.no_change, dtype=torch.int64)
+    bar = tqdm(total=len(pairs), desc=progress, unit="pair", disable=progress is None)
+    parts = torch.from_numpy(np.asarray(pairs)).to(device).split(PAIRS)
+    for part in parts if len(pairs) else ():
+        clips = clips_of(signals, part)
+        q_values = network(clips)
+        if not q_values[clips.inside].isfinite().all():
+            raise InputError(
+                "Q-values are not finite: the weights are damaged or training diverged"
+            )
+        acts = clips.inside & near(clips.prob, clips.t_base, bandit.max_delta)
+        actions[clips.frame[acts]] = q_values.argmax(2)[acts]
+        bar.update(len(part))
+    bar.close()
+    network.train(was_training)
+    return actions
+
+
+# ---------------------------------------------------------------------------- reward
+
+
+def iou_gain(on: torch.Tensor, clips: Any, scaled: bool) -> torch.Tensor:
+    """A pair's IoU with a frame off and on, the others decided as in `on` -> (B, T, 2).
+
+    IoU = I / U with I = #(on and true), U = #(on or true). Let I', U' be those of all frames but t.
+    Off gives I' / (U' + y) and on (I' + y) / (U' + 1), so that on - off is about 1 / U for a true
+    frame (y = 1) and -IoU / U for another: the frame's decision is worth turning on where
+    P(y = 1) > IoU / (1 + IoU). That is the difference reward of frame t: what its own decision
+    changes in the metric. Times the pair's frames, which makes the mean over frames the mean over
+    pairs, or `scaled` by the union: then a reward is 1 or IoU, whatever the length of the event.
+
+    `clips` has `label` and `inside`, (B, T) bool each.
+    """
+    true, on = clips.label & clips.inside, on & clips.inside
+    both, either = true & on, true | on
+    inner = both.sum(1, keepdim=True) - both.float()  # I' (B, T)
+    outer = either.sum(1, keepdim=True) - either.float()
+    y = true.float()
+    off_union, on_union = outer + y, outer + 1
+    off = torch.where(off_union > 0, inner / off_union.clamp_min(1), 1.0)
+    gain = torch.stack([off, (inner + y) / on_union], 2)
+    size = either.sum(1).clamp_min(1) if scaled else clips.inside.sum(1)
+    return gain * size[:, None, None]
+
+
+def union_weight(on: torch.Tensor, clips: Any) -> torch.Tensor:
+    """(B, 1): a pair's frames over its union, which the error of a `scaled` reward is weighted
+    with: the same decisions are aimed at as without both, by targets that vary less."""
+    union = (clips.label & clips.inside | on & clips.inside).sum(1, keepdim=True)
+    return clips.inside.sum(1, keepdim=True) / union.clamp_min(MIN_UNION)
+
+
+# ---------------------------------------------------------------------------- training
+
+
+def rate_at(share: float) -> float:
+    """Learning rate of a run's `share` relative to the highest: up for `RISE` of it, then down."""
+    if share < RISE:
+        return 0.04 + 0.96 * (1 - math.cos(math.pi * share / RISE)) / 2
+    return (1 + math.cos(math.pi * (share - RISE) / (1 - RISE))) / 2
+
+
+class DenseTrainer:
+    """The state of a run; what changes is in the checkpoint. As `Trainer` of DQN.py to its user.
+
+    An episode is a pair; a tick is a gradient step on the next `batch` of them.
+    """
+
+    def __init__(self, cfg: TrainConfig, cache: Cache, device: torch.device, ranks: Ranks = ALONE):
+        if ranks.size > 1:
+            raise InputError("--method dense trains in one process; leave out torchrun")
+        self.cfg, self.cache, self.device, self.ranks = cfg, cache, device, ranks
+        self.bandit = cfg.bandit
+        train, self.held_out = hold_out(cache, cfg.holdout, cfg.seed)
+        self.order = episode_order(cache, train, cfg)
+        self.signals = to_device(cache, self.bandit, device, tuple(cache.classes))
+        self.gate = tune_gate(cache)
+        torch.manual_seed(cfg.seed)  # initial weights and dropout
+        self.network = DenseQNetwork(self.bandit, cfg.dense, tuple(cache.classes)).to(device)
+        self.network.fit_scale(self.signals, train)
+        self.optimizer = torch.optim.AdamW(
+            self.network.parameters(), cfg.dense.lr, weight_decay=cfg.dense.weight_decay
+        )
+        self.recent: deque[float] = deque(maxlen=10)
+        self.progress = {
+            "finished": 0,
+            "steps": 0,
+            "frames": 0,
+            "loss_sum": 0.0,  # of these three since the last finished episode
+            "q_sum": 0.0,
+            "loss_count": 0,
+            "best_f1": -1.0,
+            "best_episode": -1,
+        }
+
+    @property
+    def done(self) -> bool:
+        """All episodes have finished."""
+        return self.progress["finished"] == len(self.order)
+
+    @property
+    def total_frames(self) -> int:
+        """Frames that the whole run visits."""
+        return int(np.diff(self.cache.offsets)[self.order].sum())
+
+    def epsilon(self, episode: int) -> float:
+        """Exploration rate: the rewards of all actions are known, so nothing is tried out."""
+        return 0.0
+
+    def tick(self) -> list[tuple[int, list[int]]]:
+        """A gradient step on the next pairs; (episode, cells of the greedy decisions) of each."""
+        first = self.progress["finished"]
+        chosen = self.order[first : first + self.cfg.dense.batch]
+        clips = clips_of(self.signals, torch.from_numpy(chosen).to(self.device))
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.cfg.dense.lr * rate_at(first / len(self.order))
+        deltas = delta_table(self.bandit, self.device)
+        shifted = shift(clips.t_base[:, :, None], deltas)  # (B, T, A)
+        would_be_on = decide(clips.prob[:, :, None], shifted).long()
+        self.network.eval()
+        with torch.no_grad():
+            each = self.network.each(clips)
+        best = [q_values.argmax(2, keepdim=True) for q_values in each]
+        greedy_action = torch.stack(each).mean(0).argmax(2, keepdim=True)
+        self.network.train()
+        base = decide(clips.prob, clips.t_base)
+        losses, q_taken = [], []
+        for q_values, action in zip(self.network.each(clips), best, strict=True):
+            on = would_be_on.gather(2, action)[:, :, 0].bool()  # the others' decisions
+            both = iou_gain(on, clips, scaled=True)
+            wanted = (both - both.gather(2, base[:, :, None].long())).gather(2, would_be_on)
+            error = (q_values - wanted).square().mean(2) * union_weight(on, clips)
+            losses.append(error[clips.inside].mean())
+            q_taken.append(q_values.detach().gather(2, action)[:, :, 0][clips.inside].mean())
+        loss = torch.stack(losses).sum()
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        for member in self.network.members:
+            nn.utils.clip_grad_norm_(member.parameters(), 1.0)
+        if not loss.isfinite():
+            raise InputError(
+                f"loss is {loss.item()} at gradient step {self.progress['steps']}; last.pt holds a"
+                " good state; start anew with --overwrite and a smaller --dense.lr"
+            )
+        self.optimizer.step()
+        self.progress["finished"] += len(chosen)
+        self.progress["steps"] += 1
+        self.progress["frames"] += int(clips.inside.sum())
+        self.progress["loss_count"] += 1
+        self.progress["loss_sum"] += loss.item() / len(losses)
+        self.progress["q_sum"] += torch.stack(q_taken).mean().item()
+        on = would_be_on.gather(2, greedy_action)[:, :, 0].bool()
+        cells = reward_cells(base == clips.label, on == clips.label)
+        counts = functional.one_hot(cells, 4) * clips.inside[:, :, None]
+        return list(enumerate(counts.sum(1).tolist(), start=first))
+
+    def read_sums(self) -> None:
+        """They are in `progress` already."""
+
+    def reset_sums(self) -> None:
+        """Begin to add up loss and Q anew."""
+        self.progress |= {"loss_sum": 0.0, "q_sum": 0.0, "loss_count": 0}
+
+    def policy(self) -> dict[str, Any]:
+        """What best.pt and the numbered checkpoints hold: enough to apply the policy."""
+        info = self.progress | {"trained_on": self.cache.facts}
+        content = runfolder.policy_content(self.cfg, self.cache, self.network, self.gate, info)
+        return {"classes": list(self.network.classes)} | content
+
+    def state(self) -> dict[str, Any]:
+        """What last.pt holds: everything that a bit-exact resume needs."""
+        rest = {"optimizer": self.optimizer.state_dict(), "recent": list(self.recent)}
+        return self.policy() | rest | {"rng": runfolder.torch_rng(self.device)}
+
+    def restore(self, content: dict[str, Any]) -> None:
+        """Take over the state of last.pt."""
+        self.network.load_state_dict(content["network"])
+        self.optimizer.load_state_dict(content["optimizer"])
+        self.recent.extend(content["recent"])
+        self.progress = {name: content["info"][name] for name in self.progress}
+        runfolder.restore_torch_rng(content["rng"], self.device)
+
+    def held_out_f1(self) -> float:
+        """Mean-pair F1 of the greedy policy on the held-out pairs."""
+        actions = greedy(self.network, self.signals, self.bandit, self.held_out)
+        pred = decide(self.signals.prob, thresholds(self.signals, actions, self.bandit))
+        return mean_f1(self.cache, pred.cpu().numpy(), self.held_out)
+
+
+def announce(trainer: DenseTrainer) -> None:
+    """Say what is about to happen."""
+    cfg, order, members = trainer.cfg, trainer.order, trainer.network.members
+    print(
+        f"device {trainer.device}, {cfg.threads} thread(s); dense network,"
+        f" {sum(p.numel() for p in trainer.network.parameters()):,} parameters in"
+        f" {len(members)} member(s)\n"
+        f"{len(order) // cfg.passes} training pairs, {len(trainer.held_out)} held out,"
+        f" {len(order)} episodes, {trainer.total_frames:,} frames,"
+        f" {-(-len(order) // cfg.dense.batch):,} gradient steps; run folder {cfg.run}"
+    )

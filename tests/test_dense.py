@@ -1,0 +1,197 @@
+"""The dense policy: batches, scales, unknown classes, learning, resume, the scripts around it.
+
+Next:   nothing
+"""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from corpora import write_cache
+
+from bandit import decide, query_of, thresholds, to_device
+from config import Bandit, Dense, InputError, Learning, TrainConfig, with_preset
+from dense import DenseQNetwork, DenseTrainer, clips_of, greedy, rate_at, statistics
+from device import fastest_batch
+from DQN import greedy_actions, load_policy, main
+from metrics import mean_f1
+from preprocess import load_cache
+from ranks import Ranks
+from runfolder import digest, read_checkpoint
+
+CPU = torch.device("cpu")
+SMALL = Dense(hidden=8, layers=3, dropout=0.1, batch=4, members=2)
+BANDIT = with_preset(TrainConfig, "best").bandit
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("dense") / "cache" / "train"
+    write_cache(folder, [60, 45, 80, 1, 52, 66, 71, 49, 58, 33, 90, 41], seed=1)
+    return load_cache(folder)
+
+
+@pytest.fixture
+def cfg(cache, tmp_path):
+    best = with_preset(TrainConfig, "best")
+    folder = cache.folder.parent
+    return replace(
+        best, dense=SMALL, passes=3, run=tmp_path / "run", cache=folder, holdout=0.2, device="cpu"
+    )
+
+
+def network_for(cache, dense=SMALL):
+    torch.manual_seed(0)
+    network = DenseQNetwork(BANDIT, dense, tuple(cache.classes))
+    signals = to_device(cache, BANDIT, CPU, cache.classes)
+    network.fit_scale(signals, np.arange(len(cache.pairs)))
+    return network.eval(), signals
+
+
+def test_a_batch_changes_nothing(cache):
+    """A pair of another length beside it, or none: the same Q-values."""
+    network, signals = network_for(cache)
+    together = clips_of(signals, torch.arange(len(cache.pairs)))
+    with torch.no_grad():
+        q_values = network(together)
+        for pair, length in enumerate(np.diff(cache.offsets)):
+            alone = network(clips_of(signals, torch.tensor([pair])))[0]
+            assert torch.allclose(q_values[pair, :length], alone, atol=1e-5)
+
+
+def test_clips_hold_the_signals_of_their_pairs(cache):
+    _, signals = network_for(cache)
+    clips = clips_of(signals, torch.tensor([3, 1]))
+    for row, pair in enumerate((3, 1)):
+        values = cache.of_pair(pair)
+        there = clips.inside[row]
+        for i, name in enumerate(BANDIT.channels):
+            assert np.array_equal(clips.channels[row, i][there], values[name])
+        assert np.array_equal(clips.label[row][there], values["label"])
+        assert cache.classes[clips.query[row]] == cache.pairs[pair].event_label
+
+
+def test_statistics_leave_out_what_is_behind_the_end():
+    rng = np.random.default_rng(0)
+    x = torch.from_numpy(rng.normal(size=(2, 3, 41)).astype(np.float32))
+    inside = torch.ones(2, 41, dtype=torch.bool)
+    inside[1, 21:] = False
+    for row, length in ((0, 41), (1, 21)):
+        part = x[row, :, :length].numpy()
+        expected = [*part.mean(1), *part.std(1), *part.max(1)]
+        expected += np.quantile(part[0], (0.05, 0.25, 0.5, 0.75, 0.95)).tolist()
+        assert np.allclose(statistics(x, inside)[row], expected, atol=1e-5)
+
+
+def test_an_unknown_class_adds_nothing(cache):
+    """Neither that of another class nor a crash: what is left is what all classes share."""
+    network, signals = network_for(cache)
+    clips = clips_of(signals, torch.tensor([0]))
+    names = ["never heard of", *cache.classes]
+    assert query_of(names, cache.classes).tolist() == [-1, *range(len(cache.classes))]
+    with torch.no_grad():
+        unknown = network(clips._replace(query=torch.tensor([-1])))
+        for member in network.members:
+            member.of_class.weight.zero_()
+        assert torch.equal(network(clips), unknown)
+
+
+def test_without_class_context_no_class_is_told_apart(cache):
+    network, signals = network_for(cache, replace(SMALL, class_context=False))
+    clips = clips_of(signals, torch.tensor([0]))
+    others = [network(clips._replace(query=torch.tensor([i]))) for i in (-1, 0, 1)]
+    assert torch.equal(others[0], others[1]) and torch.equal(others[1], others[2])
+
+
+def test_signals_without_queries_are_refused(cache):
+    network, signals = network_for(cache)
+    with pytest.raises(ValueError, match="queries"):
+        network(clips_of(signals._replace(query=None), torch.tensor([0])))
+
+
+def test_greedy_decides_what_the_network_says(cache):
+    """Through DQN.py's function too; frames that no action can change hold no change."""
+    network, signals = network_for(cache)
+    actions = greedy_actions(network, signals, BANDIT, fastest_batch(network, signals, BANDIT))
+    assert torch.equal(actions, greedy(network, signals, BANDIT, np.arange(len(cache.pairs))))
+    far = (signals.prob - signals.t_base).abs() > BANDIT.max_delta + 1e-6
+    assert (actions[far] == BANDIT.no_change).all()
+    clips = clips_of(signals, torch.tensor([2]))
+    best = network(clips)[0].argmax(1)
+    at = clips.frame[0]
+    assert torch.equal(actions[at][~far[at]], best[~far[at]])
+    assert len(greedy(network, signals, BANDIT, np.array([], np.int64))) == len(signals.prob)
+
+
+def test_the_learning_rate_rises_and_falls_to_nothing():
+    rates = [rate_at(share) for share in np.linspace(0, 1, 101)]
+    assert max(rates) == rates[30] == 1 and rates[0] < 0.05 and rates[-1] < 1e-6
+    assert np.all(np.diff(rates[:31]) > 0) and np.all(np.diff(rates[30:]) < 0)
+
+
+def test_it_learns(cache, cfg):
+    """Nearly perfect on the pairs it has learned from; of one with a single frame prob is 0, which
+    no threshold switches on."""
+    dense = replace(SMALL, hidden=16, lr=1e-2, dropout=0.0)
+    trainer = DenseTrainer(replace(cfg, passes=60, dense=dense, holdout=0.0), cache, CPU)
+    while not trainer.done:
+        trainer.tick()
+    pairs = np.arange(len(cache.pairs))
+    signals = trainer.signals
+    actions = greedy(trainer.network, signals, trainer.bandit, pairs)
+    pred = decide(signals.prob, thresholds(signals, actions, trainer.bandit)).numpy()
+    before = mean_f1(cache, cache.signals["binary"] > 0.5, pairs)
+    assert before < 0.88 and mean_f1(cache, pred, pairs) > 0.99 * 11 / 12
+
+
+def test_the_same_seed_gives_the_same_numbers_and_resume_is_exact(cache, cfg):
+    """Stopped after every tick and taken up again by a new trainer."""
+    whole = DenseTrainer(cfg, cache, CPU)
+    while not whole.done:
+        whole.tick()
+    parts = DenseTrainer(cfg, cache, CPU)
+    while not parts.done:
+        parts.tick()
+        kept = parts.state()
+        torch.manual_seed(99)
+        parts = DenseTrainer(cfg, cache, CPU)
+        parts.restore(kept)
+    assert digest(whole.state()) == digest(parts.state())
+    other = DenseTrainer(replace(cfg, seed=1), cache, CPU)
+    assert digest(other.state()) != digest(DenseTrainer(cfg, cache, CPU).state())
+
+
+def test_the_script_trains_resumes_and_its_policy_is_read(cache, cfg, capsys):
+    assert main(cfg) == 0
+    text = capsys.readouterr().out
+    assert "member(s)" in text and "held_out_f1_best" in text
+    assert main(replace(cfg, resume=True)) == 0
+    assert "complete" in capsys.readouterr().out
+    policy = load_policy(cfg.run / "best.pt", CPU)
+    assert policy.classes == tuple(cache.classes) and policy.network.window == 1 + 4 * 7
+    assert read_checkpoint(cfg.run / "last.pt")["info"]["finished"] == 3 * (
+        len(cache.pairs) - len(DenseTrainer(cfg, cache, CPU).held_out)
+    )
+    with pytest.raises(InputError, match="already holds a run"):
+        main(cfg)
+
+
+def test_several_processes_are_refused(cache, cfg):
+    with pytest.raises(InputError, match="leave out torchrun"):
+        DenseTrainer(cfg, cache, CPU, Ranks(0, 2))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"learning": Learning(batch=64)},
+        {"bandit": Bandit(reading="sequential")},
+        {"method": "windowed"},
+    ],
+    ids=["learning", "reading", "dense"],
+)
+def test_flags_of_the_other_method_are_refused(cfg, change):
+    with pytest.raises(ValueError, match="method"):
+        replace(cfg, **change)
