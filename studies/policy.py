@@ -10,7 +10,8 @@ Next:   nothing
 
 The validation split is never read here. A training clip plays the recordings of one bank fold: the
 clips of fold D are the judge, those of the others train, and the scores of both come from networks
-that never heard their recordings. Every variant is one change to the row above it or to `dense`.
+that never heard their recordings. The first variants add one thing after another; the others are
+one change to `1.0`, of which the preset `best` of DQN.py has three members, or to `decisions`.
 
 A dense Q-network reads the whole clip once and gives Q(s, a) of every frame: the windowed one runs
 its 21 frames anew for each. As in bandit.py an action shifts the threshold of a frame; what is new
