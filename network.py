@@ -83,7 +83,7 @@ class BothWays(torch.autograd.Function):
 class BiGRU(nn.GRU):
     """torch.nn.GRU, bidirectional, batch first, from a zero state; learns faster on a CPU.
 
-    Without gradients, and on a GPU, it is PyTorch's.
+    Without gradients, in mixed precision, and on a GPU it is PyTorch's.
     """
 
     def __init__(self, inputs: int, hidden: int, layers: int):
@@ -91,7 +91,8 @@ class BiGRU(nn.GRU):
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """(B, W, I) -> (B, W, 2H), and the last state or None."""
-        if x.is_cuda or not torch.is_grad_enabled():
+        mixed = torch.is_autocast_enabled(x.device.type)
+        if x.is_cuda or mixed or not torch.is_grad_enabled():
             return super().forward(x)
         x = x.transpose(0, 1)
         for layer in range(self.num_layers):
