@@ -33,6 +33,7 @@ import longrun
 import runfolder
 from bandit import (
     Signals,
+    check_finite,
     decide,
     episode_order,
     epsilon_at,
@@ -66,12 +67,6 @@ from ranks import ALONE, Ranks, together
 FORMAT = 1
 AGREE_EVERY = 16  # ticks after which several processes ask each other whether to stop or save
 # ---------------------------------------------------------------------------- greedy decisions
-
-
-def check_finite(finite: torch.Tensor) -> None:
-    """InputError unless all Q-values were finite."""
-    if not finite:
-        raise InputError("Q-values are not finite: the weights are damaged or training diverged")
 
 
 @torch.inference_mode()
@@ -177,7 +172,8 @@ def load_policy(path: Path, device: torch.device, preset: str = "slides") -> Pol
         weights, info, trained_on = content["network"], content["info"], content["signal"]
     classes = tuple(content.get("classes", ()))
     if config.method == "dense":
-        network = DenseQNetwork(config.bandit, config.dense, classes).to(device)
+        queries = content.get("queries", "present")
+        network = DenseQNetwork(config.bandit, config.dense, classes, queries).to(device)
     else:
         network = QNetwork(config.bandit, config.network).to(device)
     runfolder.load_weights(network, weights, path)

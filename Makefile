@@ -23,6 +23,7 @@ DEV_STAMP := $(if $(VENV),$(VENV)/.installed-dev-$(subst /,-,$(PYTHON)))
 DEMO := demo$(if $(filter-out 0,$(SEED)),-$(SEED))
 CACHE_FLAG := $(if $(filter-out 0,$(SEED)),--cache cache/$(DEMO))
 RUN_FLAG := $(if $(filter-out 0,$(SEED)),--run runs/$(DEMO))
+BEST_FLAGS := --preset best --cache cache/$(DEMO) --run runs/$(DEMO)-best
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
@@ -36,9 +37,11 @@ demo: $(STAMP)  ## the whole path on a small built-in corpus; SEED=1 makes anoth
 	$(PY) DQN.py --preset demo --overwrite --seed $(SEED) $(CACHE_FLAG) $(RUN_FLAG)
 	$(PY) evaluate.py --preset demo $(CACHE_FLAG) $(RUN_FLAG)
 	$(PY) visualize.py --preset demo --html $(CACHE_FLAG) $(RUN_FLAG)
+	$(PY) DQN.py $(BEST_FLAGS) --overwrite --seed $(SEED)
+	$(PY) evaluate.py $(BEST_FLAGS)
 	{ set +x; } 2>/dev/null
 	echo "demo: $$((SECONDS - start)) s in all"
-	echo "results: runs/$(DEMO)/results.json"
+	echo "results: runs/$(DEMO)/results.json, of the preset best: runs/$(DEMO)-best/results.json"
 	echo "figures: runs/$(DEMO)/figures/"
 	echo "page: runs/$(DEMO)/report/index.html (open it in a browser: look and listen)"
 

@@ -298,6 +298,11 @@ class Dense(Checked):
     """networks that start differently; their mean Q-value decides"""
     class_context: bool = True
     """learn something about each class; without it any class may be asked for alike"""
+    rival_context: bool = True
+    """trained on all pairs: show the highest raw score of the clip's other queries as well"""
+    gate_share: float = number(0.5, 0, 1)
+    """trained on all pairs: learn from present ones and from those whose clip-level score is above
+    this share of the tag gate's threshold; below 1, of what the gate may let through elsewhere"""
     batch: int = number(32, 1)
     """pairs in a gradient step"""
     lr: float = number(2e-3, above=0, high=1)
@@ -792,6 +797,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "policy": Path("runs/best/best.pt"),
         "method": "dense",
         "passes": 15,
+        "holdout": 0.0,  # the learning rate ends the run: its last policy is taken
         "bandit.max_delta": 1.0,
         "dense.members": 3,
     },

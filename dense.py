@@ -26,6 +26,7 @@ from tqdm import tqdm
 import runfolder
 from bandit import (
     Signals,
+    check_finite,
     decide,
     delta_table,
     episode_order,
@@ -37,7 +38,7 @@ from bandit import (
     to_device,
 )
 from config import Bandit, Dense, InputError, TrainConfig
-from gate import tune_gate
+from gate import Gate, lowered, open_pairs, tune_gate
 from metrics import mean_f1
 from preprocess import Cache
 from ranks import ALONE, Ranks
@@ -45,6 +46,8 @@ from ranks import ALONE, Ranks
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 PAIRS = 64  # decided at a time
 MIN_UNION = 15  # frames; below, a pair's weight grows no more
+POOL = 0.98  # share of a class's counts that is left after a gradient step
+FLAT = 1e-4  # deviation of a channel that says nothing
 TINY = 1e-6  # of a value, for each unit of shift
 RISE = 0.3  # share of the steps over which the learning rate rises
 
@@ -61,6 +64,7 @@ class Clips(NamedTuple):
     inside: torch.Tensor  # (B, T) bool, frames that exist
     frame: torch.Tensor  # (B, T) int64, where they are among the N
     query: torch.Tensor  # (B,) int64, index of the class, -1: unknown
+    rival: torch.Tensor | None  # (B, T), see `bandit.rivals`
 
 
 def clips_of(signals: Signals, pairs: torch.Tensor) -> Clips:
@@ -79,6 +83,7 @@ def clips_of(signals: Signals, pairs: torch.Tensor) -> Clips:
         steps < length,
         frame,
         signals.query[pairs],
+        None if signals.rival is None else signals.rival[frame],
     )
 
 
@@ -141,20 +146,26 @@ class DenseQNetwork(nn.Module):
     An action does nothing but lead to a decision, and which one is known, so Q(s, a) is what the
     network thinks of that decision. Of actions that lead to the same, the smallest shift wins.
 
-    Channels are shown as the training clips' mean and deviation scale them, the raw score as its
+    Channels are shown as the training clips' mean and deviation scale them, raw scores as their
     log odds. Frames behind the end of a pair are zero in every block: a batch changes nothing.
+
+    `queries` are those of the training cache. Where they were `all` classes, the highest raw score
+    of the clip's other queries is a channel too: of two that are high one is often wrong.
     """
 
-    def __init__(self, bandit: Bandit, dense: Dense, classes: tuple[str, ...]):
+    def __init__(self, bandit: Bandit, dense: Dense, classes: tuple[str, ...], queries: str):
         super().__init__()
         self.bandit, self.classes, self.raw = bandit, classes, bandit.channels.index("d_raw")
-        count = len(bandit.channels)
+        self.rivals = dense.rival_context and queries == "all"
+        count = len(bandit.channels) + self.rivals
         self.members = nn.ModuleList(
             Member(count, len(classes), dense) for _ in range(dense.members)
         )
         for name, size in (("channel", count), ("clip", 3 * count + len(QUANTILES))):
             self.register_buffer(f"{name}_mean", torch.zeros(size))
             self.register_buffer(f"{name}_std", torch.ones(size))
+        # Frames of each class lately: on and true, on, true, all. See `pooled_gain`.
+        self.register_buffer("counts", torch.zeros(len(classes), 4))
 
     @property
     def window(self) -> int:
@@ -163,10 +174,12 @@ class DenseQNetwork(nn.Module):
         return 1 + sum((conv.kernel_size[0] - 1) * conv.dilation[0] for conv in convs)
 
     def shown(self, clips: Clips) -> tuple[torch.Tensor, torch.Tensor]:
-        """Channels (B, C, T), the raw score first as log odds, and statistics (B, S), unscaled."""
-        order = [self.raw, *(i for i in range(clips.channels.shape[1]) if i != self.raw)]
-        x = clips.channels[:, order]
-        x = torch.cat([log_odds(x[:, :1]), x[:, 1:]], 1)
+        """Channels (B, C, T), raw scores first as log odds, and statistics (B, S), unscaled."""
+        scores = clips.channels[:, self.raw : self.raw + 1]
+        if self.rivals:
+            scores = torch.cat([scores, clips.rival[:, None]], 1)
+        rest = [i for i in range(clips.channels.shape[1]) if i != self.raw]
+        x = torch.cat([log_odds(scores), clips.channels[:, rest]], 1)
         return x, statistics(x, clips.inside)
 
     @torch.no_grad()
@@ -180,23 +193,23 @@ class DenseQNetwork(nn.Module):
             clips.append(about)
         for name, values in (("channel", torch.cat(channels)), ("clip", torch.cat(clips))):
             getattr(self, f"{name}_mean").copy_(values.mean(0))
-            getattr(self, f"{name}_std").copy_(values.std(0, correction=0) + 1e-6)
+            deviation = values.std(0, correction=0)
+            flat = deviation < FLAT  # e.g. the loudness without audio
+            getattr(self, f"{name}_std").copy_(deviation.masked_fill(flat, 1.0))
 
-    def each(self, clips: Clips) -> list[torch.Tensor]:
-        """Q-values (B, T, A) of every member."""
+    def values(self, clips: Clips) -> list[torch.Tensor]:
+        """What every member thinks of off and on: (B, T, 2) each."""
         x, about = self.shown(clips)
         x = (x - self.channel_mean[:, None]) / self.channel_std[:, None]
         about = (about - self.clip_mean) / self.clip_std
-        deltas = delta_table(self.bandit, x.device)
-        leads_to = decide(clips.prob[:, :, None], shift(clips.t_base[:, :, None], deltas)).long()
-        return [
-            member(x, about, clips.inside, clips.query).gather(2, leads_to) - TINY * deltas.abs()
-            for member in self.members
-        ]
+        return [member(x, about, clips.inside, clips.query) for member in self.members]
 
     def forward(self, clips: Clips) -> torch.Tensor:
         """-> (B, T, A): expected reward of each threshold shift of each frame."""
-        return torch.stack(self.each(clips)).mean(0)
+        value = torch.stack(self.values(clips)).mean(0)
+        deltas = delta_table(self.bandit, value.device)
+        leads_to = decide(clips.prob[:, :, None], shift(clips.t_base[:, :, None], deltas)).long()
+        return value.gather(2, leads_to) - TINY * deltas.abs()
 
 
 @torch.inference_mode()
@@ -219,10 +232,7 @@ def greedy(
     for part in parts if len(pairs) else ():
         clips = clips_of(signals, part)
         q_values = network(clips)
-        if not q_values[clips.inside].isfinite().all():
-            raise InputError(
-                "Q-values are not finite: the weights are damaged or training diverged"
-            )
+        check_finite(q_values[clips.inside].isfinite().all())
         acts = clips.inside & near(clips.prob, clips.t_base, bandit.max_delta)
         actions[clips.frame[acts]] = q_values.argmax(2)[acts]
         bar.update(len(part))
@@ -265,6 +275,39 @@ def union_weight(on: torch.Tensor, clips: Any) -> torch.Tensor:
     return clips.inside.sum(1, keepdim=True) / union.clamp_min(MIN_UNION)
 
 
+def reachable(clips: Clips, bandit: Bandit) -> torch.Tensor:
+    """(B, T): the share of the actions that turn a frame on."""
+    shifted = shift(clips.t_base[:, :, None], delta_table(bandit, clips.t_base.device))
+    return decide(clips.prob[:, :, None], shifted).float().mean(2)
+
+
+def better(value: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
+    """Values of off and on (..., 2) -> the better decision of those that some action leads to."""
+    return (share == 1) | (share > 0) & (value[..., 1] > value[..., 0])
+
+
+def pooled_gain(clips: Clips, counts: torch.Tensor) -> torch.Tensor:
+    """What off and on change in the F1 of the class over all pairs -> (B, T, 2).
+
+    F1 = 2 TP / (P + T) over all frames of the class, of which P are on and T true. A frame more
+    that is on changes it by (2 y - F1) / (P + T + 1), so it is worth that where P(y = 1) > F1 / 2.
+    Times P + T, as if `iou_gain` were scaled: off is worth 0 and on 2 y - F1. Absent classes count:
+    where nothing is true, on costs F1.
+
+    `counts` (K, 4): TP, P, T and all frames of each class, lately.
+    """
+    tp, on, true, _ = counts[clips.query].T
+    f1 = 2 * tp / (on + true).clamp_min(1)
+    gain = 2 * clips.label.float() - f1[:, None]
+    return torch.stack([torch.zeros_like(gain), gain], 2)
+
+
+def class_weight(clips: Clips, counts: torch.Tensor) -> torch.Tensor:
+    """(B, 1): all frames over those that count for a class, so that each class weighs the same."""
+    counted = (counts[:, 1] + counts[:, 2]).clamp_min(MIN_UNION)
+    return (counts[:, 3].sum() / len(counts) / counted)[clips.query][:, None]
+
+
 # ---------------------------------------------------------------------------- training
 
 
@@ -273,6 +316,23 @@ def rate_at(share: float) -> float:
     if share < RISE:
         return 0.04 + 0.96 * (1 - math.cos(math.pi * share / RISE)) / 2
     return (1 + math.cos(math.pi * (share - RISE) / (1 - RISE))) / 2
+
+
+def lessons(cache: Cache, gate: Gate | None, share: float) -> np.ndarray:
+    """(P,) bool: pairs to learn from: the present ones, and those above a share of the gate's
+    thresholds, which the gate lets through or nearly does."""
+    if gate is None:
+        return np.ones(len(cache.pairs), bool)
+    return cache.present | open_pairs(lowered(gate, share), cache)
+
+
+def training_pairs(cache: Cache, cfg: TrainConfig) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of the pairs to train on and of those kept aside, which are all present."""
+    train, aside = hold_out(cache, cfg.holdout, cfg.seed)
+    if cache.queries == "all":
+        train = train[lessons(cache, tune_gate(cache), cfg.dense.gate_share)[train]]
+        aside = aside[cache.present[aside]]
+    return train, aside
 
 
 class DenseTrainer:
@@ -286,12 +346,14 @@ class DenseTrainer:
             raise InputError("--method dense trains in one process; leave out torchrun")
         self.cfg, self.cache, self.device, self.ranks = cfg, cache, device, ranks
         self.bandit = cfg.bandit
-        train, self.held_out = hold_out(cache, cfg.holdout, cfg.seed)
+        train, self.held_out = training_pairs(cache, cfg)
+        self.gate, self.pooled = tune_gate(cache), cache.queries == "all"
         self.order = episode_order(cache, train, cfg)
         self.signals = to_device(cache, self.bandit, device, tuple(cache.classes))
-        self.gate = tune_gate(cache)
         torch.manual_seed(cfg.seed)  # initial weights and dropout
-        self.network = DenseQNetwork(self.bandit, cfg.dense, tuple(cache.classes)).to(device)
+        self.network = DenseQNetwork(
+            self.bandit, cfg.dense, tuple(cache.classes), cache.queries
+        ).to(device)
         self.network.fit_scale(self.signals, train)
         self.optimizer = torch.optim.AdamW(
             self.network.parameters(), cfg.dense.lr, weight_decay=cfg.dense.weight_decay
@@ -322,31 +384,59 @@ class DenseTrainer:
         """Exploration rate: the rewards of all actions are known, so nothing is tried out."""
         return 0.0
 
+    def losses(
+        self, clips: Clips, share: torch.Tensor, values: list[torch.Tensor]
+    ) -> list[torch.Tensor]:
+        """Squared error of every member between the values of off and on and their rewards, over
+        the actions: a decision weighs as much as the `share` of those that lead to it. A member's
+        own decisions are the others' in a difference reward.
+        """
+        base = decide(clips.prob, clips.t_base)[:, :, None].long()
+        weight, found = torch.stack([1 - share, share], 2), []
+        for value in values:
+            if self.pooled:
+                gain = pooled_gain(clips, self.network.counts)
+                scale = class_weight(clips, self.network.counts)
+            else:
+                on = better(value.detach(), share)
+                gain, scale = iou_gain(on, clips, scaled=True), union_weight(on, clips)
+            wanted = gain - gain.gather(2, base)
+            error = ((value - wanted).square() * weight).sum(2) * scale
+            found.append(error[clips.inside].mean())
+        return found
+
+    def count(self, on: torch.Tensor, clips: Clips) -> None:
+        """Add a batch to what is known of each class's F1; what is older counts less."""
+        true, on, inside = clips.label & clips.inside, on & clips.inside, clips.inside
+        counts = torch.stack([x.sum(1) for x in (true & on, on, true, inside)], 1).float()
+        self.network.counts.mul_(POOL).index_add_(0, clips.query, counts)
+
     def tick(self) -> list[tuple[int, list[int]]]:
         """A gradient step on the next pairs; (episode, cells of the greedy decisions) of each."""
         first = self.progress["finished"]
-        chosen = self.order[first : first + self.cfg.dense.batch]
-        clips = clips_of(self.signals, torch.from_numpy(chosen).to(self.device))
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.cfg.dense.lr * rate_at(first / len(self.order))
-        deltas = delta_table(self.bandit, self.device)
-        shifted = shift(clips.t_base[:, :, None], deltas)  # (B, T, A)
-        would_be_on = decide(clips.prob[:, :, None], shifted).long()
-        self.network.eval()
-        with torch.no_grad():
-            each = self.network.each(clips)
-        best = [q_values.argmax(2, keepdim=True) for q_values in each]
-        greedy_action = torch.stack(each).mean(0).argmax(2, keepdim=True)
+        pairs = torch.from_numpy(self.order[first : first + self.cfg.dense.batch]).to(self.device)
+        clips = clips_of(self.signals, pairs)
+        share = reachable(clips, self.bandit)
         self.network.train()
-        base = decide(clips.prob, clips.t_base)
-        losses, q_taken = [], []
-        for q_values, action in zip(self.network.each(clips), best, strict=True):
-            on = would_be_on.gather(2, action)[:, :, 0].bool()  # the others' decisions
-            both = iou_gain(on, clips, scaled=True)
-            wanted = (both - both.gather(2, base[:, :, None].long())).gather(2, would_be_on)
-            error = (q_values - wanted).square().mean(2) * union_weight(on, clips)
-            losses.append(error[clips.inside].mean())
-            q_taken.append(q_values.detach().gather(2, action)[:, :, 0][clips.inside].mean())
+        values = self.network.values(clips)
+        value = torch.stack(values).detach().mean(0)
+        on = better(value, share)
+        self.count(on, clips)
+        rate = self.cfg.dense.lr * rate_at(first / len(self.order))
+        self.gradient_step(self.losses(clips, share, values), rate)
+        self.progress["finished"] += len(pairs)
+        self.progress["frames"] += int(clips.inside.sum())
+        q_taken = value.gather(2, on[:, :, None].long())[:, :, 0]
+        self.progress["q_sum"] += q_taken[clips.inside].mean().item()
+        right = decide(clips.prob, clips.t_base) == clips.label
+        cells = functional.one_hot(reward_cells(right, on == clips.label), 4)
+        counts = (cells * clips.inside[:, :, None]).sum(1)
+        return list(enumerate(counts.tolist(), start=first))
+
+    def gradient_step(self, losses: list[torch.Tensor], rate: float) -> None:
+        """One step of AdamW, of each member by itself."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
         loss = torch.stack(losses).sum()
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -358,16 +448,9 @@ class DenseTrainer:
                 " good state; start anew with --overwrite and a smaller --dense.lr"
             )
         self.optimizer.step()
-        self.progress["finished"] += len(chosen)
         self.progress["steps"] += 1
-        self.progress["frames"] += int(clips.inside.sum())
         self.progress["loss_count"] += 1
         self.progress["loss_sum"] += loss.item() / len(losses)
-        self.progress["q_sum"] += torch.stack(q_taken).mean().item()
-        on = would_be_on.gather(2, greedy_action)[:, :, 0].bool()
-        cells = reward_cells(base == clips.label, on == clips.label)
-        counts = functional.one_hot(cells, 4) * clips.inside[:, :, None]
-        return list(enumerate(counts.sum(1).tolist(), start=first))
 
     def read_sums(self) -> None:
         """They are in `progress` already."""
@@ -380,7 +463,7 @@ class DenseTrainer:
         """What best.pt and the numbered checkpoints hold: enough to apply the policy."""
         info = self.progress | {"trained_on": self.cache.facts}
         content = runfolder.policy_content(self.cfg, self.cache, self.network, self.gate, info)
-        return {"classes": list(self.network.classes)} | content
+        return {"classes": list(self.network.classes), "queries": self.cache.queries} | content
 
     def state(self) -> dict[str, Any]:
         """What last.pt holds: everything that a bit-exact resume needs."""

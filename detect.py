@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 import runfolder
 import scorers
-from bandit import decide, query_of, resident, thresholds
+from bandit import decide, highest_other, query_of, resident, thresholds
 from config import (
     DetectConfig,
     InputError,
@@ -45,7 +45,6 @@ from gate import Gate, opens
 from preprocess import (
     NOTICES,
     SHORT_AUDIO,
-    SIGNALS,
     SILENT,
     AudioFile,
     check_duration,
@@ -365,10 +364,11 @@ def recording_rows(
         tally.blocks += 1
         opened = opened_classes(scores, source.classes, part, plan)
         ever_open |= opened
+        values = scores.values[:, part.start : part.stop]
+        rival = highest_other(values).astype(np.float32)
         for k in np.flatnonzero(opened):
-            d_raw = scores.values[k, part.start : part.stop]
-            signals = compute_signals(rms, d_raw, frame_s, plan.signal)
-            yield cut_row(source.classes[k], signals, part, sheet.on[k], plan)
+            signals = compute_signals(rms, values[k], frame_s, plan.signal)
+            yield cut_row(source.classes[k], signals | {"rival": rival[k]}, part, sheet.on[k], plan)
     tally.seconds += num_frames * frame_s
     tally.pairs += len(ever_open)
     tally.closed += int((~ever_open).sum())
@@ -393,7 +393,7 @@ def cut_row(
     before = bandit.context if bandit.reading == "independent" else block.first - block.start
     start = max(block.start, block.first - before)
     span = slice(start - block.start, min(block.stop, block.last + bandit.context) - block.start)
-    needed = {name: signals[name][span] for name in SIGNALS}
+    needed = {name: signal[span] for name, signal in signals.items()}
     return Row(event_label, needed, block.first - start, on[block.first : block.last])
 
 
@@ -417,11 +417,12 @@ def decide_rows(rows: list[Row], plan: Plan) -> None:
     if not rows:
         return
     policy = plan.policy
-    values = {name: np.concatenate([row.signals[name] for row in rows]) for name in SIGNALS}
+    values = {name: np.concatenate([row.signals[name] for row in rows]) for name in rows[0].signals}
     starts = np.cumsum([0] + [len(row.signals["prob"]) for row in rows])
     label = np.zeros(starts[-1], bool)  # nobody knows
     query = query_of((row.event_label for row in rows), policy.classes)
-    signals = resident(values, label, starts, policy.bandit, plan.device, query)
+    rival = values["rival"]
+    signals = resident(values, label, starts, policy.bandit, plan.device, query, rival)
     actions = greedy_actions(policy.network, signals, policy.bandit, plan.batch)
     pred = decide(signals.prob, thresholds(signals, actions, policy.bandit)).cpu().numpy()
     for row, start in zip(rows, starts, strict=False):

@@ -25,7 +25,7 @@ from torch import nn
 import comparison_figures
 from bandit import episode_order, hold_out
 from config import Bandit, TrainConfig, VisualizeConfig, from_dict, run_script
-from dense import DenseQNetwork
+from dense import DenseQNetwork, training_pairs
 from DQN import QNetwork, epsilon_at
 from evaluate import (
     Evaluated,
@@ -74,6 +74,7 @@ class Training(NamedTuple):
     history: dict[str, np.ndarray]
     planned: int
     classes: tuple[str, ...] = ()  # those that a dense network knows apart
+    queries: str = "present"  # those of the cache that it was trained on
 
 
 def load_training(cfg: VisualizeConfig) -> Training:
@@ -85,12 +86,15 @@ def load_training(cfg: VisualizeConfig) -> Training:
     folder = cfg.cache / config.split
     if (folder / "manifest.json").exists():  # a run that was stopped has planned more
         cache = load_cache(folder)
-        train, _ = hold_out(cache, config.holdout, config.seed)
+        if config.method == "dense":
+            train, _ = training_pairs(cache, config)
+        else:
+            train, _ = hold_out(cache, config.holdout, config.seed)
         planned = max(planned, len(episode_order(cache, train, config)))
-    classes: tuple[str, ...] = ()
-    if config.method == "dense":
-        classes = tuple(read_checkpoint(cfg.run / "best.pt")["classes"])
-    return Training(config, history, planned, classes)
+    if config.method == "windowed":
+        return Training(config, history, planned)
+    content = read_checkpoint(cfg.run / "best.pt")
+    return Training(config, history, planned, tuple(content["classes"]), content["queries"])
 
 
 def focus_pair(data: Evaluated) -> int:
@@ -438,7 +442,8 @@ def dense_boxes(
     network: DenseQNetwork, bandit: Bandit
 ) -> list[tuple[str, str, str, int | str, int | str]]:
     """The same of a dense network."""
-    member, channels = network.members[0], len(bandit.channels)
+    names = [*bandit.channels, *(["rival's d_raw"] if network.rivals else [])]
+    member, channels = network.members[0], len(names)
     convs, hidden = member.convs, member.inputs.out_channels
     reach = f"{len(convs)} x Conv1d\nkernel {convs[0].kernel_size[0]}\ndilation\n1 to"
     reach += f" {convs[-1].dilation[0]}\n\nsees {network.window}\nframes"
@@ -448,7 +453,7 @@ def dense_boxes(
     values = "one for each\nshift of Base_T:\nof the decision\nit leads to\n\nmean of\n"
     values += f"{len(network.members)} networks"
     return [
-        ("data", "Clip", "\n".join(bandit.channels), channels, "T"),
+        ("data", "Clip", "\n".join(names), channels, "T"),
         ("linear", "Context", f"Linear {channels}\nto {hidden}\n\n{known}", hidden, "T"),
         ("convolution", "TCN", reach, hidden, "T"),
         ("linear", "Head", head, 2, "T"),
@@ -462,7 +467,7 @@ def draw_network(run: Training) -> "Figure":
 
     config = run.config
     if config.method == "dense":
-        network = DenseQNetwork(config.bandit, config.dense, run.classes)
+        network = DenseQNetwork(config.bandit, config.dense, run.classes, run.queries)
         boxes = dense_boxes(network, config.bandit)
     else:
         network = QNetwork(config.bandit, config.network)

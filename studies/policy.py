@@ -632,14 +632,14 @@ def decisions(network: DenseQNetwork | Members, clips: Clips) -> np.ndarray:
 # ---------------------------------------------------------------------------- the study
 
 
-def split(fold: int, dev: int) -> tuple[Cache, Cache]:
+def split(fold: int, dev: int, queries: str = "present") -> tuple[Cache, Cache]:
     """Training pairs without and of a bank fold; InputError names what is missing."""
     path = ROOT / "data" / f"esc10-fold{fold}" / "clips.tsv"
     if not path.exists():
         raise InputError(f"{path}: not found; run: python studies/benchmark.py DATA")
     rows = [line.split("\t") for line in path.read_text().splitlines()[1:]]
     held = {name for kind, name, number, *_ in rows if kind == "train" and int(number) == dev}
-    cache = load_cache(ROOT / "cache" / f"esc10-fold{fold}-slides-present" / "train")
+    cache = load_cache(ROOT / "cache" / f"esc10-fold{fold}-slides-{queries}" / "train")
     names = {clip.filename for clip in cache.clips}
     if not held & names or not names - held:
         raise InputError(f"--dev {dev}: {path} has no training clip of that bank fold, or no other")
@@ -695,16 +695,16 @@ def run(cfg: RunConfig) -> None:
             tqdm.write(job.result())
 
 
-def rules_of(fold: int, dev: int) -> dict[str, np.ndarray]:
+def rules_of(fold: int, dev: int, queries: str = "present") -> dict[str, np.ndarray]:
     """Decisions (N,) of T_base and every rule, tuned on the other folds; stored."""
-    path = home_of(fold, dev) / "rules.npz"
-    train_cache, dev_cache = split(fold, dev)
+    path = home_of(fold, dev) / ("rules.npz" if queries == "present" else f"rules-{queries}.npz")
+    train_cache, dev_cache = split(fold, dev, queries)
     if path.exists():
         with np.load(path) as stored:
             if str(stored["keys"]) == train_cache.key + dev_cache.key:
                 return {name: stored[name] for name in stored if name != "keys"}
     found = {"T_base": dev_cache.signals["binary"] > 0.5}
-    for rule in opponents.fit_all(train_cache, Bandit(), "present"):
+    for rule in opponents.fit_all(train_cache, Bandit(), queries):
         found[rule.name] = opponents.decide_rule(rule, dev_cache)
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole(path) as temporary, open(temporary, "wb") as stream:

@@ -164,11 +164,15 @@ def dcase_table() -> str:
 
 
 def policy_table() -> str:
-    """What was tried on held-out training clips."""
-    path = policy.home_of(5, 4) / "table.md"
-    if not path.exists():
-        raise InputError(f"{path}: not found; run: python studies/reproduce.py policy")
-    return path.read_text(encoding="utf-8").rstrip("\n")
+    """What was tried on held-out training clips: present pairs, then all of them."""
+    parts = []
+    for name, title in (("table.md", "Present pairs"), ("pairs/table.md", "All pairs")):
+        path = policy.home_of(5, 4) / name
+        if not path.exists():
+            raise InputError(f"{path}: not found; run: python studies/reproduce.py policy")
+        text = path.read_text(encoding="utf-8").rstrip("\n")
+        parts += [f"### {title}, held-out training clips\n", text, ""]
+    return "\n".join(parts[:-1])
 
 
 TABLES = {
@@ -209,6 +213,8 @@ def main(args: list[str]) -> None:
     if study in ("policy", "all"):
         run("policy", "studies/policy.py", "run", "--variants", "all")
         run("policy", "studies/policy.py", "table")
+        run("policy", "studies/policy_pairs.py", "run")
+        run("policy", "studies/policy_pairs.py", "table")
         write_table("policy")
     if study in ("dcase", "all"):
         run("dcase", "studies/dcase.py", *rest)

@@ -10,11 +10,25 @@ import pytest
 import torch
 from corpora import write_cache
 
-from bandit import decide, query_of, thresholds, to_device
+from bandit import decide, highest_other, query_of, rivals, thresholds, to_device
 from config import Bandit, Dense, InputError, Learning, TrainConfig, with_preset
-from dense import DenseQNetwork, DenseTrainer, clips_of, greedy, rate_at, statistics
+from dense import (
+    POOL,
+    DenseQNetwork,
+    DenseTrainer,
+    better,
+    class_weight,
+    clips_of,
+    greedy,
+    lessons,
+    pooled_gain,
+    rate_at,
+    reachable,
+    statistics,
+)
 from device import fastest_batch
 from DQN import greedy_actions, load_policy, main
+from gate import Gate, lowered
 from metrics import mean_f1
 from preprocess import load_cache
 from ranks import Ranks
@@ -33,6 +47,16 @@ def cache(tmp_path_factory):
     return load_cache(folder)
 
 
+@pytest.fixture(scope="module")
+def all_pairs(tmp_path_factory):
+    """Two of the six clips hold one class only."""
+    folder = tmp_path_factory.mktemp("all") / "cache" / "train"
+    write_cache(folder, [60, 60, 45, 45, 80, 80, 52, 52, 66, 66, 71, 71], seed=2, absent=(1, 4))
+    found = load_cache(folder)
+    assert found.queries == "all" and (~found.present).sum() == 2
+    return found
+
+
 @pytest.fixture
 def cfg(cache, tmp_path):
     best = with_preset(TrainConfig, "best")
@@ -44,7 +68,7 @@ def cfg(cache, tmp_path):
 
 def network_for(cache, dense=SMALL):
     torch.manual_seed(0)
-    network = DenseQNetwork(BANDIT, dense, tuple(cache.classes))
+    network = DenseQNetwork(BANDIT, dense, tuple(cache.classes), cache.queries)
     signals = to_device(cache, BANDIT, CPU, cache.classes)
     network.fit_scale(signals, np.arange(len(cache.pairs)))
     return network.eval(), signals
@@ -111,6 +135,97 @@ def test_signals_without_queries_are_refused(cache):
         network(clips_of(signals._replace(query=None), torch.tensor([0])))
 
 
+def test_rivals_are_the_clips_other_queries(cache, all_pairs):
+    """On the same frames; of a clip whose pairs have other lengths there is none."""
+    assert not rivals(cache).any()
+    score, found, at = all_pairs.signals["d_raw"], rivals(all_pairs), all_pairs.offsets
+    for pair in range(0, len(all_pairs.pairs), 2):
+        one, other = slice(at[pair], at[pair + 1]), slice(at[pair + 1], at[pair + 2])
+        assert np.array_equal(found[one], score[other])
+        assert np.array_equal(found[other], score[one])
+
+
+def test_the_highest_other_row():
+    values = np.array([[1.0, 5.0, 2.0], [3.0, 5.0, 1.0], [2.0, 0.0, 0.0]])
+    assert highest_other(values).tolist() == [[3, 5, 1], [2, 5, 2], [3, 5, 2]]
+    assert highest_other(values[:1]).tolist() == [[0, 0, 0]]
+
+
+def test_rivals_are_shown_where_they_are_asked_for(all_pairs):
+    clips = clips_of(to_device(all_pairs, BANDIT, CPU, all_pairs.classes), torch.tensor([0, 5]))
+    for wanted in (True, False):
+        network, _ = network_for(all_pairs, replace(SMALL, rival_context=wanted))
+        with torch.no_grad():
+            q_values = network(clips)
+            other = network(clips._replace(rival=1 - clips.rival))
+        assert torch.equal(q_values, other) is not wanted
+
+
+def test_better_is_the_better_decision_that_an_action_leads_to(cache):
+    for bandit in (BANDIT, Bandit()):
+        signals = to_device(cache, bandit, CPU, cache.classes)
+        clips = clips_of(signals, torch.arange(len(cache.pairs)))
+        share = reachable(clips, bandit)
+        value = torch.rand(*share.shape, 2, generator=torch.Generator().manual_seed(0))
+        on = better(value, share)
+        for pair, frame in ((0, 7), (4, 50), (8, 3), (11, 40), (10, 77)):
+            t_base, prob = float(clips.t_base[pair, frame]), float(clips.prob[pair, frame])
+            reached = [prob > min(max(t_base + d, 0), 1) for d in bandit.deltas]
+            assert share[pair, frame] == pytest.approx(np.mean(reached))
+            best = max(set(reached), key=lambda r: float(value[pair, frame, int(r)]))
+            assert on[pair, frame] == best
+    assert 0 < ((share > 0) & (share < 1)).float().mean() < 1  # +-0.2 does not always matter
+
+
+def test_pooled_gain_is_the_change_of_the_pooled_f1(all_pairs):
+    """Of one frame more or less, up to the size of a frame; and what weighs a class."""
+    signals = to_device(all_pairs, BANDIT, CPU, all_pairs.classes)
+    clips = clips_of(signals, torch.arange(len(all_pairs.pairs)))
+    tp, on, true = 900.0, 1400.0, 1600.0
+    pooled = torch.tensor([[tp, on, true, 9000.0], [300.0, 400.0, 500.0, 9000.0]])
+    gain = pooled_gain(clips, pooled)
+    f1 = 2 * tp / (on + true)
+    for y in (0, 1):
+        after = 2 * (tp + y) / (on + 1 + true)
+        there = (clips.query == 0)[:, None] & (clips.label == y)
+        assert torch.allclose(gain[..., 1][there], torch.tensor(2 * y - f1))
+        assert (after - f1) * (on + true) == pytest.approx(2 * y - f1, abs=1e-3)
+    assert not gain[..., 0].any()
+    assert class_weight(clips, pooled)[clips.query == 0].unique().item() == pytest.approx(3)
+    assert class_weight(clips, pooled)[clips.query == 1].unique().item() == pytest.approx(10)
+
+
+def test_what_is_learned_from_a_cache_of_all_pairs(all_pairs, cfg):
+    """Present pairs, and those that the lowered gate lets through; of a class, its own F1."""
+    gate = Gate({"Dog": 0.5, "Speech": 0.8}, 0.6)
+    assert lowered(gate, 0.5) == Gate({"Dog": 0.25, "Speech": 0.4}, 0.3)
+    assert lessons(all_pairs, None, 0.3).all() and lessons(all_pairs, gate, 0.0).all()
+    high = Gate({"Dog": 1.0, "Speech": 1.0}, 1.0)
+    assert np.array_equal(lessons(all_pairs, high, 1.0), all_pairs.present)
+    for share in (0.0, 1.0):
+        dense = replace(SMALL, gate_share=share)
+        trainer = DenseTrainer(replace(cfg, dense=dense, holdout=0.0), all_pairs, CPU)
+        chosen = lessons(all_pairs, trainer.gate, share)
+        assert set(trainer.order) == set(np.flatnonzero(chosen))
+    trainer = DenseTrainer(replace(cfg, passes=1, dense=dense), all_pairs, CPU)
+    assert len(trainer.held_out) and all_pairs.present[trainer.held_out].all()
+    while not trainer.done:
+        trainer.tick()
+    frames = np.array([all_pairs.of_pair(i)["label"].sum() for i in trainer.order])
+    kinds = trainer.signals.query[torch.from_numpy(trainer.order)].numpy()
+    age = (len(frames) - 1) // SMALL.batch - np.arange(len(frames)) // SMALL.batch  # in steps
+    assert np.allclose(trainer.network.counts[:, 2], np.bincount(kinds, frames * POOL**age))
+
+
+def test_a_channel_that_says_nothing_is_left_alone(cache):
+    """As the loudness without audio: over a deviation of zero, rounding would become noise."""
+    network, signals = network_for(cache)
+    flat = signals.channels.clone()
+    flat[BANDIT.channels.index("rms")] = 0.7
+    network.fit_scale(signals._replace(channels=flat), np.arange(len(cache.pairs)))
+    assert (network.channel_std == 1).sum() == 1 and (network.clip_std == 1).sum() == 3
+
+
 def test_greedy_decides_what_the_network_says(cache):
     """Through DQN.py's function too; frames that no action can change hold no change."""
     network, signals = network_for(cache)
@@ -146,8 +261,22 @@ def test_it_learns(cache, cfg):
     assert before < 0.88 and mean_f1(cache, pred, pairs) > 0.99 * 11 / 12
 
 
-def test_the_same_seed_gives_the_same_numbers_and_resume_is_exact(cache, cfg):
+def test_it_learns_that_absent_classes_stay_off(all_pairs, cfg):
+    dense = replace(SMALL, hidden=16, lr=1e-2, dropout=0.0, gate_share=0.0)
+    trainer = DenseTrainer(replace(cfg, passes=60, dense=dense, holdout=0.0), all_pairs, CPU)
+    while not trainer.done:
+        trainer.tick()
+    pairs, signals = np.arange(len(all_pairs.pairs)), trainer.signals
+    actions = greedy(trainer.network, signals, trainer.bandit, pairs)
+    pred = decide(signals.prob, thresholds(signals, actions, trainer.bandit)).numpy()
+    assert mean_f1(all_pairs, pred, pairs[all_pairs.present]) > 0.97
+    assert not pred[~all_pairs.present[all_pairs.frames_of_pair]].any()
+
+
+@pytest.mark.parametrize("queries", ["present", "all"])
+def test_the_same_seed_gives_the_same_numbers_and_resume_is_exact(cache, all_pairs, cfg, queries):
     """Stopped after every tick and taken up again by a new trainer."""
+    cache = cache if queries == "present" else all_pairs
     whole = DenseTrainer(cfg, cache, CPU)
     while not whole.done:
         whole.tick()

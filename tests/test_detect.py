@@ -305,7 +305,12 @@ def slow_long(policy: Path, wav: np.ndarray, values: np.ndarray, size: int, fold
     signals = {name: np.concatenate([row[name] for row in found]) for name in preprocess.SIGNALS}
     offsets = np.arange(len(found) + 1) * size
     query = query_of(CLASSES * len(starts), loaded.classes)
-    there = resident(signals, np.zeros(offsets[-1], bool), offsets, loaded.bandit, CPU, query)
+    nobody_knows = np.zeros(offsets[-1], bool)
+    blocks = [values[:, start : start + size] for start in starts]
+    rival = np.concatenate([np.delete(b, k, 0).max(0) for b in blocks for k in range(len(b))])
+    there = resident(
+        signals, nobody_knows, offsets, loaded.bandit, CPU, query, rival.astype(np.float32)
+    )
     actions = greedy_actions(loaded.network, there, loaded.bandit, 64)
     pred = decide(there.prob, thresholds(there, actions, loaded.bandit)).numpy()
     pieces = pred.reshape(len(starts), len(CLASSES), size)

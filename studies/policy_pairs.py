@@ -1,0 +1,177 @@
+"""What `--preset best` has to learn from where nobody knows which classes occur in a clip.
+
+Run:    python studies/policy_pairs.py run        # every variant, 3 seeds
+        python studies/policy_pairs.py table      # what was run, beside the rules
+Reads:  cache/esc10-fold<F>-slides-{present,all}/train, data/esc10-fold<F>/clips.tsv
+Writes: runs/policy/fold<F>-dev<D>/{rules-all.npz, pairs/{<variant>-seed<S>.npz, table.md}}
+Shapes: N frames of all pairs, K classes
+Next:   nothing
+
+As policy.py: the training clips of one bank fold judge, the others train, validation is not read.
+Judged over all pairs behind the tag gate, by the F1 of each class over all its frames. Variants are
+settings of `--preset best` with one member and the pairs that it is trained on.
+"""
+
+import os
+import sys
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+ROOT = Path(__file__).resolve().parent.parent
+if str(ROOT) not in sys.path:  # run as a program
+    sys.path.insert(0, str(ROOT))
+
+import gate  # noqa: E402
+from bandit import decide, thresholds, to_device  # noqa: E402
+from comparison import HEADLINE, Resampler, headline, interval  # noqa: E402
+from config import (  # noqa: E402
+    Checked,
+    TrainConfig,
+    number,
+    process_pool,
+    run_script,
+    whole,
+    with_preset,
+    write_text,
+)
+from dense import DenseTrainer, greedy  # noqa: E402
+from metrics import count_pairs  # noqa: E402
+from studies.policy import home_of, rules_of, split  # noqa: E402
+
+CPU = torch.device("cpu")
+VARIANTS: dict[str, tuple[str, dict[str, object]]] = {
+    "trained on present pairs": ("present", {}),
+    "all pairs": ("all", {}),
+    "all pairs, without rivals": ("all", {"rival_context": False}),
+    "all pairs, gate_share 0.2": ("all", {"gate_share": 0.2}),
+    "all pairs, gate_share 1": ("all", {"gate_share": 1.0}),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig(Checked):
+    """Train every variant and keep its decisions on the held-out training clips."""
+
+    fold: int = number(5, 1)
+    """bank fold of the validation split, which is not read"""
+    dev: int = number(4, 1)
+    """bank fold whose training clips judge"""
+    seeds: int = number(3, 1)
+    """seeds 0, 1, .."""
+    workers: int = number(2, 1)
+    """processes, one thread each"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableConfig(Checked):
+    """Everything that was run, beside T_base and the tuned rules."""
+
+    fold: int = number(5, 1)
+    """bank fold of the validation split, which is not read"""
+    dev: int = number(4, 1)
+    """bank fold whose training clips judge"""
+
+
+def run_one(name: str, fold: int, dev: int, seed: int) -> str:
+    """Train a variant, keep its decisions; what is there already is left alone."""
+    path = home_of(fold, dev) / "pairs" / f"{name.replace(' ', '_')}-seed{seed}.npz"
+    if path.exists():
+        return f"{name}, seed {seed}: done before"
+    torch.set_num_threads(1)
+    queries, changes = VARIANTS[name]
+    best = with_preset(TrainConfig, "best")
+    cfg = replace(best, seed=seed, dense=replace(best.dense, members=1, **changes))
+    train_cache, judge = split(fold, dev, queries)[0], split(fold, dev, "all")[1]
+    began = time.process_time()
+    trainer = DenseTrainer(cfg, train_cache, CPU)
+    while not trainer.done:
+        trainer.tick()
+    seconds = time.process_time() - began
+    signals = to_device(judge, cfg.bandit, CPU, tuple(train_cache.classes))
+    actions = greedy(trainer.network, signals, cfg.bandit, np.arange(len(judge.pairs)))
+    pred = decide(signals.prob, thresholds(signals, actions, cfg.bandit)).numpy()
+    pred = gate.behind(trainer.gate, judge, pred)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole(path) as temporary, open(temporary, "wb") as stream:
+        np.savez_compressed(stream, pred=pred, seconds=seconds, name=name)
+    found = headline(count_pairs(pred, judge.label, judge.offsets), judge)
+    said = ", ".join(f"{100 * found[metric]:.2f}" for metric in HEADLINE["all"])
+    return f"{name}, seed {seed}: {said}, {seconds:.0f} s"
+
+
+def run(cfg: RunConfig) -> None:
+    """Every variant and seed, a process each."""
+    with process_pool(cfg.workers) as pool:
+        jobs = [
+            pool.submit(run_one, name, cfg.fold, cfg.dev, seed)
+            for seed in range(cfg.seeds)
+            for name in VARIANTS
+        ]
+        for job in tqdm(jobs, unit="run"):
+            tqdm.write(job.result())
+
+
+def table(cfg: TableConfig) -> None:
+    """Means over seeds, and the difference to the best rule with its interval over clips."""
+    home, judge = home_of(cfg.fold, cfg.dev), split(cfg.fold, cfg.dev, "all")[1]
+    rows = {
+        name: [pred]
+        for name, pred in rules_of(cfg.fold, cfg.dev, "all").items()
+        if "ceiling" not in name
+    }
+    rules, times = list(rows), {}
+    for name in VARIANTS:
+        for path in sorted(home.glob(f"pairs/{name.replace(' ', '_')}-seed*.npz")):
+            with np.load(path) as stored:
+                rows.setdefault(name, []).append(stored["pred"])
+                times.setdefault(name, []).append(float(stored["seconds"]))
+    counts = {
+        name: [count_pairs(pred, judge.label, judge.offsets) for pred in preds]
+        for name, preds in rows.items()
+    }
+    means, names = {}, HEADLINE["all"]
+    for name, each in counts.items():
+        found = [headline(one, judge) for one in each]
+        means[name] = 100 * np.array([[one[metric] for metric in names] for one in found])
+    best = max(rules, key=lambda name: means[name][0, 0])
+    resampler, lines = Resampler(judge), []
+    rival = resampler.draws(counts[best][0])
+    lines += [f"{len(judge.pairs)} pairs of {len(judge.clips)} training clips with sounds of bank"]
+    lines[0] += f" fold {cfg.dev}, trained and tuned on the other folds; *{best}* is the best rule."
+    lines += ["", "| | macro-F1 | micro-F1 | absent pairs on | macro-F1 minus best rule |"]
+    lines[-1] += " micro-F1 minus best rule | s |"
+    lines += ["|---|---|---|---|---|---|---|"]
+    for name, values in means.items():
+        some = len(values) > 1
+        cells = [
+            f"{mean:.2f}" + (f" ± {std:.2f}" if some else "")
+            for mean, std in zip(values.mean(0), values.std(0, ddof=int(some)), strict=True)
+        ]
+        draws = np.mean([resampler.draws(one) for one in counts[name]], axis=0) - rival
+        low, high = 100 * interval(draws)
+        gain = values.mean(0) - means[best][0]
+        for k in (0, 1):
+            text = f"{gain[k]:+.2f} [{low[k]:+.2f}, {high[k]:+.2f}]"
+            cells.append(text if name != best else "")
+        cells.append(f"{np.mean(times[name]):.0f}" if name in times else "")
+        lines.append(f"| {f'*{name}*' if name == best else name} | {' | '.join(cells)} |")
+    write_text(home / "pairs" / "table.md", "\n".join(lines) + "\n")
+    print("\n".join(lines))
+
+
+COMMANDS = {"run": (RunConfig, run), "table": (TableConfig, table)}
+
+
+def main(cfg: RunConfig | TableConfig) -> None:
+    """The command that the settings belong to."""
+    next(work for kind, work in COMMANDS.values() if isinstance(cfg, kind))(cfg)
+
+
+if __name__ == "__main__":
+    os.chdir(ROOT)
+    run_script({name: kind for name, (kind, _) in COMMANDS.items()}, main)
