@@ -41,7 +41,7 @@ if str(ROOT) not in sys.path:  # run as a program
 
 import event_metrics  # noqa: E402
 import opponents  # noqa: E402
-from bandit import decide, reward_cells, reward_table, shift  # noqa: E402
+from bandit import decide, reward_cells, reward_table, rivals, shift  # noqa: E402
 from config import (  # noqa: E402
     Bandit,
     Checked,
@@ -281,22 +281,6 @@ def padded(cache: Cache, values: np.ndarray) -> np.ndarray:
     return table
 
 
-def rivals(cache: Cache, odds: np.ndarray) -> np.ndarray:
-    """(N,) the highest of `odds` (N,) among the clip's other queries on the same frames; the least
-    of all without any."""
-    found = np.full(len(odds), odds.min())
-    of_clip: dict[str, list[slice]] = {}
-    for index, pair in enumerate(cache.pairs):
-        span = slice(cache.offsets[index], cache.offsets[index + 1])
-        of_clip.setdefault(pair.filename, []).append(span)
-    for spans in of_clip.values():
-        for own in spans:
-            for other in spans:
-                if other is not own and other.stop - other.start == own.stop - own.start:
-                    np.maximum(found[own], odds[other], out=found[own])
-    return found
-
-
 def clips_of(cache: Cache, fitted: Fitted, variant: Variant) -> Clips:
     """Cache -> tensors of all pairs."""
     label = np.array([cache.classes.index(name) for name in opponents.class_of_pair(cache)])
@@ -313,7 +297,7 @@ def clips_of(cache: Cache, fitted: Fitted, variant: Variant) -> Clips:
     names = ("rms", "d_adj", "prob", "t_base")
     channels = [odds / 3, *(cache.signals[name] for name in names), score]
     if variant.rival_context:
-        channels.append(rivals(cache, odds) / 3)
+        channels.append(logit(rivals(cache)) / 3)
     statistics = [
         [f(part) for f in (np.mean, np.std, np.max)]
         + np.quantile(part, (0.05, 0.25, 0.5, 0.75, 0.95)).tolist()

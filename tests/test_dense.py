@@ -145,6 +145,19 @@ def test_rivals_are_the_clips_other_queries(cache, all_pairs):
         assert np.array_equal(found[other], score[one])
 
 
+def test_rivals_are_of_the_same_clip_and_length(tmp_path):
+    write_cache(tmp_path, [60, 60, 60, 80, 52, 52, 52], labels=("Cat", "Dog", "Speech"))
+    found, cache = {}, load_cache(tmp_path)
+    rival, score = rivals(cache), cache.signals["d_raw"]
+    spans = [slice(*cache.offsets[i : i + 2]) for i in range(len(cache.pairs))]
+    for i, pair in enumerate(cache.pairs):
+        same = [j for j, p in enumerate(cache.pairs) if p.filename == pair.filename and j != i]
+        others = [score[spans[j]] for j in same if cache.pairs[j].num_frames == pair.num_frames]
+        found[i] = len(others)
+        assert np.array_equal(rival[spans[i]], np.max([0 * score[spans[i]], *others], axis=0))
+    assert sorted(found.values()) == [0, 0, 1, 1, 2, 2, 2]
+
+
 def test_the_highest_other_row():
     values = np.array([[1.0, 5.0, 2.0], [3.0, 5.0, 1.0], [2.0, 0.0, 0.0]])
     assert highest_other(values).tolist() == [[3, 5, 1], [2, 5, 2], [3, 5, 2]]

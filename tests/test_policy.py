@@ -11,11 +11,11 @@ import torch
 from corpora import write_cache
 
 from bandit import shift
-from config import InputError
+from config import InputError, TrainConfig, with_preset
 from dense import iou_gain
 from metrics import count_pairs, mean_over_pairs
 from preprocess import load_cache
-from studies import policy
+from studies import policy, policy_pairs
 from studies.policy import DENSE, VARIANTS, Clips, act, clips_of, decisions, fit
 
 TINY = replace(DENSE, hidden=8, layers=2, dropout=0.0, epochs=2, batch=4)
@@ -159,6 +159,30 @@ def test_run_and_table(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "runs" / "policy" / "fold5-dev4" / "table.md").exists()
 
 
+def test_pairs_that_may_be_absent(tmp_path, monkeypatch, capsys):
+    """The program on caches of its own: trained on present pairs and on all, judged on all."""
+    monkeypatch.setattr(policy, "ROOT", tmp_path)
+    small = with_preset(TrainConfig, "best")
+    small = replace(small, passes=2, dense=replace(small.dense, hidden=8, layers=2, batch=4))
+    monkeypatch.setattr(policy_pairs, "with_preset", lambda *_: small)
+    names, lengths = [f"{i}.wav" for i in range(6)], np.repeat([60, 45, 80, 52, 66, 71], 2)
+    for queries, absent in (("present", ()), ("all", (1, 4, 11))):
+        folder = tmp_path / "cache" / f"esc10-fold5-slides-{queries}" / "train"
+        write_cache(folder, lengths.tolist(), seed=1, clips=names, absent=absent)
+    table = tmp_path / "data" / "esc10-fold5" / "clips.tsv"
+    table.parent.mkdir(parents=True)
+    rows = [f"train\t{name}\t{3 + i % 2}\t1\t-" for i, name in enumerate(names)]
+    table.write_text("split\tfilename\tfold\tduration\trecordings\n" + "\n".join(rows) + "\n")
+    for name in list(policy_pairs.VARIANTS)[:2]:
+        for seed in (0, 1):
+            assert "done before" not in policy_pairs.run_one(name, 5, 4, seed)
+            assert "done before" in policy_pairs.run_one(name, 5, 4, seed)
+    policy_pairs.table(policy_pairs.TableConfig())
+    said = capsys.readouterr().out
+    assert "| all pairs | " in said and "best rule" in said and " ± " in said
+    assert (tmp_path / "runs/policy/fold5-dev4/pairs/table.md").exists()
+
+
 def test_what_is_shown_backwards_is_the_same_clip(clips):
     shown = policy.augmented(clips, replace(DENSE, flip=True), torch.Generator().manual_seed(0))
     turned = set()
@@ -181,22 +205,3 @@ def test_jitter_moves_scores_and_their_statistics_alike(clips):
         expected = [odds.mean(), odds.std(), odds.max()]
         expected += np.quantile(odds, (0.05, 0.25, 0.5, 0.75, 0.95)).tolist()
         assert np.allclose(shown.context[pair, :8], expected, atol=1e-4)
-
-
-def test_rivals_are_the_other_queries_of_the_clip(tmp_path):
-    folder = tmp_path / "train"
-    write_cache(folder, [60, 60, 60, 80, 52, 52, 52], labels=("Cat", "Dog", "Speech"))
-    cache = load_cache(folder)
-    odds = np.arange(len(cache.label), dtype=np.float64)
-    found = policy.rivals(cache, odds)
-    for index, pair in enumerate(cache.pairs):
-        span = slice(cache.offsets[index], cache.offsets[index + 1])
-        others = [
-            odds[cache.offsets[j] : cache.offsets[j + 1]]
-            for j, other in enumerate(cache.pairs)
-            if other.filename == pair.filename
-            and j != index
-            and other.num_frames == pair.num_frames
-        ]
-        expected = np.max(others, axis=0) if others else np.full(span.stop - span.start, odds.min())
-        assert np.array_equal(found[span], expected)
