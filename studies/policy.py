@@ -57,7 +57,7 @@ from dense import iou_gain, union_weight  # noqa: E402
 from entrants import predicted_events  # noqa: E402
 from metrics import NAMES, bootstrap_mean, count_pairs, scores_of  # noqa: E402
 from preprocess import Cache, load_cache  # noqa: E402
-from qlearning import DuelingHead, sync, td_target  # noqa: E402
+from qlearning import DuelingHead, PrioritizedReplay, anneal, sync, td_target  # noqa: E402
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +102,8 @@ class Variant(Checked):
     """the next action by the network, its value by the target"""
     dueling: bool = False
     """value and advantage heads"""
+    prioritized: bool = False
+    """draw pairs in proportion to their last error (alpha 0.6, beta 0.4 to 1)"""
     hidden: int = number(32, 4)
     """width H"""
     layers: int = number(7, 1, 9)
@@ -169,6 +171,9 @@ VARIANTS = {
     "3 passes": PASSES,
     "3 passes, target": replace(PASSES, target_every=50),
     "3 passes, double": replace(PASSES, target_every=50, double=True),
+    "3 passes, dueling": replace(PASSES, target_every=50, head="actions", dueling=True),
+    "3 passes, prioritized": replace(PASSES, target_every=50, prioritized=True),
+    "1.0, prioritized": replace(BEST, prioritized=True),
 }
 
 
@@ -520,13 +525,14 @@ def augmented(clips: Clips, variant: Variant, rng: torch.Generator) -> Clips:
 def loss_of(
     network: DenseQNetwork, target: DenseQNetwork, clips: Clips, explore: torch.Generator
 ) -> torch.Tensor:
-    """Squared error between Q and reward (+ gamma x the next pass's value), over frames inside."""
+    """Squared error between Q and reward (+ gamma x the next pass's value) -> (B,): the mean over
+    the frames of a pair, times the pair's share of the batch's frames."""
     variant, deltas = network.variant, deltas_of(network.variant)
     learns_all = variant.learn != "taken"
     network.eval()
     steps = act(network, clips, None if learns_all and variant.passes == 1 else explore)
     network.train()
-    total = torch.zeros(())
+    total = torch.zeros(len(clips.label))
     for k, step in enumerate(steps):
         q = network(clips, step.threshold, k)  # (B, T, A)
         before = decide(clips.score, step.threshold)
@@ -552,8 +558,8 @@ def loss_of(
             error = (q - wanted).square().mean(2)  # (B, T)
         if variant.reward == "iou-weighted":
             error = error * union_weight(step.on, clips)
-        total = total + error[clips.inside].mean()
-    return total / len(steps)
+        total = total + (error * clips.inside).sum(1)
+    return total * len(total) / clips.inside.sum() / len(steps)
 
 
 def train(variant: Variant, clips: Clips, num_classes: int, seed: int) -> DenseQNetwork:
@@ -575,13 +581,21 @@ def train(variant: Variant, clips: Clips, num_classes: int, seed: int) -> DenseQ
     if variant.average:
         mean = DenseQNetwork(variant, clips, num_classes).eval()
         sync(mean, network)
+    pool = PrioritizedReplay(count, {"pair": ((), torch.int64)}, torch.device("cpu"))
+    pool.add(pair=torch.arange(count))
+    weights = torch.ones(())
     for _ in range(variant.epochs):
         order = torch.from_numpy(order_rng.permutation(count))
         for part in order[: per_epoch * variant.batch].split(variant.batch):
+            if variant.prioritized:
+                beta = anneal(0.4, 1.0, done / (variant.epochs * per_epoch))
+                rows, index, weights = pool.draw(variant.batch, order_rng, beta)
+                part = rows["pair"]
             if variant.target_every and done % variant.target_every == 0:
                 sync(target, network)
             shown = augmented(clips.of(part), variant, explore)
-            loss = loss_of(network, target, shown, explore)
+            errors = loss_of(network, target, shown, explore)
+            loss = (weights * errors).mean()
             if not loss.isfinite():
                 raise InputError(
                     f"loss is {loss.item()}: the learning rate {variant.lr:g} is too large"
@@ -592,6 +606,8 @@ def train(variant: Variant, clips: Clips, num_classes: int, seed: int) -> DenseQ
             optimizer.step()
             schedule.step()
             done += 1
+            if variant.prioritized:
+                pool.update(index, errors)
             if mean is not None:
                 sync(mean, network, 1 - variant.average)
     return (network if mean is None else mean).eval()
@@ -640,14 +656,18 @@ def settings_of(name: str) -> str:
     return json.dumps(to_dict(VARIANTS[name]))
 
 
+def is_of(stored: str, name: str) -> bool:
+    """Whether stored settings are a variant's; one that is newer than they are has its default."""
+    return to_dict(Variant()) | json.loads(stored) == to_dict(VARIANTS[name])
+
+
 def run_one(name: str, fold: int, dev: int, seed: int) -> str:
     """Train a variant, keep its decisions; what is there already is left alone."""
     path = home_of(fold, dev) / f"{name.replace(' ', '_')}-seed{seed}.npz"
     variant = VARIANTS[name]
-    settings = settings_of(name)
     if path.exists():
         with np.load(path) as stored:
-            if str(stored["settings"]) == settings:
+            if is_of(str(stored["settings"]), name):
                 return f"{name}, seed {seed}: done before"
     torch.set_num_threads(1)
     train_cache, dev_cache = split(fold, dev)
@@ -660,7 +680,9 @@ def run_one(name: str, fold: int, dev: int, seed: int) -> str:
     seconds = [middle - began, time.process_time() - middle]
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole(path) as temporary, open(temporary, "wb") as stream:
-        np.savez_compressed(stream, pred=pred, seconds=seconds, settings=settings, name=name)
+        np.savez_compressed(
+            stream, pred=pred, seconds=seconds, settings=settings_of(name), name=name
+        )
     counts = count_pairs(pred, dev_cache.label, dev_cache.offsets)
     means = [100 * scores_of(counts)[metric].mean() for metric in NAMES]
     return (
@@ -704,7 +726,7 @@ def table(cfg: TableConfig) -> None:
     for path in sorted(home.glob("*-seed*.npz")):
         with np.load(path) as stored:
             name = str(stored["name"])
-            if VARIANTS.get(name) is None or str(stored["settings"]) != settings_of(name):
+            if name not in VARIANTS or not is_of(str(stored["settings"]), name):
                 print(f"note: {path} is of other settings and left out")
                 continue
             rows.setdefault(name, []).append(stored["pred"])

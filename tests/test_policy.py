@@ -28,6 +28,7 @@ CHANGES = {
     "augmented": {"flip": True, "jitter": 0.2, "clip_context": True},
     "rivals": {"rival_context": True, "members": 2, "average": 0.9},
     "passes": {"passes": 3, "gamma": 0.9, "target_every": 2, "double": True},
+    "prioritized": {"prioritized": True, "reward": "iou-weighted", "head": "decisions"},
 }
 
 
