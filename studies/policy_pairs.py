@@ -41,7 +41,7 @@ from config import (  # noqa: E402
 )
 from dense import DenseTrainer, greedy  # noqa: E402
 from metrics import count_pairs  # noqa: E402
-from studies.policy import home_of, rules_of, split  # noqa: E402
+from studies.policy import TableConfig, home_of, rules_of, split  # noqa: E402
 
 CPU = torch.device("cpu")
 VARIANTS: dict[str, tuple[str, dict[str, object]]] = {
@@ -65,16 +65,6 @@ class RunConfig(Checked):
     """seeds 0, 1, .."""
     workers: int = number(2, 1)
     """processes, one thread each"""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TableConfig(Checked):
-    """Everything that was run, beside T_base and the tuned rules."""
-
-    fold: int = number(5, 1)
-    """bank fold of the validation split, which is not read"""
-    dev: int = number(4, 1)
-    """bank fold whose training clips judge"""
 
 
 def run_one(name: str, fold: int, dev: int, seed: int) -> str:
