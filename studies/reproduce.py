@@ -135,7 +135,8 @@ def verdict() -> str:
         tables = [table_of(f"table-fold{fold}-{queries}") for fold in benchmark.FOLDS]
         title = comparison.TITLES[tables[0]["tuned_for"]]
         where = "present pairs" if queries == "present" else f"all pairs {GATED}"
-        for name in ("DQN slides", "DQN original", "DQN best"):
+        learned = ["DQN slides", "DQN original", "DQN best"]
+        for name in [*learned, *(["DQN best (all pairs)"] if queries == "all" else [])]:
             claims = [claim(name + suffix, key, tables) for key in ("vs_base", "vs_best")]
             lines.append(f"- **{name}** on {where} ({title}, points): {'; '.join(claims)}.")
     return "\n".join(lines)
