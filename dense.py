@@ -101,6 +101,11 @@ def statistics(x: torch.Tensor, inside: torch.Tensor) -> torch.Tensor:
     return torch.cat([mean, deviation, highest, ranked.gather(1, at)], 1)
 
 
+def leads_to(clips: Clips, deltas: torch.Tensor) -> torch.Tensor:
+    """(B, T, A) bool: the decision that each shift (A,) of a frame's threshold leads to."""
+    return decide(clips.prob[:, :, None], shift(clips.t_base[:, :, None], deltas))
+
+
 # ---------------------------------------------------------------------------- network
 
 
@@ -208,8 +213,7 @@ class DenseQNetwork(nn.Module):
         """-> (B, T, A): expected reward of each threshold shift of each frame."""
         value = torch.stack(self.values(clips)).mean(0)
         deltas = delta_table(self.bandit, value.device)
-        leads_to = decide(clips.prob[:, :, None], shift(clips.t_base[:, :, None], deltas)).long()
-        return value.gather(2, leads_to) - TINY * deltas.abs()
+        return value.gather(2, leads_to(clips, deltas).long()) - TINY * deltas.abs()
 
 
 @torch.inference_mode()
@@ -277,8 +281,7 @@ def union_weight(on: torch.Tensor, clips: Any) -> torch.Tensor:
 
 def reachable(clips: Clips, bandit: Bandit) -> torch.Tensor:
     """(B, T): the share of the actions that turn a frame on."""
-    shifted = shift(clips.t_base[:, :, None], delta_table(bandit, clips.t_base.device))
-    return decide(clips.prob[:, :, None], shifted).float().mean(2)
+    return leads_to(clips, delta_table(bandit, clips.t_base.device)).float().mean(2)
 
 
 def better(value: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
