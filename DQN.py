@@ -63,6 +63,7 @@ from network import QNetwork
 from preprocess import Cache, load_cache
 from qlearning import Replay
 from ranks import ALONE, Ranks, together
+from shards import exchange
 
 FORMAT = 1
 AGREE_EVERY = 16  # ticks after which several processes ask each other whether to stop or save
@@ -207,6 +208,7 @@ class Trainer:
         self.optimizer = torch.optim.Adam(
             self.network.parameters(), self.learning.lr, fused=True, capturable=on_gpu
         )
+        self.exchange = exchange(self.optimizer, ranks)
         columns = replay_columns(self.bandit.context, self.sequential)
         self.batch = ranks.share(self.learning.batch, "learning.batch")
         self.replay = Replay(self.learning.replay // ranks.size, columns, device)
@@ -274,25 +276,24 @@ class Trainer:
             self.progress["next_episode"] += 1
 
     def draw(self, lane: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Epsilon-greedy: random actions (L,) of active lanes, 0.0 where no action matters, and
-        the lanes (L,) bool whose action the network chooses instead.
-
-        Every process draws for all active lanes, so that their number changes no draw.
-        """
-        active = np.flatnonzero(self.episode >= 0)
-        epsilon = epsilon_at(self.episode[active], len(self.order), self.learning)
-        own = np.searchsorted(active, lane)
-        explore = (self.explore_rng.random(len(active)) < epsilon)[own]
-        choice = self.explore_rng.integers(self.bandit.num_actions, size=len(active))[own]
+        """Epsilon-greedy: random actions (L,) of lanes, 0.0 where no action matters, and the lanes
+        (L,) bool whose action the network chooses instead."""
+        epsilon = epsilon_at(self.episode[lane], len(self.order), self.learning)
+        explore = self.explore_rng.random(len(lane)) < epsilon
+        choice = self.explore_rng.integers(self.bandit.num_actions, size=len(lane))
         acts = np.ones(len(lane), bool) if self.sequential else self.acts[self.frame[lane]]
         return np.where(acts, choice, self.bandit.no_change), acts & ~explore
 
     def select_actions(
-        self, lane: np.ndarray, pair: torch.Tensor, frame: torch.Tensor, left: torch.Tensor
+        self,
+        pair: torch.Tensor,
+        frame: torch.Tensor,
+        left: torch.Tensor,
+        choice: np.ndarray,
+        asked: np.ndarray,
     ) -> torch.Tensor:
-        """Actions (L,) of active lanes."""
-        drawn, asked = self.draw(lane)
-        actions = torch.from_numpy(drawn).to(self.device)
+        """Actions (L,) of some lanes: the `choice` drawn, or the network's where it is `asked`."""
+        actions = torch.from_numpy(choice).to(self.device)
         greedy = torch.from_numpy(np.flatnonzero(asked)).to(self.device)
         if len(greedy):
             self.network.train(self.learning.acting == "dropout")
@@ -304,16 +305,16 @@ class Trainer:
                 actions[greedy] = q_values.argmax(1)
         return actions
 
-    def act(self, lane: np.ndarray) -> None:
+    def act(self, lane: np.ndarray, choice: np.ndarray, asked: np.ndarray) -> None:
         """Choose, pay and store an action in some lanes."""
         if self.fixed is not None:
-            self.fixed.play(lane, *self.draw(lane))
+            self.fixed.play(lane, choice, asked)
             return
         on_device = torch.from_numpy(lane).to(self.device)
         pair = torch.from_numpy(self.order[self.episode[lane]]).to(self.device)
         frame = torch.from_numpy(self.frame[lane]).to(self.device)
         left = self.left[on_device]
-        actions = self.select_actions(lane, pair, frame, left)
+        actions = self.select_actions(pair, frame, left, choice, asked)
         found = outcome(self.signals, frame, actions, self.bandit)
         self.cells[on_device, found.cells] += 1
         kept = found.stored.nonzero()[:, 0]
@@ -330,11 +331,14 @@ class Trainer:
     def tick(self) -> list[tuple[int, list[int]]]:
         """Advance every active lane by a frame and learn; (episode, cells) of those that end.
 
-        The clock of all lanes runs in every process; each looks at the frames of its own lanes.
+        The clock of all lanes runs in every process, and each draws for all of them, so that their
+        number changes no draw; each acts on its share, as many that ask the network as any other.
+        In the sequential reading a lane stays with the process that knows its last actions.
         """
         active = np.flatnonzero(self.episode >= 0)
-        lane = active[self.ranks.owns(active)]
-        self.act(lane)
+        choice, asked = self.draw(active)
+        own = self.ranks.owns(active) if self.sequential else self.ranks.deal(asked)
+        self.act(active[own], choice[own], asked[own])
         self.frame[active] += 1
         self.progress["frames"] += len(active)
         self.progress["owed"] += len(active)
@@ -379,7 +383,7 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         means = torch.stack([loss.detach(), q_taken.detach().mean()])
-        self.ranks.average([*(weight.grad for weight in self.network.parameters()), means])
+        self.exchange.average(means)
         if not (means.isfinite().all() and q_values.isfinite().all()):
             raise InputError(
                 f"loss is {means[0].item()} at gradient step {self.progress['steps'] - 1}"
@@ -389,7 +393,7 @@ class Trainer:
                 " last.pt holds a good state; start anew with --overwrite and a smaller"
                 " --learning.lr"
             )
-        self.optimizer.step()
+        self.exchange.step()
         self.sums += means
 
     def read_sums(self) -> None:
@@ -438,6 +442,7 @@ class Trainer:
         """Take over the state of last.pt."""
         self.network.load_state_dict(content["network"])
         self.optimizer.load_state_dict(content["optimizer"])
+        self.exchange.restored()
         own = content if self.ranks.leads else content["others"][self.ranks.rank - 1]
         for name, column in self.replay.columns.items():
             column.copy_(own["replay"][name])

@@ -140,9 +140,8 @@ class FixedSteps:
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         means = torch.stack([loss.detach(), q_taken.detach().mean()])
-        gradients = [weight.grad for weight in self.network.parameters()]
-        self.trainer.ranks.average([*gradients, means])
-        self.optimizer.step()
+        self.trainer.exchange.average(means)
+        self.trainer.exchange.step()
         self.sums += means
         self.bad |= ~(loss.isfinite() & q_values.isfinite().all())
 

@@ -24,6 +24,7 @@ import runfolder
 from bandit import decide, epsilon_at
 from config import InputError, write_text
 from metrics import mean_f1
+from shards import Shards
 
 BEAT_S = 5.0  # between two heartbeats
 LINE_S = 60.0  # between two lines of the log
@@ -248,8 +249,9 @@ def announce(trainer: Any) -> None:
     if trainer.device.type == "cuda":
         free, total = torch.cuda.mem_get_info()
         name = f"{torch.cuda.get_device_name()} ({free / 1e9:.1f} of {total / 1e9:.1f} GB free)"
+    shared = " with weights in shared memory" if isinstance(trainer.exchange, Shards) else ""
     print(
-        f"device {name}, {trainer.ranks.size} process(es), {cfg.threads} thread(s); network"
+        f"device {name}, {trainer.ranks.size} process(es){shared}, {cfg.threads} thread(s); network"
         f" {sum(p.numel() for p in trainer.network.parameters()):,} parameters;"
         f" signals {resident / 1e6:.1f} MB, replay {ring / 1e6:.1f} MB\n"
         f"{len(order) // cfg.passes} training pairs, {len(trainer.held_out)} held out,"

@@ -34,13 +34,16 @@ class BothWays(torch.autograd.Function):
         gates = gates.view(2, window, batch, 3 * h)  # in the end r, z and n of every frame
         states = x.new_zeros(2, window + 1, batch, h)
         proposal = x.new_empty(2, window, batch, h)  # what r is multiplied by
-        for t in range(window):
-            r_z, n = gates[:, t, :, : 2 * h], gates[:, t, :, 2 * h :]
-            of_state = torch.baddbmm(b_hidden[:, None], states[:, t], w_hidden.transpose(1, 2))
-            r_z.add_(of_state[..., : 2 * h]).sigmoid_()
-            proposal[:, t] = of_state[..., 2 * h :]
-            n.addcmul_(r_z[..., :h], of_state[..., 2 * h :]).tanh_()
-            torch.lerp(n, states[:, t], r_z[..., h:], out=states[:, t + 1])
+        # The views of all frames at once: taking them one by one costs as much as the products.
+        r, z, n = (part.unbind(1) for part in gates.split(h, 3))
+        r_z, states_of = gates[..., : 2 * h].unbind(1), states.unbind(1)
+        weight, bias = w_hidden.transpose(1, 2), b_hidden[:, None]
+        for t, kept in enumerate(proposal.unbind(1)):
+            of_r_z, of_n = torch.baddbmm(bias, states_of[t], weight).split((2 * h, h), 2)
+            r_z[t].add_(of_r_z).sigmoid_()
+            kept.copy_(of_n)
+            n[t].addcmul_(r[t], of_n).tanh_()
+            torch.lerp(n[t], states_of[t], z[t], out=states_of[t + 1])
         ctx.save_for_backward(both, w_in, w_hidden, gates, proposal, states)
         return torch.cat([states[0, 1:], states[1, 1:].flip(0)], 2)
 
@@ -50,24 +53,23 @@ class BothWays(torch.autograd.Function):
         both, w_in, w_hidden, gates, proposal, states = ctx.saved_tensors
         _, window, batch, h = proposal.shape
         r, z, n = gates.split(h, 3)
-        by_frame = torch.stack([grad[..., :h], grad[..., h:].flip(0)])
-        # What the gradient of a state is multiplied by for each gate's sum; then the product.
-        of_input = torch.empty_like(gates)
-        torch.mul((states[:, :-1] - n).mul_(z), 1 - z, out=of_input[..., h : 2 * h])
-        torch.mul(1 - z, 1 - n * n, out=of_input[..., 2 * h :])
-        r_slope = (proposal * r).mul_(1 - r)
-        of_hidden = torch.empty_like(gates)
-        of_state = by_frame[:, -1]
+        # What the gradient of a state is multiplied by for each gate's sum, on the hidden side.
+        slope = gates.new_empty(2, window, batch, 3, h)
+        slope_r, slope_z, slope_n = slope.unbind(3)
+        of_n = torch.mul(1 - z, 1 - n * n)
+        torch.mul(of_n, r, out=slope_n)
+        torch.mul(slope_n, proposal * (1 - r), out=slope_r)
+        torch.mul((states[:, :-1] - n).mul_(z), 1 - z, out=slope_z)
+        of_state = torch.stack([grad[..., :h], grad[..., h:].flip(0)])
+        of_hidden = torch.empty_like(slope)
+        into, goes_on, slopes, z_of = (x.unbind(1) for x in (of_state, of_hidden, slope, z))
         for t in reversed(range(window)):
-            now, hidden_now = of_input[:, t], of_hidden[:, t]
-            now[..., h:].unflatten(2, (2, h)).mul_(of_state[:, :, None])
-            of_n = now[..., 2 * h :]
-            torch.mul(of_n, r_slope[:, t], out=now[..., :h])
-            hidden_now[..., : 2 * h] = now[..., : 2 * h]
-            torch.mul(of_n, r[:, t], out=hidden_now[..., 2 * h :])
+            torch.mul(slopes[t], into[t][:, :, None], out=goes_on[t])
             if t:
-                before = torch.addcmul(by_frame[:, t - 1], of_state, z[:, t])
-                of_state = before.baddbmm_(hidden_now, w_hidden)
+                into[t - 1].addcmul_(into[t], z_of[t])
+                into[t - 1].baddbmm_(goes_on[t].flatten(2), w_hidden)
+        of_input = of_hidden.clone()
+        torch.mul(of_n, of_state, out=of_input[..., 2, :])
         of_input, of_hidden = (x.view(2, window * batch, 3 * h) for x in (of_input, of_hidden))
         earlier = states[:, :-1].reshape(2, window * batch, h)
         of_x = torch.bmm(of_input, w_in).view(2, window, batch, -1)

@@ -19,6 +19,7 @@ from datetime import timedelta
 from typing import Any, NamedTuple
 from uuid import uuid4
 
+import numpy as np
 import torch
 from torch import distributed
 
@@ -67,6 +68,13 @@ class Ranks(NamedTuple):
     def owns(self, index: Any) -> Any:
         """Whether items (a number or an array) are this process's: every `size`-th."""
         return index % self.size == self.rank
+
+    def deal(self, first: np.ndarray) -> np.ndarray:
+        """(L,) bool: which of L items are this process's, so that each gets as many of the `first`
+        (L,) bool, give or take one, as of all."""
+        place = np.empty(len(first), dtype=np.int64)
+        place[np.argsort(~first, kind="stable")] = np.arange(len(first))
+        return self.owns(place)
 
     def share(self, total: int, flag: str) -> int:
         """The part of a global number that one process takes. InputError unless it is even."""

@@ -224,8 +224,8 @@ def test_training_visits_are_those_of_the_naive_version(cache, reading):
     totals, taken = {}, {}
     choose_actions = trainer.select_actions
 
-    def spy(lane, pair, frame, left):
-        actions = choose_actions(lane, pair, frame, left)
+    def spy(pair, frame, left, *drawn):
+        actions = choose_actions(pair, frame, left, *drawn)
         taken.update(zip(frame.tolist(), actions.tolist(), strict=True))
         return actions
 
@@ -280,11 +280,11 @@ def test_replayed_states_show_the_actions_to_the_left(cache):
     shown = {}
     choose = trainer.select_actions
 
-    def spy(lane, pair, frame, left):
+    def spy(pair, frame, left, *drawn):
         states = make_states(trainer.signals, pair, frame, bandit, left)
-        for i in range(len(lane)):
+        for i in range(len(pair)):
             shown[int(frame[i])] = states[i].clone()
-        return choose(lane, pair, frame, left)
+        return choose(pair, frame, left, *drawn)
 
     trainer.select_actions = spy
     while not trainer.done:

@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import time
+from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 
@@ -123,6 +124,13 @@ def test_torchrun_with_one_process_gives_the_plain_result(folder, fork_server):
     assert runfolder.digest(plain) == runfolder.digest(one)
 
 
+def test_deal_is_even_in_both_kinds():
+    first = np.array([True, True, False, True, False, True, False])
+    dealt = np.stack([Ranks(rank, 3).deal(first) for rank in range(3)])
+    assert (dealt.sum(0) == 1).all() and set(dealt.sum(1)) <= {2, 3}
+    assert set((dealt & first).sum(1)) <= {1, 2}
+
+
 def test_a_batch_must_be_even():
     with pytest.raises(InputError, match=r"--learning.batch 32 cannot be split evenly over 3"):
         Ranks(0, 3).share(32, "learning.batch")
@@ -153,9 +161,38 @@ def test_the_global_batch_is_kept(folder):
     assert set(sizes) == {4} and half.replay.capacity == 25_000
     assert alone.progress["frames"] == half.progress["frames"]
     assert 0 < half.progress["steps"] <= alone.progress["steps"]
-    stored = half.replay.columns["pair"][: half.replay.count].tolist()
-    lanes = {int(alone.order[episode]) for episode in range(len(alone.order))}
-    assert set(stored) < lanes
+
+
+@pytest.mark.parametrize("reading", ["independent", "sequential"])
+def test_processes_share_the_frames_of_a_tick(folder, reading):
+    """Every frame is looked at by one process; what asks the network is split evenly, and in the
+    sequential reading a pair stays where it is."""
+    cache = preprocess.load_cache(folder / "cache" / "train")
+    bandit = Bandit(boundary_width=1, max_delta=1, reading=reading)
+    learning = replace(config().learning, train_start=40_000)  # weights that step would differ
+    cfg = config(bandit=bandit, learning=learning)
+    both, asked = [Trainer(cfg, cache, CPU, Mirror(rank, 2)) for rank in (0, 1)], []
+    for trainer in both:
+
+        def spy(lane, choice, greedy, act=trainer.act):
+            asked.append(greedy.sum())
+            act(lane, choice, greedy)
+
+        trainer.act = spy
+    while not both[0].done:
+        ended = [[episode for episode, _ in trainer.tick()] for trainer in both]
+        assert ended[0] == ended[1]
+    frames, pairs = (
+        [trainer.replay.columns[name][: trainer.replay.count].tolist() for trainer in both]
+        for name in ("frame", "pair")
+    )
+    assert not set(frames[0]) & set(frames[1])
+    assert len(frames[0]) + len(frames[1]) == both[0].progress["frames"] == both[0].total_frames
+    counts = np.array(asked).reshape(-1, 2)  # of each tick and process
+    if reading == "sequential":
+        assert not set(pairs[0]) & set(pairs[1])
+    else:
+        assert set(pairs[0]) == set(pairs[1]) and np.ptp(counts, axis=1).max() == 1
 
 
 def two_lives(cfg: TrainConfig, next_port: str) -> None:
@@ -192,6 +229,37 @@ def test_two_processes_resume_bit_exact_and_only_as_two(folder, fork_server):
     assert sorted(history["Episode"]) == list(range(calm["info"]["finished"]))
     with pytest.raises(InputError, match=r"begun with 2 process\(es\), cannot go on with 1"):
         main(replace(cfg, resume=True))
+
+
+def train_where(place: str) -> None:
+    """Train in runs/<place>, keep what is said in <place>.txt."""
+
+    def refuse(*_, **__):
+        raise RuntimeError("unable to open file </proc/1/fd/3> in read-write mode")
+
+    if place == "two machines":
+        os.environ["LOCAL_WORLD_SIZE"] = "1"
+    if place == "not Linux":
+        del os.memfd_create
+    if place == "hidden" and os.environ["RANK"] == "1":  # cannot open what the first one offers
+        torch.from_file = refuse
+    with open(f"{place}.txt", "a") as said, redirect_stdout(said):
+        main(config(run=Path("runs") / place))
+
+
+def test_shared_memory_and_messages_give_the_same_numbers(folder, fork_server):
+    """The file of a run with shared memory is no larger, either."""
+    names = ["one machine", "two machines", "not Linux", "hidden"]
+    jobs = [start(fork_server, folder, 2, train_where, name) for name in names]
+    assert join([process for job in jobs for process in job]) == [0] * 8
+    shares = ["with weights in shared memory" in Path(f"{n}.txt").read_text() for n in names]
+    assert shares == [True, False, False, False]
+    one, *others = (content_of(Path("runs") / name) for name in names)
+    for other in others:
+        for key in ("network", "optimizer", "replay", "info", "others"):
+            assert runfolder.digest(one[key]) == runfolder.digest(other[key]), key
+    sizes = [Path(f"runs/{name}/last.pt").stat().st_size for name in names[:2]]
+    assert sizes[0] < 1.1 * sizes[1]
 
 
 def kill_second(cfg: TrainConfig, folder: str) -> None:

@@ -29,6 +29,7 @@ ORDER = (
     "gate",
     "event_metrics",
     "qlearning",
+    "shards",
     "bandit",
     "runfolder",
     "longrun",
