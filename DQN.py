@@ -38,7 +38,6 @@ from bandit import (
     episode_order,
     epsilon_at,
     frames_of,
-    hold_out,
     make_states,
     near,
     outcome,
@@ -194,7 +193,7 @@ class Trainer:
         on_gpu = device.type == "cuda"
         self.bandit, self.learning = cfg.bandit, cfg.learning
         self.sequential = self.bandit.reading == "sequential"
-        train, self.held_out = hold_out(cache, cfg.holdout, cfg.seed)
+        train, self.held_out = dense.training_pairs(cache, cfg)
         self.order = episode_order(cache, train, cfg)
         self.signals = to_device(cache, self.bandit, device)
         self.gate = tune_gate(cache)

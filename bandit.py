@@ -97,11 +97,15 @@ def highest_other(values: np.ndarray) -> np.ndarray:
 
 
 def to_device(
-    cache: Cache, bandit: Bandit, device: torch.device, classes: Sequence[str] = ()
+    cache: Cache,
+    bandit: Bandit,
+    device: torch.device,
+    classes: Sequence[str] = (),
+    with_rivals: bool = False,
 ) -> Signals:
     """Cache -> resident signals; `classes` are those that the policy that sees them knows apart."""
     query = query_of((pair.event_label for pair in cache.pairs), classes)
-    rival = rivals(cache) if classes else None
+    rival = rivals(cache) if with_rivals else None
     return resident(cache.signals, cache.label, cache.offsets, bandit, device, query, rival)
 
 

@@ -330,9 +330,10 @@ def lessons(cache: Cache, gate: Gate | None, share: float) -> np.ndarray:
 
 
 def training_pairs(cache: Cache, cfg: TrainConfig) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of the pairs to train on and of those kept aside, which are all present."""
+    """Indices of the pairs that a run trains on and of those kept aside. A dense policy learns from
+    `lessons` of all pairs, and is looked at on present ones."""
     train, aside = hold_out(cache, cfg.holdout, cfg.seed)
-    if cache.queries == "all":
+    if cfg.method == "dense" and cache.queries == "all":
         train = train[lessons(cache, tune_gate(cache), cfg.dense.gate_share)[train]]
         aside = aside[cache.present[aside]]
     return train, aside
@@ -352,11 +353,12 @@ class DenseTrainer:
         train, self.held_out = training_pairs(cache, cfg)
         self.gate, self.pooled = tune_gate(cache), cache.queries == "all"
         self.order = episode_order(cache, train, cfg)
-        self.signals = to_device(cache, self.bandit, device, tuple(cache.classes))
         torch.manual_seed(cfg.seed)  # initial weights and dropout
         self.network = DenseQNetwork(
             self.bandit, cfg.dense, tuple(cache.classes), cache.queries
         ).to(device)
+        known = self.network.classes, self.network.rivals
+        self.signals = to_device(cache, self.bandit, device, *known)
         self.network.fit_scale(self.signals, train)
         self.optimizer = torch.optim.AdamW(
             self.network.parameters(), cfg.dense.lr, weight_decay=cfg.dense.weight_decay
@@ -424,7 +426,8 @@ class DenseTrainer:
         values = self.network.values(clips)
         value = torch.stack(values).detach().mean(0)
         on = better(value, share)
-        self.count(on, clips)
+        if self.pooled:
+            self.count(on, clips)
         rate = self.cfg.dense.lr * rate_at(first / len(self.order))
         self.gradient_step(self.losses(clips, share, values), rate)
         self.progress["finished"] += len(pairs)

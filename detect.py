@@ -365,10 +365,12 @@ def recording_rows(
         opened = opened_classes(scores, source.classes, part, plan)
         ever_open |= opened
         values = scores.values[:, part.start : part.stop]
-        rival = highest_other(values).astype(np.float32)
+        rival = highest_other(values).astype(np.float32) if plan.policy.network.rivals else None
         for k in np.flatnonzero(opened):
             signals = compute_signals(rms, values[k], frame_s, plan.signal)
-            yield cut_row(source.classes[k], signals | {"rival": rival[k]}, part, sheet.on[k], plan)
+            if rival is not None:
+                signals["rival"] = rival[k]
+            yield cut_row(source.classes[k], signals, part, sheet.on[k], plan)
     tally.seconds += num_frames * frame_s
     tally.pairs += len(ever_open)
     tally.closed += int((~ever_open).sum())
@@ -421,7 +423,7 @@ def decide_rows(rows: list[Row], plan: Plan) -> None:
     starts = np.cumsum([0] + [len(row.signals["prob"]) for row in rows])
     label = np.zeros(starts[-1], bool)  # nobody knows
     query = query_of((row.event_label for row in rows), policy.classes)
-    rival = values["rival"]
+    rival = values.get("rival")
     signals = resident(values, label, starts, policy.bandit, plan.device, query, rival)
     actions = greedy_actions(policy.network, signals, policy.bandit, plan.batch)
     pred = decide(signals.prob, thresholds(signals, actions, policy.bandit)).cpu().numpy()

@@ -170,8 +170,8 @@ def from_checkpoint(path: Path, cache: Cache, cfg: EvaluateConfig) -> tuple[str,
     check_same_signals(system.signal, cache, path)
     kind, store = "twin" if is_twin else "policy", store_of(path, cache)
     if not store.exists() or stored_decisions(store, cache).preset != preset:
-        classes = () if is_twin else system.classes
-        signals = to_device(cache, system.bandit, device, classes)
+        known = () if is_twin else (system.classes, system.network.rivals)
+        signals = to_device(cache, system.bandit, device, *known)
         began = time.perf_counter()
         action = torch.zeros(0)
         batch = cfg.batch or fastest_batch(system.network, signals, system.bandit)

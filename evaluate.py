@@ -449,7 +449,7 @@ def evaluate(cfg: EvaluateConfig, device: torch.device, ranks: Ranks) -> None:
     train = load_cache(train_folder) if (train_folder / "manifest.json").exists() else None
     if train is None:
         print(f"no cache in {train_folder}: yardsticks that need tuning are left out")
-    signals = to_device(cache, policy.bandit, device, policy.classes)
+    signals = to_device(cache, policy.bandit, device, policy.classes, policy.network.rivals)
     began = time.perf_counter()
     batch = cfg.batch or fastest_batch(policy.network, signals, policy.bandit)
     actions = decide_together(

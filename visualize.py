@@ -23,7 +23,7 @@ import numpy as np
 from torch import nn
 
 import comparison_figures
-from bandit import episode_order, hold_out
+from bandit import episode_order
 from config import Bandit, TrainConfig, VisualizeConfig, from_dict, run_script
 from dense import DenseQNetwork, training_pairs
 from DQN import QNetwork, epsilon_at
@@ -86,10 +86,7 @@ def load_training(cfg: VisualizeConfig) -> Training:
     folder = cfg.cache / config.split
     if (folder / "manifest.json").exists():  # a run that was stopped has planned more
         cache = load_cache(folder)
-        if config.method == "dense":
-            train, _ = training_pairs(cache, config)
-        else:
-            train, _ = hold_out(cache, config.holdout, config.seed)
+        train, _ = training_pairs(cache, config)
         planned = max(planned, len(episode_order(cache, train, config)))
     if config.method == "windowed":
         return Training(config, history, planned)

@@ -116,6 +116,8 @@ class Variant(Checked):
     """in every block"""
     epochs: int = number(15, 1)
     """passes over the training pairs"""
+    share: float = number(1.0, above=0, high=1)
+    """of the training clips that is learned from"""
     batch: int = number(32, 1)
     """pairs in a gradient step"""
     lr: float = number(2e-3, above=0, high=1)
@@ -139,6 +141,7 @@ CLIP = replace(CLASS, clip_context=True)
 DECISIONS = replace(CLIP, head="decisions")
 BEST = replace(DECISIONS, max_delta=1.0)
 PASSES = replace(DECISIONS, passes=3, gamma=0.9)
+SHORT = replace(PASSES, epochs=5)
 VARIANTS = {
     "dense": DENSE,
     "taken": replace(DENSE, learn="taken"),
@@ -168,12 +171,17 @@ VARIANTS = {
     "1.0, rivals": replace(BEST, rival_context=True),
     "1.0, averaged": replace(BEST, average=0.99),
     "1.0, 5 members": replace(BEST, members=5),
-    "3 passes": PASSES,
-    "3 passes, target": replace(PASSES, target_every=50),
-    "3 passes, double": replace(PASSES, target_every=50, double=True),
-    "3 passes, dueling": replace(PASSES, target_every=50, head="actions", dueling=True),
-    "3 passes, prioritized": replace(PASSES, target_every=50, prioritized=True),
     "1.0, prioritized": replace(BEST, prioritized=True),
+    "1.0, half the clips": replace(BEST, share=0.5, epochs=30),
+    "1.0, a quarter of them": replace(BEST, share=0.25, epochs=60),
+    "3 passes": PASSES,
+    "3 passes, 5 epochs": SHORT,
+    "3 passes, target": replace(SHORT, target_every=50),
+    "3 passes, double": replace(SHORT, target_every=50, double=True),
+    "3 passes, actions": replace(SHORT, target_every=50, head="actions"),
+    "3 passes, dueling": replace(SHORT, target_every=50, head="actions", dueling=True),
+    "3 passes, prioritized": replace(SHORT, target_every=50, prioritized=True),
+    "1 pass, 5 epochs": replace(DECISIONS, epochs=5),
 }
 
 
@@ -646,6 +654,13 @@ def split(fold: int, dev: int, queries: str = "present") -> tuple[Cache, Cache]:
     return cache.subset(names - held), cache.subset(held & names)
 
 
+def part_of(cache: Cache, share: float, seed: int) -> Cache:
+    """A random share of the clips."""
+    names = sorted({clip.filename for clip in cache.clips})
+    chosen = np.random.default_rng([seed, 1]).permutation(names)
+    return cache if share == 1 else cache.subset(set(chosen[: round(share * len(names))]))
+
+
 def home_of(fold: int, dev: int) -> Path:
     """Folder of a split's results."""
     return ROOT / "runs" / "policy" / f"fold{fold}-dev{dev}"
@@ -673,7 +688,7 @@ def run_one(name: str, fold: int, dev: int, seed: int) -> str:
     train_cache, dev_cache = split(fold, dev)
     fitted = fit(train_cache)
     began = time.process_time()
-    clips = clips_of(train_cache, fitted, variant)
+    clips = clips_of(part_of(train_cache, variant.share, seed), fitted, variant)
     network = train_members(variant, clips, len(train_cache.classes), seed)
     middle = time.process_time()
     pred = decisions(network, clips_of(dev_cache, fitted, variant))
@@ -718,6 +733,13 @@ def rules_of(fold: int, dev: int, queries: str = "present") -> dict[str, np.ndar
     return found
 
 
+def over_seeds(values: np.ndarray) -> list[str]:
+    """(n, M) of n seeds -> M times mean ± deviation; of one seed the value."""
+    some = len(values) > 1
+    both = zip(values.mean(0), values.std(0, ddof=int(some)), strict=True)
+    return [f"{mean:.2f}" + (f" ± {std:.2f}" if some else "") for mean, std in both]
+
+
 def table(cfg: TableConfig) -> None:
     """Means, event-based F1, and the paired difference in F1 to the best rule."""
     home, cache = home_of(cfg.fold, cfg.dev), split(cfg.fold, cfg.dev)[1]
@@ -753,12 +775,7 @@ def table(cfg: TableConfig) -> None:
     ]
     lines += ["|---|---|---|---|---|---|---|---|"]
     for name, values in pairs.items():
-        means = 100 * values.mean(2)  # (n, 3)
-        some = len(means) > 1
-        cells = [
-            f"{m:.2f}" + (f" ± {d:.2f}" if some else "")
-            for m, d in zip(means.mean(0), means.std(0, ddof=int(some)), strict=True)
-        ]
+        cells = over_seeds(100 * values.mean(2))
         gain = 100 * (values.mean(0) - pairs[best].mean(0)).T  # (P, 3)
         low, high = bootstrap_mean(gain, clip)
         for k in (1, 2):

@@ -12,6 +12,7 @@ Judged over all pairs behind the tag gate, by the F1 of each class over all its 
 settings of `--preset best` with one member and the pairs that it is trained on.
 """
 
+import json
 import os
 import sys
 import time
@@ -35,13 +36,14 @@ from config import (  # noqa: E402
     number,
     process_pool,
     run_script,
+    to_dict,
     whole,
     with_preset,
     write_text,
 )
 from dense import DenseTrainer, greedy  # noqa: E402
 from metrics import count_pairs  # noqa: E402
-from studies.policy import TableConfig, home_of, rules_of, split  # noqa: E402
+from studies.policy import TableConfig, home_of, over_seeds, rules_of, split  # noqa: E402
 
 CPU = torch.device("cpu")
 VARIANTS: dict[str, tuple[str, dict[str, object]]] = {
@@ -67,28 +69,45 @@ class RunConfig(Checked):
     """processes, one thread each"""
 
 
+def settings_of(name: str) -> TrainConfig:
+    """Of a variant, with one member."""
+    best = with_preset(TrainConfig, "best")
+    return replace(best, dense=replace(best.dense, members=1, **VARIANTS[name][1]))
+
+
+def text_of(name: str) -> str:
+    """What the results of a variant depend on."""
+    cfg = settings_of(name)
+    return json.dumps([VARIANTS[name][0], *map(to_dict, (cfg.bandit, cfg.dense)), cfg.passes])
+
+
+def stored_run(path: Path, name: str) -> dict[str, np.ndarray] | None:
+    """What was kept of a run; None if its settings were others."""
+    with np.load(path) as stored:
+        return dict(stored) if str(stored["settings"]) == text_of(name) else None
+
+
 def run_one(name: str, fold: int, dev: int, seed: int) -> str:
     """Train a variant, keep its decisions; what is there already is left alone."""
     path = home_of(fold, dev) / "pairs" / f"{name.replace(' ', '_')}-seed{seed}.npz"
-    if path.exists():
+    if path.exists() and stored_run(path, name) is not None:
         return f"{name}, seed {seed}: done before"
     torch.set_num_threads(1)
-    queries, changes = VARIANTS[name]
-    best = with_preset(TrainConfig, "best")
-    cfg = replace(best, seed=seed, dense=replace(best.dense, members=1, **changes))
+    queries, cfg = VARIANTS[name][0], replace(settings_of(name), seed=seed)
     train_cache, judge = split(fold, dev, queries)[0], split(fold, dev, "all")[1]
     began = time.process_time()
     trainer = DenseTrainer(cfg, train_cache, CPU)
     while not trainer.done:
         trainer.tick()
     seconds = time.process_time() - began
-    signals = to_device(judge, cfg.bandit, CPU, tuple(train_cache.classes))
-    actions = greedy(trainer.network, signals, cfg.bandit, np.arange(len(judge.pairs)))
+    network = trainer.network
+    signals = to_device(judge, cfg.bandit, CPU, network.classes, network.rivals)
+    actions = greedy(network, signals, cfg.bandit, np.arange(len(judge.pairs)))
     pred = decide(signals.prob, thresholds(signals, actions, cfg.bandit)).numpy()
     pred = gate.behind(trainer.gate, judge, pred)
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole(path) as temporary, open(temporary, "wb") as stream:
-        np.savez_compressed(stream, pred=pred, seconds=seconds, name=name)
+        np.savez_compressed(stream, pred=pred, seconds=seconds, settings=text_of(name))
     found = headline(count_pairs(pred, judge.label, judge.offsets), judge)
     said = ", ".join(f"{100 * found[metric]:.2f}" for metric in HEADLINE["all"])
     return f"{name}, seed {seed}: {said}, {seconds:.0f} s"
@@ -117,9 +136,12 @@ def table(cfg: TableConfig) -> None:
     rules, times = list(rows), {}
     for name in VARIANTS:
         for path in sorted(home.glob(f"pairs/{name.replace(' ', '_')}-seed*.npz")):
-            with np.load(path) as stored:
-                rows.setdefault(name, []).append(stored["pred"])
-                times.setdefault(name, []).append(float(stored["seconds"]))
+            stored = stored_run(path, name)
+            if stored is None:
+                print(f"note: {path} is of other settings and left out")
+                continue
+            rows.setdefault(name, []).append(stored["pred"])
+            times.setdefault(name, []).append(float(stored["seconds"]))
     counts = {
         name: [count_pairs(pred, judge.label, judge.offsets) for pred in preds]
         for name, preds in rows.items()
@@ -137,11 +159,7 @@ def table(cfg: TableConfig) -> None:
     lines[-1] += " micro-F1 minus best rule | s |"
     lines += ["|---|---|---|---|---|---|---|"]
     for name, values in means.items():
-        some = len(values) > 1
-        cells = [
-            f"{mean:.2f}" + (f" ± {std:.2f}" if some else "")
-            for mean, std in zip(values.mean(0), values.std(0, ddof=int(some)), strict=True)
-        ]
+        cells = over_seeds(values)
         draws = np.mean([resampler.draws(one) for one in counts[name]], axis=0) - rival
         low, high = 100 * interval(draws)
         gain = values.mean(0) - means[best][0]

@@ -69,7 +69,7 @@ def cfg(cache, tmp_path):
 def network_for(cache, dense=SMALL):
     torch.manual_seed(0)
     network = DenseQNetwork(BANDIT, dense, tuple(cache.classes), cache.queries)
-    signals = to_device(cache, BANDIT, CPU, cache.classes)
+    signals = to_device(cache, BANDIT, CPU, cache.classes, network.rivals)
     network.fit_scale(signals, np.arange(len(cache.pairs)))
     return network.eval(), signals
 
@@ -165,9 +165,11 @@ def test_the_highest_other_row():
 
 
 def test_rivals_are_shown_where_they_are_asked_for(all_pairs):
-    clips = clips_of(to_device(all_pairs, BANDIT, CPU, all_pairs.classes), torch.tensor([0, 5]))
+    signals = to_device(all_pairs, BANDIT, CPU, all_pairs.classes, with_rivals=True)
+    clips = clips_of(signals, torch.tensor([0, 5]))
     for wanted in (True, False):
         network, _ = network_for(all_pairs, replace(SMALL, rival_context=wanted))
+        assert network.rivals is wanted
         with torch.no_grad():
             q_values = network(clips)
             other = network(clips._replace(rival=1 - clips.rival))

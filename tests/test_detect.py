@@ -171,7 +171,7 @@ def evaluated_events(policy: Path, cache: Path, out: Path) -> dict:
 def policy_events(policy: Path, cache: Path, out: Path, gated: bool = True) -> dict:
     """The same from the parts of it, in milliseconds; with or without the gate."""
     loaded, data = load_policy(policy / "best.pt", CPU), preprocess.load_cache(cache)
-    signals = to_device(data, loaded.bandit, CPU, loaded.classes)
+    signals = to_device(data, loaded.bandit, CPU, loaded.classes, loaded.network.rivals)
     actions = greedy_actions(loaded.network, signals, loaded.bandit, 256)
     pred = decide(signals.prob, thresholds(signals, actions, loaded.bandit)).numpy()
     if gated:
