@@ -300,6 +300,9 @@ class Dense(Checked):
     """learn something about each class; without it any class may be asked for alike"""
     rival_context: bool = True
     """trained on all pairs: show the highest raw score of the clip's other queries as well"""
+    known_head: bool = False
+    """trained on all pairs: a second head learns from the present ones what a decision is worth to
+    one who knows that the class sounds; it decides nothing, but the layers before it learn more"""
     gate_share: float = number(0.5, 0, 1)
     """trained on all pairs: learn from present ones and from those whose clip-level score is above
     this share of the tag gate's threshold; below 1, of what the gate may let through elsewhere"""

@@ -117,7 +117,7 @@ def log_odds(score: torch.Tensor) -> torch.Tensor:
 class Member(nn.Module):
     """Residual dilated convolutions over the clip -> what off and on are worth in each frame."""
 
-    def __init__(self, num_channels: int, num_classes: int, dense: Dense):
+    def __init__(self, num_channels: int, num_classes: int, dense: Dense, heads: int):
         super().__init__()
         h, k = dense.hidden, dense.kernel
         self.inputs = nn.Conv1d(num_channels, h, 1)
@@ -128,12 +128,12 @@ class Member(nn.Module):
         )
         self.norms = nn.ModuleList(nn.LayerNorm(h) for _ in range(dense.layers))
         self.drop = nn.Dropout(dense.dropout)
-        self.head = nn.Sequential(nn.Linear(h, h), nn.GELU(), nn.Linear(h, 2))
+        self.head = nn.Sequential(nn.Linear(h, h), nn.GELU(), nn.Linear(h, 2 * heads))
 
     def forward(
         self, x: torch.Tensor, about: torch.Tensor, inside: torch.Tensor, query: torch.Tensor
     ) -> torch.Tensor:
-        """Channels (B, C, T), statistics (B, S) -> (B, T, 2)."""
+        """Channels (B, C, T), statistics (B, S) -> (B, T, 2) of each head, side by side."""
         context = self.of_clip(about)
         if self.of_class is not None:  # an unknown class adds nothing
             context = context + self.of_class(query.clamp_min(0)) * (query >= 0)[:, None]
@@ -155,16 +155,18 @@ class DenseQNetwork(nn.Module):
     log odds. Frames behind the end of a pair are zero in every block: a batch changes nothing.
 
     `queries` are those of the training cache. Where they were `all` classes, the highest raw score
-    of the clip's other queries is a channel too: of two that are high one is often wrong.
+    of the clip's other queries is a channel too: of two that are high one is often wrong. With
+    `known_head` a second head answers as if the class were known to sound; the first one decides.
     """
 
     def __init__(self, bandit: Bandit, dense: Dense, classes: tuple[str, ...], queries: str):
         super().__init__()
         self.bandit, self.classes, self.raw = bandit, classes, bandit.channels.index("d_raw")
         self.rivals = dense.rival_context and queries == "all"
+        self.heads = 2 if dense.known_head and queries == "all" else 1
         count = len(bandit.channels) + self.rivals
         self.members = nn.ModuleList(
-            Member(count, len(classes), dense) for _ in range(dense.members)
+            Member(count, len(classes), dense, self.heads) for _ in range(dense.members)
         )
         for name, size in (("channel", count), ("clip", 3 * count + len(QUANTILES))):
             self.register_buffer(f"{name}_mean", torch.zeros(size))
@@ -203,7 +205,7 @@ class DenseQNetwork(nn.Module):
             getattr(self, f"{name}_std").copy_(deviation.masked_fill(flat, 1.0))
 
     def values(self, clips: Clips) -> list[torch.Tensor]:
-        """What every member thinks of off and on: (B, T, 2) each."""
+        """What every member thinks of off and on: (B, T, 2 H) each, for the H heads in turn."""
         x, about = self.shown(clips)
         x = (x - self.channel_mean[:, None]) / self.channel_std[:, None]
         about = (about - self.clip_mean) / self.clip_std
@@ -211,7 +213,7 @@ class DenseQNetwork(nn.Module):
 
     def forward(self, clips: Clips) -> torch.Tensor:
         """-> (B, T, A): expected reward of each threshold shift of each frame."""
-        value = torch.stack(self.values(clips)).mean(0)
+        value = torch.stack(self.values(clips)).mean(0)[..., :2]
         deltas = delta_table(self.bandit, value.device)
         return value.gather(2, leads_to(clips, deltas).long()) - TINY * deltas.abs()
 
@@ -393,20 +395,30 @@ class DenseTrainer:
         self, clips: Clips, share: torch.Tensor, values: list[torch.Tensor]
     ) -> list[torch.Tensor]:
         """Squared error of every member between the values of off and on and their rewards, over
-        the actions: a decision weighs as much as the `share` of those that lead to it. A member's
-        own decisions are the others' in a difference reward.
+        the actions: a decision weighs as much as the `share` of those that lead to it. A head's own
+        decisions are the others' in a difference reward.
         """
         base = decide(clips.prob, clips.t_base)[:, :, None].long()
         weight, found = torch.stack([1 - share, share], 2), []
-        for value in values:
-            if self.pooled:
-                gain = pooled_gain(clips, self.network.counts)
-                scale = class_weight(clips, self.network.counts)
-            else:
-                on = better(value.detach(), share)
-                gain, scale = iou_gain(on, clips, scaled=True), union_weight(on, clips)
+
+        def error_of(value: torch.Tensor, gain: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
             wanted = gain - gain.gather(2, base)
-            error = ((value - wanted).square() * weight).sum(2) * scale
+            return ((value - wanted).square() * weight).sum(2) * scale
+
+        def error_if_present(value: torch.Tensor) -> torch.Tensor:
+            on = better(value.detach(), share)
+            return error_of(value, iou_gain(on, clips, scaled=True), union_weight(on, clips))
+
+        for value in values:
+            if not self.pooled:
+                error = error_if_present(value)
+            else:
+                counts = self.network.counts
+                pooled = pooled_gain(clips, counts), class_weight(clips, counts)
+                error = error_of(value[..., :2], *pooled)
+                if self.network.heads == 2:
+                    present = clips.label.any(1, keepdim=True)
+                    error = error + error_if_present(value[..., 2:]) * present
             found.append(error[clips.inside].mean())
         return found
 
@@ -424,7 +436,7 @@ class DenseTrainer:
         share = reachable(clips, self.bandit)
         self.network.train()
         values = self.network.values(clips)
-        value = torch.stack(values).detach().mean(0)
+        value = torch.stack(values).detach().mean(0)[..., :2]
         on = better(value, share)
         if self.pooled:
             self.count(on, clips)

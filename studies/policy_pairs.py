@@ -49,6 +49,7 @@ CPU = torch.device("cpu")
 VARIANTS: dict[str, tuple[str, dict[str, object]]] = {
     "trained on present pairs": ("present", {}),
     "all pairs": ("all", {}),
+    "all pairs, known head": ("all", {"known_head": True}),
     "all pairs, without rivals": ("all", {"rival_context": False}),
     "all pairs, gate_share 0.2": ("all", {"gate_share": 0.2}),
     "all pairs, gate_share 1": ("all", {"gate_share": 1.0}),

@@ -176,6 +176,30 @@ def test_rivals_are_shown_where_they_are_asked_for(all_pairs):
         assert torch.equal(q_values, other) is not wanted
 
 
+def test_the_second_head_learns_from_present_pairs_and_decides_nothing(all_pairs, cache, cfg):
+    two = replace(SMALL, known_head=True)
+    assert DenseQNetwork(BANDIT, two, ("Dog",), "present").heads == 1
+    assert DenseQNetwork(BANDIT, SMALL, ("Dog",), "all").heads == 1
+    trainer = DenseTrainer(replace(cfg, dense=two, holdout=0.0), all_pairs, CPU)
+    network, absent = trainer.network, np.flatnonzero(~all_pairs.present)
+    network.counts += torch.tensor([10.0, 40.0, 50.0, 500.0])
+    for pairs, learns in ((absent, False), (np.flatnonzero(all_pairs.present), True)):
+        clips = clips_of(trainer.signals, torch.from_numpy(pairs))
+        values = network.values(clips)
+        assert values[0].shape[2] == 4
+        network.zero_grad()
+        sum(trainer.losses(clips, reachable(clips, BANDIT), values)).backward()
+        last = [member.head[-1].weight.grad for member in network.members]
+        assert all(grad[:2].any() for grad in last)
+        assert all(grad[2:].any() == learns for grad in last)
+    network.eval()
+    before = network(clips)
+    with torch.no_grad():
+        for member in network.members:
+            member.head[-1].bias[2:] += 1
+        assert torch.equal(network(clips), before)
+
+
 def test_better_is_the_better_decision_that_an_action_leads_to(cache):
     for bandit in (BANDIT, Bandit()):
         signals = to_device(cache, bandit, CPU, cache.classes)
