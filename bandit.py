@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import torch
 
-from config import Bandit, InputError, Learning, TrainConfig
+from config import Bandit, InputError, Learning, TrainConfig, TwinsConfig
 from preprocess import Cache
 from qlearning import Columns, anneal
 
@@ -213,10 +213,11 @@ def thresholds(signals: Signals, actions: torch.Tensor, bandit: Bandit) -> torch
 # ---------------------------------------------------------------------------- episodes, replay
 
 
-def hold_out(cache: Cache, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def hold_out(cache: Cache, cfg: TrainConfig | TwinsConfig) -> tuple[np.ndarray, np.ndarray]:
     """Indices of the pairs to train on and of those kept aside, a seeded share of whole clips."""
     names = sorted({pair.filename for pair in cache.pairs})
-    order = np.random.default_rng([seed, 3]).permutation(len(names))
+    order = np.random.default_rng([cfg.seed, 3]).permutation(len(names))
+    share = cfg.holdout
     count = min(len(names) - 1, max(1, round(share * len(names)))) if share > 0 else 0
     aside = {names[i] for i in order[:count]}
     mask = np.array([pair.filename in aside for pair in cache.pairs])

@@ -334,7 +334,7 @@ def lessons(cache: Cache, gate: Gate | None, share: float) -> np.ndarray:
 def training_pairs(cache: Cache, cfg: TrainConfig) -> tuple[np.ndarray, np.ndarray]:
     """Indices of the pairs that a run trains on and of those kept aside. A dense policy learns from
     `lessons` of all pairs, and is looked at on present ones."""
-    train, aside = hold_out(cache, cfg.holdout, cfg.seed)
+    train, aside = hold_out(cache, cfg)
     if cfg.method == "dense" and cache.queries == "all":
         train = train[lessons(cache, tune_gate(cache), cfg.dense.gate_share)[train]]
         aside = aside[cache.present[aside]]

@@ -115,7 +115,7 @@ class Trainer:
     def __init__(self, cfg: TwinsConfig, cache: Cache, device: torch.device):
         self.cfg, self.cache, self.device = cfg, cache, device
         self.bandit = replace(cfg.bandit, reading="independent")
-        train, self.held_out = hold_out(cache, cfg.holdout, cfg.seed)
+        train, self.held_out = hold_out(cache, cfg)
         self.signals = to_device(cache, self.bandit, device)
         self.gate = tune_gate(cache)
         self.owner = torch.from_numpy(cache.frames_of_pair).to(device)

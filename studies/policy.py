@@ -656,9 +656,11 @@ def split(fold: int, dev: int, queries: str = "present") -> tuple[Cache, Cache]:
 
 def part_of(cache: Cache, share: float, seed: int) -> Cache:
     """A random share of the clips."""
+    if share == 1:
+        return cache
     names = sorted({clip.filename for clip in cache.clips})
     chosen = np.random.default_rng([seed, 1]).permutation(names)
-    return cache if share == 1 else cache.subset(set(chosen[: round(share * len(names))]))
+    return cache.subset(set(chosen[: round(share * len(names))]))
 
 
 def home_of(fold: int, dev: int) -> Path:

@@ -85,7 +85,7 @@ def text_of(name: str) -> str:
 def stored_run(path: Path, name: str) -> dict[str, np.ndarray] | None:
     """What was kept of a run; None if its settings were others."""
     with np.load(path) as stored:
-        return dict(stored) if str(stored["settings"]) == text_of(name) else None
+        return dict(stored) if str(stored.get("settings")) == text_of(name) else None
 
 
 def run_one(name: str, fold: int, dev: int, seed: int) -> str:

@@ -293,8 +293,6 @@ def test_every_config_field_is_read(cls):
     read = set().union(*reads.values()) if cls.GROUP else set(reads[script])
     if cls in (config.TrainConfig, config.TwinsConfig):  # what may be resumed; order of episodes
         read |= reads["runfolder"] | reads["bandit"]
-    if cls is config.TrainConfig:  # which pairs are trained on, for both kinds of policy
-        read |= reads["dense"]
     if cls is config.EvaluateConfig:  # --compare
         read |= reads["entrants"] | reads["comparison"]
     fields = {spec.name for spec in dataclasses.fields(cls)} - {"preset"}

@@ -82,8 +82,9 @@ def test_rewards_of_all_actions_against_a_slow_loop(cache):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_frames_to_learn_from(caches, cache, tmp_path, kind):
-    trainer = Trainer(config(caches, tmp_path / "a", kind=kind), cache, CPU)
-    train, aside = hold_out(cache, 0.25, 0)
+    cfg = config(caches, tmp_path / "a", kind=kind)
+    trainer = Trainer(cfg, cache, CPU)
+    train, aside = hold_out(cache, cfg)
     assert set(trainer.held_out) == set(aside) and len(aside)
     expected = []
     for index in train:
