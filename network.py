@@ -33,26 +33,31 @@ class BothWays(torch.autograd.Function):
         gates = torch.baddbmm(b_in[:, None], both, w_in.transpose(1, 2))
         gates = gates.view(2, window, batch, 3 * h)  # in the end r, z and n of every frame
         states = x.new_zeros(2, window + 1, batch, h)
-        proposal = x.new_empty(2, window, batch, h)  # what r is multiplied by
+        hidden = torch.empty_like(gates)  # the hidden side's part of the three sums
         # The views of all frames at once: taking them one by one costs as much as the products.
         r, z, n = (part.unbind(1) for part in gates.split(h, 3))
-        r_z, states_of = gates[..., : 2 * h].unbind(1), states.unbind(1)
+        r_z, of_r_z = (part[..., : 2 * h].unbind(1) for part in (gates, hidden))
+        of_n, hidden_of, states_of = (
+            hidden[..., 2 * h :].unbind(1),
+            hidden.unbind(1),
+            states.unbind(1),
+        )
         weight, bias = w_hidden.transpose(1, 2), b_hidden[:, None]
-        for t, kept in enumerate(proposal.unbind(1)):
-            of_r_z, of_n = torch.baddbmm(bias, states_of[t], weight).split((2 * h, h), 2)
-            r_z[t].add_(of_r_z).sigmoid_()
-            kept.copy_(of_n)
-            n[t].addcmul_(r[t], of_n).tanh_()
+        for t in range(window):
+            torch.baddbmm(bias, states_of[t], weight, out=hidden_of[t])
+            r_z[t].add_(of_r_z[t]).sigmoid_()
+            n[t].addcmul_(r[t], of_n[t]).tanh_()
             torch.lerp(n[t], states_of[t], z[t], out=states_of[t + 1])
-        ctx.save_for_backward(both, w_in, w_hidden, gates, proposal, states)
+        ctx.save_for_backward(both, w_in, w_hidden, gates, hidden, states)
         return torch.cat([states[0, 1:], states[1, 1:].flip(0)], 2)
 
     @staticmethod
     def backward(ctx, grad):
         """grad (W, B, 2H) -> gradients of x, weights and biases."""
-        both, w_in, w_hidden, gates, proposal, states = ctx.saved_tensors
-        _, window, batch, h = proposal.shape
+        both, w_in, w_hidden, gates, hidden, states = ctx.saved_tensors
+        _, window, batch, h = states[:, 1:].shape
         r, z, n = gates.split(h, 3)
+        proposal = hidden[..., 2 * h :]  # what r is multiplied by
         # What the gradient of a state is multiplied by for each gate's sum, on the hidden side.
         slope = gates.new_empty(2, window, batch, 3, h)
         slope_r, slope_z, slope_n = slope.unbind(3)
@@ -63,11 +68,12 @@ class BothWays(torch.autograd.Function):
         of_state = torch.stack([grad[..., :h], grad[..., h:].flip(0)])
         of_hidden = torch.empty_like(slope)
         into, goes_on, slopes, z_of = (x.unbind(1) for x in (of_state, of_hidden, slope, z))
+        for_each, flat = of_state[:, :, :, None].unbind(1), of_hidden.flatten(3).unbind(1)
         for t in reversed(range(window)):
-            torch.mul(slopes[t], into[t][:, :, None], out=goes_on[t])
+            torch.mul(slopes[t], for_each[t], out=goes_on[t])
             if t:
                 into[t - 1].addcmul_(into[t], z_of[t])
-                into[t - 1].baddbmm_(goes_on[t].flatten(2), w_hidden)
+                into[t - 1].baddbmm_(flat[t], w_hidden)
         of_input = of_hidden.clone()
         torch.mul(of_n, of_state, out=of_input[..., 2, :])
         of_input, of_hidden = (x.view(2, window * batch, 3 * h) for x in (of_input, of_hidden))
