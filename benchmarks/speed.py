@@ -62,7 +62,7 @@ from config import (  # noqa: E402
     write_text,
 )
 from device import fastest_batch, wait  # noqa: E402
-from DQN import QNetwork, Trainer, decide_together, greedy_actions  # noqa: E402
+from DQN import AGREE_EVERY, QNetwork, Trainer, decide_together, greedy_actions  # noqa: E402
 from metrics import count_pairs, scores_of  # noqa: E402
 from preprocess import Cache, load_cache  # noqa: E402
 from ranks import ALONE, Ranks, together  # noqa: E402
@@ -732,7 +732,7 @@ def agreed(ranks: Ranks, steps: Iterator[int], seconds: float) -> float:
     began, done = time.perf_counter(), 0
     for i, count in enumerate(steps, start=1):
         done += count
-        if i % 8 == 0 and ranks.any(time.perf_counter() - began >= seconds)[0]:
+        if i % AGREE_EVERY == 0 and ranks.any(time.perf_counter() - began >= seconds)[0]:
             break
     return done / (time.perf_counter() - began)
 
