@@ -168,7 +168,8 @@ def load_policy(path: Path, device: torch.device, preset: str = "slides") -> Pol
         config = with_preset(TrainConfig, preset)
         weights, info, trained_on = content, {"source": "state dict", "preset": preset}, None
     else:
-        config = from_dict(TrainConfig, runfolder.known_config(TrainConfig, content))
+        stored = json.loads(content["config"])
+        config = from_dict(TrainConfig, runfolder.known_config(TrainConfig, stored))
         weights, info, trained_on = content["network"], content["info"], content["signal"]
     classes = tuple(content.get("classes", ()))
     if config.method == "dense":

@@ -161,10 +161,17 @@ def stored_config(cfg: TrainConfig | TwinsConfig) -> dict[str, Any]:
     return to_dict(cfg) | {name: defaults[name] for name in FREE_FIELDS if name in defaults}
 
 
-def known_config(cls: type, content: dict[str, Any]) -> dict[str, Any]:
-    """The config of a checkpoint; a field that it does not know yet has its default, which is what
-    an older version did."""
-    return to_dict(cls()) | json.loads(content["config"])
+def known_config(cls: type, stored: Any) -> Any:
+    """The config of a checkpoint or config.json; a field that it does not know yet, in a group too,
+    has its default, which is what an older version did."""
+
+    def completed(found: Any, defaults: Any) -> Any:
+        if not (isinstance(found, dict) and isinstance(defaults, dict)):
+            return found
+        known = {name: completed(value, defaults.get(name)) for name, value in found.items()}
+        return defaults | known
+
+    return completed(stored, to_dict(cls()))
 
 
 def policy_content(
@@ -280,7 +287,7 @@ def open_run(
         raise InputError(
             f"{last}: begun with {begun} process(es), cannot go on with {processes}; {cure}"
         )
-    rows = differences(known_config(type(cfg), content), stored_config(cfg))
+    rows = differences(known_config(type(cfg), json.loads(content["config"])), stored_config(cfg))
     if rows:
         text = "; ".join(f"--{flag} was {was}, now {now}" for flag, was, now in rows)
         raise InputError(f"{last}: cannot resume with another config: {text}")

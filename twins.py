@@ -195,7 +195,9 @@ def load_twin(path: Path, device: torch.device) -> Twin:
     if "twin" not in content:
         raise InputError(f"{path}: not a checkpoint of twins.py")
     try:
-        cfg = from_dict(TwinsConfig, runfolder.known_config(TwinsConfig, content))
+        cfg = from_dict(
+            TwinsConfig, runfolder.known_config(TwinsConfig, json.loads(content["config"]))
+        )
         gate, signal = (json.loads(content[name]) for name in ("gate", "signal"))
         gate, weights = gate and Gate(**gate), content["network"]
     except (KeyError, TypeError, ValueError) as error:

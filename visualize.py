@@ -56,7 +56,7 @@ from plotting import (
 )
 from preprocess import load_cache, read_audio
 from report import write_report
-from runfolder import last_ten, read_checkpoint, read_history, unchanged_rewards
+from runfolder import known_config, last_ten, read_checkpoint, read_history, unchanged_rewards
 from timeline import in_recording
 
 if TYPE_CHECKING:  # matplotlib is imported where a figure is drawn: it builds a font cache
@@ -80,7 +80,8 @@ class Training(NamedTuple):
 def load_training(cfg: VisualizeConfig) -> Training:
     """Settings and reward history of the run."""
     cure = f"python DQN.py --run {cfg.run} --cache {cfg.cache}"
-    config = from_dict(TrainConfig, read_json(cfg.run / "config.json", cure))
+    stored = read_json(cfg.run / "config.json", cure)
+    config = from_dict(TrainConfig, known_config(TrainConfig, stored))
     history = read_history(cfg.run)
     planned = int(history["Episode"].max()) + 1
     folder = cfg.cache / config.split

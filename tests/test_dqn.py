@@ -506,6 +506,23 @@ def test_damaged_checkpoint(small, damage):
         load_policy(path, CPU)
 
 
+def test_a_checkpoint_of_an_older_version(small):
+    """One that knows fewer settings did what is their default now: it is read, and goes on."""
+    main(small_config(small))
+    for name in ("best.pt", "last.pt"):
+        path = small / "runs" / "a" / name
+        content = torch.load(path, weights_only=True)
+        config = json.loads(content["config"])
+        del config["dense"], config["bandit"]["boundary_test"], config["looks"]
+        torch.save(content | {"config": json.dumps(config)}, path)
+    assert load_policy(path, CPU).bandit == Bandit()
+    assert main(small_config(small, resume=True)) == 0
+    del config["learning"]["lr"]
+    torch.save(content | {"config": json.dumps(config)}, path)
+    with pytest.raises(InputError, match=r"--learning\.lr was 0\.0001, now 0\.003"):
+        main(small_config(small, resume=True))
+
+
 def test_weights_of_another_size(small):
     main(small_config(small))
     path = small / "runs" / "a" / "best.pt"

@@ -331,6 +331,14 @@ def test_missing_and_damaged_files_name_the_command(copied, file, command):
         list(visualize.figures(copied))
 
 
+def test_settings_of_an_older_version(copied):
+    path = copied.run / "config.json"
+    settings = json.loads(path.read_text())
+    del settings["dense"]["known_head"], settings["looks"]
+    preprocess.write_json(path, settings)
+    assert visualize.load_training(copied).config.network.hidden == 16
+
+
 def test_history_without_an_episode(copied):
     (copied.run / "reward_history.tsv").write_text("\t".join(runfolder.HISTORY) + "\n")
     with pytest.raises(InputError, match=r"no finished episode; run: python DQN\.py"):
