@@ -47,7 +47,7 @@ from studies.policy import TableConfig, home_of, over_seeds, rules_of, split  # 
 
 CPU = torch.device("cpu")
 VARIANTS: dict[str, tuple[str, dict[str, object]]] = {
-    "trained on present pairs": ("present", {"known_head": False}),  # they have one head anyway
+    "trained on present pairs": ("present", {}),
     "all pairs": ("all", {}),
     "all pairs, one head": ("all", {"known_head": False}),
     "all pairs, one head, without rivals": ("all", {"known_head": False, "rival_context": False}),
