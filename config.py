@@ -803,7 +803,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "holdout": 0.0,  # the learning rate ends the run: its last policy is taken
         "bandit.max_delta": 1.0,
         "dense.members": 3,
-        "dense.known_head": True,
     },
 }
 

@@ -49,10 +49,10 @@ CPU = torch.device("cpu")
 VARIANTS: dict[str, tuple[str, dict[str, object]]] = {
     "trained on present pairs": ("present", {}),
     "all pairs": ("all", {}),
-    "all pairs, one head": ("all", {"known_head": False}),
-    "all pairs, one head, without rivals": ("all", {"known_head": False, "rival_context": False}),
-    "all pairs, one head, gate_share 0.2": ("all", {"known_head": False, "gate_share": 0.2}),
-    "all pairs, one head, gate_share 1": ("all", {"known_head": False, "gate_share": 1.0}),
+    "all pairs, known head": ("all", {"known_head": True}),
+    "all pairs, without rivals": ("all", {"rival_context": False}),
+    "all pairs, gate_share 0.2": ("all", {"gate_share": 0.2}),
+    "all pairs, gate_share 1": ("all", {"gate_share": 1.0}),
 }
 
 
