@@ -50,7 +50,6 @@ from config import (
     Bandit,
     InputError,
     TrainConfig,
-    from_dict,
     run_script,
     with_preset,
 )
@@ -168,8 +167,7 @@ def load_policy(path: Path, device: torch.device, preset: str = "slides") -> Pol
         config = with_preset(TrainConfig, preset)
         weights, info, trained_on = content, {"source": "state dict", "preset": preset}, None
     else:
-        stored = json.loads(content["config"])
-        config = from_dict(TrainConfig, runfolder.known_config(TrainConfig, stored))
+        config = runfolder.config_of(TrainConfig, json.loads(content["config"]))
         weights, info, trained_on = content["network"], content["info"], content["signal"]
     classes = tuple(content.get("classes", ()))
     if config.method == "dense":

@@ -37,11 +37,8 @@ class BothWays(torch.autograd.Function):
         # The views of all frames at once: taking them one by one costs as much as the products.
         r, z, n = (part.unbind(1) for part in gates.split(h, 3))
         r_z, of_r_z = (part[..., : 2 * h].unbind(1) for part in (gates, hidden))
-        of_n, hidden_of, states_of = (
-            hidden[..., 2 * h :].unbind(1),
-            hidden.unbind(1),
-            states.unbind(1),
-        )
+        of_n = hidden[..., 2 * h :].unbind(1)
+        hidden_of, states_of = hidden.unbind(1), states.unbind(1)
         weight, bias = w_hidden.transpose(1, 2), b_hidden[:, None]
         for t in range(window):
             torch.baddbmm(bias, states_of[t], weight, out=hidden_of[t])

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 import ranks
-from config import Bandit, InputError, TrainConfig, TwinsConfig, to_dict
+from config import Bandit, InputError, TrainConfig, TwinsConfig, from_dict, to_dict
 from gate import Gate
 from preprocess import Cache, write_json
 
@@ -172,6 +172,11 @@ def known_config(cls: type, stored: Any) -> Any:
         return defaults | known
 
     return completed(stored, to_dict(cls()))
+
+
+def config_of(cls: type, stored: Any) -> Any:
+    """The config itself. InputError for unknown fields and values that do not suit."""
+    return from_dict(cls, known_config(cls, stored))
 
 
 def policy_content(

@@ -44,7 +44,7 @@ from bandit import (
     thresholds,
     to_device,
 )
-from config import Bandit, InputError, Network, TwinsConfig, from_dict, run_script
+from config import Bandit, InputError, Network, TwinsConfig, run_script
 from DQN import QNetwork, greedy_actions
 from gate import Gate, tune_gate
 from metrics import mean_f1
@@ -195,9 +195,7 @@ def load_twin(path: Path, device: torch.device) -> Twin:
     if "twin" not in content:
         raise InputError(f"{path}: not a checkpoint of twins.py")
     try:
-        cfg = from_dict(
-            TwinsConfig, runfolder.known_config(TwinsConfig, json.loads(content["config"]))
-        )
+        cfg = runfolder.config_of(TwinsConfig, json.loads(content["config"]))
         gate, signal = (json.loads(content[name]) for name in ("gate", "signal"))
         gate, weights = gate and Gate(**gate), content["network"]
     except (KeyError, TypeError, ValueError) as error:

@@ -24,7 +24,7 @@ from torch import nn
 
 import comparison_figures
 from bandit import episode_order
-from config import Bandit, TrainConfig, VisualizeConfig, from_dict, run_script
+from config import Bandit, TrainConfig, VisualizeConfig, run_script
 from dense import DenseQNetwork, training_pairs
 from DQN import QNetwork, epsilon_at
 from evaluate import (
@@ -56,7 +56,7 @@ from plotting import (
 )
 from preprocess import load_cache, read_audio
 from report import write_report
-from runfolder import known_config, last_ten, read_checkpoint, read_history, unchanged_rewards
+from runfolder import config_of, last_ten, read_checkpoint, read_history, unchanged_rewards
 from timeline import in_recording
 
 if TYPE_CHECKING:  # matplotlib is imported where a figure is drawn: it builds a font cache
@@ -80,8 +80,7 @@ class Training(NamedTuple):
 def load_training(cfg: VisualizeConfig) -> Training:
     """Settings and reward history of the run."""
     cure = f"python DQN.py --run {cfg.run} --cache {cfg.cache}"
-    stored = read_json(cfg.run / "config.json", cure)
-    config = from_dict(TrainConfig, known_config(TrainConfig, stored))
+    config = config_of(TrainConfig, read_json(cfg.run / "config.json", cure))
     history = read_history(cfg.run)
     planned = int(history["Episode"].max()) + 1
     folder = cfg.cache / config.split

@@ -342,11 +342,11 @@ def test_resume_command_is_quoted(monkeypatch):
 
 
 def test_hold_out_keeps_clips_whole(cache):
-    train, held_out = hold_out(cache, TrainConfig(holdout=0.4))
+    train, held_out = hold_out(cache, TrainConfig(holdout=0.4, seed=0))
     assert sorted([*train, *held_out]) == list(range(len(cache.pairs)))
     sides = [{cache.pairs[i].filename for i in side} for side in (train, held_out)]
     assert sides[0] and sides[1] and not sides[0] & sides[1]
-    assert len(hold_out(cache, TrainConfig(holdout=0.0))[1]) == 0
+    assert len(hold_out(cache, TrainConfig(holdout=0.0, seed=0))[1]) == 0
 
 
 def small_config(folder, **changes):
