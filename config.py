@@ -299,7 +299,10 @@ class Dense(Checked):
     class_context: bool = True
     """learn something about each class; without it any class may be asked for alike"""
     rival_context: bool = True
-    """trained on all pairs: show the highest raw score of the clip's other queries as well"""
+    """show the highest raw score of the clip's other queries as well: trained on all pairs, to all
+    members; on present pairs, to `rival_members` of them"""
+    rival_members: int = number(0, 0, 32)
+    """trained on present pairs: the last so many members see the other queries' scores"""
     known_head: bool = False
     """trained on all pairs: a second head learns from the present ones what a decision is worth to
     one who knows that the class sounds; it decides nothing, but the layers before it learn more"""
@@ -317,6 +320,9 @@ class Dense(Checked):
         super().__post_init__()
         odd = "odd, so that a frame stays in the middle of it"
         require(self.kernel % 2 == 1, self.flag("kernel"), odd, self.kernel)
+        most = f"at most dense.members = {self.members}"
+        seeing = self.rival_members
+        require(seeing <= self.members, self.flag("rival_members"), most, seeing)
 
 
 # ---------------------------------------------------------------------------- one class a script
@@ -803,6 +809,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "holdout": 0.0,  # the learning rate ends the run: its last policy is taken
         "bandit.max_delta": 1.0,
         "dense.members": 3,
+        "dense.rival_members": 2,
     },
 }
 

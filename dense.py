@@ -114,6 +114,15 @@ def log_odds(score: torch.Tensor) -> torch.Tensor:
     return torch.logit(score, eps=1e-4) / 3
 
 
+def without_rivals(x: torch.Tensor, about: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scaled channels (B, C, T) and statistics (B, S) with the second channel, the rivals', at its
+    mean over the training clips, where it says nothing."""
+    count = x.shape[1]
+    x, about = x.clone(), about.clone()
+    x[:, 1], about[:, 1 : 3 * count : count] = 0, 0
+    return x, about
+
+
 class Member(nn.Module):
     """Residual dilated convolutions over the clip -> what off and on are worth in each frame."""
 
@@ -155,14 +164,18 @@ class DenseQNetwork(nn.Module):
     log odds. Frames behind the end of a pair are zero in every block: a batch changes nothing.
 
     `queries` are those of the training cache. Where they were `all` classes, the highest raw score
-    of the clip's other queries is a channel too: of two that are high one is often wrong. With
-    `known_head` a second head answers as if the class were known to sound; the first one decides.
+    of the clip's other queries is a channel too: of two that are high one is often wrong. Where
+    they were the `present` ones, the last `rival_members` see it: they draw the line between two
+    that sound better, and the first ones are not misled by a class that does not. With `known_head`
+    a second head answers as if the class were known to sound; the first one decides.
     """
 
     def __init__(self, bandit: Bandit, dense: Dense, classes: tuple[str, ...], queries: str):
         super().__init__()
         self.bandit, self.classes, self.raw = bandit, classes, bandit.channels.index("d_raw")
-        self.rivals = dense.rival_context and queries == "all"
+        seeing = dense.members if queries == "all" else dense.rival_members
+        self.blind = dense.members - seeing if dense.rival_context else dense.members
+        self.rivals = self.blind < dense.members
         self.heads = 2 if dense.known_head and queries == "all" else 1
         count = len(bandit.channels) + self.rivals
         self.members = nn.ModuleList(
@@ -209,7 +222,13 @@ class DenseQNetwork(nn.Module):
         x, about = self.shown(clips)
         x = (x - self.channel_mean[:, None]) / self.channel_std[:, None]
         about = (about - self.clip_mean) / self.clip_std
-        return [member(x, about, clips.inside, clips.query) for member in self.members]
+        seen = [(x, about)] * len(self.members)
+        if self.rivals:
+            seen[: self.blind] = [without_rivals(x, about)] * self.blind
+        return [
+            member(*shown, clips.inside, clips.query)
+            for member, shown in zip(self.members, seen, strict=True)
+        ]
 
     def forward(self, clips: Clips) -> torch.Tensor:
         """-> (B, T, A): expected reward of each threshold shift of each frame."""

@@ -176,6 +176,34 @@ def test_rivals_are_shown_where_they_are_asked_for(all_pairs):
         assert torch.equal(q_values, other) is not wanted
 
 
+def test_some_members_see_rivals_where_classes_are_known_to_sound(tmp_path):
+    """The last ones; the others decide as if there were none, and learn nothing from them."""
+    write_cache(tmp_path, [60, 60, 60, 80, 52, 52, 52], labels=("Cat", "Dog", "Speech"))
+    cache = load_cache(tmp_path)
+    three = replace(SMALL, members=3)
+    signals = to_device(cache, BANDIT, CPU, cache.classes, with_rivals=True)
+    clips = clips_of(signals, torch.tensor([0, 5]))
+    for seeing in (0, 2, 3):
+        network, _ = network_for(cache, replace(three, rival_members=seeing))
+        assert network.rivals is (seeing > 0)
+        with torch.no_grad():
+            values = network.values(clips)
+            others = network.values(clips._replace(rival=1 - clips.rival))
+        same = [torch.equal(*both) for both in zip(values, others, strict=True)]
+        assert same == [True] * (3 - seeing) + [False] * seeing
+    network, _ = network_for(cache, replace(three, rival_members=2))
+    for value in network.values(clips):
+        value.square().sum().backward()
+    first, *rest = [member.inputs.weight.grad[:, 1].abs().sum() for member in network.members]
+    assert first == 0 and min(rest) > 0
+    first, *rest = [
+        member.of_clip.weight.grad[:, 1::7][:, :3].abs().sum() for member in network.members
+    ]
+    assert first == 0 and min(rest) > 0
+    off, _ = network_for(cache, replace(three, rival_members=2, rival_context=False))
+    assert not off.rivals and off.members[0].inputs.in_channels == 6
+
+
 def test_the_second_head_learns_from_present_pairs_and_decides_nothing(all_pairs, cache, cfg):
     two = replace(SMALL, known_head=True)
     assert DenseQNetwork(BANDIT, two, ("Dog",), "present").heads == 1
