@@ -532,7 +532,7 @@ def run_episodes(
             beat.metrics |= record(trainer, history, episode, cells)
             eps, reward, avg10 = (beat.metrics[name] for name in ("epsilon", "reward", "avg10"))
             shown = {"eps": f"{eps:.3f}", "reward": f"{reward:.1f}", "avg10": f"{avg10:.1f}"}
-            bar.set_postfix(shown)
+            bar.set_postfix(shown, refresh=False)  # a line for each would fill a log
             bar.update()
         after = trainer.progress["finished"]
         if after * cfg.looks // total > before * cfg.looks // total:

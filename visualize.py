@@ -439,8 +439,10 @@ def dense_boxes(
     network: DenseQNetwork, bandit: Bandit
 ) -> list[tuple[str, str, str, int | str, int | str]]:
     """The same of a dense network."""
-    names = [*bandit.channels, *(["rival's d_raw"] if network.rivals else [])]
-    member, channels = network.members[0], len(names)
+    member, count = network.members[0], len(network.members)
+    rival = "rival's d_raw" + (f"\n({count - network.blind} of {count})" if network.blind else "")
+    names = [*bandit.channels, *([rival] if network.rivals else [])]
+    channels = len(names)
     convs, hidden = member.convs, member.inputs.out_channels
     reach = f"{len(convs)} x Conv1d\nkernel {convs[0].kernel_size[0]}\ndilation\n1 to"
     reach += f" {convs[-1].dilation[0]}\n\nsees {network.window}\nframes"
@@ -448,7 +450,7 @@ def dense_boxes(
     known += "class vector" if member.of_class is not None else "no class"
     head = f"Linear {hidden}\nto {hidden}\n\nLinear {hidden}\nto 2: off, on"
     values = "one for each\nshift of Base_T:\nof the decision\nit leads to\n\nmean of\n"
-    values += f"{len(network.members)} networks"
+    values += f"{count} networks"
     return [
         ("data", "Clip", "\n".join(names), channels, "T"),
         ("linear", "Context", f"Linear {channels}\nto {hidden}\n\n{known}", hidden, "T"),

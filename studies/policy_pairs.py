@@ -18,6 +18,7 @@ import sys
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,6 +33,7 @@ from bandit import decide, thresholds, to_device  # noqa: E402
 from comparison import HEADLINE, Resampler, headline, interval  # noqa: E402
 from config import (  # noqa: E402
     Checked,
+    Dense,
     TrainConfig,
     number,
     process_pool,
@@ -73,7 +75,8 @@ class RunConfig(Checked):
 def settings_of(name: str) -> TrainConfig:
     """Of a variant, with one member."""
     best = with_preset(TrainConfig, "best")
-    return replace(best, dense=replace(best.dense, members=1, **VARIANTS[name][1]))
+    single: dict[str, Any] = {"members": 1, "rival_members": 0}
+    return replace(best, dense=replace(best.dense, **(single | VARIANTS[name][1])))
 
 
 def text_of(name: str) -> str:
@@ -85,7 +88,9 @@ def text_of(name: str) -> str:
 def stored_run(path: Path, name: str) -> dict[str, np.ndarray] | None:
     """What was kept of a run; None if its settings were others."""
     with np.load(path) as stored:
-        return dict(stored) if str(stored.get("settings")) == text_of(name) else None
+        queries, bandit, dense, passes = json.loads(str(stored["settings"]))
+        known = [queries, bandit, to_dict(Dense()) | dense, passes]  # newer ones had the default
+        return dict(stored) if known == json.loads(text_of(name)) else None
 
 
 def run_one(name: str, fold: int, dev: int, seed: int) -> str:

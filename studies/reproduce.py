@@ -165,10 +165,14 @@ def dcase_table() -> str:
 
 
 def policy_table() -> str:
-    """What was tried on held-out training clips: present pairs, then all of them."""
-    parts = []
-    for name, title in (("table.md", "Present pairs"), ("pairs/table.md", "All pairs")):
-        path = policy.home_of(5, 4) / name
+    """What was tried on held-out training clips: present pairs, all of them, the two together."""
+    parts, home = [], policy.home_of(5, 4)
+    tables = {
+        "Present pairs": home / "table.md",
+        "All pairs": home / "pairs" / "table.md",
+        "Who sees the clip's other scores": home.parent / "fold5-rivals.md",
+    }
+    for title, path in tables.items():
         if not path.exists():
             raise InputError(f"{path}: not found; run: python studies/reproduce.py policy")
         text = path.read_text(encoding="utf-8").rstrip("\n")
@@ -216,6 +220,8 @@ def main(args: list[str]) -> None:
         run("policy", "studies/policy.py", "table")
         run("policy", "studies/policy_pairs.py", "run")
         run("policy", "studies/policy_pairs.py", "table")
+        run("policy", "studies/policy_rivals.py", "run")
+        run("policy", "studies/policy_rivals.py", "table")
         write_table("policy")
     if study in ("dcase", "all"):
         run("dcase", "studies/dcase.py", *rest)

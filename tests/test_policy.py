@@ -15,7 +15,7 @@ from config import InputError, TrainConfig, with_preset
 from dense import iou_gain
 from metrics import count_pairs, mean_over_pairs
 from preprocess import load_cache
-from studies import policy, policy_pairs
+from studies import policy, policy_pairs, policy_rivals
 from studies.policy import DENSE, VARIANTS, Clips, act, clips_of, decisions, fit
 
 TINY = replace(DENSE, hidden=8, layers=2, dropout=0.0, epochs=2, batch=4)
@@ -174,6 +174,7 @@ def test_pairs_that_may_be_absent(tmp_path, monkeypatch, capsys):
     small = with_preset(TrainConfig, "best")
     small = replace(small, passes=2, dense=replace(small.dense, hidden=8, layers=2, batch=4))
     monkeypatch.setattr(policy_pairs, "with_preset", lambda *_: small)
+    monkeypatch.setattr(policy_rivals, "with_preset", lambda *_: small)
     names, lengths = [f"{i}.wav" for i in range(6)], np.repeat([60, 45, 80, 52, 66, 71], 2)
     for queries, absent in (("present", ()), ("all", (1, 4, 11))):
         folder = tmp_path / "cache" / f"esc10-fold5-slides-{queries}" / "train"
@@ -190,6 +191,34 @@ def test_pairs_that_may_be_absent(tmp_path, monkeypatch, capsys):
     said = capsys.readouterr().out
     assert "| all pairs | " in said and "best rule" in said and " ± " in said
     assert (tmp_path / "runs/policy/fold5-dev4/pairs/table.md").exists()
+    monkeypatch.setattr(policy_rivals, "judges_of", lambda _: [4, 3])
+    with pytest.raises(InputError, match=r"without-seed0.npz: not there or of other settings; run"):
+        policy_rivals.table(policy_rivals.TableConfig())
+    for dev in (4, 3):
+        for kind in policy_rivals.KINDS:
+            for seed in range(policy_rivals.TOGETHER):
+                assert "done before" not in policy_rivals.run_one(5, dev, kind, seed)
+    assert "done before" in policy_rivals.run_one(5, 4, "with", 0)
+    policy_rivals.table(policy_rivals.TableConfig())
+    rows = (tmp_path / "runs/policy/fold5-rivals.md").read_text().splitlines()[2:]
+    assert [row.split(" | ")[0] for row in rows] == [f"| {n} of 3" for n in range(4)]
+    assert [" ± " in row for row in rows] == [False, True, True, False]
+
+
+def test_three_networks_of_each_kind_are_used_alike():
+    for seeing in range(4):
+        turns = [policy_rivals.chosen(seeing, turn) for turn in range(3)]
+        assert all(sum(kind == "with" for kind, _ in turn) == seeing for turn in turns)
+        assert all(sorted(seed for _, seed in turn) == [0, 1, 2] for turn in turns)
+        used = sorted(one for turn in turns for one in turn)
+        assert used == sorted(
+            [
+                (kind, seed)
+                for kind, count in (("with", seeing), ("without", 3 - seeing))
+                for seed in range(3)
+                for _ in range(count)
+            ]
+        )
 
 
 def test_what_is_shown_backwards_is_the_same_clip(clips):
