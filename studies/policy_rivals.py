@@ -54,7 +54,6 @@ CPU = torch.device("cpu")
 KINDS = {"without": 0, "with": 1}  # networks that see the other queries' scores
 TOGETHER = 3
 COLUMNS = ("IoU", "F1", "macro-F1", "micro-F1", "PSDS 1", "PSDS 2")
-HEAD = "| networks that see them | IoU | F1 | macro-F1 | micro-F1 | PSDS 1 | PSDS 2 | IoU by fold |"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,7 +195,9 @@ def judged(fold: int, dev: int) -> np.ndarray:
 def table(cfg: TableConfig) -> None:
     """Means over the folds that judge; ± is the deviation over the three combinations."""
     each = np.stack([judged(cfg.fold, dev) for dev in judges_of(cfg.fold)])  # (D, 4, 3, 6)
-    lines = [HEAD, "|---|---|---|---|---|---|---|---|"]
+    judges = ", ".join(map(str, judges_of(cfg.fold)))
+    head = ["networks that see them", *COLUMNS, f"IoU with folds {judges} as judges"]
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for seeing in range(TOGETHER + 1):
         values = each[:, seeing].mean(0)
         one = seeing in (0, TOGETHER)  # a single combination
