@@ -174,7 +174,7 @@ class DenseQNetwork(nn.Module):
         super().__init__()
         self.bandit, self.classes, self.raw = bandit, classes, bandit.channels.index("d_raw")
         seeing = dense.members if queries == "all" else dense.rival_members
-        self.blind = dense.members - seeing if dense.rival_context else dense.members
+        self.blind = dense.members - (seeing if dense.rival_context else 0)
         self.rivals = self.blind < dense.members
         self.heads = 2 if dense.known_head and queries == "all" else 1
         count = len(bandit.channels) + self.rivals
@@ -223,7 +223,7 @@ class DenseQNetwork(nn.Module):
         x = (x - self.channel_mean[:, None]) / self.channel_std[:, None]
         about = (about - self.clip_mean) / self.clip_std
         seen = [(x, about)] * len(self.members)
-        if self.rivals:
+        if self.rivals and self.blind:
             seen[: self.blind] = [without_rivals(x, about)] * self.blind
         return [
             member(*shown, clips.inside, clips.query)

@@ -25,7 +25,7 @@ import time
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -58,6 +58,7 @@ from entrants import predicted_events  # noqa: E402
 from metrics import NAMES, bootstrap_mean, count_pairs, scores_of  # noqa: E402
 from preprocess import Cache, load_cache  # noqa: E402
 from qlearning import DuelingHead, PrioritizedReplay, anneal, sync, td_target  # noqa: E402
+from runfolder import known_config  # noqa: E402
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -675,7 +676,14 @@ def settings_of(name: str) -> str:
 
 def is_of(stored: str, name: str) -> bool:
     """Whether stored settings are a variant's; one that is newer than they are has its default."""
-    return to_dict(Variant()) | json.loads(stored) == to_dict(VARIANTS[name])
+    return known_config(Variant, json.loads(stored)) == to_dict(VARIANTS[name])
+
+
+def keep(path: Path, **arrays: Any) -> None:
+    """Write arrays to an .npz file, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole(path) as temporary, open(temporary, "wb") as stream:
+        np.savez_compressed(stream, **arrays)
 
 
 def run_one(name: str, fold: int, dev: int, seed: int) -> str:
@@ -695,11 +703,7 @@ def run_one(name: str, fold: int, dev: int, seed: int) -> str:
     middle = time.process_time()
     pred = decisions(network, clips_of(dev_cache, fitted, variant))
     seconds = [middle - began, time.process_time() - middle]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with whole(path) as temporary, open(temporary, "wb") as stream:
-        np.savez_compressed(
-            stream, pred=pred, seconds=seconds, settings=settings_of(name), name=name
-        )
+    keep(path, pred=pred, seconds=seconds, settings=settings_of(name), name=name)
     counts = count_pairs(pred, dev_cache.label, dev_cache.offsets)
     means = [100 * scores_of(counts)[metric].mean() for metric in NAMES]
     return (
@@ -729,9 +733,7 @@ def rules_of(fold: int, dev: int, queries: str = "present") -> dict[str, np.ndar
     found = {"T_base": dev_cache.signals["binary"] > 0.5}
     for rule in opponents.fit_all(train_cache, Bandit(), queries):
         found[rule.name] = opponents.decide_rule(rule, dev_cache)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with whole(path) as temporary, open(temporary, "wb") as stream:
-        np.savez_compressed(stream, keys=train_cache.key + dev_cache.key, **found)
+    keep(path, keys=train_cache.key + dev_cache.key, **found)
     return found
 
 

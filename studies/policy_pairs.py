@@ -39,13 +39,14 @@ from config import (  # noqa: E402
     process_pool,
     run_script,
     to_dict,
-    whole,
     with_preset,
     write_text,
 )
 from dense import DenseTrainer, greedy  # noqa: E402
 from metrics import count_pairs  # noqa: E402
-from studies.policy import TableConfig, home_of, over_seeds, rules_of, split  # noqa: E402
+from preprocess import Cache  # noqa: E402
+from runfolder import known_config  # noqa: E402
+from studies.policy import TableConfig, home_of, keep, over_seeds, rules_of, split  # noqa: E402
 
 CPU = torch.device("cpu")
 VARIANTS: dict[str, tuple[str, dict[str, object]]] = {
@@ -72,48 +73,55 @@ class RunConfig(Checked):
     """processes, one thread each"""
 
 
-def settings_of(name: str) -> TrainConfig:
-    """Of a variant, with one member."""
+def single(seed: int, **changes: Any) -> TrainConfig:
+    """The preset with one member, and changes to how it learns."""
     best = with_preset(TrainConfig, "best")
-    single: dict[str, Any] = {"members": 1, "rival_members": 0}
-    return replace(best, dense=replace(best.dense, **(single | VARIANTS[name][1])))
+    dense = replace(best.dense, **({"members": 1, "rival_members": 0} | changes))
+    return replace(best, seed=seed, dense=dense)
 
 
-def text_of(name: str) -> str:
-    """What the results of a variant depend on."""
-    cfg = settings_of(name)
-    return json.dumps([VARIANTS[name][0], *map(to_dict, (cfg.bandit, cfg.dense)), cfg.passes])
+def text_of(queries: str, cfg: TrainConfig) -> str:
+    """What the results of a network depend on, beside its seed."""
+    return json.dumps([queries, *map(to_dict, (cfg.bandit, cfg.dense)), cfg.passes])
 
 
-def stored_run(path: Path, name: str) -> dict[str, np.ndarray] | None:
-    """What was kept of a run; None if its settings were others."""
+def stored_run(path: Path, text: str) -> dict[str, np.ndarray] | None:
+    """What was kept of a network; None if that is not there or of other settings."""
+    if not path.exists():
+        return None
     with np.load(path) as stored:
         queries, bandit, dense, passes = json.loads(str(stored["settings"]))
-        known = [queries, bandit, to_dict(Dense()) | dense, passes]  # newer ones had the default
-        return dict(stored) if known == json.loads(text_of(name)) else None
+        known = [queries, bandit, known_config(Dense, dense), passes]
+        return dict(stored) if known == json.loads(text) else None
+
+
+def trained(cfg: TrainConfig, cache: Cache) -> DenseTrainer:
+    """A trainer that has done all its work, on one thread."""
+    torch.set_num_threads(1)
+    trainer = DenseTrainer(cfg, cache, CPU)
+    while not trainer.done:
+        trainer.tick()
+    return trainer
 
 
 def run_one(name: str, fold: int, dev: int, seed: int) -> str:
     """Train a variant, keep its decisions; what is there already is left alone."""
     path = home_of(fold, dev) / "pairs" / f"{name.replace(' ', '_')}-seed{seed}.npz"
-    if path.exists() and stored_run(path, name) is not None:
+    queries, changes = VARIANTS[name]
+    cfg = single(seed, **changes)
+    text = text_of(queries, cfg)
+    if stored_run(path, text) is not None:
         return f"{name}, seed {seed}: done before"
-    torch.set_num_threads(1)
-    queries, cfg = VARIANTS[name][0], replace(settings_of(name), seed=seed)
     train_cache, judge = split(fold, dev, queries)[0], split(fold, dev, "all")[1]
     began = time.process_time()
-    trainer = DenseTrainer(cfg, train_cache, CPU)
-    while not trainer.done:
-        trainer.tick()
+    trainer = trained(cfg, train_cache)
     seconds = time.process_time() - began
     network = trainer.network
     signals = to_device(judge, cfg.bandit, CPU, network.classes, network.rivals)
     actions = greedy(network, signals, cfg.bandit, np.arange(len(judge.pairs)))
     pred = decide(signals.prob, thresholds(signals, actions, cfg.bandit)).numpy()
     pred = gate.behind(trainer.gate, judge, pred)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with whole(path) as temporary, open(temporary, "wb") as stream:
-        np.savez_compressed(stream, pred=pred, seconds=seconds, settings=text_of(name))
+    keep(path, pred=pred, seconds=seconds, settings=text)
     found = headline(count_pairs(pred, judge.label, judge.offsets), judge)
     said = ", ".join(f"{100 * found[metric]:.2f}" for metric in HEADLINE["all"])
     return f"{name}, seed {seed}: {said}, {seconds:.0f} s"
@@ -140,9 +148,10 @@ def table(cfg: TableConfig) -> None:
         if "ceiling" not in name
     }
     rules, times = list(rows), {}
-    for name in VARIANTS:
+    for name, (queries, changes) in VARIANTS.items():
+        text = text_of(queries, single(0, **changes))
         for path in sorted(home.glob(f"pairs/{name.replace(' ', '_')}-seed*.npz")):
-            stored = stored_run(path, name)
+            stored = stored_run(path, text)
             if stored is None:
                 print(f"note: {path} is of other settings and left out")
                 continue

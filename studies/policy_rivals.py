@@ -14,10 +14,9 @@ three seeds are combined in the three ways in which each is used alike.
 """
 
 import itertools
-import json
 import os
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -35,25 +34,21 @@ from config import (  # noqa: E402
     Bandit,
     Checked,
     InputError,
-    TrainConfig,
     number,
     process_pool,
     run_script,
-    to_dict,
-    whole,
-    with_preset,
     write_text,
 )
 from dense import PAIRS, DenseTrainer, clips_of  # noqa: E402
 from entrants import Entrant, Member  # noqa: E402
 from metrics import count_pairs  # noqa: E402
 from preprocess import Cache  # noqa: E402
-from studies.policy import home_of, over_seeds, split  # noqa: E402
+from studies.policy import home_of, keep, over_seeds, split  # noqa: E402
+from studies.policy_pairs import CPU, single, stored_run, text_of, trained  # noqa: E402
 
-CPU = torch.device("cpu")
 KINDS = {"without": 0, "with": 1}  # networks that see the other queries' scores
 TOGETHER = 3
-COLUMNS = ("IoU", "F1", "macro-F1", "micro-F1", "PSDS 1", "PSDS 2")
+COLUMNS = ("iou", "f1", "macro_f1", "micro_f1", "psds1", "psds2")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,12 +69,6 @@ class TableConfig(Checked):
     """bank fold of the validation split, which is not read"""
 
 
-def settings_of(kind: str, seed: int) -> TrainConfig:
-    """Of a single network."""
-    best = with_preset(TrainConfig, "best")
-    return replace(best, seed=seed, dense=replace(best.dense, members=1, rival_members=KINDS[kind]))
-
-
 def judges_of(fold: int) -> list[int]:
     """The bank folds of the training clips."""
     return [dev for dev in range(1, 6) if dev != fold]
@@ -88,12 +77,6 @@ def judges_of(fold: int) -> list[int]:
 def path_of(fold: int, dev: int, kind: str, seed: int) -> Path:
     """Where a network's values are kept."""
     return home_of(fold, dev) / "rivals" / f"{kind}-seed{seed}.npz"
-
-
-def text_of(kind: str, seed: int) -> str:
-    """What the values of a network depend on."""
-    cfg = settings_of(kind, seed)
-    return json.dumps([*map(to_dict, (cfg.bandit, cfg.dense)), cfg.passes])
 
 
 @torch.inference_mode()
@@ -116,29 +99,16 @@ def decisions(gain: np.ndarray, cache: Cache, bandit: Bandit) -> np.ndarray:
     return must_on | may_on & (gain > 0)
 
 
-def stored_gains(path: Path, text: str) -> dict[str, np.ndarray] | None:
-    """What was kept of a network by kind of pairs; None if that is not there or of others."""
-    if not path.exists():
-        return None
-    with np.load(path) as stored:
-        return dict(stored) if str(stored["settings"]) == text else None
-
-
 def run_one(fold: int, dev: int, kind: str, seed: int) -> str:
     """Train a network, keep its values; what is there already is left alone."""
-    path, text = path_of(fold, dev, kind, seed), text_of(kind, seed)
-    name = f"fold {dev} judges, {kind}, seed {seed}"
-    if stored_gains(path, text) is not None:
+    path, cfg = path_of(fold, dev, kind, seed), single(seed, rival_members=KINDS[kind])
+    name, text = f"fold {dev} judges, {kind}, seed {seed}", text_of("present", cfg)
+    if stored_run(path, text) is not None:
         return f"{name}: done before"
-    torch.set_num_threads(1)
     train_cache, present = split(fold, dev)
-    trainer = DenseTrainer(settings_of(kind, seed), train_cache, CPU)
-    while not trainer.done:
-        trainer.tick()
+    trainer = trained(cfg, train_cache)
     of = {c.queries: gains(trainer, c) for c in (present, split(fold, dev, "all")[1])}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with whole(path) as temporary, open(temporary, "wb") as stream:
-        np.savez_compressed(stream, settings=text, **of)
+    keep(path, settings=text, **of)
     pred = decisions(of["present"], present, trainer.bandit)
     found = comparison.headline(count_pairs(pred, present.label, present.offsets), present)
     return f"{name}: IoU {100 * found['iou']:.2f}, F1 {100 * found['f1']:.2f}"
@@ -159,50 +129,49 @@ def chosen(seeing: int, turn: int) -> list[tuple[str, int]]:
     return [("with" if i < seeing else "without", seed) for i, seed in enumerate(seeds)]
 
 
-def judged(fold: int, dev: int) -> np.ndarray:
-    """(TOGETHER + 1, TOGETHER, 6): by number of networks that see and by turn, in percent."""
+def judged(fold: int, dev: int) -> list[np.ndarray]:
+    """(turns, 6) in percent for each number of networks that see; none and all have one turn."""
     stored: dict[tuple[str, int], dict[str, np.ndarray]] = {}
-    for one in itertools.product(KINDS, range(TOGETHER)):
-        path = path_of(fold, dev, *one)
-        values = stored_gains(path, text_of(*one))
+    for kind, seed in itertools.product(KINDS, range(TOGETHER)):
+        path, cfg = path_of(fold, dev, kind, seed), single(seed, rival_members=KINDS[kind])
+        values = stored_run(path, text_of("present", cfg))
         if values is None:
             said = "not there or of other settings; run: python studies/policy_rivals.py run"
             raise InputError(f"{path}: {said}")
-        stored[one] = values
-    bandit = settings_of("with", 0).bandit
-    caches = {queries: split(fold, dev, queries)[1] for queries in ("present", "all")}
-    tags = gate.tune_gate(split(fold, dev, "all")[0])
-    found = np.empty((TOGETHER + 1, TOGETHER, len(COLUMNS)))
+        stored[kind, seed] = values
+    train_cache, judge = split(fold, dev, "all")
+    caches, tags = (split(fold, dev)[1], judge), gate.tune_gate(train_cache)
+    found = []
     for seeing in range(TOGETHER + 1):
-        for turn in range(TOGETHER):
+        rows = []
+        for turn in range(TOGETHER if 0 < seeing < TOGETHER else 1):
             these = [stored[each] for each in chosen(seeing, turn)]
             scores: dict[str, float] = {}
-            for queries, cache in caches.items():
-                mean = np.mean([values[queries] for values in these], axis=0)
-                pred = decisions(mean, cache, bandit)
-                if queries == "all":
+            for cache in caches:
+                mean = np.mean([values[cache.queries] for values in these], axis=0)
+                pred = decisions(mean, cache, cfg.bandit)
+                if cache.queries == "all":
                     row = Entrant("", "policy", "", [Member("", pred, 0.0)])
                     task = next(comparison.event_tasks([row], cache))
                     scores |= comparison.event_row(task)
                     pred = gate.behind(tags, cache, pred)
                 counts = count_pairs(pred, cache.label, cache.offsets)
                 scores |= comparison.headline(counts, cache)
-            names = ("iou", "f1", "macro_f1", "micro_f1", "psds1", "psds2")
-            found[seeing, turn] = [100 * scores[name] for name in names]
+            rows.append([100 * scores[name] for name in COLUMNS])
+        found.append(np.array(rows))
     return found
 
 
 def table(cfg: TableConfig) -> None:
     """Means over the folds that judge; ± is the deviation over the three combinations."""
-    each = np.stack([judged(cfg.fold, dev) for dev in judges_of(cfg.fold)])  # (D, 4, 3, 6)
+    each = [judged(cfg.fold, dev) for dev in judges_of(cfg.fold)]
     judges = ", ".join(map(str, judges_of(cfg.fold)))
-    head = ["networks that see them", *COLUMNS, f"IoU with folds {judges} as judges"]
+    titles = [comparison.TITLES[name] for name in COLUMNS]
+    head = ["networks that see them", *titles, f"IoU with folds {judges} as judges"]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
-    for seeing in range(TOGETHER + 1):
-        values = each[:, seeing].mean(0)
-        one = seeing in (0, TOGETHER)  # a single combination
-        cells = over_seeds(values[:1] if one else values)
-        by_fold = ", ".join(f"{iou:.2f}" for iou in each[:, seeing, :, 0].mean(1))
+    for seeing, values in enumerate(map(np.stack, zip(*each, strict=True))):  # (D, turns, 6)
+        cells = over_seeds(values.mean(0))
+        by_fold = ", ".join(f"{iou:.2f}" for iou in values[:, :, 0].mean(1))
         lines.append(f"| {seeing} of {TOGETHER} | {' | '.join(cells)} | {by_fold} |")
     write_text(home_of(cfg.fold, 0).parent / f"fold{cfg.fold}-rivals.md", "\n".join(lines) + "\n")
     print("\n".join(lines))

@@ -174,7 +174,6 @@ def test_pairs_that_may_be_absent(tmp_path, monkeypatch, capsys):
     small = with_preset(TrainConfig, "best")
     small = replace(small, passes=2, dense=replace(small.dense, hidden=8, layers=2, batch=4))
     monkeypatch.setattr(policy_pairs, "with_preset", lambda *_: small)
-    monkeypatch.setattr(policy_rivals, "with_preset", lambda *_: small)
     names, lengths = [f"{i}.wav" for i in range(6)], np.repeat([60, 45, 80, 52, 66, 71], 2)
     for queries, absent in (("present", ()), ("all", (1, 4, 11))):
         folder = tmp_path / "cache" / f"esc10-fold5-slides-{queries}" / "train"
