@@ -53,6 +53,7 @@ from config import (
     run_script,
     with_preset,
 )
+from core.files import keep_apart
 from dense import DenseQNetwork, DenseTrainer
 from device import FixedSteps
 from gate import Gate, tune_gate
@@ -588,7 +589,8 @@ def main(cfg: TrainConfig) -> int:
         print(runfolder.digest(runfolder.read_checkpoint(cfg.digest)))
         return 0
     device = runfolder.pick_device(cfg.device, cfg.threads)
-    with together(device) as ranks:
+    keep_apart(cfg.run, [cfg.cache, cfg.cache / cfg.split], "--run")
+    with together(device) as ranks, runfolder.held_run(cfg.run, ranks):
         return train(cfg, device, ranks)
 
 

@@ -18,10 +18,12 @@ the standard deviation) nor of recordings. One clip has no interval: nothing can
 """
 
 import csv
+import json
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,9 +36,13 @@ from config import (
     EvaluateConfig,
     num_workers,
     process_pool,
-    whole,
+    write_json,
     write_text,
 )
+from core.files import Kind, write_together
+from core.names import csv_cell
+from core.names import latex as as_latex
+from core.names import markdown as as_markdown
 from entrants import BASE, GATED, Entrant, Member, events_of, find_entrants
 from event_metrics import ScoredEvent
 from metrics import (
@@ -55,6 +61,8 @@ from preprocess import Cache
 from scorers import ClipScores
 from timeline import Event, in_recording, write_labels
 
+TABLE = Kind("table", older=(("results.json", "entrants"), ("results.json", "cache_key")))
+BEGUN = TABLE._replace(older=(("rules.json", "train"), ("rules.json", "rules")))  # and stopped
 HEADLINE = {"present": ("accuracy", "iou", "f1"), "all": ("macro_f1", "micro_f1", "false_alarms")}
 DECISIVE = {"present": "f1", "all": "macro_f1"}  # rules are tuned for it, verdicts are about it
 FIELD = ("event_f1", "segment_f1", "intersection_f1", "psds1", "psds2")
@@ -378,21 +386,21 @@ def base_for(entrant: Entrant, entrants: list[Entrant]) -> str:
     return max(bases, key=fits).name
 
 
-def compare(cfg: EvaluateConfig, cache: Cache, train: Cache) -> dict[str, Any]:
-    """Decide and measure: everything that goes into results.json."""
+def compare(
+    cfg: EvaluateConfig, cache: Cache, train: Cache
+) -> tuple[dict[str, Any], list[Entrant]]:
+    """Decide and measure: everything that goes into results.json, and the rows."""
     began = time.perf_counter()
     entrants = find_entrants(cfg, cache, train)
     found = time.perf_counter()
     facts = {"split": cfg.split, "train_cache": str(train.folder), "train_cache_key": train.key}
     facts |= {"tuning_and_deciding_seconds": round(found - began, 1)}
-    facts |= measure(entrants, cache, cfg.out, cfg.workers)
-    return facts | {"seconds": round(time.perf_counter() - found, 1)}
+    facts |= measure(entrants, cache, cfg.workers)
+    return facts | {"seconds": round(time.perf_counter() - found, 1)}, entrants
 
 
-def measure(
-    entrants: list[Entrant], cache: Cache, out: Path, workers: int | None
-) -> dict[str, Any]:
-    """Metrics, intervals and differences of all rows, T_base first; writes pairs.csv and events/.
+def measure(entrants: list[Entrant], cache: Cache, workers: int | None) -> dict[str, Any]:
+    """Metrics, intervals and differences of all rows, T_base first.
 
     The best opponent is the one that is hardest to beat on this very split: the best rule, twin or
     foreign system by the metric that rules are tuned for. That favours the opponents. A row is held
@@ -471,8 +479,6 @@ def measure(
         "psds_of_scores": psds,
     }
     results["verdict"] = verdicts(results)
-    write_pairs(out / "pairs.csv", entrants, cache)
-    write_events(out / "events", entrants, cache)
     return results
 
 
@@ -489,16 +495,38 @@ def slugs(names: list[str]) -> list[str]:
     return found
 
 
-def write_events(folder: Path, entrants: list[Entrant], cache: Cache) -> None:
-    """Events of the first member of every entrant, a DCASE TSV each; TSVs of an earlier table in
-    the folder are deleted."""
-    folder.mkdir(parents=True, exist_ok=True)
-    files = [f"{name}.tsv" for name in slugs([entrant.name for entrant in entrants])]
-    for entrant, file in zip(entrants, files, strict=True):
-        write_labels(folder / file, events_of(entrant.members[0], cache))
-    for path in folder.glob("*.tsv"):
-        if path.name not in files:
-            path.unlink()
+def event_files(results: dict[str, Any]) -> list[str]:
+    """Names of the files in events/, one a row of the table."""
+    return [f"{name}.tsv" for name in slugs([row["name"] for row in results["entrants"]])]
+
+
+def earlier_files(out: Path) -> list[str]:
+    """The files in events/ that an earlier table in this folder has written."""
+    try:
+        return event_files(json.loads((out / "results.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return []
+
+
+def write_table(out: Path, results: dict[str, Any], entrants: list[Entrant], cache: Cache) -> None:
+    """Everything of a table, all of it or nothing; events are those of a row's first member.
+
+    Event files of an earlier table in the folder go. Raises WriteError.
+    """
+    earlier, files = earlier_files(out), event_files(results)
+    parts = {
+        out / "events" / file: partial(write_labels, clips=events_of(entrant.members[0], cache))
+        for entrant, file in zip(entrants, files, strict=True)
+    }
+    parts |= {
+        out / "pairs.csv": partial(write_pairs, entrants=entrants, cache=cache),
+        out / "table.md": partial(write_text, text=markdown(results)),
+        out / "table.tex": partial(write_text, text=latex(results)),
+        out / "results.json": partial(write_json, value=results),
+    }
+    write_together(parts)
+    for file in set(earlier) - set(files):
+        (out / "events" / file).unlink(missing_ok=True)
 
 
 def write_pairs(path: Path, entrants: list[Entrant], cache: Cache) -> None:
@@ -509,12 +537,14 @@ def write_pairs(path: Path, entrants: list[Entrant], cache: Cache) -> None:
         for name in HEADLINE["present"]:
             columns.append(f"{entrant.name}: {name}")
             cells.append(np.mean([each[name] for each in scores], axis=0))
-    with whole(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as stream:
+    with open(path, "w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream)
-        writer.writerow(["filename", "event_label", "present", "frames", *columns])
+        header = ["filename", "event_label", "present", "frames", *columns]
+        writer.writerow(map(csv_cell, header))
         for i, (pair, there) in enumerate(zip(cache.pairs, cache.present, strict=True)):
+            names = map(csv_cell, (pair.filename, pair.event_label))
             values = [f"{column[i]:.6f}" for column in cells]
-            writer.writerow([pair.filename, pair.event_label, int(there), pair.num_frames, *values])
+            writer.writerow([*names, int(there), pair.num_frames, *values])
 
 
 # ---------------------------------------------------------------------------- tables
@@ -574,57 +604,34 @@ def other_bases(results: dict[str, Any]) -> list[str]:
 
 def markdown(results: dict[str, Any]) -> str:
     """The table as Markdown, best opponent in italics, with caption, verdict and PSDS of scores."""
-
-    def plain(text: str) -> str:
-        return "".join(f"\\{c}" if c in "|*\\`" else c for c in text)
-
     header, lines = table_rows(results)
     text = [caption(results), ""]
     text += ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
     for cells in lines:
-        name = plain(cells[0])
+        name = as_markdown(cells[0])
         name = f"*{name}*" if cells[0] == results["best_opponent"] else name
         text.append("| " + " | ".join([name, *cells[1:]]) + " |")
     text += [""]
-    text += [f"{plain(line)}\n" for line in other_bases(results)]
+    text += [f"{as_markdown(line)}\n" for line in other_bases(results)]
     if not any(name in results["entrants"][0]["mean"] for name in FIELD):
         text.append("Without event metrics and PSDS: their packages are not installed.\n")
     for row in results["psds_of_scores"]:
         values = f"{row['psds1']:.3f} / {row['psds2']:.3f}"
-        text.append(f"PSDS 1 / 2 of {plain(row['name'])}: {values}\n")
+        text.append(f"PSDS 1 / 2 of {as_markdown(row['name'])}: {values}\n")
     for row in results["entrants"]:
         if "gate" in row:
             gate = row["gate"]
-            name = plain(row["name"].removesuffix(f", {GATED}"))
+            name = as_markdown(row["name"].removesuffix(f", {GATED}"))
             values = f"{100 * gate['precision']:.1f}, recall {100 * gate['recall']:.1f}"
             text.append(f"Tag gate of {name}: precision {values}\n")
-    text += [f"{plain(line)}\n" for line in results["verdict"]]
+    text += [f"{as_markdown(line)}\n" for line in results["verdict"]]
     return "\n".join(text)
-
-
-LATEX = {c: f"\\{c}" for c in "%&_#${}"} | {
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "±": r"$\pm$",
-    "Δ": r"$\Delta$",
-}
 
 
 def latex(results: dict[str, Any]) -> str:
     """The table as LaTeX (booktabs)."""
-
-    def plain(text: str) -> str:
-        return "".join(LATEX.get(c, c) for c in text)
-
     header, lines = table_rows(results)
     text = [f"% {caption(results)}", r"\begin{tabular}{l" + "r" * (len(header) - 1) + "}"]
-    text += [r"\toprule", " & ".join(map(plain, header)) + r" \\", r"\midrule"]
-    text += [" & ".join(map(plain, cells)) + r" \\" for cells in lines]
+    text += [r"\toprule", " & ".join(map(as_latex, header)) + r" \\", r"\midrule"]
+    text += [" & ".join(map(as_latex, cells)) + r" \\" for cells in lines]
     return "\n".join([*text, r"\bottomrule", r"\end{tabular}", ""])
-
-
-def write_tables(out: Path, results: dict[str, Any]) -> None:
-    """table.md and table.tex."""
-    write_text(out / "table.md", markdown(results))
-    write_text(out / "table.tex", latex(results))

@@ -19,6 +19,7 @@ import torch
 from bandit import near
 from comparison import DECISIVE, END_BINS, ENDS, HEADLINE, NOT_OPPONENTS, TITLES
 from config import EvaluateConfig, InputError
+from core.names import csv_text
 from DQN import load_policy
 from entrants import BASE, GATED, from_checkpoint, same_pairs, store_of
 from evaluate import Evaluated, View, read_json, short, view_of
@@ -136,7 +137,9 @@ def read_pairs(path: Path, names: list[str], cure: str) -> PairScores:
         raise InputError(f"{path}: not found; run: {cure}")
     try:
         with open(path, newline="", encoding="utf-8") as stream:
-            lines = list(csv.DictReader(stream, strict=True))
+            rows = csv.reader(stream, strict=True)
+            header = list(map(csv_text, next(rows, [])))
+            lines = [dict(zip(header, map(csv_text, row), strict=True)) for row in rows]
         return PairScores(
             np.array([line["filename"] for line in lines]),
             np.array([line["event_label"] for line in lines]),

@@ -12,6 +12,7 @@ published slide deck, "original" the authors' program where the slides are silen
 
 import dataclasses
 import difflib
+import errno
 import hashlib
 import json
 import math
@@ -31,12 +32,14 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar, Literal
 
+from core.errors import InputError as InputError
+from core.files import whole as whole
+from core.files import write_json as write_json
+from core.files import write_text as write_text
+from core.names import isolated
+
 PresetName = Literal["slides", "original", "demo", "best"]
 Device = Literal["auto", "cpu", "cuda"]
-
-
-class InputError(Exception):
-    """A user's mistake: printed as one line, exit code 2, no traceback."""
 
 
 def needed(module: str, script: str) -> ModuleType:
@@ -877,12 +880,23 @@ def run_main(main: Callable[[], int | None]) -> None:
     """Run, and turn a user's mistake or a failing disk into one line and exit code 2."""
     script = Path(sys.argv[0]).name
     try:
-        sys.exit(main() or 0)
+        code = main() or 0
+        sys.stdout.flush()
+        sys.exit(code)
     except BrokenPipeError:  # the reader of our output has gone, e.g. `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
-    except (InputError, OSError) as error:  # OSError: a full disk, a folder without rights
-        print(f"{script}: error: {error}", file=sys.stderr)
+    except (InputError, OSError) as error:  # OSError: a folder without rights
+        text = str(error)
+        try:
+            sys.stdout.flush()
+        except OSError as failed:
+            error = failed
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC and not error.filename:
+            # Files of ours are named by what writes them.
+            text = f"standard output or a temporary file cannot be written ({error.strerror})"
+        print(f"{script}: error: {isolated(text)}", file=sys.stderr)
         sys.exit(2)
     except BrokenProcessPool:
         cure = "probably for lack of memory; try --workers 1"
@@ -897,20 +911,6 @@ def run_main(main: Callable[[], int | None]) -> None:
     except KeyboardInterrupt:
         print(f"{script}: interrupted", file=sys.stderr)
         sys.exit(130)
-
-
-@contextmanager
-def whole(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path` to write to; renamed at the end, so a file is never half."""
-    temporary = path.with_name(path.name + ".tmp")
-    yield temporary
-    temporary.replace(path)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file in UTF-8, whole or not at all."""
-    with whole(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
 
 
 def to_dict(cfg: Any) -> dict[str, Any]:
@@ -1007,5 +1007,6 @@ def process_pool(
         pool.shutdown(wait=False, cancel_futures=True)
         for process in active_children():
             process.terminate()
+            process.join()  # it may be writing where the caller cleans up next
         raise
     pool.shutdown()

@@ -47,6 +47,8 @@ from config import (
     run_script,
     whole,
 )
+from core.files import Kind, contents, keep_apart, kind_of, made, mark, own_folder
+from core.names import isolated
 from runfolder import pick_device
 from scorers import ClipScores, ScoreArchive, clip_id, write_archive
 from soundscapes import AUDIO
@@ -55,6 +57,7 @@ from timeline import classes_of, frame_edges, read_labels
 VERSION = 1  # raise it with any change below that changes scores
 WIDTH = 1024  # D, of MGA-CLAP's text vectors; the audio checkpoint wants 768
 CLIPS_PER_PART = 128  # what a killed run has to score again at most
+PARTS = Kind("folder of DASM's scores")
 PROMPT = "sound of "
 
 # ---------------------------------------------------------------------------- foreign code
@@ -402,7 +405,7 @@ def embed(cfg: DasmEmbedConfig) -> None:
         prompts = {name: prompt_of(name, cfg.prompt_style) for name in names}
         if not prompts:
             raise InputError(f"--classes-from {cfg.classes_from}: no events, so no classes")
-    if cfg.out.exists():
+    if cfg.out.exists() or cfg.out.is_symlink():
         raise InputError(f"--out {cfg.out}: is there already; remove it or give another name")
     device = device_of(cfg)
     model = load_text_encoder(cfg, device)
@@ -418,11 +421,14 @@ def embed(cfg: DasmEmbedConfig) -> None:
         "vectors": vectors.clone(),
         "weights": sha256_of(cfg.mga_weights),
     }
-    cfg.out.parent.mkdir(parents=True, exist_ok=True)
-    with whole(cfg.out) as temporary:
-        torch.save(content, temporary)
+    with (
+        made(cfg.out.parent),
+        whole(cfg.out) as temporary,
+        open(temporary, "wb") as stream,
+    ):
+        torch.save(content, stream)
     for name, prompt in prompts.items():
-        print(f"  {name}: {prompt}")
+        print(f"  {isolated(name)}: {isolated(prompt)}")
     print(f"{len(prompts)} queries of width {vectors.shape[1]} -> {cfg.out}")
 
 
@@ -677,7 +683,7 @@ def look_at(names: list[str], cfg: DasmScoreConfig, settings: Settings) -> dict[
         more = f" (and {len(wrong) - 1} more such clips)" if len(wrong) > 1 else ""
         raise InputError(f"{wrong[0]}{more}. --allow-missing leaves them out and lists them")
     for line in (*(f"{name}: no audio" for name in absent), *wrong):
-        print(f"  left out: {line}")
+        print(f"  left out: {isolated(line)}")
     if not found:
         raise InputError(f"{listing}: no clip is left")
     low = [name for name, clip in found.items() if clip.sample_rate < 28_000]  # mel up to 14 kHz
@@ -756,9 +762,9 @@ def finished(out: Path, classes: list[str], facts: dict[str, Any]) -> tuple[set[
     if not out.is_dir():
         raise InputError(f"--out {out}: is a file, not a folder")
     parts = sorted(out.glob("part-*.npz"))
-    for path in out.iterdir():
-        if path not in parts and not path.name.endswith(".npz.tmp"):  # of a run that was killed
-            raise InputError(f"--out {out}: holds other files ({path.name}); give a new folder")
+    for name in contents(out):
+        if out / name not in parts and not name.endswith(".npz.tmp"):  # of an older version, killed
+            raise InputError(f"--out {out}: holds other files ({name}); give a new folder")
     if not parts:
         return set(), 0
     archive = ScoreArchive(out)
@@ -795,7 +801,6 @@ def score_clips(
 
     def write_part() -> None:
         nonlocal number
-        cfg.out.mkdir(parents=True, exist_ok=True)
         write_archive(cfg.out / f"part-{number:05d}.npz", queries.classes, ready, facts)
         ready.clear()
         number += 1
@@ -828,6 +833,7 @@ def score(cfg: DasmScoreConfig) -> None:
         what = f"{model_file} not found; give the root of a Transformer4SED checkout"
         raise InputError(f"--dasm-repo {cfg.dasm_repo}: {what}")
     require_file("--dasm-weights", cfg.dasm_weights)
+    keep_apart(cfg.out, [cfg.audio, cfg.labels, cfg.queries, cfg.dasm_repo])
     settings = read_settings(cfg.dasm_config, cfg.dasm_repo)
     names, wanted = wanted_clips(cfg)
     queries = load_queries(cfg.queries, wanted)
@@ -840,9 +846,12 @@ def score(cfg: DasmScoreConfig) -> None:
     device = device_of(cfg)
     model = load_model(cfg, settings, device)
     scorer = Scorer(model, settings, queries.vectors, cfg.temperature, device)
-    failed = score_clips(scorer, clips, queries, cfg, facts)
+    if cfg.out.is_dir() and kind_of(cfg.out) is None:  # of an older version; `finished` knows it
+        mark(cfg.out, PARTS)
+    with own_folder(cfg.out, PARTS):
+        failed = score_clips(scorer, clips, queries, cfg, facts)
     for line in failed:
-        print(f"  left out: {line}")
+        print(f"  left out: {isolated(line)}")
     if failed and not cfg.allow_missing:
         raise InputError(
             f"{len(failed)} of {len(clips)} clips could not be scored (first: {failed[0]}), the"

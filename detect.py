@@ -39,6 +39,8 @@ from config import (
     run_script,
     with_preset,
 )
+from core.files import Kind, check_file, check_ours, keep_apart, made, own_folder
+from core.names import isolated
 from dense import DenseQNetwork
 from DQN import Policy, greedy_actions, load_policy
 from gate import Gate, opens
@@ -53,7 +55,15 @@ from preprocess import (
     listed,
     loudness_on_grid,
 )
-from timeline import Event, frame_edges, frames_to_events, tidy_events, write_audacity, write_labels
+from timeline import (
+    COLUMNS,
+    Event,
+    frame_edges,
+    frames_to_events,
+    tidy_events,
+    write_audacity,
+    write_labels,
+)
 
 SUFFIXES = (".flac", ".mp3", ".ogg", ".wav")
 BLOCK_S = 10.0  # where neither the policy nor the user says: clips of DESED and AudioSet
@@ -471,7 +481,7 @@ def detect(
 def describe(cfg: DetectConfig, source: Source, plan: Plan, num_recordings: int) -> None:
     """Say what is about to happen."""
     print(f"{num_recordings} recordings; scores: {source.text}")
-    print(f"{len(source.classes)} classes: {', '.join(source.classes)}")
+    print(f"{len(source.classes)} classes: {', '.join(map(isolated, source.classes))}")
     print(f"longer than {plan.longest_s:.4g} s: blocks of {plan.block_s:.4g} s, half over the next")
     if plan.gate is not None:
         others = [name for name in source.classes if name not in plan.gate.thresholds]
@@ -502,7 +512,7 @@ def summarise(tally: Tally, plan: Plan, num_events: int, num_recordings: int, s:
             print(f"note: {len(names)} x {notice}: {listed(names)}")
     check_frames(plan, tally)
     for line in tally.failed:
-        print(f"failed: {line}")
+        print(f"failed: {isolated(line)}")
     print(f"recordings: {num_recordings - len(tally.failed)} of {num_recordings}")
     print(f"blocks: {tally.blocks}")
     print(f"recorded_seconds: {tally.seconds:.1f}")
@@ -512,14 +522,24 @@ def summarise(tally: Tally, plan: Plan, num_events: int, num_recordings: int, s:
     print(f"detecting_seconds: {s:.1f}")
 
 
+TRACKS = Kind("folder of label tracks")
+
+
+def check_outputs(cfg: DetectConfig) -> None:
+    """InputError where an output is an input, or would replace what is not a list of events."""
+    inputs = (cfg.policy, cfg.audio, cfg.scores, cfg.scorer)
+    keep_apart(cfg.out, inputs)
+    check_file(cfg.out, "\t".join(COLUMNS) + "\n")
+    if cfg.audacity is not None:
+        keep_apart(cfg.audacity, inputs, "--audacity")
+        check_ours(cfg.audacity, TRACKS, flag="--audacity")
+
+
 def main(cfg: DetectConfig) -> int:
     """Detect, write the events, name what failed. Returns the exit code."""
     if cfg.audio is None and cfg.scores is None:
         raise InputError("nothing to do: give --audio, --scores, or both")
-    if cfg.out.is_dir():
-        raise InputError(f"--out {cfg.out}: is a folder; give the name of a TSV")
-    if cfg.audacity is not None and cfg.audacity.exists() and not cfg.audacity.is_dir():
-        raise InputError(f"--audacity {cfg.audacity}: is a file, not a folder")
+    check_outputs(cfg)
     plan = make_plan(cfg, runfolder.pick_device(cfg.device, cfg.threads))
     source = open_source(cfg, plan)
     recordings = find_recordings(cfg, source)
@@ -532,10 +552,12 @@ def main(cfg: DetectConfig) -> int:
     seconds = time.perf_counter() - began
     if not clips:
         raise InputError(f"none of {len(recordings)} recordings could be done: {tally.failed[0]}")
-    cfg.out.parent.mkdir(parents=True, exist_ok=True)
-    write_labels(cfg.out, clips)
-    for filename, events in clips.items() if cfg.audacity else ():
-        write_audacity(cfg.audacity / f"{scorers.clip_id(filename)}.txt", events)
+    with made(cfg.out.parent):
+        write_labels(cfg.out, clips)
+    if cfg.audacity is not None:
+        with own_folder(cfg.audacity, TRACKS, flag="--audacity"):
+            for filename, events in clips.items():
+                write_audacity(cfg.audacity / f"{scorers.clip_id(filename)}.txt", events)
     summarise(tally, plan, sum(map(len, clips.values())), len(recordings), seconds)
     print(f"results: {cfg.out}" + (f", {cfg.audacity}" if cfg.audacity else ""))
     return 1 if tally.failed else 0

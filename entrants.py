@@ -26,12 +26,14 @@ from config import (
     EvaluateConfig,
     InputError,
     whole,
+    write_json,
 )
+from core.files import writing
 from csebbs import sebbs
 from device import fastest_batch
 from DQN import greedy_actions, load_policy
 from opponents import Rule, decide_rule, fit_all
-from preprocess import Cache, load_cache, write_json
+from preprocess import Cache, load_cache
 from timeline import Event, frames_to_events, label_frames, read_labels
 
 BASE, GATED = "T_base", "behind the gate"
@@ -183,7 +185,8 @@ def from_checkpoint(path: Path, cache: Cache, cfg: EvaluateConfig) -> tuple[str,
             )
             pred = decide(signals.prob, thresholds(signals, action, system.bandit))
         seconds = time.perf_counter() - began
-        store.parent.mkdir(exist_ok=True)
+        with writing(store.parent):
+            store.parent.mkdir(exist_ok=True)
         with whole(store) as temporary, open(temporary, "wb") as stream:
             np.savez_compressed(
                 stream,

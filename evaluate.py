@@ -13,8 +13,11 @@ Next:   report.py
 The metric: change it and old numbers are void.
 """
 
+import hashlib
 import json
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,12 +34,14 @@ from config import (
     InputError,
     VisualizeConfig,
     run_script,
-    whole,
+    write_json,
     write_text,
 )
+from core.files import is_ours, keep_apart, mark, matching, own_folder, write_together
+from core.names import isolated
 from device import fastest_batch
-from DQN import decide_together, load_policy
-from entrants import BASE, check_same_signals, predicted_events
+from DQN import Policy, decide_together, load_policy
+from entrants import BASE, Spec, check_same_signals, predicted_events
 from metrics import (
     NAMES,
     bootstrap_mean,
@@ -48,7 +53,7 @@ from metrics import (
     scores_of,
 )
 from opponents import best_possible, class_of_pair, yardsticks
-from preprocess import Cache, Pair, load_cache, write_json
+from preprocess import Cache, Pair, load_cache
 from ranks import Ranks, together
 from timeline import Event, frame_centres, frames_to_events, in_recording, write_labels
 
@@ -143,7 +148,8 @@ def print_rows(title: str, rows: list[tuple[str, dict[str, float]]]) -> None:
     width = max(len(name) for name, _ in rows)
     print(f"\n{title:<{width}} {'Accuracy':>9} {'IoU':>9} {'F1':>9}")
     for name, metrics in rows:
-        print(f"{name:<{width}} " + " ".join(f"{metrics[m]:>9.2%}" for m in NAMES))
+        line = f"{name:<{width}} " + " ".join(f"{metrics[m]:>9.2%}" for m in NAMES)
+        print(isolated(line))
 
 
 def print_margins(results: dict[str, Any]) -> None:
@@ -310,8 +316,13 @@ def load_evaluated(cfg: VisualizeConfig) -> Evaluated:
     try:
         with np.load(path) as arrays:
             t_adj, after = arrays["t_adj"], arrays["binary"].astype(bool)
+            # Results of older versions do not say which decisions they are about.
+            meant = results.get("decisions")
+            same = not meant or meant == digest_of(arrays["action"], t_adj, arrays["binary"])
     except Exception as error:  # zipfile and zlib have their own error classes
         raise InputError(f"{path}: damaged ({error!r}); run: {cure}") from None
+    if not same:
+        raise InputError(f"{path}: not the decisions that results.json is about; run: {cure}")
     cache = load_cache(cfg.cache / results["split"])
     if results["cache_key"] != cache.key or not len(cache.label) == len(t_adj) == len(after):
         raise InputError(
@@ -394,39 +405,58 @@ def write_matches(path: Path, data: Evaluated, matches: list[Match]) -> None:
 # ---------------------------------------------------------------------------- the evaluation
 
 
-def write_decisions(
-    path: Path, cache: Cache, actions: torch.Tensor, t_adj: torch.Tensor, pred: np.ndarray
-) -> None:
-    """Action, threshold and decision of every frame, (N,) each, with the cache they belong to."""
-    with whole(path) as temporary, open(temporary, "wb") as stream:
-        np.savez(
-            stream,
-            action=actions.cpu().numpy().astype(np.int8),
-            t_adj=t_adj.cpu().numpy().astype(np.float32),
-            binary=pred.astype(np.uint8),
-            cache_key=np.array(cache.key),
-        )
+def digest_of(action: np.ndarray, t_adj: np.ndarray, binary: np.ndarray) -> str:
+    """Hash of stored decisions, (N,) each; results.json names those that it is about."""
+    state = hashlib.sha256()
+    for array, kind in ((action, np.int8), (t_adj, np.float32), (binary, np.uint8)):
+        state.update(np.ascontiguousarray(array, kind))
+    return state.hexdigest()[:16]
+
+
+@contextmanager
+def held_results(out: Path, run: Path, ranks: Ranks) -> Iterator[None]:
+    """Be the only job that writes results into a folder: `run`, the policy's own, or another.
+
+    Of several processes the first one holds it. Raises what `own_folder` raises.
+    """
+    at_home = out.resolve() == run.resolve()
+    kinds = (runfolder.RUN, runfolder.EVALUATION) if at_home else (runfolder.EVALUATION,)
+
+    def hold() -> None:
+        known = any(is_ours(out, kind) for kind in kinds)
+        if at_home and not known and not matching(out, runfolder.RUN.files)[1]:
+            mark(out, runfolder.RUN)  # a policy that was copied without its training
+        held.enter_context(own_folder(out, *kinds))
+
+    with ExitStack() as held:
+        ranks.leader_first(hold)
+        yield
 
 
 def compare(cfg: EvaluateConfig) -> None:
     """The table of --compare: print it, write it in every form.
 
-    InputError for caches of different queries, and for a run folder as the output: its own
-    results.json would be lost.
+    InputError for caches of different queries, and for an output folder that is no table's: a run
+    folder's own results.json would be lost.
     """
-    if (cfg.out / "config.json").exists():
-        raise InputError(f"--out {cfg.out}: holds a run; give another folder for the table")
+    given = [path for text in cfg.compare if text != "rules" for path in Spec.parse(text).files]
+    keep_apart(cfg.out, [cfg.cache, cfg.cache / cfg.split, cfg.cache / cfg.train_split, *given])
+    keep_apart(cfg.out / "events", given, replaced=True)
+    with own_folder(cfg.out, comparison.TABLE, comparison.BEGUN):
+        make_table(cfg)
+
+
+def make_table(cfg: EvaluateConfig) -> None:
+    """The table itself; nobody else writes into the output folder meanwhile."""
     cache, train = (load_cache(cfg.cache / split) for split in (cfg.split, cfg.train_split))
     if cache.queries != train.queries:
         raise InputError(
             f"{cache.folder} holds {cache.queries} pairs but {train.folder} {train.queries} pairs;"
             " run preprocess.py for both with the same --pairs"
         )
-    cfg.out.mkdir(parents=True, exist_ok=True)
-    results = comparison.compare(cfg, cache, train)
+    results, entrants = comparison.compare(cfg, cache, train)
     deciding = sum(m["deciding_seconds"] for row in results["entrants"] for m in row["members"])
-    write_json(cfg.out / "results.json", results)
-    comparison.write_tables(cfg.out, results)
+    comparison.write_table(cfg.out, results, entrants, cache)
     print(comparison.markdown(results))
     print(f"deciding_seconds: {deciding:.1f} (once for each checkpoint and cache; stored)")
     print(f"tuning_and_deciding_seconds: {results['tuning_and_deciding_seconds']:.1f} (this time)")
@@ -441,6 +471,16 @@ def evaluate(cfg: EvaluateConfig, device: torch.device, ranks: Ranks) -> None:
     """
     path = cfg.checkpoint or cfg.run / "best.pt"
     policy = load_policy(path, device, cfg.preset)
+    out = cfg.out or (cfg.run if cfg.split == "validation" else cfg.run / cfg.split)
+    keep_apart(out, [cfg.cache, cfg.cache / cfg.split, cfg.cache / cfg.train_split])
+    with held_results(out, path.parent, ranks):
+        apply(cfg, path, policy, out, device, ranks)
+
+
+def apply(
+    cfg: EvaluateConfig, path: Path, policy: Policy, out: Path, device: torch.device, ranks: Ranks
+) -> None:
+    """The evaluation itself; nobody else writes into the output folder meanwhile."""
     cache = load_cache(cfg.cache / cfg.split)
     check_same_signals(policy.signal, cache, path)
     if not cache.present.any():
@@ -487,12 +527,26 @@ def evaluate(cfg: EvaluateConfig, device: torch.device, ranks: Ranks) -> None:
     data = Evaluated(cache, results, t_adj.cpu().numpy(), before, pred)
     matches = find_matches(data, list(range(len(cache.pairs))))
     results["onsets"] = onset_errors(matches)
-    out = cfg.out or (cfg.run if cfg.split == "validation" else cfg.run / cfg.split)
-    out.mkdir(parents=True, exist_ok=True)
-    write_decisions(out / "decisions.npz", cache, actions, t_adj, pred)
-    write_labels(out / "events.tsv", predicted_events(cache, events))
-    write_matches(out / "onsets.tsv", data, matches)
-    write_json(out / "results.json", results)
+    decided = {
+        "action": actions.cpu().numpy().astype(np.int8),
+        "t_adj": t_adj.cpu().numpy().astype(np.float32),
+        "binary": pred.astype(np.uint8),
+    }
+    results["decisions"] = digest_of(**decided)
+    found = predicted_events(cache, events)
+
+    def write_decisions(place: Path) -> None:
+        with open(place, "wb") as stream:
+            np.savez(stream, **decided, cache_key=np.array(cache.key))
+
+    write_together(
+        {
+            out / "decisions.npz": write_decisions,
+            out / "events.tsv": lambda place: write_labels(place, found),
+            out / "onsets.tsv": lambda place: write_matches(place, data, matches),
+            out / "results.json": lambda place: write_json(place, results),
+        }
+    )
     print_results(results)  # last: nothing is lost where nobody reads to the end
     files = ("results.json", "events.tsv", "onsets.tsv", "decisions.npz")
     print("results: " + ", ".join(str(out / file) for file in files))

@@ -23,6 +23,7 @@ import torch
 import runfolder
 from bandit import decide, epsilon_at
 from config import InputError, write_text
+from core.errors import WriteError
 from metrics import mean_f1
 from shards import Shards
 
@@ -109,7 +110,7 @@ class Heartbeat:
         while now - self.recent[0][0] > RECENT_S:
             self.recent.popleft()
         content = self.identity | self.content(state)
-        with suppress(OSError):
+        with suppress(OSError, WriteError):
             write_text(self.path, json.dumps(content, indent=1))
             if now >= self.next_line or state != "running":
                 self.next_line = now + LINE_S

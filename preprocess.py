@@ -20,6 +20,7 @@ import shutil
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import as_completed
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from operator import itemgetter
 from pathlib import Path
@@ -45,8 +46,10 @@ from config import (
     to_dict,
     whole,
     with_preset,
-    write_text,
+    write_json,
 )
+from core.files import Kind, contents, keep_apart, new_folder, work_folder, writing
+from core.names import isolated
 from ranks import Ranks, together
 from timeline import SPLITS, Event, classes_of, frame_edges, label_frames, read_labels
 
@@ -54,6 +57,11 @@ SIGNALS = ("rms", "d_raw", "d_adj", "prob", "t_base", "binary")
 EPS = 1e-8  # spec: mm(x) = (x - min) / (max - min + eps)
 CLIPS_PER_SHARD = 64  # a shard is what one process holds in memory and what a rerun can skip
 FORMAT = 2
+CACHE = Kind(
+    "cache",
+    ("manifest.json", "manifest-*.json", f"shard-{5 * '[0-9]'}.npz"),
+    (("manifest.json", "format"), ("manifest.json", "shards")),
+)
 
 # ---------------------------------------------------------------------------- the formulas
 
@@ -286,11 +294,6 @@ def write_shard(path: Path, values: list[dict[str, np.ndarray]], labels: list[np
     arrays["offsets"] = np.concatenate(([0], np.cumsum(lengths))).astype(np.int64)
     with whole(path) as temporary, open(temporary, "wb") as stream:
         np.savez(stream, **arrays)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON, whole or not at all."""
-    write_text(path, json.dumps(value, indent=1, allow_nan=False))
 
 
 def load_cache(folder: Path) -> Cache:
@@ -585,7 +588,8 @@ class Task(NamedTuple):
 
 def listed(names: list[str], most: int = 5) -> str:
     """The first few names, and how many more there are."""
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+    some = ", ".join(isolated(name) for name in names[:most])
+    return some + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def find_inputs(task: Task, cfg: PreprocessConfig) -> tuple[list[Clip], Any, list[str]]:
@@ -662,7 +666,8 @@ def reuse_shard(
         print(f"{path} does not match its checksum: rebuilt")
         return False
     if folder != partial:
-        shutil.copy2(path, partial / file)
+        with writing(partial / file):
+            shutil.copy2(path, partial / file)
     return True
 
 
@@ -741,37 +746,43 @@ def preprocess_split(task: Task, cfg: PreprocessConfig, ranks: Ranks) -> None:
     if not clips:
         raise InputError(f"{task.labels}: no clip is left that has all its inputs")
     folder = cfg.cache / task.split
-    partial = cfg.cache / f".{task.split}.partial"
-    partial.mkdir(parents=True, exist_ok=True)
-    jobs = []
-    starts = list(enumerate(range(0, len(clips), CLIPS_PER_SHARD)))
-    for i, start in starts[ranks.rank :: ranks.size]:
-        some = clips[start : start + CLIPS_PER_SHARD]
-        path = partial / f"shard-{i:05d}.npz"
-        job = Job(path, some, source, cfg.pairs, cfg.signal, cfg.import_frame_s)
-        jobs.append((job, fingerprint(job)))
-    parts = ranks.gather(run_jobs(jobs, folder, partial, cfg, ranks))
-    entries = sorted((entry for some, _ in parts for entry in some), key=itemgetter("file"))
-    reused = sum(count for _, count in parts)
+    inputs = (task.labels, task.audio, task.scores, task.import_npz)
+    keep_apart(folder, inputs, "--cache", replaced=True)
+    partial = work_folder(folder)  # of all processes; the first one holds it
+
+    def hold() -> None:
+        held.enter_context(new_folder(folder, CACHE, "--cache", keep=True))
 
     def finish() -> None:
-        finish_split(task, cfg, partial, folder, entries, source, left_out)
+        finish_split(task, cfg, partial, entries, source, left_out)
+        held.close()  # puts it in place
         report(folder, read_labels(task.labels), left_out, began)
         print(f"  shards taken over from an earlier run: {reused} of {len(starts)}")
 
-    ranks.leader_first(finish)
+    with ExitStack() as held:
+        ranks.leader_first(hold)
+        jobs = []
+        starts = list(enumerate(range(0, len(clips), CLIPS_PER_SHARD)))
+        for i, start in starts[ranks.rank :: ranks.size]:
+            some = clips[start : start + CLIPS_PER_SHARD]
+            path = partial / f"shard-{i:05d}.npz"
+            job = Job(path, some, source, cfg.pairs, cfg.signal, cfg.import_frame_s)
+            jobs.append((job, fingerprint(job)))
+        parts = ranks.gather(run_jobs(jobs, folder, partial, cfg, ranks))
+        entries = sorted((entry for some, _ in parts for entry in some), key=itemgetter("file"))
+        reused = sum(count for _, count in parts)
+        ranks.leader_first(finish)
 
 
 def finish_split(
     task: Task,
     cfg: PreprocessConfig,
     partial: Path,
-    folder: Path,
     entries: list[dict],
     source: Any,
     left_out: list[str],
 ) -> None:
-    """Write the manifest of all shards and swap the finished folder in; names what was left out."""
+    """Write the manifest of all shards, remove what is not of it; names what was left out."""
     left_out += sorted(line for entry in entries for line in entry["failed"])
     stop_on_failures(task, cfg, left_out, len(read_labels(task.labels)))
     entries = [entry for entry in entries if entry["pairs"]]
@@ -794,15 +805,9 @@ def finish_split(
     }
     write_json(partial / "manifest.json", manifest)
     wanted = {entry["file"] for entry in entries} | {"manifest.json"}
-    for path in partial.iterdir():
-        if path.name not in wanted:
-            path.unlink()
-    old = cfg.cache / f".{task.split}.old"
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        folder.rename(old)
-    partial.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
+    for name in contents(partial):
+        if name not in wanted:
+            (partial / name).unlink()
 
 
 def config_key_of(signal: dict | None, entries: list[dict]) -> str:
@@ -819,7 +824,7 @@ def report(folder: Path, labels: dict[str, list[Event]], left_out: list[str], be
     seconds = time.perf_counter() - began
     audio_s = sum({pair.filename: pair.edges[-1] for pair in cache.pairs}.values())
     for line in left_out:
-        print(f"  left out: {line}")
+        print(f"  left out: {isolated(line)}")
     for notice in NOTICES:
         shards = cache.manifest["shards"]
         names = [name for shard in shards for name in shard["notices"].get(notice, [])]

@@ -11,9 +11,9 @@ is named after a clip, and nothing that a user named is ever written into the pa
 """
 
 import base64
+import io
 import json
 import math
-import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,11 +22,13 @@ import numpy as np
 import soundfile
 from tqdm import tqdm
 
-from config import InputError, TrainConfig, to_dict
+from config import InputError, TrainConfig, to_dict, write_text
+from core.files import new_folder, write_bytes, writing
+from core.names import isolated
 from evaluate import Evaluated, Match, find_matches, view_of
 from metrics import NAMES, count_pairs, scores_of
 from preprocess import Pair, read_audio
-from runfolder import FREE_FIELDS, last_ten, unchanged_rewards, versions
+from runfolder import FREE_FIELDS, PAGE, last_ten, unchanged_rewards, versions
 from timeline import frames_to_events, in_recording
 
 ASSETS = Path(__file__).parent / "report"
@@ -35,6 +37,15 @@ LEVELS = 65_535  # a signal from 0 to 1 becomes an unsigned 16-bit number
 POINTS = 1_000  # of a training curve and of a waveform: more than a screen shows
 
 # ---------------------------------------------------------------------------- script files
+
+
+def closed(value: Any) -> Any:
+    """A value with every text in it isolated: no name turns what stands after it."""
+    if isinstance(value, dict):
+        return {isolated(key): closed(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [closed(item) for item in value]
+    return isolated(value) if isinstance(value, str) else value
 
 
 def script(call: str, value: Any) -> str:
@@ -104,7 +115,9 @@ def write_mp3(path: Path, wav: np.ndarray, sample_rate: int) -> None:
         common = math.gcd(rate, sample_rate)
         wav = resample_poly(wav, rate // common, sample_rate // common)
     bits = {"bitrate_mode": "CONSTANT", "compression_level": 0.88}  # 64 of 320 .. 32 kbit/s
-    soundfile.write(path, np.clip(wav, -1, 1), rate, format="MP3", **bits)
+    sound = io.BytesIO()
+    soundfile.write(sound, np.clip(wav, -1, 1), rate, format="MP3", **bits)
+    write_bytes(path, sound.getvalue())
 
 
 def write_spectrogram(path: Path, wav: np.ndarray, sample_rate: int) -> dict[str, Any]:
@@ -120,7 +133,8 @@ def write_spectrogram(path: Path, wav: np.ndarray, sample_rate: int) -> dict[str
     )
     level = librosa.power_to_db(mel, ref=max(1e-10, float(mel.max())), top_db=70)
     look = {"cmap": "magma", "vmin": -70, "vmax": 0, "format": "webp"}
-    imsave(path, level[::-1], pil_kwargs={"quality": 75}, **look)
+    with writing(path):
+        imsave(path, level[::-1], pil_kwargs={"quality": 75}, **look)
     top = librosa.hz_to_mel(sample_rate / 2)
     marks = [hz for hz in (500, 1_000, 2_000, 4_000, 8_000, 16_000) if hz <= sample_rate / 2]
     step = hop / sample_rate  # column j is centred on j * step
@@ -157,7 +171,7 @@ def sounds_of(data: Evaluated, chosen: Iterable[int], folder: Path) -> dict[str,
             try:
                 sounds[name] = write_sound(folder, len(sounds), source)
             except ValueError as error:
-                print(f"  without sound: {source}: {error}")
+                print(f"  without sound: {isolated(str(source))}: {error}")
     return sounds
 
 
@@ -306,9 +320,12 @@ SHOWN += ("yardsticks", "onsets", "fixed_frames", "broken_frames", "threshold_se
 
 def copy_assets(folder: Path) -> None:
     """Page, script and libraries with their licences."""
-    shutil.copy(ASSETS / "template.html", folder / "index.html")
-    shutil.copy(ASSETS / "report.js", folder / "report.js")
-    shutil.copytree(ASSETS / "vendor", folder / "vendor")
+    names = {"template.html": "index.html", "report.js": "report.js"}
+    vendored = [path for path in (ASSETS / "vendor").rglob("*") if path.is_file()]
+    names |= {name: name for name in (path.relative_to(ASSETS).as_posix() for path in vendored)}
+    for source, name in names.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(folder / name, (ASSETS / source).read_bytes())
 
 
 def write_folder(
@@ -341,11 +358,11 @@ def write_folder(
         "pairs": pair_rows(data, chosen, sounds),
     }
     (folder / "data").mkdir()
-    (folder / "data" / "index.js").write_text(script("REPORT", page), encoding="ascii")
+    write_text(folder / "data" / "index.js", script("REPORT", closed(page)))
     for index in chosen:
         content = pair_data(data, index, sounds.get(data.cache.pairs[index].filename))
         text = script("REPORT_PAIR", [index, content])
-        (folder / "data" / f"pair-{index:05d}.js").write_text(text, encoding="ascii")
+        write_text(folder / "data" / f"pair-{index:05d}.js", text)
     return len(chosen)
 
 
@@ -359,15 +376,9 @@ def write_report(
     if missing := [name for name in SHOWN if name not in data.results]:
         cure = f"run: python evaluate.py --run {run} --cache {data.cache.folder.parent}"
         raise InputError(f"{run / 'results.json'}: no {', '.join(missing)}; {cure}")
-    folder, partial, old = (run / name for name in ("report", ".report.partial", ".report.old"))
-    for leftover in (partial, old):
-        shutil.rmtree(leftover, ignore_errors=True)
-    partial.mkdir(parents=True)
-    pairs = write_folder(partial, run, data, training, count)
-    if folder.exists():
-        folder.rename(old)
-    partial.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
+    folder = run / "report"
+    with new_folder(folder, PAGE) as partial:
+        pairs = write_folder(partial, run, data, training, count)
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     print(f"report: {folder / 'index.html'} ({pairs} pairs, {size / 1e6:.1f} MB)")
     return folder / "index.html"

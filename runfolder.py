@@ -10,10 +10,11 @@ import hashlib
 import json
 import os
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,28 +22,67 @@ import numpy as np
 import torch
 
 import ranks
-from config import Bandit, InputError, TrainConfig, TwinsConfig, from_dict, to_dict
+from config import (
+    Bandit,
+    InputError,
+    TrainConfig,
+    TwinsConfig,
+    from_dict,
+    to_dict,
+    whole,
+    write_json,
+    write_text,
+)
+from core.errors import WriteError
+from core.files import Kind, own_folder, remove_ours, writing
 from gate import Gate
-from preprocess import Cache, write_json
+from preprocess import Cache
+
+# What is written where; only this is ever deleted.
+_SHOWN = ("thresholds", "preprocessing", "signals", "decisions", "onset", "events", "epsilon")
+_SHOWN += ("avg10", "before_after", "network", "yardsticks", "per_class", "pair-*")
+FIGURES = Kind(
+    "folder of figures", tuple(f"{name}.png" for name in _SHOWN), (("before_after.png", ""),)
+)
+PAGE = Kind(
+    "page",
+    (
+        *("index.html", "report.js", "vendor/*", "vendor/*/*", "data/index.js"),
+        *("data/pair-[0-9]*.js", "clips/[0-9]*.mp3", "clips/[0-9]*.webp"),
+    ),
+    (("report.js", ""), ("data/index.js", "")),
+)
+RESULTS = ("results.json", "decisions.npz", "events.tsv", "onsets.tsv")
+EVALUATION = Kind(
+    "evaluation", RESULTS, (("results.json", "cache_key"), ("results.json", "before"))
+)
+CHECKPOINTS = ("last.pt", "best.pt", "episode-[0-9]*.pt")
+RUN = Kind(
+    "run",
+    (
+        *CHECKPOINTS,
+        *(f"{name}.tmp" for name in CHECKPOINTS),  # of an older version that was killed
+        *("reward_history.tsv", "status.json", "train.log", *RESULTS, "decisions/*.npz"),
+        "tensorboard/events.out.tfevents.*",
+        *(f"figures/{name}" for name in FIGURES.files),
+        *(f"report/{name}" for name in PAGE.files),
+    ),
+    (("config.json", "cache"), ("config.json", "run"), ("config.json", "seed")),
+)
 
 # ---------------------------------------------------------------------------- checkpoint files
 
 
 def write_checkpoint(path: Path, content: dict[str, Any]) -> None:
     """Write under a temporary name, flush to disk, rename: never a half-written file."""
-    temporary = path.with_name(path.name + ".tmp")
     try:
-        with open(temporary, "wb") as stream:
+        with whole(path) as temporary, open(temporary, "wb") as stream:
             torch.save(content, stream)
             stream.flush()
             os.fsync(stream.fileno())
-        temporary.replace(path)
         flush_folder(path.parent)
-    except (OSError, RuntimeError) as error:  # torch wraps a full disk in a RuntimeError
-        temporary.unlink(missing_ok=True)
-        raise InputError(
-            f"{path}: cannot be written ({reason(error)}); the last good one is kept"
-        ) from None
+    except WriteError as error:
+        raise WriteError(f"{error}; the last good one is kept") from None
 
 
 def flush_folder(folder: Path) -> None:
@@ -52,13 +92,6 @@ def flush_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def reason(error: BaseException) -> str:
-    """One line of why a file could not be written; torch hides the system's own word for it."""
-    while error.__context__ is not None and not isinstance(error, OSError):
-        error = error.__context__
-    return os.strerror(error.errno) if getattr(error, "errno", 0) else str(error).splitlines()[0]
 
 
 def read_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
@@ -242,16 +275,15 @@ def resume_command(processes: int = 1) -> str:
     return shlex.join([*start, *words, "--resume"])
 
 
-def remove_run(folder: Path) -> None:
-    """Delete what an earlier run left, results and pictures of its policy too; nothing else."""
-    ours = ("last.pt", "best.pt", "episode-*.pt", "*.tmp", "reward_history.tsv")
-    for pattern in (*ours, "status.json", "train.log"):
-        for path in folder.glob(pattern):
-            path.unlink()
-    for name in ("results.json", "decisions.npz", "events.tsv", "onsets.tsv"):
-        (folder / name).unlink(missing_ok=True)
-    for name in ("decisions", "figures", "report", "tensorboard"):
-        shutil.rmtree(folder / name, ignore_errors=True)
+@contextmanager
+def held_run(folder: Path, job: ranks.Ranks = ranks.ALONE) -> Iterator[None]:
+    """Be the only job that writes into a run folder; of several processes the first one holds it.
+
+    Raises what `own_folder` raises.
+    """
+    with ExitStack() as held:
+        job.leader_first(lambda: held.enter_context(own_folder(folder, RUN, flag="--run")))
+        yield
 
 
 def open_run(
@@ -261,7 +293,7 @@ def open_run(
     processes: int = 1,
     again: bool = False,
 ) -> dict[str, Any] | None:
-    """Create the run folder (None), or return the last.pt to resume from.
+    """Clear the run folder (None), or return the last.pt to resume from; `held_run` holds it.
 
     `again`: a job that torchrun has restarted resumes, whatever the flags. InputError where an
     earlier run would be lost, or mixed with another config, cache or number of processes.
@@ -271,12 +303,7 @@ def open_run(
         if last.exists() and not cfg.overwrite:
             cure = "--resume goes on, --overwrite starts anew"
             raise InputError(f"{cfg.run} already holds a run; {cure}")
-        if cfg.run.exists() and not cfg.run.is_dir():
-            raise InputError(f"--run {cfg.run}: is a file, not a folder")
-        if cfg.run.exists() and any(cfg.run.iterdir()) and not (cfg.run / "config.json").exists():
-            raise InputError(f"--run {cfg.run}: holds other files and no run; give another folder")
-        cfg.run.mkdir(parents=True, exist_ok=True)
-        remove_run(cfg.run)
+        remove_ours(cfg.run, RUN.files)  # results and pictures of the earlier policy too
         write_json(cfg.run / "config.json", to_dict(cfg))
         return None
     if not last.exists():
@@ -333,9 +360,7 @@ class History:
         lines = known.splitlines(keepends=True)[: rows + 1]
         if rows and len(lines) < rows + 1:  # after a power failure; the training is not harmed
             print(f"note: {self.path} lost {rows + 1 - len(lines)} of its rows")
-        temporary = folder / "reward_history.tsv.tmp"
-        temporary.write_text("".join(lines) or "\t".join(HISTORY) + "\n")
-        temporary.replace(self.path)
+        write_text(self.path, "".join(lines) or "\t".join(HISTORY) + "\n")
         # Unbuffered: a line is there at once, and nothing is left over that a full disk refused.
         self.stream = open(self.path, "ab", buffering=0)  # noqa: SIM115 (open for the whole run)
         self.board = None
@@ -353,13 +378,12 @@ class History:
         ]
         line = ("\t".join(cells) + "\n").encode()
         try:
-            if self.stream.write(line) != len(line):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        except OSError as error:
-            raise InputError(
-                f"{self.path}: cannot be written ({reason(error)}); the last good checkpoint is"
-                " kept: make room, then go on with --resume"
-            ) from None
+            with writing(self.path):
+                if self.stream.write(line) != len(line):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except WriteError as error:
+            cure = "make room, then go on with --resume"
+            raise WriteError(f"{error}; the last good checkpoint is kept: {cure}") from None
         if self.board:
             for name in HISTORY[1:]:
                 self.board.add_scalar(f"train/{name}", row[name], row["Episode"])

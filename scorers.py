@@ -44,8 +44,24 @@ from config import (
     process_pool,
     run_script,
     to_dict,
+    whole,
+    write_json,
     write_text,
 )
+from core.files import (
+    MARKER,
+    Kind,
+    contents,
+    discard,
+    kind_of,
+    lock,
+    made,
+    mark,
+    new_folder,
+    scratch_folder,
+    writing,
+)
+from core.names import isolated
 from timeline import CLIP_COLUMNS, SPLITS, Event, classes_of, frame_edges, label_frames, read_labels
 
 TIME_COLUMNS = ["onset", "offset"]
@@ -419,8 +435,8 @@ def write_archive(
     names: list[str] = []
     lengths: list[int] = []
     tags: list[np.ndarray] = []
-    temporary = path.with_name(path.name + ".tmp")
     with (
+        whole(path) as temporary,
         tempfile.TemporaryFile(dir=path.parent) as values,
         tempfile.TemporaryFile(dir=path.parent) as edges,
     ):
@@ -446,20 +462,16 @@ def write_archive(
             ("values", values, "<f4", (rows, len(classes))),
             ("edges", edges, "<f8", (rows + len(names),)),
         )
-        try:
-            with zipfile.ZipFile(temporary, "w") as archive:
-                for name, array in small.items():
-                    with _member(archive, name) as member:
-                        np.lib.format.write_array(member, array, allow_pickle=False)
-                for name, stream, descr, shape in large:
-                    header = {"descr": descr, "fortran_order": False, "shape": shape}
-                    stream.seek(0)
-                    with _member(archive, name) as member:
-                        np.lib.format.write_array_header_1_0(member, header)
-                        shutil.copyfileobj(stream, member, 1 << 20)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with zipfile.ZipFile(temporary, "w") as archive:
+            for name, array in small.items():
+                with _member(archive, name) as member:
+                    np.lib.format.write_array(member, array, allow_pickle=False)
+            for name, stream, descr, shape in large:
+                header = {"descr": descr, "fortran_order": False, "shape": shape}
+                stream.seek(0)
+                with _member(archive, name) as member:
+                    np.lib.format.write_array_header_1_0(member, header)
+                    shutil.copyfileobj(stream, member, 1 << 20)
 
 
 def _member(archive: zipfile.ZipFile, name: str) -> IO[bytes]:
@@ -474,6 +486,8 @@ def convert(path: Path, out: Path) -> None:
     scores, or where a score is damaged; nothing is left then.
     """
     source = open_scores(path)
+    if path.is_dir() and path.resolve() in out.resolve().parents:
+        raise InputError(f"--out {out}: lies in the scores {path}, and would be one of them")
     if out.exists():
         if out.suffix == ".npz" and ScoreArchive(out).scorer == source.meta():
             print(f"{out}: made from {path} as it is, nothing to do")
@@ -481,20 +495,17 @@ def convert(path: Path, out: Path) -> None:
         raise InputError(f"--out {out}: is there already; remove it or give another name")
     clips = source.clips()
     bar = tqdm(clips, desc="scores", unit="clip")
-    out.parent.mkdir(parents=True, exist_ok=True)
     if out.suffix == ".npz":
-        write_archive(
-            out, source.classes, ((clip, source.read(clip)) for clip in bar), source.meta()
-        )
+        read = ((clip, source.read(clip)) for clip in bar)
+        with made(out.parent):
+            write_archive(out, source.classes, read, source.meta())
     else:
-        with tempfile.TemporaryDirectory(prefix=".scores-", dir=out.parent) as name:
-            folder = Path(name) / "scores"
+        with new_folder(out, SCORES, fresh=True) as folder:
             for clip in bar:
                 file = folder / f"{clip}.tsv"
                 file.parent.mkdir(parents=True, exist_ok=True)
                 scores = source.read(clip)
                 write_scores(file, scores.edges, source.classes, scores.values)
-            folder.replace(out)
         if scores.tag is not None:
             print(f"{path}: clip-level tags have no place in TSV files and were left out")
     print(f"{len(clips)} clips, {len(source.classes)} classes -> {out}")
@@ -793,9 +804,11 @@ def write_store(
     for clip, frames in zip(clips, features, strict=True):
         edges = frame_edges(len(frames), FRAME_S)
         targets.append(np.stack([label_frames(clip.events, c, edges) for c in classes], axis=1))
-    np.save(folder / "features.npy", np.concatenate(features))
-    np.save(folder / "targets.npy", np.concatenate(targets))
-    np.save(folder / "starts.npy", np.cumsum([0] + [len(frames) for frames in features]))
+    starts = np.cumsum([0] + [len(frames) for frames in features])
+    arrays = (np.concatenate(features), np.concatenate(targets), starts)
+    for name, array in zip(Store._fields, arrays, strict=True):
+        with writing(folder / f"{name}.npy"):
+            np.save(folder / f"{name}.npy", array)
 
 
 # ---------------------------------------------------------------------------- network
@@ -944,17 +957,21 @@ class Scorer(NamedTuple):
 
 
 SCORER = "scorer.pt"  # beside the corpus: the network that scored the validation clips
+RECORD = "scorer.json"  # beside it: what the score files follow from
+SCORES = Kind("folder of scores", ("*.tsv", "*/*.tsv", "*/*/*.tsv"))
+SCRATCH = Kind("", ("features.npy", "targets.npy", "starts.npy", SCORER, "*/*.tsv"))
 
 
 def write_scorer(path: Path, scorer: Scorer, channels: int) -> None:
-    """Keep a network; whoever calls renames the file into place."""
+    """Keep a network. Raises WriteError."""
     content = {
         "version": VERSION,
         "channels": channels,
         "classes": scorer.classes,
         "network": scorer.network.state_dict(),
     }
-    torch.save(content, path)
+    with whole(path) as temporary, open(temporary, "wb") as stream:
+        torch.save(content, stream)
 
 
 def load_scorer(path: Path, device: torch.device) -> Scorer:
@@ -1031,24 +1048,40 @@ def scorer_key(cfg: ScorersConfig, clips: list[Clip], classes: list[str]) -> str
     return config_key(settings, cfg.seed, classes, facts)
 
 
+def check_scores(folder: Path, record: dict[str, Any]) -> None:
+    """InputError where a folder of scores, or a file in it, was not written by this script."""
+    if not folder.exists():
+        return
+    written = {f"{clip_id(name)}.tsv" for fit in record.get("fits", ()) for name in fit["scored"]}
+    # Older versions have put no marker there.
+    ours = kind_of(folder) == SCORES.name or "marker" not in record
+    if others := sorted(set(contents(folder)) - (written if ours else set())):
+        cure = "move the folder away"
+        raise InputError(f"{folder}: {others[0]} was not written by scorers.py; {cure}")
+
+
 def is_done(cfg: ScorersConfig, clips: list[Clip], classes: list[str], key: str) -> bool:
     """Whether the corpus holds these very scores; says what it will replace otherwise.
 
-    Raises InputError where score files lie that this script has not written.
+    Raises InputError where score files or a scorer lie that this script has not written.
     """
-    record = cfg.corpus / "scorer.json"
-    folders = {split: cfg.corpus / split / "scores" for split in SPLITS}
-    if not record.is_file():
-        for folder in folders.values():
-            if folder.exists():
-                raise InputError(f"{folder}: not written by scorers.py (no {record}); move it away")
+    path, folders = cfg.corpus / RECORD, {split: cfg.corpus / split / "scores" for split in SPLITS}
+    record: dict[str, Any] = {}
+    if path.exists():
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+            found, _ = str(record["key"]), [fit["scored"] for fit in record["fits"]]
+        except (OSError, ValueError, KeyError, TypeError):
+            cure = "remove it and the folders of scores"
+            raise InputError(f"{path}: damaged, or not written by scorers.py; {cure}") from None
+    elif (cfg.corpus / SCORER).exists():
+        raise InputError(f"{cfg.corpus / SCORER}: not written by scorers.py; move it away")
+    for folder in folders.values():
+        check_scores(folder, record)
+    if not record:
         return False
-    try:
-        found = json.loads(record.read_text(encoding="utf-8"))["key"]
-    except (ValueError, KeyError, TypeError):
-        found = "unreadable"
-    whole = all((folders[clip.split] / f"{clip_id(clip.filename)}.tsv").is_file() for clip in clips)
-    if found == key and whole and (cfg.corpus / SCORER).is_file():
+    files = (folders[clip.split] / f"{clip_id(clip.filename)}.tsv" for clip in clips)
+    if found == key and all(map(Path.is_file, files)) and (cfg.corpus / SCORER).is_file():
         print(f"{cfg.corpus}: score files are up to date (scorer {key}), nothing to do")
         return True
     why = "incomplete" if found == key else "of another configuration or corpus"
@@ -1061,22 +1094,35 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
+def score_corpus(
+    cfg: ScorersConfig, folder: Path, clips: list[Clip], classes: list[str]
+) -> list[dict[str, Any]]:
+    """Fit every scorer and write all score files below `folder`; a record of each fit."""
+    fits = plan(clips)
+    with process_pool(min(num_workers(cfg.workers), len(clips)), one_thread) as pool:
+        write_store(folder, clips, classes, pool)
+        # The fit on all clips takes longest: it starts first.
+        tasks = [
+            pool.submit(fit_and_score, cfg, fit, folder, clips, classes) for fit in reversed(fits)
+        ]
+        for _ in tqdm(as_completed(tasks), total=len(tasks), desc="fits", unit="fit"):
+            pass
+        return [task.result() for task in reversed(tasks)]
+
+
 def publish(cfg: ScorersConfig, folder: Path, record: dict[str, Any]) -> None:
     """Move score files and network into place; until then scorer.json has no key."""
-    temporary = folder / "scorer.json"
-
-    def write_record(key: str) -> None:
-        text = json.dumps({**record, "key": key}, indent=1) + "\n"
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(cfg.corpus / "scorer.json")
-
-    write_record("")
-    (folder / SCORER).replace(cfg.corpus / SCORER)
+    path = cfg.corpus / RECORD
+    write_json(path, {**record, "key": ""})
     for split in SPLITS:
         target = cfg.corpus / split / "scores"
-        shutil.rmtree(target, ignore_errors=True)
-        (folder / split).replace(target)
-    write_record(record["key"])
+        discard(target, SCORES)
+        with writing(target):
+            mark(folder / split, SCORES)
+            (folder / split).replace(target)
+    with writing(cfg.corpus / SCORER):
+        (folder / SCORER).replace(cfg.corpus / SCORER)
+    write_json(path, record)
 
 
 def main(cfg: ScorersConfig) -> None:
@@ -1093,27 +1139,12 @@ def main(cfg: ScorersConfig) -> None:
     key = scorer_key(cfg, clips, classes)
     if is_done(cfg, clips, classes, key):
         return
-    fits = plan(clips)
-    workers = min(num_workers(cfg.workers), len(clips))
-    for stale in cfg.corpus.glob(".scores-*"):  # of a run that was killed
-        shutil.rmtree(stale, ignore_errors=True)
-    with (
-        tempfile.TemporaryDirectory(prefix=".scores-", dir=cfg.corpus) as name,
-        process_pool(workers, one_thread) as pool,
-    ):
-        folder = Path(name)
-        write_store(folder, clips, classes, pool)
-        # The fit on all clips takes longest: it starts first.
-        tasks = [
-            pool.submit(fit_and_score, cfg, fit, folder, clips, classes) for fit in reversed(fits)
-        ]
-        for _ in tqdm(as_completed(tasks), total=len(tasks), desc="fits", unit="fit"):
-            pass
-        done = [task.result() for task in reversed(tasks)]
+    with lock(cfg.corpus), scratch_folder(cfg.corpus / ".scores.partial", SCRATCH) as folder:
+        done = score_corpus(cfg, folder, clips, classes)
         seconds = [fit.pop("seconds") for fit in done]
-        record = {"key": key, "config": to_dict(cfg), "classes": classes, "fits": done}
-        publish(cfg, folder, record)
-    print(f"scorer: {len(classes)} classes: {', '.join(classes)}")
+        record = {"key": key, "marker": MARKER, "config": to_dict(cfg), "classes": classes}
+        publish(cfg, folder, record | {"fits": done})
+    print(f"scorer: {len(classes)} classes: {', '.join(map(isolated, classes))}")
     for fit, taken in zip(done, seconds, strict=True):
         if fit["scored"]:
             print(

@@ -14,6 +14,7 @@ bank fold, named in clips.tsv, and a validation clip plays `--validation-fold` o
 """
 
 import difflib
+import io
 import json
 import math
 import re
@@ -30,9 +31,24 @@ import soundfile
 from scipy.signal import resample_poly
 from tqdm import tqdm
 
-from config import InputError, SoundscapesConfig, num_workers, process_pool, run_script, to_dict
+from config import (
+    InputError,
+    SoundscapesConfig,
+    num_workers,
+    process_pool,
+    run_script,
+    to_dict,
+    write_text,
+)
+from core.files import Kind, contents, keep_apart, new_folder, write_bytes, writing
 from timeline import CLIP_COLUMNS, SPLITS, Event, classes_of, read_labels, write_labels
 
+# An earlier corpus is never replaced; what is half made is deleted.
+CORPUS = Kind(
+    "corpus",
+    ("corpus.json", "clips.tsv", "*/labels.tsv", "*/audio/*.flac", "bank/[0-9]*.npy"),
+    (("corpus.json", "validation_fold"), ("corpus.json", "out")),
+)
 RATE = 16_000  # samples a second of everything written; the built-in sounds end at 8 kHz
 AUDIO = (".wav", ".flac", ".ogg")
 FADE = RATE // 100  # 10 ms where sounds are cut and joined: no click, and the label stays true
@@ -435,7 +451,9 @@ def decode(recording: Recording, seed: int, folder: Path) -> Recording:
         wave = read_recording(recording.source)
     else:
         wave = synthesise(seed, recording.bank_class, recording.fold, recording.source)
-    np.save(folder / f"{recording.number}.npy", wave)
+    path = folder / f"{recording.number}.npy"
+    with writing(path):
+        np.save(path, wave)
     return recording._replace(parts=active_parts(wave))
 
 
@@ -648,7 +666,9 @@ def mix(clip: Clip, cfg: SoundscapesConfig, bank_dir: Path) -> np.ndarray:
 def render(clip: Clip, cfg: SoundscapesConfig, bank_dir: Path, folder: Path) -> None:
     """Write the clip's FLAC file."""
     path = folder / clip.split / "audio" / clip.filename
-    soundfile.write(path, mix(clip, cfg, bank_dir), RATE, format="FLAC", subtype="PCM_16")
+    sound = io.BytesIO()
+    soundfile.write(sound, mix(clip, cfg, bank_dir), RATE, format="FLAC", subtype="PCM_16")
+    write_bytes(path, sound.getvalue())
 
 
 # ---------------------------------------------------------------------------- corpus folder
@@ -669,14 +689,14 @@ def write_clips(path: Path, clips: list[Clip], duration: float) -> None:
     for clip in clips:
         played = ";".join(sorted({sound.recording.name for sound in clip.sounds}))
         lines.append(f"{clip.split}\t{clip.filename}\t{clip.fold}\t{duration:.6g}\t{played}")
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_text(path, "\n".join(lines) + "\n")
 
 
 def is_complete(cfg: SoundscapesConfig, out: Path) -> bool:
     """True where this very corpus exists; InputError where something else is in its place."""
     path = out / "corpus.json"
     if not path.exists():
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        if out.exists() and (not out.is_dir() or contents(out)):
             raise InputError(f"--out {cfg.out}: exists and is no corpus; give another --out")
         return False
     try:
@@ -724,10 +744,8 @@ def write_corpus(cfg: SoundscapesConfig, folder: Path) -> list[Clip]:
     """Make the whole corpus inside an empty folder."""
     bank, class_map, given = read_inputs(cfg)
     workers, bank_dir = num_workers(cfg.workers), folder / "bank"
-    try:
-        bank_dir.mkdir(parents=True)
-    except OSError as error:
-        raise InputError(f"--out {cfg.out}: cannot be written ({error})") from None
+    with writing(bank_dir):
+        bank_dir.mkdir()
     bank = in_parallel(partial(decode, seed=cfg.seed, folder=bank_dir), bank, workers, "bank")
     clips: list[Clip] = []
     for split in SPLITS:
@@ -739,7 +757,7 @@ def write_corpus(cfg: SoundscapesConfig, folder: Path) -> list[Clip]:
     task = partial(render, cfg=cfg, bank_dir=bank_dir, folder=folder)
     in_parallel(task, clips, workers, "clips")
     write_clips(folder / "clips.tsv", clips, round(cfg.clip_s * RATE) / RATE)
-    (folder / "corpus.json").write_text(json.dumps(to_dict(cfg), indent=2) + "\n")
+    write_text(folder / "corpus.json", json.dumps(to_dict(cfg), indent=2) + "\n")
     shutil.rmtree(bank_dir)
     return clips
 
@@ -761,16 +779,12 @@ def summarise(cfg: SoundscapesConfig, clips: list[Clip], seconds: float) -> None
 def main(cfg: SoundscapesConfig) -> int:
     """Make the corpus or say that it is there. An InputError leaves nothing behind."""
     started, out = time.perf_counter(), cfg.out.resolve()
+    keep_apart(cfg.out, [cfg.bank, cfg.class_map, cfg.train_timeline, cfg.validation_timeline])
     if is_complete(cfg, out):
         print(f"corpus {cfg.out} is complete, nothing to do")
         return 0
-    folder = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed
-    try:
+    with new_folder(out, CORPUS, fresh=True) as folder:
         clips = write_corpus(cfg, folder)
-        folder.rename(out)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
     summarise(cfg, clips, time.perf_counter() - started)
     return 0
 

@@ -45,6 +45,7 @@ from bandit import (
     to_device,
 )
 from config import Bandit, InputError, Network, TwinsConfig, run_script
+from core.files import keep_apart
 from DQN import QNetwork, greedy_actions
 from gate import Gate, tune_gate
 from metrics import mean_f1
@@ -216,7 +217,14 @@ def keep_best(trainer: Trainer) -> None:
 
 def main(cfg: TwinsConfig) -> int:
     """Train a twin. Returns the exit code."""
+    keep_apart(cfg.run, [cfg.cache, cfg.cache / cfg.split], "--run")
     device = runfolder.pick_device(cfg.device, cfg.threads)
+    with runfolder.held_run(cfg.run):
+        return train(cfg, device)
+
+
+def train(cfg: TwinsConfig, device: torch.device) -> int:
+    """The run: from the cache to last.pt and best.pt. Returns the exit code."""
     cache = load_cache(cfg.cache / cfg.split)
     trainer = Trainer(cfg, cache, device)
     content = runfolder.open_run(cfg, cache.key, device)

@@ -14,7 +14,7 @@ Next:   README.md
 
 import re
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from textwrap import fill
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -24,7 +24,9 @@ from torch import nn
 
 import comparison_figures
 from bandit import episode_order
+from comparison import TABLE
 from config import Bandit, TrainConfig, VisualizeConfig, run_script
+from core.files import is_ours, keep_apart, own_folder
 from dense import DenseQNetwork, training_pairs
 from DQN import QNetwork, epsilon_at
 from evaluate import (
@@ -56,7 +58,16 @@ from plotting import (
 )
 from preprocess import load_cache, read_audio
 from report import write_report
-from runfolder import config_of, last_ten, read_checkpoint, read_history, unchanged_rewards
+from runfolder import (
+    EVALUATION,
+    FIGURES,
+    RUN,
+    config_of,
+    last_ten,
+    read_checkpoint,
+    read_history,
+    unchanged_rewards,
+)
 from timeline import in_recording
 
 if TYPE_CHECKING:  # matplotlib is imported where a figure is drawn: it builds a font cache
@@ -594,9 +605,8 @@ def figures(cfg: VisualizeConfig) -> Iterator[tuple[str, "Figure | None"]]:
         yield f"{prefix}{name}.png", figure
 
 
-def write_figures(cfg: VisualizeConfig) -> None:
+def write_figures(cfg: VisualizeConfig, out: Path) -> None:
     """Draw and write every figure; prints each file."""
-    out = cfg.out or cfg.run / "figures"
     for name, figure in figures(cfg):
         if figure is None:
             print(f"{name}: not drawn, no event that both thresholds found shows it")
@@ -604,13 +614,13 @@ def write_figures(cfg: VisualizeConfig) -> None:
         write(figure, out / name, cfg.dpi, f"run {cfg.run}")
 
 
-def write_table_figures(cfg: VisualizeConfig, table: Path) -> None:
+def write_table_figures(cfg: VisualizeConfig, table: Path, out: Path) -> None:
     """The figures of a comparison; prints each file, and why one is left out."""
     for name, figure in comparison_figures.figures(table, cfg.preset):
         if isinstance(figure, str):
             print(f"{name}: not drawn, {figure}")
         else:
-            write(figure, (cfg.out or table / "figures") / name, cfg.dpi, f"table {table}")
+            write(figure, out / name, cfg.dpi, f"table {table}")
 
 
 def write_page(cfg: VisualizeConfig) -> None:
@@ -628,13 +638,25 @@ def main(cfg: VisualizeConfig) -> int:
     The page comes last, so that its path is the last line; without a training log, which most
     figures need, there is the page only.
     """
+    home, kinds = cfg.run, (EVALUATION, RUN)
     if cfg.table is not None:
-        write_table_figures(cfg, cfg.table)
-        return 0
-    if not cfg.html or (cfg.run / "config.json").exists():
-        write_figures(cfg)
-    if cfg.html:
-        write_page(cfg)
+        home, kinds = cfg.table, (TABLE,)
+    drawn = cfg.table is not None or not cfg.html or (cfg.run / "config.json").exists()
+    out = cfg.out or home / "figures"
+    if cfg.out is not None:
+        keep_apart(cfg.out, [home, cfg.cache, cfg.cache / "train", cfg.cache / "validation"])
+    with ExitStack() as held:
+        ours = any(is_ours(home, kind) for kind in kinds)  # else reading it says what it lacks
+        if ours and (cfg.html or cfg.out is None):
+            held.enter_context(own_folder(home, *kinds))
+        if cfg.out is not None and drawn:
+            held.enter_context(own_folder(cfg.out, FIGURES))
+        if cfg.table is not None:
+            write_table_figures(cfg, cfg.table, out)
+        elif drawn:
+            write_figures(cfg, out)
+        if cfg.html:
+            write_page(cfg)
     return 0
 
 

@@ -17,7 +17,6 @@ formulas. A process holds one shard of 64 clips at a time, whatever the size.
 """
 
 import itertools
-import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -39,8 +38,11 @@ from config import (  # noqa: E402
     process_pool,
     run_main,
     to_dict,
+    write_json,
 )
+from core.files import keep_apart, new_folder  # noqa: E402
 from preprocess import (  # noqa: E402
+    CACHE,
     CLIPS_PER_SHARD,
     FORMAT,
     ClipRecord,
@@ -49,7 +51,6 @@ from preprocess import (  # noqa: E402
     compute_signals,
     config_key_of,
     min_max,
-    write_json,
     write_shard,
 )
 from timeline import Event, classes_of, frame_edges, label_frames, read_labels  # noqa: E402
@@ -190,35 +191,32 @@ def simulate_split(
     """Write one split, a shard at a time, and put it in place whole."""
     clips = list(timelines(labels, pairs, cfg.frames * cfg.frame_s, cfg.seed))
     classes = sorted({*CLASSES, *classes_of(dict(clips))})
-    partial = folder / f".{split}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    starts = range(0, len(clips), CLIPS_PER_SHARD)
-    jobs = []
-    for i, start in enumerate(starts):
-        some = clips[start : start + CLIPS_PER_SHARD]
-        path = partial / f"shard-{i:05d}.npz"
-        jobs.append((path, some, classes, cfg.frames, cfg.frame_s, (cfg.seed, pairs, i)))
-    bar = tqdm(made_shards(jobs, num_workers(cfg.workers)), total=len(jobs), unit="shard")
-    bar.set_description(f"Simulating {split}")
-    entries = list(bar)
-    signal = to_dict(Signal())
-    manifest = {
-        "format": FORMAT,
-        "split": split,
-        "queries": "present",
-        "classes": classes,
-        "key": config_key_of(signal, entries),
-        "signal": signal,
-        "scores": {"source": "simulated"},
-        "audio": None,
-        "left_out": [],
-        "versions": {"numpy": np.__version__},
-        "shards": entries,
-    }
-    write_json(partial / "manifest.json", manifest)
-    shutil.rmtree(folder / split, ignore_errors=True)
-    partial.rename(folder / split)
+    keep_apart(folder / split, labels, replaced=True)
+    with new_folder(folder / split, CACHE) as partial:
+        starts = range(0, len(clips), CLIPS_PER_SHARD)
+        jobs = []
+        for i, start in enumerate(starts):
+            some = clips[start : start + CLIPS_PER_SHARD]
+            path = partial / f"shard-{i:05d}.npz"
+            jobs.append((path, some, classes, cfg.frames, cfg.frame_s, (cfg.seed, pairs, i)))
+        bar = tqdm(made_shards(jobs, num_workers(cfg.workers)), total=len(jobs), unit="shard")
+        bar.set_description(f"Simulating {split}")
+        entries = list(bar)
+        signal = to_dict(Signal())
+        manifest = {
+            "format": FORMAT,
+            "split": split,
+            "queries": "present",
+            "classes": classes,
+            "key": config_key_of(signal, entries),
+            "signal": signal,
+            "scores": {"source": "simulated"},
+            "audio": None,
+            "left_out": [],
+            "versions": {"numpy": np.__version__},
+            "shards": entries,
+        }
+        write_json(partial / "manifest.json", manifest)
     count = sum(len(entry["pairs"]) for entry in entries)
     print(f"{folder / split}: {len(clips):,} clips, {count:,} pairs of {cfg.frames} frames")
 

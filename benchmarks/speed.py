@@ -61,6 +61,7 @@ from config import (  # noqa: E402
     with_preset,
     write_text,
 )
+from core.files import Kind, keep_apart, own_folder  # noqa: E402
 from device import fastest_batch, wait  # noqa: E402
 from DQN import AGREE_EVERY, QNetwork, Trainer, decide_together, greedy_actions  # noqa: E402
 from metrics import count_pairs, scores_of  # noqa: E402
@@ -68,6 +69,7 @@ from preprocess import Cache, load_cache  # noqa: E402
 from ranks import ALONE, Ranks, together  # noqa: E402
 
 CPU = torch.device("cpu")
+MEASURED = Kind("folder of measurements", older=(("speed.json", "machine"), ("speed.json", "rows")))
 SLIDES = {"train": 28_592, "validation": 5_570, "frames": 500}
 # Epsilon falls from 1 to 0.05 over 70 % of the episodes: Simpson's rule over the fall, then 30 %.
 EPSILONS = {1.0: 0.7 / 6, 0.525: 0.7 * 4 / 6, 0.05: 0.7 / 6 + 0.3}
@@ -819,7 +821,13 @@ def main(cfg: SpeedConfig) -> None:
         serve(cfg)
         return
     torch.set_num_threads(1)
-    cfg.out.mkdir(parents=True, exist_ok=True)
+    keep_apart(cfg.out, [cfg.cache])
+    with own_folder(cfg.out, MEASURED):
+        measure(cfg)
+
+
+def measure(cfg: SpeedConfig) -> None:
+    """All sections that are asked for, the caches made first where there are none."""
     if cfg.cache is None:
         folder = cfg.out / ("cache-quick" if cfg.quick else "cache")
         sizes = (40, 20) if cfg.quick else (SLIDES["train"], SLIDES["validation"])

@@ -18,7 +18,6 @@ command continues with the cycle that it was in.
 """
 
 import json
-import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -47,9 +46,16 @@ from config import (  # noqa: E402
     require,
     run_main,
     to_dict,
+    write_json,
     write_text,
 )
-from preprocess import write_json  # noqa: E402
+from core.files import (  # noqa: E402
+    Kind,
+    keep_apart,
+    own_folder,
+    remove_ours,
+    write_together,
+)
 from runfolder import (  # noqa: E402
     differences,
     digest,
@@ -87,6 +93,7 @@ StrategyName = Literal[
 ]
 STRATEGIES: tuple[StrategyName, ...] = get_args(StrategyName)
 IMAGE_FOLDER = Path("data/images")
+STUDY = Kind("study of active learning", older=(("seed-*/first.pt", ""),))
 
 # ---------------------------------------------------------------------------- settings
 
@@ -540,7 +547,7 @@ def play_all(runs: list[Run], cfg: Study) -> Bench:
         raise InputError(f"{needs:,} labels are to be bought, there are {total:,} images; {cure}")
     if cfg.overwrite:
         for run in runs:
-            shutil.rmtree(run.folder(cfg), ignore_errors=True)
+            remove_ours(run.folder(cfg), ("state.pt", "classifier.pt"))
             (run.folder(cfg).parent / "first.pt").unlink(missing_ok=True)
     workers = 1 if device.type == "cuda" else num_workers(cfg.workers)
     workers = min(workers, len(runs))
@@ -591,9 +598,14 @@ def report(
     folder = cfg.folder / command
     folder.mkdir(parents=True, exist_ok=True)
     about = {"command": command, "config": to_dict(cfg), "versions": versions()}
-    write_json(folder / "results.json", about | active_tables.as_dict(outcome) | more)
-    write_text(folder / "table.md", text)
-    write_text(folder / "accuracy.tsv", active_tables.as_tsv(outcome))
+    results = about | active_tables.as_dict(outcome) | more
+    write_together(
+        {
+            folder / "table.md": lambda path: write_text(path, text),
+            folder / "accuracy.tsv": lambda p: write_text(p, active_tables.as_tsv(outcome)),
+            folder / "results.json": lambda path: write_json(path, results),
+        }
+    )
     print(f"\n{text}")
     print(f"tables: {folder}")
     active_tables.draw(outcome, cfg.dataset, folder / "accuracy.png")
@@ -673,7 +685,9 @@ def main(args: list[str]) -> None:
         evaluate(cfg)
         return
     functions = {CompareConfig: compare, StepsConfig: steps, RepeatsConfig: repeats}
-    functions[type(cfg)](settle(cfg))
+    keep_apart(cfg.folder, [cfg.data])
+    with own_folder(cfg.folder, STUDY):
+        functions[type(cfg)](settle(cfg))
 
 
 if __name__ == "__main__":

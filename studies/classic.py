@@ -38,9 +38,10 @@ from config import (  # noqa: E402
     run_main,
     to_dict,
     whole,
+    write_json,
     write_text,
 )
-from preprocess import write_json  # noqa: E402
+from core.files import Kind, check_file, keep_apart, made, own_folder  # noqa: E402
 from runfolder import pick_device, versions  # noqa: E402
 from studies import agents, mdp, policy_search  # noqa: E402
 from studies.agents import Policy, Trained, Variant  # noqa: E402
@@ -64,6 +65,8 @@ from studies.classic_settings import (  # noqa: E402
 from studies.mdp import SCRIPT, TabularEnv  # noqa: E402
 
 LIBRARY = "DQN plain, stable-baselines3"
+TRAINED = Kind("training of this study", older=(("result.json", "kept"), ("result.json", "seed")))
+TRAININGS = Kind("folder of trainings", older=(("*/result.json", "kept"),))
 
 # ---------------------------------------------------------------------------- tabular
 
@@ -190,6 +193,12 @@ def learn(cfg: TrainedConfig, progress: bool) -> Outcome:
 def train(cfg: TrainedConfig, progress: bool = True) -> dict[str, Any]:
     """Train, save, load, score on fresh episodes -> the content of result.json."""
     folder = cfg.out or HOME / f"{name_of(cfg)}-{cfg.seed}"
+    with own_folder(folder, TRAINED):
+        return train_into(folder, cfg, progress)
+
+
+def train_into(folder: Path, cfg: TrainedConfig, progress: bool) -> dict[str, Any]:
+    """`train` in a folder that nobody else writes into."""
     if (folder / "result.json").exists() and not cfg.overwrite:
         raise InputError(f"{folder} holds an earlier result; give --overwrite or another --out")
     if isinstance(cfg, DqnConfig) and cfg.library != "own":
@@ -198,7 +207,6 @@ def train(cfg: TrainedConfig, progress: bool = True) -> dict[str, Any]:
     began = time.perf_counter()
     outcome = learn(cfg, progress)
     seconds = time.perf_counter() - began
-    folder.mkdir(parents=True, exist_ok=True)
     agents.save_policy(folder / "policy.pt", outcome.policy)
     env, network = agents.load_policy(folder / "policy.pt")
     score = summary(agents.fresh_returns(env, network, LIMIT[env], cfg.seed))
@@ -242,11 +250,12 @@ def run_score(cfg: ScoreConfig) -> None:
 
 def run_render(cfg: RenderConfig) -> None:
     """Write the GIF."""
+    keep_apart(cfg.out, [cfg.policy])
+    check_file(cfg.out, "GIF8")
     frames, total = agents.film(cfg.policy, cfg.seed, cfg.frames, cfg.every, cfg.width)
-    cfg.out.parent.mkdir(parents=True, exist_ok=True)
     first, *rest = frames
     shown = max(20, 20 * cfg.every)  # milliseconds: a step is 20 ms
-    with whole(cfg.out) as temporary:
+    with made(cfg.out.parent), whole(cfg.out) as temporary:
         first.save(
             temporary, format="GIF", save_all=True, append_images=rest, duration=shown, loop=0
         )
@@ -375,7 +384,13 @@ def train_missing(cfg: TrainedConfig) -> str:
 
 
 def run_table(cfg: TableConfig) -> None:
-    """Train what is missing, then table and figure."""
+    """Train what is missing, then table and figure, in a folder that nobody else writes into."""
+    with own_folder(cfg.out, TRAININGS):
+        make_table(cfg)
+
+
+def make_table(cfg: TableConfig) -> None:
+    """The table itself."""
     rows = rows_of(cfg)
     missing = [one for each in rows.values() for one in each if not is_there(one)]
     if not cfg.present:

@@ -45,8 +45,9 @@ from config import (  # noqa: E402
     run_main,
     with_preset,
 )
+from core.files import own_folder  # noqa: E402
 from entrants import BASE, GATED, Entrant, Member, from_checkpoint, kind_of_rule  # noqa: E402
-from preprocess import Cache, load_cache, write_json  # noqa: E402
+from preprocess import Cache, load_cache  # noqa: E402
 from timeline import read_labels, write_labels  # noqa: E402
 
 FOLDS, SPLITS, SEEDS, PROCESSES = 5, 20, (0, 1, 2), 2
@@ -216,11 +217,10 @@ def main(args: list[str]) -> None:
         list(pool.map(train_one, jobs))
     for queries, cache in caches.items():
         out = ROOT / "runs" / "dcase" / queries
-        out.mkdir(parents=True, exist_ok=True)
-        entrants = learned_rows(cache) + rule_rows(cache)
-        results = comparison.measure(entrants, cache, out, PROCESSES)
-        write_json(out / "results.json", results)
-        comparison.write_tables(out, results)
+        with own_folder(out, comparison.TABLE):
+            entrants = learned_rows(cache) + rule_rows(cache)
+            results = comparison.measure(entrants, cache, PROCESSES)
+            comparison.write_table(out, results, entrants, cache)
         print(comparison.markdown(results))
 
 

@@ -18,7 +18,6 @@ Needs requirements-studies.txt. studies/denoise.md has the formulas, the tables 
 import itertools
 import json
 import math
-import shutil
 import subprocess
 import sys
 import time
@@ -35,7 +34,6 @@ for folder in (ROOT, ROOT / "studies"):
 import denoise_data  # noqa: E402
 import denoise_env  # noqa: E402
 import numpy as np  # noqa: E402
-import soundfile  # noqa: E402
 import torch  # noqa: E402
 from denoise_data import MEASURES, FeaturesConfig, MixConfig, write_csv  # noqa: E402
 from denoise_env import Agent, Algo, Chain, Corpus, Reward, load_agent, load_corpus  # noqa: E402
@@ -50,8 +48,16 @@ from config import (  # noqa: E402
     require,
     run_script,
     to_dict,
-    whole,
     write_text,
+)
+from core.files import (  # noqa: E402
+    Kind,
+    check_file,
+    contents,
+    keep_apart,
+    made,
+    own_folder,
+    remove_ours,
 )
 
 RUNS = Path("runs/denoise")
@@ -253,10 +259,25 @@ def start_wandb(cfg: TrainConfig) -> Callable[[dict[str, float], int], None]:
     return lambda values, step: wandb.log(values, step=step)
 
 
+RUN = Kind(
+    "run of this study",
+    ("model.zip", "agent.json", "metrics.json", "history.csv"),
+    (("agent.json", "algo"), ("agent.json", "scaler")),
+)
+SWEEP = Kind("sweep", older=(("summary.csv", ""), ("*/*/agent.json", "algo")))
+
+
 def train(cfg: TrainConfig) -> None:
-    """Train one policy."""
-    if (cfg.folder / "metrics.json").exists() and not cfg.overwrite:
-        raise InputError(f"{cfg.folder} holds a run; give --overwrite or another --run")
+    """Train one policy, in a folder that nobody else writes into."""
+    keep_apart(cfg.folder, [cfg.features.parent, cfg.validation.parent], "--run")
+    with own_folder(cfg.folder, RUN, flag="--run"):
+        if contents(cfg.folder) and not cfg.overwrite:
+            raise InputError(f"{cfg.folder} holds a run; give --overwrite or another --run")
+        train_one(cfg)
+
+
+def train_one(cfg: TrainConfig) -> None:
+    """The training itself."""
     needed("stable_baselines3", __file__)
     log = start_wandb(cfg)
     corpus, validation = load_corpus(cfg.features), load_corpus(cfg.validation)
@@ -265,7 +286,7 @@ def train(cfg: TrainConfig) -> None:
     envs = denoise_env.DenoiseVectorEnv(corpus, cfg, cfg.num_envs, cfg.algo, scaler)
     model = denoise_env.make_model(cfg, envs)
     agent = Agent(cfg.algo, model.policy, scaler, corpus.sample_rate, cfg)
-    shutil.rmtree(cfg.folder, ignore_errors=True)
+    remove_ours(cfg.folder, RUN.files)
     history: list[Watch] = []
     about = {"hidden": [*cfg.hidden], "train_table": str(cfg.features)}
     state = {"looking": 0.0, "began": time.process_time(), "next": cfg.eval_every}
@@ -340,6 +361,8 @@ def check_apart(cfg: TrainConfig, corpus: Corpus, validation: Corpus) -> None:
 
 def tune(cfg: TuneConfig) -> None:
     """Write the constant chain and the setting of noisereduce that gain most on training clips."""
+    keep_apart(cfg.out, [cfg.features])
+    check_file(cfg.out, '{\n "chain"')
     corpus = load_corpus(cfg.features)
     order = np.random.default_rng(cfg.seed).permutation(len(corpus.clips))
     few = subset(corpus, order[: cfg.clips])
@@ -370,8 +393,8 @@ def tune(cfg: TuneConfig) -> None:
         "task": {name: getattr(cfg, name) for name in Reward.__dataclass_fields__},
         "seconds": round(time.perf_counter() - began, 1),
     }
-    cfg.out.parent.mkdir(parents=True, exist_ok=True)
-    write_text(cfg.out, json.dumps(content, indent=1))
+    with made(cfg.out.parent):
+        write_text(cfg.out, json.dumps(content, indent=1))
     print(f"opponents: {cfg.out}")
 
 
@@ -390,17 +413,20 @@ def infer(cfg: InferConfig) -> None:
     if len(set(names)) < len(names):
         raise InputError(f"--checkpoint: two folders have the same name: {', '.join(names)}")
     agents = [load_agent(path) for path in cfg.checkpoint]
+    paths = [cfg.output]
+    if len(agents) > 1:
+        stem, suffix = cfg.output.stem, cfg.output.suffix
+        paths = [cfg.output.with_name(f"{stem}__{name}{suffix}") for name in names]
+    for path in paths:
+        keep_apart(path, [cfg.input, cfg.clean], "--output")
+        if path.exists():
+            raise InputError(f"--output {path}: is there already; remove it or give another name")
     cfg.output.parent.mkdir(parents=True, exist_ok=True)
-    for name, agent in zip(names, agents, strict=True):
+    for name, agent, path in zip(names, agents, paths, strict=True):
         noisy = denoise_data.read_wave(cfg.input, agent.sample_rate)
         most = cfg.max_steps or agent.task.max_steps
         (wave,), (chain,) = denoise_env.run_chains([noisy], agent.sample_rate, most, agent.choose)
-        path = cfg.output
-        if len(agents) > 1:
-            path = path.with_name(f"{path.stem}__{name}{path.suffix}")
-        with whole(path) as temporary, open(temporary, "wb") as stream:
-            kind = path.suffix[1:] or "wav"
-            soundfile.write(stream, wave, agent.sample_rate, subtype="PCM_16", format=kind)
+        denoise_data.write_wave(path, wave, agent.sample_rate, path.suffix[1:] or "wav")
         print(f"{name}: {denoise_env.told(chain)}\n{path}")
         if cfg.clean:
             print_scores(cfg, agent, noisy, wave)
@@ -501,13 +527,19 @@ def is_finished(one: Planned) -> bool:
 
 def sweep(cfg: SweepConfig) -> int:
     """One process after the other; a failure does not stop the rest. Exit code 1 if any did."""
+    keep_apart(cfg.output_root, [cfg.config, cfg.features], "--output-root")
     planned = plan(cfg)
+    with own_folder(cfg.output_root, SWEEP, flag="--output-root"):
+        return train_all(cfg, planned)
+
+
+def train_all(cfg: SweepConfig, planned: list[Planned]) -> int:
+    """The trainings of a sweep and their summary."""
     rows: list[dict[str, Any]] = []
-    cfg.output_root.mkdir(parents=True, exist_ok=True)
     for place, one in enumerate(planned, 1):
         print(f"[{place}/{len(planned)}] {one.folder}", flush=True)
         if not is_finished(one):
-            one.folder.mkdir(parents=True, exist_ok=True)
+            one.folder.parent.mkdir(exist_ok=True)
             log = one.folder.with_name(one.folder.name + ".log")
             with open(log, "w", encoding="utf-8") as stream:
                 command = [sys.executable, __file__, "train", *flags_of(one.cfg)]

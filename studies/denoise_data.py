@@ -11,10 +11,10 @@ own folder. Without folders of your own, speech and noise are synthesised by sou
 """
 
 import csv
+import io
 import json
 import math
 import re
-import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -35,6 +35,8 @@ for folder in (ROOT, ROOT / "studies"):
 import denoisers  # noqa: E402
 
 from config import Checked, InputError, number, require, whole, write_text  # noqa: E402
+from core.files import Kind, check_file, keep_apart, new_folder, write_bytes  # noqa: E402
+from core.names import csv_cell, csv_text  # noqa: E402
 from soundscapes import AUDIO, MAKERS, PEAK, RATE, list_bank, synthesise  # noqa: E402
 
 META = (
@@ -257,9 +259,17 @@ def mixed(clean: np.ndarray, noise: np.ndarray, snr_db: float) -> tuple[np.ndarr
 def write_csv(path: Path, columns: tuple[str, ...], rows: list[dict]) -> None:
     """A table, whole or not at all."""
     with whole(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, columns, extrasaction="ignore", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(map(csv_cell, columns))
+        cells = ([str(row.get(name, "")) for name in columns] for row in rows)
+        writer.writerows(map(csv_cell, row) for row in cells)
+
+
+def write_wave(path: Path, wave: np.ndarray, sample_rate: int, kind: str = "wav") -> None:
+    """A recording of 16 bits, whole or not at all."""
+    sound = io.BytesIO()
+    soundfile.write(sound, wave, sample_rate, subtype="PCM_16", format=kind)
+    write_bytes(path, sound.getvalue())
 
 
 def mix_split(cfg: MixConfig, folder: Path, split: str, sources: tuple, groups: dict) -> list[dict]:
@@ -283,7 +293,7 @@ def mix_split(cfg: MixConfig, folder: Path, split: str, sources: tuple, groups: 
         pair = mixed(clean, fitted(noise, len(clean), rng), snr_db)
         for kind, wave in zip(("clean", "noisy"), pair, strict=True):
             path = folder / split / kind / f"{utt_id}.wav"
-            soundfile.write(path, wave, cfg.sample_rate, subtype="PCM_16")
+            write_wave(path, wave, cfg.sample_rate)
         rows.append(
             {
                 "utt_id": utt_id,
@@ -313,28 +323,34 @@ def read_groups(path: Path | None) -> dict[str, str]:
         raise InputError(f"--macro-scenes {path}: not a JSON dictionary ({error})") from None
 
 
+MIXTURES = Kind(
+    "folder of mixtures",
+    ("mix.json", "*/meta.csv", "*/features.csv", "*/clean/*.wav", "*/noisy/*.wav"),
+    (("mix.json", "snr_db"), ("mix.json", "speakers")),
+)
+
+
 def mix(cfg: MixConfig) -> None:
     """All three splits, whole or not at all."""
     if cfg.out.exists() and not cfg.overwrite:
         raise InputError(f"{cfg.out} exists; give --overwrite or another --out")
+    keep_apart(cfg.out, [cfg.clean, cfg.noise, cfg.macro_scenes], replaced=True)
     if cfg.clean is None and cfg.sample_rate > RATE:
         raise InputError(f"--sample-rate {cfg.sample_rate}: synthesised speech has {RATE} Hz")
     groups = read_groups(cfg.macro_scenes)
     sources = split_sources(cfg)
-    folder = cfg.out.with_name(cfg.out.name + ".tmp")
-    shutil.rmtree(folder, ignore_errors=True)
-    for split in SPLITS:
-        rows = mix_split(cfg, folder, split, sources[split], groups)
-        speakers, noises = sources[split]
-        seconds = sum(float(row["duration_sec"]) for row in rows)
-        print(
-            f"{split}: {len(rows)} clips, {seconds / 60:.1f} min, speakers {', '.join(speakers)},"
-            f" {len({row['noise_source'] for row in rows})} of {len(noises)} noise recordings"
-        )
-    settings = {key: str(value) for key, value in vars(cfg).items()}
-    write_text(folder / "mix.json", json.dumps(settings, indent=2))
-    shutil.rmtree(cfg.out, ignore_errors=True)
-    folder.rename(cfg.out)
+    with new_folder(cfg.out, MIXTURES) as folder:
+        for split in SPLITS:
+            rows = mix_split(cfg, folder, split, sources[split], groups)
+            speakers, noises = sources[split]
+            seconds = sum(float(row["duration_sec"]) for row in rows)
+            print(
+                f"{split}: {len(rows)} clips, {seconds / 60:.1f} min, speakers"
+                f" {', '.join(speakers)}, {len({row['noise_source'] for row in rows})} of"
+                f" {len(noises)} noise recordings"
+            )
+        settings = {key: str(value) for key, value in vars(cfg).items()}
+        write_text(folder / "mix.json", json.dumps(settings, indent=2))
     print(f"mixtures: {cfg.out}")
 
 
@@ -356,7 +372,7 @@ def read_table(path: Path, needed: tuple[str, ...], cure: str) -> list[dict[str,
         raise InputError(f"{path}: not found; {cure}")
     with open(path, newline="", encoding="utf-8") as stream:
         reader = csv.DictReader(stream)
-        rows = list(reader)
+        rows = [{k: csv_text(v) if isinstance(v, str) else v for k, v in r.items()} for r in reader]
     missing = [name for name in needed if name not in (reader.fieldnames or ())]
     if missing or not rows:
         what = f"no column {missing[0]}" if missing else "no rows"
@@ -431,7 +447,10 @@ def write_features(cfg: FeaturesConfig) -> None:
     """features.csv beside each table: the table, what the noisy clips score, their features."""
     torch.set_num_threads(1)
     for table in cfg.meta:
+        path = table.with_name("features.csv")
+        keep_apart(path, cfg.meta, "--meta")
         rows = read_meta(table)[: cfg.limit]
+        check_file(path, ",".join((*rows[0], *NOISY)), "--meta")
         sample_rate = rate_of(table, rows)
         clips = read_clips(table, rows, sample_rate)
         noisy = [clip.noisy for clip in clips]
@@ -447,6 +466,5 @@ def write_features(cfg: FeaturesConfig) -> None:
                     | dict(zip(NOISY, (f"{value:.6f}" for value in score), strict=True))
                     | dict(zip(denoisers.FEATURES, (f"{v:.9g}" for v in values), strict=True))
                 )
-        path = table.with_name("features.csv")
         write_csv(path, (*rows[0], *NOISY, *denoisers.FEATURES), out)
         print(f"{path}: {len(out)} clips, {len(denoisers.FEATURES)} features")

@@ -35,7 +35,8 @@ from denoise_data import MEASURES, NOISY, Clip
 from denoisers import FEATURES, METHODS, PARAMETERS, STOP
 from threshold_env import gymnasium, sb3_env
 
-from config import Checked, InputError, needed, number, whole, write_text
+from config import Checked, InputError, needed, number, write_text
+from core.files import write_together
 from runfolder import pick_device, versions
 
 SCRIPT = "denoise.py"  # the program that a message names
@@ -457,7 +458,6 @@ class Agent(NamedTuple):
 
 def save_agent(folder: Path, model: Any, agent: Agent, about: dict[str, Any]) -> None:
     """agent.json, all that is needed beside the weights, and stable-baselines3's own archive."""
-    folder.mkdir(parents=True, exist_ok=True)
     content = {
         "algo": agent.algo,
         "sample_rate": agent.sample_rate,
@@ -469,9 +469,18 @@ def save_agent(folder: Path, model: Any, agent: Agent, about: dict[str, Any]) ->
         "versions": versions() | {"stable_baselines3": version("stable_baselines3")},
         **about,
     }
-    with whole(folder / "model.zip") as temporary, open(temporary, "wb") as stream:
-        model.save(stream)
-    write_text(folder / "agent.json", json.dumps(content, indent=1))
+
+    def save(path: Path) -> None:
+        with open(path, "wb") as stream:
+            model.save(stream)
+
+    about = json.dumps(content, indent=1)
+    write_together(
+        {
+            folder / "model.zip": save,
+            folder / "agent.json": lambda path: write_text(path, about),
+        }
+    )
 
 
 def empty_policy(algo: Algo, hidden: list[int]) -> torch.nn.Module:

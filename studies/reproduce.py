@@ -27,7 +27,7 @@ import policy  # noqa: E402
 from benchmark import in_parallel, run  # noqa: E402
 
 import comparison  # noqa: E402
-from config import Bandit, InputError, run_main  # noqa: E402
+from config import Bandit, InputError, run_main, write_text  # noqa: E402
 from entrants import GATED  # noqa: E402
 from metrics import NAMES  # noqa: E402
 from runfolder import learning_curve  # noqa: E402
@@ -197,7 +197,7 @@ def write_table(name: str) -> None:
     head, _, rest = text.partition(begin)
     _, _, tail = rest.partition(end)
     table = TABLES[name]()
-    path.write_text(f"{head}{begin}\n{table}\n{end}{tail}", encoding="utf-8")
+    write_text(path, f"{head}{begin}\n{table}\n{end}{tail}")
     print(table)
 
 

@@ -16,6 +16,7 @@ pytest.importorskip("gymnasium")
 import gymnasium
 
 from config import InputError, parse, to_dict
+from core.files import contents
 from studies import agents, classic, mdp, policy_search
 from studies.agents import Checking, DqnLearner, DqnSettings, Policy, Variant
 from studies.classic_settings import (
@@ -306,7 +307,7 @@ def test_train_saves_loads_and_scores(tmp_path, capsys):
     assert len(returns) == 100 and returns.mean() == result["kept"]["mean"]
     with pytest.raises(InputError, match="--overwrite"):
         classic.train(cfg)
-    assert {path.name for path in (tmp_path / "run").iterdir()} == {"policy.pt", "result.json"}
+    assert contents(tmp_path / "run") == ["policy.pt", "result.json"]
 
 
 def test_a_policy_file_that_is_none(tmp_path):

@@ -18,6 +18,7 @@ from naive import slow_mean
 from scipy.ndimage import median_filter
 
 import comparison
+import comparison_figures
 import entrants
 import evaluate
 import event_metrics
@@ -51,6 +52,8 @@ from config import (
     TwinsConfig,
     VisualizeConfig,
 )
+from core.files import contents
+from core.names import isolated
 from DQN import Trainer, greedy_actions
 from entrants import BASE, GATED, Entrant, Member
 from metrics import count_pairs
@@ -219,7 +222,7 @@ def test_differences_are_paired(cache, tmp_path, monkeypatch):
     one, two = some_decisions(cache, 0), some_decisions(cache, 1, 0.4)
     rows = [base_row(cache), row("A", "policy", one, two), row("B", "rule", two, one)]
     rows += [row("C", "rule", one), row("D", "rule", two)]
-    results = measure(rows, cache, tmp_path, 1)
+    results = measure(rows, cache, 1)
     table = {each["name"]: each for each in results["entrants"]}
     assert results["best_opponent"] == "C"
     assert table["A"]["interval"] == table["B"]["interval"]
@@ -259,7 +262,7 @@ def test_a_losing_policy_is_said_to_lose(cache, tmp_path, monkeypatch):
         at = cache.offsets[index] + 20
         same[at : at + 2] = ~same[at : at + 2]
     rows += [row("chance", "policy", same), row("ceiling", "ceiling", cache.label)]
-    results = measure(rows, cache, tmp_path, 1)
+    results = measure(rows, cache, 1)
     lines = {line.partition(" (")[0]: line for line in results["verdict"]}
     assert list(lines) == ["loser", "winner", "chance"]
     assert re.search(r"loses to T_base \(\d.*: -\d.* and loses to good rule \(", lines["loser"])
@@ -283,7 +286,7 @@ def test_nothing_can_be_told_from_one_clip(cache, tmp_path, monkeypatch):
     without_packages(monkeypatch)
     alone = cache.subset([cache.clips[0].filename])
     rows = [base_row(alone), row("A", "policy", alone.label), row("B", "rule", ~alone.label)]
-    results = measure(rows, alone, tmp_path, 1)
+    results = measure(rows, alone, 1)
     assert "cannot be told from T_base" in results["verdict"][0]
     assert "One clip has no interval" in results["verdict"][1]
     assert markdown(results).count("(within the noise)") == 4
@@ -291,12 +294,12 @@ def test_nothing_can_be_told_from_one_clip(cache, tmp_path, monkeypatch):
 
 def test_without_an_opponent_or_a_policy(cache, tmp_path, monkeypatch):
     without_packages(monkeypatch)
-    results = measure([base_row(cache), row("A", "policy", cache.label)], cache, tmp_path, 1)
+    results = measure([base_row(cache), row("A", "policy", cache.label)], cache, 1)
     assert results["best_opponent"] is None and "vs_best" not in results["entrants"][1]
     assert len(results["verdict"]) == 1 and " and " not in results["verdict"][0]
     assert markdown(results) and latex(results)
     on = row("all on", "rule", cache.label | True)  # a yardstick, nobody's opponent
-    results = measure([base_row(cache), on], cache, tmp_path, 1)
+    results = measure([base_row(cache), on], cache, 1)
     assert results["best_opponent"] is None and results["verdict"] == []
 
 
@@ -347,7 +350,7 @@ def test_nothing_is_gained_on_shuffled_labels(tmp_path, monkeypatch):
             train_, cache_ = shuffled(train, 5), shuffled(cache, 6)
         else:
             train_, cache_ = train, cache
-        results = measure(learn(train_, cache_, tmp_path / kind), cache_, tmp_path, 1)
+        results = measure(learn(train_, cache_, tmp_path / kind), cache_, 1)
         for each in results["entrants"][1:]:
             ends[kind, each["name"]] = each["vs_base"]["f1"][1:]
         said = [line.split(") ")[1].partition(" T_base")[0] for line in results["verdict"]]
@@ -517,6 +520,8 @@ def tables(home, tmp_path_factory):
     for queries in QUERIES:
         (out / queries / "events").mkdir(parents=True)
         (out / queries / "events" / "old.tsv").touch()
+        earlier = {"cache_key": "", "entrants": [{"name": "old"}]}  # of an older version
+        preprocess.write_json(out / queries / "results.json", earlier)
         items = (f"D_Q&N | 50%={seeds}", f"they={out / 'theirs.tsv'}", "rules")
         items += (f"T_base again=T_base@{home / queries}",)
         evaluate.main(config(home, out / queries, *items, queries=queries))
@@ -629,7 +634,7 @@ def test_tables_hold_every_row(tables, queries):
         assert line.endswith(r" \\")
         assert len(re.findall(r"(?<!\\)&", line)) == len(header) - 1
         assert not re.search(r"(?<!\\)[%_#]|±|Δ", line)
-    assert r"D\_Q\&N | 50\%" in tex
+    assert r"D\_Q\&N \textbar{} 50\%" in tex
     assert f"{{l{'r' * (len(header) - 1)}}}" in tex
     caption = text.splitlines()[0]
     start = {"present": "Present pairs: 10 pairs", "all": "All pairs: 15 pairs"}[queries]
@@ -655,6 +660,26 @@ def test_odd_names():
     assert found == ["a_b", "a_b-2", "A_B-3", "x", "a_b-4", "é"]
 
 
+def test_names_in_a_table_are_text(home, tmp_path, monkeypatch):
+    """No formula in a CSV, no markup in Markdown, nothing turned; read back they are the same."""
+    without_packages(monkeypatch)
+    names = ["=1+1", "@x", "-2", "'=x", "<b>[x](y)|", "\u05e9\u05dc\u05d5\u05dd\u202e", "\u0645 1"]
+    cache = load_cache(home / "present" / "validation")
+    rows = [base_row(cache), *(row(name, "policy", cache.label) for name in names)]
+    results = measure(rows, cache, 1)
+    comparison.write_table(tmp_path, results, rows, cache)
+    with open(tmp_path / "pairs.csv", newline="", encoding="utf-8") as stream:
+        cells = [cell for line in csv.reader(stream) for cell in line]
+    assert not [cell for cell in cells if cell[:1] in ("=", "@", "+")]
+    assert all(float(cell) is not None for cell in cells if cell[:1] == "-")
+    table = comparison_figures.load_table(tmp_path)
+    assert list(table.pairs.f1) == [BASE, *names] == list(table.rows)
+    text = (tmp_path / "table.md").read_text(encoding="utf-8")
+    assert "<b>" not in text.replace(r"\<b>", "") and r"\<b>[x\](y)\|" in text
+    for line in text.splitlines():
+        assert isolated(line) == line
+
+
 def test_what_is_printed(home, tmp_path, monkeypatch, capsys):
     without_packages(monkeypatch)
     run = tmp_path / "run"
@@ -670,9 +695,8 @@ def test_what_is_printed(home, tmp_path, monkeypatch, capsys):
     assert set(found) == {"deciding_seconds", "tuning_and_deciding_seconds", "table_seconds"}
     seconds = [m["deciding_seconds"] for each in results["entrants"] for m in each["members"]]
     assert seconds[1] > 0 == seconds[3]  # bare, and the same decisions behind the gate
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {
-        *("results.json", "table.md", "table.tex", "pairs.csv", "events")
-    }
+    names = ["events", "pairs.csv", "results.json", "table.md", "table.tex"]
+    assert contents(tmp_path / "out") == names
 
 
 def test_a_second_table_decides_nothing(home, tables, tmp_path, monkeypatch):
@@ -706,7 +730,7 @@ def test_mistakes_end_in_one_line(home, tmp_path):
         evaluate.main(config(home, tmp_path / "out", str(tmp_path / "empty")))
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.json").write_text("{}")
-    with pytest.raises(InputError, match="holds a run; give another folder"):
+    with pytest.raises(InputError, match="holds other files and no table"):
         evaluate.main(config(home, tmp_path / "run", run))
     assert not (tmp_path / "out" / "results.json").exists()
 
@@ -723,7 +747,7 @@ def test_clips_and_classes_without_anything(home, tmp_path):
         folder.mkdir()
         with pytest.MonkeyPatch.context() as patch:
             without_packages(patch)  # pairs are missing: no clip has the scores of all classes
-            results = measure(rows, part, folder, 1)
+            results = measure(rows, part, 1)
         preprocess.write_json(folder / "results.json", results)
         perfect = read(folder)["entrants"][1]["mean"]
         assert perfect == {"macro_f1": 1.0, "micro_f1": 1.0, "false_alarms": 0.0}
@@ -741,7 +765,7 @@ def test_no_event_anywhere(home, tmp_path):
         clips=[clip._replace(events=[]) for clip in cache.clips],
     )
     rows = [base_row(silent), row("A", "policy", silent.label)]
-    results = measure(rows, silent, tmp_path, 1)
+    results = measure(rows, silent, 1)
     preprocess.write_json(tmp_path / "results.json", results)
     mean = read(tmp_path)["entrants"][1]["mean"]
     assert (mean["event_f1"], mean["psds1"], mean["macro_f1"]) == (1.0, 0.0, 1.0)

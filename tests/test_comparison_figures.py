@@ -85,8 +85,11 @@ def write_table(folder: Path, cache, entrants: list[Entrant]) -> None:
     folder.mkdir(parents=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(event_metrics, "missing_packages", lambda: "left out here")
-        patch.setattr(comparison.tag_gate, "tagging", lambda gate, cache: {"recall": 1.0})
-        write_json(folder / "results.json", comparison.measure(entrants, cache, folder, 1))
+        patch.setattr(
+            comparison.tag_gate, "tagging", lambda gate, cache: {"precision": 1.0, "recall": 1.0}
+        )
+        results = comparison.measure(entrants, cache, 1)
+        comparison.write_table(folder, results, entrants, cache)
 
 
 @pytest.fixture(scope="module")
@@ -396,7 +399,7 @@ def test_without_a_policy_two_figures_are_left_out(home, tmp_path, capsys):
     write_table(tmp_path / "table", cache, [row for row in rows if row.kind in ("base", "rule")])
     cfg = VisualizeConfig(table=tmp_path / "table", out=tmp_path / "elsewhere", dpi=30)
     assert visualize.main(cfg) == 0
-    assert {path.stem for path in cfg.out.iterdir()} == OWN
+    assert {path.stem for path in cfg.out.glob("*.png")} == OWN
     said = capsys.readouterr().out
     for name in EVERY - OWN:
         assert f"{name}.png: not drawn, the table has no policy" in said

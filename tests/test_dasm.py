@@ -5,6 +5,7 @@ Next:   test_preprocess.py
 
 import json
 import math
+import os
 import shutil
 import sys
 import types
@@ -19,6 +20,7 @@ import config
 import dasm
 import preprocess
 from config import DasmEmbedConfig, DasmScoreConfig, PreprocessConfig
+from core.files import contents, own_folder
 from scorers import open_scores
 from timeline import Event, write_labels
 
@@ -420,7 +422,7 @@ def test_a_stopped_run_goes_on_and_a_finished_one_is_left_alone(home, monkeypatc
     with pytest.raises(KeyboardInterrupt):
         dasm.main(score_config(batch=1))
     out = Path("scores/train")
-    assert sorted(path.name for path in out.iterdir()) == ["part-00000.npz", "part-00001.npz"]
+    assert contents(out) == ["part-00000.npz", "part-00001.npz"]
     assert len(content(out)) == 3
     write(out / "part-00002.npz.tmp", "of a run that was killed")
     dasm.main(score_config(batch=1))
@@ -814,6 +816,31 @@ def test_every_failure_is_one_line_and_exit_code_2(home, monkeypatch, capfd, cas
     left = sorted(path.name for path in Path("scores").iterdir()) if Path("scores").is_dir() else []
     assert left == LEAVES.get(case, [])
     assert not list(Path().rglob("*.tmp"))
+
+
+def test_a_full_disk(home, disk, fill_disk):
+    """One line that names the file, nothing half-written; with room it goes on."""
+    score, embed = score_config(out=disk / "scores"), embed_config(out=disk / "q" / "queries.pt")
+    fill_disk(0)
+    for cfg in (score, embed):
+        with pytest.raises(config.InputError, match=str(disk)):
+            dasm.main(cfg)
+        assert [path.name for path in disk.rglob("*")] == ["ballast"]
+    (disk / "ballast").unlink()
+    for cfg in (score, embed):
+        dasm.main(cfg)
+    assert len(content(disk / "scores")) == 5 and (disk / "q" / "queries.pt").is_file()
+
+
+def test_a_foreign_folder_or_a_second_process(home):
+    write(Path("theirs") / "mine.txt", "x")
+    for out in (Path("theirs"), Path("audio"), Path("audio") / ".."):
+        with pytest.raises(config.InputError, match="--out"):
+            dasm.main(score_config(out=out))
+    refused = pytest.raises(config.InputError, match=f"process {os.getpid()} on")
+    with own_folder(Path("mine"), dasm.PARTS), refused:
+        dasm.main(score_config(out=Path("mine")))
+    assert [path.name for path in Path("theirs").iterdir()] == ["mine.txt"]
 
 
 def test_cuda_that_is_not_there(home, monkeypatch):

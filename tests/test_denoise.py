@@ -9,6 +9,7 @@ import io
 import json
 import math
 import pickle
+import shutil
 import sys
 import zipfile
 from pathlib import Path
@@ -313,6 +314,67 @@ def test_mistakes_are_one_line(data, tmp_path):
         denoise.train(small(data, tmp_path / "run", validation_features=table))
 
 
+def test_nothing_of_others_is_removed(data, runs, tmp_path):
+    """Foreign folders, other runs, what somebody put into a folder of ours, the own inputs."""
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "thesis.tex").write_text("years")
+    for name in ("ppo", "table"):
+        shutil.copytree(runs["ppo"], tmp_path / name)
+    (tmp_path / "ppo" / "notes.txt").write_text("mine")
+    (tmp_path / "ppo" / "metrics.json").unlink()  # a run that was stopped
+    (tmp_path / "table" / ".threshold-dqn").unlink()
+    (tmp_path / "table" / "agent.json").unlink()  # not known to be ours any more
+    shutil.copytree(data, tmp_path / "data")
+    (tmp_path / "data" / "notes.txt").write_text("mine")
+    before = sorted(tmp_path.rglob("*"))
+    for folder, overwrite in (("theirs", True), ("table", True), ("ppo", False)):
+        with pytest.raises(InputError, match=folder):
+            denoise.train(small(data, tmp_path / folder, overwrite=overwrite))
+    own = tmp_path / "data" / "train"
+    with pytest.raises(InputError, match="input"):
+        denoise.train(small(tmp_path / "data", own, overwrite=True))
+    for out in ("theirs", "data", "ppo"):
+        with pytest.raises(InputError, match=out):
+            denoise_data.mix(MixConfig(out=tmp_path / out, overwrite=True))
+    with pytest.raises(InputError, match="input"):
+        denoise_data.mix(MixConfig(out=tmp_path, clean=tmp_path / "theirs", overwrite=True))
+    for kind in ("out", "plot_dir", "output_dir"):
+        with pytest.raises(InputError, match="theirs"):
+            denoise.main(MetricsConfig(**{kind: tmp_path / "theirs"}, tuned=tmp_path / "x"))
+    with pytest.raises(InputError, match="theirs"):
+        denoise.sweep(SweepConfig(config=sweep_file(tmp_path), output_root=tmp_path / "theirs"))
+    (tmp_path / "x.json").unlink()
+    assert sorted(tmp_path.rglob("*")) == before
+    assert (tmp_path / "theirs" / "thesis.tex").read_text() == "years"
+    denoise.train(small(data, tmp_path / "ppo", overwrite=True))
+    assert (tmp_path / "ppo" / "notes.txt").read_text() == "mine"
+
+
+def sweep_file(folder: Path) -> Path:
+    """A sweep of nothing."""
+    path = folder / "x.json"
+    path.write_text('{"experiments": []}')
+    return path
+
+
+def test_files_of_others_are_not_replaced(data, runs, tmp_path):
+    wav, table = tmp_path / "a.wav", data / "train" / "features.csv"
+    soundfile.write(wav, np.zeros(800), RATE)
+    (tmp_path / "b.csv").write_text("theirs")
+    before = wav.read_bytes(), table.read_bytes()
+    for output in (wav, tmp_path / "b.csv"):
+        cfg = denoise.InferConfig(checkpoint=(runs["ppo"],), input=wav, output=output)
+        with pytest.raises(InputError, match="--output"):
+            denoise.infer(cfg)
+    for out in (table, tmp_path / "b.csv"):
+        with pytest.raises(InputError, match="--out"):
+            denoise.tune(denoise.TuneConfig(features=table, out=out))
+    with pytest.raises(InputError, match="input"):
+        denoise_data.write_features(FeaturesConfig(meta=(table,)))
+    assert (wav.read_bytes(), table.read_bytes()) == before
+    assert (tmp_path / "b.csv").read_text() == "theirs"
+
+
 # ---------------------------------------------------------------------------- environment
 
 
@@ -537,7 +599,7 @@ def test_metrics_has_every_row(runs, tuned, data, tmp_path, capsys):
     value = float(denoisers.si_sdr(batch_of([clean]).audio, batch_of([wave]))[0])
     assert float(first["si_sdr"]) == pytest.approx(value, abs=1e-3)
     assert first["chain"] == denoise_env.told(chain)
-    names = {path.name for path in (tmp_path / "plots").iterdir()}
+    names = {path.name for path in (tmp_path / "plots").glob("*.png")}
     assert names == {"si_sdr.png", "stoi.png", "estoi.png", "gaps.png", "curves.png"}
     with open(tmp_path / "samples" / "samples.csv", newline="") as stream:
         samples = list(csv.DictReader(stream))

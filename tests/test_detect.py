@@ -481,7 +481,7 @@ def test_tidy_flags_and_audacity_files(home, tmp_path):
     )
     assert found == wanted != events
     labels = tmp_path / "new" / "labels"
-    assert len(list(labels.rglob("*"))) == 7 and (labels / "deep" / "0.txt").is_file()
+    assert len(list(labels.rglob("*.txt"))) == 6 and (labels / "deep" / "0.txt").is_file()
     for name, ours in found.items():
         text = (labels / name).with_suffix(".txt").read_text()
         rows = [line.split("\t") for line in text.splitlines()]
@@ -546,7 +546,8 @@ def test_audio_that_ends_before_its_header_says(tmp_path):
 def test_nothing_half_written(home, tmp_path, monkeypatch):
     out = tmp_path / "out"
     out.mkdir()
-    (out / "events.tsv").write_text("old")
+    old = "filename\tonset\toffset\tevent_label\n"
+    (out / "events.tsv").write_text(old)
 
     def fail(*_):
         raise InputError("weights are damaged")
@@ -555,7 +556,7 @@ def test_nothing_half_written(home, tmp_path, monkeypatch):
     with pytest.raises(InputError, match="weights are damaged"):
         run(home, out, audacity=out / "labels")
     assert [path.name for path in out.iterdir()] == ["events.tsv"]
-    assert (out / "events.tsv").read_text() == "old"
+    assert (out / "events.tsv").read_text() == old
 
 
 def test_mistakes(home, split, tmp_path):
@@ -568,7 +569,7 @@ def test_mistakes(home, split, tmp_path):
     fails(r"none: no such file or folder", audio=tmp_path / "none")
     fails(r"no recordings in it or below \(\.flac, \.mp3", audio=tmp_path / "scores")
     fails(r"not a folder of \.tsv files, nor an \.npz file", scores=tmp_path / "none")
-    fails("is a folder; give the name of a TSV", out=tmp_path)
+    fails("is a folder; give the name of a file", out=tmp_path)
     fails("is a file, not a folder", audacity=tmp_path / "audio" / "1.wav")
     fails(r"best\.pt: not found; train first", policy=tmp_path / "best.pt")
     fails(r"no such scorer; python scorers\.py", scores=None, scorer=tmp_path / "scorer.pt")

@@ -471,7 +471,8 @@ def test_only_an_earlier_run_is_removed(small):
 def test_a_lost_history_row_does_not_stop_a_resume(small, capsys):
     cfg = small_config(small)
     trainer = Trainer(cfg, load_cache(small / "cache" / "train"), CPU)
-    runfolder.open_run(cfg, trainer.cache.key, CPU)
+    with runfolder.held_run(cfg.run):
+        runfolder.open_run(cfg, trainer.cache.key, CPU)
     while trainer.progress["finished"] < 3:
         trainer.tick()
     runfolder.write_checkpoint(cfg.run / "last.pt", trainer.state())
@@ -534,15 +535,22 @@ def test_weights_of_another_size(small):
         load_policy(path, CPU)
 
 
-def test_a_full_disk_keeps_the_last_good_checkpoint(tmp_path):
+def test_a_full_disk_keeps_the_last_good_checkpoint(tmp_path, monkeypatch):
     good = tmp_path / "last.pt"
     runfolder.write_checkpoint(good, {"step": 1})
+    save = torch.save
+
+    def full(content: dict, _: object) -> None:
+        with open("/dev/full", "wb") as stream:
+            save(content, stream)
+
     if not Path("/dev/full").exists():
         pytest.skip("no /dev/full on this system to play a full disk")
-    (tmp_path / "last.pt.tmp").symlink_to("/dev/full")
-    with pytest.raises(InputError, match="last good one is kept"):
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(InputError, match=r"last\.pt: .*last good one is kept"):
         runfolder.write_checkpoint(good, {"x": torch.zeros(100_000)})
     assert runfolder.read_checkpoint(good) == {"step": 1}
+    assert [path.name for path in tmp_path.iterdir()] == ["last.pt"]
 
 
 def test_damaged_weights_never_act_and_are_never_saved(small):

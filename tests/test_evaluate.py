@@ -22,6 +22,7 @@ import opponents
 import runfolder
 from bandit import to_device
 from config import Bandit, EvaluateConfig, InputError, Learning, Network, TrainConfig
+from core import files
 from DQN import QNetwork, Trainer, greedy_actions
 from preprocess import load_cache
 from timeline import label_frames, read_labels
@@ -230,9 +231,17 @@ def test_yardsticks_stand_in_the_table(finished, train, cache):
     assert not rows
 
 
+def test_a_name_in_a_table_does_not_turn_its_numbers(capsys):
+    values = {"accuracy": 0.5, "iou": 0.25, "f1": 0.125}
+    evaluate.print_rows("x", [("\u05e9\u05dc\u05d5\u05dd", values), ("\u202edog", values)])
+    one, two = capsys.readouterr().out.splitlines()[-2:]
+    assert one.startswith("\u2068") and two.startswith("\u2068\u202e\u2069dog")
+    assert one.endswith("50.00%    25.00%    12.50%")
+
+
 def test_no_half_written_file_is_left(finished):
-    names = {path.name for path in finished.run.iterdir()}
-    assert names == {"best.pt", "results.json", "events.tsv", "onsets.tsv", "decisions.npz"}
+    names = ["best.pt", "decisions.npz", "events.tsv", "onsets.tsv", "results.json"]
+    assert files.contents(finished.run) == names
 
 
 @pytest.mark.parametrize("reading", READINGS)

@@ -107,6 +107,14 @@ def test_script_holds_any_value_and_no_markup(value):
     assert json.loads(text.removeprefix("CALL(").removesuffix(");\n")) == value
 
 
+def test_names_on_the_page_turn_nothing():
+    page = {"per_class": {"\u05e9": 1}, "pairs": [{"clip": "\u202ea.wav", "n": 3, "why": None}]}
+    assert report.closed(page) == {
+        "per_class": {"\u2068\u05e9\u2069": 1},
+        "pairs": [{"clip": "\u2068\u202e\u2069a.wav", "n": 3, "why": None}],
+    }
+
+
 def test_what_is_not_a_number_is_left_out():
     assert report.numbers([0.123456789, float("nan"), float("inf")]) == [0.12346, None, None]
     with pytest.raises(ValueError):
@@ -149,7 +157,7 @@ def test_files_have_numbers_for_names_and_each_clip_is_there_once(cfg):
     ours = {name for name in names if not name.startswith("vendor/")}
     clips = {f"clips/{i:05d}.{kind}" for i in range(len(CLIPS)) for kind in ("mp3", "webp")}
     pairs = {f"data/pair-{i:05d}.js" for i in range(len(CLIPS) * len(LABELS))}
-    assert ours == {"index.html", "report.js", "data/index.js", *clips, *pairs}
+    assert ours == {".threshold-dqn", "index.html", "report.js", "data/index.js", *clips, *pairs}
 
 
 def test_five_hundred_pairs_fit(cfg):
@@ -233,12 +241,13 @@ def test_damaged_audio_is_named_and_left_out(tmp_path, capsys):
 @pytest.mark.filterwarnings("ignore:Glyph")
 def test_a_rerun_replaces_the_page_whole(tmp_path, capsys):
     made = write_run(tmp_path)
-    (made.run / "report").mkdir()
-    (made.run / "report" / "stale.txt").write_text("old")
+    for name in ("report.js", "data/index.js", "clips/00099.mp3"):  # of an older version
+        (made.run / "report" / name).parent.mkdir(parents=True, exist_ok=True)
+        (made.run / "report" / name).write_text("old")
     (made.run / ".report.partial").mkdir()
     assert visualize.main(made) == 0
     assert {path.name for path in made.run.iterdir() if path.is_dir()} == {"figures", "report"}
-    assert not (made.run / "report" / "stale.txt").exists()
+    assert not (made.run / "report" / "clips" / "00099.mp3").exists()
     last = capsys.readouterr().out.splitlines()[-1]
     assert re.fullmatch(rf"report: {made.run}/report/index.html \(15 pairs, \d\.\d MB\)", last)
 

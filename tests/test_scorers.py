@@ -519,7 +519,7 @@ def test_same_seed_same_bytes_with_two_workers_and_a_rerun_skips(scored, tmp_pat
     shutil.copytree(scored, corpus, ignore=ignored)
     cfg = replace(CONFIG, corpus=corpus, workers=2)
     scorers.main(cfg)
-    assert files_of(corpus) == files_of(scored) and len(files_of(corpus)) == 20
+    assert files_of(corpus) == files_of(scored) and len(files_of(corpus)) == 20 + 2  # and markers
     assert sorted(path.name for path in corpus.iterdir()) == [
         "clips.tsv",
         "scorer.json",

@@ -19,6 +19,7 @@ import config
 
 ROOT = Path(__file__).resolve().parent.parent
 ORDER = (
+    "core",
     "config",
     "ranks",
     "timeline",
@@ -51,6 +52,7 @@ ORDER = (
     "visualize",
 )
 SCRIPTS = sorted(ROOT.glob("*.py"))
+CORE = sorted((ROOT / "core").glob("*.py"))
 IDS = [path.stem for path in SCRIPTS]
 ORDERED = [path for path in SCRIPTS if path.stem in ORDER]
 CLASSES = [
@@ -104,7 +106,17 @@ def test_imports_run_one_way(path):
     assert not wrong
 
 
-@pytest.mark.parametrize("path", SCRIPTS, ids=IDS)
+@pytest.mark.parametrize("path", CORE, ids=[path.stem for path in CORE])
+def test_core_imports_nothing_from_above(path):
+    wrong = [
+        f"{path.name}:{line} imports {name}"
+        for name, line, _ in imported(path)
+        if name.partition(".")[0] in ORDER[1:]
+    ]
+    assert not wrong
+
+
+@pytest.mark.parametrize("path", [*SCRIPTS, *CORE], ids=[*IDS, *(path.stem for path in CORE)])
 def test_third_party_imports_are_required(path):
     known = {*requirements("requirements.txt"), *ORDER, *IDS, *sys.stdlib_module_names}
     if path.stem == "event_metrics":
@@ -218,10 +230,11 @@ def test_requirements_are_pinned_with_a_reason(name):
 
 def test_every_requirement_is_used():
     """A package that no script imports does not belong into the requirements."""
-    missing = [stem for stem in ORDER if stem != "detect" and stem not in IDS]
+    missing = [stem for stem in ORDER if stem not in ("core", "detect") and stem not in IDS]
     if missing:
         pytest.skip(f"not written yet: {', '.join(missing)}")
-    used = {name.partition(".")[0] for path in SCRIPTS for name, _, _ in imported(path)}
+    files = [*SCRIPTS, *CORE]
+    used = {name.partition(".")[0] for path in files for name, _, _ in imported(path)}
     assert set(requirements("requirements.txt")) <= used
 
 

@@ -307,6 +307,7 @@ def test_refusals(caches, tmp_path):
     with pytest.raises(InputError, match="nothing to resume"):
         main(replace(cfg, run=tmp_path / "none", resume=True))
     (tmp_path / "twin" / "decisions").mkdir()
+    (tmp_path / "twin" / "decisions" / "best-0-0.npz").touch()
     assert main(replace(cfg, overwrite=True)) == 0
     assert not (tmp_path / "twin" / "decisions").exists()  # of the twin that is gone
 

@@ -23,6 +23,7 @@ import preprocess
 import runfolder
 import visualize
 from config import InputError, TrainConfig, VisualizeConfig
+from core.files import contents
 from timeline import Event, frame_edges, frames_to_events
 
 RUN_FIGURES = {
@@ -229,9 +230,9 @@ def test_files_are_written_and_printed(folders, tmp_path, capsys):
     cfg = replace(folders.cfg, out=tmp_path / "figures", dpi=30)
     assert visualize.main(cfg) == 0
     files = {f"{name}.png" for name in RUN_FIGURES}
-    assert {path.name for path in cfg.out.iterdir()} == files
+    assert set(contents(cfg.out)) == files
     assert set(capsys.readouterr().out.split()) == {str(cfg.out / name) for name in files}
-    for path in cfg.out.iterdir():
+    for path in cfg.out.glob("*.png"):
         assert path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
 
 
@@ -239,7 +240,7 @@ def test_one_pair_with_odd_names(folders, tmp_path, capsys):
     cfg = replace(folders.cfg, out=tmp_path, clip="b_$1$.wav", event_label=ODD, dpi=30)
     visualize.main(cfg)
     prefix = "pair-b__1_-Cat__50_dish_co_-"
-    assert {path.name for path in tmp_path.iterdir()} == {f"{prefix}{n}.png" for n in PAIR_FIGURES}
+    assert set(contents(tmp_path)) == {f"{prefix}{n}.png" for n in PAIR_FIGURES}
     titles = [figure.get_suptitle() for _, figure in visualize.figures(cfg)]
     assert any("$1$" in title and "Cat_$" in title for title in titles)
 
@@ -356,3 +357,10 @@ def test_decisions_of_another_cache(copied):
 def test_unknown_pair(folders):
     with pytest.raises(InputError, match=r"no pair nobody\.wav / Speech"):
         list(visualize.figures(replace(folders.cfg, clip="nobody.wav", event_label="Speech")))
+
+
+def test_every_figure_is_known_to_the_run_folder():
+    """What starting a run anew deletes: all figures that there are, and nothing else."""
+    names = {f"{name}.png" for name in RUN_FIGURES}
+    known = set(runfolder.FIGURES.files) - {"pair-*.png"}
+    assert names == known
