@@ -31,12 +31,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar, Literal
 
+from core.errors import InputError
+
 PresetName = Literal["slides", "original", "demo", "best"]
 Device = Literal["auto", "cpu", "cuda"]
-
-
-class InputError(Exception):
-    """A user's mistake: printed as one line, exit code 2, no traceback."""
 
 
 def needed(module: str, script: str) -> ModuleType:

@@ -34,7 +34,6 @@ from typing import Any, NamedTuple
 
 import librosa
 import numpy as np
-import soundfile
 import torch
 from tqdm import tqdm
 
@@ -49,6 +48,7 @@ from config import (
 )
 from runfolder import pick_device
 from scorers import ClipScores, ScoreArchive, clip_id, write_archive
+from sed.audio import CheckedAudio, read_samples
 from soundscapes import AUDIO
 from timeline import classes_of, frame_edges, read_labels
 
@@ -654,19 +654,20 @@ def look_at(names: list[str], cfg: DasmScoreConfig, settings: Settings) -> dict[
             absent.append(name)
             continue
         try:
-            info = soundfile.info(path)
-        except (OSError, RuntimeError) as error:
-            wrong.append(f"{name}: cannot be read ({error})")
+            with CheckedAudio(path) as recording:
+                frames, rate = recording.frames, recording.samplerate
+        except ValueError as error:
+            wrong.append(f"{name}: {error}")
             continue
-        if info.frames == 0:
+        if frames == 0:
             wrong.append(f"{name}: no samples")
-        elif info.duration >= longest and not cfg.cut_long:
+        elif frames / rate >= longest and not cfg.cut_long:
             wrong.append(
-                f"{name}: {info.duration:.1f} s; DASM takes {settings.clip_s:g} s."
+                f"{name}: {frames / rate:.1f} s; DASM takes {settings.clip_s:g} s."
                 f" --cut-long keeps the first {settings.clip_s:g} s"
             )
         else:
-            found[name] = Found(path, info.samplerate)
+            found[name] = Found(path, rate)
     listing = cfg.labels or cfg.audio
     if absent and not cfg.allow_missing:
         raise InputError(
@@ -691,12 +692,9 @@ def look_at(names: list[str], cfg: DasmScoreConfig, settings: Settings) -> dict[
 def read_clip(path: Path, settings: Settings) -> np.ndarray:
     """Audio file -> mono (S,) at the model's rate, at most a whole clip. InputError names it."""
     try:
-        wav, rate = soundfile.read(path, dtype="float32", always_2d=True)
-    except (OSError, RuntimeError) as error:
-        raise InputError(f"{path.name}: cannot be read ({error})") from None
-    if not len(wav) or not np.isfinite(wav).all():
-        what = "samples are not finite" if len(wav) else "no samples"
-        raise InputError(f"{path.name}: {what}")
+        wav, rate = read_samples(path)
+    except ValueError as error:
+        raise InputError(f"{path.name}: {error}") from None
     mono = wav.mean(axis=1)
     if rate != settings.sample_rate:
         mono = librosa.resample(mono, orig_sr=rate, target_sr=settings.sample_rate)

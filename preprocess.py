@@ -16,10 +16,12 @@ Formulas: slides, appendix 1; bracketed constants from the original program (see
 
 import hashlib
 import json
+import re
 import shutil
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import as_completed
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from operator import itemgetter
 from pathlib import Path
@@ -47,13 +49,30 @@ from config import (
     with_preset,
     write_text,
 )
+from core.stored import (
+    Each,
+    fit,
+    is_count,
+    is_number,
+    is_share,
+    is_text,
+    maybe,
+    read_json,
+    read_npz,
+    regular,
+    sealed,
+)
 from ranks import Ranks, together
+from sed.audio import CheckedAudio
 from timeline import SPLITS, Event, classes_of, frame_edges, label_frames, read_labels
 
 SIGNALS = ("rms", "d_raw", "d_adj", "prob", "t_base", "binary")
 EPS = 1e-8  # spec: mm(x) = (x - min) / (max - min + eps)
 CLIPS_PER_SHARD = 64  # a shard is what one process holds in memory and what a rerun can skip
 FORMAT = 2
+SLACK = 1e-6  # by which a filter may leave 0..1: rounding of float32
+LONGEST_FRAME_S = 3600.0
+MOST_MANIFEST = 1 << 31  # bytes; a million clips are a third of it
 
 # ---------------------------------------------------------------------------- the formulas
 
@@ -288,9 +307,81 @@ def write_shard(path: Path, values: list[dict[str, np.ndarray]], labels: list[np
         np.savez(stream, **arrays)
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON, whole or not at all."""
-    write_text(path, json.dumps(value, indent=1, allow_nan=False))
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Write JSON with the checksum of its content, whole or not at all; `read_json` reads it."""
+    write_text(path, json.dumps(sealed(value), indent=1, allow_nan=False))
+
+
+def is_shard_name(value: Any) -> bool:
+    """A file beside the manifest, and no other."""
+    return isinstance(value, str) and re.fullmatch(r"shard-\d{5,}\.npz", value) is not None
+
+
+SHARD = {
+    "file": is_shard_name,
+    "sha256": is_text,
+    "inputs": is_text,
+    "failed": [is_text],
+    "notices": Each([is_text]),
+    "pairs": [(is_text, is_text, is_count, is_number)],
+    "clips": [(is_text, is_number, [(is_number, is_number, is_text)], maybe([is_share]))],
+}
+MANIFEST = {
+    "split": is_text,
+    "queries": ("present", "all").__contains__,
+    "classes": [is_text],
+    "key": is_text,
+    "signal": maybe(Each(lambda value: is_number(value) or isinstance(value, (str, bool)))),
+    "scores": Each(lambda _: True),
+    "audio": maybe(is_text),
+    "left_out": [is_text],
+    "shards": [SHARD],
+}
+
+
+def read_manifest(path: Path, cure: str) -> dict[str, Any]:
+    """The manifest of a cache, every value of it checked. InputError ends with `cure`."""
+    manifest = read_json(path, cure, {"format", "versions", *MANIFEST}, MOST_MANIFEST)
+    if manifest.get("format") != FORMAT:
+        raise InputError(f"{path}: format {manifest.get('format')!r}, not {FORMAT}; {cure}")
+    try:
+        fit(manifest, MANIFEST)
+        classes, seen = manifest["classes"], set()
+        for shard in manifest["shards"]:
+            clips = {name: duration for name, duration, _, _ in shard["clips"]}
+            for name, duration_s, events, tag in shard["clips"]:
+                spans = all(onset <= offset for onset, offset, _ in events)
+                if duration_s < 0 or not spans or (tag and len(tag) != len(classes)):
+                    raise ValueError(f"clip {name[:60]!r} cannot be so")
+            for name, label, num_frames, frame_s in shard["pairs"]:
+                known = name in clips and label in classes and (name, label) not in seen
+                if not (known and num_frames and 0 < frame_s <= LONGEST_FRAME_S):
+                    raise ValueError(f"pair {name[:60]!r} / {label[:60]!r} cannot be so")
+                seen.add((name, label))
+    except ValueError as error:
+        raise InputError(f"{path}: damaged ({error}); {cure}") from None
+    return manifest
+
+
+def read_shard(path: Path, pairs: list[Pair], cure: str) -> dict[str, np.ndarray]:
+    """Arrays of a shard, those of its pairs one after the other: finite, and from 0 to 1."""
+    lengths = [pair.num_frames for pair in pairs]
+    num_frames = sum(lengths)
+    forms = {name: ("u" if name == "binary" else "f", (num_frames,)) for name in SIGNALS}
+    forms |= {"label": ("u", (num_frames,)), "offsets": ("i", (len(pairs) + 1,))}
+    arrays = read_npz(path, forms, cure)
+    ends = np.cumsum(lengths)
+    if (arrays.pop("offsets") != [0, *ends]).any():
+        raise InputError(f"{path}: its pairs are not as long as the manifest says; {cure}")
+    for name, values in arrays.items():
+        bad = np.flatnonzero(~((values >= -SLACK) & (values <= 1 + SLACK)))  # NaN is neither
+        for i in bad[:1]:
+            pair = pairs[int(np.searchsorted(ends, i, "right"))]
+            raise InputError(
+                f"{path}: {name} is {values[i]} in {pair.filename!r} / {pair.event_label!r}, not in"
+                f" 0..1 ({len(bad):,} such values): the cache is damaged, or its inputs were; {cure}"
+            )
+    return arrays
 
 
 def load_cache(folder: Path) -> Cache:
@@ -299,32 +390,28 @@ def load_cache(folder: Path) -> Cache:
     cure = f"run: python preprocess.py --cache {folder.parent} --split {folder.name}"
     if not manifest_path.exists():
         raise InputError(f"no manifest in {folder}; {cure}")
-    try:
-        manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
-        if manifest["format"] != FORMAT:
-            raise InputError(f"{manifest_path}: format {manifest['format']}, not {FORMAT}; {cure}")
-        shards = [(folder / shard["file"], shard["sha256"]) for shard in manifest["shards"]]
-        pairs = [Pair(*row) for shard in manifest["shards"] for row in shard["pairs"]]
-        clips = [
+    manifest = read_manifest(manifest_path, cure)
+    pairs: list[Pair] = []
+    clips: list[ClipRecord] = []
+    parts: dict[str, list[np.ndarray]] = {name: [] for name in (*SIGNALS, "label")}
+    for shard in manifest["shards"]:
+        some = [Pair(*row) for row in shard["pairs"]]
+        clips += [
             ClipRecord(name, duration_s, [Event(*event) for event in events], tag)
-            for shard in manifest["shards"]
             for name, duration_s, events, tag in shard["clips"]
         ]
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{manifest_path}: damaged ({error!r}); {cure}") from None
-    parts: dict[str, list[np.ndarray]] = {name: [] for name in (*SIGNALS, "label")}
-    for path, checksum in shards:
-        if not path.exists() or _sha256(path) != checksum:
+        path = folder / shard["file"]
+        if not path.exists() or (regular(path) and _sha256(path) != shard["sha256"]):
             what = "does not match its checksum" if path.exists() else "is missing"
             raise InputError(f"{path} {what}; {cure} (it rebuilds that shard only)")
-        with np.load(path) as arrays:
-            for name in parts:
-                parts[name].append(arrays[name])
+        for name, array in read_shard(path, some, cure).items():
+            parts[name].append(array)
+        pairs += some
+    if not pairs:
+        raise InputError(f"{manifest_path}: no pairs; {cure}")
     signals = {name: np.concatenate(parts[name]).astype(np.float32) for name in SIGNALS}
     label = np.concatenate(parts["label"]).astype(bool)
     offsets = np.concatenate(([0], np.cumsum([pair.num_frames for pair in pairs]))).astype(np.int64)
-    if any(len(array) != offsets[-1] for array in (*signals.values(), label)):
-        raise InputError(f"{manifest_path}: frame counts do not match the shards; {cure}")
     return Cache(folder, manifest, pairs, clips, signals, label, offsets)
 
 
@@ -353,22 +440,14 @@ class AudioFile:
     """An open audio file, read from front to back. ValueError says what is wrong with it."""
 
     def __init__(self, path: Path) -> None:
-        try:
-            self.stream = soundfile.SoundFile(path)
-        except (OSError, RuntimeError) as error:  # soundfile's errors are RuntimeErrors
-            raise ValueError(f"cannot be read ({error})") from None
+        self.stream = CheckedAudio(path)
         self.num_samples, self.sample_rate = self.stream.frames, self.stream.samplerate
         if self.num_samples == 0:
             raise ValueError("no samples")
-        if self.num_samples >= 2**62:  # how libsndfile says that it does not know
-            raise ValueError("its header does not say how long it is; convert it once")
 
     def read(self, num_samples: int) -> np.ndarray:
         """The next samples, mono float32 (S,); fewer where a damaged file ends early."""
-        try:
-            wav = self.stream.read(num_samples, dtype="float32", always_2d=True)
-        except (OSError, RuntimeError) as error:
-            raise ValueError(f"cannot be read ({error})") from None
+        wav = self.stream.read(num_samples)
         if not np.isfinite(wav).all():
             raise ValueError("samples are not finite")
         return wav.mean(axis=1)
@@ -619,10 +698,10 @@ def find_inputs(task: Task, cfg: PreprocessConfig) -> tuple[list[Clip], Any, lis
             else:
                 try:
                     if path is not None:
-                        soundfile.info(path)
+                        AudioFile(path).stream.close()
                     ready.append(Clip(name, events, path))
-                except (OSError, RuntimeError) as error:
-                    missing.append(f"{name}: cannot be read ({error})")
+                except ValueError as error:
+                    missing.append(f"{name}: {error}")
     stop_on_failures(task, cfg, missing, len(clips))
     return ready, source, missing
 
@@ -666,12 +745,19 @@ def reuse_shard(
     return True
 
 
-def known_shards(path: Path) -> dict[str, dict]:
-    """Shards that an earlier manifest (finished or not) vouches for, by file name."""
-    try:
-        return {shard["file"]: shard for shard in json.loads(path.read_text())["shards"]}
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
+def known_shards(folder: Path, partial: Path) -> tuple[dict[str, dict], dict[str, dict]]:
+    """Shards that the manifest of an earlier run vouches for, and those of a run that was stopped,
+    by file name; what cannot be read is made again."""
+    old, begun = {}, {}
+    with suppress(InputError):
+        shards = read_manifest(folder / "manifest.json", "")["shards"]
+        old = {shard["file"]: shard for shard in shards}
+    for path in partial.glob("shard-*.json"):
+        with suppress(InputError, ValueError):
+            shard = read_json(path, "", ()).get("shard")
+            fit(shard, SHARD)
+            begun[shard["file"]] = shard
+    return old, begun
 
 
 def made_shards(todo: list[tuple[Job, str]], workers: int) -> Iterator[tuple[Job, str, Outcome]]:
@@ -692,9 +778,7 @@ def run_jobs(
 
     A shard with failed clips is written but never taken over: the next run tries them again.
     """
-    old, begun = known_shards(folder / "manifest.json"), {}
-    for path in partial.glob("manifest*.json"):  # one for each process of a run that was stopped
-        begun |= known_shards(path)
+    old, begun = known_shards(folder, partial)
     done: dict[str, dict] = {}
     todo = []
     for job, inputs in jobs:
@@ -717,7 +801,7 @@ def run_jobs(
     with bar:
         for job, inputs, outcome in made_shards(todo, workers):
             bar.update(len(job.clips))
-            done[job.path.name] = {
+            entry = done[job.path.name] = {
                 "file": job.path.name,
                 "sha256": _sha256(job.path) if outcome.pairs else "",
                 "inputs": inputs,
@@ -726,8 +810,7 @@ def run_jobs(
                 "pairs": outcome.pairs,
                 "clips": outcome.clips,
             }
-            name = f"manifest-{ranks.rank}.json"
-            write_json(partial / name, {"shards": list(done.values())})
+            write_json(job.path.with_suffix(".json"), {"shard": entry})
     return [done[file] for file in sorted(done)], reused
 
 

@@ -31,7 +31,6 @@ from typing import IO, Any, NamedTuple, Protocol
 
 import librosa
 import numpy as np
-import soundfile
 import torch
 from torch import nn
 from tqdm import tqdm
@@ -46,6 +45,7 @@ from config import (
     to_dict,
     write_text,
 )
+from sed.audio import read_samples
 from timeline import CLIP_COLUMNS, SPLITS, Event, classes_of, frame_edges, label_frames, read_labels
 
 TIME_COLUMNS = ["onset", "offset"]
@@ -736,15 +736,10 @@ def log_mel(path: Path) -> np.ndarray:
     Raises InputError naming a file that cannot be read or holds no usable samples.
     """
     try:
-        audio, rate = soundfile.read(path, dtype="float32", always_2d=True)
-    except (OSError, RuntimeError) as error:
-        raise InputError(f"{path}: cannot be read ({error})") from None
-    wav = audio.mean(axis=1)  # (S,)
-    if not len(wav) or not np.isfinite(wav).all():
-        raise InputError(
-            f"{path}: " + ("samples that are not finite" if len(wav) else "no samples")
-        )
-    return features_of(wav, rate)
+        audio, rate = read_samples(path)
+    except ValueError as error:
+        raise InputError(f"{path}: {error}") from None
+    return features_of(audio.mean(axis=1), rate)
 
 
 def features_of(wav: np.ndarray, rate: int) -> np.ndarray:

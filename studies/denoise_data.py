@@ -115,12 +115,10 @@ def read_wave(path: Path, sample_rate: int, speech: bool = False) -> np.ndarray:
     would win.
     """
     try:
-        wave, rate = soundfile.read(path, dtype="float32", always_2d=True)
-    except (OSError, RuntimeError) as error:  # soundfile's own error is a RuntimeError
-        raise InputError(f"{path}: cannot be read ({error})") from None
-    wave = wave.mean(axis=1)
-    if not len(wave) or not np.isfinite(wave).all():
-        raise InputError(f"{path}: empty or not finite; replace or remove it")
+        samples, rate = read_samples(path)
+    except ValueError as error:
+        raise InputError(f"{path}: {error}; replace or remove it") from None
+    wave = samples.mean(axis=1)
     if speech and rate < sample_rate:
         raise InputError(
             f"{path}: has {rate} Hz, but {sample_rate} Hz is wanted: above {rate // 2} Hz there"
@@ -376,9 +374,10 @@ def rate_of(table: Path, rows: list[dict[str, str]]) -> int:
     """Sample rate of a table's clips."""
     path = table.parent / rows[0]["noisy_path"]
     try:
-        return soundfile.info(path).samplerate
-    except (OSError, RuntimeError) as error:
-        raise InputError(f"{path}: cannot be read ({error})") from None
+        with CheckedAudio(path) as audio:
+            return audio.samplerate
+    except ValueError as error:
+        raise InputError(f"{path}: {error}") from None
 
 
 def read_clips(table: Path, rows: list[dict[str, str]], sample_rate: int) -> list[Clip]:
