@@ -13,7 +13,6 @@ Next:   report.py
 The metric: change it and old numbers are void.
 """
 
-import json
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,6 +32,19 @@ from config import (
     run_script,
     whole,
     write_text,
+)
+from core.stored import (
+    Each,
+    arrays_hash,
+    check_form,
+    file_sha256,
+    is_count,
+    is_number,
+    is_share,
+    is_text,
+    maybe,
+    read_json,
+    read_npz,
 )
 from device import fastest_batch
 from DQN import decide_together, load_policy
@@ -285,41 +297,70 @@ class Match(NamedTuple):
         return abs(self.late_s(found)) + abs(self.late_s(found, "offset"))
 
 
-def read_json(path: Path, command: str) -> dict[str, Any]:
-    """JSON of a run folder; InputError names the command that makes it."""
-    if not path.exists():
-        raise InputError(f"{path}: not found; run: {command}")
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path}: damaged ({error}); run: {command}") from None
-
-
 NEEDED = {"split", "cache_key", "num_pairs", "num_frames", "before", "after", "per_class"}
 NEEDED |= {"yardsticks", "fixed_frames", "broken_frames"}
 
 
+SHARES = dict.fromkeys(NAMES, is_share)
+BOTH = {"before": SHARES, "after": SHARES}
+FORMS = {
+    **BOTH,
+    "split": lambda value: is_text(value) and value == Path(value).name,
+    **dict.fromkeys(("cache_key", "checkpoint"), is_text),
+    **dict.fromkeys(("num_pairs", "num_frames", "present_pairs", "present_frames"), is_count),
+    **dict.fromkeys(("fixed_frames", "broken_frames"), is_count),
+    "per_class": Each({"pairs": is_count, **BOTH}),
+    "yardsticks": [{"name": is_text, **SHARES}],
+    "pooled": BOTH,
+    "gain": Each(is_number),
+    "interval": Each((is_number, is_number)),
+    "threshold_selection": {"accuracy": maybe(is_share), "frames": is_count},
+    "files": Each(is_text),
+}
+# Keys of results.json of the versions that wrote no checksum.
+UNSEALED = FORMS.keys() - {"files"} | {"cache", "policy", "queries", "deciding_seconds"}
+UNSEALED |= {"processes", "batch", "all_pairs", "gate", "onsets"}
+
+
 def load_evaluated(cfg: VisualizeConfig) -> Evaluated:
-    """Results and decisions of evaluate.py with the cache they were made from."""
-    cure = f"python evaluate.py --run {cfg.run} --cache {cfg.cache}"
-    results, path = read_json(cfg.run / "results.json", cure), cfg.run / "decisions.npz"
-    if not path.exists():
-        raise InputError(f"{path}: not found; run: {cure}")
+    """Results and decisions of evaluate.py with the cache they were made from.
+
+    InputError where one is missing, damaged or of another evaluation.
+    """
+    cure = f"run: python evaluate.py --run {cfg.run} --cache {cfg.cache}"
+    where, path = cfg.run / "results.json", cfg.run / "decisions.npz"
+    results = read_json(where, cure, UNSEALED)
     if missing := sorted(NEEDED - set(results)):
-        raise InputError(f"{cfg.run / 'results.json'}: no {', '.join(missing)}; run: {cure}")
+        raise InputError(f"{where}: no {', '.join(missing)}; {cure}")
     try:
-        with np.load(path) as arrays:
-            t_adj, after = arrays["t_adj"], arrays["binary"].astype(bool)
-    except Exception as error:  # zipfile and zlib have their own error classes
-        raise InputError(f"{path}: damaged ({error!r}); run: {cure}") from None
+        check_form(results, {name: FORMS[name] for name in FORMS if name in results})
+    except ValueError as error:
+        raise InputError(f"{where}: damaged ({error}); {cure}") from None
+    if not path.exists():
+        raise InputError(f"{path}: not found; {cure}")
     cache = load_cache(cfg.cache / results["split"])
-    if results["cache_key"] != cache.key or not len(cache.label) == len(t_adj) == len(after):
+    if results["cache_key"] != cache.key:
         raise InputError(
-            f"{cfg.run / 'results.json'}: made from another cache than {cache.folder}"
-            f" (key {results['cache_key']}, now {cache.key}); run again: {cure}"
+            f"{where}: made from another cache than {cache.folder}"
+            f" (key {results['cache_key']}, now {cache.key}); {cure}"
         )
-    before = cache.signals["binary"] > 0.5
+    size = (len(cache.label),)
+    forms = {"action": ("i", size), "t_adj": ("f", size), "binary": ("ub", size)}
+    arrays = read_npz(path, forms, cure, ("action",))
+    if (found := arrays_hash(arrays)) != results.get("files", {}).get(path.name, found):
+        raise InputError(f"{path}: not what {where} was written with; {cure}")
+    t_adj, after, before = arrays["t_adj"], arrays["binary"] > 0, cache.signals["binary"] > 0.5
+    heard = cache.present[cache.frames_of_pair] | (cache.queries == "present")
+    changed = [(after == truth) & (before != after) for truth in (cache.label, ~cache.label)]
+    counts = [int((some & heard).sum()) for some in changed]
+    right = counts == [results["fixed_frames"], results["broken_frames"]]
+    if not right or ((cache.signals["prob"] > t_adj) != after).any() or not _are_shares(t_adj):
+        raise InputError(f"{path}: does not fit {where}; {cure}")
     return Evaluated(cache, results, t_adj, before, after)
+
+
+def _are_shares(values: np.ndarray) -> bool:
+    return bool(((values >= 0) & (values <= 1)).all())  # NaN is neither
 
 
 def view_of(data: Evaluated, index: int) -> View:
@@ -396,16 +437,19 @@ def write_matches(path: Path, data: Evaluated, matches: list[Match]) -> None:
 
 def write_decisions(
     path: Path, cache: Cache, actions: torch.Tensor, t_adj: torch.Tensor, pred: np.ndarray
-) -> None:
-    """Action, threshold and decision of every frame, (N,) each, with the cache they belong to."""
+) -> str:
+    """Action, threshold and decision of every frame, (N,) each, with the cache they belong to.
+
+    Returns the hash of the three, which keeps results.json with its own decisions.
+    """
+    arrays = {
+        "action": actions.cpu().numpy().astype(np.int8),
+        "t_adj": t_adj.cpu().numpy().astype(np.float32),
+        "binary": pred.astype(np.uint8),
+    }
     with whole(path) as temporary, open(temporary, "wb") as stream:
-        np.savez(
-            stream,
-            action=actions.cpu().numpy().astype(np.int8),
-            t_adj=t_adj.cpu().numpy().astype(np.float32),
-            binary=pred.astype(np.uint8),
-            cache_key=np.array(cache.key),
-        )
+        np.savez(stream, **arrays, cache_key=np.array(cache.key))
+    return arrays_hash(arrays)
 
 
 def compare(cfg: EvaluateConfig) -> None:
@@ -425,6 +469,7 @@ def compare(cfg: EvaluateConfig) -> None:
     cfg.out.mkdir(parents=True, exist_ok=True)
     results = comparison.compare(cfg, cache, train)
     deciding = sum(m["deciding_seconds"] for row in results["entrants"] for m in row["members"])
+    results["files"] = {"pairs.csv": file_sha256(cfg.out / "pairs.csv")}
     write_json(cfg.out / "results.json", results)
     comparison.write_tables(cfg.out, results)
     print(comparison.markdown(results))
@@ -489,7 +534,8 @@ def evaluate(cfg: EvaluateConfig, device: torch.device, ranks: Ranks) -> None:
     results["onsets"] = onset_errors(matches)
     out = cfg.out or (cfg.run if cfg.split == "validation" else cfg.run / cfg.split)
     out.mkdir(parents=True, exist_ok=True)
-    write_decisions(out / "decisions.npz", cache, actions, t_adj, pred)
+    decided = write_decisions(out / "decisions.npz", cache, actions, t_adj, pred)
+    results["files"] = {"decisions.npz": decided}
     write_labels(out / "events.tsv", predicted_events(cache, events))
     write_matches(out / "onsets.tsv", data, matches)
     write_json(out / "results.json", results)

@@ -51,7 +51,7 @@ from config import (
 )
 from core.stored import (
     Each,
-    fit,
+    check_form,
     is_count,
     is_number,
     is_share,
@@ -345,7 +345,7 @@ def read_manifest(path: Path, cure: str) -> dict[str, Any]:
     if manifest.get("format") != FORMAT:
         raise InputError(f"{path}: format {manifest.get('format')!r}, not {FORMAT}; {cure}")
     try:
-        fit(manifest, MANIFEST)
+        check_form(manifest, MANIFEST)
         classes, seen = manifest["classes"], set()
         for shard in manifest["shards"]:
             clips = {name: duration for name, duration, _, _ in shard["clips"]}
@@ -379,7 +379,7 @@ def read_shard(path: Path, pairs: list[Pair], cure: str) -> dict[str, np.ndarray
             pair = pairs[int(np.searchsorted(ends, i, "right"))]
             raise InputError(
                 f"{path}: {name} is {values[i]} in {pair.filename!r} / {pair.event_label!r}, not in"
-                f" 0..1 ({len(bad):,} such values): the cache is damaged, or its inputs were; {cure}"
+                f" 0..1 (one of {len(bad):,}): the cache is damaged, or its inputs were; {cure}"
             )
     return arrays
 
@@ -687,7 +687,8 @@ def find_inputs(task: Task, cfg: PreprocessConfig) -> tuple[list[Clip], Any, lis
             else:
                 ready.append(Clip(name, events, None))
     else:
-        source = scorers.open_scores(task.scores, task.classes, cfg.rename)
+        checked = read_checked(checked_scores(cfg, task.split))
+        source = scorers.open_scores(task.scores, task.classes, cfg.rename, checked)
         unscored = set(source.missing(list(queried)))
         for name, events in queried.items():
             path = task.audio / name if task.audio else None
@@ -704,6 +705,20 @@ def find_inputs(task: Task, cfg: PreprocessConfig) -> tuple[list[Clip], Any, lis
                     missing.append(f"{name}: {error}")
     stop_on_failures(task, cfg, missing, len(clips))
     return ready, source, missing
+
+
+def checked_scores(cfg: PreprocessConfig, split: str) -> Path:
+    """Where it is kept which score files of a split were held against their own checksums."""
+    return cfg.cache / f".{split}.scores.json"
+
+
+def read_checked(path: Path) -> dict[str, scorers.Stamp]:
+    """Stamps of the score files by path; none where there is no whole record of them."""
+    with suppress(InputError, ValueError):
+        files = read_json(path, "", ()).get("files")
+        check_form(files, Each((is_count, is_count, is_text)))
+        return files
+    return {}
 
 
 def stop_on_failures(task: Task, cfg: PreprocessConfig, failed: list[str], total: int) -> None:
@@ -755,7 +770,7 @@ def known_shards(folder: Path, partial: Path) -> tuple[dict[str, dict], dict[str
     for path in partial.glob("shard-*.json"):
         with suppress(InputError, ValueError):
             shard = read_json(path, "", ()).get("shard")
-            fit(shard, SHARD)
+            check_form(shard, SHARD)
             begun[shard["file"]] = shard
     return old, begun
 
@@ -826,6 +841,8 @@ def preprocess_split(task: Task, cfg: PreprocessConfig, ranks: Ranks) -> None:
     folder = cfg.cache / task.split
     partial = cfg.cache / f".{task.split}.partial"
     partial.mkdir(parents=True, exist_ok=True)
+    if ranks.leads and isinstance(source, scorers.ScoreArchive):
+        write_json(checked_scores(cfg, task.split), {"files": source.checked})
     jobs = []
     starts = list(enumerate(range(0, len(clips), CLIPS_PER_SHARD)))
     for i, start in starts[ranks.rank :: ranks.size]:

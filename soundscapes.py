@@ -31,6 +31,7 @@ from scipy.signal import resample_poly
 from tqdm import tqdm
 
 from config import InputError, SoundscapesConfig, num_workers, process_pool, run_script, to_dict
+from core.stored import read_json, read_text, sealed
 from sed.audio import read_samples
 from timeline import CLIP_COLUMNS, SPLITS, Event, classes_of, read_labels, write_labels
 
@@ -360,10 +361,7 @@ def read_class_map(path: Path | None, bank_classes: list[str]) -> dict[str, str]
     """Event label -> bank class; without a file every bank class plays itself."""
     if path is None:
         return {name: name for name in bank_classes}
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--class-map {path}: cannot be read ({error})") from None
+    lines = read_text(path).split("\n")
     rows = [[cell.strip() for cell in line.split("\t")] for line in lines]
     if not rows or rows[0] != ["event_label", "bank_class"]:
         found = ", ".join(rows[0]) if rows else "an empty file"
@@ -677,10 +675,7 @@ def is_complete(cfg: SoundscapesConfig, out: Path) -> bool:
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise InputError(f"--out {cfg.out}: exists and is no corpus; give another --out")
         return False
-    try:
-        made = dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, TypeError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read ({error}); delete the corpus folder") from None
+    made = read_json(path, "delete the corpus folder")
     asked = to_dict(cfg)
     for name in ("preset", "out", "workers"):  # none of them changes a sample
         made.pop(name, None)
@@ -737,7 +732,7 @@ def write_corpus(cfg: SoundscapesConfig, folder: Path) -> list[Clip]:
     task = partial(render, cfg=cfg, bank_dir=bank_dir, folder=folder)
     in_parallel(task, clips, workers, "clips")
     write_clips(folder / "clips.tsv", clips, round(cfg.clip_s * RATE) / RATE)
-    (folder / "corpus.json").write_text(json.dumps(to_dict(cfg), indent=2) + "\n")
+    (folder / "corpus.json").write_text(json.dumps(sealed(to_dict(cfg)), indent=2) + "\n")
     shutil.rmtree(bank_dir)
     return clips
 

@@ -25,6 +25,7 @@ from torch import nn
 import comparison_figures
 from bandit import episode_order
 from config import Bandit, TrainConfig, VisualizeConfig, run_script
+from core.stored import read_json
 from dense import DenseQNetwork, training_pairs
 from DQN import QNetwork, epsilon_at
 from evaluate import (
@@ -33,7 +34,6 @@ from evaluate import (
     View,
     find_matches,
     load_evaluated,
-    read_json,
     short,
     view_of,
 )
@@ -56,7 +56,14 @@ from plotting import (
 )
 from preprocess import load_cache, read_audio
 from report import write_report
-from runfolder import config_of, last_ten, read_checkpoint, read_history, unchanged_rewards
+from runfolder import (
+    config_of,
+    last_ten,
+    queries_of,
+    read_checkpoint,
+    read_history,
+    unchanged_rewards,
+)
 from timeline import in_recording
 
 if TYPE_CHECKING:  # matplotlib is imported where a figure is drawn: it builds a font cache
@@ -80,7 +87,7 @@ class Training(NamedTuple):
 def load_training(cfg: VisualizeConfig) -> Training:
     """Settings and reward history of the run."""
     cure = f"python DQN.py --run {cfg.run} --cache {cfg.cache}"
-    config = config_of(TrainConfig, read_json(cfg.run / "config.json", cure))
+    config = config_of(TrainConfig, read_json(cfg.run / "config.json", f"run: {cure}"))
     history = read_history(cfg.run)
     planned = int(history["Episode"].max()) + 1
     folder = cfg.cache / config.split
@@ -90,8 +97,8 @@ def load_training(cfg: VisualizeConfig) -> Training:
         planned = max(planned, len(episode_order(cache, train, config)))
     if config.method == "windowed":
         return Training(config, history, planned)
-    content = read_checkpoint(cfg.run / "best.pt")
-    return Training(config, history, planned, tuple(content["classes"]), content["queries"])
+    best = cfg.run / "best.pt"
+    return Training(config, history, planned, *queries_of(read_checkpoint(best), best))
 
 
 def focus_pair(data: Evaluated) -> int:

@@ -47,33 +47,44 @@ def regular(path: Path, cure: str = "") -> os.stat_result:
     try:
         found = os.stat(path)
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
-        raise InputError(f"{path}: cannot be read ({reason(error)}){cure}") from None
+        raise InputError(f"{path}: cannot be read ({why(error)}){cure}") from None
     if not stat.S_ISREG(found.st_mode):
         kind = next((name for test, name in KINDS.items() if test(found.st_mode)), "no file")
         raise InputError(f"{path}: is {kind}, not a file{cure}")
     return found
 
 
-def reason(error: BaseException) -> str:
+def why(error: BaseException) -> str:
     """One line of why something failed; of an OSError without the path, which is said already."""
     text = os.strerror(error.errno) if getattr(error, "errno", None) else str(error)
     return text.splitlines()[0][:200] if text.strip() else type(error).__name__
 
 
-def read_text(path: Path, encoding: str = "utf-8-sig") -> str:
-    """A text file, line ends as they are. InputError: no text, or a line that cannot be one."""
-    regular(path)
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def read_text(path: Path, cure: str = "") -> str:
+    """A text file in UTF-8, each line ending in a line feed.
+
+    InputError, which ends with `cure`: no text, or lines too long for one.
+    """
+    regular(path, cure)
+    cure = f"; {cure}" if cure else ""
     lines = []
     try:
         with open(path, "rb") as stream:
             while line := stream.readline(MOST_LINE + 1):
                 if len(line) > MOST_LINE:
                     at = len(lines) + 1
-                    raise InputError(f"{path} line {at}: longer than {MOST_LINE:,} bytes; no table")
+                    raise InputError(f"{path} line {at}: longer than {MOST_LINE:,} bytes{cure}")
                 lines.append(line)
-        return b"".join(lines).decode(encoding)
+        text = b"".join(lines).decode("utf-8-sig")
+        return text.replace("\r\n", "\n").replace("\r", "\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read ({reason(error)})") from None
+        raise InputError(f"{path}: cannot be read ({why(error)}){cure}") from None
 
 
 # ---------------------------------------------------------------------------- JSON
@@ -128,13 +139,13 @@ def read_json(
         elif checksum != content_hash(value):
             raise ValueError("it does not match its checksum")
     except (OSError, ValueError, RecursionError, MemoryError) as error:
-        raise InputError(f"{path}: damaged ({reason(error)}); {cure}") from None
+        raise InputError(f"{path}: damaged ({why(error)}); {cure}") from None
     return value
 
 
 # ---------------------------------------------------------------------------- what a value may be
 
-Form = Any  # a test, or a list or dictionary of forms; see `fit`
+Form = Any  # a test, or a list or dictionary of forms; see `misfit`
 
 
 class Each(NamedTuple):
@@ -198,10 +209,8 @@ def misfit(value: Any, form: Form) -> str | None:
             return ""
         inner = form if isinstance(form, tuple) else form * len(value)
         for i, (item, one) in enumerate(zip(value, inner, strict=True)):
-            if callable(one):  # the usual case, in a hurry: a manifest has millions of values
-                wrong = None if one(item) else ""
-            else:
-                wrong = misfit(item, one)
+            # The first is the usual case: a manifest has millions of values.
+            wrong = (None if one(item) else "") if callable(one) else misfit(item, one)
             if wrong is not None:
                 return f"[{i}]{wrong}"
     elif not form(value):
@@ -209,7 +218,7 @@ def misfit(value: Any, form: Form) -> str | None:
     return None
 
 
-def fit(value: Any, form: Form) -> None:
+def check_form(value: Any, form: Form) -> None:
     """ValueError naming the place where a JSON value has not its form, see `misfit`."""
     wrong = misfit(value, form)
     if wrong is not None:
@@ -272,7 +281,7 @@ def open_npz(path: Path, cure: str = "") -> tuple[zipfile.ZipFile, dict[str, Mem
     return archive, members
 
 
-Shape = tuple[int | None, ...]  # None: any length
+Shape = tuple[int | tuple[int, ...] | None, ...]  # None: any length; a tuple: one of these
 
 
 def read_npz(
@@ -294,7 +303,7 @@ def read_npz(
                     raise ValueError(f"no array {name!r}")
                 member = members[name]
                 fits = len(shape) == len(member.shape) and all(
-                    wanted in (None, there)
+                    wanted in (None, there) or (isinstance(wanted, tuple) and there in wanted)
                     for wanted, there in zip(shape, member.shape, strict=True)
                 )
                 if member.dtype.kind not in kinds or not fits:
@@ -311,7 +320,16 @@ def read_npz(
     except InputError:
         raise
     except Exception as error:  # zipfile, zlib and numpy have their own classes for damaged files
-        raise InputError(f"{path}: damaged ({reason(error)}); {cure}") from None
+        raise InputError(f"{path}: damaged ({why(error)}); {cure}") from None
+
+
+def arrays_hash(arrays: dict[str, np.ndarray]) -> str:
+    """SHA-256 of arrays by name. The file that holds them will not do: it has the time in it."""
+    state = hashlib.sha256()
+    for name, array in sorted(arrays.items()):
+        state.update(f"{name} {array.dtype.str} {array.shape} ".encode())
+        state.update(np.ascontiguousarray(array).tobytes())
+    return state.hexdigest()
 
 
 def map_npz(path: Path, check: bool) -> dict[str, np.ndarray]:
@@ -343,4 +361,4 @@ def map_npz(path: Path, check: bool) -> dict[str, np.ndarray]:
     except InputError:
         raise
     except Exception as error:  # zipfile, zlib and numpy have their own classes for damaged files
-        raise InputError(f"{path}: cannot be read ({reason(error)})") from None
+        raise InputError(f"{path}: cannot be read ({why(error)})") from None

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import torch
 
 from core.errors import InputError
-from core.stored import CHECKSUM, reason, regular
+from core.stored import CHECKSUM, regular, why
 
 MOST_PARTS = 10_000_000  # of a checkpoint; lists in lists can claim any number in a few bytes
 NetworkT = TypeVar("NetworkT", bound=torch.nn.Module)
@@ -91,8 +91,9 @@ def read_tensors(path: Path, device: torch.device | str = "cpu", trust: bool = F
                 raise ValueError("a tensor that claims more than the file holds")
     except Exception as error:  # pickle, zip and torch each have their own errors
         # torch's own text advises to load without safety
-        why = reason(error) if isinstance(error, (ValueError, OSError)) else type(error).__name__
-        raise InputError(f"{path}: damaged, or not a file of tensors ({why})") from None
+        known = isinstance(error, (ValueError, OSError))
+        text = why(error) if known else type(error).__name__
+        raise InputError(f"{path}: damaged, or not a file of tensors ({text})") from None
     return content
 
 
@@ -104,6 +105,7 @@ def note_no_digest(path: Path) -> None:
 
 def with_digest(content: dict[str, Any]) -> dict[str, Any]:
     """What `read_checkpoint` reads: the content with its digest."""
+    content = {name: item for name, item in content.items() if name != CHECKSUM}
     return content | {CHECKSUM: digest(content)}
 
 
@@ -125,7 +127,7 @@ def read_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str,
     try:
         found = digest(content)
     except (RuntimeError, ValueError, RecursionError) as error:  # tensors of a kind we never write
-        raise InputError(f"{path}: damaged ({reason(error)})") from None
+        raise InputError(f"{path}: damaged ({why(error)})") from None
     if found != expected:
         raise InputError(f"{path}: damaged: its content does not match its digest")
     return content

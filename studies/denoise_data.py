@@ -35,6 +35,7 @@ for folder in (ROOT, ROOT / "studies"):
 import denoisers  # noqa: E402
 
 from config import Checked, InputError, number, require, whole, write_text  # noqa: E402
+from sed.audio import CheckedAudio, read_samples  # noqa: E402
 from soundscapes import AUDIO, MAKERS, PEAK, RATE, list_bank, synthesise  # noqa: E402
 
 META = (
