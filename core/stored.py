@@ -285,18 +285,23 @@ Shape = tuple[int | tuple[int, ...] | None, ...]  # None: any length; a tuple: o
 
 
 def read_npz(
-    path: Path, forms: dict[str, tuple[str, Shape]], cure: str, optional: Collection[str] = ()
+    path: Path,
+    forms: dict[str, tuple[str, Shape]] | None,
+    cure: str,
+    optional: Collection[str] = (),
 ) -> dict[str, np.ndarray]:
-    """Some arrays of an .npz file, checked against the file's own checksums.
+    """Arrays of an .npz file, checked against the file's own checksums.
 
-    `forms`: name -> (kinds of `dtype.kind`, shape). InputError where one is missing (but not an
-    `optional` one) or another, where the file is damaged, or unpacks to more than is believable.
+    `forms`: name -> (kinds of `dtype.kind`, shape) of those to read; None: all of any form.
+    InputError where one is missing (but not an `optional` one) or another, where the file is
+    damaged, or unpacks to more than is believable.
     """
     try:
         archive, members = open_npz(path, cure)
         with archive:
             arrays = {}
-            for name, (kinds, shape) in forms.items():
+            any_form = {name: (m.dtype.kind, (None,) * len(m.shape)) for name, m in members.items()}
+            for name, (kinds, shape) in (any_form if forms is None else forms).items():
                 if name not in members:
                     if name in optional:
                         continue
@@ -311,7 +316,7 @@ def read_npz(
                     raise ValueError(f"array {name!r} is {found}, not {kinds} {shape}")
                 size = member.info.file_size
                 stored = member.info.compress_type == zipfile.ZIP_STORED
-                if not stored and None in shape and size > MOST_UNPACKED:
+                if not stored and (None in shape or forms is None) and size > MOST_UNPACKED:
                     raise ValueError(f"array {name!r} unpacks to {size:,} bytes")
                 data = archive.read(member.info)  # checks CRC-32
                 array = np.frombuffer(data, member.dtype, offset=member.header)

@@ -40,6 +40,7 @@ from config import (  # noqa: E402
     whole,
     write_text,
 )
+from core.stored import read_json  # noqa: E402
 from preprocess import write_json  # noqa: E402
 from runfolder import pick_device, versions  # noqa: E402
 from studies import agents, mdp, policy_search  # noqa: E402
@@ -287,8 +288,8 @@ def is_there(cfg: TrainedConfig) -> bool:
 def result_of(cfg: TrainedConfig) -> dict[str, Any]:
     """The stored result of a training; InputError where its settings were others."""
     path = cfg.out / "result.json"
-    result = json.loads(path.read_text(encoding="utf-8"))
-    if result["config"] != json.loads(json.dumps(to_dict(cfg))):
+    result = read_json(path, "delete it")
+    if result.get("config") != json.loads(json.dumps(to_dict(cfg))):
         raise InputError(f"{path} was made with other settings; delete it or give another --out")
     return result
 

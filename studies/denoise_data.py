@@ -35,6 +35,7 @@ for folder in (ROOT, ROOT / "studies"):
 import denoisers  # noqa: E402
 
 from config import Checked, InputError, number, require, whole, write_text  # noqa: E402
+from core.stored import read_json  # noqa: E402
 from sed.audio import CheckedAudio, read_samples  # noqa: E402
 from soundscapes import AUDIO, MAKERS, PEAK, RATE, list_bank, synthesise  # noqa: E402
 
@@ -306,10 +307,8 @@ def read_groups(path: Path | None) -> dict[str, str]:
     """Noise class -> its group."""
     if path is None:
         return {}
-    try:
-        return {str(key): str(value) for key, value in json.loads(path.read_bytes()).items()}
-    except (ValueError, AttributeError) as error:
-        raise InputError(f"--macro-scenes {path}: not a JSON dictionary ({error})") from None
+    groups = read_json(path, "give a JSON dictionary: noise class, its group")
+    return {key: str(value) for key, value in groups.items()}
 
 
 def mix(cfg: MixConfig) -> None:

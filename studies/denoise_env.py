@@ -36,6 +36,7 @@ from denoisers import FEATURES, METHODS, PARAMETERS, STOP
 from threshold_env import gymnasium, sb3_env
 
 from config import Checked, InputError, needed, number, whole, write_text
+from core.stored import read_json, sealed
 from runfolder import pick_device, versions
 
 SCRIPT = "denoise.py"  # the program that a message names
@@ -471,7 +472,7 @@ def save_agent(folder: Path, model: Any, agent: Agent, about: dict[str, Any]) ->
     }
     with whole(folder / "model.zip") as temporary, open(temporary, "wb") as stream:
         model.save(stream)
-    write_text(folder / "agent.json", json.dumps(content, indent=1))
+    write_text(folder / "agent.json", json.dumps(sealed(content), indent=1))
 
 
 def empty_policy(algo: Algo, hidden: list[int]) -> torch.nn.Module:
@@ -491,7 +492,7 @@ def load_agent(folder: Path) -> Agent:
     """A run folder's policy. Nothing is unpickled: the archive's `data`, which stable-baselines3
     writes with cloudpickle, is not opened, and its weights are read as tensors only."""
     try:
-        content = json.loads((folder / "agent.json").read_text(encoding="utf-8"))
+        content = read_json(folder / "agent.json", "train first: python studies/denoise.py train")
         if content["features"] != [*FEATURES, *MEMORY] or content["choices"] != [*CHOICES]:
             raise InputError(f"{folder}: was trained on other features or denoisers; train again")
         with zipfile.ZipFile(folder / "model.zip") as archive:

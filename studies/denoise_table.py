@@ -28,6 +28,7 @@ from denoise_env import Agent, Chain, Chooser, Corpus, Reward, load_agent, worth
 from tqdm import tqdm
 
 from config import InputError, whole, write_text
+from core.stored import read_npz
 from metrics import DRAWS, bootstrap_mean
 from plotting import COLOURS, page, write
 from preprocess import write_json
@@ -93,8 +94,9 @@ class Judge:
             self.folder.mkdir(parents=True, exist_ok=True)
             with whole(path) as temporary, open(temporary, "wb") as stream:
                 np.savez(stream, scores=found, chains=json.dumps(chains))
-        with np.load(path, allow_pickle=False) as stored:
-            found, chains = stored["scores"], json.loads(str(stored["chains"]))
+        forms = {"scores": ("f", (len(self.corpus.clips), None)), "chains": ("U", ())}
+        stored = read_npz(path, forms, "delete it")
+        found, chains = stored["scores"], json.loads(str(stored["chains"]))
         gain = worth(found, self.task) - worth(self.corpus.scores, self.task)
         read = [[(method, tuple(params)) for method, params in chain] for chain in chains]
         return np.column_stack((found, gain)), read

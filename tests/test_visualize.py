@@ -352,7 +352,7 @@ def test_decisions_of_another_cache(copied):
     path = copied.run / "results.json"
     results = json.loads(path.read_text()) | {"cache_key": "another"}
     preprocess.write_json(path, results)
-    with pytest.raises(InputError, match=r"another cache .*run again: python evaluate\.py"):
+    with pytest.raises(InputError, match=r"another cache .*run: python evaluate\.py"):
         list(visualize.figures(copied))
 
 
