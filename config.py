@@ -57,6 +57,7 @@ MOST_SEED = 2**63 - 1
 MOST_PROCESSES = 1024  # and threads
 MOST_CLIPS = 1_000_000
 MOST_BATCH = 1_000_000
+MOST_LANES = 100_000
 
 
 def number(default: Any, low: float = -LARGEST, high: float = LARGEST, *, above: float = -math.inf):
@@ -252,7 +253,7 @@ class Learning(Checked):
     """transitions in a gradient step (slides)"""
     frames_per_step: int = number(32, 1)
     """frames visited for each gradient step (original)"""
-    lanes: int = number(32, 1, 100_000)
+    lanes: int = number(32, 1, MOST_LANES)
     """pairs that advance together; 32 makes one gradient step per tick"""
     replay: int = number(50_000, 1, 100_000_000)
     """transitions kept (slides)"""

@@ -22,9 +22,19 @@ import numpy as np
 import torch
 
 import ranks
-from config import Bandit, InputError, TrainConfig, TwinsConfig, from_dict, to_dict
+from config import MOST_LANES, Bandit, InputError, TrainConfig, TwinsConfig, from_dict, to_dict
 from core import tensors
-from core.stored import Each, check_form, is_number, is_text, maybe, misfit, parse_json, why
+from core.stored import (
+    Each,
+    check_form,
+    is_number,
+    is_text,
+    maybe,
+    misfit,
+    parse_json,
+    read_text,
+    why,
+)
 from core.tensors import digest as digest  # the suite asks here for everything about checkpoints
 from core.tensors import with_digest
 from gate import Gate
@@ -412,15 +422,19 @@ def read_history(folder: Path) -> dict[str, np.ndarray]:
     path, cure = folder / "reward_history.tsv", f"run: python DQN.py --run {folder}"
     if not path.exists():
         raise InputError(f"{path}: not found; {cure}")
-    with open(path, encoding="utf-8", errors="replace") as stream:
-        names = stream.readline().rstrip("\n").split("\t")
-        lines = [line.split("\t") for line in stream]
+    names, *lines = [line.split("\t") for line in read_text(path, cure).rstrip("\n").split("\n")]
     if names[: len(HISTORY) - 1] != list(HISTORY[:-1]) or any(len(x) != len(names) for x in lines):
         raise InputError(f"{path}: damaged; {cure}")
     if not lines:
         raise InputError(f"{path}: no finished episode; {cure}")
     try:
         rows = np.array(lines, dtype=np.float64)
+        episodes = rows[:, names.index("Episode")]
+        counted = [i for i, name in enumerate(names) if name not in ("Loss", "Q")]
+        if not np.isfinite(rows[:, counted]).all() or episodes.min() < 0:
+            raise ValueError("a number that is none")
+        if episodes.max() >= len(rows) + MOST_LANES:  # lanes run side by side, so some are ahead
+            raise ValueError(f"episode {episodes.max():.0f} in {len(rows)} rows")
     except ValueError as error:
         raise InputError(f"{path}: damaged ({error}); {cure}") from None
     return dict(zip(names, rows.T, strict=True))

@@ -17,7 +17,7 @@ import torch
 from core.errors import InputError
 from core.stored import CHECKSUM, regular, why
 
-MOST_PARTS = 10_000_000  # of a checkpoint; lists in lists can claim any number in a few bytes
+MOST_PARTS = 1_000_000  # of a checkpoint; lists in lists can claim any number in a few bytes
 NetworkT = TypeVar("NetworkT", bound=torch.nn.Module)
 
 

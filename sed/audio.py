@@ -63,8 +63,8 @@ class CheckedAudio:
             # first one ends with the MD5, which is 0 where the writer did not know it.
             last, md5 = False, b""
             while not last and len(head := stream.read(4)) == 4:
-                last, size = head[0] >= 128, int.from_bytes(head[1:])
-                md5 = md5 or stream.read(size)[18:34]
+                last, block = head[0] >= 128, stream.read(int.from_bytes(head[1:]))
+                md5 = md5 or block[18:34]
             frame = stream.read(4)
         code = frame[2] & 15 if len(frame) == 4 and frame[0] == 255 else 0
         if 1 <= code <= len(FLAC_RATES) and FLAC_RATES[code - 1] != self.samplerate:
