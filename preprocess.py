@@ -584,21 +584,21 @@ def imported_signals(
 ) -> tuple[Pair, dict[str, np.ndarray]]:
     """One per-pair NPZ of the original program -> its six signals. ValueError if it is damaged."""
     name = npz_name(filename, event_label)
+    forms = dict.fromkeys(ORIGINAL_NAMES.values(), ("fiub", None))
     try:
-        with np.load(folder / name) as arrays:
-            values = {
-                ours: np.asarray(arrays[theirs], dtype=np.float32).reshape(-1)
-                for ours, theirs in ORIGINAL_NAMES.items()
-            }
-    except (OSError, ValueError, KeyError, EOFError) as error:
-        raise ValueError(f"{name}: cannot be read ({error})") from None
-    except Exception as error:  # zipfile and zlib have their own error classes for damaged files
-        raise ValueError(f"{name}: cannot be read ({type(error).__name__}: {error})") from None
+        arrays = read_npz(folder / name, forms, "export it again")
+    except InputError as error:
+        raise ValueError(str(error).removeprefix(f"{folder}/")) from None
+    values = {
+        ours: arrays[theirs].astype(np.float32).reshape(-1)
+        for ours, theirs in ORIGINAL_NAMES.items()
+    }
     lengths = {ours: len(array) for ours, array in values.items()}
     if len(set(lengths.values())) != 1 or 0 in lengths.values():
         raise ValueError(f"{name}: arrays of different lengths {lengths}")
-    if not all(np.isfinite(array).all() for array in values.values()):
-        raise ValueError(f"{name}: values are not finite")
+    for ours, array in values.items():
+        if not ((array >= -SLACK) & (array <= 1 + SLACK)).all():  # NaN is neither
+            raise ValueError(f"{name}: values of {ORIGINAL_NAMES[ours]} are not from 0 to 1")
     return Pair(filename, event_label, lengths["rms"], frame_s), values
 
 
@@ -750,7 +750,7 @@ def reuse_shard(
 ) -> bool:
     """Take a shard over from an earlier run if it is whole, of the same inputs, unchanged."""
     entry, path = known.get(file), folder / file
-    if entry is None or entry["inputs"] != inputs or entry["failed"] or not path.exists():
+    if entry is None or entry["inputs"] != inputs or entry["failed"] or not path.is_file():
         return False
     if _sha256(path) != entry["sha256"]:
         print(f"{path} does not match its checksum: rebuilt")

@@ -372,7 +372,8 @@ class History:
 
     def __init__(self, folder: Path, rows: int):
         self.path = folder / "reward_history.tsv"
-        known = self.path.read_text() if rows and self.path.exists() else ""
+        there = rows and self.path.exists()
+        known = self.path.read_text(encoding="utf-8", errors="replace") if there else ""
         lines = known.splitlines(keepends=True)[: rows + 1]
         if rows and len(lines) < rows + 1:  # after a power failure; the training is not harmed
             print(f"note: {self.path} lost {rows + 1 - len(lines)} of its rows")

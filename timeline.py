@@ -51,6 +51,8 @@ def read_labels(path: Path) -> dict[str, list[Event]]:
     try:
         lines = io.StringIO(read_text(path))
         rows = list(csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE))
+    except InputError as error:
+        raise InputError(f"labels {error}") from None
     except csv.Error as error:
         raise InputError(f"labels {path}: cannot be read ({error})") from None
     if not rows or tuple(cell.strip() for cell in rows[0]) != COLUMNS:

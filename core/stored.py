@@ -25,7 +25,7 @@ from core.errors import InputError
 
 MOST_LINE = 1 << 20  # bytes of a line of text: thousands of classes
 MOST_JSON = 1 << 25  # bytes: parsed, JSON takes up to 25 times its size
-MOST_UNPACKED = 1 << 30  # bytes of a compressed array whose shape the caller does not know
+MOST_UNPACKED = 1 << 28  # bytes of a compressed array whose shape the caller does not know
 MOST_ARRAYS = 1_000  # of an .npz file
 MOST_NUMBER = 2**63
 CHECKSUM = "sha256"  # name of the field
@@ -238,8 +238,10 @@ class Member(NamedTuple):
     header: int  # bytes before the first number
 
 
-def open_npz(path: Path, cure: str = "") -> tuple[zipfile.ZipFile, dict[str, Member]]:
-    """An .npz file and its arrays by name, nothing of them read yet.
+def open_npz(
+    path: Path, cure: str = "", wanted: Collection[str] | None = None
+) -> tuple[zipfile.ZipFile, dict[str, Member]]:
+    """An .npz file and its arrays (or the wanted ones) by name, nothing of them read yet.
 
     Raises whatever zipfile and numpy raise for damaged files, ValueError for arrays of Python
     objects and for headers that do not fit the file.
@@ -252,6 +254,8 @@ def open_npz(path: Path, cure: str = "") -> tuple[zipfile.ZipFile, dict[str, Mem
         members = {}
         for info in archive.infolist():
             name = info.filename.removesuffix(".npy")
+            if wanted is not None and name not in wanted:
+                continue
             if info.flag_bits & 1 or info.compress_type not in (
                 zipfile.ZIP_STORED,
                 zipfile.ZIP_DEFLATED,
@@ -281,7 +285,8 @@ def open_npz(path: Path, cure: str = "") -> tuple[zipfile.ZipFile, dict[str, Mem
     return archive, members
 
 
-Shape = tuple[int | tuple[int, ...] | None, ...]  # None: any length; a tuple: one of these
+# Of each dimension its length, a tuple of possible lengths, or None for any; None: any shape.
+Shape = tuple[int | tuple[int, ...] | None, ...] | None
 
 
 def read_npz(
@@ -297,26 +302,30 @@ def read_npz(
     damaged, or unpacks to more than is believable.
     """
     try:
-        archive, members = open_npz(path, cure)
+        archive, members = open_npz(path, cure, forms)
         with archive:
             arrays = {}
-            any_form = {name: (m.dtype.kind, (None,) * len(m.shape)) for name, m in members.items()}
-            for name, (kinds, shape) in (any_form if forms is None else forms).items():
+            every = {name: (member.dtype.kind, None) for name, member in members.items()}
+            for name, (kinds, shape) in (every if forms is None else forms).items():
                 if name not in members:
                     if name in optional:
                         continue
                     raise ValueError(f"no array {name!r}")
                 member = members[name]
-                fits = len(shape) == len(member.shape) and all(
-                    wanted in (None, there) or (isinstance(wanted, tuple) and there in wanted)
-                    for wanted, there in zip(shape, member.shape, strict=True)
+                fits = shape is None or (
+                    len(shape) == len(member.shape)
+                    and all(
+                        wanted in (None, there) or (isinstance(wanted, tuple) and there in wanted)
+                        for wanted, there in zip(shape, member.shape, strict=True)
+                    )
                 )
                 if member.dtype.kind not in kinds or not fits:
                     found = f"{member.dtype} {member.shape}"
                     raise ValueError(f"array {name!r} is {found}, not {kinds} {shape}")
                 size = member.info.file_size
                 stored = member.info.compress_type == zipfile.ZIP_STORED
-                if not stored and (None in shape or forms is None) and size > MOST_UNPACKED:
+                known = shape is not None and None not in shape
+                if not (stored or known) and size > MOST_UNPACKED:
                     raise ValueError(f"array {name!r} unpacks to {size:,} bytes")
                 data = archive.read(member.info)  # checks CRC-32
                 array = np.frombuffer(data, member.dtype, offset=member.header)

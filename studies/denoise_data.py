@@ -11,6 +11,7 @@ own folder. Without folders of your own, speech and noise are synthesised by sou
 """
 
 import csv
+import io
 import json
 import math
 import re
@@ -35,7 +36,7 @@ for folder in (ROOT, ROOT / "studies"):
 import denoisers  # noqa: E402
 
 from config import Checked, InputError, number, require, whole, write_text  # noqa: E402
-from core.stored import read_json  # noqa: E402
+from core.stored import read_json, read_text  # noqa: E402
 from sed.audio import CheckedAudio, read_samples  # noqa: E402
 from soundscapes import AUDIO, MAKERS, PEAK, RATE, list_bank, synthesise  # noqa: E402
 
@@ -352,9 +353,11 @@ def read_table(path: Path, needed: tuple[str, ...], cure: str) -> list[dict[str,
     """Rows of a CSV that must have some columns; InputError says how to make it."""
     if not path.is_file():
         raise InputError(f"{path}: not found; {cure}")
-    with open(path, newline="", encoding="utf-8") as stream:
-        reader = csv.DictReader(stream)
+    try:
+        reader = csv.DictReader(io.StringIO(read_text(path, cure), newline=""))
         rows = list(reader)
+    except csv.Error as error:
+        raise InputError(f"{path}: cannot be read ({error}); {cure}") from None
     missing = [name for name in needed if name not in (reader.fieldnames or ())]
     if missing or not rows:
         what = f"no column {missing[0]}" if missing else "no rows"

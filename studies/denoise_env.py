@@ -508,7 +508,9 @@ def load_agent(folder: Path) -> Agent:
         raise InputError(
             f"{folder}: is not a run of this study: its weights are no tensors"
         ) from None
-    except (KeyError, ValueError, TypeError, RuntimeError, zipfile.BadZipFile) as error:
+    except InputError:
+        raise
+    except Exception as error:  # zipfile, zlib and torch have their own classes for damaged files
         raise InputError(f"{folder}: is not a run of this study ({error})") from None
     policy.set_training_mode(False)
     return Agent(content["algo"], policy, scaler, content["sample_rate"], task)

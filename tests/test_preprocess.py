@@ -793,11 +793,11 @@ def resave(path, **changes):
 
 BAD_NPZ = {
     "missing": (Path.unlink, "b.wav: no b_Dog.npz in "),
-    "cut": (cut, "b.wav: b_Dog.npz: cannot be read ("),
-    "text": (lambda p: p.write_text("hello"), "b.wav: b_Dog.npz: cannot be read ("),
-    "no T_norm": (lambda p: resave(p, T_norm=None), "b.wav: b_Dog.npz: cannot be read ("),
+    "cut": (cut, "b.wav: b_Dog.npz: damaged ("),
+    "text": (lambda p: p.write_text("hello"), "b.wav: b_Dog.npz: damaged ("),
+    "no T_norm": (lambda p: resave(p, T_norm=None), "b.wav: b_Dog.npz: damaged ("),
     "lengths": (lambda p: resave(p, rms=np.zeros(49)), "b.wav: b_Dog.npz: arrays of different"),
-    "nan": (lambda p: resave(p, rms=np.full(50, np.nan)), "b.wav: b_Dog.npz: values are not fin"),
+    "nan": (lambda p: resave(p, rms=np.full(50, np.nan)), "b.wav: b_Dog.npz: values of rms are not from 0"),
 }
 
 
