@@ -797,7 +797,10 @@ BAD_NPZ = {
     "text": (lambda p: p.write_text("hello"), "b.wav: b_Dog.npz: damaged ("),
     "no T_norm": (lambda p: resave(p, T_norm=None), "b.wav: b_Dog.npz: damaged ("),
     "lengths": (lambda p: resave(p, rms=np.zeros(49)), "b.wav: b_Dog.npz: arrays of different"),
-    "nan": (lambda p: resave(p, rms=np.full(50, np.nan)), "b.wav: b_Dog.npz: values of rms are not from 0"),
+    "nan": (
+        lambda p: resave(p, rms=np.full(50, np.nan)),
+        "b.wav: b_Dog.npz: values of rms are not from 0",
+    ),
 }
 
 
