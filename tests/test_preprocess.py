@@ -523,6 +523,9 @@ def test_a_score_archive_gives_the_same_cache_and_is_taken_over(home, capsys):
     cache = load_cache(home / "new" / "train")
     assert cache.pairs == first.pairs and cache.key == first.key
     assert cache.manifest["scores"]["source"] == "archive"
+    record = preprocess.checked_scores(cfg, "train")
+    stamps = preprocess.read_checked(record)
+    assert stamps[str(archive)][2] == preprocess._sha256(archive)
     preprocess.main(cfg)
     assert "taken over from an earlier run: 3 of 3" in capsys.readouterr().out
     scores = scorers.open_scores(archive)
@@ -531,6 +534,9 @@ def test_a_score_archive_gives_the_same_cache_and_is_taken_over(home, capsys):
     scorers.write_archive(archive, scores.classes, clips.items())
     preprocess.main(cfg)
     assert "taken over from an earlier run: 2 of 3" in capsys.readouterr().out
+    assert preprocess.read_checked(record) != stamps  # the file is another one: checked again
+    record.write_text("{")
+    assert preprocess.read_checked(record) == {}
 
 
 def test_mapped_classes(home, capsys):

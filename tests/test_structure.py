@@ -52,6 +52,7 @@ ORDER = (
 )
 SCRIPTS = sorted(ROOT.glob("*.py"))
 IDS = [path.stem for path in SCRIPTS]
+FOLDERS = {"core": ("core",), "sed": ("core", "sed")}  # folder -> those that it may import
 ORDERED = [path for path in SCRIPTS if path.stem in ORDER]
 CLASSES = [
     cls for cls in vars(config).values() if isinstance(cls, type) and dataclasses.is_dataclass(cls)
@@ -104,9 +105,21 @@ def test_imports_run_one_way(path):
     assert not wrong
 
 
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_a_folder_imports_nothing_from_above(folder):
+    known = {*requirements("requirements.txt"), *FOLDERS[folder], *sys.stdlib_module_names}
+    wrong = {
+        f"{path.name}:{line} imports {name}"
+        for path in (ROOT / folder).glob("*.py")
+        for name, line, _ in imported(path)
+        if name.partition(".")[0] not in known
+    }
+    assert not wrong
+
+
 @pytest.mark.parametrize("path", SCRIPTS, ids=IDS)
 def test_third_party_imports_are_required(path):
-    known = {*requirements("requirements.txt"), *ORDER, *IDS, *sys.stdlib_module_names}
+    known = {*requirements("requirements.txt"), *ORDER, *IDS, *FOLDERS, *sys.stdlib_module_names}
     if path.stem == "event_metrics":
         known |= requirements("requirements-eval.txt").keys()
     unknown = {
