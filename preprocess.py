@@ -462,7 +462,10 @@ class AudioFile:
 def read_audio(path: Path) -> tuple[np.ndarray, int]:
     """Audio file -> mono float32 (S,) and sample rate. ValueError says what is wrong with it."""
     with AudioFile(path) as audio:
-        return audio.read(audio.num_samples), audio.sample_rate
+        wav = audio.read(audio.num_samples)
+    if not len(wav):
+        raise ValueError("no samples")
+    return wav, audio.sample_rate
 
 
 SHORT_AUDIO = 0.1  # share of the scores' length that may be missing at the end of the audio

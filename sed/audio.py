@@ -86,6 +86,8 @@ class CheckedAudio:
             self.at, left = self.at + len(block), left - len(block)
             blocks.append(block)
             if not len(block):
+                if self.expected:
+                    raise ValueError(f"ends at {self.at:,} of {self.frames:,} samples")
                 break
         if self.expected and self.at == self.frames and self.md5.digest() != self.expected:
             raise ValueError("damaged: its samples do not match its MD5")

@@ -1,7 +1,6 @@
 """Damaged and hostile files: refused in one line or read as they were, never believed.
 
-Run:    python tests/test_fuzz.py 300       # the table of RESULTS.md, about 10 minutes
-        pytest -m slow tests/test_fuzz.py   # the same mutations as tests
+Run:    python tests/test_fuzz.py 300       # the table of RESULTS.md, about 20 seconds
 Next:   nothing
 
 Every reader sees files that are damaged at random places, seeded. Four things may happen: the file
@@ -231,7 +230,7 @@ def whole_audio(path: Path) -> Any:
         wav, rate = preprocess.read_audio(path)
     except ValueError as error:
         raise InputError(f"{path}: {error}") from None
-    return [torch.from_numpy(wav), rate]
+    return [torch.tensor(wav), rate]
 
 
 def make_targets(home: Path) -> dict[str, Target]:
@@ -301,7 +300,7 @@ def make_targets(home: Path) -> dict[str, Target]:
         "results.json": Target(run / "results.json", lambda: evaluate.load_evaluated(show).results),
         "decisions.npz": Target(
             run / "decisions.npz",
-            lambda: [torch.from_numpy(a) for a in evaluate.load_evaluated(show)[2:5]],
+            lambda: [torch.tensor(a) for a in evaluate.load_evaluated(show)[2:5]],
         ),
         "results.json of a table": Target(
             table / "results.json", lambda: comparison_figures.load_table(table).results
@@ -409,16 +408,10 @@ def targets(tmp_path_factory) -> dict[str, Target]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_damaged_file_is_never_believed(targets, name):
-    counts = trial(name, targets[name], 20)
+@pytest.mark.parametrize("count", [300, pytest.param(6000, marks=pytest.mark.slow)])
+def test_a_damaged_file_is_never_believed(targets, name, count):
+    counts = trial(name, targets[name], count)
     assert counts["changed"] == 0 and counts["refused"] > 0
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
-def test_a_file_damaged_in_300_ways_is_never_believed(targets, name):
-    counts = trial(name, targets[name], 300)
-    assert counts["changed"] == 0 and counts["refused"] > 100
 
 
 # ---------------------------------------------------------------------------- hostile files
@@ -760,4 +753,4 @@ def main(count: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 20)
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 300)
