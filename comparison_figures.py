@@ -142,7 +142,7 @@ TABLE = {
 }
 # Keys of results.json of the versions that wrote no checksum.
 UNSEALED = TABLE.keys() | {"tuned_for", "psds_of_scores", "verdict", "seconds"}
-UNSEALED |= {"tuning_and_deciding_seconds"}
+UNSEALED |= {"split", "train_cache", "train_cache_key", "tuning_and_deciding_seconds"}
 
 
 def load_table(folder: Path) -> Table:

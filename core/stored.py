@@ -133,9 +133,8 @@ def read_json(
             raise ValueError(f"a {type(value).__name__} in place of a dictionary")
         checksum = value.pop(CHECKSUM, None)
         if checksum is None:
-            odd = sorted(set(value) - set(unsealed)) if unsealed is not None else []
-            if odd:
-                raise ValueError(f"no checksum, and unknown {odd[0][:60]!r}")
+            if unsealed is not None and not set(value) <= set(unsealed):
+                raise ValueError("no checksum in it")
         elif checksum != content_hash(value):
             raise ValueError("it does not match its checksum")
     except (OSError, ValueError, RecursionError, MemoryError) as error:
