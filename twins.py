@@ -193,7 +193,7 @@ class Trainer:
 def load_twin(path: Path, device: torch.device) -> Twin:
     """Open a checkpoint of this script. InputError if it is another's, damaged or does not fit."""
     content = runfolder.read_checkpoint(path, device)
-    if "twin" not in content:
+    if not {"twin", "gate", "signal"} <= content.keys():
         raise InputError(f"{path}: not a checkpoint of twins.py")
     cfg, signal, gate, _ = runfolder.facts_of(TwinsConfig, content, path)
     bandit = replace(cfg.bandit, reading="independent")
