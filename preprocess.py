@@ -7,7 +7,8 @@ Run:    python preprocess.py                    # built-in corpus, made and scor
         torchrun --nproc-per-node=2 preprocess.py
         python preprocess.py --pairs all --cache cache/all                  # absent classes too
 Reads:  <corpus>/<split>/{labels.tsv, audio/, scores/} or the files named
-Writes: <cache>/<split>/manifest.json + shard-*.npz, whole or not at all; a rerun skips the done
+Writes: <cache>/<split>/manifest.json + shard-*.npz, whole or not at all; a rerun skips the done;
+        <cache>/.<split>.scores.json: score files that were held against their own checksums
 Shapes: S samples, T frames of a pair, N frames of all pairs together, P pairs, C clips, K classes
 Next:   DQN.py
 

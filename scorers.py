@@ -1046,7 +1046,7 @@ def is_done(cfg: ScorersConfig, clips: list[Clip], classes: list[str], key: str)
                 raise InputError(f"{folder}: not written by scorers.py (no {record}); move it away")
         return False
     try:
-        found = read_json(record, "scoring again").get("key")
+        found = read_json(record, "scoring again", most=1 << 31).get("key")
     except InputError as error:
         print(f"note: {error}")
         found = "unreadable"

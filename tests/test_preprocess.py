@@ -602,7 +602,16 @@ def samples(path, values):
     soundfile.write(path, np.array(values, np.float32), 16_000, "FLOAT", format="WAV")
 
 
+def claim(path):
+    """2^36 - 1 samples, 256 GB, in the header of a FLAC file (RFC 9639, 8.2)."""
+    data = bytearray(path.read_bytes())
+    data[21] |= 0x0F
+    data[22:26] = b"\xff" * 4
+    path.write_bytes(data)
+
+
 BAD = {
+    "claimed length": ("audio/a.flac", claim, "a.flac: its header claims"),
     "missing audio": ("audio/b.wav", Path.unlink, "b.wav: no audio in "),
     "missing scores": ("scores/a.tsv", Path.unlink, "a.flac: no scores in "),
     "cut flac": ("audio/a.flac", cut, "a.flac: cannot be read ("),
