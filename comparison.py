@@ -18,6 +18,8 @@ the standard deviation) nor of recordings. One clip has no interval: nothing can
 """
 
 import csv
+import hashlib
+import io
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -34,7 +36,6 @@ from config import (
     EvaluateConfig,
     num_workers,
     process_pool,
-    whole,
     write_text,
 )
 from entrants import BASE, GATED, Entrant, Member, events_of, find_entrants
@@ -471,7 +472,9 @@ def measure(
         "psds_of_scores": psds,
     }
     results["verdict"] = verdicts(results)
-    write_pairs(out / "pairs.csv", entrants, cache)
+    text = pairs_csv(entrants, cache)
+    results["files"] = {"pairs.csv": hashlib.sha256(text.encode()).hexdigest()}
+    write_text(out / "pairs.csv", text)
     write_events(out / "events", entrants, cache)
     return results
 
@@ -501,7 +504,7 @@ def write_events(folder: Path, entrants: list[Entrant], cache: Cache) -> None:
             path.unlink()
 
 
-def write_pairs(path: Path, entrants: list[Entrant], cache: Cache) -> None:
+def pairs_csv(entrants: list[Entrant], cache: Cache) -> str:
     """A row a pair: accuracy, IoU and F1 of every entrant, the mean over its members."""
     columns, cells = [], []
     for entrant in entrants:
@@ -509,12 +512,13 @@ def write_pairs(path: Path, entrants: list[Entrant], cache: Cache) -> None:
         for name in HEADLINE["present"]:
             columns.append(f"{entrant.name}: {name}")
             cells.append(np.mean([each[name] for each in scores], axis=0))
-    with whole(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as stream:
-        writer = csv.writer(stream)
-        writer.writerow(["filename", "event_label", "present", "frames", *columns])
-        for i, (pair, there) in enumerate(zip(cache.pairs, cache.present, strict=True)):
-            values = [f"{column[i]:.6f}" for column in cells]
-            writer.writerow([pair.filename, pair.event_label, int(there), pair.num_frames, *values])
+    stream = io.StringIO(newline="")
+    writer = csv.writer(stream)
+    writer.writerow(["filename", "event_label", "present", "frames", *columns])
+    for i, (pair, there) in enumerate(zip(cache.pairs, cache.present, strict=True)):
+        values = [f"{column[i]:.6f}" for column in cells]
+        writer.writerow([pair.filename, pair.event_label, int(there), pair.num_frames, *values])
+    return stream.getvalue()
 
 
 # ---------------------------------------------------------------------------- tables

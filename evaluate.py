@@ -13,6 +13,7 @@ Next:   report.py
 The metric: change it and old numbers are void.
 """
 
+import hashlib
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,9 +36,7 @@ from config import (
 )
 from core.stored import (
     Each,
-    arrays_hash,
     check_form,
-    file_sha256,
     is_count,
     is_number,
     is_share,
@@ -315,10 +314,10 @@ FORMS = {
     "gain": Each(is_number),
     "interval": Each((is_number, is_number)),
     "threshold_selection": {"accuracy": maybe(is_share), "frames": is_count},
-    "files": Each(is_text),
+    "decisions": is_text,
 }
 # Keys of results.json of the versions that wrote no checksum.
-UNSEALED = FORMS.keys() - {"files"} | {"cache", "policy", "queries", "deciding_seconds"}
+UNSEALED = FORMS.keys() - {"decisions"} | {"cache", "policy", "queries", "deciding_seconds"}
 UNSEALED |= {"processes", "batch", "all_pairs", "gate", "onsets"}
 
 
@@ -346,9 +345,10 @@ def load_evaluated(cfg: VisualizeConfig) -> Evaluated:
         )
     size = (len(cache.label),)
     forms = {"action": ("i", size), "t_adj": ("f", size), "binary": ("ub", size)}
-    arrays = read_npz(path, forms, cure, ("action",))
-    if (found := arrays_hash(arrays)) != results.get("files", {}).get(path.name, found):
-        raise InputError(f"{path}: not what {where} was written with; {cure}")
+    arrays = read_npz(path, forms, cure, () if "decisions" in results else ("action",))
+    # Results of older versions do not say which decisions they are about.
+    if "decisions" in results and results["decisions"] != digest_of(**arrays):
+        raise InputError(f"{path}: not the decisions that {where} is about; {cure}")
     t_adj, after, before = arrays["t_adj"], arrays["binary"] > 0, cache.signals["binary"] > 0.5
     heard = cache.present[cache.frames_of_pair] | (cache.queries == "present")
     changed = [(after == truth) & (before != after) for truth in (cache.label, ~cache.label)]
@@ -435,21 +435,13 @@ def write_matches(path: Path, data: Evaluated, matches: list[Match]) -> None:
 # ---------------------------------------------------------------------------- the evaluation
 
 
-def write_decisions(
-    path: Path, cache: Cache, actions: torch.Tensor, t_adj: torch.Tensor, pred: np.ndarray
-) -> str:
-    """Action, threshold and decision of every frame, (N,) each, with the cache they belong to.
-
-    Returns the hash of the three, which keeps results.json with its own decisions.
-    """
-    arrays = {
-        "action": actions.cpu().numpy().astype(np.int8),
-        "t_adj": t_adj.cpu().numpy().astype(np.float32),
-        "binary": pred.astype(np.uint8),
-    }
-    with whole(path) as temporary, open(temporary, "wb") as stream:
-        np.savez(stream, **arrays, cache_key=np.array(cache.key))
-    return arrays_hash(arrays)
+def digest_of(action: np.ndarray, t_adj: np.ndarray, binary: np.ndarray) -> str:
+    """Hash of stored decisions, (N,) each; results.json names those that it is about. The file will
+    not do: it has the time in it."""
+    state = hashlib.sha256()
+    for array, kind in ((action, np.int8), (t_adj, np.float32), (binary, np.uint8)):
+        state.update(np.ascontiguousarray(array, kind))
+    return state.hexdigest()[:16]
 
 
 def compare(cfg: EvaluateConfig) -> None:
@@ -469,7 +461,6 @@ def compare(cfg: EvaluateConfig) -> None:
     cfg.out.mkdir(parents=True, exist_ok=True)
     results = comparison.compare(cfg, cache, train)
     deciding = sum(m["deciding_seconds"] for row in results["entrants"] for m in row["members"])
-    results["files"] = {"pairs.csv": file_sha256(cfg.out / "pairs.csv")}
     write_json(cfg.out / "results.json", results)
     comparison.write_tables(cfg.out, results)
     print(comparison.markdown(results))
@@ -534,8 +525,15 @@ def evaluate(cfg: EvaluateConfig, device: torch.device, ranks: Ranks) -> None:
     results["onsets"] = onset_errors(matches)
     out = cfg.out or (cfg.run if cfg.split == "validation" else cfg.run / cfg.split)
     out.mkdir(parents=True, exist_ok=True)
-    decided = write_decisions(out / "decisions.npz", cache, actions, t_adj, pred)
-    results["files"] = {"decisions.npz": decided}
+    decided = {
+        "action": actions.cpu().numpy().astype(np.int8),
+        "t_adj": t_adj.cpu().numpy().astype(np.float32),
+        "binary": pred.astype(np.uint8),
+    }
+    results["decisions"] = digest_of(**decided)
+    path = out / "decisions.npz"
+    with whole(path) as temporary, open(temporary, "wb") as stream:
+        np.savez(stream, **decided, cache_key=np.array(cache.key))
     write_labels(out / "events.tsv", predicted_events(cache, events))
     write_matches(out / "onsets.tsv", data, matches)
     write_json(out / "results.json", results)

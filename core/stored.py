@@ -336,15 +336,6 @@ def read_npz(
         raise InputError(f"{path}: damaged ({why(error)}); {cure}") from None
 
 
-def arrays_hash(arrays: dict[str, np.ndarray]) -> str:
-    """SHA-256 of arrays by name. The file that holds them will not do: it has the time in it."""
-    state = hashlib.sha256()
-    for name, array in sorted(arrays.items()):
-        state.update(f"{name} {array.dtype.str} {array.shape} ".encode())
-        state.update(np.ascontiguousarray(array).tobytes())
-    return state.hexdigest()
-
-
 def map_npz(path: Path, check: bool) -> dict[str, np.ndarray]:
     """Arrays of an .npz file that `numpy.savez` wrote, mapped from disk: processes share the pages.
 
