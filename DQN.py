@@ -17,9 +17,9 @@ answer no action can change keep action 0.0 without being computed. In the `sequ
 """
 
 import itertools
-import json
 import time
 from collections import deque
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -54,6 +54,7 @@ from config import (
     with_preset,
 )
 from core.files import keep_apart
+from core.tensors import fitted
 from dense import DenseQNetwork, DenseTrainer
 from device import FixedSteps
 from gate import Gate, tune_gate
@@ -165,21 +166,17 @@ def load_policy(path: Path, device: torch.device, preset: str = "slides") -> Pol
     if bare and "tcn.0.weight" not in content:
         raise InputError(f"{path}: neither a checkpoint of this suite nor a Q-network's state dict")
     if bare:
-        config = with_preset(TrainConfig, preset)
-        weights, info, trained_on = content, {"source": "state dict", "preset": preset}, None
+        info = {"source": "state dict", "preset": preset}
+        facts = runfolder.Facts(with_preset(TrainConfig, preset), None, None, info)
     else:
-        config = runfolder.config_of(TrainConfig, json.loads(content["config"]))
-        weights, info, trained_on = content["network"], content["info"], content["signal"]
-    classes = tuple(content.get("classes", ()))
+        facts = runfolder.facts_of(TrainConfig, content, path)
+    config, weights = facts.config, content if bare else content.get("network")
+    classes, queries = runfolder.queries_of(content, path)
+    make = partial(QNetwork, config.bandit, config.network)
     if config.method == "dense":
-        queries = content.get("queries", "present")
-        network = DenseQNetwork(config.bandit, config.dense, classes, queries).to(device)
-    else:
-        network = QNetwork(config.bandit, config.network).to(device)
-    runfolder.load_weights(network, weights, path)
-    signal = json.loads(trained_on) if trained_on else None
-    gate = json.loads(content.get("gate", "null"))
-    return Policy(network.eval(), config.bandit, signal, info, gate and Gate(**gate), classes)
+        make = partial(DenseQNetwork, config.bandit, config.dense, classes, queries)
+    network = fitted(make, weights, path).to(device).eval()
+    return Policy(network, config.bandit, facts.signal, facts.info, facts.gate, classes)
 
 
 # ---------------------------------------------------------------------------- training
@@ -479,7 +476,8 @@ def train(cfg: TrainConfig, device: torch.device, ranks: Ranks) -> int:
     if content is None:
         save_last(trainer)  # resumable from the start
     else:
-        trainer.restore(content)
+        with runfolder.restoring(cfg.run / "last.pt"):
+            trainer.restore(content)
     if trainer.done:
         print(f"{cfg.run}: this run is complete ({len(trainer.order)} episodes)")
         return 0

@@ -21,6 +21,7 @@ from qlearning import Columns, anneal
 Array = TypeVar("Array", torch.Tensor, np.ndarray)
 # Rounding of prob - t_base in float32; keeps a distance of exactly 0.2 inside the boundary.
 BOUNDARY_SLACK = 1e-6
+MOST_EPISODES = 100_000_000  # their order is drawn at once
 MISS, FIX, BREAK, KEEP = range(4)  # reward cells: 2 * (base decision right) + (new decision right)
 
 
@@ -225,7 +226,11 @@ def hold_out(cache: Cache, cfg: TrainConfig | TwinsConfig) -> tuple[np.ndarray, 
 
 
 def episode_order(cache: Cache, train: np.ndarray, cfg: TrainConfig) -> np.ndarray:
-    """(E,) pair of each episode: all passes over the training pairs."""
+    """(E,) pair of each episode: all passes over the training pairs. InputError: too many."""
+    if (count := cfg.passes * len(train)) > MOST_EPISODES:
+        raise InputError(
+            f"--passes {cfg.passes}: {count:,} episodes, more than the {MOST_EPISODES:,} of a run"
+        )
     if cfg.learning.episode_order == "sorted":
         key = [(cache.pairs[i].filename, cache.pairs[i].event_label) for i in train]
         once = train[sorted(range(len(train)), key=key.__getitem__)]

@@ -18,7 +18,8 @@ the standard deviation) nor of recordings. One clip has no interval: nothing can
 """
 
 import csv
-import json
+import hashlib
+import io
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -34,6 +35,7 @@ import event_metrics
 import gate as tag_gate
 from config import (
     EvaluateConfig,
+    InputError,
     num_workers,
     process_pool,
     write_json,
@@ -43,6 +45,7 @@ from core.files import Kind, write_together
 from core.names import csv_cell
 from core.names import latex as as_latex
 from core.names import markdown as as_markdown
+from core.stored import read_json
 from entrants import BASE, GATED, Entrant, Member, events_of, find_entrants
 from event_metrics import ScoredEvent
 from metrics import (
@@ -503,8 +506,8 @@ def event_files(results: dict[str, Any]) -> list[str]:
 def earlier_files(out: Path) -> list[str]:
     """The files in events/ that an earlier table in this folder has written."""
     try:
-        return event_files(json.loads((out / "results.json").read_text(encoding="utf-8")))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return event_files(read_json(out / "results.json", ""))
+    except (InputError, KeyError, TypeError, AttributeError):
         return []
 
 
@@ -514,12 +517,14 @@ def write_table(out: Path, results: dict[str, Any], entrants: list[Entrant], cac
     Event files of an earlier table in the folder go. Raises WriteError.
     """
     earlier, files = earlier_files(out), event_files(results)
+    pairs = pairs_csv(entrants, cache)
+    results["files"] = {"pairs.csv": hashlib.sha256(pairs.encode()).hexdigest()}
     parts = {
         out / "events" / file: partial(write_labels, clips=events_of(entrant.members[0], cache))
         for entrant, file in zip(entrants, files, strict=True)
     }
     parts |= {
-        out / "pairs.csv": partial(write_pairs, entrants=entrants, cache=cache),
+        out / "pairs.csv": partial(write_text, text=pairs),
         out / "table.md": partial(write_text, text=markdown(results)),
         out / "table.tex": partial(write_text, text=latex(results)),
         out / "results.json": partial(write_json, value=results),
@@ -529,7 +534,7 @@ def write_table(out: Path, results: dict[str, Any], entrants: list[Entrant], cac
         (out / "events" / file).unlink(missing_ok=True)
 
 
-def write_pairs(path: Path, entrants: list[Entrant], cache: Cache) -> None:
+def pairs_csv(entrants: list[Entrant], cache: Cache) -> str:
     """A row a pair: accuracy, IoU and F1 of every entrant, the mean over its members."""
     columns, cells = [], []
     for entrant in entrants:
@@ -537,14 +542,14 @@ def write_pairs(path: Path, entrants: list[Entrant], cache: Cache) -> None:
         for name in HEADLINE["present"]:
             columns.append(f"{entrant.name}: {name}")
             cells.append(np.mean([each[name] for each in scores], axis=0))
-    with open(path, "w", newline="", encoding="utf-8") as stream:
-        writer = csv.writer(stream)
-        header = ["filename", "event_label", "present", "frames", *columns]
-        writer.writerow(map(csv_cell, header))
-        for i, (pair, there) in enumerate(zip(cache.pairs, cache.present, strict=True)):
-            names = map(csv_cell, (pair.filename, pair.event_label))
-            values = [f"{column[i]:.6f}" for column in cells]
-            writer.writerow([*names, int(there), pair.num_frames, *values])
+    stream = io.StringIO(newline="")
+    writer = csv.writer(stream)
+    writer.writerow(map(csv_cell, ["filename", "event_label", "present", "frames", *columns]))
+    for i, (pair, there) in enumerate(zip(cache.pairs, cache.present, strict=True)):
+        names = map(csv_cell, (pair.filename, pair.event_label))
+        values = [f"{column[i]:.6f}" for column in cells]
+        writer.writerow([*names, int(there), pair.num_frames, *values])
+    return stream.getvalue()
 
 
 # ---------------------------------------------------------------------------- tables

@@ -34,9 +34,9 @@ from typing import Any, ClassVar, Literal
 
 from core.errors import InputError as InputError
 from core.files import whole as whole
-from core.files import write_json as write_json
 from core.files import write_text as write_text
 from core.names import isolated
+from core.stored import write_json as write_json
 
 PresetName = Literal["slides", "original", "demo", "best"]
 Device = Literal["auto", "cpu", "cuda"]
@@ -57,9 +57,15 @@ def needed(module: str, script: str) -> ModuleType:
 # ---------------------------------------------------------------------------- checked fields
 
 
-def number(
-    default: Any, low: float = -math.inf, high: float = math.inf, *, above: float = -math.inf
-):
+LARGEST = 1_000_000_000  # of a number without a limit of its own: more is a slip, or fills memory
+MOST_SEED = 2**63 - 1
+MOST_PROCESSES = 1024  # and threads
+MOST_CLIPS = 1_000_000
+MOST_BATCH = 1_000_000
+MOST_LANES = 100_000
+
+
+def number(default: Any, low: float = -LARGEST, high: float = LARGEST, *, above: float = -math.inf):
     """A numeric field with its allowed range: `low <= value <= high` and `value > above`."""
     return field(default=default, metadata={"low": low, "high": high, "above": above})
 
@@ -67,7 +73,7 @@ def number(
 def require(ok: bool, flag: str, rule: str, value: Any) -> None:
     """Raise ValueError naming flag, rule and value unless `ok`."""
     if not ok:
-        raise ValueError(f"--{flag} must be {rule} but {value} was given")
+        raise ValueError(f"--{flag} must be {rule} but {str(value)[:200]} was given")
 
 
 class Checked:
@@ -85,11 +91,12 @@ class Checked:
             if "low" not in spec.metadata or value is None:
                 continue
             real = isinstance(value, (int, float)) and not isinstance(value, bool)
-            require(real and math.isfinite(value), self.flag(spec.name), "a finite number", value)
+            finite = real and (isinstance(value, int) or math.isfinite(value))
+            require(finite, self.flag(spec.name), "a finite number", value)
             low, high, above = (spec.metadata[key] for key in ("low", "high", "above"))
-            rules = [f"at least {low:g}"] * math.isfinite(low)
+            rules = [f"at least {low:g}"] * (low > -LARGEST or value < low)
             rules += [f"above {above:g}"] * math.isfinite(above)
-            rules += [f"at most {high:g}"] * math.isfinite(high)
+            rules += [f"at most {high:g}"] * (high < LARGEST or value > high)
             rule = " and ".join(rules)
             require(low <= value <= high and value > above, self.flag(spec.name), rule, value)
 
@@ -102,29 +109,29 @@ class Signal(Checked):
     """How loudness and score become probability and base threshold. A change needs a new cache."""
 
     GROUP: ClassVar[str] = "signal"
-    rms_window_s: float = number(0.064, above=0)
+    rms_window_s: float = number(0.064, above=0, high=10)
     """RMS window in seconds (original: librosa, 2048 samples at 32 kHz)"""
-    rms_hop_s: float = number(0.016, above=0)
+    rms_hop_s: float = number(0.016, 5e-4, 10)
     """RMS hop in seconds (original: 512 samples at 32 kHz)"""
     clip_percentile: float = number(95.0, above=0, high=100)
     """loudness, score and probability are cut at this percentile (slides)"""
-    score_median_s: float = number(0.1, above=0)
+    score_median_s: float = number(0.1, above=0, high=60)
     """k1, first median filter of the score, seconds (original: 5 frames of 20 ms)"""
-    score_median2_s: float = number(0.16, above=0)
+    score_median2_s: float = number(0.16, above=0, high=60)
     """k2, second median filter of the score, seconds (original: 8 frames of 20 ms)"""
-    score_power: float = number(2.2, above=0)
+    score_power: float = number(2.2, above=0, high=100)
     """exponent of the sharpened score (slides)"""
     score_mix: float = number(0.7, 0, 1)
     """share of the median-filtered score in the mix, the rest is the sharpened one (slides)"""
     fusion: Literal["product", "harmonic"] = "product"
     """loudness with score: r * D_adj (slides) or 2 / (1/r + 1/D_adj) (original)"""
-    prob_sigma_s: float = number(0.04, above=0)
+    prob_sigma_s: float = number(0.04, above=0, high=60)
     """Gaussian over the probability, seconds (slides: sigma 2 frames of 20 ms)"""
-    background_s: float = number(4.0, above=0)
+    background_s: float = number(4.0, above=0, high=600)
     """median filter of the background loudness, seconds (slides: 200 frames of 20 ms)"""
-    background_sigma_s: float = number(0.06, above=0)
+    background_sigma_s: float = number(0.06, above=0, high=60)
     """Gaussian over the background and over the anti-mask, seconds (slides: sigma 3 frames)"""
-    beta: float = number(1.2, above=0)
+    beta: float = number(1.2, above=0, high=100)
     """exponent of the anti-mask (1 - D_adj)^beta (original)"""
     flat_fallback: bool = True
     """a score without contrast says nothing: decide by loudness alone (original)"""
@@ -247,13 +254,13 @@ class Learning(Checked):
     GROUP: ClassVar[str] = "learning"
     lr: float = number(1e-4, above=0, high=1)
     """Adam's learning rate, constant (slides)"""
-    batch: int = number(32, 1)
+    batch: int = number(32, 1, MOST_BATCH)
     """transitions in a gradient step (slides)"""
     frames_per_step: int = number(32, 1)
     """frames visited for each gradient step (original)"""
-    lanes: int = number(32, 1)
+    lanes: int = number(32, 1, MOST_LANES)
     """pairs that advance together; 32 makes one gradient step per tick"""
-    replay: int = number(50_000, 1)
+    replay: int = number(50_000, 1, 100_000_000)
     """transitions kept (slides)"""
     train_start: int = number(2_000, 1)
     """learning starts above this many stored transitions (slides)"""
@@ -312,7 +319,7 @@ class Dense(Checked):
     gate_share: float = number(0.5, 0, 1)
     """trained on all pairs: learn from present ones and from those whose clip-level score is above
     this share of the tag gate's threshold; below 1, of what the gate may let through elsewhere"""
-    batch: int = number(32, 1)
+    batch: int = number(32, 1, MOST_BATCH)
     """pairs in a gradient step"""
     lr: float = number(2e-3, above=0, high=1)
     """highest learning rate of AdamW; it rises over 30 % of the steps and falls to 0"""
@@ -354,9 +361,9 @@ class SoundscapesConfig(Checked):
     """DESED TSV with the training events (default: random, DESED-like)"""
     validation_timeline: Path | None = None
     """DESED TSV with the validation events (default: random, DESED-like)"""
-    train_clips: int = number(240, 1)
+    train_clips: int = number(240, 1, MOST_CLIPS)
     """training clips; of a longer timeline a seeded choice"""
-    validation_clips: int = number(120, 1)
+    validation_clips: int = number(120, 1, MOST_CLIPS)
     """validation clips; of a longer timeline a seeded choice"""
     validation_fold: int = number(5, 1)
     """bank fold heard in validation clips only; the other folds train"""
@@ -366,9 +373,9 @@ class SoundscapesConfig(Checked):
     """softest event above the background, dB"""
     snr_max_db: float = number(25.0, -40, 60)
     """loudest event above the background, dB"""
-    seed: int = number(0, 0)
+    seed: int = number(0, 0, MOST_SEED)
     """one seed for the whole corpus"""
-    workers: int | None = number(None, 1)
+    workers: int | None = number(None, 1, MOST_PROCESSES)
     """processes (default: all cores)"""
 
     def __post_init__(self) -> None:
@@ -393,13 +400,13 @@ class ScorersConfig(Checked):
     """passes over the training clips for each fit"""
     lr: float = number(4e-3, above=0, high=1)
     """peak learning rate (Adam, one-cycle)"""
-    batch: int = number(8, 1)
+    batch: int = number(8, 1, MOST_BATCH)
     """clips in a gradient step"""
-    channels: int = number(24, 4)
+    channels: int = number(24, 4, 1024)
     """width of the CRNN's first convolution"""
-    seed: int = number(0, 0)
+    seed: int = number(0, 0, MOST_SEED)
     """weights, order and augmentation"""
-    workers: int | None = number(None, 1)
+    workers: int | None = number(None, 1, MOST_PROCESSES)
     """processes, one fit each (default: all cores)"""
 
     def __post_init__(self) -> None:
@@ -431,7 +438,7 @@ class DasmEmbedConfig(Checked):
     """file to write: classes, prompts, vectors"""
     device: Device = "auto"
     """auto takes CUDA where there is one"""
-    threads: int | None = number(None, 1)
+    threads: int | None = number(None, 1, MOST_PROCESSES)
     """CPU threads (default: all cores)"""
 
     def __post_init__(self) -> None:
@@ -461,7 +468,7 @@ class DasmScoreConfig(Checked):
     """folder to write, for the --scores of preprocess.py; a rerun goes on"""
     temperature: float = number(0.5, above=0)
     """divides the logits before the sigmoid (DASM's notebook and the original: 0.5)"""
-    batch: int = number(4, 1)
+    batch: int = number(4, 1, MOST_BATCH)
     """clips in a forward pass"""
     cut_long: bool = False
     """score the first 10 s of longer recordings"""
@@ -469,7 +476,7 @@ class DasmScoreConfig(Checked):
     """leave out clips whose audio is missing or damaged; each is named"""
     device: Device = "auto"
     """auto takes CUDA where there is one"""
-    threads: int | None = number(None, 1)
+    threads: int | None = number(None, 1, MOST_PROCESSES)
     """CPU threads (default: all cores)"""
 
 
@@ -499,11 +506,11 @@ class PreprocessConfig(Checked):
     """classes to query beside those that occur in the labels (with --pairs all)"""
     import_npz: Path | None = None
     """import per-pair NPZ files of the original program instead of audio and scores"""
-    import_frame_s: float = number(0.02, above=0)
+    import_frame_s: float = number(0.02, 1e-4, 3600)
     """frame length of the imported files, seconds"""
     allow_missing: bool = False
     """leave out clips whose audio or scores are missing or damaged; each is named"""
-    workers: int | None = number(None, 1)
+    workers: int | None = number(None, 1, MOST_PROCESSES)
     """processes (default: all cores)"""
     signal: Signal = field(default_factory=Signal)
 
@@ -564,11 +571,11 @@ class TrainConfig(Checked):
     """print a hash of everything in this checkpoint and stop"""
     status: Path | None = None
     """print how the run in this folder is doing, alive or not, and stop"""
-    seed: int = number(0, 0)
+    seed: int = number(0, 0, MOST_SEED)
     """weights, exploration, replay sampling, episode order"""
     device: Device = "auto"
     """auto takes CUDA where there is one"""
-    threads: int = number(1, 1)
+    threads: int = number(1, 1, MOST_PROCESSES)
     """CPU threads; another number rounds otherwise; several pay for wide networks on idle cores"""
     cuda_steps: Literal["auto", "plain", "graphs", "graphs-bf16"] = "auto"
     """how a GPU trains: as recorded CUDA graphs (auto), step by step, or in bfloat16 too"""
@@ -616,7 +623,7 @@ class TwinsConfig(Checked):
     """passes over the training pairs that set the number of gradient steps, as in DQN.py"""
     frames_per_step: int = number(32, 1)
     """frames of a pass for each gradient step, as in DQN.py"""
-    batch: int = number(32, 1)
+    batch: int = number(32, 1, MOST_BATCH)
     """frames in a gradient step"""
     lr: float = number(1e-4, above=0, high=1)
     """Adam's learning rate, constant, as in DQN.py"""
@@ -630,11 +637,11 @@ class TwinsConfig(Checked):
     """go on from last.pt of the run folder"""
     overwrite: bool = False
     """throw away an earlier run in the run folder"""
-    seed: int = number(0, 0)
+    seed: int = number(0, 0, MOST_SEED)
     """weights, frames drawn, held-out clips"""
     device: Device = "auto"
     """auto takes CUDA where there is one"""
-    threads: int = number(1, 1)
+    threads: int = number(1, 1, MOST_PROCESSES)
     """CPU threads; one is fastest for these small batches"""
     bandit: Bandit = field(default_factory=Bandit)
     network: Network = field(default_factory=Network)
@@ -666,13 +673,13 @@ class EvaluateConfig(Checked):
     compare: tuple[str, ...] = ()
     """one table of many: run folders, checkpoints or event TSVs, as PATH, NAME=PATH or
     NAME=PATH,PATH (seeds of one row); `rules` stands for every tuned rule; needs --out"""
-    workers: int | None = number(None, 1)
+    workers: int | None = number(None, 1, MOST_PROCESSES)
     """processes for the event metrics of --compare (default: all cores)"""
-    batch: int | None = number(None, 1)
+    batch: int | None = number(None, 1, MOST_BATCH)
     """frames in a forward pass (default: the fastest of a short measurement)"""
     device: Device = "auto"
     """auto takes CUDA where there is one"""
-    threads: int = number(1, 1)
+    threads: int = number(1, 1, MOST_PROCESSES)
     """CPU threads; one is fastest for these small batches"""
 
     def __post_init__(self) -> None:
@@ -716,11 +723,11 @@ class DetectConfig(Checked):
     """events shorter than this many seconds are dropped, after gaps were closed"""
     merge_gap: float = number(0.0, 0)
     """gaps shorter than this many seconds between two events of a class are closed"""
-    batch: int = number(256, 1)
+    batch: int = number(256, 1, MOST_BATCH)
     """frames in a forward pass"""
     device: Device = "auto"
     """auto takes CUDA where there is one"""
-    threads: int = number(1, 1)
+    threads: int = number(1, 1, MOST_PROCESSES)
     """CPU threads; one is fastest for these small batches"""
 
     def __post_init__(self) -> None:
@@ -902,11 +909,13 @@ def run_main(main: Callable[[], int | None]) -> None:
         cure = "probably for lack of memory; try --workers 1"
         print(f"{script}: error: a worker process died, {cure}", file=sys.stderr)
         sys.exit(2)
-    except RuntimeError as error:
-        if "out of memory" not in str(error).lower():
+    except (RuntimeError, MemoryError) as error:
+        text = str(error).splitlines()[0] if str(error) else "out of memory"
+        full = ("out of memory", "can't allocate memory", "not enough memory")
+        if not isinstance(error, MemoryError) and not any(word in text.lower() for word in full):
             raise
         cure = "a smaller --batch or network, or --device cpu"
-        print(f"{script}: error: {str(error).splitlines()[0]}; try {cure}", file=sys.stderr)
+        print(f"{script}: error: {text}; try {cure}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print(f"{script}: interrupted", file=sys.stderr)

@@ -21,7 +21,6 @@ import importlib.abc
 import importlib.machinery
 import math
 import os
-import pickle
 import sys
 import types
 import warnings
@@ -34,7 +33,6 @@ from typing import Any, NamedTuple
 
 import librosa
 import numpy as np
-import soundfile
 import torch
 from tqdm import tqdm
 
@@ -49,8 +47,11 @@ from config import (
 )
 from core.files import Kind, contents, keep_apart, kind_of, made, mark, own_folder
 from core.names import isolated
+from core.stored import check_form, is_text, read_text
+from core.tensors import read_checkpoint, read_tensors, with_digest
 from runfolder import pick_device
 from scorers import ClipScores, ScoreArchive, clip_id, write_archive
+from sed.audio import CheckedAudio, read_samples
 from soundscapes import AUDIO
 from timeline import classes_of, frame_edges, read_labels
 
@@ -205,17 +206,6 @@ def sha256_of(*paths: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def load_tensors(path: Path, device: torch.device, trust: bool = False) -> Any:
-    """A file of tensors and plain containers. InputError for anything else, unless trusted."""
-    try:
-        return torch.load(path, map_location=device, weights_only=not trust)
-    except (pickle.UnpicklingError, KeyError, IndexError):  # what a file of another kind raises
-        raise InputError(f"{path}: not weights, or more than tensors in it") from None
-    except (RuntimeError, EOFError, ValueError, OSError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"{path}: cannot be read as weights ({reason})") from None
-
-
 def read_yaml(path: Path, root: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     """A YAML file with its `include: {base_path, keys}` filled in.
 
@@ -226,8 +216,8 @@ def read_yaml(path: Path, root: Path, seen: tuple[Path, ...] = ()) -> dict[str, 
     if path.resolve() in seen:
         raise InputError(f"{path}: includes itself")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        content = yaml.safe_load(read_text(path))
+    except (yaml.YAMLError, RecursionError) as error:
         raise InputError(f"{path}: cannot be read ({' '.join(str(error).split())})") from None
     if not isinstance(content, dict):
         raise InputError(f"{path}: no settings in it")
@@ -299,10 +289,7 @@ def prompt_of(name: str, style: str) -> str:
 
 def read_query_file(path: Path, style: str) -> dict[str, str]:
     """Text file, a class a line, its own prompt after a tab -> prompt of each class, in order."""
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--query-file {path}: cannot be read ({error})") from None
+    lines = read_text(path).split("\n")
     prompts: dict[str, str] = {}
     for number, line in enumerate(lines, start=1):
         name, _, prompt = (part.strip() for part in line.partition("\t"))
@@ -319,8 +306,9 @@ def read_query_file(path: Path, style: str) -> dict[str, str]:
 
 def load_queries(path: Path, wanted: list[str]) -> Queries:
     """Read what `embed` wrote; InputError for another width or a wanted class without vector."""
-    content = load_tensors(require_file("--queries", path), torch.device("cpu"))
+    content = read_checkpoint(require_file("--queries", path))
     try:
+        check_form(content, {"classes": [is_text], "prompts": [is_text]})
         classes, prompts = list(content["classes"]), list(content["prompts"])
         vectors = content["vectors"].float()
         num_rows, width = vectors.shape
@@ -384,7 +372,7 @@ def load_text_encoder(cfg: DasmEmbedConfig, device: torch.device) -> torch.nn.Mo
             reason = " ".join(str(error).split())
             raise InputError(f"--bert {cfg.bert}: cannot be used ({reason})") from None
     try:
-        content = load_tensors(cfg.mga_weights, device, cfg.trust_pickle)
+        content = read_tensors(cfg.mga_weights, device, cfg.trust_pickle)
     except InputError as error:
         cure = "if you trust where it comes from, --trust-pickle loads it all the same"
         raise InputError(f"{error}; {cure}") from None
@@ -426,7 +414,7 @@ def embed(cfg: DasmEmbedConfig) -> None:
         whole(cfg.out) as temporary,
         open(temporary, "wb") as stream,
     ):
-        torch.save(content, stream)
+        torch.save(with_digest(content), stream)
     for name, prompt in prompts.items():
         print(f"  {isolated(name)}: {isolated(prompt)}")
     print(f"{len(prompts)} queries of width {vectors.shape[1]} -> {cfg.out}")
@@ -503,7 +491,7 @@ def load_model(cfg: DasmScoreConfig, settings: Settings, device: torch.device) -
     kept from both.
     """
     name = "src.models.detect_any_sound.detect_any_sound_htast"
-    state = load_tensors(cfg.dasm_weights, device)
+    state = read_tensors(cfg.dasm_weights, device)
     if not isinstance(state, dict):
         raise InputError(f"{cfg.dasm_weights}: no weights by name in it")
     if "at_query.0" in state:
@@ -660,19 +648,20 @@ def look_at(names: list[str], cfg: DasmScoreConfig, settings: Settings) -> dict[
             absent.append(name)
             continue
         try:
-            info = soundfile.info(path)
-        except (OSError, RuntimeError) as error:
-            wrong.append(f"{name}: cannot be read ({error})")
+            with CheckedAudio(path) as recording:
+                frames, rate = recording.frames, recording.samplerate
+        except ValueError as error:
+            wrong.append(f"{name}: {error}")
             continue
-        if info.frames == 0:
+        if frames == 0:
             wrong.append(f"{name}: no samples")
-        elif info.duration >= longest and not cfg.cut_long:
+        elif frames / rate >= longest and not cfg.cut_long:
             wrong.append(
-                f"{name}: {info.duration:.1f} s; DASM takes {settings.clip_s:g} s."
+                f"{name}: {frames / rate:.1f} s; DASM takes {settings.clip_s:g} s."
                 f" --cut-long keeps the first {settings.clip_s:g} s"
             )
         else:
-            found[name] = Found(path, info.samplerate)
+            found[name] = Found(path, rate)
     listing = cfg.labels or cfg.audio
     if absent and not cfg.allow_missing:
         raise InputError(
@@ -697,12 +686,9 @@ def look_at(names: list[str], cfg: DasmScoreConfig, settings: Settings) -> dict[
 def read_clip(path: Path, settings: Settings) -> np.ndarray:
     """Audio file -> mono (S,) at the model's rate, at most a whole clip. InputError names it."""
     try:
-        wav, rate = soundfile.read(path, dtype="float32", always_2d=True)
-    except (OSError, RuntimeError) as error:
-        raise InputError(f"{path.name}: cannot be read ({error})") from None
-    if not len(wav) or not np.isfinite(wav).all():
-        what = "samples are not finite" if len(wav) else "no samples"
-        raise InputError(f"{path.name}: {what}")
+        wav, rate = read_samples(path)
+    except ValueError as error:
+        raise InputError(f"{path.name}: {error}") from None
     mono = wav.mean(axis=1)
     if rate != settings.sample_rate:
         mono = librosa.resample(mono, orig_sr=rate, target_sr=settings.sample_rate)

@@ -16,7 +16,6 @@ Audio is read block by block, from front to back.
 """
 
 import itertools
-import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -41,10 +40,12 @@ from config import (
 )
 from core.files import Kind, check_file, check_ours, keep_apart, made, own_folder
 from core.names import isolated
+from core.stored import check_form, is_text, read_json
 from dense import DenseQNetwork
 from DQN import Policy, greedy_actions, load_policy
 from gate import Gate, opens
 from preprocess import (
+    MOST_MANIFEST,
     NOTICES,
     SHORT_AUDIO,
     SILENT,
@@ -215,12 +216,14 @@ def make_plan(cfg: DetectConfig, device: torch.device) -> Plan:
 def corpus_scorer(policy: Path) -> Path | None:
     """scorer.pt of the corpus whose scores the policy was trained on, where all that is found."""
     try:
-        run = json.loads((policy.parent / "config.json").read_text(encoding="utf-8"))
+        run = read_json(policy.parent / "config.json", "")
+        check_form(run, {"cache": is_text, "split": is_text})
         path = Path(run["cache"]) / run["split"] / "manifest.json"
-        folder = json.loads(path.read_text(encoding="utf-8"))["scores"]["folder"]
-    except (OSError, ValueError, KeyError, TypeError):
+        manifest = read_json(path, "", most=MOST_MANIFEST)
+        check_form(manifest, {"scores": {"folder": is_text}})
+    except (InputError, ValueError):
         return None
-    path = Path(folder).parent.parent / scorers.SCORER
+    path = Path(manifest["scores"]["folder"]).parent.parent / scorers.SCORER
     return path if path.is_file() else None
 
 

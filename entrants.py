@@ -7,8 +7,6 @@ Shapes: N frames of all pairs, P pairs
 Next:   comparison.py
 """
 
-import hashlib
-import json
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,6 +27,7 @@ from config import (
     write_json,
 )
 from core.files import writing
+from core.stored import file_sha256, read_json, read_npz
 from csebbs import sebbs
 from device import fastest_batch
 from DQN import greedy_actions, load_policy
@@ -128,9 +127,7 @@ def check_same_signals(signal: dict | None, cache: Cache, path: Path) -> None:
 
 def store_of(path: Path, cache: Cache) -> Path:
     """Where the decisions of a checkpoint on a cache are kept."""
-    with open(path, "rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()[:12]
-    return path.parent / "decisions" / f"{path.stem}-{digest}-{cache.key}.npz"
+    return path.parent / "decisions" / f"{path.stem}-{file_sha256(path)[:12]}-{cache.key}.npz"
 
 
 class Stored(NamedTuple):
@@ -144,17 +141,15 @@ class Stored(NamedTuple):
 
 def stored_decisions(store: Path, cache: Cache) -> Stored:
     """Read decisions back; InputError where they are damaged."""
-    try:
-        with np.load(store) as arrays:
-            packed, action = arrays["pred"], arrays["action"].astype(np.int64)
-            seconds = float(arrays["seconds"])
-            preset = str(arrays["preset"]) if "preset" in arrays else ""
-        num_frames = len(cache.label)
-        if len(packed) != -(-num_frames // 8) or len(action) not in (0, num_frames):
-            raise ValueError(f"{len(packed)} bytes and {len(action)} actions")
-    except Exception as error:  # zipfile and zlib have their own error classes
-        raise InputError(f"{store}: damaged ({type(error).__name__}); delete it") from None
-    return Stored(np.unpackbits(packed, count=num_frames).astype(bool), action, seconds, preset)
+    num_frames = len(cache.label)
+    forms = {"pred": ("u", (-(-num_frames // 8),)), "action": ("i", ((0, num_frames),))}
+    forms |= {"seconds": ("f", ()), "preset": ("U", ())}
+    arrays = read_npz(store, forms, "delete it", ("preset",))
+    action, seconds = arrays["action"].astype(np.int64), float(arrays["seconds"])
+    if not 0 <= seconds < np.inf:
+        raise InputError(f"{store}: damaged ({seconds} s); delete it")
+    pred = np.unpackbits(arrays["pred"], count=num_frames).astype(bool)
+    return Stored(pred, action, seconds, str(arrays.get("preset", "")))
 
 
 def from_checkpoint(path: Path, cache: Cache, cfg: EvaluateConfig) -> tuple[str, Member]:
@@ -199,7 +194,11 @@ def from_checkpoint(path: Path, cache: Cache, cfg: EvaluateConfig) -> tuple[str,
     threshold = None
     if len(stored.action):
         signals = to_device(cache, system.bandit, torch.device("cpu"))
-        threshold = thresholds(signals, torch.from_numpy(stored.action), system.bandit).numpy()
+        known = (stored.action >= 0) & (stored.action < system.bandit.num_actions)
+        if known.all():
+            threshold = thresholds(signals, torch.from_numpy(stored.action), system.bandit).numpy()
+        if not known.all() or ((cache.signals["prob"] > threshold) != stored.pred).any():
+            raise InputError(f"{store}: damaged (other actions than decisions); delete it")
     return kind, Member(str(path), stored.pred, stored.seconds, system.gate, threshold)
 
 
@@ -239,11 +238,11 @@ def fitted_rules(train: Cache, cfg: EvaluateConfig) -> list[Rule]:
     path, key = cfg.out / "rules.json", f"{train.key}-{train.queries}"
     if path.exists():
         try:
-            stored = json.loads(path.read_text(encoding="utf-8"))
-            if stored["train"] == key:
+            stored = read_json(path, "tuning again", ())
+            if stored.get("train") == key:
                 return [Rule(**rule) for rule in stored["rules"]]
-        except (ValueError, KeyError, TypeError):
-            print(f"{path}: damaged; tuning again")
+        except (InputError, KeyError, TypeError) as error:
+            print(f"note: {error}")
     rules = fit_all(train, Bandit(), train.queries)
     write_json(path, {"train": key, "rules": [rule._asdict() for rule in rules]})
     return rules

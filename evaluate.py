@@ -14,7 +14,6 @@ The metric: change it and old numbers are void.
 """
 
 import hashlib
-import json
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -39,6 +38,17 @@ from config import (
 )
 from core.files import is_ours, keep_apart, mark, matching, own_folder, write_together
 from core.names import isolated
+from core.stored import (
+    Each,
+    check_form,
+    is_count,
+    is_number,
+    is_share,
+    is_text,
+    maybe,
+    read_json,
+    read_npz,
+)
 from device import fastest_batch
 from DQN import Policy, decide_together, load_policy
 from entrants import BASE, Spec, check_same_signals, predicted_events
@@ -291,46 +301,71 @@ class Match(NamedTuple):
         return abs(self.late_s(found)) + abs(self.late_s(found, "offset"))
 
 
-def read_json(path: Path, command: str) -> dict[str, Any]:
-    """JSON of a run folder; InputError names the command that makes it."""
-    if not path.exists():
-        raise InputError(f"{path}: not found; run: {command}")
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path}: damaged ({error}); run: {command}") from None
-
-
 NEEDED = {"split", "cache_key", "num_pairs", "num_frames", "before", "after", "per_class"}
 NEEDED |= {"yardsticks", "fixed_frames", "broken_frames"}
 
 
+SHARES = dict.fromkeys(NAMES, is_share)
+BOTH = {"before": SHARES, "after": SHARES}
+FORMS = {
+    **BOTH,
+    "split": lambda value: is_text(value) and value == Path(value).name,
+    **dict.fromkeys(("cache_key", "checkpoint"), is_text),
+    **dict.fromkeys(("num_pairs", "num_frames", "present_pairs", "present_frames"), is_count),
+    **dict.fromkeys(("fixed_frames", "broken_frames"), is_count),
+    "per_class": Each({"pairs": is_count, **BOTH}),
+    "yardsticks": [{"name": is_text, **SHARES}],
+    "pooled": BOTH,
+    "gain": Each(is_number),
+    "interval": Each((is_number, is_number)),
+    "threshold_selection": {"accuracy": maybe(is_share), "frames": is_count},
+    "decisions": is_text,
+}
+# Keys of results.json of the versions that wrote no checksum.
+UNSEALED = FORMS.keys() - {"decisions"} | {"cache", "policy", "queries", "deciding_seconds"}
+UNSEALED |= {"processes", "batch", "all_pairs", "gate", "onsets"}
+
+
 def load_evaluated(cfg: VisualizeConfig) -> Evaluated:
-    """Results and decisions of evaluate.py with the cache they were made from."""
-    cure = f"python evaluate.py --run {cfg.run} --cache {cfg.cache}"
-    results, path = read_json(cfg.run / "results.json", cure), cfg.run / "decisions.npz"
-    if not path.exists():
-        raise InputError(f"{path}: not found; run: {cure}")
+    """Results and decisions of evaluate.py with the cache they were made from.
+
+    InputError where one is missing, damaged or of another evaluation.
+    """
+    cure = f"run: python evaluate.py --run {cfg.run} --cache {cfg.cache}"
+    where, path = cfg.run / "results.json", cfg.run / "decisions.npz"
+    results = read_json(where, cure, UNSEALED)
     if missing := sorted(NEEDED - set(results)):
-        raise InputError(f"{cfg.run / 'results.json'}: no {', '.join(missing)}; run: {cure}")
+        raise InputError(f"{where}: no {', '.join(missing)}; {cure}")
     try:
-        with np.load(path) as arrays:
-            t_adj, after = arrays["t_adj"], arrays["binary"].astype(bool)
-            # Results of older versions do not say which decisions they are about.
-            meant = results.get("decisions")
-            same = not meant or meant == digest_of(arrays["action"], t_adj, arrays["binary"])
-    except Exception as error:  # zipfile and zlib have their own error classes
-        raise InputError(f"{path}: damaged ({error!r}); run: {cure}") from None
-    if not same:
-        raise InputError(f"{path}: not the decisions that results.json is about; run: {cure}")
+        check_form(results, {name: FORMS[name] for name in FORMS if name in results})
+    except ValueError as error:
+        raise InputError(f"{where}: damaged ({error}); {cure}") from None
+    if not path.exists():
+        raise InputError(f"{path}: not found; {cure}")
     cache = load_cache(cfg.cache / results["split"])
-    if results["cache_key"] != cache.key or not len(cache.label) == len(t_adj) == len(after):
+    if results["cache_key"] != cache.key:
         raise InputError(
-            f"{cfg.run / 'results.json'}: made from another cache than {cache.folder}"
-            f" (key {results['cache_key']}, now {cache.key}); run again: {cure}"
+            f"{where}: made from another cache than {cache.folder}"
+            f" (key {results['cache_key']}, now {cache.key}); {cure}"
         )
-    before = cache.signals["binary"] > 0.5
+    size = (len(cache.label),)
+    forms = {"action": ("i", size), "t_adj": ("f", size), "binary": ("ub", size)}
+    arrays = read_npz(path, forms, cure, () if "decisions" in results else ("action",))
+    # Results of older versions do not say which decisions they are about.
+    if "decisions" in results and results["decisions"] != digest_of(**arrays):
+        raise InputError(f"{path}: not the decisions that {where} is about; {cure}")
+    t_adj, after, before = arrays["t_adj"], arrays["binary"] > 0, cache.signals["binary"] > 0.5
+    heard = cache.present[cache.frames_of_pair] | (cache.queries == "present")
+    changed = [(after == truth) & (before != after) for truth in (cache.label, ~cache.label)]
+    counts = [int((some & heard).sum()) for some in changed]
+    right = counts == [results["fixed_frames"], results["broken_frames"]]
+    if not right or ((cache.signals["prob"] > t_adj) != after).any() or not _are_shares(t_adj):
+        raise InputError(f"{path}: does not fit {where}; {cure}")
     return Evaluated(cache, results, t_adj, before, after)
+
+
+def _are_shares(values: np.ndarray) -> bool:
+    return bool(((values >= 0) & (values <= 1)).all())  # NaN is neither
 
 
 def view_of(data: Evaluated, index: int) -> View:
@@ -406,7 +441,8 @@ def write_matches(path: Path, data: Evaluated, matches: list[Match]) -> None:
 
 
 def digest_of(action: np.ndarray, t_adj: np.ndarray, binary: np.ndarray) -> str:
-    """Hash of stored decisions, (N,) each; results.json names those that it is about."""
+    """Hash of stored decisions, (N,) each; results.json names those that it is about. The file will
+    not do: it has the time in it."""
     state = hashlib.sha256()
     for array, kind in ((action, np.int8), (t_adj, np.float32), (binary, np.uint8)):
         state.update(np.ascontiguousarray(array, kind))

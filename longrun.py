@@ -8,7 +8,7 @@ Next:   DQN.py
 Neither file is needed to go on: a heartbeat that cannot be written never stops a run.
 """
 
-import json
+import math
 import os
 import socket
 import time
@@ -22,8 +22,9 @@ import torch
 
 import runfolder
 from bandit import decide, epsilon_at
-from config import InputError, write_text
+from config import InputError
 from core.errors import WriteError
+from core.stored import Each, check_form, is_count, is_number, is_text, maybe, read_json, write_json
 from metrics import mean_f1
 from shards import Shards
 
@@ -111,7 +112,7 @@ class Heartbeat:
             self.recent.popleft()
         content = self.identity | self.content(state)
         with suppress(OSError, WriteError):
-            write_text(self.path, json.dumps(content, indent=1))
+            write_json(self.path, content)
             if now >= self.next_line or state != "running":
                 self.next_line = now + LINE_S
                 with open(self.log, "ab", buffering=0) as stream:
@@ -134,7 +135,7 @@ class Heartbeat:
             "left_s": round(left / speed, 1) if speed > 0 else None,
             "best_f1": self.progress["best_f1"],
             "best_episode": self.progress["best_episode"],
-            "metrics": self.metrics,
+            "metrics": {k: value for k, value in self.metrics.items() if math.isfinite(value)},
         }
 
     def __enter__(self) -> "Heartbeat":
@@ -163,12 +164,30 @@ def one_line(beat: dict[str, Any]) -> str:
 # ---------------------------------------------------------------------------- --status
 
 
+def is_time(value: Any) -> bool:
+    """Seconds, up to the year 5138: what a clock can show."""
+    return is_number(value) and 0 <= value < 1e11
+
+
+BEAT = {
+    **dict.fromkeys(("host", "boot", "pids", "state"), is_text),
+    **dict.fromkeys(("pid", "processes", "episodes", "frames", "gradient_steps"), is_count),
+    **dict.fromkeys(("total_episodes", "total_frames"), is_count),
+    **dict.fromkeys(("frames_per_s", "best_f1", "best_episode"), is_number),
+    **dict.fromkeys(("at", "elapsed_s"), is_time),
+    "left_s": maybe(is_time),
+    "started": maybe(is_count),
+    "metrics": Each(is_number),
+}
+
+
 def read_beat(folder: Path) -> dict[str, Any] | None:
     """The newest heartbeat of a run folder; None where there is none, or no whole one."""
     try:
-        beat = json.loads((folder / "status.json").read_text(encoding="utf-8"))
-        return beat if isinstance(beat, dict) else None
-    except (OSError, ValueError):
+        beat = read_json(folder / "status.json", "", BEAT)
+        check_form(beat, BEAT)
+        return beat
+    except (InputError, ValueError):
         return None
 
 
@@ -223,9 +242,14 @@ def status_of_checkpoint(folder: Path) -> str:
     """What the last checkpoint and the history say, where no heartbeat is left."""
     if not (folder / "last.pt").exists():
         raise InputError(f"--status {folder}: no run there; give a run folder, e.g. runs/slides")
-    info = runfolder.read_checkpoint(folder / "last.pt")["info"]
-    lines = [f"run: {folder}", "state: unknown, it left no heartbeat"]
-    lines += [f"{name}: {info[name]:,}" for name in ("finished", "frames", "steps") if name in info]
+    info = runfolder.read_checkpoint(folder / "last.pt").get("info")
+    what = (
+        "its heartbeat is damaged" if (folder / "status.json").exists() else "it left no heartbeat"
+    )
+    lines = [f"run: {folder}", f"state: unknown, {what}"]
+    counts = info if isinstance(info, dict) else {}
+    for name in ("finished", "frames", "steps"):
+        lines += [f"{name}: {counts[name]:,}"] if is_count(counts.get(name)) else []
     lines += [f"last_checkpoint: {checkpoint_age(folder)}"]
     return "\n".join(lines)
 

@@ -7,7 +7,8 @@ Run:    python preprocess.py                    # built-in corpus, made and scor
         torchrun --nproc-per-node=2 preprocess.py
         python preprocess.py --pairs all --cache cache/all                  # absent classes too
 Reads:  <corpus>/<split>/{labels.tsv, audio/, scores/} or the files named
-Writes: <cache>/<split>/manifest.json + shard-*.npz, whole or not at all; a rerun skips the done
+Writes: <cache>/<split>/manifest.json + shard-*.npz, whole or not at all; a rerun skips the done;
+        scores.json there: which score files were held against their own checksums
 Shapes: S samples, T frames of a pair, N frames of all pairs together, P pairs, C clips, K classes
 Next:   DQN.py
 
@@ -16,11 +17,12 @@ Formulas: slides, appendix 1; bracketed constants from the original program (see
 
 import hashlib
 import json
+import re
 import shutil
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import as_completed
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from operator import itemgetter
 from pathlib import Path
@@ -46,22 +48,39 @@ from config import (
     to_dict,
     whole,
     with_preset,
-    write_json,
 )
 from core.files import Kind, contents, keep_apart, new_folder, work_folder, writing
 from core.names import isolated
+from core.stored import (
+    Each,
+    check_form,
+    is_count,
+    is_number,
+    is_share,
+    is_text,
+    maybe,
+    read_json,
+    read_npz,
+    regular,
+    write_json,
+)
 from ranks import Ranks, together
+from sed.audio import CheckedAudio
 from timeline import SPLITS, Event, classes_of, frame_edges, label_frames, read_labels
 
 SIGNALS = ("rms", "d_raw", "d_adj", "prob", "t_base", "binary")
 EPS = 1e-8  # spec: mm(x) = (x - min) / (max - min + eps)
 CLIPS_PER_SHARD = 64  # a shard is what one process holds in memory and what a rerun can skip
 FORMAT = 2
+CHECKED = "scores.json"  # which score files were held against their own checksums
 CACHE = Kind(
     "cache",
-    ("manifest.json", "manifest-*.json", f"shard-{5 * '[0-9]'}.npz"),
+    ("manifest.json", "manifest-*.json", CHECKED, f"shard-{5 * '[0-9]'}.npz"),
     (("manifest.json", "format"), ("manifest.json", "shards")),
 )
+SLACK = 1e-6  # by which a filter may leave 0..1: rounding of float32
+LONGEST_FRAME_S = 3600.0
+MOST_MANIFEST = 1 << 31  # bytes; a million clips are a third of it
 
 # ---------------------------------------------------------------------------- the formulas
 
@@ -296,38 +315,106 @@ def write_shard(path: Path, values: list[dict[str, np.ndarray]], labels: list[np
         np.savez(stream, **arrays)
 
 
+def is_shard_name(value: Any) -> bool:
+    """A file beside the manifest, and no other."""
+    return isinstance(value, str) and re.fullmatch(r"shard-\d{5,}\.npz", value) is not None
+
+
+SHARD = {
+    "file": is_shard_name,
+    "sha256": is_text,
+    "inputs": is_text,
+    "failed": [is_text],
+    "notices": Each([is_text]),
+    "pairs": [(is_text, is_text, is_count, is_number)],
+    "clips": [(is_text, is_number, [(is_number, is_number, is_text)], maybe([is_share]))],
+}
+MANIFEST = {
+    "split": is_text,
+    "queries": ("present", "all").__contains__,
+    "classes": [is_text],
+    "key": is_text,
+    "signal": maybe(Each(lambda value: is_number(value) or isinstance(value, (str, bool)))),
+    "scores": Each(lambda _: True),
+    "audio": maybe(is_text),
+    "left_out": [is_text],
+    "shards": [SHARD],
+}
+
+
+def read_manifest(path: Path, cure: str) -> dict[str, Any]:
+    """The manifest of a cache, every value of it checked. InputError ends with `cure`."""
+    manifest = read_json(path, cure, {"format", "versions", *MANIFEST}, MOST_MANIFEST)
+    if manifest.get("format") != FORMAT:
+        raise InputError(f"{path}: format {manifest.get('format')!r}, not {FORMAT}; {cure}")
+    try:
+        check_form(manifest, MANIFEST)
+        classes, seen = manifest["classes"], set()
+        for shard in manifest["shards"]:
+            clips = {name: duration for name, duration, _, _ in shard["clips"]}
+            for name, duration_s, events, tag in shard["clips"]:
+                spans = all(onset <= offset for onset, offset, _ in events)
+                if duration_s < 0 or not spans or (tag and len(tag) != len(classes)):
+                    raise ValueError(f"clip {name[:60]!r} cannot be so")
+            for name, label, num_frames, frame_s in shard["pairs"]:
+                known = name in clips and label in classes and (name, label) not in seen
+                if not (known and num_frames and 0 < frame_s <= LONGEST_FRAME_S):
+                    raise ValueError(f"pair {name[:60]!r} / {label[:60]!r} cannot be so")
+                seen.add((name, label))
+    except ValueError as error:
+        raise InputError(f"{path}: damaged ({error}); {cure}") from None
+    return manifest
+
+
+def read_shard(path: Path, pairs: list[Pair], cure: str) -> dict[str, np.ndarray]:
+    """Arrays of a shard, those of its pairs one after the other: finite, and from 0 to 1."""
+    lengths = [pair.num_frames for pair in pairs]
+    num_frames = sum(lengths)
+    forms = {name: ("u" if name == "binary" else "f", (num_frames,)) for name in SIGNALS}
+    forms |= {"label": ("u", (num_frames,)), "offsets": ("i", (len(pairs) + 1,))}
+    arrays = read_npz(path, forms, cure)
+    ends = np.cumsum(lengths)
+    if (arrays.pop("offsets") != [0, *ends]).any():
+        raise InputError(f"{path}: its pairs are not as long as the manifest says; {cure}")
+    for name, values in arrays.items():
+        bad = np.flatnonzero(~((values >= -SLACK) & (values <= 1 + SLACK)))  # NaN is neither
+        for i in bad[:1]:
+            pair = pairs[int(np.searchsorted(ends, i, "right"))]
+            raise InputError(
+                f"{path}: {name} is {values[i]} in {pair.filename!r} / {pair.event_label!r}, not in"
+                f" 0..1 (one of {len(bad):,}): the cache is damaged, or its inputs were; {cure}"
+            )
+    return arrays
+
+
 def load_cache(folder: Path) -> Cache:
     """Read cache/<split>, checksums verified. InputError says what is missing or damaged."""
     manifest_path = folder / "manifest.json"
     cure = f"run: python preprocess.py --cache {folder.parent} --split {folder.name}"
     if not manifest_path.exists():
         raise InputError(f"no manifest in {folder}; {cure}")
-    try:
-        manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
-        if manifest["format"] != FORMAT:
-            raise InputError(f"{manifest_path}: format {manifest['format']}, not {FORMAT}; {cure}")
-        shards = [(folder / shard["file"], shard["sha256"]) for shard in manifest["shards"]]
-        pairs = [Pair(*row) for shard in manifest["shards"] for row in shard["pairs"]]
-        clips = [
+    manifest = read_manifest(manifest_path, cure)
+    pairs: list[Pair] = []
+    clips: list[ClipRecord] = []
+    parts: dict[str, list[np.ndarray]] = {name: [] for name in (*SIGNALS, "label")}
+    for shard in manifest["shards"]:
+        some = [Pair(*row) for row in shard["pairs"]]
+        clips += [
             ClipRecord(name, duration_s, [Event(*event) for event in events], tag)
-            for shard in manifest["shards"]
             for name, duration_s, events, tag in shard["clips"]
         ]
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{manifest_path}: damaged ({error!r}); {cure}") from None
-    parts: dict[str, list[np.ndarray]] = {name: [] for name in (*SIGNALS, "label")}
-    for path, checksum in shards:
-        if not path.exists() or _sha256(path) != checksum:
+        path = folder / shard["file"]
+        if not path.exists() or (regular(path) and _sha256(path) != shard["sha256"]):
             what = "does not match its checksum" if path.exists() else "is missing"
             raise InputError(f"{path} {what}; {cure} (it rebuilds that shard only)")
-        with np.load(path) as arrays:
-            for name in parts:
-                parts[name].append(arrays[name])
+        for name, array in read_shard(path, some, cure).items():
+            parts[name].append(array)
+        pairs += some
+    if not pairs:
+        raise InputError(f"{manifest_path}: no pairs; {cure}")
     signals = {name: np.concatenate(parts[name]).astype(np.float32) for name in SIGNALS}
     label = np.concatenate(parts["label"]).astype(bool)
     offsets = np.concatenate(([0], np.cumsum([pair.num_frames for pair in pairs]))).astype(np.int64)
-    if any(len(array) != offsets[-1] for array in (*signals.values(), label)):
-        raise InputError(f"{manifest_path}: frame counts do not match the shards; {cure}")
     return Cache(folder, manifest, pairs, clips, signals, label, offsets)
 
 
@@ -356,22 +443,14 @@ class AudioFile:
     """An open audio file, read from front to back. ValueError says what is wrong with it."""
 
     def __init__(self, path: Path) -> None:
-        try:
-            self.stream = soundfile.SoundFile(path)
-        except (OSError, RuntimeError) as error:  # soundfile's errors are RuntimeErrors
-            raise ValueError(f"cannot be read ({error})") from None
+        self.stream = CheckedAudio(path)
         self.num_samples, self.sample_rate = self.stream.frames, self.stream.samplerate
         if self.num_samples == 0:
             raise ValueError("no samples")
-        if self.num_samples >= 2**62:  # how libsndfile says that it does not know
-            raise ValueError("its header does not say how long it is; convert it once")
 
     def read(self, num_samples: int) -> np.ndarray:
         """The next samples, mono float32 (S,); fewer where a damaged file ends early."""
-        try:
-            wav = self.stream.read(num_samples, dtype="float32", always_2d=True)
-        except (OSError, RuntimeError) as error:
-            raise ValueError(f"cannot be read ({error})") from None
+        wav = self.stream.read(num_samples)
         if not np.isfinite(wav).all():
             raise ValueError("samples are not finite")
         return wav.mean(axis=1)
@@ -386,7 +465,10 @@ class AudioFile:
 def read_audio(path: Path) -> tuple[np.ndarray, int]:
     """Audio file -> mono float32 (S,) and sample rate. ValueError says what is wrong with it."""
     with AudioFile(path) as audio:
-        return audio.read(audio.num_samples), audio.sample_rate
+        wav = audio.read(audio.num_samples)
+    if not len(wav):
+        raise ValueError("no samples")
+    return wav, audio.sample_rate
 
 
 SHORT_AUDIO = 0.1  # share of the scores' length that may be missing at the end of the audio
@@ -508,21 +590,21 @@ def imported_signals(
 ) -> tuple[Pair, dict[str, np.ndarray]]:
     """One per-pair NPZ of the original program -> its six signals. ValueError if it is damaged."""
     name = npz_name(filename, event_label)
+    forms = dict.fromkeys(ORIGINAL_NAMES.values(), ("fiub", None))
     try:
-        with np.load(folder / name) as arrays:
-            values = {
-                ours: np.asarray(arrays[theirs], dtype=np.float32).reshape(-1)
-                for ours, theirs in ORIGINAL_NAMES.items()
-            }
-    except (OSError, ValueError, KeyError, EOFError) as error:
-        raise ValueError(f"{name}: cannot be read ({error})") from None
-    except Exception as error:  # zipfile and zlib have their own error classes for damaged files
-        raise ValueError(f"{name}: cannot be read ({type(error).__name__}: {error})") from None
+        arrays = read_npz(folder / name, forms, "export it again")
+    except InputError as error:
+        raise ValueError(str(error).removeprefix(f"{folder}/")) from None
+    values = {
+        ours: arrays[theirs].astype(np.float32).reshape(-1)
+        for ours, theirs in ORIGINAL_NAMES.items()
+    }
     lengths = {ours: len(array) for ours, array in values.items()}
     if len(set(lengths.values())) != 1 or 0 in lengths.values():
         raise ValueError(f"{name}: arrays of different lengths {lengths}")
-    if not all(np.isfinite(array).all() for array in values.values()):
-        raise ValueError(f"{name}: values are not finite")
+    for ours, array in values.items():
+        if not ((array >= -SLACK) & (array <= 1 + SLACK)).all():  # NaN is neither
+            raise ValueError(f"{name}: values of {ORIGINAL_NAMES[ours]} are not from 0 to 1")
     return Pair(filename, event_label, lengths["rms"], frame_s), values
 
 
@@ -612,7 +694,8 @@ def find_inputs(task: Task, cfg: PreprocessConfig) -> tuple[list[Clip], Any, lis
             else:
                 ready.append(Clip(name, events, None))
     else:
-        source = scorers.open_scores(task.scores, task.classes, cfg.rename)
+        checked = read_checked(cfg.cache / task.split / CHECKED)
+        source = scorers.open_scores(task.scores, task.classes, cfg.rename, checked)
         unscored = set(source.missing(list(queried)))
         for name, events in queried.items():
             path = task.audio / name if task.audio else None
@@ -623,12 +706,21 @@ def find_inputs(task: Task, cfg: PreprocessConfig) -> tuple[list[Clip], Any, lis
             else:
                 try:
                     if path is not None:
-                        soundfile.info(path)
+                        AudioFile(path).stream.close()
                     ready.append(Clip(name, events, path))
-                except (OSError, RuntimeError) as error:
-                    missing.append(f"{name}: cannot be read ({error})")
+                except ValueError as error:
+                    missing.append(f"{name}: {error}")
     stop_on_failures(task, cfg, missing, len(clips))
     return ready, source, missing
+
+
+def read_checked(path: Path) -> dict[str, scorers.Stamp]:
+    """Stamps of the score files by path; none where there is no whole record of them."""
+    with suppress(InputError, ValueError):
+        files = read_json(path, "", ()).get("files")
+        check_form(files, Each((is_count, is_count, is_text)))
+        return files
+    return {}
 
 
 def stop_on_failures(task: Task, cfg: PreprocessConfig, failed: list[str], total: int) -> None:
@@ -660,7 +752,7 @@ def reuse_shard(
 ) -> bool:
     """Take a shard over from an earlier run if it is whole, of the same inputs, unchanged."""
     entry, path = known.get(file), folder / file
-    if entry is None or entry["inputs"] != inputs or entry["failed"] or not path.exists():
+    if entry is None or entry["inputs"] != inputs or entry["failed"] or not path.is_file():
         return False
     if _sha256(path) != entry["sha256"]:
         print(f"{path} does not match its checksum: rebuilt")
@@ -671,12 +763,19 @@ def reuse_shard(
     return True
 
 
-def known_shards(path: Path) -> dict[str, dict]:
-    """Shards that an earlier manifest (finished or not) vouches for, by file name."""
-    try:
-        return {shard["file"]: shard for shard in json.loads(path.read_text())["shards"]}
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
+def known_shards(folder: Path, partial: Path) -> tuple[dict[str, dict], dict[str, dict]]:
+    """Shards that the manifest of an earlier run vouches for, and those of a run that was stopped,
+    by file name; what cannot be read is made again."""
+    old, begun = {}, {}
+    with suppress(InputError):
+        shards = read_manifest(folder / "manifest.json", "")["shards"]
+        old = {shard["file"]: shard for shard in shards}
+    for path in partial.glob("shard-*.json"):
+        with suppress(InputError, ValueError):
+            shard = read_json(path, "", ()).get("shard")
+            check_form(shard, SHARD)
+            begun[shard["file"]] = shard
+    return old, begun
 
 
 def made_shards(todo: list[tuple[Job, str]], workers: int) -> Iterator[tuple[Job, str, Outcome]]:
@@ -697,9 +796,7 @@ def run_jobs(
 
     A shard with failed clips is written but never taken over: the next run tries them again.
     """
-    old, begun = known_shards(folder / "manifest.json"), {}
-    for path in partial.glob("manifest*.json"):  # one for each process of a run that was stopped
-        begun |= known_shards(path)
+    old, begun = known_shards(folder, partial)
     done: dict[str, dict] = {}
     todo = []
     for job, inputs in jobs:
@@ -722,7 +819,7 @@ def run_jobs(
     with bar:
         for job, inputs, outcome in made_shards(todo, workers):
             bar.update(len(job.clips))
-            done[job.path.name] = {
+            entry = done[job.path.name] = {
                 "file": job.path.name,
                 "sha256": _sha256(job.path) if outcome.pairs else "",
                 "inputs": inputs,
@@ -731,8 +828,7 @@ def run_jobs(
                 "pairs": outcome.pairs,
                 "clips": outcome.clips,
             }
-            name = f"manifest-{ranks.rank}.json"
-            write_json(partial / name, {"shards": list(done.values())})
+            write_json(job.path.with_suffix(".json"), {"shard": entry})
     return [done[file] for file in sorted(done)], reused
 
 
@@ -752,6 +848,8 @@ def preprocess_split(task: Task, cfg: PreprocessConfig, ranks: Ranks) -> None:
 
     def hold() -> None:
         held.enter_context(new_folder(folder, CACHE, "--cache", keep=True))
+        if isinstance(source, scorers.ScoreArchive):
+            write_json(partial / CHECKED, {"files": source.checked})
 
     def finish() -> None:
         finish_split(task, cfg, partial, entries, source, left_out)
@@ -804,7 +902,7 @@ def finish_split(
         "shards": entries,
     }
     write_json(partial / "manifest.json", manifest)
-    wanted = {entry["file"] for entry in entries} | {"manifest.json"}
+    wanted = {entry["file"] for entry in entries} | {"manifest.json", CHECKED}
     for name in contents(partial):
         if name not in wanted:
             (partial / name).unlink()

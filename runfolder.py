@@ -6,7 +6,6 @@ Next:   DQN.py
 """
 
 import errno
-import hashlib
 import json
 import os
 import shlex
@@ -16,13 +15,14 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 import ranks
 from config import (
+    MOST_LANES,
     Bandit,
     InputError,
     TrainConfig,
@@ -33,8 +33,22 @@ from config import (
     write_json,
     write_text,
 )
+from core import tensors
 from core.errors import WriteError
 from core.files import Kind, own_folder, remove_ours, writing
+from core.stored import (
+    Each,
+    check_form,
+    is_number,
+    is_text,
+    maybe,
+    misfit,
+    parse_json,
+    read_text,
+    why,
+)
+from core.tensors import digest as digest  # the suite asks here for everything about checkpoints
+from core.tensors import with_digest
 from gate import Gate
 from preprocess import Cache
 
@@ -77,7 +91,7 @@ def write_checkpoint(path: Path, content: dict[str, Any]) -> None:
     """Write under a temporary name, flush to disk, rename: never a half-written file."""
     try:
         with whole(path) as temporary, open(temporary, "wb") as stream:
-            torch.save(content, stream)
+            torch.save(with_digest(content), stream)
             stream.flush()
             os.fsync(stream.fileno())
         flush_folder(path.parent)
@@ -95,40 +109,10 @@ def flush_folder(folder: Path) -> None:
 
 
 def read_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """Read a checkpoint without running code from it (`weights_only`)."""
+    """Read a checkpoint without running code from it; InputError where it is damaged."""
     if not path.exists():
         raise InputError(f"{path}: not found; train first: python DQN.py --run {path.parent}")
-    try:
-        content = torch.load(path, map_location=device, weights_only=True)
-    except Exception as error:  # pickle, zip and torch each have their own errors
-        reason = type(error).__name__  # torch's own text advises to load without safety
-        raise InputError(f"{path}: damaged, or not a checkpoint ({reason})") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: holds a {type(content).__name__}, not a checkpoint")
-    return content
-
-
-def digest(value: Any) -> str:
-    """SHA-256 of nested dictionaries, lists, tensors and plain values, independent of the file."""
-    state = hashlib.sha256()
-
-    def feed(item: Any) -> None:
-        if isinstance(item, dict):
-            for key in sorted(item, key=str):
-                state.update(f"{{{key}".encode())
-                feed(item[key])
-        elif isinstance(item, (list, tuple)):
-            state.update(f"[{len(item)}".encode())
-            for each in item:
-                feed(each)
-        elif isinstance(item, torch.Tensor):
-            state.update(f"{item.dtype}{tuple(item.shape)}".encode())
-            state.update(item.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-        else:
-            state.update(repr(item).encode())
-
-    feed(value)
-    return state.hexdigest()
+    return tensors.read_checkpoint(path, device)
 
 
 def versions() -> dict[str, str]:
@@ -234,6 +218,63 @@ def policy_content(
     }
 
 
+def is_plain(value: Any) -> bool:
+    """A value of a setting."""
+    return value is None or is_number(value) or isinstance(value, (str, bool))
+
+
+PLAIN = {
+    "signal": maybe(Each(is_plain)),
+    "gate": maybe({"thresholds": Each(is_number), "fallback": is_number}),
+}
+
+
+class Facts(NamedTuple):
+    """What a checkpoint says of itself."""
+
+    config: Any
+    signal: dict[str, Any] | None  # formulas of the cache that it was trained on
+    gate: Gate | None
+    info: dict[str, Any]
+
+
+def facts_of(cls: type, content: dict[str, Any], path: Path) -> Facts:
+    """Settings (of the config class `cls`), formulas, tag gate and progress of a checkpoint.
+
+    InputError where one is missing, damaged, or of another script.
+    """
+    try:
+        config = config_of(cls, parse_json(content["config"]))
+        signal, gate = (parse_json(content.get(name, "null")) for name in PLAIN)
+        check_form({"signal": signal, "gate": gate}, PLAIN)
+        info = content["info"]
+        check_form(
+            info, Each(lambda value: is_plain(value) or misfit(value, Each(is_plain)) is None)
+        )
+        return Facts(config, signal, gate and Gate(gate["thresholds"], gate["fallback"]), info)
+    except (KeyError, TypeError, ValueError, InputError) as error:
+        raise InputError(f"{path}: damaged, or of another script ({why(error)})") from None
+
+
+def queries_of(content: dict[str, Any], path: Path) -> tuple[tuple[str, ...], str]:
+    """Classes that a policy knows apart, none for a windowed one, and the queries it learned."""
+    classes, queries = content.get("classes", ()), content.get("queries", "present")
+    if misfit(classes, [is_text]) is not None or queries not in ("present", "all"):
+        raise InputError(f"{path}: damaged (classes {classes!r}, queries {queries!r})")
+    return tuple(classes), queries
+
+
+@contextmanager
+def restoring(path: Path) -> Iterator[None]:
+    """Inside, a run takes over the state of a checkpoint; InputError where that does not fit."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        if "out of memory" in str(error).lower():
+            raise
+        raise InputError(f"{path}: cannot be resumed, it does not fit ({why(error)})") from None
+
+
 def load_weights(network: torch.nn.Module, weights: dict[str, Any], path: Path) -> None:
     """Load the weights of a checkpoint; InputError naming the file where they do not fit."""
     try:
@@ -310,7 +351,7 @@ def open_run(
         raise InputError(f"{last}: not found, so there is nothing to resume; leave out --resume")
     content = read_checkpoint(last, device)
     script, mark = ("twins.py", "twin") if isinstance(cfg, TwinsConfig) else ("DQN.py", "recent")
-    for key in ("config", "optimizer", mark):
+    for key in ("config", "cache_key", "device", "optimizer", mark):
         if key not in content:
             raise InputError(f"{last}: holds no {key}; only a last.pt of {script} can be resumed")
     begun = len(content.get("others", ())) + 1
@@ -319,7 +360,8 @@ def open_run(
         raise InputError(
             f"{last}: begun with {begun} process(es), cannot go on with {processes}; {cure}"
         )
-    rows = differences(known_config(type(cfg), json.loads(content["config"])), stored_config(cfg))
+    was = to_dict(facts_of(type(cfg), content, last).config)
+    rows = differences(was, stored_config(cfg))
     if rows:
         text = "; ".join(f"--{flag} was {was}, now {now}" for flag, was, now in rows)
         raise InputError(f"{last}: cannot resume with another config: {text}")
@@ -356,7 +398,8 @@ class History:
 
     def __init__(self, folder: Path, rows: int):
         self.path = folder / "reward_history.tsv"
-        known = self.path.read_text() if rows and self.path.exists() else ""
+        there = rows and self.path.exists()
+        known = self.path.read_text(encoding="utf-8", errors="replace") if there else ""
         lines = known.splitlines(keepends=True)[: rows + 1]
         if rows and len(lines) < rows + 1:  # after a power failure; the training is not harmed
             print(f"note: {self.path} lost {rows + 1 - len(lines)} of its rows")
@@ -403,15 +446,19 @@ def read_history(folder: Path) -> dict[str, np.ndarray]:
     path, cure = folder / "reward_history.tsv", f"run: python DQN.py --run {folder}"
     if not path.exists():
         raise InputError(f"{path}: not found; {cure}")
-    with open(path, encoding="utf-8", errors="replace") as stream:
-        names = stream.readline().rstrip("\n").split("\t")
-        lines = [line.split("\t") for line in stream]
+    names, *lines = [line.split("\t") for line in read_text(path, cure).rstrip("\n").split("\n")]
     if names[: len(HISTORY) - 1] != list(HISTORY[:-1]) or any(len(x) != len(names) for x in lines):
         raise InputError(f"{path}: damaged; {cure}")
     if not lines:
         raise InputError(f"{path}: no finished episode; {cure}")
     try:
         rows = np.array(lines, dtype=np.float64)
+        episodes = rows[:, names.index("Episode")]
+        counted = [i for i, name in enumerate(names) if name not in ("Loss", "Q")]
+        if not np.isfinite(rows[:, counted]).all() or episodes.min() < 0:
+            raise ValueError("a number that is none")
+        if episodes.max() >= len(rows) + MOST_LANES:  # lanes run side by side, so some are ahead
+            raise ValueError(f"episode {episodes.max():.0f} in {len(rows)} rows")
     except ValueError as error:
         raise InputError(f"{path}: damaged ({error}); {cure}") from None
     return dict(zip(names, rows.T, strict=True))

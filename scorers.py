@@ -19,7 +19,6 @@ import io
 import json
 import os
 import shutil
-import struct
 import tempfile
 import time
 import zipfile
@@ -31,7 +30,6 @@ from typing import IO, Any, NamedTuple, Protocol
 
 import librosa
 import numpy as np
-import soundfile
 import torch
 from torch import nn
 from tqdm import tqdm
@@ -62,6 +60,19 @@ from core.files import (
     writing,
 )
 from core.names import isolated
+from core.stored import (
+    check_form,
+    file_sha256,
+    is_count,
+    is_text,
+    map_npz,
+    parse_json,
+    read_json,
+    read_text,
+    regular,
+)
+from core.tensors import fitted, read_checkpoint, with_digest
+from sed.audio import read_samples
 from timeline import CLIP_COLUMNS, SPLITS, Event, classes_of, frame_edges, label_frames, read_labels
 
 TIME_COLUMNS = ["onset", "offset"]
@@ -82,6 +93,9 @@ class ClipScores(NamedTuple):
         """Length of a frame in seconds (the last frame may be shorter or longer)."""
         num_frames = len(self.edges) - 1
         return float(self.edges[-2] / (num_frames - 1) if num_frames > 1 else self.edges[-1])
+
+
+Stamp = tuple[int, int, str]  # size, time (ns) and SHA-256 of a file when it was checked
 
 
 class ScoreSource(Protocol):
@@ -114,18 +128,24 @@ def clip_id(filename: str) -> str:
 
 
 def open_scores(
-    path: Path, classes: list[str] | None = None, rename: dict[str, str] | None = None
+    path: Path,
+    classes: list[str] | None = None,
+    rename: dict[str, str] | None = None,
+    checked: dict[str, Stamp] | None = None,
 ) -> ScoreSource:
     """Scores of any form: a folder of TSV files, an .npz file or a folder of .npz files.
 
     `classes` are the wanted ones in order (None: all that are there); `rename` maps a class name
-    of the scores to that of the labels. Raises InputError where there are no scores.
+    of the scores to that of the labels; `checked`: see `ScoreArchive`. Raises InputError where
+    there are no scores.
     """
     path = Path(path)
     parts = any(path.glob("*.npz")) if path.is_dir() else path.suffix == ".npz"
     if parts and path.is_dir() and any(path.glob("*.tsv")):
         raise InputError(f"scores {path}: both .tsv and .npz files; keep one form in the folder")
-    return (ScoreArchive if parts else ScoreFiles)(path, classes, rename)
+    if parts:
+        return ScoreArchive(path, classes, rename, checked)
+    return ScoreFiles(path, classes, rename)
 
 
 class ScoreFiles:
@@ -175,6 +195,7 @@ class ScoreFiles:
         """Folder, classes in order, and a hash over all score files."""
         digest = hashlib.sha256()
         for path in sorted(self.folder.rglob("*.tsv")):
+            regular(path)
             digest.update(str(path.relative_to(self.folder)).encode() + b"\0" + path.read_bytes())
         return {
             "source": "files",
@@ -237,7 +258,9 @@ class ScoreArchive:
 
     Nothing is parsed or copied before a clip is asked for: the numbers stay on disk, mapped, and
     all processes share what the system has read. A copy sent to another process opens the files
-    again. Raises InputError where a file is damaged or the files do not belong together.
+    again. Each file is held against its own checksums once: those of `checked` are left out that
+    still have the size and time of their stamp. Raises InputError where a file is damaged or the
+    files do not belong together.
     """
 
     def __init__(
@@ -245,6 +268,7 @@ class ScoreArchive:
         path: Path,
         classes: list[str] | None = None,
         rename: dict[str, str] | None = None,
+        checked: dict[str, Stamp] | None = None,
     ) -> None:
         self.location, self.rename = Path(path), dict(rename or {})
         paths = [self.location]
@@ -252,7 +276,14 @@ class ScoreArchive:
             paths = sorted(self.location.glob("*.npz"))
         elif not self.location.is_file():
             raise InputError(f"scores {self.location}: no such file")
-        self._parts = [_open_part(path) for path in paths]
+        self._parts, self.checked = [], {}
+        for path in paths:
+            stat, key = regular(path), str(path.resolve())
+            stamp = (checked or {}).get(key, ())
+            known = tuple(stamp[:2]) == (stat.st_size, stat.st_mtime_ns)
+            self._parts.append(_open_part(path, check=not known))
+            sha256 = stamp[2] if known else file_sha256(path)
+            self.checked[key] = (stat.st_size, stat.st_mtime_ns, sha256)
         first = self._parts[0]
         self._index: dict[str, tuple[Part, int]] = {}
         for part in self._parts:
@@ -275,7 +306,7 @@ class ScoreArchive:
                 break
 
     def __reduce__(self) -> tuple:
-        return ScoreArchive, (self.location, self.classes, self.rename)
+        return ScoreArchive, (self.location, self.classes, self.rename, self.checked)
 
     def _find(self, filename: str) -> str:
         """Id of a clip: its name without extension, or the whole name if the archive has that."""
@@ -292,9 +323,8 @@ class ScoreArchive:
     def meta(self) -> dict[str, Any]:
         """Place, classes in order, what the writer said about itself, a hash over all files."""
         digest = hashlib.sha256()
-        for part in self._parts:
-            with open(part.path, "rb") as stream:
-                digest.update(hashlib.file_digest(stream, "sha256").digest())
+        for _, _, sha256 in self.checked.values():
+            digest.update(bytes.fromhex(sha256))
         return {
             "source": "archive",
             "folder": str(self.location),
@@ -348,38 +378,9 @@ def _rows(part: Part, i: int) -> tuple[np.ndarray, np.ndarray]:
     return part.values[a:b], part.edges[a + i : b + i + 1]
 
 
-def _map_npz(path: Path) -> dict[str, np.ndarray]:
-    """Arrays of an .npz file, mapped from disk; numpy itself reads members of a zip file whole."""
-    arrays = {}
-    with zipfile.ZipFile(path) as archive, open(path, "rb") as stream:
-        for info in archive.infolist():
-            if info.compress_type != zipfile.ZIP_STORED:
-                raise ValueError("compressed; numpy.savez writes what can be mapped")
-            stream.seek(info.header_offset + 26)  # zip file format: lengths of name and extra field
-            stream.seek(sum(struct.unpack("<HH", stream.read(4))), os.SEEK_CUR)
-            version = np.lib.format.read_magic(stream)
-            read = np.lib.format.read_array_header_1_0
-            if version != (1, 0):
-                read = np.lib.format.read_array_header_2_0
-            shape, fortran, dtype = read(stream)
-            if dtype.hasobject:
-                raise ValueError(f"array {info.filename} holds Python objects")
-            order = "F" if fortran else "C"
-            empty = 0 in shape  # which cannot be mapped
-            arrays[info.filename.removesuffix(".npy")] = (
-                np.empty(shape, dtype, order)
-                if empty
-                else np.memmap(path, dtype, "r", stream.tell(), shape, order)
-            )
-    return arrays
-
-
-def _open_part(path: Path) -> Part:
+def _open_part(path: Path, check: bool) -> Part:
     """Map a score archive and check that its arrays fit each other; InputError if not."""
-    try:
-        arrays = _map_npz(path)
-    except (OSError, ValueError, zipfile.BadZipFile, struct.error) as error:
-        raise InputError(f"{path}: cannot be read ({error})") from None
+    arrays = map_npz(path, check)
     for name in ARCHIVE_ARRAYS:
         if name not in arrays:
             raise InputError(
@@ -387,10 +388,14 @@ def _open_part(path: Path) -> Part:
             )
     kinds = {"classes": "U", "clips": "U", "lengths": "iu", "values": "f", "edges": "f", "tag": "f"}
     for name in kinds.keys() & arrays.keys():
-        if arrays[name].dtype.kind not in kinds[name]:
-            raise InputError(f"{path}: array {name!r} is of type {arrays[name].dtype}")
+        flat = arrays[name].ndim < 2 or name in ("values", "tag")
+        if arrays[name].dtype.kind not in kinds[name] or not flat:
+            found = f"{arrays[name].dtype} {arrays[name].shape}"
+            raise InputError(f"{path}: array {name!r} is of type {found}")
     classes, clips = (np.atleast_1d(arrays[name]).tolist() for name in ("classes", "clips"))
     lengths = np.atleast_1d(arrays["lengths"]).astype(np.int64)
+    if not clips or not 1 <= lengths.min() <= lengths.max() <= arrays["edges"].size:
+        raise InputError(f"{path}: no clips, or a clip without frames or with more than there are")
     num_rows = int(lengths.sum())
     wanted = {
         "lengths": (len(clips),),
@@ -406,16 +411,15 @@ def _open_part(path: Path) -> Part:
                 f"{path}: array {name!r} has shape {found}, but {len(clips)} clips of {num_rows}"
                 f" frames in all and {len(classes)} classes need {shape}"
             )
-    if not clips or lengths.min() < 1:
-        raise InputError(f"{path}: no clips, or a clip without frames")
     for what, names in (("class", classes), ("clip", clips)):
         if len(set(names)) < len(names):
             twice = next(name for name in names if names.count(name) > 1)
             raise InputError(f"{path}: {what} {twice!r} occurs twice")
     try:
-        meta = json.loads(str(arrays.get("meta", "{}")))
+        meta = parse_json(str(arrays.get("meta", "{}")))
+        check_form(meta, {})
     except ValueError:
-        raise InputError(f"{path}: array 'meta' is not JSON") from None
+        raise InputError(f"{path}: array 'meta' is no JSON dictionary") from None
     starts = np.concatenate(([0], np.cumsum(lengths)))
     tag = arrays.get("tag")
     return Part(path, classes, clips, starts, arrays["values"], arrays["edges"], tag, meta)
@@ -615,12 +619,9 @@ def write_scores(path: Path, edges: np.ndarray, classes: list[str], values: np.n
 
 def _read_text(path: Path) -> tuple[list[str], str]:
     """Columns of a score file and what stands below them; InputError for a bad header."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such score file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read ({error})") from None
+    if not path.exists():
+        raise InputError(f"{path}: no such score file")
+    text = read_text(path)
     header, _, body = text.partition("\n")
     names = [name.strip() for name in header.split("\t")]
     if names[:2] != TIME_COLUMNS:
@@ -669,7 +670,7 @@ def _parse_slowly(path: Path, names: list[str], body: str) -> np.ndarray:
             )
         for name, cell in zip(names, cells, strict=True):
             try:
-                float(cell)
+                float("_" if "_" in cell else cell)  # Python would read 1_0 as 10
             except ValueError:
                 raise InputError(
                     f"{path} line {number}, column {name}: {cell!r} is not a number"
@@ -700,8 +701,10 @@ def read_corpus(corpus: Path) -> list[Clip]:
     listing = corpus / "clips.tsv"
     if not listing.is_file():
         raise InputError(f"corpus {corpus}: no clips.tsv; run python soundscapes.py first")
-    with open(listing, newline="", encoding="utf-8") as stream:
-        rows = list(csv.DictReader(stream, delimiter="\t"))
+    try:
+        rows = list(csv.DictReader(io.StringIO(read_text(listing)), delimiter="\t"))
+    except csv.Error as error:
+        raise InputError(f"{listing}: cannot be read ({error})") from None
     if not rows or any(row.get(name) is None for row in rows for name in CLIP_COLUMNS[:3]):
         raise InputError(f"{listing}: expected columns {', '.join(CLIP_COLUMNS)} and a row a clip")
     labels = {split: read_labels(corpus / split / "labels.tsv") for split in SPLITS}
@@ -747,15 +750,10 @@ def log_mel(path: Path) -> np.ndarray:
     Raises InputError naming a file that cannot be read or holds no usable samples.
     """
     try:
-        audio, rate = soundfile.read(path, dtype="float32", always_2d=True)
-    except (OSError, RuntimeError) as error:
-        raise InputError(f"{path}: cannot be read ({error})") from None
-    wav = audio.mean(axis=1)  # (S,)
-    if not len(wav) or not np.isfinite(wav).all():
-        raise InputError(
-            f"{path}: " + ("samples that are not finite" if len(wav) else "no samples")
-        )
-    return features_of(wav, rate)
+        audio, rate = read_samples(path)
+    except ValueError as error:
+        raise InputError(f"{path}: {error}") from None
+    return features_of(audio.mean(axis=1), rate)
 
 
 def features_of(wav: np.ndarray, rate: int) -> np.ndarray:
@@ -957,6 +955,7 @@ class Scorer(NamedTuple):
 
 
 SCORER = "scorer.pt"  # beside the corpus: the network that scored the validation clips
+MOST_RECORD = 1 << 31  # bytes of it
 RECORD = "scorer.json"  # beside it: what the score files follow from
 SCORES = Kind("folder of scores", ("*.tsv", "*/*.tsv", "*/*/*.tsv"))
 SCRATCH = Kind("", ("features.npy", "targets.npy", "starts.npy", SCORER, "*/*.tsv"))
@@ -971,7 +970,7 @@ def write_scorer(path: Path, scorer: Scorer, channels: int) -> None:
         "network": scorer.network.state_dict(),
     }
     with whole(path) as temporary, open(temporary, "wb") as stream:
-        torch.save(content, stream)
+        torch.save(with_digest(content), stream)
 
 
 def load_scorer(path: Path, device: torch.device) -> Scorer:
@@ -979,20 +978,23 @@ def load_scorer(path: Path, device: torch.device) -> Scorer:
     if not path.is_file():
         cure = f"python scorers.py --corpus {path.parent} writes one"
         raise InputError(f"{path}: no such scorer; {cure}")
+    content = read_checkpoint(path, device)
     try:
-        content = torch.load(path, map_location=device, weights_only=True)
-        version, classes = content["version"], list(content["classes"])
-        mean, std = np.zeros((2, N_MELS), np.float32)  # apart in memory: both are loaded into
-        rates = np.full(len(classes), 0.5, np.float32)
-        network = CRNN(content["channels"], mean, std, rates).to(device)
-        network.load_state_dict(content["network"])
-    except Exception as error:  # pickle, zip and torch each have their own errors
-        reason = type(error).__name__
-        raise InputError(f"{path}: damaged, or no scorer of scorers.py ({reason})") from None
+        check_form(content, {"version": is_count, "channels": is_count, "classes": [is_text]})
+        if not (content["classes"] and 1 <= content["channels"] < 1 << 20):
+            raise ValueError("no usable sizes")
+    except ValueError as error:
+        raise InputError(f"{path}: damaged, or no scorer of scorers.py ({error})") from None
+    version, classes = content["version"], list(content["classes"])
     if version != VERSION:
         cure = f"run python scorers.py --corpus {path.parent} again"
         raise InputError(f"{path}: made by version {version} of the scorer, not {VERSION}; {cure}")
-    return Scorer(network.eval(), classes)
+
+    def make() -> CRNN:
+        mean, std = np.zeros((2, N_MELS), np.float32)  # apart in memory: both are loaded into
+        return CRNN(content["channels"], mean, std, np.full(len(classes), 0.5, np.float32))
+
+    return Scorer(fitted(make, content.get("network"), path).to(device).eval(), classes)
 
 
 def fit_and_score(
@@ -1068,12 +1070,12 @@ def is_done(cfg: ScorersConfig, clips: list[Clip], classes: list[str], key: str)
     path, folders = cfg.corpus / RECORD, {split: cfg.corpus / split / "scores" for split in SPLITS}
     record: dict[str, Any] = {}
     if path.exists():
+        cure = "remove it and the folders of scores"
+        record = read_json(path, cure, most=MOST_RECORD)
         try:
-            record = json.loads(path.read_text(encoding="utf-8"))
-            found, _ = str(record["key"]), [fit["scored"] for fit in record["fits"]]
-        except (OSError, ValueError, KeyError, TypeError):
-            cure = "remove it and the folders of scores"
-            raise InputError(f"{path}: damaged, or not written by scorers.py; {cure}") from None
+            check_form(record, {"key": is_text, "fits": [{"scored": [is_text]}]})
+        except ValueError:
+            raise InputError(f"{path}: not written by scorers.py; {cure}") from None
     elif (cfg.corpus / SCORER).exists():
         raise InputError(f"{cfg.corpus / SCORER}: not written by scorers.py; move it away")
     for folder in folders.values():
@@ -1081,10 +1083,10 @@ def is_done(cfg: ScorersConfig, clips: list[Clip], classes: list[str], key: str)
     if not record:
         return False
     files = (folders[clip.split] / f"{clip_id(clip.filename)}.tsv" for clip in clips)
-    if found == key and all(map(Path.is_file, files)) and (cfg.corpus / SCORER).is_file():
+    if record["key"] == key and all(map(Path.is_file, files)) and (cfg.corpus / SCORER).is_file():
         print(f"{cfg.corpus}: score files are up to date (scorer {key}), nothing to do")
         return True
-    why = "incomplete" if found == key else "of another configuration or corpus"
+    why = "incomplete" if record["key"] == key else "of another configuration or corpus"
     print(f"{cfg.corpus}: the score files there are {why}; scoring again")
     return False
 

@@ -15,7 +15,6 @@ bank fold, named in clips.tsv, and a validation clip plays `--validation-fold` o
 
 import difflib
 import io
-import json
 import math
 import re
 import shutil
@@ -31,16 +30,10 @@ import soundfile
 from scipy.signal import resample_poly
 from tqdm import tqdm
 
-from config import (
-    InputError,
-    SoundscapesConfig,
-    num_workers,
-    process_pool,
-    run_script,
-    to_dict,
-    write_text,
-)
-from core.files import Kind, contents, keep_apart, new_folder, write_bytes, writing
+from config import InputError, SoundscapesConfig, num_workers, process_pool, run_script, to_dict
+from core.files import Kind, contents, keep_apart, new_folder, write_bytes, write_text, writing
+from core.stored import read_json, read_text, write_json
+from sed.audio import read_samples
 from timeline import CLIP_COLUMNS, SPLITS, Event, classes_of, read_labels, write_labels
 
 # An earlier corpus is never replaced; what is half made is deleted.
@@ -375,10 +368,7 @@ def read_class_map(path: Path | None, bank_classes: list[str]) -> dict[str, str]
     """Event label -> bank class; without a file every bank class plays itself."""
     if path is None:
         return {name: name for name in bank_classes}
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--class-map {path}: cannot be read ({error})") from None
+    lines = read_text(path).split("\n")
     rows = [[cell.strip() for cell in line.split("\t")] for line in lines]
     if not rows or rows[0] != ["event_label", "bank_class"]:
         found = ", ".join(rows[0]) if rows else "an empty file"
@@ -408,15 +398,12 @@ def read_class_map(path: Path | None, bank_classes: list[str]) -> dict[str, str]
 def read_recording(path: Path) -> np.ndarray:
     """Mono wave (S,) float32 at 16 kHz. Raises InputError naming a damaged or silent file."""
     try:
-        with soundfile.SoundFile(path) as stream:
-            told, rate = stream.frames, stream.samplerate
-            wave = stream.read(dtype="float32", always_2d=True).mean(axis=1)
-    except (OSError, RuntimeError) as error:  # soundfile's own error is a RuntimeError
-        raise InputError(f"bank file {path}: cannot be read ({error}); replace it") from None
-    if len(wave) < told:
-        raise InputError(f"bank file {path}: ends at {len(wave)} of {told} samples; replace it")
-    if not np.isfinite(wave).all() or np.abs(wave).max(initial=0) < SILENT:
-        raise InputError(f"bank file {path}: empty, silent or not finite; replace or remove it")
+        samples, rate = read_samples(path)
+    except ValueError as error:
+        raise InputError(f"bank file {path}: {error}; replace it") from None
+    wave = samples.mean(axis=1)
+    if np.abs(wave).max() < SILENT:
+        raise InputError(f"bank file {path}: silent; replace or remove it")
     if rate != RATE:
         shared = math.gcd(rate, RATE)
         wave = resample_poly(wave, RATE // shared, rate // shared)
@@ -699,10 +686,7 @@ def is_complete(cfg: SoundscapesConfig, out: Path) -> bool:
         if out.exists() and (not out.is_dir() or contents(out)):
             raise InputError(f"--out {cfg.out}: exists and is no corpus; give another --out")
         return False
-    try:
-        made = dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, TypeError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read ({error}); delete the corpus folder") from None
+    made = read_json(path, "delete the corpus folder")
     asked = to_dict(cfg)
     for name in ("preset", "out", "workers"):  # none of them changes a sample
         made.pop(name, None)
@@ -757,7 +741,7 @@ def write_corpus(cfg: SoundscapesConfig, folder: Path) -> list[Clip]:
     task = partial(render, cfg=cfg, bank_dir=bank_dir, folder=folder)
     in_parallel(task, clips, workers, "clips")
     write_clips(folder / "clips.tsv", clips, round(cfg.clip_s * RATE) / RATE)
-    write_text(folder / "corpus.json", json.dumps(to_dict(cfg), indent=2) + "\n")
+    write_json(folder / "corpus.json", to_dict(cfg))
     shutil.rmtree(bank_dir)
     return clips
 

@@ -7,6 +7,7 @@ Next:   soundscapes.py
 """
 
 import csv
+import io
 import math
 from pathlib import Path
 from typing import NamedTuple
@@ -17,6 +18,7 @@ from config import (
     InputError,
     write_text,
 )
+from core.stored import read_text
 
 SPLITS = ("train", "validation")  # folders of a corpus and of a cache
 CLIP_COLUMNS = ("split", "filename", "fold", "duration", "recordings")  # of a corpus's clips.tsv
@@ -47,9 +49,11 @@ def read_labels(path: Path) -> dict[str, list[Event]]:
     """
     clips: dict[str, list[Event]] = {}
     try:
-        with open(path, newline="", encoding="utf-8-sig") as stream:
-            rows = list(csv.reader(stream, delimiter="\t", quoting=csv.QUOTE_NONE))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        lines = io.StringIO(read_text(path))
+        rows = list(csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE))
+    except InputError as error:
+        raise InputError(f"labels {error}") from None
+    except csv.Error as error:
         raise InputError(f"labels {path}: cannot be read ({error})") from None
     if not rows or tuple(cell.strip() for cell in rows[0]) != COLUMNS:
         found = ", ".join(rows[0]) if rows else "an empty file"

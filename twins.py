@@ -18,9 +18,9 @@ rewards     the Q-network itself, squared error against the rewards of all actio
 A twin always sees cached arrays, as in the independent reading: it has taken no earlier decision.
 """
 
-import json
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -46,6 +46,7 @@ from bandit import (
 )
 from config import Bandit, InputError, Network, TwinsConfig, run_script
 from core.files import keep_apart
+from core.tensors import fitted
 from DQN import QNetwork, greedy_actions
 from gate import Gate, tune_gate
 from metrics import mean_f1
@@ -193,17 +194,12 @@ class Trainer:
 def load_twin(path: Path, device: torch.device) -> Twin:
     """Open a checkpoint of this script. InputError if it is another's, damaged or does not fit."""
     content = runfolder.read_checkpoint(path, device)
-    if "twin" not in content:
+    if not {"twin", "gate", "signal"} <= content.keys():
         raise InputError(f"{path}: not a checkpoint of twins.py")
-    try:
-        cfg = runfolder.config_of(TwinsConfig, json.loads(content["config"]))
-        gate, signal = (json.loads(content[name]) for name in ("gate", "signal"))
-        gate, weights = gate and Gate(**gate), content["network"]
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path}: damaged, or not a checkpoint of twins.py ({error!r})") from None
+    cfg, signal, gate, _ = runfolder.facts_of(TwinsConfig, content, path)
     bandit = replace(cfg.bandit, reading="independent")
-    network = make_network(cfg.kind, bandit, cfg.network).to(device)
-    runfolder.load_weights(network, weights, path)
+    make = partial(make_network, cfg.kind, bandit, cfg.network)
+    network = fitted(make, content.get("network"), path).to(device)
     return Twin(cfg.kind, network.eval(), bandit, signal, gate)
 
 
@@ -231,7 +227,8 @@ def train(cfg: TwinsConfig, device: torch.device) -> int:
     if content is None:
         runfolder.write_checkpoint(cfg.run / "last.pt", trainer.state())
     else:
-        trainer.restore(content)
+        with runfolder.restoring(cfg.run / "last.pt"):
+            trainer.restore(content)
     if trainer.progress["steps"] == trainer.steps:
         print(f"{cfg.run}: this run is complete ({trainer.steps} gradient steps)")
         return 0

@@ -27,6 +27,7 @@ from bandit import episode_order
 from comparison import TABLE
 from config import Bandit, TrainConfig, VisualizeConfig, run_script
 from core.files import is_ours, keep_apart, own_folder
+from core.stored import read_json
 from dense import DenseQNetwork, training_pairs
 from DQN import QNetwork, epsilon_at
 from evaluate import (
@@ -35,7 +36,6 @@ from evaluate import (
     View,
     find_matches,
     load_evaluated,
-    read_json,
     short,
     view_of,
 )
@@ -64,6 +64,7 @@ from runfolder import (
     RUN,
     config_of,
     last_ten,
+    queries_of,
     read_checkpoint,
     read_history,
     unchanged_rewards,
@@ -91,7 +92,7 @@ class Training(NamedTuple):
 def load_training(cfg: VisualizeConfig) -> Training:
     """Settings and reward history of the run."""
     cure = f"python DQN.py --run {cfg.run} --cache {cfg.cache}"
-    config = config_of(TrainConfig, read_json(cfg.run / "config.json", cure))
+    config = config_of(TrainConfig, read_json(cfg.run / "config.json", f"run: {cure}"))
     history = read_history(cfg.run)
     planned = int(history["Episode"].max()) + 1
     folder = cfg.cache / config.split
@@ -101,8 +102,8 @@ def load_training(cfg: VisualizeConfig) -> Training:
         planned = max(planned, len(episode_order(cache, train, config)))
     if config.method == "windowed":
         return Training(config, history, planned)
-    content = read_checkpoint(cfg.run / "best.pt")
-    return Training(config, history, planned, tuple(content["classes"]), content["queries"])
+    best = cfg.run / "best.pt"
+    return Training(config, history, planned, *queries_of(read_checkpoint(best), best))
 
 
 def focus_pair(data: Evaluated) -> int:

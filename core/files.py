@@ -17,7 +17,7 @@ import socket
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from filelock import LeaseSettingsMismatch, SoftFileLease, Timeout
 
@@ -90,14 +90,9 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file in UTF-8, whole or not at all. Raises WriteError."""
+    """Write a text file in UTF-8, line ends as they are, whole or not at all. Raises WriteError."""
     with whole(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON, whole or not at all. Raises WriteError."""
-    write_text(path, json.dumps(value, indent=1, allow_nan=False))
+        temporary.write_text(text, encoding="utf-8", newline="")
 
 
 def write_together(parts: dict[Path, Callable[[Path], None]]) -> None:
@@ -172,7 +167,7 @@ def contents(folder: Path) -> list[str]:
 
 def mark(folder: Path, kind: Kind) -> None:
     """Say in a folder of which kind it is. Raises WriteError."""
-    write_json(folder / MARKER, {"kind": kind.name, "version": VERSION})
+    write_text(folder / MARKER, json.dumps({"kind": kind.name, "version": VERSION}))
 
 
 def check_ours(folder: Path, *kinds: Kind, flag: str = "--out") -> None:

@@ -46,7 +46,6 @@ from config import (  # noqa: E402
     require,
     run_main,
     to_dict,
-    write_json,
     write_text,
 )
 from core.files import (  # noqa: E402
@@ -56,6 +55,7 @@ from core.files import (  # noqa: E402
     remove_ours,
     write_together,
 )
+from core.stored import is_count, read_json, write_json  # noqa: E402
 from runfolder import (  # noqa: E402
     differences,
     digest,
@@ -642,10 +642,10 @@ def repeats(cfg: RepeatsConfig) -> None:
     """The best number of gradient steps on more seeds."""
     count, path = cfg.gradient_steps, cfg.folder / "steps" / "results.json"
     if count is None:
-        if not path.exists():
-            cure = "run `steps` first, or give --gradient-steps"
-            raise InputError(f"{path}: not found; {cure}")
-        count = json.loads(path.read_text(encoding="utf-8"))["best_steps"]
+        cure = "run `steps` first, or give --gradient-steps"
+        count = read_json(path, cure).get("best_steps")
+        if not is_count(count) or not count:
+            raise InputError(f"{path}: damaged (no best_steps); {cure}")
     seeds = range(cfg.seed + 1, cfg.seed + 1 + cfg.repeats)
     names: tuple[StrategyName, ...] = ("random", "margin", "dqn")
     runs = [run_of(seed, name, count) for seed in seeds for name in names]

@@ -38,10 +38,10 @@ from config import (  # noqa: E402
     run_main,
     to_dict,
     whole,
-    write_json,
     write_text,
 )
 from core.files import Kind, check_file, keep_apart, made, own_folder  # noqa: E402
+from core.stored import read_json, write_json  # noqa: E402
 from runfolder import pick_device, versions  # noqa: E402
 from studies import agents, mdp, policy_search  # noqa: E402
 from studies.agents import Policy, Trained, Variant  # noqa: E402
@@ -296,8 +296,8 @@ def is_there(cfg: TrainedConfig) -> bool:
 def result_of(cfg: TrainedConfig) -> dict[str, Any]:
     """The stored result of a training; InputError where its settings were others."""
     path = cfg.out / "result.json"
-    result = json.loads(path.read_text(encoding="utf-8"))
-    if result["config"] != json.loads(json.dumps(to_dict(cfg))):
+    result = read_json(path, "delete it")
+    if result.get("config") != json.loads(json.dumps(to_dict(cfg))):
         raise InputError(f"{path} was made with other settings; delete it or give another --out")
     return result
 

@@ -48,7 +48,6 @@ from config import (  # noqa: E402
     require,
     run_script,
     to_dict,
-    write_text,
 )
 from core.files import (  # noqa: E402
     Kind,
@@ -59,6 +58,7 @@ from core.files import (  # noqa: E402
     own_folder,
     remove_ours,
 )
+from core.stored import read_json, write_json  # noqa: E402
 
 RUNS = Path("runs/denoise")
 TRAIN = Path("data/denoise/train/features.csv")
@@ -337,7 +337,7 @@ def train_one(cfg: TrainConfig) -> None:
         "steps_per_s": history[-1].steps_per_s,
         "args": to_dict(cfg),
     }
-    write_text(cfg.folder / "metrics.json", json.dumps(metrics, indent=1))
+    write_json(cfg.folder / "metrics.json", metrics)
     print(f"best: step {best.step}, validation gain {best.validation_gain:+.4f}; {cfg.folder}")
 
 
@@ -394,7 +394,7 @@ def tune(cfg: TuneConfig) -> None:
         "seconds": round(time.perf_counter() - began, 1),
     }
     with made(cfg.out.parent):
-        write_text(cfg.out, json.dumps(content, indent=1))
+        write_json(cfg.out, content)
     print(f"opponents: {cfg.out}")
 
 
@@ -467,10 +467,8 @@ def text_of(value: Any) -> str:
 def plan(cfg: SweepConfig) -> list[Planned]:
     """All trainings of the file, checked before the first one starts."""
     try:
-        experiments = json.loads(cfg.config.read_text(encoding="utf-8"))["experiments"]
+        experiments = read_json(cfg.config, "give a list of experiments")["experiments"]
         names = [one["name"] for one in experiments]
-    except FileNotFoundError:
-        raise InputError(f"--config {cfg.config}: not found") from None
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"--config {cfg.config}: not a list of experiments ({error!r})") from None
     unknown = sorted(set(cfg.only) - set(names))
@@ -520,9 +518,8 @@ def is_finished(one: Planned) -> bool:
     path = one.folder / "metrics.json"
     if not path.exists():
         return False
-    return json.loads(path.read_text(encoding="utf-8"))["args"] == json.loads(
-        json.dumps(to_dict(one.cfg))
-    )
+    args = read_json(path, "delete the folder").get("args")
+    return args == json.loads(json.dumps(to_dict(one.cfg)))
 
 
 def sweep(cfg: SweepConfig) -> int:
@@ -549,7 +546,7 @@ def train_all(cfg: SweepConfig, planned: list[Planned]) -> int:
         row = {"experiment": one.name, "run": one.folder.name, "algo": one.cfg.algo, **one.swept}
         row["finished"] = is_finished(one)
         if row["finished"]:
-            metrics = json.loads((one.folder / "metrics.json").read_text(encoding="utf-8"))
+            metrics = read_json(one.folder / "metrics.json", "delete the folder")
             row |= {name: metrics["best"][name] for name in ("validation_gain", *MEASURES)}
             row["steps_per_s"] = metrics["steps_per_s"]
             print(f"  validation gain {row['validation_gain']:+.4f}")
@@ -568,7 +565,7 @@ def read_tuned(path: Path) -> tuple[Chain, dict[str, Any], Reward] | None:
     if not path.exists():
         return None
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path, "run `tune` again")
         chain = [(int(method), tuple(params)) for method, params in content["chain"]]
         return chain, content["noisereduce"], Reward(**content["task"])
     except (ValueError, KeyError, TypeError) as error:

@@ -12,7 +12,6 @@ own folder. Without folders of your own, speech and noise are synthesised by sou
 
 import csv
 import io
-import json
 import math
 import re
 import sys
@@ -34,9 +33,11 @@ for folder in (ROOT, ROOT / "studies"):
 
 import denoisers  # noqa: E402
 
-from config import Checked, InputError, number, require, whole, write_text  # noqa: E402
+from config import Checked, InputError, number, require, whole  # noqa: E402
 from core.files import Kind, check_file, keep_apart, new_folder, write_bytes  # noqa: E402
 from core.names import csv_cell, csv_text  # noqa: E402
+from core.stored import read_json, read_text, write_json  # noqa: E402
+from sed.audio import CheckedAudio, read_samples  # noqa: E402
 from soundscapes import AUDIO, MAKERS, PEAK, RATE, list_bank, synthesise  # noqa: E402
 
 META = (
@@ -117,12 +118,10 @@ def read_wave(path: Path, sample_rate: int, speech: bool = False) -> np.ndarray:
     would win.
     """
     try:
-        wave, rate = soundfile.read(path, dtype="float32", always_2d=True)
-    except (OSError, RuntimeError) as error:  # soundfile's own error is a RuntimeError
-        raise InputError(f"{path}: cannot be read ({error})") from None
-    wave = wave.mean(axis=1)
-    if not len(wave) or not np.isfinite(wave).all():
-        raise InputError(f"{path}: empty or not finite; replace or remove it")
+        samples, rate = read_samples(path)
+    except ValueError as error:
+        raise InputError(f"{path}: {error}; replace or remove it") from None
+    wave = samples.mean(axis=1)
     if speech and rate < sample_rate:
         raise InputError(
             f"{path}: has {rate} Hz, but {sample_rate} Hz is wanted: above {rate // 2} Hz there"
@@ -317,10 +316,8 @@ def read_groups(path: Path | None) -> dict[str, str]:
     """Noise class -> its group."""
     if path is None:
         return {}
-    try:
-        return {str(key): str(value) for key, value in json.loads(path.read_bytes()).items()}
-    except (ValueError, AttributeError) as error:
-        raise InputError(f"--macro-scenes {path}: not a JSON dictionary ({error})") from None
+    groups = read_json(path, "give a JSON dictionary: noise class, its group")
+    return {key: str(value) for key, value in groups.items()}
 
 
 MIXTURES = Kind(
@@ -350,7 +347,7 @@ def mix(cfg: MixConfig) -> None:
                 f" {len(noises)} noise recordings"
             )
         settings = {key: str(value) for key, value in vars(cfg).items()}
-        write_text(folder / "mix.json", json.dumps(settings, indent=2))
+        write_json(folder / "mix.json", settings)
     print(f"mixtures: {cfg.out}")
 
 
@@ -370,9 +367,11 @@ def read_table(path: Path, needed: tuple[str, ...], cure: str) -> list[dict[str,
     """Rows of a CSV that must have some columns; InputError says how to make it."""
     if not path.is_file():
         raise InputError(f"{path}: not found; {cure}")
-    with open(path, newline="", encoding="utf-8") as stream:
-        reader = csv.DictReader(stream)
+    try:
+        reader = csv.DictReader(io.StringIO(read_text(path, cure), newline=""))
         rows = [{k: csv_text(v) if isinstance(v, str) else v for k, v in r.items()} for r in reader]
+    except csv.Error as error:
+        raise InputError(f"{path}: cannot be read ({error}); {cure}") from None
     missing = [name for name in needed if name not in (reader.fieldnames or ())]
     if missing or not rows:
         what = f"no column {missing[0]}" if missing else "no rows"
@@ -392,9 +391,10 @@ def rate_of(table: Path, rows: list[dict[str, str]]) -> int:
     """Sample rate of a table's clips."""
     path = table.parent / rows[0]["noisy_path"]
     try:
-        return soundfile.info(path).samplerate
-    except (OSError, RuntimeError) as error:
-        raise InputError(f"{path}: cannot be read ({error})") from None
+        with CheckedAudio(path) as audio:
+            return audio.samplerate
+    except ValueError as error:
+        raise InputError(f"{path}: {error}") from None
 
 
 def read_clips(table: Path, rows: list[dict[str, str]], sample_rate: int) -> list[Clip]:

@@ -17,7 +17,6 @@ An episode is a clip, a step one denoiser on what the last one left:
 """
 
 import io
-import json
 import math
 import pickle
 import zipfile
@@ -35,8 +34,9 @@ from denoise_data import MEASURES, NOISY, Clip
 from denoisers import FEATURES, METHODS, PARAMETERS, STOP
 from threshold_env import gymnasium, sb3_env
 
-from config import Checked, InputError, needed, number, write_text
+from config import Checked, InputError, needed, number
 from core.files import write_together
+from core.stored import read_json, write_json
 from runfolder import pick_device, versions
 
 SCRIPT = "denoise.py"  # the program that a message names
@@ -474,11 +474,10 @@ def save_agent(folder: Path, model: Any, agent: Agent, about: dict[str, Any]) ->
         with open(path, "wb") as stream:
             model.save(stream)
 
-    about = json.dumps(content, indent=1)
     write_together(
         {
             folder / "model.zip": save,
-            folder / "agent.json": lambda path: write_text(path, about),
+            folder / "agent.json": lambda path: write_json(path, content),
         }
     )
 
@@ -500,7 +499,7 @@ def load_agent(folder: Path) -> Agent:
     """A run folder's policy. Nothing is unpickled: the archive's `data`, which stable-baselines3
     writes with cloudpickle, is not opened, and its weights are read as tensors only."""
     try:
-        content = json.loads((folder / "agent.json").read_text(encoding="utf-8"))
+        content = read_json(folder / "agent.json", "train first: python studies/denoise.py train")
         if content["features"] != [*FEATURES, *MEMORY] or content["choices"] != [*CHOICES]:
             raise InputError(f"{folder}: was trained on other features or denoisers; train again")
         with zipfile.ZipFile(folder / "model.zip") as archive:
@@ -516,7 +515,9 @@ def load_agent(folder: Path) -> Agent:
         raise InputError(
             f"{folder}: is not a run of this study: its weights are no tensors"
         ) from None
-    except (KeyError, ValueError, TypeError, RuntimeError, zipfile.BadZipFile) as error:
+    except InputError:
+        raise
+    except Exception as error:  # zipfile, zlib and torch have their own classes for damaged files
         raise InputError(f"{folder}: is not a run of this study ({error})") from None
     policy.set_training_mode(False)
     return Agent(content["algo"], policy, scaler, content["sample_rate"], task)

@@ -27,9 +27,10 @@ from denoise_data import MEASURES, write_csv
 from denoise_env import Agent, Chain, Chooser, Corpus, Reward, load_agent, worth
 from tqdm import tqdm
 
-from config import InputError, whole, write_json, write_text
+from config import InputError, whole, write_text
 from core.files import Kind, check_file, keep_apart, own_folder, write_together, writing
 from core.names import markdown
+from core.stored import read_npz, write_json
 from metrics import DRAWS, bootstrap_mean
 from plotting import COLOURS, page, write
 from runfolder import versions
@@ -95,8 +96,9 @@ class Judge:
                 self.folder.mkdir(parents=True, exist_ok=True)
             with whole(path) as temporary, open(temporary, "wb") as stream:
                 np.savez(stream, scores=found, chains=json.dumps(chains))
-        with np.load(path, allow_pickle=False) as stored:
-            found, chains = stored["scores"], json.loads(str(stored["chains"]))
+        forms = {"scores": ("f", (len(self.corpus.clips), None)), "chains": ("U", ())}
+        stored = read_npz(path, forms, "delete it")
+        found, chains = stored["scores"], json.loads(str(stored["chains"]))
         gain = worth(found, self.task) - worth(self.corpus.scores, self.task)
         read = [[(method, tuple(params)) for method, params in chain] for chain in chains]
         return np.column_stack((found, gain)), read

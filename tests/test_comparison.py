@@ -25,6 +25,7 @@ import event_metrics
 import gate
 import opponents
 import preprocess
+import runfolder
 import visualize
 from bandit import decide, thresholds, to_device
 from comparison import (
@@ -824,7 +825,7 @@ def test_all_pairs_of_one_policy(home, evaluated):
 def test_a_policy_without_a_gate_on_all_pairs(home, tmp_path, capsys):
     shutil.copytree(home / "runs" / "dqn-0", tmp_path / "run")
     content = torch.load(tmp_path / "run" / "best.pt", weights_only=True)
-    torch.save(content | {"gate": "null"}, tmp_path / "run" / "best.pt")
+    runfolder.write_checkpoint(tmp_path / "run" / "best.pt", content | {"gate": "null"})
     evaluate.main(config(home, tmp_path / "out", queries="all", run=tmp_path / "run"))
     assert "note: the policy has no tag gate" in capsys.readouterr().out
     results = read(tmp_path / "out")
@@ -842,7 +843,7 @@ def test_nothing_to_hear_is_an_input_error(home, tmp_path):
     manifest = json.loads(path.read_text())
     for clip in manifest["shards"][0]["clips"]:
         clip[2] = []
-    path.write_text(json.dumps(manifest))
+    preprocess.write_json(path, manifest)
     with pytest.raises(InputError, match="no clip has an event, so there is nothing to evaluate"):
         evaluate.main(
             config(home, tmp_path / "out", cache=tmp_path / "cache", run=home / "runs" / "dqn-0")

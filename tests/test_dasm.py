@@ -21,6 +21,7 @@ import dasm
 import preprocess
 from config import DasmEmbedConfig, DasmScoreConfig, PreprocessConfig
 from core.files import contents, own_folder
+from core.tensors import with_digest
 from scorers import open_scores
 from timeline import Event, write_labels
 
@@ -451,7 +452,7 @@ OTHERS = {
 def resave(path: Path, name: str, change) -> None:
     values = torch.load(path, weights_only=True)
     values[name] = change(values[name])
-    torch.save(values, path)
+    torch.save(with_digest(values) if "sha256" in values else values, path)
 
 
 @pytest.mark.parametrize("what", OTHERS)
@@ -580,7 +581,7 @@ FAILURES = {
     "not weights": (
         lambda: write(Path("dasm.pt"), "hello"),
         SCORE,
-        "dasm.pt: not weights, or more than tensors in it",
+        "dasm.pt: damaged, or not a file of tensors",
     ),
     "no config": (
         lambda: Path("text_query/config.yaml").unlink(),
@@ -676,7 +677,7 @@ FAILURES = {
     "no query file": (
         drop("queries.pt", "vectors"),
         SCORE,
-        "queries queries.pt: not a file of python dasm.py embed",
+        "queries.pt: damaged",
     ),
     "frames": (
         edit("text_query/config.yaml", "upsample_ratio: 5", "upsample_ratio: 4.8"),
@@ -748,8 +749,8 @@ FAILURES = {
     "mga weights with objects": (
         lambda: torch.save({"model": Path("x")}, "mga.pt"),
         EMBED,
-        "mga.pt: not weights, or more than tensors in it; if you trust where it comes from,"
-        " --trust-pickle loads it all the same",
+        "mga.pt: damaged, or not a file of tensors (UnpicklingError); if you trust where it comes"
+        " from, --trust-pickle loads it all the same",
     ),
     "other mga weights": (
         lambda: torch.save({"state": {}}, "mga.pt"),

@@ -665,7 +665,8 @@ def test_a_mistake_ends_with_one_line(monkeypatch, capsys):
     told = capsys.readouterr()
     assert (stopped.value.code, told.out) == (2, "")
     assert told.err == (
-        "denoise.py: error: nowhere: no agent.json; train first: python studies/denoise.py train\n"
+        "denoise.py: error: nowhere/agent.json: not found; train first:"
+        " python studies/denoise.py train\n"
     )
 
 

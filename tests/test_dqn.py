@@ -515,11 +515,11 @@ def test_a_checkpoint_of_an_older_version(small):
         content = torch.load(path, weights_only=True)
         config = json.loads(content["config"])
         del config["dense"], config["bandit"]["boundary_test"], config["looks"]
-        torch.save(content | {"config": json.dumps(config)}, path)
+        runfolder.write_checkpoint(path, content | {"config": json.dumps(config)})
     assert load_policy(path, CPU).bandit == Bandit()
     assert main(small_config(small, resume=True)) == 0
     del config["learning"]["lr"]
-    torch.save(content | {"config": json.dumps(config)}, path)
+    runfolder.write_checkpoint(path, content | {"config": json.dumps(config)})
     with pytest.raises(InputError, match=r"--learning\.lr was 0\.0001, now 0\.003"):
         main(small_config(small, resume=True))
 
@@ -530,7 +530,7 @@ def test_weights_of_another_size(small):
     content = torch.load(path, weights_only=True)
     config = json.loads(content["config"])
     config["network"]["hidden"] = 16
-    torch.save(content | {"config": json.dumps(config)}, path)
+    runfolder.write_checkpoint(path, content | {"config": json.dumps(config)})
     with pytest.raises(InputError, match="do not fit"):
         load_policy(path, CPU)
 
@@ -558,7 +558,7 @@ def test_damaged_weights_never_act_and_are_never_saved(small):
     path = small / "runs" / "a" / "best.pt"
     content = torch.load(path, weights_only=True)
     content["network"]["head.2.bias"][3] = float("nan")
-    torch.save(content, path)
+    runfolder.write_checkpoint(path, content)
     policy, cache = load_policy(path, CPU), load_cache(small / "cache" / "train")
     signals = to_device(cache, policy.bandit, CPU)
     for bandit in (policy.bandit, replace(policy.bandit, reading="sequential")):

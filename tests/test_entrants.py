@@ -16,6 +16,7 @@ import entrants
 import evaluate
 import gate
 import opponents
+import preprocess
 import runfolder
 import twins
 from bandit import thresholds, to_device
@@ -50,7 +51,7 @@ def change_signals(source, target, **formulas):
         manifest = json.loads(path.read_text())
         manifest["signal"] |= formulas
         manifest["key"] += "-other"
-        path.write_text(json.dumps(manifest))
+        preprocess.write_json(path, manifest)
     return target
 
 
@@ -237,7 +238,7 @@ def test_damaged_decisions_are_named(home, present, tmp_path, damage):
     else:
         name = "pred" if damage == "short" else "action"
         np.savez(store, **(values | {name: values[name][:20]}))
-    with pytest.raises(InputError, match=rf"{store.name}: damaged \(\w+\); delete it"):
+    with pytest.raises(InputError, match=rf"{store.name}: damaged \(.+\); delete it"):
         from_checkpoint(run / "best.pt", present, config(home, tmp_path))
 
 
@@ -380,7 +381,7 @@ def test_rules_are_tuned_once(home, present, tmp_path, monkeypatch, capsys):
         assert np.array_equal(pred, opponents.decide_rule(rule, present))
     (tmp_path / "rules.json").write_text('{"train": 1')
     assert fitted_rules(train, cfg) == first and len(calls) == 2
-    assert "rules.json: damaged; tuning again" in capsys.readouterr().out
+    assert "tuning again" in capsys.readouterr().out
     fitted_rules(load_cache(home / "all" / "train"), cfg)  # tuned on other clips
     assert calls == ["present", "present", "all"]
 
@@ -409,7 +410,7 @@ def test_rows_on_signals_of_another_cache(home, every, tmp_path, capsys):
         for shard in manifest["shards"]:
             for clip in shard["clips"]:
                 clip[3] = [1 - tag for tag in clip[3]]
-        path.write_text(json.dumps(manifest))
+        preprocess.write_json(path, manifest)
     items = (f"A={home / 'runs' / 'dqn-0'}@{other}", f"T_base there=T_base@{other}")
     rows = {row.name: row for row in find(home, tmp_path / "out", *items, queries="all")}
     names = ["T_base", "A", "T_base there"]
@@ -428,7 +429,7 @@ def test_rows_on_signals_of_another_cache(home, every, tmp_path, capsys):
 def test_a_policy_without_a_gate_is_named(home, tmp_path, capsys):
     shutil.copytree(home / "runs" / "dqn-0", tmp_path / "run")
     content = torch.load(tmp_path / "run" / "best.pt", weights_only=True)
-    torch.save(content | {"gate": "null"}, tmp_path / "run" / "best.pt")
+    runfolder.write_checkpoint(tmp_path / "run" / "best.pt", content | {"gate": "null"})
     rows = find(home, tmp_path / "out", str(tmp_path / "run"), queries="all")
     assert [row.name for row in rows] == ["T_base", "run", "T_base, behind the gate"]
     assert "note: run has no tag gate; it stands bare only" in capsys.readouterr().out

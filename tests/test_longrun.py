@@ -221,5 +221,5 @@ def test_a_checkpoint_of_before_a_free_field_can_be_resumed(folder):
     content = torch.load(path, weights_only=True)
     stored = json.loads(content["config"])
     del stored["status"]
-    torch.save(content | {"config": json.dumps(stored)}, path)
+    runfolder.write_checkpoint(path, content | {"config": json.dumps(stored)})
     assert main(config(resume=True)) == 0

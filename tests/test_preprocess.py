@@ -266,9 +266,10 @@ def rewrite(folder, **changes):
     """Change entries of the manifest, or of its first shard."""
     path = folder / "manifest.json"
     manifest = json.loads(path.read_text())
+    del manifest["sha256"]
     for key, value in changes.items():
         (manifest if key in manifest else manifest["shards"][0])[key] = value
-    path.write_text(json.dumps(manifest))
+    preprocess.write_json(path, manifest)
 
 
 def flip(path):
@@ -278,6 +279,20 @@ def flip(path):
     path.write_bytes(data)
 
 
+def edit(folder, old, new):
+    """Change a text in the manifest, as an editor does."""
+    path = folder / "manifest.json"
+    path.write_text(path.read_text().replace(old, new))
+
+
+def pipe(folder):
+    """A pipe in place of the manifest: whoever opens it waits forever."""
+    (folder / "manifest.json").unlink()
+    os.mkfifo(folder / "manifest.json")
+
+
+LONGER = [["0.wav", "Dog", 30, 0.02], ["0.wav", "Speech", 21, 0.02]]
+MOVED = [["0.wav", "Dog", 31, 0.02], ["0.wav", "Speech", 19, 0.02]]
 DAMAGED = {
     "no manifest": (lambda f: (f / "manifest.json").unlink(), "no manifest in "),
     "no folder": (shutil.rmtree, "no manifest in "),
@@ -288,8 +303,43 @@ DAMAGED = {
     "other format": (lambda f: rewrite(f, format=0), "format 0, not 2"),
     "no shard": (lambda f: (f / "shard-00000.npz").unlink(), "shard-00000.npz is missing"),
     "changed": (lambda f: flip(f / "shard-00000.npz"), "shard-00000.npz does not match its check"),
-    "lengths": (lambda f: rewrite(f, pairs=[["a.wav", "A", 9, 0.02]]), "frame counts do not match"),
+    "unknown clip": (lambda f: rewrite(f, pairs=[["a.wav", "Dog", 30, 0.02]]), "damaged ("),
+    "lengths": (lambda f: rewrite(f, pairs=LONGER), "shard-00000.npz: damaged ("),
+    "other lengths": (lambda f: rewrite(f, pairs=MOVED), "not as long as the manifest says"),
+    "no frames": (lambda f: rewrite(f, pairs=[["0.wav", "Dog", 0, 0.02]]), "damaged ("),
+    "terabytes": (lambda f: rewrite(f, pairs=[["0.wav", "Dog", 2**42, 0.02]]), "damaged ("),
+    "no tag": (lambda f: rewrite(f, clips=[["0.wav", 1.0, [], [0.5]]]), "damaged ("),
+    "file elsewhere": (lambda f: rewrite(f, file="../train/shard-00000.npz"), "damaged ("),
+    "edited": (lambda f: edit(f, '"Dog"', '"Cat"'), "does not match its checksum"),
+    "one pipe": (pipe, "is a pipe, not a file"),
+    "brackets": (lambda f: (f / "manifest.json").write_text("[" * 200_000), "too deep"),
+    "nan": (lambda f: spoil(f, "prob", np.nan), "prob is nan in '0.wav' / 'Speech'"),
+    "range": (lambda f: spoil(f, "d_adj", 5.0), "d_adj is 5.0 in '0.wav' / 'Speech'"),
+    "label": (lambda f: spoil(f, "label", 2), "label is 2 in '0.wav' / 'Speech'"),
 }
+
+
+def spoil(folder, name, value):
+    """A value that no formula gives, in a shard with the right checksum."""
+    path = folder / "shard-00000.npz"
+    with np.load(path) as stored:
+        arrays = dict(stored)
+    arrays[name][35] = value
+    np.savez(path, **arrays)
+    rewrite(folder, sha256=preprocess._sha256(path))
+
+
+def test_a_manifest_without_checksum_is_read_as_older_versions_wrote_it(tmp_path):
+    folder = tmp_path / "cache" / "train"
+    write_cache(folder, [30, 20])
+    path, pairs = folder / "manifest.json", load_cache(folder).pairs
+    manifest = json.loads(path.read_text())
+    del manifest["sha256"]
+    path.write_text(json.dumps(manifest))
+    assert load_cache(folder).pairs == pairs
+    path.write_text(json.dumps(manifest | {"sha257": ""}))  # a checksum, its name damaged
+    with pytest.raises(InputError, match="no checksum"):
+        load_cache(folder)
 
 
 @pytest.mark.parametrize(("damage", "message"), DAMAGED.values(), ids=DAMAGED)
@@ -474,6 +524,9 @@ def test_a_score_archive_gives_the_same_cache_and_is_taken_over(home, capsys):
     cache = load_cache(home / "new" / "train")
     assert cache.pairs == first.pairs and cache.key == first.key
     assert cache.manifest["scores"]["source"] == "archive"
+    record = cfg.cache / "train" / preprocess.CHECKED
+    stamps = preprocess.read_checked(record)
+    assert stamps[str(archive)][2] == preprocess._sha256(archive)
     preprocess.main(cfg)
     assert "taken over from an earlier run: 3 of 3" in capsys.readouterr().out
     scores = scorers.open_scores(archive)
@@ -482,6 +535,9 @@ def test_a_score_archive_gives_the_same_cache_and_is_taken_over(home, capsys):
     scorers.write_archive(archive, scores.classes, clips.items())
     preprocess.main(cfg)
     assert "taken over from an earlier run: 2 of 3" in capsys.readouterr().out
+    assert preprocess.read_checked(record) != stamps  # the file is another one: checked again
+    record.write_text("{")
+    assert preprocess.read_checked(record) == {}
 
 
 def test_mapped_classes(home, capsys):
@@ -547,7 +603,16 @@ def samples(path, values):
     soundfile.write(path, np.array(values, np.float32), 16_000, "FLOAT", format="WAV")
 
 
+def claim(path):
+    """2^36 - 1 samples, 256 GB, in the header of a FLAC file (RFC 9639, 8.2)."""
+    data = bytearray(path.read_bytes())
+    data[21] |= 0x0F
+    data[22:26] = b"\xff" * 4
+    path.write_bytes(data)
+
+
 BAD = {
+    "claimed length": ("audio/a.flac", claim, "a.flac: its header claims"),
     "missing audio": ("audio/b.wav", Path.unlink, "b.wav: no audio in "),
     "missing scores": ("scores/a.tsv", Path.unlink, "a.flac: no scores in "),
     "cut flac": ("audio/a.flac", cut, "a.flac: cannot be read ("),
@@ -637,7 +702,7 @@ def test_many_bad_clips_are_counted_and_some_named(home):
 
 def test_no_readable_clip(home):
     for name in CLIPS:
-        samples(home / "corpus" / "audio" / name, [])
+        samples(home / "corpus" / "audio" / name, [0, np.nan])
     with pytest.raises(InputError, match="no readable clip is left"):
         preprocess.main(config_of(home, allow_missing=True))
     assert load_cache(home / "cache" / "train").pairs
@@ -744,11 +809,14 @@ def resave(path, **changes):
 
 BAD_NPZ = {
     "missing": (Path.unlink, "b.wav: no b_Dog.npz in "),
-    "cut": (cut, "b.wav: b_Dog.npz: cannot be read ("),
-    "text": (lambda p: p.write_text("hello"), "b.wav: b_Dog.npz: cannot be read ("),
-    "no T_norm": (lambda p: resave(p, T_norm=None), "b.wav: b_Dog.npz: cannot be read ("),
+    "cut": (cut, "b.wav: b_Dog.npz: damaged ("),
+    "text": (lambda p: p.write_text("hello"), "b.wav: b_Dog.npz: damaged ("),
+    "no T_norm": (lambda p: resave(p, T_norm=None), "b.wav: b_Dog.npz: damaged ("),
     "lengths": (lambda p: resave(p, rms=np.zeros(49)), "b.wav: b_Dog.npz: arrays of different"),
-    "nan": (lambda p: resave(p, rms=np.full(50, np.nan)), "b.wav: b_Dog.npz: values are not fin"),
+    "nan": (
+        lambda p: resave(p, rms=np.full(50, np.nan)),
+        "b.wav: b_Dog.npz: values of rms are not from 0",
+    ),
 }
 
 

@@ -346,7 +346,7 @@ def test_foreign_checkpoints_end_in_one_line(caches, tmp_path, change):
     content["config"] = "{" if change == "text" else json.dumps(config_)
     if change == "no gate":
         del content["gate"]
-    torch.save({"twin": "classifier"} if change == "bare" else content, path)
+    runfolder.write_checkpoint(path, {"twin": "classifier"} if change == "bare" else content)
     with pytest.raises(InputError) as error:
         load_twin(path, CPU)
     assert "\n" not in str(error.value)

@@ -62,10 +62,11 @@ class Folders:
             "sha256": preprocess._sha256(folder / "shard-00000.npz"),
             "pairs": [row[:4] for row in rows],
             "clips": [clip_of(*row[:5]) for row in rows],
+            **{"inputs": "", "failed": [], "notices": {}},
         }
         manifest = {"format": preprocess.FORMAT, "key": split, "audio": None, "shards": [shard]}
         manifest |= {"queries": "present", "classes": sorted({row[1] for row in rows})}
-        manifest["signal"] = config.to_dict(signal)
+        manifest |= {"signal": config.to_dict(signal), "split": split, "scores": {}, "left_out": []}
         preprocess.write_json(folder / "manifest.json", manifest)
 
     def write_results(self, t_adj: np.ndarray | None = None) -> None:
@@ -89,7 +90,9 @@ class Folders:
         }
         results = {"split": "validation", "cache_key": cache.key, "num_pairs": len(cache.pairs)}
         results |= {"num_frames": len(after), "before": before, "after": now, "per_class": classes}
-        results |= {"fixed_frames": 3, "broken_frames": 2}
+        wrong = (prob > t_base) != cache.label, after != cache.label
+        results["fixed_frames"] = int((wrong[0] & ~wrong[1]).sum())
+        results["broken_frames"] = int((~wrong[0] & wrong[1]).sum())
         results["yardsticks"] = [
             {"name": "all on", "setting": None, **before},
             {"name": "best per-class threshold on d_adj", "setting": "a 0.1, " * 20, **now},
@@ -350,7 +353,7 @@ def test_decisions_of_another_cache(copied):
     path = copied.run / "results.json"
     results = json.loads(path.read_text()) | {"cache_key": "another"}
     preprocess.write_json(path, results)
-    with pytest.raises(InputError, match=r"another cache .*run again: python evaluate\.py"):
+    with pytest.raises(InputError, match=r"another cache .*run: python evaluate\.py"):
         list(visualize.figures(copied))
 
 
