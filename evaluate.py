@@ -225,6 +225,13 @@ def print_results(results: dict[str, Any]) -> None:
     print_onsets(results["onsets"])
     print(f"fixed_frames: {results['fixed_frames']}")
     print(f"broken_frames: {results['broken_frames']}")
+    print(f"trained_on_pairs: {results['trained_on_pairs']}")
+    if gain["f1"] < 0:
+        low, high = results["interval"]["f1"]
+        print(
+            f"note: the policy does harm here: F1 {100 * gain['f1']:+.2f} points"
+            f" [{100 * low:+.2f}, {100 * high:+.2f}] over its base threshold"
+        )
 
 
 # ---------------------------------------------------------------------------- results, read back
@@ -443,6 +450,7 @@ def evaluate(cfg: EvaluateConfig, device: torch.device, ranks: Ranks) -> None:
     policy = load_policy(path, device, cfg.preset)
     cache = load_cache(cfg.cache / cfg.split)
     check_same_signals(policy.signal, cache, path)
+    seen = runfolder.trained_on(policy.seen, cache, path)
     if not cache.present.any():
         raise InputError(f"{cache.folder}: no clip has an event, so there is nothing to evaluate")
     train_folder = cfg.cache / cfg.train_split
@@ -469,6 +477,7 @@ def evaluate(cfg: EvaluateConfig, device: torch.device, ranks: Ranks) -> None:
         "queries": cache.queries,
         "num_pairs": len(cache.pairs),
         "present_pairs": int(cache.present.sum()),
+        "trained_on_pairs": seen,
         "num_frames": len(cache.label),
         "present_frames": int(cache.present[cache.frames_of_pair].sum()),
         "deciding_seconds": round(seconds, 3),

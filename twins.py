@@ -59,6 +59,7 @@ class Twin(NamedTuple):
     bandit: Bandit
     signal: dict | None  # formulas of the cache it was trained on; None: unknown
     gate: Gate | None
+    seen: torch.Tensor | None = None  # see `runfolder.prints_of`; None: unknown
 
 
 def make_network(kind: str, bandit: Bandit, network: Network) -> QNetwork:
@@ -203,7 +204,7 @@ def load_twin(path: Path, device: torch.device) -> Twin:
     bandit = replace(cfg.bandit, reading="independent")
     network = make_network(cfg.kind, bandit, cfg.network).to(device)
     runfolder.load_weights(network, weights, path)
-    return Twin(cfg.kind, network.eval(), bandit, signal, gate)
+    return Twin(cfg.kind, network.eval(), bandit, signal, gate, content.get("seen"))
 
 
 def keep_best(trainer: Trainer) -> None:

@@ -23,7 +23,6 @@ import numpy as np
 from torch import nn
 
 import comparison_figures
-from bandit import episode_order
 from config import Bandit, TrainConfig, VisualizeConfig, run_script
 from dense import DenseQNetwork, training_pairs
 from DQN import QNetwork, epsilon_at
@@ -73,6 +72,7 @@ class Training(NamedTuple):
     config: TrainConfig
     history: dict[str, np.ndarray]
     planned: int
+    schedule: int  # episodes that epsilon was planned for; fewer where a run got more passes
     classes: tuple[str, ...] = ()  # those that a dense network knows apart
     queries: str = "present"  # those of the cache that it was trained on
 
@@ -87,11 +87,14 @@ def load_training(cfg: VisualizeConfig) -> Training:
     if (folder / "manifest.json").exists():  # a run that was stopped has planned more
         cache = load_cache(folder)
         train, _ = training_pairs(cache, config)
-        planned = max(planned, len(episode_order(cache, train, config)))
+        planned = max(planned, (config.passes or 1) * len(train))
+    best = cfg.run / "best.pt"
     if config.method == "windowed":
-        return Training(config, history, planned)
-    content = read_checkpoint(cfg.run / "best.pt")
-    return Training(config, history, planned, tuple(content["classes"]), content["queries"])
+        info = read_checkpoint(best).get("info", {}) if best.exists() else {}
+        return Training(config, history, planned, info.get("planned", planned))
+    content = read_checkpoint(best)
+    known = tuple(content["classes"]), content["queries"]
+    return Training(config, history, planned, planned, *known)
 
 
 def focus_pair(data: Evaluated) -> int:
@@ -321,7 +324,7 @@ def draw_epsilon(run: Training) -> "Figure":
     if run.config.method == "dense":
         logged = "Logged: 0, as the rewards of all actions are known"
     else:
-        planned = [epsilon_at(episode, run.planned, learning) for episode in range(run.planned)]
+        planned = [epsilon_at(episode, run.schedule, learning) for episode in range(run.planned)]
         text = f"Planned: {learning.epsilon_start:g} to {learning.epsilon_end:g}"
         ax.fill_between(range(run.planned), planned, color=COLOURS["epsilon"], alpha=0.12)
         ax.plot(planned, linewidth=5, alpha=0.7, **look("epsilon", text))

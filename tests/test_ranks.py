@@ -98,7 +98,7 @@ def config(**changes) -> TrainConfig:
     learning = Learning(lanes=4, batch=8, train_start=64, lr=3e-3, frames_per_step=16)
     bandit = Bandit(boundary_width=1, max_delta=1)  # every frame is stored: learning starts early
     base = {"cache": Path("cache"), "run": Path("runs/a"), "network": TINY, "holdout": 0.25}
-    base |= {"bandit": bandit, "learning": learning, "device": "cpu"}
+    base |= {"bandit": bandit, "learning": learning, "device": "cpu", "passes": 1}
     return TrainConfig(**(base | changes))
 
 

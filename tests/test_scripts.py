@@ -24,7 +24,9 @@ from config import Bandit, Network
 from DQN import QNetwork
 
 ROOT = Path(__file__).resolve().parent.parent
-TINY = "--network.hidden 8 --network.heads 2 --learning.train-start 64 --learning.lanes 8"
+TINY = (
+    "--network.hidden 8 --network.heads 2 --learning.train-start 64 --learning.lanes 8 --passes 1"
+)
 SMALL = {
     "soundscapes.py": "--train-clips 8 --validation-clips 4 --clip-s 2 --workers 1",
     "scorers.py": "--epochs 1 --channels 4 --workers 1",

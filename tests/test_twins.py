@@ -313,7 +313,8 @@ def test_refusals(caches, tmp_path):
 
 def test_a_policy_is_no_twin_and_the_other_way_round(caches, cache, tmp_path):
     same = {"cache": caches, "network": SMALLEST, "bandit": SHORT, "device": "cpu"}
-    policy = TrainConfig(**same, run=tmp_path / "dqn", learning=Learning(lanes=4, train_start=32))
+    learning = Learning(lanes=4, batch=8, train_start=8)
+    policy = TrainConfig(**same, run=tmp_path / "dqn", learning=learning, passes=1)
     twin = config(caches, tmp_path / "twin")
     assert DQN.main(policy) == main(twin) == 0
     with pytest.raises(InputError, match=r"holds no twin; only a last\.pt of twins\.py"):
