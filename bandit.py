@@ -241,9 +241,10 @@ def stored_share(signals: Signals, frame: torch.Tensor, bandit: Bandit) -> float
     """Share of the frames (n,) whose transition is stored; of a test after acting, the mean over
     all actions, which is what exploring stores. InputError where it is none."""
     prob, t_base = signals.prob[frame], signals.t_base[frame]
-    deltas = bandit.deltas if bandit.boundary_test == "after" else (0.0,)
-    tested = [near(prob, shift(t_base, delta), bandit.boundary_width) for delta in deltas]
-    share = float(np.mean([inside.double().mean().item() for inside in tested]))
+    before = bandit.boundary_test == "before"
+    tested = [t_base] if before else [shift(t_base, delta) for delta in bandit.deltas]
+    inside = [near(prob, threshold, bandit.boundary_width) for threshold in tested]
+    share = float(np.mean([each.double().mean().item() for each in inside]))
     if share == 0:
         raise InputError(
             "no training frame lies inside the boundary (--bandit.boundary-width"

@@ -3,7 +3,7 @@
 Run:    python evaluate.py                        # best.pt of runs/slides on cache/validation
         python evaluate.py --run runs/original --cache cache/original
         python evaluate.py --preset original --checkpoint dqn_threshold.pt --out runs/authors
-        torchrun --nproc-per-node=2 evaluate.py
+        torchrun --nproc-per-node=2 -- evaluate.py
         python evaluate.py --compare DQN=runs/slides rules --out runs/table    # see comparison.py
 Reads:  <cache>/<split>/, <cache>/<train-split>/ (yardsticks), a checkpoint
 Writes: <out>/{results.json, events.tsv, onsets.tsv, decisions.npz}

@@ -20,12 +20,14 @@ import sys
 import time
 import uuid
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from test_ranks import documented, free_port
 
 import runfolder
 
@@ -80,7 +82,7 @@ class Job:
                 found.append(one)
         return found
 
-    def wait(self, seconds: float = 300) -> int:
+    def wait(self, seconds: float = 900) -> int:
         return self.process.wait(seconds)
 
     def said(self) -> str:
@@ -97,7 +99,7 @@ class Job:
         assert not left, lines
 
 
-def until(condition, job: Job, seconds: float = 120) -> None:
+def until(condition, job: Job, seconds: float = 900) -> None:
     """Wait for something that the job brings about."""
     give_up = time.monotonic() + seconds
     while not condition():
@@ -105,25 +107,28 @@ def until(condition, job: Job, seconds: float = 120) -> None:
         time.sleep(0.02)
 
 
-def shared() -> set[str]:
-    """What lies in shared memory and is not of a process that is alive, which its name tells."""
-    found = os.listdir("/dev/shm") if Path("/dev/shm").is_dir() else []
-    return {
-        name
-        for name in found
-        if not any(Path(f"/proc/{number}").exists() for number in re.findall(r"\d+", name))
-    }
+def unused(names: set[str]) -> set[str]:
+    """Those in shared memory that no process has mapped."""
+    mapped = ""
+    for path in Path("/proc").glob("[0-9]*/maps"):
+        with suppress(OSError):  # it has ended, or is somebody else's
+            mapped += path.read_text()
+    return {name for name in names if f"/dev/shm/{name}" not in mapped}
 
 
 @pytest.fixture(autouse=True)
 def nothing_stays_in_shared_memory() -> Iterator[None]:
-    before = shared()
+    """What other programs on this machine use there is theirs."""
+    folder = Path("/dev/shm")
+    before = set(os.listdir(folder)) if folder.is_dir() else set()
     yield
-    for _ in range(100):  # other tests' come and go
-        if not shared() - before:
+    left = set()
+    for _ in range(50):
+        found = set(os.listdir(folder)) if folder.is_dir() else set()
+        if not (left := unused(found - before)):
             return
-        time.sleep(0.1)
-    assert not shared() - before
+        time.sleep(0.2)
+    assert not left
 
 
 # ---------------------------------------------------------------------------- files
@@ -440,3 +445,96 @@ def test_torchrun_itself_ends(job_of_two, calm_of_two, number):
     job, folder = job_of_two("home")
     assert job.wait() == 0, job.said()
     same(snapshot(folder / "new"), calm_of_two)
+
+
+# ---------------------------------------------------------------------------- commands, recipes
+
+
+def as_here(command: str) -> list[str]:
+    """The words of a documented or printed torchrun command, as they can be run in any folder."""
+    words = shlex.split(command)
+    at = words.index("--")
+    script = str(ROOT / Path(words[at + 1]).name)
+    return [*TORCHRUN, *words[1:at], "--master-port=0", "--", script, *words[at + 2 :]]
+
+
+def test_torchruns_real_command_line(home, tmp_path):
+    """The documented command; it is stopped, and the command that it prints then goes on."""
+    (command,) = [text for text in documented() if text.endswith("DQN.py --run runs/slides")]
+    shutil.copytree(home, tmp_path / "home")
+    folder, more = tmp_path / "home", [*shlex.split(f"{TINY} {LEARN}"), "--passes", "60"]
+    job = Job([*as_here(command), *more, "--device", "cpu"], folder)
+    until(lambda: (folder / "runs/slides/status.json").exists(), job)
+    os.kill(job.process.pid, signal.SIGTERM)
+    assert job.wait() != 0
+    job.nothing_is_left()
+    (printed,) = re.findall(r"(?m)^ *(torchrun .*)$", job.log.read_text())
+    assert printed.endswith("--resume") and "--run runs/slides" in printed
+    again = Job(as_here(printed), folder)
+    assert again.wait() == 0, again.said()
+    assert json.loads((folder / "runs/slides/status.json").read_text())["state"] == "complete"
+
+
+@pytest.mark.slow
+def test_documented_torchrun_commands(home, tmp_path):
+    """Every one, with small sizes; that of several machines as two of them."""
+    shutil.copytree(home, tmp_path / "home")
+    folder = tmp_path / "home"
+    shutil.copytree(folder / "corpus", folder / "data" / "builtin")
+    small = [*shlex.split(f"{TINY} {LEARN}"), "--passes", "4", "--device", "cpu", "--overwrite"]
+    flags = {"preprocess.py": ["--workers", "1"], "DQN.py": small, "evaluate.py": []}
+    for command, start in documented().items():
+        script = re.search(r"-- (\w+\.py)", command)[1]
+        if start == "srun":
+            continue
+        job = Job([*as_here(command), *flags[script]], folder)
+        assert job.wait() == 0, f"{command}\n{job.said()}"
+    (command,) = [command for command, start in documented().items() if start == "srun"]
+    command = command.replace("$RESUME", "").replace("$HEAD:29500", f"127.0.0.1:{free_port()}")
+    words = as_here(command.replace("--nproc-per-node=4", "--nproc-per-node=1"))
+    words.remove("--master-port=0")  # the rendezvous knows it
+    nodes = [Job([*words, *small], folder) for _ in range(2)]
+    assert [job.wait() for job in nodes] == [0, 0], nodes[0].said()
+
+
+RECIPES = re.findall(r"```text\n#!/bin/bash\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+SLURM = """
+srun() { "$@"; }
+scontrol() { if [ "$1" = requeue ]; then echo "requeue $2" >> queue; else echo 127.0.0.1; fi; }
+python() { "$PYTHON" "$ROOT/$1" "${@:2}" $SMALL; }
+torchrun() {
+  words=()
+  for word in "$@"; do [ "$word" = DQN.py ] && word="$ROOT/DQN.py $SMALL"; words+=($word); done
+  "$PYTHON" -m torch.distributed.run "${words[@]}"
+}
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", RECIPES, ids=["array", "nodes"])
+def test_a_batch_system_that_warns_and_starts_again(home, tmp_path, recipe):
+    """The recipe as it stands, with a Slurm of a few lines: SIGUSR1 to all processes of the step,
+    then the same script again, until nothing is put back into the queue."""
+    shutil.copytree(home, tmp_path / "home")
+    folder = tmp_path / "home"
+    small = f"{TINY} {LEARN} --passes 100 --device cpu"
+    recipe = recipe.replace("torchrun --nnodes=2 --nproc-per-node=4", "torchrun --nproc-per-node=2")
+    recipe = recipe.replace(":29500", f":{free_port()}")
+    (folder / "job.sh").write_text(SLURM + recipe)
+    environ = {"PYTHON": sys.executable, "ROOT": str(ROOT), "SMALL": small}
+    environ |= {"SLURM_ARRAY_TASK_ID": "3", "SLURM_JOB_ID": "77", "SLURM_JOB_NODELIST": "x"}
+    job = Job(["bash", "job.sh"], folder, **environ)
+    place = folder / ("runs/slides" if "torchrun" in recipe else "runs/seed-3")
+    until(lambda: (place / "status.json").exists(), job)
+    for pid in job.pids():
+        if pid != job.process.pid:  # Slurm spares the batch script
+            os.kill(pid, signal.SIGUSR1)
+    job.wait()
+    job.nothing_is_left()
+    assert (folder / "queue").read_text() == "requeue 77\n", job.said()
+    finished = runfolder.read_checkpoint(place / "last.pt")["info"]["finished"]
+    job = Job(["bash", "job.sh"], folder, **environ)
+    job.wait()
+    assert (folder / "queue").read_text() == "requeue 77\n", job.said()
+    assert json.loads((place / "status.json").read_text())["state"] == "complete"
+    assert runfolder.read_checkpoint(place / "last.pt")["info"]["finished"] > finished
