@@ -43,6 +43,7 @@ class Job:
     """A started command and all processes that come of it, known by a mark in their environment."""
 
     def __init__(self, command: list[object], folder: Path, **environ: str):
+        self.mapped: set[str] = set()
         self.mark = f"KILL_TEST={uuid.uuid4().hex}"
         name, value = self.mark.split("=")
         self.log = folder.parent / f"{folder.name}-{value[:8]}.log"
@@ -88,8 +89,21 @@ class Job:
     def said(self) -> str:
         return self.log.read_text()[-3000:]
 
+    def shared(self) -> set[str]:
+        """What its processes have mapped of shared memory."""
+        found = set()
+        for pid in self.pids():
+            with suppress(OSError):
+                found |= set(re.findall(r"/dev/shm/(\S+)", Path(f"/proc/{pid}/maps").read_text()))
+        return found
+
+    def send(self, pid: int, number: int) -> None:
+        """A signal to one of its processes."""
+        self.mapped |= self.shared()
+        os.kill(pid, number)
+
     def nothing_is_left(self, seconds: float = 60) -> None:
-        """Assert that all processes end by themselves, soon."""
+        """Assert that all processes end by themselves, soon, and their shared memory with them."""
         give_up = time.monotonic() + seconds
         while (left := self.pids()) and time.monotonic() < give_up:
             time.sleep(0.1)
@@ -97,6 +111,7 @@ class Job:
         for pid in left:
             os.kill(pid, signal.SIGKILL)
         assert not left, lines
+        assert not [name for name in self.mapped if Path("/dev/shm", name).exists()]
 
 
 def until(condition, job: Job, seconds: float = 900) -> None:
@@ -105,30 +120,6 @@ def until(condition, job: Job, seconds: float = 900) -> None:
     while not condition():
         assert job.process.poll() is None and time.monotonic() < give_up, job.said()
         time.sleep(0.02)
-
-
-def unused(names: set[str]) -> set[str]:
-    """Those in shared memory that no process has mapped."""
-    mapped = ""
-    for path in Path("/proc").glob("[0-9]*/maps"):
-        with suppress(OSError):  # it has ended, or is somebody else's
-            mapped += path.read_text()
-    return {name for name in names if f"/dev/shm/{name}" not in mapped}
-
-
-@pytest.fixture(autouse=True)
-def nothing_stays_in_shared_memory() -> Iterator[None]:
-    """What other programs on this machine use there is theirs."""
-    folder = Path("/dev/shm")
-    before = set(os.listdir(folder)) if folder.is_dir() else set()
-    yield
-    left = set()
-    for _ in range(50):
-        found = set(os.listdir(folder)) if folder.is_dir() else set()
-        if not (left := unused(found - before)):
-            return
-        time.sleep(0.2)
-    assert not left
 
 
 # ---------------------------------------------------------------------------- files
@@ -324,7 +315,7 @@ def test_a_pool_ends_with_its_killed_parent(tmp_path):
     job = Job([sys.executable, tmp_path / "pool.py"], tmp_path)
     until(lambda: "ready" in job.said(), job)
     assert len(job.pids()) >= 3
-    job.process.kill()
+    job.send(job.process.pid, signal.SIGKILL)
     job.wait()
     job.nothing_is_left()
 
@@ -339,7 +330,7 @@ def test_workers_end_with_their_killed_script(home, tmp_path, name):
     for _ in range(3):
         job = Job([sys.executable, *Case(POOLED[name]).words(folder)], folder)
         until(lambda job=job: len(job.children()) >= 3, job)  # two workers and their tracker
-        job.process.kill()
+        job.send(job.process.pid, signal.SIGKILL)
         job.wait()
         job.nothing_is_left()
     job = Job([sys.executable, *Case(POOLED[name]).words(folder)], folder)
@@ -370,7 +361,7 @@ def job_of_two(home, tmp_path):
         folder = tmp_path / name
         if not folder.exists():
             shutil.copytree(home, folder)
-        words = ["--nproc-per-node=2", "--master-port=0", *flags]
+        words = ["--nproc-per-node=2", f"--master-port={free_port()}", *flags]
         again = ["--resume"] * (folder / "new" / "last.pt").exists()
         return Job([*TORCHRUN, *words, "--", script, *FLAGS, *again], folder), folder
 
@@ -392,7 +383,7 @@ def calm_of_two(home, tmp_path_factory) -> dict[str, object]:
     """What two processes that are left alone write."""
     folder = tmp_path_factory.mktemp("calm") / "home"
     shutil.copytree(home, folder)
-    words = ["--nproc-per-node=2", "--master-port=0", "--", ROOT / "DQN.py", *FLAGS]
+    words = ["--nproc-per-node=2", f"--master-port={free_port()}", "--", ROOT / "DQN.py", *FLAGS]
     job = Job([*TORCHRUN, *words], folder)
     assert job.wait() == 0, job.said()
     return snapshot(folder / "new")
@@ -411,7 +402,7 @@ def test_a_process_of_the_job_is_lost(job_of_two, calm_of_two, harm, which):
     """torchrun ends the others, also one that hangs, and starts all again from last.pt."""
     job, folder = job_of_two("home", "--max-restarts=1")
     until(lambda: rows_of(folder) > 20, job)
-    os.kill(ranks_of(job)[which], HARM[harm])
+    job.send(ranks_of(job)[which], HARM[harm])
     assert job.wait() == 0, job.said()
     job.nothing_is_left()
     same(snapshot(folder / "new"), calm_of_two)
@@ -437,7 +428,7 @@ def test_torchrun_itself_ends(job_of_two, calm_of_two, number):
     job, folder = job_of_two("home", "--signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1")
     until(lambda: rows_of(folder) > 20, job)
     for pid in [*(ranks_of(job) if number == signal.SIGUSR1 else []), job.process.pid]:
-        os.kill(pid, number)
+        job.send(pid, number)
     assert job.wait() != 0
     job.nothing_is_left()
     saved = runfolder.read_checkpoint(folder / "new" / "last.pt")["info"]["finished"]
@@ -455,7 +446,7 @@ def as_here(command: str) -> list[str]:
     words = shlex.split(command)
     at = words.index("--")
     script = str(ROOT / Path(words[at + 1]).name)
-    return [*TORCHRUN, *words[1:at], "--master-port=0", "--", script, *words[at + 2 :]]
+    return [*TORCHRUN, *words[1:at], f"--master-port={free_port()}", "--", script, *words[at + 2 :]]
 
 
 def test_torchruns_real_command_line(home, tmp_path):
@@ -465,7 +456,7 @@ def test_torchruns_real_command_line(home, tmp_path):
     folder, more = tmp_path / "home", [*shlex.split(f"{TINY} {LEARN}"), "--passes", "60"]
     job = Job([*as_here(command), *more, "--device", "cpu"], folder)
     until(lambda: (folder / "runs/slides/status.json").exists(), job)
-    os.kill(job.process.pid, signal.SIGTERM)
+    job.send(job.process.pid, signal.SIGTERM)
     assert job.wait() != 0
     job.nothing_is_left()
     (printed,) = re.findall(r"(?m)^ *(torchrun .*)$", job.log.read_text())
@@ -492,7 +483,7 @@ def test_documented_torchrun_commands(home, tmp_path):
     (command,) = [command for command, start in documented().items() if start == "srun"]
     command = command.replace("$RESUME", "").replace("$HEAD:29500", f"127.0.0.1:{free_port()}")
     words = as_here(command.replace("--nproc-per-node=4", "--nproc-per-node=1"))
-    words.remove("--master-port=0")  # the rendezvous knows it
+    words = [word for word in words if "master-port" not in word]  # the rendezvous knows it
     nodes = [Job([*words, *small], folder) for _ in range(2)]
     assert [job.wait() for job in nodes] == [0, 0], nodes[0].said()
 
