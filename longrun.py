@@ -316,16 +316,12 @@ def summarise(trainer: Any, frames: int, seconds: float) -> None:
         print(f"{name}: {value:.2f}")
     if len(held_out):
         base = decide(cache.signals["prob"], cache.signals["t_base"])
-        before, best, last = (
-            mean_f1(cache, base, held_out),
-            progress["best_f1"],
-            progress["last_f1"],
-        )
+        before, best = mean_f1(cache, base, held_out), progress["best_f1"]
         print(f"held_out_f1_before: {before:.4f}")
         print(f"held_out_f1_best: {best:.4f} (episode {progress['best_episode']})")
-        print(f"held_out_f1_last: {last:.4f}")
+        print(f"held_out_f1_last: {progress['last_f1']:.4f}")
         if best <= before:
             print("note: on the held-out clips the policy is no better than its base threshold")
-        elif last < before:
+        elif progress["last_f1"] < before:
             print("note: the run ended below the base threshold; best.pt is of an earlier episode")
     print(f"policy: {trainer.cfg.run / 'best.pt'}")
