@@ -397,14 +397,14 @@ def test_a_known_best_action_is_learned_and_noise_is_not(tmp_path):
         cache.label[:] = blocks > 0.5 if kind == "truth" else rng.random(n) > 0.5
         learning = Learning(lanes=8, train_start=100, lr=3e-3, frames_per_step=4)
         bandit = Bandit(context=2)
-        cfg = small_config(tmp_path, learning=learning, bandit=bandit, holdout=0.0)
+        cfg = small_config(tmp_path, learning=learning, bandit=bandit, holdout=0.0, passes=3)
         trainer = Trainer(cfg, cache, CPU)
         while not trainer.done:
             trainer.tick()
         actions = greedy_actions(trainer.network, trainer.signals, cfg.bandit, 256)
         pred = trainer.signals.prob > thresholds(trainer.signals, actions, cfg.bandit)
         learned[kind] = float((pred.numpy() == cache.label).mean())
-    assert learned["truth"] > 0.9
+    assert learned["truth"] > 0.85  # nothing learned: 0.5
     assert learned["noise"] < 0.65
 
 
