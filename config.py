@@ -19,6 +19,8 @@ import math
 import os
 import signal
 import sys
+import threading
+import time
 import typing
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -553,8 +555,9 @@ class TrainConfig(Checked):
     """cache to train on"""
     run: Path = Path("runs/slides")
     """run folder: last.pt, best.pt, reward_history.tsv, config.json"""
-    passes: int = number(1, 1)
-    """passes over the training pairs (slides: 1)"""
+    passes: int | None = number(None, 1)
+    """passes over the training pairs (default: 1 (slides), dense 15, more of few pairs); on
+    resume there may be more than before"""
     holdout: float = number(0.1, 0, 0.9)
     """share of the training clips kept aside to choose best.pt; 0 trains on all"""
     looks: int = number(10, 1)
@@ -567,6 +570,8 @@ class TrainConfig(Checked):
     """go on from last.pt of the run folder"""
     overwrite: bool = False
     """throw away an earlier run in the run folder"""
+    init: Path | None = None
+    """begin with the weights of this checkpoint; epsilon starts as in any run"""
     digest: Path | None = None
     """print a hash of everything in this checkpoint and stop"""
     status: Path | None = None
@@ -590,6 +595,8 @@ class TrainConfig(Checked):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(not (self.resume and self.overwrite), "resume", "used without --overwrite", "both")
+        apart = self.init is None or self.init.resolve().parent != self.run.resolve()
+        require(apart, self.flag("init"), f"outside --run {self.run}, which is written,", self.init)
         graphs = self.device != "cpu" or self.cuda_steps in ("auto", "plain")
         require(graphs, self.flag("cuda_steps"), "auto or plain on a CPU", self.cuda_steps)
         # No flag that does nothing: each method has its own.
@@ -815,7 +822,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "run": Path("runs/best"),
         "policy": Path("runs/best/best.pt"),
         "method": "dense",
-        "passes": 15,
         "holdout": 0.0,  # the learning rate ends the run: its last policy is taken
         "bandit.max_delta": 1.0,
         "dense.members": 3,
@@ -886,6 +892,14 @@ def run_script(cls: type | dict[str, Any], main: Callable[[Any], int | None]) ->
 def run_main(main: Callable[[], int | None]) -> None:
     """Run, and turn a user's mistake or a failing disk into one line and exit code 2."""
     script = Path(sys.argv[0]).name
+
+    def fail(text: str, code: int = 2) -> None:
+        close_bars()
+        print(f"{script}: {text}", file=sys.stderr)
+        sys.exit(code)
+
+    if os.environ.pop(ENDS_WITH_PARENT, None):
+        end_with(os.getppid())
     try:
         code = main() or 0
         sys.stdout.flush()
@@ -903,23 +917,25 @@ def run_main(main: Callable[[], int | None]) -> None:
         if isinstance(error, OSError) and error.errno == errno.ENOSPC and not error.filename:
             # Files of ours are named by what writes them.
             text = f"standard output or a temporary file cannot be written ({error.strerror})"
-        print(f"{script}: error: {isolated(text)}", file=sys.stderr)
-        sys.exit(2)
+        fail(f"error: {isolated(text)}")
     except BrokenProcessPool:
-        cure = "probably for lack of memory; try --workers 1"
-        print(f"{script}: error: a worker process died, {cure}", file=sys.stderr)
-        sys.exit(2)
+        fail("error: a worker process died, probably for lack of memory; try --workers 1")
     except (RuntimeError, MemoryError) as error:
         text = str(error).splitlines()[0] if str(error) else "out of memory"
         full = ("out of memory", "can't allocate memory", "not enough memory")
         if not isinstance(error, MemoryError) and not any(word in text.lower() for word in full):
             raise
         cure = "a smaller --batch or network, or --device cpu"
-        print(f"{script}: error: {text}; try {cure}", file=sys.stderr)
-        sys.exit(2)
+        fail(f"error: {text}; try {cure}")
     except KeyboardInterrupt:
-        print(f"{script}: interrupted", file=sys.stderr)
-        sys.exit(130)
+        fail("interrupted", 130)
+
+
+def close_bars() -> None:
+    """End the line of every open progress bar: what is said next stands on one of its own."""
+    if "tqdm" in sys.modules:
+        for bar in list(sys.modules["tqdm"].tqdm._instances):
+            bar.close()
 
 
 def to_dict(cfg: Any) -> dict[str, Any]:
@@ -994,7 +1010,30 @@ def num_workers(workers: int | None) -> int:
     return workers or max(1, len(os.sched_getaffinity(0)) // together)
 
 
-def _start_worker(initializer: Callable[[], None] | None) -> None:
+ENDS_WITH_PARENT = "ENDS_WITH_PARENT"  # set for a script that another one starts; see `run_main`
+GRACE_S = 30.0  # for a training to save, as torchrun grants it
+
+
+def end_with(parent: int, save: bool = False) -> None:
+    """From now on this process ends with process `parent`, which started it: kill -9 included.
+
+    A thread looks twice a second who the parent is now. With `save` it plays SIGTERM first, which
+    a training answers by writing its checkpoint.
+    """
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        if save:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(GRACE_S)
+        os._exit(128 + signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _start_worker(parent: int, initializer: Callable[[], None] | None) -> None:
+    end_with(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     if initializer:
         initializer()
@@ -1004,11 +1043,11 @@ def _start_worker(initializer: Callable[[], None] | None) -> None:
 def process_pool(
     workers: int, initializer: Callable[[], None] | None = None
 ) -> Iterator[ProcessPoolExecutor]:
-    """Spawned worker processes that end with the parent: an error or Ctrl-C stops them at once.
+    """Spawned worker processes that end with the parent: an error, Ctrl-C or kill -9 stops them.
 
     Forking after threads were started can deadlock, so they are spawned.
     """
-    start = partial(_start_worker, initializer)
+    start = partial(_start_worker, os.getpid(), initializer)
     pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=start)
     try:
         yield pool

@@ -165,6 +165,7 @@ def from_checkpoint(path: Path, cache: Cache, cfg: EvaluateConfig) -> tuple[str,
         twins.load_twin(path, device) if is_twin else load_policy(path, device, cfg.preset)
     )
     check_same_signals(system.signal, cache, path)
+    runfolder.trained_on(system.seen, cache, path)
     kind, store = "twin" if is_twin else "policy", store_of(path, cache)
     if not store.exists() or stored_decisions(store, cache).preset != preset:
         known = () if is_twin else (system.classes, system.network.rivals)

@@ -3,7 +3,7 @@
 Run:    python evaluate.py                        # best.pt of runs/slides on cache/validation
         python evaluate.py --run runs/original --cache cache/original
         python evaluate.py --preset original --checkpoint dqn_threshold.pt --out runs/authors
-        torchrun --nproc-per-node=2 evaluate.py
+        torchrun --nproc-per-node=2 -- evaluate.py
         python evaluate.py --compare DQN=runs/slides rules --out runs/table    # see comparison.py
 Reads:  <cache>/<split>/, <cache>/<train-split>/ (yardsticks), a checkpoint
 Writes: <out>/{results.json, events.tsv, onsets.tsv, decisions.npz}
@@ -241,6 +241,13 @@ def print_results(results: dict[str, Any]) -> None:
     print_onsets(results["onsets"])
     print(f"fixed_frames: {results['fixed_frames']}")
     print(f"broken_frames: {results['broken_frames']}")
+    print(f"trained_on_pairs: {results['trained_on_pairs']}")
+    if gain["f1"] < 0:
+        low, high = results["interval"]["f1"]
+        print(
+            f"note: the policy does harm here: F1 {100 * gain['f1']:+.2f} points"
+            f" [{100 * low:+.2f}, {100 * high:+.2f}] over its base threshold"
+        )
 
 
 # ---------------------------------------------------------------------------- results, read back
@@ -519,6 +526,7 @@ def apply(
     """The evaluation itself; nobody else writes into the output folder meanwhile."""
     cache = load_cache(cfg.cache / cfg.split)
     check_same_signals(policy.signal, cache, path)
+    seen = runfolder.trained_on(policy.seen, cache, path)
     if not cache.present.any():
         raise InputError(f"{cache.folder}: no clip has an event, so there is nothing to evaluate")
     train_folder = cfg.cache / cfg.train_split
@@ -545,6 +553,7 @@ def apply(
         "queries": cache.queries,
         "num_pairs": len(cache.pairs),
         "present_pairs": int(cache.present.sum()),
+        "trained_on_pairs": seen,
         "num_frames": len(cache.label),
         "present_frames": int(cache.present[cache.frames_of_pair].sum()),
         "deciding_seconds": round(seconds, 3),

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 import runfolder
-from bandit import decide, epsilon_at
+from bandit import decide
 from config import InputError
 from core.errors import WriteError
 from core.stored import Each, check_form, is_count, is_number, is_text, maybe, read_json, write_json
@@ -261,11 +261,11 @@ def announce(trainer: Any) -> None:
     """Say what is about to happen: device, memory, pairs, steps, estimated time."""
     cfg, order, learning = trainer.cfg, trainer.order, trainer.learning
     lengths = np.diff(trainer.cache.offsets)[order]
-    steps = int(lengths.sum()) // learning.frames_per_step
+    steps = trainer.gradient_steps(cfg.passes)
     resident = trainer.signals.channels.numel() * 4 + trainer.signals.label.numel()
     ring = sum(column.numel() * column.element_size() for column in trainer.replay.columns.values())
     inside = trainer.acts.mean()
-    epsilons = epsilon_at(np.arange(len(order)), len(order), learning)
+    epsilons = trainer.epsilon(np.arange(len(order)))
     asked = lengths.sum() * (1 if trainer.sequential else inside) * (1 - epsilons.mean())
     asked /= trainer.ranks.size
     step_s, frame_s = measure_speed(trainer)
@@ -288,6 +288,28 @@ def announce(trainer: Any) -> None:
     if epsilons[-1] > learning.epsilon_end + 1e-9:
         cure = f"--learning.epsilon-episodes {round(0.7 * len(order))} falls over 70 % of them"
         print(f"note: epsilon will fall to {epsilons[-1]:.2f} in {len(order)} episodes; {cure}")
+
+
+def refuse_no_step(trainer: Any) -> None:
+    """InputError where a run would end before it learns."""
+    passes = trainer.cfg.passes
+    if trainer.gradient_steps(passes) == 0:
+        stored = round(passes * trainer.pass_frames * trainer.stored_share)
+        raise InputError(
+            f"--passes {passes} makes no gradient step: about {stored:,} transitions would be"
+            f" stored, and learning waits for more than {trainer.learning.train_start:,}"
+            " (--learning.train-start); leave out --passes, which makes as many as learning needs"
+        )
+
+
+def warn_of_few_steps(trainer: Any) -> None:
+    """Say so where a run makes fewer gradient steps than a policy needs."""
+    steps = trainer.gradient_steps(trainer.cfg.passes)
+    if steps < trainer.FLOOR:
+        print(
+            f"note: about {steps:,} gradient steps are too few, a policy needs {trainer.FLOOR:,};"
+            f" leave out --passes {trainer.cfg.passes}, or give more"
+        )
 
 
 def measure_speed(trainer: Any) -> tuple[float, float]:
@@ -319,6 +341,12 @@ def summarise(trainer: Any, frames: int, seconds: float) -> None:
         print(f"{name}: {value:.2f}")
     if len(held_out):
         base = decide(cache.signals["prob"], cache.signals["t_base"])
-        print(f"held_out_f1_before: {mean_f1(cache, base, held_out):.4f}")
-        print(f"held_out_f1_best: {progress['best_f1']:.4f} (episode {progress['best_episode']})")
+        before, best = mean_f1(cache, base, held_out), progress["best_f1"]
+        print(f"held_out_f1_before: {before:.4f}")
+        print(f"held_out_f1_best: {best:.4f} (episode {progress['best_episode']})")
+        print(f"held_out_f1_last: {progress['last_f1']:.4f}")
+        if best <= before:
+            print("note: on the held-out clips the policy is no better than its base threshold")
+        elif progress["last_f1"] < before:
+            print("note: the run ended below the base threshold; best.pt is of an earlier episode")
     print(f"policy: {trainer.cfg.run / 'best.pt'}")

@@ -4,7 +4,7 @@ Run:    python preprocess.py                    # built-in corpus, made and scor
         python preprocess.py --split train --labels L.tsv --audio DIR --scores DIR
         python preprocess.py --split train --labels L.tsv --scores DIR   # no audio: r = 1
         python preprocess.py --split train --labels L.tsv --import-npz DIR
-        torchrun --nproc-per-node=2 preprocess.py
+        torchrun --nproc-per-node=2 -- preprocess.py
         python preprocess.py --pairs all --cache cache/all                  # absent classes too
 Reads:  <corpus>/<split>/{labels.tsv, audio/, scores/} or the files named
 Writes: <cache>/<split>/manifest.json + shard-*.npz, whole or not at all; a rerun skips the done;

@@ -6,6 +6,7 @@ Next:   DQN.py
 """
 
 import errno
+import hashlib
 import json
 import os
 import shlex
@@ -21,6 +22,7 @@ import numpy as np
 import torch
 
 import ranks
+from bandit import hold_out
 from config import (
     MOST_LANES,
     Bandit,
@@ -143,17 +145,25 @@ def pick_device(name: str, threads: int) -> torch.device:
     return torch.device("cuda", ranks.local_rank())
 
 
+# Ctrl-C, kill, a closed terminal, and what Slurm and its like send before the time is up.
+STOP_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
+
+
 def catch_signals() -> list[int]:
-    """From now on SIGINT, SIGTERM and SIGHUP are noted in the returned list; a second one stops."""
+    """From now on `STOP_SIGNALS` are noted in the returned list; a second Ctrl-C stops at once.
+
+    A batch system sends several, to torchrun and to its processes: none may end a run that saves.
+    """
     received: list[int] = []
 
     def note(number: int, _: Any) -> None:
-        if received:
+        if received and number == signal.SIGINT:
             raise KeyboardInterrupt
         received.append(number)
 
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, note)
+    for number in (getattr(signal, name) for name in STOP_SIGNALS if hasattr(signal, name)):
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup
+            signal.signal(number, note)
     return received
 
 
@@ -161,6 +171,7 @@ def catch_signals() -> list[int]:
 FREE_FIELDS = (
     "resume",
     "overwrite",
+    "init",
     "digest",
     "status",
     "checkpoint_minutes",
@@ -214,6 +225,7 @@ def policy_content(
         "versions": versions(),
         "device": next(network.parameters()).device.type,
         "info": info,
+        "seen": torch.from_numpy(prints_of(cache, hold_out(cache, cfg)[0])),
         "network": network.state_dict(),
     }
 
@@ -264,6 +276,14 @@ def queries_of(content: dict[str, Any], path: Path) -> tuple[tuple[str, ...], st
     return tuple(classes), queries
 
 
+def seen_of(content: dict[str, Any], path: Path) -> torch.Tensor | None:
+    """Hashes of the pairs that a policy was trained on, see `prints_of`; None in older versions."""
+    seen = content.get("seen")
+    if seen is not None and not (isinstance(seen, torch.Tensor) and seen.dtype == torch.int64):
+        raise InputError(f"{path}: damaged (seen is no list of pairs)")
+    return seen
+
+
 @contextmanager
 def restoring(path: Path) -> Iterator[None]:
     """Inside, a run takes over the state of a checkpoint; InputError where that does not fit."""
@@ -273,6 +293,34 @@ def restoring(path: Path) -> Iterator[None]:
         if "out of memory" in str(error).lower():
             raise
         raise InputError(f"{path}: cannot be resumed, it does not fit ({why(error)})") from None
+
+
+def prints_of(cache: Cache, pairs: np.ndarray) -> np.ndarray:
+    """(n,) int64: hash of class, loudness and score of some pairs, by which they are known again in
+    another cache, whatever their clips are called there; pairs without any contrast have none."""
+    found = []
+    for i in pairs:
+        span = slice(cache.offsets[i], cache.offsets[i + 1])
+        values = [cache.signals[name][span] for name in ("rms", "d_raw")]
+        if any(np.ptp(value) for value in values):
+            state = hashlib.blake2b(cache.pairs[i].event_label.encode(), digest_size=8)
+            for value in values:
+                state.update(value.tobytes())
+            found.append(int.from_bytes(state.digest(), signed=True))
+    return np.array(found, np.int64)
+
+
+def trained_on(seen: torch.Tensor | None, cache: Cache, path: Path) -> int:
+    """How many pairs of a cache a checkpoint was trained on, which is said; 0: none, or unknown."""
+    if seen is None:
+        return 0
+    known = int(np.isin(prints_of(cache, np.arange(len(cache.pairs))), seen.cpu().numpy()).sum())
+    if known:
+        print(
+            f"note: {path} was trained on {known} of these {len(cache.pairs)} pairs: how it does on"
+            " them says nothing about recordings that it has never met"
+        )
+    return known
 
 
 def load_weights(network: torch.nn.Module, weights: dict[str, Any], path: Path) -> None:
@@ -310,9 +358,16 @@ def differences(old: dict, new: dict, prefix: str = "") -> list[tuple[str, Any, 
 
 
 def resume_command(processes: int = 1) -> str:
-    """The command line of this run with --resume."""
+    """The command line of this run with --resume; of several machines, that of each of them."""
     words = [word for word in sys.argv if word not in ("--resume", "--overwrite")]
-    start = ["python"] if processes == 1 else ["torchrun", f"--nproc-per-node={processes}"]
+    start = ["python"]
+    if processes > 1:
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", processes))
+        start = ["torchrun", f"--nproc-per-node={here}"]
+        if here < processes:
+            start += [f"--nnodes={processes // here}", "--rdzv-backend=c10d"]
+            start.append(f"--rdzv-endpoint={os.environ['MASTER_ADDR']}:29500")
+        start.append("--")  # see ranks.py
     return shlex.join([*start, *words, "--resume"])
 
 
@@ -327,6 +382,15 @@ def held_run(folder: Path, job: ranks.Ranks = ranks.ALONE) -> Iterator[None]:
         yield
 
 
+def begun_passes(cfg: TrainConfig) -> int | None:
+    """Passes of the run that is resumed without a number of its own; else the config's."""
+    last = cfg.run / "last.pt"
+    goes_on = (cfg.resume or ranks.restarted()) and last.exists()
+    if cfg.passes is not None or not goes_on:
+        return cfg.passes
+    return facts_of(type(cfg), read_checkpoint(last), last).config.passes
+
+
 def open_run(
     cfg: TrainConfig | TwinsConfig,
     cache_key: str,
@@ -334,7 +398,8 @@ def open_run(
     processes: int = 1,
     again: bool = False,
 ) -> dict[str, Any] | None:
-    """Clear the run folder (None), or return the last.pt to resume from; `held_run` holds it.
+    """Clear the run folder (None), or return the last.pt to resume from, with more passes too;
+    `held_run` holds it.
 
     `again`: a job that torchrun has restarted resumes, whatever the flags. InputError where an
     earlier run would be lost, or mixed with another config, cache or number of processes.
@@ -362,11 +427,14 @@ def open_run(
         )
     was = to_dict(facts_of(type(cfg), content, last).config)
     rows = differences(was, stored_config(cfg))
-    if rows:
+    more = [row for row in rows if row[0] == "passes" and (row[1] or 0) < row[2]]
+    if rows := [row for row in rows if row not in more]:
         text = "; ".join(f"--{flag} was {was}, now {now}" for flag, was, now in rows)
         raise InputError(f"{last}: cannot resume with another config: {text}")
     if content["cache_key"] != cache_key:
         raise InputError(f"{last}: the cache has changed since; it cannot be resumed on this one")
+    if more:
+        write_json(cfg.run / "config.json", to_dict(cfg))
     if content["device"] != device.type:
         print(f"note: begun on {content['device']}, resumed on {device.type}: not bit-exact")
     return content

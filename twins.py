@@ -61,6 +61,7 @@ class Twin(NamedTuple):
     bandit: Bandit
     signal: dict | None  # formulas of the cache it was trained on; None: unknown
     gate: Gate | None
+    seen: torch.Tensor | None = None  # see `runfolder.prints_of`; None: unknown
 
 
 def make_network(kind: str, bandit: Bandit, network: Network) -> QNetwork:
@@ -200,7 +201,8 @@ def load_twin(path: Path, device: torch.device) -> Twin:
     bandit = replace(cfg.bandit, reading="independent")
     make = partial(make_network, cfg.kind, bandit, cfg.network)
     network = fitted(make, content.get("network"), path).to(device)
-    return Twin(cfg.kind, network.eval(), bandit, signal, gate)
+    seen = runfolder.seen_of(content, path)
+    return Twin(cfg.kind, network.eval(), bandit, signal, gate, seen)
 
 
 def keep_best(trainer: Trainer) -> None:

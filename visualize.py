@@ -23,7 +23,6 @@ import numpy as np
 from torch import nn
 
 import comparison_figures
-from bandit import episode_order
 from comparison import TABLE
 from config import Bandit, TrainConfig, VisualizeConfig, run_script
 from core.files import is_ours, keep_apart, own_folder
@@ -63,6 +62,7 @@ from runfolder import (
     FIGURES,
     RUN,
     config_of,
+    facts_of,
     last_ten,
     queries_of,
     read_checkpoint,
@@ -85,6 +85,7 @@ class Training(NamedTuple):
     config: TrainConfig
     history: dict[str, np.ndarray]
     planned: int
+    schedule: int  # episodes that epsilon was planned for; fewer where a run got more passes
     classes: tuple[str, ...] = ()  # those that a dense network knows apart
     queries: str = "present"  # those of the cache that it was trained on
 
@@ -99,11 +100,15 @@ def load_training(cfg: VisualizeConfig) -> Training:
     if (folder / "manifest.json").exists():  # a run that was stopped has planned more
         cache = load_cache(folder)
         train, _ = training_pairs(cache, config)
-        planned = max(planned, len(episode_order(cache, train, config)))
-    if config.method == "windowed":
-        return Training(config, history, planned)
+        planned = max(planned, (config.passes or 1) * len(train))
     best = cfg.run / "best.pt"
-    return Training(config, history, planned, *queries_of(read_checkpoint(best), best))
+    if config.method == "windowed":
+        info = {}
+        if best.exists():
+            info = facts_of(TrainConfig, read_checkpoint(best), best).info
+        return Training(config, history, planned, info.get("planned", planned))
+    known = queries_of(read_checkpoint(best), best)
+    return Training(config, history, planned, planned, *known)
 
 
 def focus_pair(data: Evaluated) -> int:
@@ -333,7 +338,7 @@ def draw_epsilon(run: Training) -> "Figure":
     if run.config.method == "dense":
         logged = "Logged: 0, as the rewards of all actions are known"
     else:
-        planned = [epsilon_at(episode, run.planned, learning) for episode in range(run.planned)]
+        planned = [epsilon_at(episode, run.schedule, learning) for episode in range(run.planned)]
         text = f"Planned: {learning.epsilon_start:g} to {learning.epsilon_end:g}"
         ax.fill_between(range(run.planned), planned, color=COLOURS["epsilon"], alpha=0.12)
         ax.plot(planned, linewidth=5, alpha=0.7, **look("epsilon", text))

@@ -18,6 +18,7 @@ Needs requirements-studies.txt. studies/denoise.md has the formulas, the tables 
 import itertools
 import json
 import math
+import os
 import subprocess
 import sys
 import time
@@ -39,6 +40,7 @@ from denoise_data import MEASURES, FeaturesConfig, MixConfig, write_csv  # noqa:
 from denoise_env import Agent, Algo, Chain, Corpus, Reward, load_agent, load_corpus  # noqa: E402
 
 from config import (  # noqa: E402
+    ENDS_WITH_PARENT,
     Checked,
     Device,
     InputError,
@@ -540,7 +542,8 @@ def train_all(cfg: SweepConfig, planned: list[Planned]) -> int:
             log = one.folder.with_name(one.folder.name + ".log")
             with open(log, "w", encoding="utf-8") as stream:
                 command = [sys.executable, __file__, "train", *flags_of(one.cfg)]
-                done = subprocess.run(command, stdout=stream, stderr=subprocess.STDOUT)
+                environ = os.environ | {ENDS_WITH_PARENT: "1"}
+                done = subprocess.run(command, stdout=stream, stderr=stream, env=environ)
             if done.returncode:
                 print(f"  failed with exit code {done.returncode}; see {log}")
         row = {"experiment": one.name, "run": one.folder.name, "algo": one.cfg.algo, **one.swept}

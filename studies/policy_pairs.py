@@ -79,7 +79,8 @@ def single(seed: int, **changes: Any) -> TrainConfig:
     """The preset with one member, and changes to how it learns."""
     best = with_preset(TrainConfig, "best")
     dense = replace(best.dense, **({"members": 1, "rival_members": 0} | changes))
-    return replace(best, seed=seed, dense=dense)
+    passes = best.passes or DenseTrainer.PASSES
+    return replace(best, seed=seed, dense=dense, passes=passes)
 
 
 def text_of(queries: str, cfg: TrainConfig) -> str:

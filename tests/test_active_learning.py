@@ -446,8 +446,9 @@ def test_selector_learns_where_the_classifier_is_wrong(rng):
     selector.store(states, torch.arange(300), wrong[:300], rng)
     selector.learn(rng)
     scores = selector.scores(states[300:])
-    assert scores[wrong[300:]].min() > scores[~wrong[300:]].mean()
-    assert (selector.scores(states[300:]) - wrong[300:].float()).abs().mean() < 0.2
+    # Ten seeds had 0.77 to 0.96, and an error of 0.05 to 0.16; knowing nothing: 0 and 0.5.
+    assert scores[wrong[300:]].mean() - scores[~wrong[300:]].mean() > 0.5
+    assert (scores - wrong[300:].float()).abs().mean() < 0.3
     skip = selector.network(states)[:, 1 - SELECT]
     assert skip.abs().mean() < 0.1  # what is skipped pays nothing
 

@@ -105,7 +105,7 @@ def test_slides_preset_has_the_numbers_of_the_slides():
     assert (learning.train_start, learning.frames_per_step) == (2_000, 32)
     epsilon = (learning.epsilon_start, learning.epsilon_end, learning.epsilon_fraction)
     assert epsilon == (1.0, 0.05, 0.7) and learning.epsilon_episodes is None
-    assert (learning.episode_order, learning.acting, cfg.passes) == ("shuffled", "eval", 1)
+    assert (learning.episode_order, learning.acting, cfg.passes) == ("shuffled", "eval", None)
     signal = with_preset(PreprocessConfig, "slides").signal
     assert (signal.fusion, signal.flat_fallback, signal.flat_range) == ("product", True, 0.03)
 

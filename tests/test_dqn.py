@@ -25,6 +25,7 @@ from preprocess import load_cache
 from qlearning import Replay
 
 TINY = Network(hidden=8, heads=2)
+LEARNING = Learning(lanes=4, batch=4, train_start=4, lr=3e-3)
 ROOT = Path(__file__).resolve().parent.parent
 READINGS = {
     "independent": Bandit(),
@@ -219,7 +220,7 @@ def test_training_visits_are_those_of_the_naive_version(cache, reading):
     """One lane: the replay holds what walking frame by frame with the same actions stores."""
     bandit = READINGS[reading]
     learning = Learning(lanes=1, train_start=40_000, episode_order="sorted")
-    cfg = TrainConfig(bandit=bandit, network=TINY, learning=learning, holdout=0.0)
+    cfg = TrainConfig(bandit=bandit, network=TINY, learning=learning, holdout=0.0, passes=1)
     trainer = Trainer(cfg, cache, CPU)
     totals, taken = {}, {}
     choose_actions = trainer.select_actions
@@ -266,7 +267,7 @@ def test_training_visits_are_those_of_the_naive_version(cache, reading):
 @pytest.mark.parametrize("reading", READINGS)
 def test_pairs_of_a_single_frame(tmp_path, reading):
     write_cache(tmp_path / "cache" / "train", [1, 1, 1, 30])
-    cfg = small_config(tmp_path, bandit=READINGS[reading])
+    cfg = small_config(tmp_path, bandit=READINGS[reading], passes=12)
     assert main(cfg) == 0
     assert load_policy(cfg.run / "best.pt", CPU).info["finished"] > 0
 
@@ -275,7 +276,7 @@ def test_replayed_states_show_the_actions_to_the_left(cache):
     """Sequential reading: a sampled transition shows the state in which it was taken."""
     bandit = READINGS["sequential"]
     learning = Learning(lanes=3, train_start=40_000)
-    cfg = TrainConfig(bandit=bandit, network=TINY, learning=learning, holdout=0.0)
+    cfg = TrainConfig(bandit=bandit, network=TINY, learning=learning, holdout=0.0, passes=1)
     trainer = Trainer(cfg, cache, CPU)
     shown = {}
     choose = trainer.select_actions
@@ -350,12 +351,13 @@ def test_hold_out_keeps_clips_whole(cache):
 
 
 def small_config(folder, **changes):
-    learning = changes.pop("learning", Learning(lanes=4, train_start=64, lr=3e-3))
+    learning = changes.pop("learning", LEARNING)
     defaults = {
         "cache": folder / "cache",
         "run": folder / "runs" / "a",
         "network": TINY,
         "learning": learning,
+        "passes": 1,
         "holdout": 0.2,
         "device": "cpu",
     }
@@ -395,14 +397,14 @@ def test_a_known_best_action_is_learned_and_noise_is_not(tmp_path):
         cache.label[:] = blocks > 0.5 if kind == "truth" else rng.random(n) > 0.5
         learning = Learning(lanes=8, train_start=100, lr=3e-3, frames_per_step=4)
         bandit = Bandit(context=2)
-        cfg = small_config(tmp_path, learning=learning, bandit=bandit, holdout=0.0)
+        cfg = small_config(tmp_path, learning=learning, bandit=bandit, holdout=0.0, passes=3)
         trainer = Trainer(cfg, cache, CPU)
         while not trainer.done:
             trainer.tick()
         actions = greedy_actions(trainer.network, trainer.signals, cfg.bandit, 256)
         pred = trainer.signals.prob > thresholds(trainer.signals, actions, cfg.bandit)
         learned[kind] = float((pred.numpy() == cache.label).mean())
-    assert learned["truth"] > 0.9
+    assert learned["truth"] > 0.85  # nothing learned: 0.5
     assert learned["noise"] < 0.65
 
 
@@ -483,7 +485,7 @@ def test_a_lost_history_row_does_not_stop_a_resume(small, capsys):
 
 def test_resume_refuses_another_config_or_cache(small):
     main(small_config(small))
-    changed = Learning(lanes=4, train_start=64, lr=1e-3)
+    changed = replace(LEARNING, lr=1e-3)
     with pytest.raises(InputError, match=r"--learning\.lr was 0\.003, now 0\.001"):
         main(small_config(small, resume=True, learning=changed))
     write_cache(small / "cache" / "train", [60, 40, 50, 60, 45, 55, 60, 40], seed=9)

@@ -29,7 +29,7 @@ SMALL = {
     "soundscapes.py": "--train-clips 8 --validation-clips 4 --clip-s 2 --workers 1",
     "scorers.py": "--epochs 1 --channels 4 --workers 1",
     "preprocess.py": "--workers 1",
-    "DQN.py": f"{TINY} --device cpu",
+    "DQN.py": f"{TINY} --device cpu --passes 1",
     "twins.py": "--network.hidden 8 --network.heads 2 --device cpu",
     "studies/threshold_env.py": "--steps 300 --learning.train-start 100 --learning.lanes 8",
     "evaluate.py": "--device cpu --workers 1",
@@ -53,7 +53,8 @@ def small(command: str) -> list[str]:
         flags.append("--overwrite")
     if script == "DQN.py" and "best" in flags:
         return [script, *flags, "--dense.hidden", "8", "--passes", "2", "--device", "cpu"]
-    return [script, *flags, *([] if "--digest" in flags else shlex.split(SMALL[script]))]
+    more = [] if "--digest" in flags else shlex.split(SMALL[script])
+    return [script, *flags, *(more[:-2] if "--passes" in flags else more)]
 
 
 def run(command: str, folder: Path) -> subprocess.CompletedProcess:

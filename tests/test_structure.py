@@ -329,4 +329,4 @@ def test_dqn_stays_readable():
     path = ROOT / "DQN.py"
     if not path.exists():
         pytest.skip("DQN.py is not there yet")
-    assert len(path.read_text(encoding="utf-8").splitlines()) <= 600
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 700

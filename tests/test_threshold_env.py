@@ -197,7 +197,7 @@ def test_the_greedy_policy_decides_as_in_dqn(cache, reading):
 def test_boundary_only_visits_what_dqn_stores(cache):
     bandit = Bandit(boundary_width=0.1)
     learning = Learning(train_start=40_000, epsilon_end=1.0)
-    cfg = TrainConfig(bandit=bandit, network=TINY, learning=learning, holdout=0.0)
+    cfg = TrainConfig(bandit=bandit, network=TINY, learning=learning, holdout=0.0, passes=1)
     trainer = Trainer(cfg, cache, CPU)
     while not trainer.done:
         trainer.tick()
