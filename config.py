@@ -99,6 +99,10 @@ class Signal(Checked):
     """How loudness and score become probability and base threshold. A change needs a new cache."""
 
     GROUP: ClassVar[str] = "signal"
+    channels: Literal["power", "mix"] = "power"
+    """loudness of several channels: the mean of their squares, or of their mono mix (original)"""
+    resample_hz: int | None = number(None, 1_000)
+    """sample rate to which audio is brought first (original: 32,000; default: the file's own)"""
     rms_window_s: float = number(0.064, above=0)
     """RMS window in seconds (original: librosa, 2048 samples at 32 kHz)"""
     rms_hop_s: float = number(0.016, above=0)
@@ -500,6 +504,8 @@ class PreprocessConfig(Checked):
     """frame length of the imported files, seconds"""
     allow_missing: bool = False
     """leave out clips whose audio or scores are missing or damaged; each is named"""
+    replace: bool = False
+    """replace a cache that was made from other labels, audio or scores; else it is refused"""
     workers: int | None = number(None, 1)
     """processes (default: all cores)"""
     signal: Signal = field(default_factory=Signal)
@@ -665,6 +671,8 @@ class EvaluateConfig(Checked):
     NAME=PATH,PATH (seeds of one row); `rules` stands for every tuned rule; needs --out"""
     workers: int | None = number(None, 1)
     """processes for the event metrics of --compare (default: all cores)"""
+    other_classes: bool = False
+    """apply a policy where there is none of the classes that it was trained on"""
     batch: int | None = number(None, 1)
     """frames in a forward pass (default: the fastest of a short measurement)"""
     device: Device = "auto"
@@ -709,6 +717,8 @@ class DetectConfig(Checked):
     block_s: float | None = number(None, 0.5, 3600)
     """longer recordings are cut into overlapping blocks of this length, seconds (default: the
     typical clip that the policy was trained on)"""
+    other_classes: bool = False
+    """apply the policy to scores without any of the classes that it was trained on"""
     min_duration: float = number(0.0, 0)
     """events shorter than this many seconds are dropped, after gaps were closed"""
     merge_gap: float = number(0.0, 0)
@@ -781,6 +791,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "policy": Path("runs/original/best.pt"),
         "cache": Path("cache/original"),
         "signal.fusion": "harmonic",
+        "signal.channels": "mix",
+        "signal.resample_hz": 32_000,
         "bandit.reading": "sequential",
         "bandit.boundary_test": "after",
         "bandit.channel_order": "original",
@@ -978,11 +990,18 @@ def config_key(*groups: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def num_cores() -> int:
+    """Cores that this process may run on; only Linux knows of fewer than all."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def num_workers(workers: int | None) -> int:
-    """Processes to use: the given number, else the cores this process may run on, shared with
-    the others that torchrun started on this machine."""
+    """Processes to use: the given number, else one a core, shared with the others that torchrun
+    started on this machine."""
     together = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return workers or max(1, len(os.sched_getaffinity(0)) // together)
+    return workers or max(1, num_cores() // together)
 
 
 def _start_worker(initializer: Callable[[], None] | None) -> None:

@@ -32,12 +32,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import librosa
 import numpy as np
-import soundfile
 import torch
 from tqdm import tqdm
 
+from audio import TRUNCATED, AudioFile, read_samples, resample
 from config import (
     DasmEmbedConfig,
     DasmScoreConfig,
@@ -654,19 +653,20 @@ def look_at(names: list[str], cfg: DasmScoreConfig, settings: Settings) -> dict[
             absent.append(name)
             continue
         try:
-            info = soundfile.info(path)
-        except (OSError, RuntimeError) as error:
-            wrong.append(f"{name}: cannot be read ({error})")
+            with AudioFile(path) as recording:
+                rate, duration_s = recording.sample_rate, recording.duration_s
+        except ValueError as error:
+            wrong.append(f"{name}: {error}")
             continue
-        if info.frames == 0:
-            wrong.append(f"{name}: no samples")
-        elif info.duration >= longest and not cfg.cut_long:
+        if recording.truncated:
+            print(f"  note: {name}: {TRUNCATED}")
+        if duration_s >= longest and not cfg.cut_long:
             wrong.append(
-                f"{name}: {info.duration:.1f} s; DASM takes {settings.clip_s:g} s."
+                f"{name}: {duration_s:.1f} s; DASM takes {settings.clip_s:g} s."
                 f" --cut-long keeps the first {settings.clip_s:g} s"
             )
         else:
-            found[name] = Found(path, info.samplerate)
+            found[name] = Found(path, rate)
     listing = cfg.labels or cfg.audio
     if absent and not cfg.allow_missing:
         raise InputError(
@@ -691,16 +691,10 @@ def look_at(names: list[str], cfg: DasmScoreConfig, settings: Settings) -> dict[
 def read_clip(path: Path, settings: Settings) -> np.ndarray:
     """Audio file -> mono (S,) at the model's rate, at most a whole clip. InputError names it."""
     try:
-        wav, rate = soundfile.read(path, dtype="float32", always_2d=True)
-    except (OSError, RuntimeError) as error:
-        raise InputError(f"{path.name}: cannot be read ({error})") from None
-    if not len(wav) or not np.isfinite(wav).all():
-        what = "samples are not finite" if len(wav) else "no samples"
-        raise InputError(f"{path.name}: {what}")
-    mono = wav.mean(axis=1)
-    if rate != settings.sample_rate:
-        mono = librosa.resample(mono, orig_sr=rate, target_sr=settings.sample_rate)
-    return mono[: settings.num_samples]
+        wav, rate = read_samples(path)
+    except ValueError as error:
+        raise InputError(f"{path.name}: {error}") from None
+    return resample(wav.mean(axis=1), rate, settings.sample_rate)[: settings.num_samples]
 
 
 def read_ahead(

@@ -36,7 +36,7 @@ from config import (
 )
 from device import fastest_batch
 from DQN import decide_together, load_policy
-from entrants import BASE, check_same_signals, predicted_events
+from entrants import BASE, predicted_events
 from metrics import (
     NAMES,
     bootstrap_mean,
@@ -49,6 +49,7 @@ from metrics import (
 )
 from opponents import best_possible, class_of_pair, yardsticks
 from preprocess import Cache, Pair, load_cache, write_json
+from provenance import Origin, held_against, origin_of
 from ranks import Ranks, together
 from timeline import Event, frame_centres, frames_to_events, in_recording, write_labels
 
@@ -318,6 +319,8 @@ def load_evaluated(cfg: VisualizeConfig) -> Evaluated:
             f"{cfg.run / 'results.json'}: made from another cache than {cache.folder}"
             f" (key {results['cache_key']}, now {cache.key}); run again: {cure}"
         )
+    for note in results.get("notes", []):
+        print(f"note: {note}")
     before = cache.signals["binary"] > 0.5
     return Evaluated(cache, results, t_adj, before, after)
 
@@ -442,13 +445,18 @@ def evaluate(cfg: EvaluateConfig, device: torch.device, ranks: Ranks) -> None:
     path = cfg.checkpoint or cfg.run / "best.pt"
     policy = load_policy(path, device, cfg.preset)
     cache = load_cache(cfg.cache / cfg.split)
-    check_same_signals(policy.signal, cache, path)
+    trained = Origin(policy.signal, policy.info.get("trained_on") or {})
+    notes = held_against(str(path), trained, cache, cfg.other_classes, policy.network.window)
     if not cache.present.any():
         raise InputError(f"{cache.folder}: no clip has an event, so there is nothing to evaluate")
     train_folder = cfg.cache / cfg.train_split
     train = load_cache(train_folder) if (train_folder / "manifest.json").exists() else None
     if train is None:
         print(f"no cache in {train_folder}: yardsticks that need tuning are left out")
+    else:
+        notes += held_against("the yardsticks", origin_of(train), cache, cfg.other_classes)
+    for note in notes:
+        print(f"note: {note}")
     signals = to_device(cache, policy.bandit, device, policy.classes, policy.network.rivals)
     began = time.perf_counter()
     batch = cfg.batch or fastest_batch(policy.network, signals, policy.bandit)
@@ -466,6 +474,8 @@ def evaluate(cfg: EvaluateConfig, device: torch.device, ranks: Ranks) -> None:
         "cache_key": cache.key,
         "checkpoint": str(path),
         "policy": policy.info,
+        "notes": notes,
+        **runfolder.made_with(),
         "queries": cache.queries,
         "num_pairs": len(cache.pairs),
         "present_pairs": int(cache.present.sum()),

@@ -22,10 +22,11 @@ import numpy as np
 import soundfile
 from tqdm import tqdm
 
+from audio import read_audio
 from config import InputError, TrainConfig, to_dict
 from evaluate import Evaluated, Match, find_matches, view_of
 from metrics import NAMES, count_pairs, scores_of
-from preprocess import Pair, read_audio
+from preprocess import Pair
 from runfolder import FREE_FIELDS, last_ten, unchanged_rewards, versions
 from timeline import frames_to_events, in_recording
 
@@ -278,6 +279,7 @@ def data_facts(data: Evaluated) -> list[list[str]]:
         ["Left out", f"{len(cache.manifest.get('left_out') or [])} clips"],
         ["Scores from", str((cache.manifest.get("scores") or {}).get("source", "unknown"))],
         ["Cache", f"{cache.folder} (key {cache.key})"],
+        *(["Note", note] for note in results.get("notes", [])),
     ]
 
 

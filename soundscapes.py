@@ -30,6 +30,7 @@ import soundfile
 from scipy.signal import resample_poly
 from tqdm import tqdm
 
+from audio import TRUNCATED, AudioFile
 from config import InputError, SoundscapesConfig, num_workers, process_pool, run_script, to_dict
 from timeline import CLIP_COLUMNS, SPLITS, Event, classes_of, read_labels, write_labels
 
@@ -392,15 +393,14 @@ def read_class_map(path: Path | None, bank_classes: list[str]) -> dict[str, str]
 def read_recording(path: Path) -> np.ndarray:
     """Mono wave (S,) float32 at 16 kHz. Raises InputError naming a damaged or silent file."""
     try:
-        with soundfile.SoundFile(path) as stream:
-            told, rate = stream.frames, stream.samplerate
-            wave = stream.read(dtype="float32", always_2d=True).mean(axis=1)
-    except (OSError, RuntimeError) as error:  # soundfile's own error is a RuntimeError
-        raise InputError(f"bank file {path}: cannot be read ({error}); replace it") from None
-    if len(wave) < told:
-        raise InputError(f"bank file {path}: ends at {len(wave)} of {told} samples; replace it")
-    if not np.isfinite(wave).all() or np.abs(wave).max(initial=0) < SILENT:
-        raise InputError(f"bank file {path}: empty, silent or not finite; replace or remove it")
+        with AudioFile(path) as audio:
+            wave, rate = audio.read(audio.num_samples).mean(axis=1), audio.sample_rate
+        if audio.truncated:
+            raise ValueError(TRUNCATED)
+    except ValueError as error:
+        raise InputError(f"bank file {path}: {error}; replace it") from None
+    if np.abs(wave).max() < SILENT:
+        raise InputError(f"bank file {path}: silent; replace or remove it")
     if rate != RATE:
         shared = math.gcd(rate, RATE)
         wave = resample_poly(wave, RATE // shared, rate // shared)

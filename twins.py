@@ -59,6 +59,7 @@ class Twin(NamedTuple):
     bandit: Bandit
     signal: dict | None  # formulas of the cache it was trained on; None: unknown
     gate: Gate | None
+    info: dict[str, Any]
 
 
 def make_network(kind: str, bandit: Bandit, network: Network) -> QNetwork:
@@ -138,7 +139,8 @@ class Trainer:
     def twin(self) -> Twin:
         """The network as it is now."""
         signal = self.cache.manifest["signal"]
-        return Twin(self.cfg.kind, self.network, self.bandit, signal, self.gate)
+        info = self.progress | {"trained_on": self.cache.facts}
+        return Twin(self.cfg.kind, self.network, self.bandit, signal, self.gate, info)
 
     def gradient_step(self) -> float:
         """One step of Adam on a batch of frames drawn at random; returns the loss."""
@@ -171,7 +173,7 @@ class Trainer:
 
     def policy(self) -> dict[str, Any]:
         """What best.pt holds: enough to apply the twin."""
-        info = dict(self.progress)
+        info = self.twin.info
         content = runfolder.policy_content(self.cfg, self.cache, self.network, self.gate, info)
         return {"twin": self.cfg.kind} | content
 
@@ -184,7 +186,7 @@ class Trainer:
         """Take over the state of last.pt."""
         self.network.load_state_dict(content["network"])
         self.optimizer.load_state_dict(content["optimizer"])
-        self.progress = dict(content["info"])
+        self.progress = {name: content["info"][name] for name in self.progress}
         self.rng.bit_generator.state = content["rng"]["draws"]
         runfolder.restore_torch_rng(content["rng"], self.device)
 
@@ -197,13 +199,13 @@ def load_twin(path: Path, device: torch.device) -> Twin:
     try:
         cfg = runfolder.config_of(TwinsConfig, json.loads(content["config"]))
         gate, signal = (json.loads(content[name]) for name in ("gate", "signal"))
-        gate, weights = gate and Gate(**gate), content["network"]
+        gate, weights, info = gate and Gate(**gate), content["network"], content["info"]
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path}: damaged, or not a checkpoint of twins.py ({error!r})") from None
     bandit = replace(cfg.bandit, reading="independent")
     network = make_network(cfg.kind, bandit, cfg.network).to(device)
     runfolder.load_weights(network, weights, path)
-    return Twin(cfg.kind, network.eval(), bandit, signal, gate)
+    return Twin(cfg.kind, network.eval(), bandit, signal, gate, info)
 
 
 def keep_best(trainer: Trainer) -> None:

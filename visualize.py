@@ -23,6 +23,7 @@ import numpy as np
 from torch import nn
 
 import comparison_figures
+from audio import read_audio
 from bandit import episode_order
 from config import Bandit, TrainConfig, VisualizeConfig, run_script
 from dense import DenseQNetwork, training_pairs
@@ -54,7 +55,7 @@ from plotting import (
     unit_axis,
     write,
 )
-from preprocess import load_cache, read_audio
+from preprocess import load_cache
 from report import write_report
 from runfolder import config_of, last_ten, read_checkpoint, read_history, unchanged_rewards
 from timeline import in_recording

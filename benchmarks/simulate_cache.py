@@ -46,12 +46,12 @@ from preprocess import (  # noqa: E402
     ClipRecord,
     Pair,
     _sha256,
-    compute_signals,
     config_key_of,
-    min_max,
     write_json,
     write_shard,
 )
+from signals import VERSION as FORMULAS  # noqa: E402
+from signals import compute_signals, min_max  # noqa: E402
 from timeline import Event, classes_of, frame_edges, label_frames, read_labels  # noqa: E402
 
 CLASSES = (
@@ -210,6 +210,7 @@ def simulate_split(
         "classes": classes,
         "key": config_key_of(signal, entries),
         "signal": signal,
+        "formulas": FORMULAS,
         "scores": {"source": "simulated"},
         "audio": None,
         "left_out": [],

@@ -69,7 +69,8 @@ from DQN import QNetwork, greedy_actions  # noqa: E402
 from evaluate import print_rows, tables  # noqa: E402
 from metrics import NAMES  # noqa: E402
 from preprocess import Cache, load_cache, write_json  # noqa: E402
-from runfolder import pick_device, versions  # noqa: E402
+from provenance import held_against, origin_of  # noqa: E402
+from runfolder import made_with, pick_device  # noqa: E402
 
 try:  # the environments are classes of gymnasium's, so there is no way around it
     gymnasium = needed("gymnasium", __file__)
@@ -557,6 +558,9 @@ def main(cfg: ThresholdEnvConfig) -> None:
     needed("stable_baselines3", __file__)
     device = pick_device(cfg.device, cfg.threads)
     train, cache = load_cache(cfg.cache / cfg.train_split), load_cache(cfg.cache / cfg.split)
+    notes = held_against("the agent", origin_of(train), cache)
+    for note in notes:
+        print(f"note: {note}")
     cfg.out.mkdir(parents=True, exist_ok=True)
     model = make_dqn(cfg, train, device)
     began = time.perf_counter()
@@ -573,12 +577,14 @@ def main(cfg: ThresholdEnvConfig) -> None:
         "cache": str(cache.folder),
         "cache_key": cache.key,
         "num_pairs": len(cache.pairs),
+        "notes": notes,
         "train_seconds": round(seconds, 1),
         "train_frames_per_s": round(model.num_timesteps / seconds),
         "gradient_steps": model._n_updates,
         "mean_reward_before": mean_reward(signals, same, cfg.bandit),
         "mean_reward_after": mean_reward(signals, actions, cfg.bandit),
-        "versions": versions() | libraries,
+        **made_with(),
+        "libraries": libraries,
         "config": to_dict(cfg),
         **tables(cache, pred, cfg.bandit, train),
     }

@@ -64,7 +64,7 @@ class Folders:
         }
         manifest = {"format": preprocess.FORMAT, "key": split, "audio": None, "shards": [shard]}
         manifest |= {"queries": "present", "classes": sorted({row[1] for row in rows})}
-        manifest["signal"] = config.to_dict(signal)
+        manifest |= {"signal": config.to_dict(signal), "formulas": preprocess.FORMULAS}
         preprocess.write_json(folder / "manifest.json", manifest)
 
     def write_results(self, t_adj: np.ndarray | None = None) -> None:
