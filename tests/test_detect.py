@@ -401,6 +401,35 @@ def test_long_recordings_are_scored_in_blocks(home, scorer, tmp_path):
         assert np.array_equal(scores.values[:, first:last], expected)
 
 
+def test_low_rates_are_said_and_all_channels_heard(home, scorer, tmp_path, capsys):
+    """The scorer knows sounds up to 8 kHz; channels in antiphase are no silence to it."""
+    wav = np.random.default_rng(0).normal(0, 0.1, 32_000) * (np.arange(32_000) % 8000 < 4000)
+    (tmp_path / "audio").mkdir()
+    found = {}
+    for name, channels, rate in (("mono", [wav], 16_000), ("anti", [wav, -wav], 16_000)):
+        path = tmp_path / "audio" / f"{name}.wav"
+        soundfile.write(path, np.column_stack(channels), rate, subtype="FLOAT")
+    cfg = {"scores": None, "scorer": home / "corpus" / "scorer.pt", "gate": False}
+    _, found = run(home, tmp_path, audio=tmp_path / "audio", **cfg)
+    text = capsys.readouterr().out
+    assert found["anti.wav"] == found["mono.wav"] != []
+    assert "all zero" not in text and detect.LOW_RATE not in text
+    soundfile.write(tmp_path / "audio" / "anti.wav", wav[::2], 8_000)
+    run(home, tmp_path, audio=tmp_path / "audio", **cfg)
+    assert f"1 x {detect.LOW_RATE}: anti.wav" in capsys.readouterr().out
+
+
+def test_a_truncated_recording_is_named(home, scorer, tmp_path, capsys):
+    path = tmp_path / "a.wav"
+    soundfile.write(path, make_clip(np.random.default_rng(1), 100)[0], RATE)
+    path.write_bytes(path.read_bytes()[:-1200])
+    run(home, tmp_path, audio=path, scores=None, scorer=home / "corpus" / "scorer.pt")
+    assert "1 x audio ends before its header says: a.wav" in capsys.readouterr().out
+    path.write_bytes(path.read_bytes()[:-9000])
+    with pytest.raises(InputError, match="truncated"):
+        run(home, tmp_path, audio=path, scores=None, scorer=home / "corpus" / "scorer.pt")
+
+
 def test_the_scorer_of_the_policys_corpus_is_found(home, scorer, tmp_path):
     shutil.copytree(home / "independent", tmp_path / "run")
     run_config = {"cache": str(tmp_path / "cache"), "split": "train"}
@@ -572,8 +601,32 @@ def test_unusual_classes_frames_and_sound_are_said(home, tmp_path, capsys):
     run(home, tmp_path, audio=tmp_path / "audio", scores=tmp_path / "scores")
     text = capsys.readouterr().out
     assert "the gate has no threshold for Bird" in text
+    assert "the policy was not trained on Bird" in text
     assert "frames of 64 ms, the policy was trained on 20 ms: its 21 frames are 1.34 s" in text
     assert "1 x audio is all zero: a.wav" in text
+
+
+def test_scores_of_entirely_other_classes(home, tmp_path, capsys):
+    scores = scorers.open_scores(home / "validation" / "scores")
+    clips = [(clip, scores.read(clip)) for clip in scores.clips()]
+    scorers.write_archive(tmp_path / "a.npz", ["Owl", "Wren", "Lark"], clips)
+    with pytest.raises(InputError, match=r"none of these but Lark, Owl, Wren.*--other-classes"):
+        run(home, tmp_path, scores=tmp_path / "a.npz")
+    assert not (tmp_path / "events.tsv").exists()
+    run(home, tmp_path, scores=tmp_path / "a.npz", other_classes=True)
+    assert "the policy was not trained on Lark, Owl, Wren" in capsys.readouterr().out
+
+
+def test_a_policy_of_older_formulas(home, tmp_path, capsys):
+    path = tmp_path / "old.pt"
+    content = runfolder.read_checkpoint(home / "independent" / "best.pt")
+    signal = json.loads(content["signal"])
+    signal = {k: v for k, v in signal.items() if k not in ("channels", "resample_hz")}
+    facts = {k: v for k, v in content["info"]["trained_on"].items() if k != "formulas"}
+    content |= {"signal": json.dumps(signal), "info": {"trained_on": facts}}
+    runfolder.write_checkpoint(path, content)
+    assert run(home, tmp_path, policy=path)[1] == run(home, tmp_path)[1]
+    assert "version 1 of the formulas" in capsys.readouterr().out
 
 
 def test_mixed_lengths_are_known_to_the_policy(home):

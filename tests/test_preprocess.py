@@ -467,6 +467,160 @@ def test_notices(tmp_path, monkeypatch, capsys):
     assert not cache.of_pair(1)["label"].any() and cache.of_pair(2)["label"][-1]
 
 
+def test_pairs_that_fall_back_on_loudness_are_counted(home, capsys):
+    scores = home / "corpus" / "scores" / "b.tsv"
+    values = np.full((3, 50), 0.2)
+    values[1, 10:20] = 0.21
+    write_scores(scores, frame_edges(50, 0.02), CLASSES, values)
+    preprocess.main(config_of(home))
+    assert f"2 x {preprocess.FELL_BACK}: b.wav / Cat, b.wav / Dog" in capsys.readouterr().out
+    cache = load_cache(home / "cache" / "train")
+    assert cache.manifest["fell_back"] == 2
+    values = cache.of_pair(cache.find("b.wav", "Dog"))
+    assert np.array_equal(values["prob"], values["rms"])
+    preprocess.main(config_of(home, audio=None, replace=True))
+    assert preprocess.FELL_BACK not in capsys.readouterr().out
+    cache = load_cache(home / "cache" / "train")
+    assert cache.manifest["fell_back"] == 0
+    assert cache.of_pair(cache.find("b.wav", "Dog"))["binary"][10:18].all()
+
+
+def test_channels_in_antiphase_are_a_sound(tmp_path, monkeypatch, capsys):
+    work_here(monkeypatch)
+    write_corpus(tmp_path / "corpus", {"a.wav": [Event(0.2, 0.6, "Dog")]})
+    path = tmp_path / "corpus" / "audio" / "a.wav"
+    mono, rate = soundfile.read(path)
+    preprocess.main(config_of(tmp_path))
+    expected = load_cache(tmp_path / "cache" / "train")
+    soundfile.write(path, np.column_stack([mono, -mono]), rate)
+    preprocess.main(config_of(tmp_path))
+    assert "audio is all zero" not in capsys.readouterr().out
+    cache = load_cache(tmp_path / "cache" / "train")
+    assert cache.signals["rms"] == pytest.approx(expected.signals["rms"], abs=1e-3)
+    assert cache.signals["binary"].any()
+
+
+DURATIONS = {  # seconds of audio where the scores span 1 s -> what is said
+    "a frame less": (0.985, ""),
+    "some frames less": (0.93, preprocess.PADDED),
+    "a frame more": (1.015, ""),
+    "some frames more": (1.07, preprocess.LONGER),
+    "half": (0.5, "audio lasts 0.50 s, its scores 1.00 s"),
+    "twice, as of a wrong rate": (2.0, "audio lasts 2.00 s, its scores 1.00 s"),
+}
+
+
+@pytest.mark.parametrize(("seconds", "said"), DURATIONS.values(), ids=DURATIONS)
+def test_audio_and_scores_of_other_lengths(tmp_path, monkeypatch, capsys, seconds, said):
+    work_here(monkeypatch)
+    clips = {name: [Event(0.1, 0.4, "Dog")] for name in ("a.wav", "b.wav")}
+    write_corpus(tmp_path / "corpus", clips)
+    wav = np.random.default_rng(0).normal(0, 0.1, round(16_000 * seconds))
+    soundfile.write(tmp_path / "corpus" / "audio" / "a.wav", wav, 16_000)
+    if "lasts" in said:
+        with pytest.raises(InputError, match=f"a.wav: {said}.*sample rate"):
+            preprocess.main(config_of(tmp_path))
+        preprocess.main(config_of(tmp_path, allow_missing=True))
+        assert len(load_cache(tmp_path / "cache" / "train").pairs) == 1
+        return
+    preprocess.main(config_of(tmp_path))
+    text = capsys.readouterr().out
+    for notice in (preprocess.PADDED, preprocess.LONGER):
+        assert (f"1 x {notice}: a.wav" in text) == (notice == said)
+
+
+def test_a_header_of_half_the_rate(tmp_path, monkeypatch):
+    """16 kHz samples under a header that says 8 kHz: twice as long as their scores."""
+    work_here(monkeypatch)
+    write_corpus(tmp_path / "corpus", {"a.wav": [Event(0.1, 0.4, "Dog")]})
+    path = tmp_path / "corpus" / "audio" / "a.wav"
+    soundfile.write(path, soundfile.read(path)[0], 8_000)
+    with pytest.raises(InputError, match=r"a\.wav: audio lasts 2\.00 s, its scores 1\.00 s"):
+        preprocess.main(config_of(tmp_path))
+
+
+def test_a_truncated_file_is_named(home, capsys):
+    path = home / "corpus" / "audio" / "b.wav"
+    path.write_bytes(path.read_bytes()[: 44 + 2 * 15_500])
+    preprocess.main(config_of(home))
+    assert f"1 x {preprocess.TRUNCATED}: b.wav" in capsys.readouterr().out
+
+
+# ---------------------------------------------------------------------------- other sources
+
+
+def test_a_cache_of_other_sources_is_not_replaced_unless_told(home, tmp_path, capsys):
+    before = content_of(home / "cache" / "train")
+    other = write_corpus(tmp_path / "other", {"x.wav": [Event(0.1, 0.4, "Dog")]})
+    cases = {
+        "labels": {"labels": other / "labels.tsv", "audio": other / "audio"}
+        | {"scores": other / "scores"},
+        "audio": {"audio": None},
+        "scores": {"scores": shutil.copytree(home / "corpus" / "scores", tmp_path / "scores")},
+    }
+    for flag, inputs in cases.items():
+        with pytest.raises(InputError, match=f"was made with --{flag} .*--replace"):
+            preprocess.main(config_of(home, **inputs))
+        assert content_of(home / "cache" / "train") == before
+    preprocess.main(config_of(home, **cases["labels"], replace=True))
+    assert load_cache(home / "cache" / "train").pairs[0].filename == "x.wav"
+
+
+def test_a_cache_that_has_moved_with_its_sources_is_made_again(home):
+    """`home` is a copy: the paths in its manifest are those of the original."""
+    manifest = json.loads((home / "cache" / "train" / "manifest.json").read_text())
+    assert manifest["sources"]["labels"] != str(home / "corpus" / "labels.tsv")
+    preprocess.main(config_of(home, signal=Signal(beta=1.3)))
+    assert load_cache(home / "cache" / "train").manifest["signal"]["beta"] == 1.3
+
+
+def test_other_classes_in_the_other_split(home, tmp_path, capsys):
+    """Entirely other ones are refused; some new ones are said."""
+    clips = {"x.wav": [Event(0.1, 0.4, "Dog")]}
+    other = write_corpus(tmp_path / "other", clips)
+    labels = other / "labels.tsv"
+    inputs = {"labels": labels, "audio": other / "audio", "scores": other / "scores"}
+    inputs |= {"split": "validation", "map": ("Dog=Owl",)}
+    labels.write_text(labels.read_text().replace("Dog", "Owl"))
+    with pytest.raises(InputError, match=r"other classes .*Owl.*--replace"):
+        preprocess.main(config_of(home, **inputs))
+    assert not (home / "cache" / "validation").exists()
+    preprocess.main(config_of(home, **inputs, pairs="all", classes=("Cat",)))
+    assert "has no pairs of Owl" in capsys.readouterr().out
+    preprocess.main(config_of(home, **inputs, replace=True))
+    assert load_cache(home / "cache" / "validation").classes == ["Owl"]
+
+
+@pytest.mark.parametrize("split", [None, "validation"])
+def test_forgotten_labels_make_no_corpus_in_another_cache(home, monkeypatch, split):
+    def fail(_):
+        raise AssertionError("a corpus was made")
+
+    monkeypatch.setattr(preprocess.soundscapes, "main", fail)
+    monkeypatch.chdir(home)
+    before = content_of(home / "cache" / "train")
+    with pytest.raises(InputError, match="was made with --labels"):
+        preprocess.main(PreprocessConfig(cache=home / "cache", workers=1, split=split))
+    assert content_of(home / "cache" / "train") == before
+    with pytest.raises(AssertionError, match="a corpus was made"):
+        preprocess.main(PreprocessConfig(cache=home / "cache", split=split, replace=True))
+
+
+def test_a_cache_of_older_formulas_is_named_and_made_again(home, capsys):
+    folder = home / "cache" / "train"
+    manifest = json.loads((folder / "manifest.json").read_text())
+    key = manifest["key"]
+    for name in ("formulas", "sources", "home"):  # older versions did not know them
+        del manifest[name]
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"key": "older"}))
+    with pytest.raises(InputError, match=r"an old cache, .*run: python preprocess\.py"):
+        load_cache(folder)
+    with pytest.raises(InputError, match="was made with --audio"):  # these two it knows
+        preprocess.main(config_of(home, audio=None))
+    preprocess.main(config_of(home, replace=True))
+    assert load_cache(folder).key == key
+
+
 def test_frames_of_64_ms(tmp_path, monkeypatch):
     """The DCASE grid: 156 frames end at 9.984 s of a 10 s clip."""
     work_here(monkeypatch)

@@ -62,7 +62,7 @@ def random_twin(kind, seed=0):
     network = make_network(kind, SHORT, SMALLEST)
     with torch.no_grad():
         network.head[-1].weight *= 50  # so that decisions differ between frames
-    return Twin(kind, network, SHORT, None, None)
+    return Twin(kind, network, SHORT, None, None, {})
 
 
 # ---------------------------------------------------------------------------- targets
