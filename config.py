@@ -99,10 +99,8 @@ class Signal(Checked):
     """How loudness and score become probability and base threshold. A change needs a new cache."""
 
     GROUP: ClassVar[str] = "signal"
-    channels: Literal["power", "mix"] = "power"
-    """loudness of several channels: the mean of their squares, or of their mono mix (original)"""
-    resample_hz: int | None = number(None, 1_000)
-    """sample rate to which audio is brought first (original: 32,000; default: the file's own)"""
+    loudness: Literal["channels", "original"] = "channels"
+    """power of all channels at their own rate, or of the mono mix at 32 kHz (original)"""
     rms_window_s: float = number(0.064, above=0)
     """RMS window in seconds (original: librosa, 2048 samples at 32 kHz)"""
     rms_hop_s: float = number(0.016, above=0)
@@ -791,8 +789,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "policy": Path("runs/original/best.pt"),
         "cache": Path("cache/original"),
         "signal.fusion": "harmonic",
-        "signal.channels": "mix",
-        "signal.resample_hz": 32_000,
+        "signal.loudness": "original",
         "bandit.reading": "sequential",
         "bandit.boundary_test": "after",
         "bandit.channel_order": "original",

@@ -17,6 +17,7 @@ from config import Signal
 
 SIGNALS = ("rms", "d_raw", "d_adj", "prob", "t_base", "binary")
 VERSION = 2  # raise it with any change of the numbers; 1: even filters, which lag, on most grids
+ORIGINAL_RATE = 32_000  # to which the original program brings all audio, mixed to mono
 EPS = 1e-8  # spec: mm(x) = (x - min) / (max - min + eps)
 
 # ---------------------------------------------------------------------------- scaling
@@ -103,12 +104,16 @@ def on_grid(x: np.ndarray, step: float, num_frames: int) -> np.ndarray:
 def loudness_on_grid(
     wav: np.ndarray, sample_rate: int, duration_s: float, num_frames: int, signal: Signal
 ) -> np.ndarray:
-    """Normalised loudness (T,) of samples (S,) or (S, C) over the time that T frames span."""
+    """Normalised loudness (T,) of samples (S,) or (S, C) over the time that T frames span.
+
+    Each value lies at its own time. The original program puts the last one on the last frame, which
+    stretches time by up to a hop.
+    """
     wav = fit_length(wav, round(duration_s * sample_rate))
-    if wav.ndim > 1 and signal.channels == "mix":
-        wav = wav.mean(axis=1)
-    if signal.resample_hz is not None:
-        wav, sample_rate = resample(wav, sample_rate, signal.resample_hz), signal.resample_hz
+    if signal.loudness == "original":
+        mono = wav if wav.ndim == 1 else wav.mean(axis=1)
+        x = loudness(resample(mono, sample_rate, ORIGINAL_RATE), ORIGINAL_RATE, signal)
+        return on_grid(x, 1 / max(1, len(x) - 1), num_frames)
     step = rms_hop(sample_rate, signal) / max(1, len(wav))
     return on_grid(loudness(wav, sample_rate, signal), step, num_frames)
 

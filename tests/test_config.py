@@ -118,7 +118,7 @@ def test_original_preset_is_what_produced_the_published_numbers():
     assert cfg.learning == replace(slides.learning, **learning)
     assert cfg.network == slides.network
     signal = with_preset(PreprocessConfig, "original").signal
-    assert signal == Signal(fusion="harmonic", channels="mix", resample_hz=32_000)
+    assert signal == Signal(fusion="harmonic", loudness="original")
 
 
 def test_a_preset_keeps_its_files_apart():
@@ -465,7 +465,7 @@ def test_config_key_follows_every_field():
     keys = {config.config_key(Signal())}
     for spec in fields(Signal):
         value = getattr(Signal(), spec.name)
-        others = {"fusion": "harmonic", "channels": "mix", "resample_hz": 32_000}
+        others = {"fusion": "harmonic", "loudness": "original"}
         if spec.name in others:
             changed = others[spec.name]
         else:

@@ -75,14 +75,14 @@ def test_other_formulas_are_refused_and_flat_scores_are_said(home):
     silent = replace(usual, manifest=usual.manifest | {"audio": None})
     flat = origin(signal | {"flat_fallback": False}, audio=False)
     assert held_against("it", flat, silent) == []
-    for name, value in {"beta": 1.3, "channels": "mix", "resample_hz": 32_000}.items():
+    for name, value in {"beta": 1.3, "loudness": "original"}.items():
         with pytest.raises(InputError, match=f"other signals .*{name}"):
             held_against("it", origin(signal | {name: value}), usual)
 
 
 def test_an_older_version_of_the_formulas(home):
     """It had fewer settings and filters that lagged, but for those of 20 ms."""
-    signal = {k: v for k, v in to_dict(Signal()).items() if k not in ("channels", "resample_hz")}
+    signal = {k: v for k, v in to_dict(Signal()).items() if k != "loudness"}
     old = Origin(signal, {k: v for k, v in KNOWN.items() if k != "classes"})
     (note,) = held_against("it", old, cache_of(home, "usual"))
     assert "version 1 of the formulas" in note
