@@ -463,7 +463,7 @@ class DasmScoreConfig(Checked):
     batch: int = number(4, 1)
     """clips in a forward pass"""
     cut_long: bool = False
-    """score the first 10 s of longer recordings"""
+    """score the first 10 s of longer recordings; preprocess.py takes them up to 11 s"""
     allow_missing: bool = False
     """leave out clips whose audio is missing or damaged; each is named"""
     device: Device = "auto"

@@ -319,8 +319,6 @@ def load_evaluated(cfg: VisualizeConfig) -> Evaluated:
             f"{cfg.run / 'results.json'}: made from another cache than {cache.folder}"
             f" (key {results['cache_key']}, now {cache.key}); run again: {cure}"
         )
-    for note in results.get("notes", []):
-        print(f"note: {note}")
     before = cache.signals["binary"] > 0.5
     return Evaluated(cache, results, t_adj, before, after)
 

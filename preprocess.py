@@ -792,7 +792,12 @@ def corpus_task(cfg: PreprocessConfig, split: str, classes: list[str]) -> Task:
 
 
 def ensure_corpus(cfg: PreprocessConfig) -> None:
-    """Make the preset's own corpus and its scores where they are missing; no other."""
+    """Make the preset's own corpus and its scores where they are missing; no other.
+
+    InputError where the cache is of another one: somebody has forgotten --labels.
+    """
+    for split in [] if cfg.replace else known_splits(cfg.cache):
+        check_sources(cfg.cache, corpus_task(cfg, split, []))
     wanted = SPLITS if cfg.split is None else (cfg.split,)
     if not any((cfg.corpus / split / "labels.tsv").exists() for split in SPLITS):
         base = with_preset(SoundscapesConfig, cfg.preset)
@@ -824,9 +829,6 @@ def preprocess(cfg: PreprocessConfig, ranks: Ranks) -> None:
             raise InputError(f"--audio {task.audio}: no such folder")
         preprocess_split(task, cfg, ranks)
         return
-    if not cfg.replace:  # before a corpus is made for those who have forgotten --labels
-        for split in known_splits(cfg.cache):
-            check_sources(cfg.cache, corpus_task(cfg, split, []))
     ranks.leader_first(lambda: ensure_corpus(cfg))
     # A class may occur in one split only: both are queried for the same ones.
     files = [cfg.corpus / split / "labels.tsv" for split in SPLITS]

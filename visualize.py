@@ -583,6 +583,8 @@ def figures(cfg: VisualizeConfig) -> Iterator[tuple[str, "Figure | None"]]:
     import matplotlib
 
     data, prefix = load_evaluated(cfg), ""
+    for note in data.results.get("notes", []):  # older results have none
+        print(f"note: {note}")
     if cfg.clip is None:
         drawings = run_drawings(data, load_training(cfg))
     else:

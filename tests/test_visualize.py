@@ -353,6 +353,14 @@ def test_decisions_of_another_cache(copied):
         list(visualize.figures(copied))
 
 
+def test_what_a_policy_was_not_trained_on_is_said(copied, capsys):
+    path = copied.run / "results.json"
+    results = json.loads(path.read_text()) | {"notes": ["it was trained on 20 ms"]}
+    preprocess.write_json(path, results)
+    next(visualize.figures(copied))
+    assert "note: it was trained on 20 ms\n" in capsys.readouterr().out
+
+
 def test_unknown_pair(folders):
     with pytest.raises(InputError, match=r"no pair nobody\.wav / Speech"):
         list(visualize.figures(replace(folders.cfg, clip="nobody.wav", event_label="Speech")))
