@@ -61,6 +61,7 @@ from metrics import (
 )
 from opponents import after_median, class_of_pair
 from preprocess import Cache
+from runfolder import made_with
 from scorers import ClipScores
 from timeline import Event, in_recording, write_labels
 
@@ -480,7 +481,11 @@ def measure(entrants: list[Entrant], cache: Cache, workers: int | None) -> dict[
         "entrants": table,
         "best_opponent": best,
         "psds_of_scores": psds,
+        **made_with(),
     }
+    results["notes"] = list(
+        dict.fromkeys(note for row in entrants for member in row.members for note in member.notes)
+    )
     results["verdict"] = verdicts(results)
     return results
 
@@ -630,6 +635,7 @@ def markdown(results: dict[str, Any]) -> str:
             values = f"{100 * gate['precision']:.1f}, recall {100 * gate['recall']:.1f}"
             text.append(f"Tag gate of {name}: precision {values}\n")
     text += [f"{as_markdown(line)}\n" for line in results["verdict"]]
+    text += [f"Note: {as_markdown(note)}\n" for note in results.get("notes", [])]
     return "\n".join(text)
 
 

@@ -111,6 +111,8 @@ class Signal(Checked):
     """How loudness and score become probability and base threshold. A change needs a new cache."""
 
     GROUP: ClassVar[str] = "signal"
+    loudness: Literal["channels", "original"] = "channels"
+    """power of all channels at their own rate, or of the mono mix at 32 kHz (original)"""
     rms_window_s: float = number(0.064, above=0, high=10)
     """RMS window in seconds (original: librosa, 2048 samples at 32 kHz)"""
     rms_hop_s: float = number(0.016, 5e-4, 10)
@@ -473,7 +475,7 @@ class DasmScoreConfig(Checked):
     batch: int = number(4, 1, MOST_BATCH)
     """clips in a forward pass"""
     cut_long: bool = False
-    """score the first 10 s of longer recordings"""
+    """score the first 10 s of longer recordings; preprocess.py takes them up to 11 s"""
     allow_missing: bool = False
     """leave out clips whose audio is missing or damaged; each is named"""
     device: Device = "auto"
@@ -512,6 +514,8 @@ class PreprocessConfig(Checked):
     """frame length of the imported files, seconds"""
     allow_missing: bool = False
     """leave out clips whose audio or scores are missing or damaged; each is named"""
+    replace: bool = False
+    """replace a cache that was made from other labels, audio or scores; else it is refused"""
     workers: int | None = number(None, 1, MOST_PROCESSES)
     """processes (default: all cores)"""
     signal: Signal = field(default_factory=Signal)
@@ -682,6 +686,8 @@ class EvaluateConfig(Checked):
     NAME=PATH,PATH (seeds of one row); `rules` stands for every tuned rule; needs --out"""
     workers: int | None = number(None, 1, MOST_PROCESSES)
     """processes for the event metrics of --compare (default: all cores)"""
+    other_classes: bool = False
+    """apply a policy where there is none of the classes that it was trained on"""
     batch: int | None = number(None, 1, MOST_BATCH)
     """frames in a forward pass (default: the fastest of a short measurement)"""
     device: Device = "auto"
@@ -726,6 +732,8 @@ class DetectConfig(Checked):
     block_s: float | None = number(None, 0.5, 3600)
     """longer recordings are cut into overlapping blocks of this length, seconds (default: the
     typical clip that the policy was trained on)"""
+    other_classes: bool = False
+    """apply the policy to scores without any of the classes that it was trained on"""
     min_duration: float = number(0.0, 0)
     """events shorter than this many seconds are dropped, after gaps were closed"""
     merge_gap: float = number(0.0, 0)
@@ -798,6 +806,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "policy": Path("runs/original/best.pt"),
         "cache": Path("cache/original"),
         "signal.fusion": "harmonic",
+        "signal.loudness": "original",
         "bandit.reading": "sequential",
         "bandit.boundary_test": "after",
         "bandit.channel_order": "original",
@@ -1003,11 +1012,18 @@ def config_key(*groups: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def num_cores() -> int:
+    """Cores that this process may run on; only Linux knows of fewer than all."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def num_workers(workers: int | None) -> int:
-    """Processes to use: the given number, else the cores this process may run on, shared with
-    the others that torchrun started on this machine."""
+    """Processes to use: the given number, else one a core, shared with the others that torchrun
+    started on this machine."""
     together = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return workers or max(1, len(os.sched_getaffinity(0)) // together)
+    return workers or max(1, num_cores() // together)
 
 
 ENDS_WITH_PARENT = "ENDS_WITH_PARENT"  # set for a script that another one starts; see `run_main`

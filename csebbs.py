@@ -22,7 +22,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from preprocess import Cache, size_in_frames
+from preprocess import Cache
+from sed.signals import filter_frames
 
 FILTERS_S = (0.32, 0.48, 0.64)  # length of the step filter
 # Boxes are merged where the higher of them is less than this above their gap, as a difference or as
@@ -40,8 +41,8 @@ class Boxes(NamedTuple):
 
 
 def half_filter(filter_s: float, frame_s: float) -> int:
-    """Frames on each side of a change; half the filter's length."""
-    return size_in_frames(filter_s / 2, frame_s)
+    """Frames on each side of a change, which lies on the edge between two frames."""
+    return filter_frames(filter_s, frame_s, least=2, odd=False) // 2
 
 
 def running_sum(x: np.ndarray) -> np.ndarray:

@@ -31,7 +31,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import librosa
 import numpy as np
 import torch
 from tqdm import tqdm
@@ -51,7 +50,7 @@ from core.stored import check_form, is_text, read_text
 from core.tensors import read_checkpoint, read_tensors, with_digest
 from runfolder import pick_device
 from scorers import ClipScores, ScoreArchive, clip_id, write_archive
-from sed.audio import CheckedAudio, read_samples
+from sed.audio import TRUNCATED, AudioFile, read_samples, resample
 from soundscapes import AUDIO
 from timeline import classes_of, frame_edges, read_labels
 
@@ -648,16 +647,16 @@ def look_at(names: list[str], cfg: DasmScoreConfig, settings: Settings) -> dict[
             absent.append(name)
             continue
         try:
-            with CheckedAudio(path) as recording:
-                frames, rate = recording.frames, recording.samplerate
+            with AudioFile(path) as recording:
+                rate, duration_s = recording.sample_rate, recording.duration_s
         except ValueError as error:
             wrong.append(f"{name}: {error}")
             continue
-        if frames == 0:
-            wrong.append(f"{name}: no samples")
-        elif frames / rate >= longest and not cfg.cut_long:
+        if recording.truncated:
+            print(f"  note: {name}: {TRUNCATED}")
+        if duration_s >= longest and not cfg.cut_long:
             wrong.append(
-                f"{name}: {frames / rate:.1f} s; DASM takes {settings.clip_s:g} s."
+                f"{name}: {duration_s:.1f} s; DASM takes {settings.clip_s:g} s."
                 f" --cut-long keeps the first {settings.clip_s:g} s"
             )
         else:
@@ -689,10 +688,7 @@ def read_clip(path: Path, settings: Settings) -> np.ndarray:
         wav, rate = read_samples(path)
     except ValueError as error:
         raise InputError(f"{path.name}: {error}") from None
-    mono = wav.mean(axis=1)
-    if rate != settings.sample_rate:
-        mono = librosa.resample(mono, orig_sr=rate, target_sr=settings.sample_rate)
-    return mono[: settings.num_samples]
+    return resample(wav.mean(axis=1), rate, settings.sample_rate)[: settings.num_samples]
 
 
 def read_ahead(

@@ -34,7 +34,6 @@ from config import (
     InputError,
     PreprocessConfig,
     Signal,
-    from_dict,
     run_script,
     with_preset,
 )
@@ -44,18 +43,10 @@ from core.stored import check_form, is_text, read_json
 from dense import DenseQNetwork
 from DQN import Policy, greedy_actions, load_policy
 from gate import Gate, opens
-from preprocess import (
-    MOST_MANIFEST,
-    NOTICES,
-    SHORT_AUDIO,
-    SILENT,
-    AudioFile,
-    check_duration,
-    clip_tag,
-    compute_signals,
-    listed,
-    loudness_on_grid,
-)
+from preprocess import FELL_BACK, MOST_MANIFEST, SILENT, check_duration, clip_tag, listed
+from provenance import Origin, other_classes, other_frames
+from sed.audio import TRUNCATED, AudioFile
+from sed.signals import VERSION, compute_signals, falls_back, loudness_on_grid
 from timeline import (
     COLUMNS,
     Event,
@@ -66,6 +57,10 @@ from timeline import (
     write_labels,
 )
 
+LOW_RATE = (
+    f"sample rate below the {scorers.SAMPLE_RATE // 1000} kHz that the scorer was trained on: it"
+    " hears nothing above half of it and misses events"
+)
 SUFFIXES = (".flac", ".mp3", ".ogg", ".wav")
 BLOCK_S = 10.0  # where neither the policy nor the user says: clips of DESED and AudioSet
 FRAMES_AT_ONCE = 100_000  # rows are decided together until they have so many frames
@@ -97,38 +92,6 @@ def blocks(num_frames: int, size: int, single: int) -> list[Block]:
     return [Block(start, start + size, first, last) for start, first, last in bounds]
 
 
-class Tape:
-    """Samples of an open audio file by time, read once from front to back."""
-
-    def __init__(self, audio: AudioFile) -> None:
-        self.audio, self.sample_rate = audio, audio.sample_rate
-        self.num_samples = audio.num_samples
-        self.at, self.held = 0, np.zeros(0, np.float32)  # samples [at, at + len(held))
-
-    def span(self, start_s: float, stop_s: float) -> np.ndarray:
-        """(S,) samples of a time span, which may not start before the last one did.
-
-        Zeros follow where the file ends; ValueError where it ends long before its header says.
-        """
-        start, stop = round(start_s * self.sample_rate), round(stop_s * self.sample_rate)
-        wanted = min(stop, self.num_samples) - self.at - len(self.held)
-        if wanted > 0:
-            wav = self.audio.read(wanted)
-            self.held = np.concatenate([self.held, wav])
-            if len(wav) < wanted:
-                self.check_end(self.at + len(self.held))
-        self.held, self.at = self.held[start - self.at :], start
-        wav = self.held[: stop - start]
-        return np.pad(wav, (0, stop - start - len(wav)))
-
-    def check_end(self, num_samples: int) -> None:
-        """Take the end that was found for the end, if that is near where it should be."""
-        if num_samples < (1 - SHORT_AUDIO) * self.num_samples:
-            ends, should = (n / self.sample_rate for n in (num_samples, self.num_samples))
-            raise ValueError(f"audio ends at {ends:.2f} s, its header says {should:.2f} s")
-        self.num_samples = num_samples
-
-
 # ---------------------------------------------------------------------------- what is to be done
 
 
@@ -144,6 +107,11 @@ class Plan:
     longest_s: float  # recordings up to this long are one block
     device: torch.device
     batch: int
+
+    @property
+    def origin(self) -> Origin:
+        """What the policy was trained on."""
+        return Origin(self.policy.signal, self.policy.info.get("trained_on") or {})
 
     def cut(self, num_frames: int, frame_s: float) -> list[Block]:
         """Blocks of a recording on its own grid."""
@@ -162,7 +130,7 @@ class Source(NamedTuple):
     """Where scores come from: names of the K classes, and the scores of a recording."""
 
     classes: list[str]
-    score: Callable[[Recording], scorers.ClipScores]
+    score: Callable[[Recording, "Tally"], scorers.ClipScores]
     text: str
     clips: Callable[[], list[str]] = list  # ids of all clips that have scores, where that is known
 
@@ -172,12 +140,16 @@ class Tally:
     """What is to be said in the end."""
 
     failed: list[str] = field(default_factory=list)
-    notices: dict[str, list[str]] = field(default_factory=lambda: {name: [] for name in NOTICES})
+    notices: dict[str, dict[str, None]] = field(default_factory=dict)  # notice -> names in order
     seconds: float = 0.0
     pairs: int = 0  # recordings x classes
     closed: int = 0  # of these, closed by the gate in every block
     blocks: int = 0
     frame_lengths: set[float] = field(default_factory=set)
+
+    def note(self, notice: str, name: str) -> None:
+        """Note something of a recording, or of a class in it, once."""
+        self.notices.setdefault(notice, {})[name] = None
 
 
 def make_plan(cfg: DetectConfig, device: torch.device) -> Plan:
@@ -186,7 +158,13 @@ def make_plan(cfg: DetectConfig, device: torch.device) -> Plan:
     known = policy.info.get("trained_on") or {}
     signal = with_preset(PreprocessConfig, cfg.preset).signal
     if policy.signal is not None:
-        signal = from_dict(Signal, policy.signal)
+        signal = runfolder.config_of(Signal, policy.signal)
+        formulas = Origin(policy.signal, known).formulas
+        if formulas != VERSION:
+            print(
+                f"note: {cfg.policy} was trained with version {formulas} of the formulas, these are"
+                f" of {VERSION}: on frames of other than 20 ms its filters lagged; train it again"
+            )
     else:
         print(f"note: {cfg.policy} does not know its formulas: those of preset {cfg.preset}")
     if not cfg.gate:
@@ -227,21 +205,27 @@ def corpus_scorer(policy: Path) -> Path | None:
     return path if path.is_file() else None
 
 
-def builtin_scores(scorer: scorers.Scorer, path: Path, plan: Plan) -> scorers.ClipScores:
+def builtin_scores(
+    scorer: scorers.Scorer, recording: Recording, plan: Plan, tally: Tally
+) -> scorers.ClipScores:
     """Scores of a recording by the built-in scorer; a long one is scored in the plan's blocks."""
-    with AudioFile(path) as audio:
-        tape, duration_s = Tape(audio), audio.num_samples / audio.sample_rate
+    with AudioFile(recording.audio) as audio:
+        if audio.sample_rate < scorers.SAMPLE_RATE:
+            tally.note(LOW_RATE, recording.filename)
         whole = audio.num_samples * scorers.SAMPLE_RATE // (audio.sample_rate * scorers.HOP)
         parts = plan.cut(whole, scorers.FRAME_S)
         if len(parts) == 1:  # a last part of a frame is a frame
-            values = scorer.score_recording(tape.span(0, duration_s), audio.sample_rate)
+            wav = audio.span(0, audio.duration_s)
+            values = scorer.score_recording(wav, audio.sample_rate)
             return scorers.ClipScores(values, frame_edges(values.shape[1], scorers.FRAME_S))
         values = np.empty((len(scorer.classes), whole), np.float32)
         for part in parts:
-            wav = tape.span(part.start * scorers.FRAME_S, part.stop * scorers.FRAME_S)
+            wav = audio.span(part.start * scorers.FRAME_S, part.stop * scorers.FRAME_S)
             found = scorer.score_recording(wav, audio.sample_rate)
             span = slice(part.first - part.start, part.last - part.start)
             values[:, part.first : part.last] = found[:, span]
+        if audio.truncated:
+            tally.note(TRUNCATED, recording.filename)
     return scorers.ClipScores(values, frame_edges(whole, scorers.FRAME_S))
 
 
@@ -250,7 +234,7 @@ def open_source(cfg: DetectConfig, plan: Plan) -> Source:
     if cfg.scores is not None:
         files = scorers.open_scores(cfg.scores, list(cfg.classes) or None, cfg.rename)
         return Source(
-            files.classes, lambda one: files.scores(one.filename), f"{cfg.scores}", files.clips
+            files.classes, lambda one, _: files.scores(one.filename), f"{cfg.scores}", files.clips
         )
     path = cfg.scorer or corpus_scorer(cfg.policy)
     if path is None:
@@ -265,8 +249,8 @@ def open_source(cfg: DetectConfig, plan: Plan) -> Source:
             raise InputError(f"--classes {name}: {path} knows {', '.join(scorer.classes)}")
     order = [scorer.classes.index(name) for name in classes]
 
-    def score(one: Recording) -> scorers.ClipScores:
-        scores = builtin_scores(scorer, one.audio, plan)
+    def score(one: Recording, tally: Tally) -> scorers.ClipScores:
+        scores = builtin_scores(scorer, one, plan, tally)
         return scores._replace(values=scores.values[order])
 
     return Source(classes, score, f"built-in scorer {path}")
@@ -328,23 +312,26 @@ def block_loudness(
     parts: list[Block],
     plan: Plan,
     tally: Tally,
-) -> Iterator[np.ndarray]:
-    """Normalised loudness (n,) of each block. ValueError on bad audio."""
+) -> Iterator[np.ndarray | None]:
+    """Normalised loudness (n,) of each block, None where it is unknown. ValueError on bad audio."""
     if not plan.listen:
-        yield from (np.ones(part.stop - part.start) for part in parts)
+        yield from (None for _ in parts)
         return
     with AudioFile(recording.audio) as audio:
-        tape, rate = Tape(audio), audio.sample_rate
-        check_duration(recording.filename, audio.num_samples / rate, scores, tally.notices)
+        rate = audio.sample_rate
+        if notice := check_duration(audio.duration_s, scores):
+            tally.note(notice, recording.filename)
         silent = True
         for part in parts:
             start_s, stop_s = float(scores.edges[part.start]), float(scores.edges[part.stop])
-            wav = tape.span(start_s, stop_s)
+            wav = audio.span(start_s, stop_s)
             silent = silent and not wav.any()
             size = part.stop - part.start
             yield loudness_on_grid(wav, rate, stop_s - start_s, size, plan.signal)
         if silent:
-            tally.notices[SILENT].append(recording.filename)
+            tally.note(SILENT, recording.filename)
+        if audio.truncated:
+            tally.note(TRUNCATED, recording.filename)
 
 
 def opened_classes(
@@ -369,7 +356,7 @@ def recording_rows(
 
     ValueError or InputError where the recording or its scores are bad.
     """
-    scores = source.score(recording)
+    scores = source.score(recording, tally)
     num_frames, frame_s = len(scores.edges) - 1, float(scores.frame_s)
     sheet = Sheet(recording.filename, np.zeros((len(source.classes), num_frames), bool), frame_s)
     parts, ever_open = plan.cut(num_frames, frame_s), np.zeros(len(source.classes), bool)
@@ -380,6 +367,8 @@ def recording_rows(
         values = scores.values[:, part.start : part.stop]
         rival = highest_other(values).astype(np.float32) if plan.policy.network.rivals else None
         for k in np.flatnonzero(opened):
+            if falls_back(rms, values[k], plan.signal):
+                tally.note(FELL_BACK, f"{recording.filename} / {source.classes[k]}")
             signals = compute_signals(rms, values[k], frame_s, plan.signal)
             if rival is not None:
                 signals["rival"] = rival[k]
@@ -482,9 +471,12 @@ def detect(
 
 
 def describe(cfg: DetectConfig, source: Source, plan: Plan, num_recordings: int) -> None:
-    """Say what is about to happen."""
+    """Say what is about to happen. InputError where the policy knows none of the classes."""
+    said = other_classes("the policy", plan.origin, source.text, source.classes, cfg.other_classes)
     print(f"{num_recordings} recordings; scores: {source.text}")
     print(f"{len(source.classes)} classes: {', '.join(map(isolated, source.classes))}")
+    if said:
+        print(f"note: {isolated(said)}")
     print(f"longer than {plan.longest_s:.4g} s: blocks of {plan.block_s:.4g} s, half over the next")
     if plan.gate is not None:
         others = [name for name in source.classes if name not in plan.gate.thresholds]
@@ -495,25 +487,14 @@ def describe(cfg: DetectConfig, source: Source, plan: Plan, num_recordings: int)
             )
 
 
-def check_frames(plan: Plan, tally: Tally) -> None:
-    """Say where the policy looks at another stretch of time than in its training."""
-    trained = (plan.policy.info.get("trained_on") or {}).get("frame_s")
-    other = [x for x in sorted(tally.frame_lengths) if trained and abs(x / trained - 1) > 0.01]
-    if other:
-        window = plan.policy.network.window
-        print(
-            f"note: frames of {other[0] * 1000:.4g} ms, the policy was trained on"
-            f" {trained * 1000:.4g} ms: its {window} frames are {window * other[0]:.3g} s here,"
-            f" {window * trained:.3g} s there"
-        )
-
-
 def summarise(tally: Tally, plan: Plan, num_events: int, num_recordings: int, s: float) -> None:
     """What failed, what was noticed, then `key: value` lines for grep."""
     for notice, names in tally.notices.items():
         if names:
-            print(f"note: {len(names)} x {notice}: {listed(names)}")
-    check_frames(plan, tally)
+            print(f"note: {len(names)} x {notice}: {listed(list(names))}")
+    window = plan.policy.network.window
+    if text := other_frames("the policy", plan.origin, sorted(tally.frame_lengths), window):
+        print(f"note: {text}")
     for line in tally.failed:
         print(f"failed: {isolated(line)}")
     print(f"recordings: {num_recordings - len(tally.failed)} of {num_recordings}")

@@ -33,6 +33,7 @@ from device import fastest_batch
 from DQN import greedy_actions, load_policy
 from opponents import Rule, decide_rule, fit_all
 from preprocess import Cache, load_cache
+from provenance import Origin, held_against, origin_of
 from timeline import Event, frames_to_events, label_frames, read_labels
 
 BASE, GATED = "T_base", "behind the gate"
@@ -50,6 +51,7 @@ class Member(NamedTuple):
     boxes: dict[str, list[tuple]] | None = None  # events with confidences of their own, for PSDS
     home: Cache | None = None  # where its signals and tags are; None: in the table's cache
     rule: Rule | None = None
+    notes: tuple[str, ...] = ()  # in what its training was another than this cache
 
 
 class Entrant(NamedTuple):
@@ -106,25 +108,6 @@ def same_pairs(path: Path, cache: Cache) -> Cache:
     return other
 
 
-FLAT = ("flat_fallback", "flat_range")  # they change signals of scores without contrast only
-
-
-def check_same_signals(signal: dict | None, cache: Cache, path: Path) -> None:
-    """InputError where a checkpoint and a cache were made with different formulas, naming them.
-
-    Another treatment of scores without contrast is said and accepted: it may be compared.
-    """
-    ours, theirs = cache.manifest["signal"], signal
-    if ours is None or theirs is None:  # imported arrays, or a bare state dict: nothing is known
-        return
-    differ = [name for name in ours if ours[name] != theirs.get(name)]
-    text = ", ".join(f"{name} {theirs.get(name)} -> {ours[name]}" for name in differ)
-    if set(differ) - set(FLAT):
-        raise InputError(f"{path} was trained on other signals than {cache.folder}: {text}")
-    if differ:
-        print(f"note: {path} was trained with other scores without contrast than here: {text}")
-
-
 def store_of(path: Path, cache: Cache) -> Path:
     """Where the decisions of a checkpoint on a cache are kept."""
     return path.parent / "decisions" / f"{path.stem}-{file_sha256(path)[:12]}-{cache.key}.npz"
@@ -164,7 +147,9 @@ def from_checkpoint(path: Path, cache: Cache, cfg: EvaluateConfig) -> tuple[str,
     system: Any = (
         twins.load_twin(path, device) if is_twin else load_policy(path, device, cfg.preset)
     )
-    check_same_signals(system.signal, cache, path)
+    trained = Origin(system.signal, system.info.get("trained_on") or {})
+    window = system.network.window
+    notes = tuple(held_against(str(path), trained, cache, cfg.other_classes, window))
     runfolder.trained_on(system.seen, cache, path)
     kind, store = "twin" if is_twin else "policy", store_of(path, cache)
     if not store.exists() or stored_decisions(store, cache).preset != preset:
@@ -200,7 +185,8 @@ def from_checkpoint(path: Path, cache: Cache, cfg: EvaluateConfig) -> tuple[str,
             threshold = thresholds(signals, torch.from_numpy(stored.action), system.bandit).numpy()
         if not known.all() or ((cache.signals["prob"] > threshold) != stored.pred).any():
             raise InputError(f"{store}: damaged (other actions than decisions); delete it")
-    return kind, Member(str(path), stored.pred, stored.seconds, system.gate, threshold)
+    member = Member(str(path), stored.pred, stored.seconds, system.gate, threshold, notes=notes)
+    return kind, member
 
 
 def from_events(path: Path, cache: Cache) -> Member:
@@ -249,12 +235,13 @@ def fitted_rules(train: Cache, cfg: EvaluateConfig) -> list[Rule]:
     return rules
 
 
-def from_rule(rule: Rule, cache: Cache) -> Member:
-    """Decisions of a tuned rule."""
+def from_rule(rule: Rule, cache: Cache, notes: tuple[str, ...] = ()) -> Member:
+    """Decisions of a tuned rule; `notes`: in what its training cache is another."""
     began = time.perf_counter()
     pred = decide_rule(rule, cache)
     boxes = sebbs(cache, rule.params) if rule.kind == "csebbs" else None
-    return Member(rule.setting, pred, time.perf_counter() - began, boxes=boxes, rule=rule)
+    seconds = time.perf_counter() - began
+    return Member(rule.setting, pred, seconds, boxes=boxes, rule=rule, notes=notes)
 
 
 def kind_of_rule(rule: Rule) -> str:
@@ -294,9 +281,10 @@ def find_entrants(cfg: EvaluateConfig, cache: Cache, train: Cache) -> list[Entra
     homes = {folder: same_pairs(folder, cache) for folder in folders}
     for text in cfg.compare:
         if text == "rules":
+            said = held_against("the rules", origin_of(train), cache, cfg.other_classes)
             rules = [rule for rule in fitted_rules(train, cfg) if rule.name != BASE]
             for rule in tqdm(rules, desc="Rules", unit="rule"):
-                member = from_rule(rule, cache)
+                member = from_rule(rule, cache, tuple(said))
                 rows.append(Entrant(rule.name, kind_of_rule(rule), rule.setting, [member]))
             continue
         name, files, elsewhere = specs[text]

@@ -51,7 +51,7 @@ from core.stored import (
 )
 from device import fastest_batch
 from DQN import Policy, decide_together, load_policy
-from entrants import BASE, Spec, check_same_signals, predicted_events
+from entrants import BASE, Spec, predicted_events
 from metrics import (
     NAMES,
     bootstrap_mean,
@@ -64,6 +64,7 @@ from metrics import (
 )
 from opponents import best_possible, class_of_pair, yardsticks
 from preprocess import Cache, Pair, load_cache
+from provenance import Origin, held_against, origin_of
 from ranks import Ranks, together
 from timeline import Event, frame_centres, frames_to_events, in_recording, write_labels
 
@@ -525,7 +526,8 @@ def apply(
 ) -> None:
     """The evaluation itself; nobody else writes into the output folder meanwhile."""
     cache = load_cache(cfg.cache / cfg.split)
-    check_same_signals(policy.signal, cache, path)
+    trained = Origin(policy.signal, policy.info.get("trained_on") or {})
+    notes = held_against(str(path), trained, cache, cfg.other_classes, policy.network.window)
     seen = runfolder.trained_on(policy.seen, cache, path)
     if not cache.present.any():
         raise InputError(f"{cache.folder}: no clip has an event, so there is nothing to evaluate")
@@ -533,6 +535,10 @@ def apply(
     train = load_cache(train_folder) if (train_folder / "manifest.json").exists() else None
     if train is None:
         print(f"no cache in {train_folder}: yardsticks that need tuning are left out")
+    else:
+        notes += held_against("the yardsticks", origin_of(train), cache, cfg.other_classes)
+    for note in notes:
+        print(f"note: {note}")
     signals = to_device(cache, policy.bandit, device, policy.classes, policy.network.rivals)
     began = time.perf_counter()
     batch = cfg.batch or fastest_batch(policy.network, signals, policy.bandit)
@@ -550,6 +556,8 @@ def apply(
         "cache_key": cache.key,
         "checkpoint": str(path),
         "policy": policy.info,
+        "notes": notes,
+        **runfolder.made_with(),
         "queries": cache.queries,
         "num_pairs": len(cache.pairs),
         "present_pairs": int(cache.present.sum()),

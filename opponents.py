@@ -18,7 +18,6 @@ from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from scipy.ndimage import median_filter
 from tqdm import tqdm
 
 from bandit import decide, shift
@@ -26,6 +25,7 @@ from config import Bandit, InputError
 from csebbs import FILTERS_S, MERGE, boxes_of, find_changes, half_filter, merge, running_sum
 from metrics import f1_score, macro_average
 from preprocess import Cache
+from sed.signals import filter_frames, median
 
 Point = Literal["present", "all"]
 Setting = dict[str, Any]  # values of one rule's parameters, ready for JSON
@@ -168,18 +168,13 @@ def tune_thresholds(aim: Objective, on: str) -> dict[str, Any]:
 # ---------------------------------------------------------------------------- median filter
 
 
-def median_size(seconds: float, frame_s: float) -> int:
-    """Odd number of frames nearest to a filter length; 1 changes nothing."""
-    return 2 * max(0, round((seconds / frame_s - 1) / 2)) + 1
-
-
 def smoothed(cache: Cache, on: str, seconds: np.ndarray) -> np.ndarray:
     """A signal (N,) after a median filter of its own length for each pair, `seconds` (P,)."""
     parts = []
     frame_s = frame_s_of_pair(cache)
     for score, length, step in zip(pieces(cache, cache.signals[on]), seconds, frame_s, strict=True):
-        size = median_size(length, step)
-        parts.append(median_filter(score, size) if size > 1 else score)
+        size = filter_frames(length, step)  # 1 changes nothing
+        parts.append(median(score, size))
     return np.concatenate(parts)
 
 

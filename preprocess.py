@@ -12,11 +12,12 @@ Writes: <cache>/<split>/manifest.json + shard-*.npz, whole or not at all; a reru
 Shapes: S samples, T frames of a pair, N frames of all pairs together, P pairs, C clips, K classes
 Next:   DQN.py
 
-Formulas: slides, appendix 1; bracketed constants from the original program (see `config.Signal`).
+The formulas are in sed/signals.py.
 """
 
 import hashlib
 import json
+import os
 import re
 import shutil
 import time
@@ -31,7 +32,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import soundfile
 import torch
-from scipy.ndimage import gaussian_filter1d, median_filter
 from tqdm import tqdm
 
 import scorers
@@ -65,11 +65,14 @@ from core.stored import (
     write_json,
 )
 from ranks import Ranks, together
-from sed.audio import CheckedAudio
+from sed.audio import SHORT_AUDIO, TRUNCATED, AudioFile
+from sed.audio import read_audio as read_audio
+from sed.signals import SIGNALS, compute_signals, falls_back, loudness_on_grid, tag_of
+from sed.signals import VERSION as FORMULAS
+from sed.signals import loudness as loudness
+from sed.signals import min_max as min_max
 from timeline import SPLITS, Event, classes_of, frame_edges, label_frames, read_labels
 
-SIGNALS = ("rms", "d_raw", "d_adj", "prob", "t_base", "binary")
-EPS = 1e-8  # spec: mm(x) = (x - min) / (max - min + eps)
 CLIPS_PER_SHARD = 64  # a shard is what one process holds in memory and what a rerun can skip
 FORMAT = 2
 CHECKED = "scores.json"  # which score files were held against their own checksums
@@ -81,93 +84,6 @@ CACHE = Kind(
 SLACK = 1e-6  # by which a filter may leave 0..1: rounding of float32
 LONGEST_FRAME_S = 3600.0
 MOST_MANIFEST = 1 << 31  # bytes; a million clips are a third of it
-
-# ---------------------------------------------------------------------------- the formulas
-
-
-def min_max(x: np.ndarray) -> np.ndarray:
-    """Scale to 0..1 over the frames of one pair; a constant becomes 0."""
-    return (x - x.min()) / (x.max() - x.min() + EPS)
-
-
-def clip_percentile(x: np.ndarray, percentile: float) -> np.ndarray:
-    """Cut values above the percentile of x."""
-    return np.minimum(x, np.percentile(x, percentile))
-
-
-def size_in_frames(duration_s: float, frame_s: float) -> int:
-    """Filter length in frames of the grid at hand; 0.1 s is 5 frames of 20 ms."""
-    return max(1, round(duration_s / frame_s))
-
-
-def loudness(wav: np.ndarray, sample_rate: int, signal: Signal) -> np.ndarray:
-    """(S,) samples -> (R,) normalised log-RMS: mm(clip95(log(1 + RMS))), 0..1, at the RMS hop."""
-    import librosa  # slow to import; only needed where there is audio
-
-    frame = max(1, round(signal.rms_window_s * sample_rate))
-    hop = max(1, round(signal.rms_hop_s * sample_rate))
-    rms = librosa.feature.rms(y=wav, frame_length=frame, hop_length=hop, center=True)[0]
-    return min_max(clip_percentile(np.log1p(rms.astype(np.float64)), signal.clip_percentile))
-
-
-def interpolate(x: np.ndarray, num_frames: int) -> np.ndarray:
-    """Linear interpolation of (R,) to (T,), first on first and last on last."""
-    return np.interp(np.linspace(0, 1, num_frames), np.linspace(0, 1, len(x)), x)
-
-
-def adjust_score(d_raw: np.ndarray, frame_s: float, signal: Signal) -> np.ndarray:
-    """Raw score (T,) -> D_adj (T,): twice median filtered, sharpened, mixed, cut, scaled."""
-    smooth = median_filter(d_raw, size_in_frames(signal.score_median_s, frame_s))
-    median = median_filter(smooth, size_in_frames(signal.score_median2_s, frame_s))
-    power = smooth**signal.score_power
-    mix = signal.score_mix * min_max(median) + (1 - signal.score_mix) * min_max(power)
-    return min_max(clip_percentile(mix, signal.clip_percentile))
-
-
-def fuse(rms: np.ndarray, d_adj: np.ndarray, frame_s: float, signal: Signal) -> np.ndarray:
-    """Loudness and score (T,) -> probability (T,)."""
-    # The original adds eps to avoid dividing by zero.
-    harmonic = 2 / (1 / (rms + EPS) + 1 / (d_adj + EPS))
-    fused = rms * d_adj if signal.fusion == "product" else harmonic
-    scaled = min_max(clip_percentile(fused, signal.clip_percentile))
-    return gaussian_filter1d(scaled, signal.prob_sigma_s / frame_s)
-
-
-def dynamic_threshold(
-    rms: np.ndarray, d_adj: np.ndarray, frame_s: float, signal: Signal
-) -> np.ndarray:
-    """Base threshold (T,): background loudness where the class is not.
-
-    The slides' factor alpha = 0.7 is left out: the min-max that follows cancels it.
-    """
-    sigma = signal.background_sigma_s / frame_s
-    background = median_filter(rms, size_in_frames(signal.background_s, frame_s))
-    anti_mask = gaussian_filter1d((1 - d_adj) ** signal.beta, sigma)
-    return min_max(gaussian_filter1d(background, sigma) * anti_mask)
-
-
-def compute_signals(
-    rms: np.ndarray, d_raw: np.ndarray, frame_s: float, signal: Signal
-) -> dict[str, np.ndarray]:
-    """Loudness and raw score (T,) of one pair -> the six signals, each (T,) float32.
-
-    A score with less contrast than `flat_range` falls back on loudness alone (original program).
-    `binary` is decided on the stored float32 values, so that every reader repeats it exactly.
-    """
-    rms, d_raw = rms.astype(np.float64), d_raw.astype(np.float64)
-    d_adj = adjust_score(d_raw, frame_s, signal)
-    if signal.flat_fallback and d_raw.max() - d_raw.min() < signal.flat_range:
-        prob = rms
-        threshold = min(np.percentile(rms, 10), rms.mean() - rms.std())
-        t_base = np.full_like(rms, np.clip(threshold, 0, 1))
-    else:
-        prob = fuse(rms, d_adj, frame_s, signal)
-        t_base = dynamic_threshold(rms, d_adj, frame_s, signal)
-    values = {"rms": rms, "d_raw": d_raw, "d_adj": d_adj, "prob": prob, "t_base": t_base}
-    values = {name: array.astype(np.float32) for name, array in values.items()}
-    values["binary"] = (values["prob"] > values["t_base"]).astype(np.float32)
-    return values
-
 
 # ---------------------------------------------------------------------------- cache format
 
@@ -238,6 +154,8 @@ class Cache:
             "longest_s": float(max(seconds)),
             "frame_s": float(np.median([pair.frame_s for pair in self.pairs])),
             "audio": None if imported else self.manifest["audio"] is not None,
+            "classes": sorted({pair.event_label for pair in self.pairs}),
+            "formulas": None if imported else FORMULAS,
         }
 
     @property
@@ -340,6 +258,13 @@ MANIFEST = {
     "left_out": [is_text],
     "shards": [SHARD],
 }
+# Parts that older versions have not written.
+NEWER = {
+    "formulas": maybe(is_count),
+    "sources": Each(maybe(is_text)),
+    "home": is_text,
+    "fell_back": is_count,
+}
 
 
 def read_manifest(path: Path, cure: str) -> dict[str, Any]:
@@ -348,7 +273,7 @@ def read_manifest(path: Path, cure: str) -> dict[str, Any]:
     if manifest.get("format") != FORMAT:
         raise InputError(f"{path}: format {manifest.get('format')!r}, not {FORMAT}; {cure}")
     try:
-        check_form(manifest, MANIFEST)
+        check_form(manifest, MANIFEST | {k: form for k, form in NEWER.items() if k in manifest})
         classes, seen = manifest["classes"], set()
         for shard in manifest["shards"]:
             clips = {name: duration for name, duration, _, _ in shard["clips"]}
@@ -394,6 +319,10 @@ def load_cache(folder: Path) -> Cache:
     if not manifest_path.exists():
         raise InputError(f"no manifest in {folder}; {cure}")
     manifest = read_manifest(manifest_path, cure)
+    formulas = manifest.get("formulas", 1)  # the first version did not say
+    if manifest["signal"] is not None and formulas != FORMULAS:
+        what = f"made by version {formulas} of the formulas, not {FORMULAS}"
+        raise InputError(f"{folder}: an old cache, {what} (filters are centred now); {cure}")
     pairs: list[Pair] = []
     clips: list[ClipRecord] = []
     parts: dict[str, list[np.ndarray]] = {name: [] for name in (*SIGNALS, "label")}
@@ -439,101 +368,57 @@ class Outcome(NamedTuple):
     notices: dict[str, list[str]]
 
 
-class AudioFile:
-    """An open audio file, read from front to back. ValueError says what is wrong with it."""
-
-    def __init__(self, path: Path) -> None:
-        self.stream = CheckedAudio(path)
-        self.num_samples, self.sample_rate = self.stream.frames, self.stream.samplerate
-        if self.num_samples == 0:
-            raise ValueError("no samples")
-
-    def read(self, num_samples: int) -> np.ndarray:
-        """The next samples, mono float32 (S,); fewer where a damaged file ends early."""
-        wav = self.stream.read(num_samples)
-        if not np.isfinite(wav).all():
-            raise ValueError("samples are not finite")
-        return wav.mean(axis=1)
-
-    def __enter__(self) -> "AudioFile":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stream.close()
-
-
-def read_audio(path: Path) -> tuple[np.ndarray, int]:
-    """Audio file -> mono float32 (S,) and sample rate. ValueError says what is wrong with it."""
-    with AudioFile(path) as audio:
-        wav = audio.read(audio.num_samples)
-    if not len(wav):
-        raise ValueError("no samples")
-    return wav, audio.sample_rate
-
-
-SHORT_AUDIO = 0.1  # share of the scores' length that may be missing at the end of the audio
 PADDED = "scores run past the end of the audio (silence assumed)"
+LONGER = "audio goes on after the last frame of the scores (cut there)"
 SILENT = "audio is all zero"
 CUT = "events reach past the last frame (cut there)"
 TOO_SHORT = "events cover no frame centre, so the pair is off everywhere"
 DISAGREE = "imported decisions differ from prob > threshold in some frames"
 NO_AUDIO = "no audio (--audio not given): the normalised loudness is 1 everywhere"
-NOTICES = (PADDED, SILENT, CUT, TOO_SHORT, DISAGREE, NO_AUDIO)
+FELL_BACK = "score of little contrast: loudness decides alone (--signal.flat-range)"
+NOTICES = (PADDED, LONGER, TRUNCATED, SILENT, CUT, TOO_SHORT, DISAGREE, NO_AUDIO, FELL_BACK)
 
 
-def fit_length(wav: np.ndarray, num_samples: int) -> np.ndarray:
-    """Cut or zero-pad (S,) so that audio and scores span the same time."""
-    return np.pad(wav[:num_samples], (0, max(0, num_samples - len(wav))))
+def check_duration(duration: float, scores: scorers.ClipScores) -> str:
+    """The notice on audio of `duration` seconds that differs from its scores by over a frame.
 
-
-def loudness_on_grid(
-    wav: np.ndarray, sample_rate: int, duration_s: float, num_frames: int, signal: Signal
-) -> np.ndarray:
-    """Normalised loudness (T,) of the samples (S,) over the time that T frames of scores span."""
-    wav = fit_length(wav, round(duration_s * sample_rate))
-    return interpolate(loudness(wav, sample_rate, signal), num_frames)
-
-
-def check_duration(
-    filename: str, duration: float, scores: scorers.ClipScores, notices: dict[str, list[str]]
-) -> None:
-    """ValueError where the scores go on long after the end of the audio, `duration` seconds."""
-    end = float(scores.edges[-1])
-    # A truncated WAV or OGG reads as a short one, so a large gap is an error, not a notice.
-    if end > duration + max(scores.frame_s, SHORT_AUDIO * end):
-        raise ValueError(f"audio ends at {duration:.2f} s but its scores go to {end:.2f} s")
-    if end > duration + scores.frame_s:
-        notices[PADDED].append(filename)
+    ValueError above a tenth: a header with a wrong sample rate, scores of another clip.
+    """
+    end, slack = float(scores.edges[-1]), scores.frame_s + 1e-6
+    if abs(end - duration) > max(slack, SHORT_AUDIO * max(end, duration)):
+        cure = "look at the sample rate in its header, and whether these are its scores"
+        raise ValueError(f"audio lasts {duration:.2f} s, its scores {end:.2f} s; {cure}")
+    if abs(end - duration) <= slack:
+        return ""
+    return PADDED if end > duration else LONGER
 
 
 def clip_tag(scores: scorers.ClipScores, signal: Signal) -> np.ndarray:
-    """(K,) clip-level score of each class: the source's own, or a robust maximum of its frames.
-
-    The first median filter of the score (k1) takes away a peak that is too short to be a sound.
-    """
+    """(K,) clip-level score of each class: the source's own, or `signals.tag_of` its frames."""
     if scores.tag is not None:
         return scores.tag
-    size = (1, size_in_frames(signal.score_median_s, scores.frame_s))
-    return median_filter(scores.values, size).max(axis=1)
+    return tag_of(scores.values, scores.frame_s, signal)
 
 
 def clip_loudness(
     clip: Clip, scores: scorers.ClipScores, signal: Signal, notices: dict[str, list[str]]
-) -> tuple[np.ndarray, float]:
-    """Normalised loudness (T,) on the scores' grid and the clip's duration in seconds.
-
-    Without audio the loudness is 1 everywhere, which leaves the product with the score unchanged.
-    """
+) -> tuple[np.ndarray | None, float]:
+    """Normalised loudness (T,) on the scores' grid, None without audio, and the clip's duration in
+    seconds."""
     end, num_frames = float(scores.edges[-1]), len(scores.edges) - 1
     if clip.audio is None:
         notices[NO_AUDIO].append(clip.filename)
-        return np.ones(num_frames), max([end, *(event.offset for event in clip.events)])
-    wav, sample_rate = read_audio(clip.audio)
-    duration = len(wav) / sample_rate
-    check_duration(clip.filename, duration, scores, notices)
+        return None, max([end, *(event.offset for event in clip.events)])
+    with AudioFile(clip.audio) as audio:
+        wav = audio.read(audio.num_samples)
+    if notice := check_duration(audio.duration_s, scores):
+        notices[notice].append(clip.filename)
+    if audio.truncated:
+        notices[TRUNCATED].append(clip.filename)
     if not wav.any():
         notices[SILENT].append(clip.filename)
-    return loudness_on_grid(wav, sample_rate, end, num_frames, signal), duration
+    rms = loudness_on_grid(wav, audio.sample_rate, end, num_frames, signal)
+    return rms, audio.duration_s
 
 
 Row = tuple[Pair, dict[str, np.ndarray], np.ndarray]  # a pair, its signals, its label (T,)
@@ -564,6 +449,8 @@ def clip_signals(
         label = label_frames(clip.events, event_label, edges)
         if event_label in present and not label.any():
             notices[TOO_SHORT].append(f"{clip.filename} / {event_label}")
+        if falls_back(rms, d_raw, signal):
+            notices[FELL_BACK].append(f"{clip.filename} / {event_label}")
         values = compute_signals(rms, d_raw, frame_s, signal)
         rows.append((Pair(clip.filename, event_label, num_frames, frame_s), values, label))
     tag = [float(value) for value in clip_tag(scores, signal)]
@@ -667,6 +554,13 @@ class Task(NamedTuple):
     import_npz: Path | None
     classes: list[str]
 
+    @property
+    def sources(self) -> dict[str, str | None]:
+        """Labels, audio, scores: what a cache of the split is made from."""
+        paths = {"labels": self.labels, "audio": self.audio, "scores": self.scores}
+        paths["import_npz"] = self.import_npz
+        return {name: path and str(path.resolve()) for name, path in paths.items()}
+
 
 def listed(names: list[str], most: int = 5) -> str:
     """The first few names, and how many more there are."""
@@ -731,9 +625,58 @@ def stop_on_failures(task: Task, cfg: PreprocessConfig, failed: list[str], total
         raise InputError(f"{what}: {listed(failed)}. {cure}")
 
 
+def known_manifest(folder: Path) -> dict[str, Any]:
+    """Manifest of a cache, or {} where there is none that can be read."""
+    with suppress(InputError):
+        return read_json(folder / "manifest.json", "", most=MOST_MANIFEST)
+    return {}
+
+
+def known_splits(cache: Path) -> list[str]:
+    """Names of the splits that a cache folder holds."""
+    names = (path.parent.name for path in cache.glob("*/manifest.json"))
+    return sorted(name for name in names if name[0] != ".")
+
+
+def check_sources(cache: Path, task: Task) -> None:
+    """InputError where a split was made from other files than it would be now.
+
+    Files that have moved together with the cache are the same ones.
+    """
+    found = known_manifest(cache / task.split)
+    theirs, home = found.get("sources"), found.get("home", str(cache.resolve()))
+    if found and theirs is None:  # an older version noted these two only
+        scores = (found.get("scores") or {}).get("folder")
+        theirs = {"audio": found.get("audio"), "scores": scores and str(Path(scores).resolve())}
+    for name, path in task.sources.items():
+        old = (theirs or {}).get(name, path)
+        moved = old and path and os.path.relpath(old, home) == os.path.relpath(path, cache)
+        if old != path and not moved:
+            flag = f"--{name.replace('_', '-')}"
+            made = f"with {flag} {old}" if old else f"without {flag}"
+            cure = "give its own, another --cache, or --replace if that is meant"
+            now = f"this is {path}" if path else f"now {flag} is left out"
+            raise InputError(f"{cache / task.split} was made {made}, {now}; {cure}")
+
+
+def check_classes(cache: Path, task: Task) -> None:
+    """InputError where another split of the cache has entirely other classes; some are named."""
+    for name in known_splits(cache):
+        others = set(known_manifest(cache / name).get("classes", task.classes))
+        new = sorted(set(task.classes) - others)
+        if name == task.split or not new:
+            continue
+        if not others & set(task.classes):
+            raise InputError(
+                f"{cache / name} holds other classes ({listed(sorted(others))}) than {task.labels}"
+                f" ({listed(new)}); give another --cache, or --replace if that is meant"
+            )
+        print(f"note: {cache / name} has no pairs of {listed(new)}")
+
+
 def fingerprint(job: Job) -> str:
     """Hash of everything a shard is made from: names, labels, file sizes and times, formulas."""
-    parts: list[Any] = [FORMAT, to_dict(job.signal), job.import_frame_s, job.queries]
+    parts: list[Any] = [FORMAT, FORMULAS, to_dict(job.signal), job.import_frame_s, job.queries]
     if not isinstance(job.source, Path):
         parts.append(job.source.classes)
     for clip in job.clips:
@@ -839,6 +782,9 @@ def preprocess_split(task: Task, cfg: PreprocessConfig, ranks: Ranks) -> None:
     """
     began = time.perf_counter()
     clips, source, left_out = find_inputs(task, cfg)
+    if not cfg.replace:
+        ranks.leader_first(lambda: check_sources(cfg.cache, task))
+        ranks.leader_first(lambda: check_classes(cfg.cache, task))
     if not clips:
         raise InputError(f"{task.labels}: no clip is left that has all its inputs")
     folder = cfg.cache / task.split
@@ -895,9 +841,13 @@ def finish_split(
         "classes": task.classes,
         "key": config_key_of(signal, entries),
         "signal": signal,  # None: imported from the original program
+        "formulas": None if imported else FORMULAS,
         "scores": {"source": "imported NPZ files"} if imported else source.meta(),
         "audio": str(task.audio.resolve()) if task.audio else None,
+        "sources": task.sources,
+        "home": str(cfg.cache.resolve()),
         "left_out": left_out,
+        "fell_back": sum(len(entry["notices"].get(FELL_BACK, [])) for entry in entries),
         "versions": {"numpy": np.__version__, "soundfile": soundfile.__version__},
         "shards": entries,
     }
@@ -911,7 +861,7 @@ def finish_split(
 def config_key_of(signal: dict | None, entries: list[dict]) -> str:
     """Hash of the formulas, of every shard's bytes, of the clips' labels and tags."""
     facts = [[entry["sha256"], entry["clips"]] for entry in entries]
-    text = json.dumps([signal, facts], sort_keys=True)
+    text = json.dumps([signal, FORMULAS, facts], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -947,8 +897,19 @@ def report(folder: Path, labels: dict[str, list[Event]], left_out: list[str], be
     )
 
 
+def corpus_task(cfg: PreprocessConfig, split: str, classes: list[str]) -> Task:
+    """The inputs of a split of a corpus folder."""
+    home = cfg.corpus / split
+    return Task(split, home / "labels.tsv", home / "audio", home / "scores", None, classes)
+
+
 def ensure_corpus(cfg: PreprocessConfig) -> None:
-    """Make the preset's own corpus and its scores where they are missing; no other."""
+    """Make the preset's own corpus and its scores where they are missing; no other.
+
+    InputError where the cache is of another one: somebody has forgotten --labels.
+    """
+    for split in [] if cfg.replace else known_splits(cfg.cache):
+        check_sources(cfg.cache, corpus_task(cfg, split, []))
     wanted = SPLITS if cfg.split is None else (cfg.split,)
     if not any((cfg.corpus / split / "labels.tsv").exists() for split in SPLITS):
         base = with_preset(SoundscapesConfig, cfg.preset)
@@ -982,15 +943,11 @@ def preprocess(cfg: PreprocessConfig, ranks: Ranks) -> None:
         return
     ranks.leader_first(lambda: ensure_corpus(cfg))
     # A class may occur in one split only: both are queried for the same ones.
-    homes = {split: cfg.corpus / split for split in SPLITS}
-    files = [home / "labels.tsv" for home in homes.values()]
+    files = [cfg.corpus / split / "labels.tsv" for split in SPLITS]
     labels = [read_labels(path) for path in files if path.exists()]
     classes = sorted({*cfg.classes}.union(*map(classes_of, labels)))
     for split in SPLITS if cfg.split is None else (cfg.split,):
-        labels_tsv, audio, scores = (
-            homes[split] / name for name in ("labels.tsv", "audio", "scores")
-        )
-        preprocess_split(Task(split, labels_tsv, audio, scores, None, classes), cfg, ranks)
+        preprocess_split(corpus_task(cfg, split, classes), cfg, ranks)
 
 
 if __name__ == "__main__":

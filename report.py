@@ -27,8 +27,9 @@ from core.files import new_folder, write_bytes, writing
 from core.names import isolated
 from evaluate import Evaluated, Match, find_matches, view_of
 from metrics import NAMES, count_pairs, scores_of
-from preprocess import Pair, read_audio
+from preprocess import Pair
 from runfolder import FREE_FIELDS, PAGE, last_ten, unchanged_rewards, versions
+from sed.audio import read_audio
 from timeline import frames_to_events, in_recording
 
 ASSETS = Path(__file__).parent / "report"
@@ -292,6 +293,7 @@ def data_facts(data: Evaluated) -> list[list[str]]:
         ["Left out", f"{len(cache.manifest.get('left_out') or [])} clips"],
         ["Scores from", str((cache.manifest.get("scores") or {}).get("source", "unknown"))],
         ["Cache", f"{cache.folder} (key {cache.key})"],
+        *(["Note", note] for note in results.get("notes", [])),
     ]
 
 

@@ -9,12 +9,13 @@ import errno
 import hashlib
 import json
 import os
+import platform
 import shlex
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -103,7 +104,10 @@ def write_checkpoint(path: Path, content: dict[str, Any]) -> None:
 
 def flush_folder(folder: Path) -> None:
     """Make a renaming in a folder outlast a power failure."""
-    handle = os.open(folder, os.O_RDONLY)
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except PermissionError:  # Windows opens no folders
+        return
     try:
         os.fsync(handle)
     finally:
@@ -117,8 +121,21 @@ def read_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str,
     return tensors.read_checkpoint(path, device)
 
 
+def processor() -> str:
+    """What decides how sums are rounded: the processor, and the instructions that torch uses on it.
+
+    The same seed gives the same numbers on one kind only.
+    """
+    name = platform.processor() or platform.machine()
+    with suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as stream:  # Linux
+        models = (line.partition(":")[2] for line in stream if line.startswith("model name"))
+        name = next(models, name).strip()
+    return f"{name}, {torch.backends.cpu.get_cpu_capability()}"
+
+
 def versions() -> dict[str, str]:
-    """What made a checkpoint: torch, numpy and the suite's commit ('unknown' outside git)."""
+    """What made a checkpoint: torch, numpy, the suite's commit ('unknown' outside git), and the
+    processor."""
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
     try:
         commit = subprocess.run(command, capture_output=True, text=True).stdout.strip()
@@ -128,7 +145,13 @@ def versions() -> dict[str, str]:
         "torch": str(torch.__version__),
         "numpy": np.__version__,
         "code": commit or "unknown",
+        "processor": processor(),
     }
+
+
+def made_with() -> dict[str, Any]:
+    """What is kept beside results and weights: `versions`, and the kernels that torch has."""
+    return {"versions": versions(), "kernels": torch.__config__.show()}
 
 
 def pick_device(name: str, threads: int) -> torch.device:
@@ -222,7 +245,7 @@ def policy_content(
         "cache_key": cache.key,
         "signal": json.dumps(cache.manifest["signal"]),
         "gate": json.dumps(gate and gate._asdict()),
-        "versions": versions(),
+        **made_with(),
         "device": next(network.parameters()).device.type,
         "info": info,
         "seen": torch.from_numpy(prints_of(cache, hold_out(cache, cfg)[0])),
@@ -437,6 +460,9 @@ def open_run(
         write_json(cfg.run / "config.json", to_dict(cfg))
     if content["device"] != device.type:
         print(f"note: begun on {content['device']}, resumed on {device.type}: not bit-exact")
+    begun = content["versions"].get("processor", here := processor())
+    if begun != here:
+        print(f"note: begun on {begun}, resumed on {here}: not bit-exact")
     return content
 
 

@@ -72,7 +72,7 @@ from core.stored import (
     regular,
 )
 from core.tensors import fitted, read_checkpoint, with_digest
-from sed.audio import read_samples
+from sed.audio import read_samples, resample
 from timeline import CLIP_COLUMNS, SPLITS, Event, classes_of, frame_edges, label_frames, read_labels
 
 TIME_COLUMNS = ["onset", "offset"]
@@ -750,28 +750,31 @@ def log_mel(path: Path) -> np.ndarray:
     Raises InputError naming a file that cannot be read or holds no usable samples.
     """
     try:
-        audio, rate = read_samples(path)
+        wav, rate = read_samples(path)
     except ValueError as error:
         raise InputError(f"{path}: {error}") from None
-    return features_of(audio.mean(axis=1), rate)
+    return features_of(wav, rate)
 
 
 def features_of(wav: np.ndarray, rate: int) -> np.ndarray:
-    """Mono samples (S,) -> (T, N_MELS) float16; frame t is centred on [t, t + 1) * HOP samples."""
-    if rate != SAMPLE_RATE:
-        wav = librosa.resample(wav, orig_sr=rate, target_sr=SAMPLE_RATE)
-    num_frames = -(-len(wav) // HOP)
+    """Samples (S,) or (S, C) -> (T, N_MELS) float16; frame t is centred on [t, t + 1) * HOP.
+
+    The power of several channels is their mean: that of their mix is none where they cancel.
+    """
+    channels = np.atleast_2d(resample(wav, rate, SAMPLE_RATE).T)  # (C, S)
+    num_samples = channels.shape[1]
+    num_frames = -(-num_samples // HOP)
     left = (N_FFT - HOP) // 2
-    padded = np.zeros((num_frames - 1) * HOP + N_FFT, dtype=np.float32)
-    padded[left : left + len(wav)] = wav[: len(padded) - left]
+    padded = np.zeros((len(channels), (num_frames - 1) * HOP + N_FFT), dtype=np.float32)
+    padded[:, left : left + num_samples] = channels[:, : padded.shape[1] - left]
     window = torch.hann_window(N_FFT)
     spectrum = torch.stft(
         torch.from_numpy(padded), N_FFT, HOP, window=window, center=False, return_complex=True
-    )  # (N_FFT / 2 + 1, T)
+    )  # (C, N_FFT / 2 + 1, T)
     bank = librosa.filters.mel(
         sr=SAMPLE_RATE, n_fft=N_FFT, n_mels=N_MELS
     )  # (N_MELS, N_FFT / 2 + 1)
-    power = torch.from_numpy(bank) @ spectrum.abs().square()  # (N_MELS, T)
+    power = torch.from_numpy(bank) @ spectrum.abs().square().mean(0)  # (N_MELS, T)
     return torch.log(power + 1e-6).T.numpy().astype(np.float16)
 
 
@@ -950,7 +953,7 @@ class Scorer(NamedTuple):
         return self.network(mel[None], torch.ones(1, len(mel), device=mel.device))[0].sigmoid()
 
     def score_recording(self, wav: np.ndarray, rate: int) -> np.ndarray:
-        """Mono samples (S,) -> scores (K, T) float32, the numbers that the score files have."""
+        """Samples (S,) or (S, C) -> scores (K, T) float32, the numbers of the score files."""
         return self.scores_of(features_of(wav, rate)).T.cpu().numpy()
 
 

@@ -33,7 +33,7 @@ from tqdm import tqdm
 from config import InputError, SoundscapesConfig, num_workers, process_pool, run_script, to_dict
 from core.files import Kind, contents, keep_apart, new_folder, write_bytes, write_text, writing
 from core.stored import read_json, read_text, write_json
-from sed.audio import read_samples
+from sed.audio import TRUNCATED, AudioFile
 from timeline import CLIP_COLUMNS, SPLITS, Event, classes_of, read_labels, write_labels
 
 # An earlier corpus is never replaced; what is half made is deleted.
@@ -398,10 +398,12 @@ def read_class_map(path: Path | None, bank_classes: list[str]) -> dict[str, str]
 def read_recording(path: Path) -> np.ndarray:
     """Mono wave (S,) float32 at 16 kHz. Raises InputError naming a damaged or silent file."""
     try:
-        samples, rate = read_samples(path)
+        with AudioFile(path) as audio:
+            wave, rate = audio.read().mean(axis=1), audio.sample_rate
+        if audio.truncated:
+            raise ValueError(TRUNCATED)
     except ValueError as error:
         raise InputError(f"bank file {path}: {error}; replace it") from None
-    wave = samples.mean(axis=1)
     if np.abs(wave).max() < SILENT:
         raise InputError(f"bank file {path}: silent; replace or remove it")
     if rate != RATE:

@@ -61,6 +61,7 @@ class Twin(NamedTuple):
     bandit: Bandit
     signal: dict | None  # formulas of the cache it was trained on; None: unknown
     gate: Gate | None
+    info: dict[str, Any]
     seen: torch.Tensor | None = None  # see `runfolder.prints_of`; None: unknown
 
 
@@ -141,7 +142,8 @@ class Trainer:
     def twin(self) -> Twin:
         """The network as it is now."""
         signal = self.cache.manifest["signal"]
-        return Twin(self.cfg.kind, self.network, self.bandit, signal, self.gate)
+        info = self.progress | {"trained_on": self.cache.facts}
+        return Twin(self.cfg.kind, self.network, self.bandit, signal, self.gate, info)
 
     def gradient_step(self) -> float:
         """One step of Adam on a batch of frames drawn at random; returns the loss."""
@@ -174,7 +176,7 @@ class Trainer:
 
     def policy(self) -> dict[str, Any]:
         """What best.pt holds: enough to apply the twin."""
-        info = dict(self.progress)
+        info = self.twin.info
         content = runfolder.policy_content(self.cfg, self.cache, self.network, self.gate, info)
         return {"twin": self.cfg.kind} | content
 
@@ -187,7 +189,7 @@ class Trainer:
         """Take over the state of last.pt."""
         self.network.load_state_dict(content["network"])
         self.optimizer.load_state_dict(content["optimizer"])
-        self.progress = dict(content["info"])
+        self.progress = {name: content["info"][name] for name in self.progress}
         self.rng.bit_generator.state = content["rng"]["draws"]
         runfolder.restore_torch_rng(content["rng"], self.device)
 
@@ -197,12 +199,12 @@ def load_twin(path: Path, device: torch.device) -> Twin:
     content = runfolder.read_checkpoint(path, device)
     if not {"twin", "gate", "signal"} <= content.keys():
         raise InputError(f"{path}: not a checkpoint of twins.py")
-    cfg, signal, gate, _ = runfolder.facts_of(TwinsConfig, content, path)
+    cfg, signal, gate, info = runfolder.facts_of(TwinsConfig, content, path)
     bandit = replace(cfg.bandit, reading="independent")
     make = partial(make_network, cfg.kind, bandit, cfg.network)
     network = fitted(make, content.get("network"), path).to(device)
     seen = runfolder.seen_of(content, path)
-    return Twin(cfg.kind, network.eval(), bandit, signal, gate, seen)
+    return Twin(cfg.kind, network.eval(), bandit, signal, gate, info, seen)
 
 
 def keep_best(trainer: Trainer) -> None:

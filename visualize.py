@@ -55,7 +55,7 @@ from plotting import (
     unit_axis,
     write,
 )
-from preprocess import load_cache, read_audio
+from preprocess import load_cache
 from report import write_report
 from runfolder import (
     EVALUATION,
@@ -69,6 +69,7 @@ from runfolder import (
     read_history,
     unchanged_rewards,
 )
+from sed.audio import read_audio
 from timeline import in_recording
 
 if TYPE_CHECKING:  # matplotlib is imported where a figure is drawn: it builds a font cache
@@ -599,6 +600,8 @@ def figures(cfg: VisualizeConfig) -> Iterator[tuple[str, "Figure | None"]]:
     import matplotlib
 
     data, prefix = load_evaluated(cfg), ""
+    for note in data.results.get("notes", []):  # older results have none
+        print(f"note: {note}")
     if cfg.clip is None:
         drawings = run_drawings(data, load_training(cfg))
     else:

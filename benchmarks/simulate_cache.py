@@ -48,11 +48,11 @@ from preprocess import (  # noqa: E402
     ClipRecord,
     Pair,
     _sha256,
-    compute_signals,
     config_key_of,
-    min_max,
     write_shard,
 )
+from sed.signals import VERSION as FORMULAS  # noqa: E402
+from sed.signals import compute_signals, min_max  # noqa: E402
 from timeline import Event, classes_of, frame_edges, label_frames, read_labels  # noqa: E402
 
 CLASSES = (
@@ -210,6 +210,7 @@ def simulate_split(
             "classes": classes,
             "key": config_key_of(signal, entries),
             "signal": signal,
+            "formulas": FORMULAS,
             "scores": {"source": "simulated"},
             "audio": None,
             "left_out": [],

@@ -37,7 +37,7 @@ from config import Checked, InputError, number, require, whole  # noqa: E402
 from core.files import Kind, check_file, keep_apart, new_folder, write_bytes  # noqa: E402
 from core.names import csv_cell, csv_text  # noqa: E402
 from core.stored import read_json, read_text, write_json  # noqa: E402
-from sed.audio import CheckedAudio, read_samples  # noqa: E402
+from sed.audio import AudioFile, read_samples  # noqa: E402
 from soundscapes import AUDIO, MAKERS, PEAK, RATE, list_bank, synthesise  # noqa: E402
 
 META = (
@@ -391,8 +391,8 @@ def rate_of(table: Path, rows: list[dict[str, str]]) -> int:
     """Sample rate of a table's clips."""
     path = table.parent / rows[0]["noisy_path"]
     try:
-        with CheckedAudio(path) as audio:
-            return audio.samplerate
+        with AudioFile(path) as audio:
+            return audio.sample_rate
     except ValueError as error:
         raise InputError(f"{path}: {error}") from None
 

@@ -71,7 +71,8 @@ from DQN import QNetwork, greedy_actions  # noqa: E402
 from evaluate import print_rows, tables  # noqa: E402
 from metrics import NAMES  # noqa: E402
 from preprocess import Cache, load_cache  # noqa: E402
-from runfolder import pick_device, versions  # noqa: E402
+from provenance import held_against, origin_of  # noqa: E402
+from runfolder import made_with, pick_device  # noqa: E402
 
 try:  # the environments are classes of gymnasium's, so there is no way around it
     gymnasium = needed("gymnasium", __file__)
@@ -573,6 +574,9 @@ def train_and_judge(
     cfg: ThresholdEnvConfig, device: torch.device, train: Cache, cache: Cache
 ) -> None:
     """The study itself; nobody else writes into the output folder meanwhile."""
+    notes = held_against("the agent", origin_of(train), cache)
+    for note in notes:
+        print(f"note: {note}")
     model = make_dqn(cfg, train, device)
     began = time.perf_counter()
     learn(model, cfg.steps, "Training")
@@ -588,12 +592,14 @@ def train_and_judge(
         "cache": str(cache.folder),
         "cache_key": cache.key,
         "num_pairs": len(cache.pairs),
+        "notes": notes,
         "train_seconds": round(seconds, 1),
         "train_frames_per_s": round(model.num_timesteps / seconds),
         "gradient_steps": model._n_updates,
         "mean_reward_before": mean_reward(signals, same, cfg.bandit),
         "mean_reward_after": mean_reward(signals, actions, cfg.bandit),
-        "versions": versions() | libraries,
+        **made_with(),
+        "libraries": libraries,
         "config": to_dict(cfg),
         **tables(cache, pred, cfg.bandit, train),
     }

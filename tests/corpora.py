@@ -67,6 +67,7 @@ def write_cache(
         "classes": sorted(labels),
         "key": preprocess.config_key_of(signal, [entry]),
         "signal": signal,
+        "formulas": preprocess.FORMULAS,
         "scores": {"source": "fabricated"},
         "audio": str(audio) if audio else None,
         "left_out": [],

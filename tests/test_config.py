@@ -118,7 +118,7 @@ def test_original_preset_is_what_produced_the_published_numbers():
     assert cfg.learning == replace(slides.learning, **learning)
     assert cfg.network == slides.network
     signal = with_preset(PreprocessConfig, "original").signal
-    assert signal == replace(Signal(), fusion="harmonic")
+    assert signal == Signal(fusion="harmonic", loudness="original")
 
 
 def test_a_preset_keeps_its_files_apart():
@@ -465,8 +465,9 @@ def test_config_key_follows_every_field():
     keys = {config.config_key(Signal())}
     for spec in fields(Signal):
         value = getattr(Signal(), spec.name)
-        if spec.name == "fusion":
-            changed = "harmonic"
+        others = {"fusion": "harmonic", "loudness": "original"}
+        if spec.name in others:
+            changed = others[spec.name]
         else:
             changed = not value if isinstance(value, bool) else value * 0.9
         keys.add(config.config_key(replace(Signal(), **{spec.name: changed})))

@@ -19,7 +19,7 @@ import scorers
 from config import InputError
 from core import stored, tensors
 from core.stored import Each, check_form, is_count, is_share, is_text, maybe, misfit
-from sed.audio import CheckedAudio, read_samples
+from sed.audio import AudioFile, read_samples
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
@@ -201,7 +201,7 @@ def test_flac_is_read_as_libsndfile_reads_it(tmp_path, subtype, channels):
     expected, _ = soundfile.read(path, dtype="float32", always_2d=True)
     found, rate = read_samples(path)
     assert rate == 16_000 and found.dtype == np.float32 and np.array_equal(found, expected)
-    with CheckedAudio(path) as audio:
+    with AudioFile(path) as audio:
         parts = [audio.read(count) for count in (1000, 1, 1999, 5)]
     assert [len(part) for part in parts] == [1000, 1, 1999, 0]
     assert np.array_equal(np.concatenate(parts), expected)

@@ -23,9 +23,11 @@ ORDER = (
     "config",
     "ranks",
     "timeline",
+    "sed",
     "soundscapes",
     "scorers",
     "preprocess",
+    "provenance",
     "metrics",
     "gate",
     "event_metrics",
@@ -54,7 +56,10 @@ ORDER = (
 SCRIPTS = sorted(ROOT.glob("*.py"))
 INNER = sorted(path for folder in ("core", "sed") for path in (ROOT / folder).glob("*.py"))
 IDS = [path.stem for path in SCRIPTS]
-FOLDERS = {"core": ("core",), "sed": ("core", "sed")}  # folder -> those that it may import
+FOLDERS = {
+    "core": ("core",),
+    "sed": ("core", "config", "sed"),
+}  # folder -> those that it may import
 ORDERED = [path for path in SCRIPTS if path.stem in ORDER]
 CLASSES = [
     cls for cls in vars(config).values() if isinstance(cls, type) and dataclasses.is_dataclass(cls)

@@ -67,7 +67,7 @@ def random_twin(kind, cache, seed=0):
         network.head[-1].weight *= 50
         states = make_states(signals, torch.from_numpy(cache.frames_of_pair), frame, SHORT)
         network.head[-1].bias -= network(states).median(0).values
-    return Twin(kind, network, SHORT, None, None)
+    return Twin(kind, network, SHORT, None, None, {})
 
 
 # ---------------------------------------------------------------------------- targets

@@ -67,6 +67,7 @@ class Folders:
         manifest = {"format": preprocess.FORMAT, "key": split, "audio": None, "shards": [shard]}
         manifest |= {"queries": "present", "classes": sorted({row[1] for row in rows})}
         manifest |= {"signal": config.to_dict(signal), "split": split, "scores": {}, "left_out": []}
+        manifest |= {"signal": config.to_dict(signal), "formulas": preprocess.FORMULAS}
         preprocess.write_json(folder / "manifest.json", manifest)
 
     def write_results(self, t_adj: np.ndarray | None = None) -> None:
@@ -355,6 +356,14 @@ def test_decisions_of_another_cache(copied):
     preprocess.write_json(path, results)
     with pytest.raises(InputError, match=r"another cache .*run: python evaluate\.py"):
         list(visualize.figures(copied))
+
+
+def test_what_a_policy_was_not_trained_on_is_said(copied, capsys):
+    path = copied.run / "results.json"
+    results = json.loads(path.read_text()) | {"notes": ["it was trained on 20 ms"]}
+    preprocess.write_json(path, results)
+    next(visualize.figures(copied))
+    assert "note: it was trained on 20 ms\n" in capsys.readouterr().out
 
 
 def test_unknown_pair(folders):
