@@ -24,7 +24,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import tyro
 from scipy.ndimage import gaussian_filter1d
 from tqdm import tqdm
 
@@ -37,9 +36,10 @@ from config import (  # noqa: E402
     num_workers,
     number,
     process_pool,
-    run_main,
+    run_script,
     to_dict,
 )
+from labels import read_labels  # noqa: E402
 from preprocess import (  # noqa: E402
     CLIPS_PER_SHARD,
     FORMAT,
@@ -52,7 +52,7 @@ from preprocess import (  # noqa: E402
     write_json,
     write_shard,
 )
-from timeline import Event, classes_of, frame_edges, label_frames, read_labels  # noqa: E402
+from timeline import Event, classes_of, frame_edges, label_frames  # noqa: E402
 
 CLASSES = (
     "Alarm_bell_ringing",
@@ -231,4 +231,4 @@ def main(cfg: SimulateConfig) -> None:
 
 
 if __name__ == "__main__":
-    run_main(lambda: main(tyro.cli(SimulateConfig, description=SimulateConfig.__doc__)))
+    run_script(SimulateConfig, main)

@@ -62,6 +62,7 @@ from config import (  # noqa: E402
     needed,
     number,
     run_script,
+    split_name,
     to_dict,
     with_preset,
 )
@@ -429,9 +430,9 @@ class ThresholdEnvConfig(Checked):
     """a set of defaults; flags after it still win"""
     cache: Path = Path("cache")
     """folder with the caches"""
-    train_split: str = "train"
+    train_split: str = split_name("train")
     """cache to train on, and to tune the yardsticks on"""
-    split: str = "validation"
+    split: str = split_name("validation")
     """cache to report on"""
     out: Path = Path("runs/sb3")
     """folder for model.zip and results.json"""
