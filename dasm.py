@@ -43,14 +43,15 @@ from config import (
     DasmScoreConfig,
     InputError,
     config_key,
+    name_flaw,
     num_workers,
     run_script,
     whole,
 )
+from labels import AUDIO, clip_id, find_audio, read_labels, say_left_out
 from runfolder import pick_device
-from scorers import ClipScores, ScoreArchive, clip_id, write_archive
-from soundscapes import AUDIO
-from timeline import classes_of, frame_edges, read_labels
+from scorers import ClipScores, ScoreArchive, write_archive
+from timeline import classes_of, frame_edges
 
 VERSION = 1  # raise it with any change below that changes scores
 WIDTH = 1024  # D, of MGA-CLAP's text vectors; the audio checkpoint wants 768
@@ -402,6 +403,9 @@ def embed(cfg: DasmEmbedConfig) -> None:
         prompts = {name: prompt_of(name, cfg.prompt_style) for name in names}
         if not prompts:
             raise InputError(f"--classes-from {cfg.classes_from}: no events, so no classes")
+    for name in prompts:
+        if flaw := name_flaw(name):
+            raise InputError(f"--query-file {cfg.query_file}: the class name {name!r} {flaw}")
     if cfg.out.exists():
         raise InputError(f"--out {cfg.out}: is there already; remove it or give another name")
     device = device_of(cfg)
@@ -634,6 +638,8 @@ def wanted_clips(cfg: DasmScoreConfig) -> tuple[list[str], list[str]]:
             raise InputError(f"--audio {cfg.audio}: no audio files ({', '.join(AUDIO)})")
     ids: dict[str, str] = {}
     for name in names:
+        if flaw := name_flaw(name, path=True):
+            raise InputError(f"--audio {cfg.audio}: the name {name!r} {flaw}; rename it")
         other = ids.setdefault(clip_id(name), name)
         if other != name:
             raise InputError(f"{name} and {other} differ in their extension only")
@@ -649,8 +655,8 @@ def look_at(names: list[str], cfg: DasmScoreConfig, settings: Settings) -> dict[
     # HTS-AT takes 1024 mel frames where a clip has 1001; up to there the end is cut quietly.
     longest = 1.024 * settings.clip_s
     for name in names:
-        path = cfg.audio / name
-        if not path.is_file():
+        path = find_audio(cfg.audio, name)
+        if path is None:
             absent.append(name)
             continue
         try:
@@ -676,8 +682,7 @@ def look_at(names: list[str], cfg: DasmScoreConfig, settings: Settings) -> dict[
     if wrong and not cfg.allow_missing:
         more = f" (and {len(wrong) - 1} more such clips)" if len(wrong) > 1 else ""
         raise InputError(f"{wrong[0]}{more}. --allow-missing leaves them out and lists them")
-    for line in (*(f"{name}: no audio" for name in absent), *wrong):
-        print(f"  left out: {line}")
+    say_left_out([*(f"{name}: no audio" for name in absent), *wrong])
     if not found:
         raise InputError(f"{listing}: no clip is left")
     low = [name for name, clip in found.items() if clip.sample_rate < 28_000]  # mel up to 14 kHz
@@ -841,8 +846,7 @@ def score(cfg: DasmScoreConfig) -> None:
     model = load_model(cfg, settings, device)
     scorer = Scorer(model, settings, queries.vectors, cfg.temperature, device)
     failed = score_clips(scorer, clips, queries, cfg, facts)
-    for line in failed:
-        print(f"  left out: {line}")
+    say_left_out(failed)
     if failed and not cfg.allow_missing:
         raise InputError(
             f"{len(failed)} of {len(clips)} clips could not be scored (first: {failed[0]}), the"

@@ -30,8 +30,17 @@ import soundfile
 from scipy.signal import resample_poly
 from tqdm import tqdm
 
-from config import InputError, SoundscapesConfig, num_workers, process_pool, run_script, to_dict
-from timeline import CLIP_COLUMNS, SPLITS, Event, classes_of, read_labels, write_labels
+from config import (
+    InputError,
+    SoundscapesConfig,
+    name_flaw,
+    num_workers,
+    process_pool,
+    run_script,
+    to_dict,
+)
+from labels import read_labels
+from timeline import CLIP_COLUMNS, SPLITS, Event, classes_of, write_labels
 
 RATE = 16_000  # samples a second of everything written; the built-in sounds end at 8 kHz
 AUDIO = (".wav", ".flac", ".ogg")
@@ -338,10 +347,11 @@ def list_bank(bank: Path | None, seed: int) -> list[Recording]:
         raise InputError(f"--bank {bank}: no <class>/*({endings}) found; give a folder per class")
     names = [f"{file.parent.name}/{file.name}" for file in files]
     for name in names:
-        if re.search(r'[;"\t\r\n]', name):
-            raise InputError(
-                f"--bank {bank}: {name!r} has a tab, quote or semicolon in it; rename it"
-            )
+        flaw = name_flaw(name, path=True)
+        if re.search('[;"]', name):
+            flaw = "has a quote or semicolon in it"
+        if flaw:
+            raise InputError(f"--bank {bank}: {name!r} {flaw}; rename it")
     prefixes = [re.match(r"(\d+)-", file.name) for file in files]
     folds = [int(prefix[1]) if prefix else 0 for prefix in prefixes]
     if not all(prefixes):
@@ -377,6 +387,8 @@ def read_class_map(path: Path | None, bank_classes: list[str]) -> dict[str, str]
         if len(row) != 2 or not all(row):
             raise InputError(f"{path} line {line}: expected event_label<TAB>bank_class, got {row}")
         label, bank_class = row
+        if flaw := name_flaw(label):
+            raise InputError(f"{path} line {line}: the label {label!r} {flaw}")
         if label in class_map:
             raise InputError(f"{path} line {line}: {label!r} is mapped twice; keep one row")
         if bank_class not in bank_classes:
