@@ -4,10 +4,12 @@ Run:    python preprocess.py                    # built-in corpus, made and scor
         python preprocess.py --split train --labels L.tsv --audio DIR --scores DIR
         python preprocess.py --split train --labels L.tsv --scores DIR   # no audio: r = 1
         python preprocess.py --split train --labels L.tsv --import-npz DIR
+        python preprocess.py --labels L.tsv --scores DIR --validation-share 0.2    # both splits
         torchrun --nproc-per-node=2 preprocess.py
         python preprocess.py --pairs all --cache cache/all                  # absent classes too
 Reads:  <corpus>/<split>/{labels.tsv, audio/, scores/} or the files named
-Writes: <cache>/<split>/manifest.json + shard-*.npz, whole or not at all; a rerun skips the done
+Writes: <cache>/<split>/{manifest.json, left_out.tsv, shard-*.npz}, whole or not at all; a rerun
+        skips the done
 Shapes: S samples, T frames of a pair, N frames of all pairs together, P pairs, C clips, K classes
 Next:   DQN.py
 
@@ -15,6 +17,7 @@ Formulas: slides, appendix 1; bracketed constants from the original program (see
 """
 
 import hashlib
+import io
 import json
 import shutil
 import time
@@ -47,8 +50,20 @@ from config import (
     with_preset,
     write_text,
 )
+from labels import (
+    Aside,
+    Labels,
+    clip_id,
+    find_audio,
+    fit_events,
+    read_rows,
+    say_asides,
+    say_left_out,
+    write_asides,
+)
 from ranks import Ranks, together
-from timeline import SPLITS, Event, classes_of, frame_edges, label_frames, read_labels
+from splits import two_splits
+from timeline import SPLITS, Event, classes_of, frame_edges, label_frames
 
 SIGNALS = ("rms", "d_raw", "d_adj", "prob", "t_base", "binary")
 EPS = 1e-8  # spec: mm(x) = (x - min) / (max - min + eps)
@@ -152,11 +167,12 @@ class Pair(NamedTuple):
     event_label: str
     num_frames: int
     frame_s: float
+    start_s: float = 0.0  # where the first frame would begin, were it as long as the others
 
     @property
     def edges(self) -> np.ndarray:
         """(T + 1,) frame edges in seconds."""
-        return frame_edges(self.num_frames, self.frame_s)
+        return frame_edges(self.num_frames, self.frame_s, self.start_s)
 
 
 class ClipRecord(NamedTuple):
@@ -341,20 +357,22 @@ class Clip(NamedTuple):
 
 class Outcome(NamedTuple):
     """What became of a shard: its pairs and clips, what failed (name: reason), clips behind each
-    notice."""
+    notice, label rows that were cut or left out."""
 
     pairs: list[Pair]
     clips: list[ClipRecord]
     failed: list[str]
     notices: dict[str, list[str]]
+    asides: list[Aside]
 
 
 class AudioFile:
-    """An open audio file, read from front to back. ValueError says what is wrong with it."""
+    """An open audio file, or the bytes of one, read from front to back. ValueError says what is
+    wrong with it."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path | bytes) -> None:
         try:
-            self.stream = soundfile.SoundFile(path)
+            self.stream = soundfile.SoundFile(io.BytesIO(path) if type(path) is bytes else path)
         except (OSError, RuntimeError) as error:  # soundfile's errors are RuntimeErrors
             raise ValueError(f"cannot be read ({error})") from None
         self.num_samples, self.sample_rate = self.stream.frames, self.stream.samplerate
@@ -380,6 +398,12 @@ class AudioFile:
         self.stream.close()
 
 
+def audio_seconds(path: Path | bytes) -> float:
+    """Length of an audio file as its header says it. ValueError says what is wrong with it."""
+    with AudioFile(path) as audio:
+        return audio.num_samples / audio.sample_rate
+
+
 def read_audio(path: Path) -> tuple[np.ndarray, int]:
     """Audio file -> mono float32 (S,) and sample rate. ValueError says what is wrong with it."""
     with AudioFile(path) as audio:
@@ -393,7 +417,8 @@ CUT = "events reach past the last frame (cut there)"
 TOO_SHORT = "events cover no frame centre, so the pair is off everywhere"
 DISAGREE = "imported decisions differ from prob > threshold in some frames"
 NO_AUDIO = "no audio (--audio not given): the normalised loudness is 1 everywhere"
-NOTICES = (PADDED, SILENT, CUT, TOO_SHORT, DISAGREE, NO_AUDIO)
+WINDOWS = "windows: a score stands for one step around its window's centre"
+NOTICES = (PADDED, SILENT, CUT, TOO_SHORT, DISAGREE, NO_AUDIO, WINDOWS)
 
 
 def fit_length(wav: np.ndarray, num_samples: int) -> np.ndarray:
@@ -416,7 +441,10 @@ def check_duration(
     end = float(scores.edges[-1])
     # A truncated WAV or OGG reads as a short one, so a large gap is an error, not a notice.
     if end > duration + max(scores.frame_s, SHORT_AUDIO * end):
-        raise ValueError(f"audio ends at {duration:.2f} s but its scores go to {end:.2f} s")
+        raise ValueError(
+            f"audio ends at {duration:.2f} s but its scores go to {end:.2f} s; where the model"
+            " padded its input, --cut-scores cuts them at the audio's end"
+        )
     if end > duration + scores.frame_s:
         notices[PADDED].append(filename)
 
@@ -432,6 +460,16 @@ def clip_tag(scores: scorers.ClipScores, signal: Signal) -> np.ndarray:
     return median_filter(scores.values, size).max(axis=1)
 
 
+def clip_end(end: float, slack_s: float, events: list[Event]) -> float:
+    """Duration of a clip without audio, whose frames end at `end` seconds.
+
+    Grids of frames end up to a frame (`slack_s`) early: 9.984 of 10.0 s in DCASE. So the labels are
+    believed that far.
+    """
+    last = max((event.offset for event in events), default=0.0)
+    return max(end, last) if last <= end + slack_s + 1e-6 else end
+
+
 def clip_loudness(
     clip: Clip, scores: scorers.ClipScores, signal: Signal, notices: dict[str, list[str]]
 ) -> tuple[np.ndarray, float]:
@@ -442,7 +480,7 @@ def clip_loudness(
     end, num_frames = float(scores.edges[-1]), len(scores.edges) - 1
     if clip.audio is None:
         notices[NO_AUDIO].append(clip.filename)
-        return np.ones(num_frames), max([end, *(event.offset for event in clip.events)])
+        return np.ones(num_frames), clip_end(end, scores.frame_s + scores.start_s, clip.events)
     wav, sample_rate = read_audio(clip.audio)
     duration = len(wav) / sample_rate
     check_duration(clip.filename, duration, scores, notices)
@@ -460,29 +498,35 @@ def clip_signals(
     queries: str,
     signal: Signal,
     notices: dict[str, list[str]],
-) -> tuple[list[Row], ClipRecord]:
-    """Every queried pair of a clip and what else is known of it; ValueError on bad input."""
+    cut: bool = False,
+) -> tuple[list[Row], ClipRecord, list[Aside]]:
+    """Every queried pair of a clip, what else is known of it, and the label rows that were cut or
+    left out; ValueError on bad input. `cut`: the scores, at the end of the audio."""
     scores = source.scores(clip.filename)
+    if cut:
+        scores = scorers.cut_scores(scores, audio_seconds(clip.audio))
     edges, end = scores.edges, float(scores.edges[-1])
-    num_frames, frame_s = len(edges) - 1, float(scores.frame_s)
+    num_frames, frame_s, start_s = len(edges) - 1, float(scores.frame_s), scores.start_s
+    if start_s:
+        notices[WINDOWS].append(clip.filename)
     rms, duration = clip_loudness(clip, scores, signal, notices)
-    # Score grids end up to a frame early (DCASE: 9.984 of 10.0 s); more means the wrong files.
-    last_label = min(max((event.offset for event in clip.events), default=0.0), duration)
-    if last_label > end + frame_s + 1e-6:
+    events, asides = fit_events(clip.filename, clip.events, duration)
+    last_label = max((event.offset for event in events), default=0.0)
+    if last_label > end + frame_s + start_s + 1e-6:
         raise ValueError(f"scores end at {end:.2f} s but labels go to {last_label:.2f} s")
-    if any(event.offset > end + 1e-6 for event in clip.events):
+    if any(event.offset > end + 1e-6 for event in events):
         notices[CUT].append(clip.filename)
-    present = classes_of({clip.filename: clip.events})
+    present = classes_of({clip.filename: events})
     rows = []
     for event_label in source.classes if queries == "all" else present:
         d_raw = scores.values[source.classes.index(event_label)]
-        label = label_frames(clip.events, event_label, edges)
+        pair = Pair(clip.filename, event_label, num_frames, frame_s, start_s)
+        label = label_frames(events, event_label, edges)
         if event_label in present and not label.any():
             notices[TOO_SHORT].append(f"{clip.filename} / {event_label}")
-        values = compute_signals(rms, d_raw, frame_s, signal)
-        rows.append((Pair(clip.filename, event_label, num_frames, frame_s), values, label))
+        rows.append((pair, compute_signals(rms, d_raw, frame_s, signal), label))
     tag = [float(value) for value in clip_tag(scores, signal)]
-    return rows, ClipRecord(clip.filename, duration, clip.events, tag)
+    return rows, ClipRecord(clip.filename, duration, events, tag), asides
 
 
 ORIGINAL_NAMES = {
@@ -497,7 +541,7 @@ ORIGINAL_NAMES = {
 
 def npz_name(filename: str, event_label: str) -> str:
     """How the original program names the file of a pair."""
-    return f"{Path(filename).stem}_{event_label}.npz"
+    return f"{Path(clip_id(filename)).name}_{event_label}.npz"
 
 
 def imported_signals(
@@ -532,51 +576,63 @@ class Job(NamedTuple):
     queries: str  # present or all
     signal: Signal
     import_frame_s: float
+    cut_scores: bool = False  # at the end of the audio
 
 
 def imported_clip(
     clip: Clip, folder: Path, frame_s: float, notices: dict[str, list[str]]
-) -> tuple[list[Row], ClipRecord]:
+) -> tuple[list[Row], ClipRecord, list[Aside]]:
     """Every present pair of a clip of the original program; ValueError on a damaged file."""
-    rows, end = [], 0.0
+    arrays = []
     for event_label in classes_of({clip.filename: clip.events}):
         pair, values = imported_signals(folder, clip.filename, event_label, frame_s)
-        rows.append((pair, values, label_frames(clip.events, event_label, pair.edges)))
-        end = max(end, float(pair.edges[-1]))
+        arrays.append((pair, values))
         if ((values["prob"] > values["t_base"]) != (values["binary"] > 0.5)).any():
             notices[DISAGREE].append(npz_name(clip.filename, event_label))
-    return rows, ClipRecord(clip.filename, end, clip.events, None)
+    end = clip_end(max(float(pair.edges[-1]) for pair, _ in arrays), frame_s, clip.events)
+    events, asides = fit_events(clip.filename, clip.events, end)
+    present = classes_of({clip.filename: events})
+    rows = [
+        (pair, values, label_frames(events, pair.event_label, pair.edges))
+        for pair, values in arrays
+        if pair.event_label in present
+    ]
+    return rows, ClipRecord(clip.filename, end, events, None), asides
 
 
 def make_shard(job: Job) -> Outcome:
     """Compute and write one shard. Clips that fail are named, the others are written."""
     rows: list[Row] = []
-    clips: list[ClipRecord] = []
-    failed: list[str] = []
-    notices: dict[str, list[str]] = {name: [] for name in NOTICES}
+    outcome = Outcome([], [], [], {name: [] for name in NOTICES}, [])
     for clip in job.clips:
+        notices = outcome.notices
         try:
             if isinstance(job.source, Path):
-                found, record = imported_clip(clip, job.source, job.import_frame_s, notices)
+                made = imported_clip(clip, job.source, job.import_frame_s, notices)
             else:
-                found, record = clip_signals(clip, job.source, job.queries, job.signal, notices)
+                made = clip_signals(
+                    clip, job.source, job.queries, job.signal, notices, job.cut_scores
+                )
+            found, record, asides = made
             rows += found  # a clip whole or not at all
-            clips.append(record)
+            outcome.clips.append(record)
+            outcome.asides.extend(asides)
         except (ValueError, InputError) as error:
-            failed.append(f"{clip.filename}: {error}")
+            outcome.failed.append(f"{clip.filename}: {error}")
     if rows:
         write_shard(job.path, [row[1] for row in rows], [row[2] for row in rows])
-    return Outcome([row[0] for row in rows], clips, failed, notices)
+    return outcome._replace(pairs=[row[0] for row in rows])
 
 
 # ---------------------------------------------------------------------------- one split
 
 
 class Task(NamedTuple):
-    """Where a split's inputs are."""
+    """What a split is made from."""
 
     split: str
     labels: Path
+    rows: Labels  # of this split
     audio: Path | None
     scores: Path | None
     import_npz: Path | None
@@ -593,7 +649,7 @@ def find_inputs(task: Task, cfg: PreprocessConfig) -> tuple[list[Clip], Any, lis
 
     Everything that can be known without decoding is checked here, before anything is written.
     """
-    clips = read_labels(task.labels)
+    clips = task.rows.clips
     ready, missing = [], []
     queried = {name: events for name, events in clips.items() if events or cfg.pairs == "all"}
     if task.import_npz is not None:
@@ -611,10 +667,10 @@ def find_inputs(task: Task, cfg: PreprocessConfig) -> tuple[list[Clip], Any, lis
         source = scorers.open_scores(task.scores, task.classes, cfg.rename)
         unscored = set(source.missing(list(queried)))
         for name, events in queried.items():
-            path = task.audio / name if task.audio else None
+            path = find_audio(task.audio, name) if task.audio else None
             if name in unscored:
                 missing.append(f"{name}: no scores in {task.scores}")
-            elif path is not None and not path.is_file():
+            elif task.audio is not None and path is None:
                 missing.append(f"{name}: no audio in {task.audio}")
             else:
                 try:
@@ -638,6 +694,7 @@ def stop_on_failures(task: Task, cfg: PreprocessConfig, failed: list[str], total
 def fingerprint(job: Job) -> str:
     """Hash of everything a shard is made from: names, labels, file sizes and times, formulas."""
     parts: list[Any] = [FORMAT, to_dict(job.signal), job.import_frame_s, job.queries]
+    parts += ["cut"] * job.cut_scores
     if not isinstance(job.source, Path):
         parts.append(job.source.classes)
     for clip in job.clips:
@@ -725,6 +782,7 @@ def run_jobs(
                 "notices": outcome.notices,
                 "pairs": outcome.pairs,
                 "clips": outcome.clips,
+                "asides": outcome.asides,
             }
             name = f"manifest-{ranks.rank}.json"
             write_json(partial / name, {"shards": list(done.values())})
@@ -748,7 +806,7 @@ def preprocess_split(task: Task, cfg: PreprocessConfig, ranks: Ranks) -> None:
     for i, start in starts[ranks.rank :: ranks.size]:
         some = clips[start : start + CLIPS_PER_SHARD]
         path = partial / f"shard-{i:05d}.npz"
-        job = Job(path, some, source, cfg.pairs, cfg.signal, cfg.import_frame_s)
+        job = Job(path, some, source, cfg.pairs, cfg.signal, cfg.import_frame_s, cfg.cut_scores)
         jobs.append((job, fingerprint(job)))
     parts = ranks.gather(run_jobs(jobs, folder, partial, cfg, ranks))
     entries = sorted((entry for some, _ in parts for entry in some), key=itemgetter("file"))
@@ -756,7 +814,7 @@ def preprocess_split(task: Task, cfg: PreprocessConfig, ranks: Ranks) -> None:
 
     def finish() -> None:
         finish_split(task, cfg, partial, folder, entries, source, left_out)
-        report(folder, read_labels(task.labels), left_out, began)
+        report(folder, task, left_out, began)
         print(f"  shards taken over from an earlier run: {reused} of {len(starts)}")
 
     ranks.leader_first(finish)
@@ -773,11 +831,13 @@ def finish_split(
 ) -> None:
     """Write the manifest of all shards and swap the finished folder in; names what was left out."""
     left_out += sorted(line for entry in entries for line in entry["failed"])
-    stop_on_failures(task, cfg, left_out, len(read_labels(task.labels)))
+    stop_on_failures(task, cfg, left_out, len(task.rows.clips))
+    asides, imported = task.rows.asides + shard_asides(entries), isinstance(source, Path)
+    if task.audio is None and not imported:
+        check_ends(task, entries, asides)
     entries = [entry for entry in entries if entry["pairs"]]
     if not entries:
         raise InputError(f"{task.labels}: no readable clip is left")
-    imported = isinstance(source, Path)
     signal = None if imported else to_dict(cfg.signal)
     manifest = {
         "format": FORMAT,
@@ -793,7 +853,8 @@ def finish_split(
         "shards": entries,
     }
     write_json(partial / "manifest.json", manifest)
-    wanted = {entry["file"] for entry in entries} | {"manifest.json"}
+    write_asides(partial / LEFT_OUT, asides, [line.split(": ", 1) for line in left_out])
+    wanted = {entry["file"] for entry in entries} | {"manifest.json", LEFT_OUT}
     for path in partial.iterdir():
         if path.name not in wanted:
             path.unlink()
@@ -805,6 +866,36 @@ def finish_split(
     shutil.rmtree(old, ignore_errors=True)
 
 
+LEFT_OUT = "left_out.tsv"  # clips that were left out; label rows that were cut or left out
+
+
+def shard_asides(entries: list[dict]) -> list[Aside]:
+    """Label rows that did not fit into their clips, of all shards."""
+    rows = [row for entry in entries for row in entry.get("asides", [])]
+    return [Aside(name, Event(*event), reason) for name, event, reason in rows]
+
+
+def check_ends(task: Task, entries: list[dict], asides: list[Aside]) -> None:
+    """InputError where most clips' labels go on long after their scores: these belong to others.
+
+    With audio this is known of each clip.
+    """
+    ends = {name: end for entry in entries for name, end, *_ in entry["clips"]}
+    late = [
+        name
+        for name, event, _ in asides
+        if name in ends and event.offset > (1 + SHORT_AUDIO) * ends[name]
+    ]
+    if 2 * len(set(late)) > len(ends):
+        name = late[0]
+        last = max(event.offset for other, event, _ in asides if other == name)
+        raise InputError(
+            f"{task.labels}: the labels of {len(set(late))} of {len(ends)} clips go on after the"
+            f" end of their scores (first: {name}, scores to {ends[name]:.2f} s, labels to"
+            f" {last:.2f} s); are these the scores of these clips?"
+        )
+
+
 def config_key_of(signal: dict | None, entries: list[dict]) -> str:
     """Hash of the formulas, of every shard's bytes, of the clips' labels and tags."""
     facts = [[entry["sha256"], entry["clips"]] for entry in entries]
@@ -812,14 +903,16 @@ def config_key_of(signal: dict | None, entries: list[dict]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def report(folder: Path, labels: dict[str, list[Event]], left_out: list[str], began: float) -> None:
+def report(folder: Path, task: Task, left_out: list[str], began: float) -> None:
     """Say what was expected, found and left out."""
     cache = load_cache(folder)
+    labels = task.rows.clips | cache.truth
     num_clips = len(cache.clips)
     seconds = time.perf_counter() - began
     audio_s = sum({pair.filename: pair.edges[-1] for pair in cache.pairs}.values())
-    for line in left_out:
-        print(f"  left out: {line}")
+    say_left_out(left_out, folder / LEFT_OUT)
+    asides = task.rows.asides + shard_asides(cache.manifest["shards"])
+    say_asides(str(task.labels), asides, folder / LEFT_OUT)
     for notice in NOTICES:
         shards = cache.manifest["shards"]
         names = [name for shard in shards for name in shard["notices"].get(notice, [])]
@@ -833,6 +926,7 @@ def report(folder: Path, labels: dict[str, list[Event]], left_out: list[str], be
         expected = sum(bool(events) for events in labels.values())
         expected_pairs = sum(len(classes_of({name: events})) for name, events in labels.items())
         what = f"; {len(labels) - expected} clips without events make no pair"
+        num_clips = sum(bool(clip.events) for clip in cache.clips)
     on = np.add.reduceat(cache.label, cache.offsets[:-1]) / np.diff(cache.offsets)
     share = f"{on[present].mean():.1%}" if present.any() else "none"
     print(
@@ -871,23 +965,31 @@ def main(cfg: PreprocessConfig) -> None:
 def preprocess(cfg: PreprocessConfig, ranks: Ranks) -> None:
     """`main` as one of several processes."""
     if cfg.labels is not None:
-        classes = sorted({*classes_of(read_labels(cfg.labels)), *cfg.classes})
-        task = Task(cfg.split, cfg.labels, cfg.audio, cfg.scores, cfg.import_npz, classes)
-        if task.audio is not None and not task.audio.is_dir():
-            raise InputError(f"--audio {task.audio}: no such folder")
-        preprocess_split(task, cfg, ranks)
+        labels = read_rows(cfg.labels)
+        if cfg.audio is not None and not cfg.audio.is_dir():
+            raise InputError(f"--audio {cfg.audio}: no such folder")
+        # A class may occur in one split only: both are queried for the same ones.
+        classes = sorted({*classes_of(labels.clips), *cfg.classes})
+        splits = {cfg.split: list(labels.clips)}
+        if cfg.split is None:
+            say = print if ranks.leads else lambda _: None
+            splits = two_splits(labels.clips, cfg.validation_share, cfg.seed, cfg.clips, say)
+        for split, names in splits.items():
+            some = labels.of(names)
+            task = Task(split, cfg.labels, some, cfg.audio, cfg.scores, cfg.import_npz, classes)
+            preprocess_split(task, cfg, ranks)
         return
     ranks.leader_first(lambda: ensure_corpus(cfg))
-    # A class may occur in one split only: both are queried for the same ones.
     homes = {split: cfg.corpus / split for split in SPLITS}
-    files = [home / "labels.tsv" for home in homes.values()]
-    labels = [read_labels(path) for path in files if path.exists()]
-    classes = sorted({*cfg.classes}.union(*map(classes_of, labels)))
+    paths = {split: home / "labels.tsv" for split, home in homes.items()}
+    found = {split: read_rows(path) for split, path in paths.items() if path.exists()}
+    classes = sorted({*cfg.classes}.union(*(classes_of(labels.clips) for labels in found.values())))
     for split in SPLITS if cfg.split is None else (cfg.split,):
-        labels_tsv, audio, scores = (
-            homes[split] / name for name in ("labels.tsv", "audio", "scores")
+        audio, scores = (homes[split] / name for name in ("audio", "scores"))
+        labels = found.get(split) or read_rows(paths[split])
+        preprocess_split(
+            Task(split, paths[split], labels, audio, scores, None, classes), cfg, ranks
         )
-        preprocess_split(Task(split, labels_tsv, audio, scores, None, classes), cfg, ranks)
 
 
 if __name__ == "__main__":

@@ -214,10 +214,10 @@ def keep_best(trainer: Trainer) -> None:
         runfolder.write_checkpoint(trainer.cfg.run / "best.pt", trainer.policy())
 
 
-def main(cfg: TwinsConfig) -> int:
-    """Train a twin. Returns the exit code."""
+def main(cfg: TwinsConfig, cache: Cache | None = None) -> int:
+    """Train a twin on the cache that is configured, or on a part of it. Returns the exit code."""
     device = runfolder.pick_device(cfg.device, cfg.threads)
-    cache = load_cache(cfg.cache / cfg.split)
+    cache = cache or load_cache(cfg.cache / cfg.split)
     trainer = Trainer(cfg, cache, device)
     content = runfolder.open_run(cfg, cache.key, device)
     if content is None:

@@ -41,12 +41,12 @@ from config import (
 from dense import DenseTrainer
 from DQN import Trainer, greedy_actions, load_policy
 from entrants import predicted_events
+from labels import clip_id, read_labels
 from timeline import (
     Event,
     frame_edges,
     frames_to_events,
     label_frames,
-    read_labels,
     tidy_events,
     write_labels,
 )
@@ -90,7 +90,7 @@ def write_split(folder: Path, seed: int, lengths: list[int]) -> None:
         for kind in ("audio", "scores"):
             (folder / kind / name).parent.mkdir(parents=True, exist_ok=True)
         soundfile.write(folder / "audio" / name, wav, RATE)
-        path = folder / "scores" / f"{scorers.clip_id(name)}.tsv"
+        path = folder / "scores" / f"{clip_id(name)}.tsv"
         scorers.write_scores(path, frame_edges(num_frames, 0.02), CLASSES, values)
     write_labels(folder / "labels.tsv", labels)
 
@@ -298,7 +298,7 @@ def slow_long(policy: Path, wav: np.ndarray, values: np.ndarray, size: int, fold
         clip = preprocess.Clip("b.wav", [], folder / "b.wav")
         notices = {name: [] for name in preprocess.NOTICES}
         source = Fixed(values[:, start : start + size])
-        rows, record = preprocess.clip_signals(clip, source, "all", Signal(), notices)
+        rows, record, _ = preprocess.clip_signals(clip, source, "all", Signal(), notices)
         found += [signals for _, signals, _ in rows]
         opened += [gate.opens(loaded.gate, *cell) for cell in zip(CLASSES, record.tag, strict=True)]
     assert 0 < sum(opened) < len(opened)
@@ -566,7 +566,7 @@ def test_mistakes(home, split, tmp_path):
 
     fails("give --audio, --scores, or both", audio=None, scores=None)
     fails(r"none: no such file or folder", audio=tmp_path / "none")
-    fails(r"no recordings in it or below \(\.flac, \.mp3", audio=tmp_path / "scores")
+    fails(r"no recordings in it or below \(\.wav, \.flac", audio=tmp_path / "scores")
     fails(r"not a folder of \.tsv files, nor an \.npz file", scores=tmp_path / "none")
     fails("is a folder; give the name of a TSV", out=tmp_path)
     fails("is a file, not a folder", audacity=tmp_path / "audio" / "1.wav")

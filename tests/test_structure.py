@@ -22,6 +22,8 @@ ORDER = (
     "config",
     "ranks",
     "timeline",
+    "labels",
+    "splits",
     "soundscapes",
     "scorers",
     "preprocess",
