@@ -18,8 +18,8 @@ import pytest
 import soundfile
 import torch
 
+import labels
 import preprocess
-import timeline
 from config import Bandit, Network
 from DQN import QNetwork
 
@@ -162,7 +162,7 @@ def test_readme_commands(workspace, monkeypatch, capfd):
             assert {"gain_accuracy", "gain_iou", "gain_f1"} <= set(names)
     for number, handler in handlers.items():
         signal.signal(number, handler)
-    events = timeline.read_labels(workspace / "runs" / "mine" / "events.tsv")
+    events = labels.read_labels(workspace / "runs" / "mine" / "events.tsv")
     assert set(events) <= {path.name for path in (workspace / "audio" / "validation").iterdir()}
 
 
