@@ -59,6 +59,7 @@ from preprocess import (
     compute_signals,
     listed,
     loudness_on_grid,
+    wav_from,
 )
 from timeline import Event, frame_edges, frames_to_events, tidy_events, write_audacity, write_labels
 
@@ -346,8 +347,8 @@ def block_loudness(
         check_duration(recording.filename, audio.num_samples / rate, scores, tally.notices)
         silent = True
         for part in parts:
-            start_s, stop_s = float(scores.edges[part.start]), float(scores.edges[part.stop])
-            wav = tape.span(start_s, stop_s)
+            start_s, stop_s = scores.span_s(part.start, part.stop)
+            wav = wav_from(tape.span(max(0.0, start_s), stop_s), rate, min(0.0, start_s))
             silent = silent and not wav.any()
             size = part.stop - part.start
             yield loudness_on_grid(wav, rate, stop_s - start_s, size, plan.signal)

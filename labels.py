@@ -319,7 +319,7 @@ def cells(path: Path, what: str = "labels") -> Iterator[tuple[int, list[str]]]:
 
 def _number(text: str) -> float | None:
     try:
-        value = float(text)
+        value = float("_" if "_" in text else text)  # Python would read 1_0 as 10
     except ValueError:
         return None
     return value if math.isfinite(value) else None

@@ -426,6 +426,12 @@ def fit_length(wav: np.ndarray, num_samples: int) -> np.ndarray:
     return np.pad(wav[:num_samples], (0, max(0, num_samples - len(wav))))
 
 
+def wav_from(wav: np.ndarray, sample_rate: int, start_s: float) -> np.ndarray:
+    """Samples (S,) from `start_s` on; zeros first where that is before the recording."""
+    start = round(start_s * sample_rate)
+    return wav[start:] if start >= 0 else np.pad(wav, (-start, 0))
+
+
 def loudness_on_grid(
     wav: np.ndarray, sample_rate: int, duration_s: float, num_frames: int, signal: Signal
 ) -> np.ndarray:
@@ -486,7 +492,9 @@ def clip_loudness(
     check_duration(clip.filename, duration, scores, notices)
     if not wav.any():
         notices[SILENT].append(clip.filename)
-    return loudness_on_grid(wav, sample_rate, end, num_frames, signal), duration
+    start_s, stop_s = scores.span_s(0, num_frames)
+    wav = wav_from(wav, sample_rate, start_s)
+    return loudness_on_grid(wav, sample_rate, stop_s - start_s, num_frames, signal), duration
 
 
 Row = tuple[Pair, dict[str, np.ndarray], np.ndarray]  # a pair, its signals, its label (T,)

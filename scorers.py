@@ -81,6 +81,12 @@ class ClipScores(NamedTuple):
         late = float(self.edges[1]) - self.step_s
         return late if abs(late) > JITTER * self.step_s and len(self.edges) > 2 else 0.0
 
+    def span_s(self, first: int, stop: int) -> tuple[float, float]:
+        """Seconds that frames [first, stop) span, each as long as the others."""
+        if not self.start_s:
+            return float(self.edges[first]), float(self.edges[stop])
+        return self.start_s + first * self.frame_s, self.start_s + stop * self.frame_s
+
 
 def _even_frames(edges: np.ndarray) -> tuple[float, float]:
     """Length of the equal frames between edges (T + 1,), and where the first would begin."""
@@ -870,7 +876,7 @@ def _parse_slowly(path: Path, header: Header, columns: list[int], body: str) -> 
             )
         for column in columns:
             try:
-                float(cells[column])
+                float("_" if "_" in cells[column] else cells[column])  # 1_0 is no number here
             except ValueError:
                 raise InputError(
                     f"{path} line {number}, column {header.names[column]}:"

@@ -574,13 +574,14 @@ def test_mistakes(home, split, tmp_path):
     fails(r"no such scorer; python scorers\.py", scores=None, scorer=tmp_path / "scorer.pt")
     fails(r"none of 6 .*: no column for class 'Bird'", classes=("Bird",))
     fails("--map: no column 'cat'", map=("cat=Cat",))
-    (tmp_path / "scores" / "1.tsv").write_text("time,Cat\n")
-    fails(r"1\.tsv line 1: first two columns must be onset, offset")
+    for path in (tmp_path / "scores").rglob("*.tsv"):
+        path.write_text("time,Cat\n")
+    fails(r"no columns onset and offset")
     shutil.copy(tmp_path / "audio" / "3.wav", tmp_path / "audio" / "3.ogg")
     scores = home / "validation" / "scores"
     fails(r"3\.ogg and 3\.wav differ in their extension only", scores=scores)
     (tmp_path / "audio" / "3.ogg").rename(tmp_path / "audio" / "a\tb.ogg")
-    fails(r"'a\\tb\.ogg' cannot stand in a TSV", scores=scores)
+    fails(r"'a\\tb\.ogg' .* no table can hold", scores=scores)
 
 
 def test_a_policy_that_knows_little(home, tmp_path, capsys):

@@ -398,6 +398,23 @@ def rounded_events(clips: dict[str, list[Event]]) -> dict[str, list[Event]]:
     }
 
 
+def test_the_loudness_of_a_window_is_that_around_its_centre(corpus, tmp_path):
+    """A burst around 1 s is loud in windows whose centres lie around 1 s, wherever they begin."""
+    wav = np.full(2 * RATE, 1e-3, np.float32)
+    wav[RATE * 7 // 10 : RATE * 13 // 10] = 0.5
+    soundfile.write(corpus / "audio" / "c0.wav", wav, RATE)
+    for begin, length, step in ((0, 0.4, 0.1), (-0.2, 0.4, 0.1), (0, 0.05, 0.1), (0, 0.1, 0.1)):
+        onsets = begin + step * np.arange(round((2.0 - length - 2 * begin) / step) + 1)
+        for path in (corpus / "scores").glob("*.tsv"):
+            rows = [f"{t:.6g}\t{t + length:.6g}\t0.5\t0.5\t0.5" for t in onsets]
+            path.write_text("\t".join(["onset", "offset", *CLASSES]) + "\n" + "\n".join(rows))
+        cache = prepare(corpus, tmp_path / f"{begin}-{length}")
+        rms = cache.of_pair(0)["rms"]
+        centres = onsets + length / 2
+        assert cache.pairs[0].filename == "c0.wav" and len(rms) == len(onsets)
+        assert abs(centres[rms > 0.5].mean() - 1.0) <= step / 2 + 0.016
+
+
 def test_harmless_forms_change_nothing(corpus, clean, tmp_path):
     for form in (foreign, parts):
         check_same(prepare(corpus, tmp_path / form.__name__, **form(corpus)), clean)
