@@ -216,17 +216,23 @@ def from_checkpoint(path: Path, cache: Cache, cfg: EvaluateConfig) -> tuple[str,
 def fitted_rows(path: Path, cache: Cache) -> Labels:
     """Events of another program in the cache's clips, under the names that these have there.
 
-    InputError for a clip that the cache does not have.
+    Clips that were left out of the cache are left out here, and counted. InputError for any other
+    clip that the cache does not have.
     """
     given = read_rows(path, empty=True)  # a header alone: a system that says nothing
     same = same_clips(given.clips, cache.durations)
-    if unknown := sorted(set(given.clips) - set(same)):
-        raise InputError(f"{path}: {len(unknown)} clips are not in {cache.folder}: {unknown[0]}")
+    unknown = [name for name in given.clips if name not in same]
+    gone = (line.partition(": ")[0] for line in cache.manifest["left_out"])
+    left_out = same_clips(unknown, gone)
+    if strange := sorted(set(unknown) - set(left_out)):
+        raise InputError(f"{path}: {len(strange)} clips are not in {cache.folder}: {strange[0]}")
+    if left_out:
+        print(f"note: {path}: {len(left_out)} clips were left out of {cache.folder}, and here too")
     found: dict[str, list[Event]] = {}
-    asides = list(given.asides)
-    for name, events in given.clips.items():
-        kept, some = fit_events(name, events, cache.durations[same[name]])
-        found.setdefault(same[name], []).extend(kept)
+    asides = [aside for aside in given.asides if aside.filename in same]
+    for name, clip in same.items():
+        kept, some = fit_events(name, given.clips[name], cache.durations[clip])
+        found.setdefault(clip, []).extend(kept)
         asides += some
     return Labels(found, asides)
 

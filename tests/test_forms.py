@@ -227,6 +227,8 @@ def test_many_missing_clips_are_summed_up(corpus, tmp_path, capsys):
     assert "no audio" in told and told.count("\n") < 12
     rows = read_rows_of(tmp_path / "cache" / "validation" / "left_out.tsv")
     assert len(rows) == 673 and {row[0] for row in rows} == {*gone, "c4.wav"}
+    member = from_events(corpus / "labels.tsv", cache)  # they are left out of predictions as well
+    assert np.array_equal(member.pred, cache.label) and "673 clips" in capsys.readouterr().out
 
 
 def read_rows_of(path: Path) -> list[list[str]]:
