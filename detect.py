@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import soundfile
@@ -35,6 +35,7 @@ import scorers
 from bandit import decide, highest_other, query_of, resident, thresholds
 from config import (
     DetectConfig,
+    Device,
     InputError,
     PreprocessConfig,
     Signal,
@@ -505,34 +506,50 @@ def detect(
     policy: Policy | Path | str,
     wav: np.ndarray | None = None,
     sample_rate: int | None = None,
-    **flags: Any,
+    *,
+    gate: bool = True,
+    cut_scores: bool = False,
+    block_s: float | None = None,
+    min_duration: float = 0.0,
+    merge_gap: float = 0.0,
+    device: Device = "auto",
 ) -> list[Event]:
     """Events of one recording, by onset: what detect.py finds in files, in arrays.
 
     `values` (K, T) are frame scores 0..1 of K classes, `edges` (T + 1,) the frames' edges in
     seconds, `policy` a checkpoint or what `load_policy` opened. `wav` (S,) or (S, channels) are the
-    samples; without them the loudness is 1 everywhere. `flags` are those of detect.py: gate,
-    block_s, min_duration, merge_gap, cut_scores, device. Raises InputError for arrays that do not
-    fit each other, scores out of 0..1 and frames that are not equal.
+    samples; without them the loudness is 1 everywhere. The rest are the flags of detect.py. Raises
+    InputError for arrays that do not fit each other, scores out of 0..1 and unequal frames.
     """
     if (wav is None) != (sample_rate is None):
         raise InputError("detect: wav and sample_rate go together")
     path = Path(policy) if isinstance(policy, (str, Path)) else DetectConfig.policy
     heard = None if wav is None else Path("wav")
     try:
-        cfg = DetectConfig(policy=path, audio=heard, scores=Path("values"), **flags)
-    except (TypeError, ValueError) as error:
+        cfg = DetectConfig(
+            policy=path,
+            audio=heard,
+            scores=Path("values"),
+            gate=gate,
+            cut_scores=cut_scores,
+            block_s=block_s,
+            min_duration=min_duration,
+            merge_gap=merge_gap,
+            device=device,
+        )
+        scores, audio = scorers.checked_scores(values, edges, list(classes)), None
+        if wav is not None:
+            stream = io.BytesIO()
+            wav = np.asarray(wav, np.float32)
+            soundfile.write(stream, wav, sample_rate, "FLOAT", format="WAV")
+            audio = stream.getvalue()
+    except (TypeError, ValueError, RuntimeError) as error:  # soundfile's are RuntimeErrors
         raise InputError(f"detect: {error}") from None
-    device = runfolder.pick_device(cfg.device, cfg.threads)
+    torch_device = runfolder.pick_device(cfg.device, cfg.threads)
     if isinstance(policy, (str, Path)):
-        policy = load_policy(path, device, cfg.preset)
-    scores, audio = scorers.checked_scores(values, edges, list(classes)), None
-    if wav is not None:
-        stream = io.BytesIO()
-        soundfile.write(stream, np.asarray(wav, np.float32), sample_rate, "FLOAT", format="WAV")
-        audio = stream.getvalue()
+        policy = load_policy(path, torch_device, cfg.preset)
     source, tally = Source(list(classes), lambda _: scores, "arrays"), Tally()
-    plan = plan_of(policy, cfg, device)
+    plan = plan_of(policy, cfg, torch_device)
     found = dict(detect_all([Recording("wav", audio)], source, plan, tally, quiet=True))
     if tally.failed:
         raise InputError(f"detect: {tally.failed[0]}")

@@ -500,7 +500,9 @@ def test_arrays_that_do_not_fit(home):
             detect.detect(*given, policy)
     with pytest.raises(InputError, match="go together"):
         detect.detect(values, edges, ["a", "b"], policy, np.zeros(100))
-    with pytest.raises(InputError, match="gap"):
-        detect.detect(values, edges, ["a", "b"], policy, gap=1)
+    with pytest.raises(InputError, match="merge-gap"):
+        detect.detect(values, edges, ["a", "b"], policy, merge_gap=-1)
+    with pytest.raises(InputError, match="detect"):
+        detect.detect(values, edges, ["a", "b"], policy, np.zeros((1, 2000)), RATE)
     with pytest.raises(InputError, match="audio ends"):
         detect.detect(values, edges, ["a", "b"], policy, np.zeros(100), RATE)
