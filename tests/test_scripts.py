@@ -47,13 +47,17 @@ def commands() -> list[str]:
 
 
 def small(command: str) -> list[str]:
-    """Script and flags of a README line, with small sizes added."""
+    """Script and flags of a README line, with small sizes in place of its own."""
     script, *flags = shlex.split(command)[1:]
     if script in ("DQN.py", "twins.py") and "--digest" not in flags and "--resume" not in flags:
         flags.append("--overwrite")
+    sizes = [] if "--digest" in flags else shlex.split(SMALL[script])
     if script == "DQN.py" and "best" in flags:
-        return [script, *flags, "--dense.hidden", "8", "--passes", "2", "--device", "cpu"]
-    return [script, *flags, *([] if "--digest" in flags else shlex.split(SMALL[script]))]
+        sizes = ["--dense.hidden", "8", "--passes", "2", "--device", "cpu"]
+    for flag in set(sizes[::2]) & set(flags):
+        at = flags.index(flag)
+        del flags[at : at + 2]
+    return [script, *flags, *sizes]
 
 
 def run(command: str, folder: Path) -> subprocess.CompletedProcess:
