@@ -500,9 +500,12 @@ class Trainer:
         return mean_f1(self.cache, pred.cpu().numpy(), self.held_out)
 
 
-def train(cfg: TrainConfig, device: torch.device, ranks: Ranks) -> int:
-    """The run: from the caches to last.pt and best.pt. Returns the exit code."""
-    cache = load_cache(cfg.cache / cfg.split)
+def train(cfg: TrainConfig, device: torch.device, ranks: Ranks, cache: Cache | None = None) -> int:
+    """The run: from the caches to last.pt and best.pt. Returns the exit code.
+
+    `cache` is what to train on instead of all that is cached, e.g. the clips of some folds.
+    """
+    cache = cache or load_cache(cfg.cache / cfg.split)
     cfg = replace(cfg, passes=runfolder.begun_passes(cfg))
     kind = DenseTrainer if cfg.method == "dense" else Trainer
     trainer = kind(cfg, cache, device, ranks)

@@ -38,14 +38,13 @@ from config import (
     InputError,
     num_workers,
     process_pool,
-    write_json,
     write_text,
 )
 from core.files import Kind, write_together
 from core.names import csv_cell
 from core.names import latex as as_latex
 from core.names import markdown as as_markdown
-from core.stored import read_json
+from core.stored import read_json, write_json
 from entrants import BASE, GATED, Entrant, Member, events_of, find_entrants
 from event_metrics import ScoredEvent
 from metrics import (

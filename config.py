@@ -17,6 +17,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import signal
 import sys
 import threading
@@ -38,7 +39,6 @@ from core.errors import InputError as InputError
 from core.files import whole as whole
 from core.files import write_text as write_text
 from core.names import isolated
-from core.stored import write_json as write_json
 
 PresetName = Literal["slides", "original", "demo", "best"]
 Device = Literal["auto", "cpu", "cuda"]
@@ -72,14 +72,41 @@ def number(default: Any, low: float = -LARGEST, high: float = LARGEST, *, above:
     return field(default=default, metadata={"low": low, "high": high, "above": above})
 
 
+def split_name(default: Any):
+    """A field that names a split: the plain name of a folder, no path."""
+    return field(default=default, metadata={"split": True})
+
+
 def require(ok: bool, flag: str, rule: str, value: Any) -> None:
     """Raise ValueError naming flag, rule and value unless `ok`."""
     if not ok:
         raise ValueError(f"--{flag} must be {rule} but {str(value)[:200]} was given")
 
 
+UNWRITABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")  # tabs, line breaks, ..
+
+
+def name_flaw(name: str, *, path: bool = False) -> str:
+    """What is wrong with a name from outside: of a class, or (`path`) of a clip; empty if nothing.
+
+    Names are written into TSVs, and a clip's name is a path below some folder, to be read or
+    written: it may not leave that folder. A class may be called `/m/04rlf`, as in AudioSet.
+    """
+    if not name.strip():
+        return "is empty"
+    if UNWRITABLE.search(name):
+        return "holds a tab, a line break or another character that no table can hold"
+    if ".." in re.split(r"[/\\]", name):
+        return "leads out of its folder (..)"
+    if path and (name.startswith("/") or re.match(r"[A-Za-z]:[/\\]", name)):
+        return "is an absolute path; give it relative to its folder"
+    if path and "\\" in name:
+        return "holds a backslash; write / between folders"
+    return ""
+
+
 class Checked:
-    """Base of every config class: checks each `number` field after construction."""
+    """Base of every config class: checks `number` and `split_name` fields after construction."""
 
     GROUP: ClassVar[str] = ""
 
@@ -90,6 +117,10 @@ class Checked:
     def __post_init__(self) -> None:
         for spec in fields(self):
             value = getattr(self, spec.name)
+            if "split" in spec.metadata and value is not None:
+                plain = not name_flaw(value, path=True) and "/" not in value and value[0] != "."
+                rule = "the plain name of a folder, e.g. train,"
+                require(plain, self.flag(spec.name), rule, repr(value))
             if "low" not in spec.metadata or value is None:
                 continue
             real = isinstance(value, (int, float)) and not isinstance(value, bool)
@@ -342,11 +373,21 @@ class Dense(Checked):
 # ---------------------------------------------------------------------------- one class a script
 
 
+def check_classes(names: tuple[str, ...]) -> None:
+    """ValueError where a name of --classes cannot be written into a table."""
+    for name in names:
+        require(not name_flaw(name), "classes", "names of classes", repr(name))
+
+
 def check_map(texts: tuple[str, ...]) -> None:
-    """ValueError where one is not SCORES=LABELS."""
+    """ValueError where one is not SCORES=LABELS, or names a class twice."""
     for text in texts:
         name, _, label = text.partition("=")
         require(bool(name and label), "map", "SCORES=LABELS, e.g. dog=Dog,", text)
+        require(not name_flaw(label), "map", "SCORES=LABELS with a name", repr(text))
+    names = [text.partition("=")[0] for text in texts]
+    once = len(set(names)) == len(names)
+    require(once, "map", "given once for each class of the scores", " ".join(texts))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -494,14 +535,23 @@ class PreprocessConfig(Checked):
     """where caches are written, one folder a split"""
     corpus: Path = Path("data/builtin")
     """corpus folder, used unless --labels is given; the default one is made where it is missing"""
-    split: str | None = None
-    """train or validation (default: both; with --labels it must be given)"""
+    split: str | None = split_name(None)
+    """train or validation (default: both)"""
     labels: Path | None = None
-    """your label TSV: filename, onset, offset, event_label"""
+    """your labels: a table (filename, onset, offset, event_label), or a folder, a file a clip"""
     audio: Path | None = None
     """your audio folder; without one the loudness is 1 everywhere and the scores decide alone"""
     scores: Path | None = None
     """your scores: a folder with a TSV a clip (onset, offset, a column a class), or NPZ"""
+    validation_share: float | None = number(None, above=0, high=0.9)
+    """share of the labelled clips that are drawn for validation; the others train"""
+    seed: int = number(0, 0)
+    """which clips --validation-share draws"""
+    clips: Path | None = None
+    """list of clips: filename and split (a plain list: the validation clips), or with
+    --validation-share filename and recording, whose clips stay together"""
+    cut_scores: bool = False
+    """cut scores that go on after the end of the audio, as of a model that pads its input"""
     map: tuple[str, ...] = ()
     """classes named otherwise in the scores: SCORES=LABELS, e.g. dog=Dog water=Running_water"""
     pairs: Literal["present", "all"] = "present"
@@ -524,12 +574,20 @@ class PreprocessConfig(Checked):
         super().__post_init__()
         rule = "used together with --pairs all"
         require(not self.classes or self.pairs == "all", "classes", rule, self.classes)
+        check_classes(self.classes)
         if self.labels is None:
-            for name in ("audio", "scores", "map", "import_npz"):
+            given = ("audio", "scores", "map", "import_npz", "validation_share", "clips")
+            for name in given:
                 value = getattr(self, name)
                 require(not value, self.flag(name), "given together with --labels", value)
             return
-        require(self.split is not None, "split", "given together with --labels", self.split)
+        drawn = self.validation_share is not None or self.clips is not None
+        rule = "given with --labels (or --validation-share, or --clips, instead of it)"
+        require((self.split is not None) != drawn, "split", rule, self.split)
+        seeded = self.validation_share is not None or self.seed == 0
+        require(seeded, "seed", "given together with --validation-share", self.seed)
+        heard = self.audio is not None or not self.cut_scores
+        require(heard, "cut-scores", "given together with --audio", self.audio)
         if self.import_npz is None:
             rule = "given with --labels (or --import-npz instead of --audio and --scores)"
             require(self.scores is not None, "scores", rule, None)
@@ -555,7 +613,7 @@ class TrainConfig(Checked):
     """a set of defaults; flags after it still win"""
     cache: Path = Path("cache")
     """folder with the caches"""
-    split: str = "train"
+    split: str = split_name("train")
     """cache to train on"""
     run: Path = Path("runs/slides")
     """run folder: last.pt, best.pt, reward_history.tsv, config.json"""
@@ -626,7 +684,7 @@ class TwinsConfig(Checked):
     """classify each frame, or regress the rewards of all actions at once"""
     cache: Path = Path("cache")
     """folder with the caches"""
-    split: str = "train"
+    split: str = split_name("train")
     """cache to train on"""
     run: Path = Path("runs/twin")
     """run folder: last.pt, best.pt, config.json"""
@@ -677,9 +735,9 @@ class EvaluateConfig(Checked):
     named like the split inside it where --split is not validation)"""
     cache: Path = Path("cache")
     """folder with the caches"""
-    split: str = "validation"
+    split: str = split_name("validation")
     """cache to report on"""
-    train_split: str = "train"
+    train_split: str = split_name("train")
     """cache on which the yardsticks are tuned"""
     compare: tuple[str, ...] = ()
     """one table of many: run folders, checkpoints or event TSVs, as PATH, NAME=PATH or
@@ -721,6 +779,8 @@ class DetectConfig(Checked):
     """classes named otherwise in the scores: SCORES=EVENTS, e.g. dog=Dog water=Running_water"""
     scorer: Path | None = None
     """scorer.pt of a corpus (default: that of the corpus the policy was trained on)"""
+    cut_scores: bool = False
+    """cut scores that go on after the end of the audio, as of a model that pads its input"""
     classes: tuple[str, ...] = ()
     """classes to look for (default: all that the scores have)"""
     out: Path = Path("events.tsv")
@@ -751,7 +811,11 @@ class DetectConfig(Checked):
         require(apart, self.flag("scorer"), "left out with --scores", self.scorer)
         unused = self.map and self.scores is None
         require(not unused, self.flag("map"), "given together with --scores", self.map)
+        both = self.audio is not None and self.scores is not None
+        rule = "given together with --audio and --scores"
+        require(both or not self.cut_scores, self.flag("cut_scores"), rule, self.cut_scores)
         check_map(self.map)
+        check_classes(self.classes)
 
     @property
     def rename(self) -> dict[str, str]:
@@ -862,7 +926,7 @@ def with_preset(cls: type, name: str) -> Any:
 
 def flag_in(args: list[str], flag: str) -> str | None:
     """Value of a flag before the command line is parsed: it chooses the defaults of the others."""
-    found = None  # the last one counts, as with every flag
+    found = None
     for i, arg in enumerate(args):
         if arg == flag and i + 1 < len(args):
             found = args[i + 1]
@@ -871,15 +935,55 @@ def flag_in(args: list[str], flag: str) -> str | None:
     return found
 
 
+def flags_of_many(cls: type, prefix: str = "--") -> set[str]:
+    """Flags of a config class that take any number of values."""
+    found: set[str] = set()
+    for name, hint in typing.get_type_hints(cls).items():
+        if dataclasses.is_dataclass(hint):
+            found |= flags_of_many(hint, f"{prefix}{name}.")
+        elif typing.get_origin(hint) is tuple and Ellipsis in typing.get_args(hint):
+            found.add(f"{prefix}{name}".replace("_", "-"))
+    return found
+
+
+def once_each(args: list[str], many: set[str]) -> list[str]:
+    """The command line with each flag once: those of `many` values add up.
+
+    InputError where another flag is given twice: the parser would take the last one in silence.
+    """
+    command: list[str] = []  # what stands before the first flag
+    given: dict[str, list[list[str]]] = {}  # flag -> the words of each time that it is given
+    words = command
+    for arg in args:
+        if not re.match(r"--[A-Za-z]", arg):
+            words.append(arg)
+            continue
+        name, equals, value = arg.partition("=")
+        name = name.replace("_", "-")
+        flag = re.sub(r"(^--|\.)no-", r"\1", name)  # --gate and --no-gate are one flag
+        words = [name, *[value] * bool(equals)]
+        given.setdefault(flag, []).append(words)
+    found = command
+    for flag, times in given.items():
+        if len(times) > 1 and flag not in many:
+            both = " and ".join(" ".join(words) for words in times)
+            raise InputError(f"{flag} is given {len(times)} times: {both}; give it once")
+        found = found + times[0] + [word for words in times[1:] for word in words[1:]]
+    return found
+
+
 def parse(cls: type | dict[str, Any], args: list[str] | None = None) -> Any:
     """Command line -> config; a bad flag or value is explained on stderr, exit code 2.
 
     A dictionary is a script with several commands: the first word says which class is meant. An
-    instance in place of a class holds the defaults.
+    instance in place of a class holds the defaults. Raises InputError for a flag given twice.
     """
     import tyro  # the only place that knows the parser
 
     args = sys.argv[1:] if args is None else args
+    meant = cls.get(args[0] if args else "") if isinstance(cls, dict) else cls
+    meant = meant if isinstance(meant, type) or meant is None else type(meant)
+    args = once_each(args, flags_of_many(meant) if meant else set())
     if isinstance(cls, dict):
         kinds = []
         for name, given in cls.items():
@@ -888,6 +992,8 @@ def parse(cls: type | dict[str, Any], args: list[str] | None = None) -> Any:
             about = tyro.conf.subcommand(name, description=kind.__doc__, **more)
             kinds.append(typing.Annotated[kind, about])
         return tyro.cli(typing.Union[tuple(kinds)], args=args)  # noqa: UP007
+    if "preset" not in [spec.name for spec in fields(cls)]:
+        return tyro.cli(cls, args=args, description=cls.__doc__)
     name = flag_in(args, "--preset")
     default = with_preset(cls, name if name in PRESETS else "slides")
     return tyro.cli(cls, default=default, args=args, description=cls.__doc__)

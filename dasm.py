@@ -40,6 +40,7 @@ from config import (
     DasmScoreConfig,
     InputError,
     config_key,
+    name_flaw,
     num_workers,
     run_script,
     whole,
@@ -48,11 +49,11 @@ from core.files import Kind, contents, keep_apart, kind_of, made, mark, own_fold
 from core.names import isolated
 from core.stored import check_form, is_text, read_text
 from core.tensors import read_checkpoint, read_tensors, with_digest
+from labels import AUDIO, clip_id, find_audio, read_labels, say_left_out
 from runfolder import pick_device
-from scorers import ClipScores, ScoreArchive, clip_id, write_archive
+from scorers import ClipScores, ScoreArchive, write_archive
 from sed.audio import TRUNCATED, AudioFile, read_samples, resample
-from soundscapes import AUDIO
-from timeline import classes_of, frame_edges, read_labels
+from timeline import classes_of, frame_edges
 
 VERSION = 1  # raise it with any change below that changes scores
 WIDTH = 1024  # D, of MGA-CLAP's text vectors; the audio checkpoint wants 768
@@ -392,6 +393,9 @@ def embed(cfg: DasmEmbedConfig) -> None:
         prompts = {name: prompt_of(name, cfg.prompt_style) for name in names}
         if not prompts:
             raise InputError(f"--classes-from {cfg.classes_from}: no events, so no classes")
+    for name in prompts:
+        if flaw := name_flaw(name):
+            raise InputError(f"--query-file {cfg.query_file}: the class name {name!r} {flaw}")
     if cfg.out.exists() or cfg.out.is_symlink():
         raise InputError(f"--out {cfg.out}: is there already; remove it or give another name")
     device = device_of(cfg)
@@ -627,6 +631,8 @@ def wanted_clips(cfg: DasmScoreConfig) -> tuple[list[str], list[str]]:
             raise InputError(f"--audio {cfg.audio}: no audio files ({', '.join(AUDIO)})")
     ids: dict[str, str] = {}
     for name in names:
+        if flaw := name_flaw(name, path=True):
+            raise InputError(f"--audio {cfg.audio}: the name {name!r} {flaw}; rename it")
         other = ids.setdefault(clip_id(name), name)
         if other != name:
             raise InputError(f"{name} and {other} differ in their extension only")
@@ -642,8 +648,8 @@ def look_at(names: list[str], cfg: DasmScoreConfig, settings: Settings) -> dict[
     # HTS-AT takes 1024 mel frames where a clip has 1001; up to there the end is cut quietly.
     longest = 1.024 * settings.clip_s
     for name in names:
-        path = cfg.audio / name
-        if not path.is_file():
+        path = find_audio(cfg.audio, name)
+        if path is None:
             absent.append(name)
             continue
         try:
@@ -670,8 +676,7 @@ def look_at(names: list[str], cfg: DasmScoreConfig, settings: Settings) -> dict[
     if wrong and not cfg.allow_missing:
         more = f" (and {len(wrong) - 1} more such clips)" if len(wrong) > 1 else ""
         raise InputError(f"{wrong[0]}{more}. --allow-missing leaves them out and lists them")
-    for line in (*(f"{name}: no audio" for name in absent), *wrong):
-        print(f"  left out: {isolated(line)}")
+    say_left_out([*(f"{name}: no audio" for name in absent), *wrong])
     if not found:
         raise InputError(f"{listing}: no clip is left")
     low = [name for name, clip in found.items() if clip.sample_rate < 28_000]  # mel up to 14 kHz
@@ -832,8 +837,7 @@ def score(cfg: DasmScoreConfig) -> None:
         mark(cfg.out, PARTS)
     with own_folder(cfg.out, PARTS):
         failed = score_clips(scorer, clips, queries, cfg, facts)
-    for line in failed:
-        print(f"  left out: {isolated(line)}")
+    say_left_out(failed)
     if failed and not cfg.allow_missing:
         raise InputError(
             f"{len(failed)} of {len(clips)} clips could not be scored (first: {failed[0]}), the"

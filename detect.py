@@ -3,6 +3,7 @@
 Run:    python detect.py --policy runs/demo/best.pt --audio recordings --out events.tsv
         python detect.py --policy runs/mine/best.pt --audio recordings --scores scores
         python detect.py --policy runs/mine/best.pt --scores scores      # no audio: r = 1
+        from detect import detect       # in Python: arrays in, events out, no files
 Reads:  a checkpoint, recordings, and their score files or <corpus>/scorer.pt
 Writes: <out> (a DCASE TSV), with --audacity a label file a recording
 Shapes: S samples, T frames of a recording, K classes, N frames of all rows together
@@ -15,6 +16,7 @@ itself and is decided like a clip; for a frame in two blocks the one counts whos
 Audio is read block by block, from front to back.
 """
 
+import io
 import itertools
 import time
 from collections.abc import Callable, Iterator
@@ -23,6 +25,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import soundfile
 import torch
 from tqdm import tqdm
 
@@ -31,9 +34,11 @@ import scorers
 from bandit import decide, highest_other, query_of, resident, thresholds
 from config import (
     DetectConfig,
+    Device,
     InputError,
     PreprocessConfig,
     Signal,
+    name_flaw,
     run_script,
     with_preset,
 )
@@ -43,9 +48,18 @@ from core.stored import check_form, is_text, read_json
 from dense import DenseQNetwork
 from DQN import Policy, greedy_actions, load_policy
 from gate import Gate, opens
-from preprocess import FELL_BACK, MOST_MANIFEST, SILENT, check_duration, clip_tag, listed
+from labels import AUDIO, clip_id, fit_events
+from preprocess import (
+    FELL_BACK,
+    MOST_MANIFEST,
+    SILENT,
+    WINDOWS,
+    check_duration,
+    clip_tag,
+    listed,
+)
 from provenance import Origin, other_classes, other_frames
-from sed.audio import TRUNCATED, AudioFile
+from sed.audio import TRUNCATED, AudioFile, audio_seconds, wav_from
 from sed.signals import VERSION, compute_signals, falls_back, loudness_on_grid
 from timeline import (
     COLUMNS,
@@ -61,7 +75,6 @@ LOW_RATE = (
     f"sample rate below the {scorers.SAMPLE_RATE // 1000} kHz that the scorer was trained on: it"
     " hears nothing above half of it and misses events"
 )
-SUFFIXES = (".flac", ".mp3", ".ogg", ".wav")
 BLOCK_S = 10.0  # where neither the policy nor the user says: clips of DESED and AudioSet
 FRAMES_AT_ONCE = 100_000  # rows are decided together until they have so many frames
 SHEETS_AT_ONCE = 256  # or so many recordings wait for their decisions
@@ -103,6 +116,7 @@ class Plan:
     signal: Signal
     gate: Gate | None
     listen: bool  # False: the loudness is 1 everywhere
+    cut_scores: bool  # at the end of the audio
     block_s: float
     longest_s: float  # recordings up to this long are one block
     device: torch.device
@@ -123,7 +137,8 @@ class Recording(NamedTuple):
     """One recording; `filename` is its path below the folder searched, as in the output."""
 
     filename: str
-    audio: Path | None
+    audio: Path | bytes | None  # bytes: what a file would hold
+    clip: str | None = None  # id of its scores, where these alone tell of it
 
 
 class Source(NamedTuple):
@@ -156,16 +171,13 @@ def make_plan(cfg: DetectConfig, device: torch.device) -> Plan:
     """Open the policy; say what it does not know. Raises InputError."""
     policy = load_policy(cfg.policy, device, cfg.preset)
     known = policy.info.get("trained_on") or {}
-    signal = with_preset(PreprocessConfig, cfg.preset).signal
-    if policy.signal is not None:
-        signal = runfolder.config_of(Signal, policy.signal)
-        formulas = Origin(policy.signal, known).formulas
-        if formulas != VERSION:
-            print(
-                f"note: {cfg.policy} was trained with version {formulas} of the formulas, these are"
-                f" of {VERSION}: on frames of other than 20 ms its filters lagged; train it again"
-            )
-    else:
+    if policy.signal is not None and Origin(policy.signal, known).formulas != VERSION:
+        print(
+            f"note: {cfg.policy} was trained with version {Origin(policy.signal, known).formulas}"
+            f" of the formulas, these are of {VERSION}: on frames of other than 20 ms its filters"
+            " lagged; train it again"
+        )
+    if policy.signal is None:
         print(f"note: {cfg.policy} does not know its formulas: those of preset {cfg.preset}")
     if not cfg.gate:
         print("note: no tag gate (--no-gate): the signals of every class peak somewhere")
@@ -174,18 +186,29 @@ def make_plan(cfg: DetectConfig, device: torch.device) -> Plan:
             "note: this policy has no tag gate (imported, or of an older version): every class of"
             " every recording may have events; train again to get one"
         )
-    listen = cfg.audio is not None and known.get("audio") is not False
+    plan = plan_of(policy, cfg, device)
     if cfg.audio is None:
         but = ", but the policy was trained with audio" if known.get("audio") else ""
         print(f"note: no audio (--audio not given): the normalised loudness is 1 everywhere{but}")
-    elif not listen:
+    elif not plan.listen:
         print("note: the policy was trained without audio: the loudness is 1 everywhere here too")
+    return plan
+
+
+def plan_of(policy: Policy, cfg: DetectConfig, device: torch.device) -> Plan:
+    """How a policy is applied. InputError for formulas that are unknown to this version."""
+    known = policy.info.get("trained_on") or {}
+    signal = with_preset(PreprocessConfig, cfg.preset).signal
+    if policy.signal is not None:
+        signal = runfolder.config_of(Signal, policy.signal)
+    listen = cfg.audio is not None and known.get("audio") is not False
     block_s = cfg.block_s or known.get("clip_s", BLOCK_S)
     longest_s = 1.5 * block_s
     if cfg.block_s is None:
         longest_s = max(longest_s, known.get("longest_s", 0.0))
     gate = policy.gate if cfg.gate else None
-    return Plan(policy, signal, gate, listen, block_s, longest_s, device, cfg.batch)
+    cut = cfg.cut_scores
+    return Plan(policy, signal, gate, listen, cut, block_s, longest_s, device, cfg.batch)
 
 
 # ---------------------------------------------------------------------------- scores
@@ -233,9 +256,11 @@ def open_source(cfg: DetectConfig, plan: Plan) -> Source:
     """The user's score files, or the built-in scorer. Raises InputError."""
     if cfg.scores is not None:
         files = scorers.open_scores(cfg.scores, list(cfg.classes) or None, cfg.rename)
-        return Source(
-            files.classes, lambda one, _: files.scores(one.filename), f"{cfg.scores}", files.clips
-        )
+
+        def read(one: Recording, _: Tally) -> scorers.ClipScores:
+            return files.scores(one.filename) if one.clip is None else files.read(one.clip)
+
+        return Source(files.classes, read, f"{cfg.scores}", files.clips)
     path = cfg.scorer or corpus_scorer(cfg.policy)
     if path is None:
         raise InputError(
@@ -258,26 +283,28 @@ def open_source(cfg: DetectConfig, plan: Plan) -> Source:
 
 def find_recordings(cfg: DetectConfig, source: Source) -> list[Recording]:
     """Recordings by name; without audio, the clips that have scores. Raises InputError."""
-    if cfg.audio is None:  # labels name recordings, with an extension: so do the results
-        return [Recording(f"{clip}.wav", None) for clip in source.clips()]
+    if cfg.audio is None:  # labels name recordings, most with an extension: so do the results
+        clips = source.clips()
+        suffixes = [".wav" if clip == clip_id(clip) else "" for clip in clips]
+        return [Recording(c + end, None, c) for c, end in zip(clips, suffixes, strict=True)]
     if cfg.audio.is_file():
         found = [Recording(cfg.audio.name, cfg.audio)]
     elif cfg.audio.is_dir():
         found = [
             Recording(path.relative_to(cfg.audio).as_posix(), path)
             for path in sorted(cfg.audio.rglob("*"))
-            if path.suffix.lower() in SUFFIXES and path.is_file() and path.name[0] != "."
+            if path.suffix.lower() in AUDIO and path.is_file() and path.name[0] != "."
         ]
     else:
         raise InputError(f"--audio {cfg.audio}: no such file or folder")
     if not found:
-        kinds = ", ".join(SUFFIXES)
+        kinds = ", ".join(AUDIO)
         raise InputError(f"--audio {cfg.audio}: no recordings in it or below ({kinds})")
     by_id: dict[str, str] = {}
-    for filename, _ in found:
-        if any(sign in filename for sign in "\t\r\n"):
-            raise InputError(f"--audio {cfg.audio}: {filename!r} cannot stand in a TSV; rename it")
-        other = by_id.setdefault(scorers.clip_id(filename), filename)
+    for filename, *_ in found:
+        if flaw := name_flaw(filename, path=True):
+            raise InputError(f"--audio {cfg.audio}: the name {filename!r} {flaw}; rename it")
+        other = by_id.setdefault(clip_id(filename), filename)
         if other != filename:
             raise InputError(
                 f"--audio {cfg.audio}: {other} and {filename} differ in their extension only, so"
@@ -290,11 +317,12 @@ def find_recordings(cfg: DetectConfig, source: Source) -> list[Recording]:
 
 
 class Sheet(NamedTuple):
-    """Decisions of one recording, (K, T) bool, on frames of `frame_s` seconds."""
+    """Decisions of one recording, (K, T) bool, between edges (T + 1,); it ends at `duration_s`."""
 
     filename: str
     on: np.ndarray
-    frame_s: float
+    edges: np.ndarray
+    duration_s: float
 
 
 class Row(NamedTuple):
@@ -323,8 +351,8 @@ def block_loudness(
             tally.note(notice, recording.filename)
         silent = True
         for part in parts:
-            start_s, stop_s = float(scores.edges[part.start]), float(scores.edges[part.stop])
-            wav = audio.span(start_s, stop_s)
+            start_s, stop_s = scores.span_s(part.start, part.stop)
+            wav = wav_from(audio.span(max(0.0, start_s), stop_s), rate, min(0.0, start_s))
             silent = silent and not wav.any()
             size = part.stop - part.start
             yield loudness_on_grid(wav, rate, stop_s - start_s, size, plan.signal)
@@ -357,8 +385,15 @@ def recording_rows(
     ValueError or InputError where the recording or its scores are bad.
     """
     scores = source.score(recording, tally)
+    duration_s = np.inf if recording.audio is None else audio_seconds(recording.audio)
+    if plan.cut_scores:
+        scores = scorers.cut_scores(scores, duration_s)
     num_frames, frame_s = len(scores.edges) - 1, float(scores.frame_s)
-    sheet = Sheet(recording.filename, np.zeros((len(source.classes), num_frames), bool), frame_s)
+    if scores.start_s:
+        tally.note(WINDOWS, recording.filename)
+    edges = frame_edges(num_frames, frame_s, scores.start_s)
+    on = np.zeros((len(source.classes), num_frames), bool)
+    sheet = Sheet(recording.filename, on, edges, min(duration_s, float(scores.edges[-1])))
     parts, ever_open = plan.cut(num_frames, frame_s), np.zeros(len(source.classes), bool)
     for part, rms in zip(parts, block_loudness(recording, scores, parts, plan, tally), strict=True):
         tally.blocks += 1
@@ -402,10 +437,10 @@ def cut_row(
 
 
 def all_rows(
-    recordings: list[Recording], source: Source, plan: Plan, tally: Tally
+    recordings: list[Recording], source: Source, plan: Plan, tally: Tally, quiet: bool = False
 ) -> Iterator[Row | Sheet]:
     """Rows and sheets of all recordings; what fails is named in the tally and left out."""
-    with tqdm(total=len(recordings), desc="Detecting", unit="recording") as bar:
+    with tqdm(total=len(recordings), desc="Detecting", unit="recording", disable=quiet) as bar:
         for recording in recordings:
             try:
                 for item in recording_rows(recording, source, plan, tally):
@@ -433,8 +468,8 @@ def decide_rows(rows: list[Row], plan: Plan) -> None:
         row.on[:] = pred[start + row.skip :][: len(row.on)]
 
 
-def detect(
-    recordings: list[Recording], source: Source, plan: Plan, tally: Tally
+def detect_all(
+    recordings: list[Recording], source: Source, plan: Plan, tally: Tally, quiet: bool = False
 ) -> Iterator[tuple[str, list[Event]]]:
     """Name and events of every recording that could be read, in order, events by onset.
 
@@ -448,14 +483,15 @@ def detect(
     def finished() -> Iterator[tuple[str, list[Event]]]:
         decide_rows(rows, plan)
         for sheet in sheets:
-            edges = frame_edges(sheet.on.shape[1], sheet.frame_s)
             found = zip(sheet.on, source.classes, strict=True)
-            events = [event for on, name in found for event in frames_to_events(on, name, edges)]
-            yield sheet.filename, sorted(events)
+            events = [
+                event for on, name in found for event in frames_to_events(on, name, sheet.edges)
+            ]
+            yield sheet.filename, fit_events(sheet.filename, sorted(events), sheet.duration_s)[0]
         rows.clear()
         sheets.clear()
 
-    for item in all_rows(recordings, source, plan, tally):
+    for item in all_rows(recordings, source, plan, tally, quiet):
         if isinstance(item, Sheet):
             sheets.append(item)
         else:
@@ -465,6 +501,66 @@ def detect(
             yield from finished()
             frames = 0
     yield from finished()
+
+
+# ---------------------------------------------------------------------------- arrays in, events out
+
+
+def detect(
+    values: np.ndarray,
+    edges: np.ndarray,
+    classes: list[str],
+    policy: Policy | Path | str,
+    wav: np.ndarray | None = None,
+    sample_rate: int | None = None,
+    *,
+    gate: bool = True,
+    cut_scores: bool = False,
+    block_s: float | None = None,
+    min_duration: float = 0.0,
+    merge_gap: float = 0.0,
+    device: Device = "auto",
+) -> list[Event]:
+    """Events of one recording, by onset: what detect.py finds in files, in arrays.
+
+    `values` (K, T) are frame scores 0..1 of K classes, `edges` (T + 1,) the frames' edges in
+    seconds, `policy` a checkpoint or what `load_policy` opened. `wav` (S,) or (S, channels) are the
+    samples; without them the loudness is 1 everywhere. The rest are the flags of detect.py. Raises
+    InputError for arrays that do not fit each other, scores out of 0..1 and unequal frames.
+    """
+    if (wav is None) != (sample_rate is None):
+        raise InputError("detect: wav and sample_rate go together")
+    path = Path(policy) if isinstance(policy, (str, Path)) else DetectConfig.policy
+    heard = None if wav is None else Path("wav")
+    try:
+        cfg = DetectConfig(
+            policy=path,
+            audio=heard,
+            scores=Path("values"),
+            gate=gate,
+            cut_scores=cut_scores,
+            block_s=block_s,
+            min_duration=min_duration,
+            merge_gap=merge_gap,
+            device=device,
+        )
+        scores, audio = scorers.checked_scores(values, edges, list(classes)), None
+        if wav is not None:
+            stream = io.BytesIO()
+            wav = np.asarray(wav, np.float32)
+            soundfile.write(stream, wav, sample_rate, "FLOAT", format="WAV")
+            audio = stream.getvalue()
+    except (TypeError, ValueError, RuntimeError) as error:  # soundfile's are RuntimeErrors
+        raise InputError(f"detect: {error}") from None
+    torch_device = runfolder.pick_device(cfg.device, cfg.threads)
+    if isinstance(policy, (str, Path)):
+        policy = load_policy(path, torch_device, cfg.preset)
+    source, tally = Source(list(classes), lambda _: scores, "arrays"), Tally()
+    plan = plan_of(policy, cfg, torch_device)
+    found = dict(detect_all([Recording("wav", audio)], source, plan, tally, quiet=True))
+    if tally.failed:
+        raise InputError(f"detect: {tally.failed[0]}")
+    return tidy_events(found["wav"], cfg.min_duration, cfg.merge_gap)
 
 
 # ---------------------------------------------------------------------------- what is said
@@ -531,7 +627,7 @@ def main(cfg: DetectConfig) -> int:
     tally, began = Tally(), time.perf_counter()
     clips = {
         filename: tidy_events(events, cfg.min_duration, cfg.merge_gap)
-        for filename, events in detect(recordings, source, plan, tally)
+        for filename, events in detect_all(recordings, source, plan, tally)
     }
     seconds = time.perf_counter() - began
     if not clips:
@@ -541,7 +637,7 @@ def main(cfg: DetectConfig) -> int:
     if cfg.audacity is not None:
         with own_folder(cfg.audacity, TRACKS, flag="--audacity"):
             for filename, events in clips.items():
-                write_audacity(cfg.audacity / f"{scorers.clip_id(filename)}.txt", events)
+                write_audacity(cfg.audacity / f"{clip_id(filename)}.txt", events)
     summarise(tally, plan, sum(map(len, clips.values())), len(recordings), seconds)
     print(f"results: {cfg.out}" + (f", {cfg.audacity}" if cfg.audacity else ""))
     return 1 if tally.failed else 0

@@ -24,17 +24,26 @@ from config import (
     EvaluateConfig,
     InputError,
     whole,
-    write_json,
 )
 from core.files import writing
-from core.stored import file_sha256, read_json, read_npz
+from core.stored import file_sha256, read_json, read_npz, write_json
 from csebbs import sebbs
 from device import fastest_batch
 from DQN import greedy_actions, load_policy
+from labels import (
+    SUFFIXES,
+    Aside,
+    Labels,
+    fit_events,
+    read_rows,
+    same_clips,
+    say_asides,
+    write_asides,
+)
 from opponents import Rule, decide_rule, fit_all
-from preprocess import Cache, load_cache
+from preprocess import LEFT_OUT, Cache, load_cache
 from provenance import Origin, held_against, origin_of
-from timeline import Event, frames_to_events, label_frames, read_labels
+from timeline import Event, frames_to_events, label_frames
 
 BASE, GATED = "T_base", "behind the gate"
 
@@ -51,6 +60,7 @@ class Member(NamedTuple):
     boxes: dict[str, list[tuple]] | None = None  # events with confidences of their own, for PSDS
     home: Cache | None = None  # where its signals and tags are; None: in the table's cache
     rule: Rule | None = None
+    asides: tuple[Aside, ...] = ()  # rows of given events that do not lie in their clips
     notes: tuple[str, ...] = ()  # in what its training was another than this cache
 
 
@@ -86,13 +96,15 @@ class Spec(NamedTuple):
             )
         for part in [] if rest == BASE else rest.split(","):
             path = Path(part)
-            path = path / "best.pt" if path.is_dir() else path
-            if not path.is_file():
+            tracks = path.is_dir() and not (path / "best.pt").exists()
+            tracks = tracks and next(path.rglob("*.txt"), None) is not None
+            path = path / "best.pt" if path.is_dir() and not tracks else path
+            if not (path.is_file() or tracks):
                 what = "give a run folder, a checkpoint, an event TSV, T_base or rules"
                 raise InputError(f"--compare {text}: {path} not found; {what}")
             if path in files:
                 raise InputError(f"--compare {text}: {path} is there twice, that is no other seed")
-            if home and path.suffix == ".tsv":
+            if home and (path.suffix.lower() in SUFFIXES or tracks):
                 raise InputError(f"--compare {text}: events need no signals; leave out @{home}")
             files.append(path)
         if not name and files:
@@ -189,6 +201,30 @@ def from_checkpoint(path: Path, cache: Cache, cfg: EvaluateConfig) -> tuple[str,
     return kind, member
 
 
+def fitted_rows(path: Path, cache: Cache) -> Labels:
+    """Events of another program in the cache's clips, under the names that these have there.
+
+    Clips that were left out of the cache are left out here, and counted. InputError for any other
+    clip that the cache does not have.
+    """
+    given = read_rows(path, empty=True)  # a header alone: a system that says nothing
+    same = same_clips(given.clips, cache.durations)
+    unknown = [name for name in given.clips if name not in same]
+    gone = (line.partition(": ")[0] for line in cache.manifest["left_out"])
+    left_out = same_clips(unknown, gone)
+    if strange := sorted(set(unknown) - set(left_out)):
+        raise InputError(f"{path}: {len(strange)} clips are not in {cache.folder}: {strange[0]}")
+    if left_out:
+        print(f"note: {path}: {len(left_out)} clips were left out of {cache.folder}, and here too")
+    found: dict[str, list[Event]] = {}
+    asides = [aside for aside in given.asides if aside.filename in same]
+    for name, clip in same.items():
+        kept, some = fit_events(name, given.clips[name], cache.durations[clip])
+        found.setdefault(clip, []).extend(kept)
+        asides += some
+    return Labels(found, asides)
+
+
 def from_events(path: Path, cache: Cache) -> Member:
     """Events of another program, drawn on the cache's frames by the frame-centre rule.
 
@@ -196,10 +232,7 @@ def from_events(path: Path, cache: Cache) -> Member:
     for are left out, as they are of every system, and counted. InputError for a clip or class that
     the cache does not have.
     """
-    events = read_labels(path)
-    known = {clip.filename for clip in cache.clips}
-    if unknown := sorted(set(events) - known):
-        raise InputError(f"{path}: {len(unknown)} clips are not in {cache.folder}: {unknown[0]}")
+    events, asides = fitted_rows(path, cache)
     for name, found in events.items():
         if odd := sorted({event.event_label for event in found} - set(cache.classes)):
             raise InputError(
@@ -217,7 +250,7 @@ def from_events(path: Path, cache: Cache) -> Member:
         label_frames(events.get(pair.filename, []), pair.event_label, pair.edges)
         for pair in cache.pairs
     ]
-    return Member(str(path), np.concatenate(parts), 0.0, events=events)
+    return Member(str(path), np.concatenate(parts), 0.0, events=events, asides=tuple(asides))
 
 
 def fitted_rules(train: Cache, cfg: EvaluateConfig) -> list[Rule]:
@@ -279,6 +312,7 @@ def find_entrants(cfg: EvaluateConfig, cache: Cache, train: Cache) -> list[Entra
     check_names([BASE, *(spec.name for spec in specs.values())])
     folders = dict.fromkeys(spec.cache for spec in specs.values() if spec.cache)
     homes = {folder: same_pairs(folder, cache) for folder in folders}
+    asides: list[Aside] = []
     for text in cfg.compare:
         if text == "rules":
             said = held_against("the rules", origin_of(train), cache, cfg.other_classes)
@@ -291,8 +325,10 @@ def find_entrants(cfg: EvaluateConfig, cache: Cache, train: Cache) -> list[Entra
         home = homes.get(elsewhere)
         kinds, members = set(), []
         for path in files:
-            if path.suffix == ".tsv":
+            if path.suffix.lower() in SUFFIXES or path.is_dir():
                 kind, member = "events", from_events(path, cache)
+                say_asides(str(path), member.asides, cfg.out / LEFT_OUT)
+                asides += member.asides
             else:
                 kind, member = from_checkpoint(path, home or cache, cfg)
             kinds.add(kind)
@@ -315,6 +351,8 @@ def find_entrants(cfg: EvaluateConfig, cache: Cache, train: Cache) -> list[Entra
             elif row.kind in ("base", "policy", "twin"):
                 print(f"note: {row.name} has no tag gate; it stands bare only")
     check_names([row.name for row in rows])
+    if asides or (cfg.out / LEFT_OUT).exists():
+        write_asides(cfg.out / LEFT_OUT, asides)
     return rows
 
 
@@ -328,12 +366,15 @@ def check_names(names: list[str]) -> None:
 
 
 def predicted_events(cache: Cache, pred: np.ndarray) -> dict[str, list[Event]]:
-    """Decisions (N,) -> events of each clip, by onset."""
+    """Decisions (N,) -> events of each clip, by onset, cut where a frame reaches past its end."""
     clips: dict[str, list[Event]] = {clip.filename: [] for clip in cache.clips}
     for index, pair in enumerate(cache.pairs):
         on = pred[cache.offsets[index] : cache.offsets[index + 1]]
         clips[pair.filename].extend(frames_to_events(on, pair.event_label, pair.edges))
-    return {name: sorted(events) for name, events in clips.items()}
+    durations = cache.durations
+    return {
+        name: fit_events(name, sorted(events), durations[name])[0] for name, events in clips.items()
+    }
 
 
 def events_of(member: Member, cache: Cache) -> dict[str, list[Event]]:

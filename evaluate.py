@@ -33,7 +33,6 @@ from config import (
     InputError,
     VisualizeConfig,
     run_script,
-    write_json,
     write_text,
 )
 from core.files import is_ours, keep_apart, mark, matching, own_folder, write_together
@@ -48,6 +47,7 @@ from core.stored import (
     maybe,
     read_json,
     read_npz,
+    write_json,
 )
 from device import fastest_batch
 from DQN import Policy, decide_together, load_policy

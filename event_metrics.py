@@ -9,10 +9,10 @@ does the matching; without it everything else in the suite runs.
 
 What is evaluated. `durations` names the clips. A clip that truth or prediction lacks has no events
 there (label files often leave such clips out); a clip or class that is not named is an InputError.
-Times are rounded to microseconds, events are cut to 0 .. duration, and events of one class that
-overlap or touch are one event (timeline.merge_events), in truth and prediction alike: the libraries
-refuse them. A predicted event that begins at the end of its clip or later is gone (frames may reach
-past it); a true one is an InputError, as labels and durations do not belong together.
+In truth and prediction alike, events are cut to 0 .. duration, those without length or outside the
+clip are left out (labels.fit_events, the rule for every label file), times are rounded to
+microseconds, and events of one class that overlap or touch are one event (timeline.merge_events):
+the libraries refuse them.
 
 Defined values. A class with neither truth nor prediction has F1 = 1, as in metrics.py, but takes no
 part in the macro average, where it would flatter; `F1.num_classes` tells how many do. A class with
@@ -31,6 +31,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from config import InputError
+from labels import fit_events
 from metrics import f1_score, macro_average
 from scorers import ClipScores
 from timeline import Event, merge_events
@@ -157,19 +158,14 @@ def _inside(
                     f"{what}, clip {name}: {event.event_label!r} is not a class to evaluate"
                     f" ({', '.join(classes)})"
                 )
-            if not (np.isfinite(event.onset) and event.onset < event.offset):
+            if not (np.isfinite(event[:2]).all() and event.onset <= event.offset):
                 raise InputError(
                     f"{what}, clip {name}: {event.onset} .. {event.offset} s is not a time span"
                 )
-            onset = round(max(float(event.onset), 0.0), DECIMALS)
-            offset = round(min(float(event.offset), float(duration)), DECIMALS)
+        for event in fit_events(name, clips.get(name, []), float(duration))[0]:
+            onset, offset = (round(float(time), DECIMALS) for time in event[:2])
             if onset < offset:
                 found[name].append(event._replace(onset=onset, offset=offset))
-            elif what == "truth" and event.onset >= duration:
-                raise InputError(
-                    f"truth, clip {name}: {event.event_label} begins at {event.onset} s,"
-                    f" after the end of the clip ({duration} s)"
-                )
     return found
 
 

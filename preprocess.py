@@ -4,11 +4,12 @@ Run:    python preprocess.py                    # built-in corpus, made and scor
         python preprocess.py --split train --labels L.tsv --audio DIR --scores DIR
         python preprocess.py --split train --labels L.tsv --scores DIR   # no audio: r = 1
         python preprocess.py --split train --labels L.tsv --import-npz DIR
+        python preprocess.py --labels L.tsv --scores DIR --validation-share 0.2    # both splits
         torchrun --nproc-per-node=2 -- preprocess.py
         python preprocess.py --pairs all --cache cache/all                  # absent classes too
 Reads:  <corpus>/<split>/{labels.tsv, audio/, scores/} or the files named
-Writes: <cache>/<split>/manifest.json + shard-*.npz, whole or not at all; a rerun skips the done;
-        scores.json there: which score files were held against their own checksums
+Writes: <cache>/<split>/{manifest.json, left_out.tsv, shard-*.npz}, whole or not at all; a rerun
+        skips the done; scores.json there: score files that were held against their own checksums
 Shapes: S samples, T frames of a pair, N frames of all pairs together, P pairs, C clips, K classes
 Next:   DQN.py
 
@@ -59,26 +60,40 @@ from core.stored import (
     is_share,
     is_text,
     maybe,
+    misfit,
     read_json,
     read_npz,
     regular,
     write_json,
 )
+from labels import (
+    Aside,
+    Labels,
+    clip_id,
+    find_audio,
+    fit_events,
+    read_rows,
+    say_asides,
+    say_left_out,
+    write_asides,
+)
 from ranks import Ranks, together
-from sed.audio import SHORT_AUDIO, TRUNCATED, AudioFile
+from sed.audio import SHORT_AUDIO, TRUNCATED, AudioFile, audio_seconds, wav_from
 from sed.audio import read_audio as read_audio
 from sed.signals import SIGNALS, compute_signals, falls_back, loudness_on_grid, tag_of
 from sed.signals import VERSION as FORMULAS
 from sed.signals import loudness as loudness
 from sed.signals import min_max as min_max
-from timeline import SPLITS, Event, classes_of, frame_edges, label_frames, read_labels
+from splits import two_splits
+from timeline import SPLITS, Event, classes_of, frame_edges, label_frames
 
 CLIPS_PER_SHARD = 64  # a shard is what one process holds in memory and what a rerun can skip
 FORMAT = 2
 CHECKED = "scores.json"  # which score files were held against their own checksums
+LEFT_OUT = "left_out.tsv"  # clips that were left out; label rows that were cut or left out
 CACHE = Kind(
     "cache",
-    ("manifest.json", "manifest-*.json", CHECKED, f"shard-{5 * '[0-9]'}.npz"),
+    ("manifest.json", "manifest-*.json", CHECKED, LEFT_OUT, f"shard-{5 * '[0-9]'}.*"),
     (("manifest.json", "format"), ("manifest.json", "shards")),
 )
 SLACK = 1e-6  # by which a filter may leave 0..1: rounding of float32
@@ -95,11 +110,12 @@ class Pair(NamedTuple):
     event_label: str
     num_frames: int
     frame_s: float
+    start_s: float = 0.0  # where the first frame would begin, were it as long as the others
 
     @property
     def edges(self) -> np.ndarray:
         """(T + 1,) frame edges in seconds."""
-        return frame_edges(self.num_frames, self.frame_s)
+        return frame_edges(self.num_frames, self.frame_s, self.start_s)
 
 
 class ClipRecord(NamedTuple):
@@ -238,15 +254,22 @@ def is_shard_name(value: Any) -> bool:
     return isinstance(value, str) and re.fullmatch(r"shard-\d{5,}\.npz", value) is not None
 
 
+def is_pair(value: Any) -> bool:
+    """A row of `Pair`; those of older versions do not say where the first frame begins."""
+    form = (is_text, is_text, is_count, is_number, is_number)
+    return isinstance(value, (list, tuple)) and any(misfit(value, form[:n]) is None for n in (4, 5))
+
+
 SHARD = {
     "file": is_shard_name,
     "sha256": is_text,
     "inputs": is_text,
     "failed": [is_text],
     "notices": Each([is_text]),
-    "pairs": [(is_text, is_text, is_count, is_number)],
+    "pairs": [is_pair],
     "clips": [(is_text, is_number, [(is_number, is_number, is_text)], maybe([is_share]))],
 }
+ASIDES = [(is_text, (is_number, is_number, is_text), is_text)]
 MANIFEST = {
     "split": is_text,
     "queries": ("present", "all").__contains__,
@@ -281,7 +304,8 @@ def read_manifest(path: Path, cure: str) -> dict[str, Any]:
                 spans = all(onset <= offset for onset, offset, _ in events)
                 if duration_s < 0 or not spans or (tag and len(tag) != len(classes)):
                     raise ValueError(f"clip {name[:60]!r} cannot be so")
-            for name, label, num_frames, frame_s in shard["pairs"]:
+            check_form(shard.get("asides", []), ASIDES)
+            for name, label, num_frames, frame_s, *_ in shard["pairs"]:
                 known = name in clips and label in classes and (name, label) not in seen
                 if not (known and num_frames and 0 < frame_s <= LONGEST_FRAME_S):
                     raise ValueError(f"pair {name[:60]!r} / {label[:60]!r} cannot be so")
@@ -360,12 +384,13 @@ class Clip(NamedTuple):
 
 class Outcome(NamedTuple):
     """What became of a shard: its pairs and clips, what failed (name: reason), clips behind each
-    notice."""
+    notice, label rows that were cut or left out."""
 
     pairs: list[Pair]
     clips: list[ClipRecord]
     failed: list[str]
     notices: dict[str, list[str]]
+    asides: list[Aside]
 
 
 PADDED = "scores run past the end of the audio (silence assumed)"
@@ -376,7 +401,9 @@ TOO_SHORT = "events cover no frame centre, so the pair is off everywhere"
 DISAGREE = "imported decisions differ from prob > threshold in some frames"
 NO_AUDIO = "no audio (--audio not given): the normalised loudness is 1 everywhere"
 FELL_BACK = "score of little contrast: loudness decides alone (--signal.flat-range)"
+WINDOWS = "windows: a score stands for one step around its window's centre"
 NOTICES = (PADDED, LONGER, TRUNCATED, SILENT, CUT, TOO_SHORT, DISAGREE, NO_AUDIO, FELL_BACK)
+NOTICES += (WINDOWS,)
 
 
 def check_duration(duration: float, scores: scorers.ClipScores) -> str:
@@ -387,6 +414,8 @@ def check_duration(duration: float, scores: scorers.ClipScores) -> str:
     end, slack = float(scores.edges[-1]), scores.frame_s + 1e-6
     if abs(end - duration) > max(slack, SHORT_AUDIO * max(end, duration)):
         cure = "look at the sample rate in its header, and whether these are its scores"
+        if end > duration:
+            cure += "; where the model padded its input, --cut-scores cuts them"
         raise ValueError(f"audio lasts {duration:.2f} s, its scores {end:.2f} s; {cure}")
     if abs(end - duration) <= slack:
         return ""
@@ -400,6 +429,16 @@ def clip_tag(scores: scorers.ClipScores, signal: Signal) -> np.ndarray:
     return tag_of(scores.values, scores.frame_s, signal)
 
 
+def clip_end(end: float, slack_s: float, events: list[Event]) -> float:
+    """Duration of a clip without audio, whose frames end at `end` seconds.
+
+    Grids of frames end up to a frame (`slack_s`) early: 9.984 of 10.0 s in DCASE. So the labels are
+    believed that far.
+    """
+    last = max((event.offset for event in events), default=0.0)
+    return max(end, last) if last <= end + slack_s + 1e-6 else end
+
+
 def clip_loudness(
     clip: Clip, scores: scorers.ClipScores, signal: Signal, notices: dict[str, list[str]]
 ) -> tuple[np.ndarray | None, float]:
@@ -408,16 +447,18 @@ def clip_loudness(
     end, num_frames = float(scores.edges[-1]), len(scores.edges) - 1
     if clip.audio is None:
         notices[NO_AUDIO].append(clip.filename)
-        return None, max([end, *(event.offset for event in clip.events)])
+        return None, clip_end(end, scores.frame_s + scores.start_s, clip.events)
     with AudioFile(clip.audio) as audio:
-        wav = audio.read(audio.num_samples)
+        wav = audio.read()
     if notice := check_duration(audio.duration_s, scores):
         notices[notice].append(clip.filename)
     if audio.truncated:
         notices[TRUNCATED].append(clip.filename)
     if not wav.any():
         notices[SILENT].append(clip.filename)
-    rms = loudness_on_grid(wav, audio.sample_rate, end, num_frames, signal)
+    start_s, stop_s = scores.span_s(0, num_frames)
+    wav = wav_from(wav, audio.sample_rate, start_s)
+    rms = loudness_on_grid(wav, audio.sample_rate, stop_s - start_s, num_frames, signal)
     return rms, audio.duration_s
 
 
@@ -430,31 +471,37 @@ def clip_signals(
     queries: str,
     signal: Signal,
     notices: dict[str, list[str]],
-) -> tuple[list[Row], ClipRecord]:
-    """Every queried pair of a clip and what else is known of it; ValueError on bad input."""
+    cut: bool = False,
+) -> tuple[list[Row], ClipRecord, list[Aside]]:
+    """Every queried pair of a clip, what else is known of it, and the label rows that were cut or
+    left out; ValueError on bad input. `cut`: the scores, at the end of the audio."""
     scores = source.scores(clip.filename)
+    if cut:
+        scores = scorers.cut_scores(scores, audio_seconds(clip.audio))
     edges, end = scores.edges, float(scores.edges[-1])
-    num_frames, frame_s = len(edges) - 1, float(scores.frame_s)
+    num_frames, frame_s, start_s = len(edges) - 1, float(scores.frame_s), scores.start_s
+    if start_s:
+        notices[WINDOWS].append(clip.filename)
     rms, duration = clip_loudness(clip, scores, signal, notices)
-    # Score grids end up to a frame early (DCASE: 9.984 of 10.0 s); more means the wrong files.
-    last_label = min(max((event.offset for event in clip.events), default=0.0), duration)
-    if last_label > end + frame_s + 1e-6:
+    events, asides = fit_events(clip.filename, clip.events, duration)
+    last_label = max((event.offset for event in events), default=0.0)
+    if last_label > end + frame_s + start_s + 1e-6:
         raise ValueError(f"scores end at {end:.2f} s but labels go to {last_label:.2f} s")
-    if any(event.offset > end + 1e-6 for event in clip.events):
+    if any(event.offset > end + 1e-6 for event in events):
         notices[CUT].append(clip.filename)
-    present = classes_of({clip.filename: clip.events})
+    present = classes_of({clip.filename: events})
     rows = []
     for event_label in source.classes if queries == "all" else present:
         d_raw = scores.values[source.classes.index(event_label)]
-        label = label_frames(clip.events, event_label, edges)
+        pair = Pair(clip.filename, event_label, num_frames, frame_s, start_s)
+        label = label_frames(events, event_label, edges)
         if event_label in present and not label.any():
             notices[TOO_SHORT].append(f"{clip.filename} / {event_label}")
         if falls_back(rms, d_raw, signal):
             notices[FELL_BACK].append(f"{clip.filename} / {event_label}")
-        values = compute_signals(rms, d_raw, frame_s, signal)
-        rows.append((Pair(clip.filename, event_label, num_frames, frame_s), values, label))
+        rows.append((pair, compute_signals(rms, d_raw, frame_s, signal), label))
     tag = [float(value) for value in clip_tag(scores, signal)]
-    return rows, ClipRecord(clip.filename, duration, clip.events, tag)
+    return rows, ClipRecord(clip.filename, duration, events, tag), asides
 
 
 ORIGINAL_NAMES = {
@@ -469,7 +516,7 @@ ORIGINAL_NAMES = {
 
 def npz_name(filename: str, event_label: str) -> str:
     """How the original program names the file of a pair."""
-    return f"{Path(filename).stem}_{event_label}.npz"
+    return f"{Path(clip_id(filename)).name}_{event_label}.npz"
 
 
 def imported_signals(
@@ -504,51 +551,63 @@ class Job(NamedTuple):
     queries: str  # present or all
     signal: Signal
     import_frame_s: float
+    cut_scores: bool = False  # at the end of the audio
 
 
 def imported_clip(
     clip: Clip, folder: Path, frame_s: float, notices: dict[str, list[str]]
-) -> tuple[list[Row], ClipRecord]:
+) -> tuple[list[Row], ClipRecord, list[Aside]]:
     """Every present pair of a clip of the original program; ValueError on a damaged file."""
-    rows, end = [], 0.0
+    arrays = []
     for event_label in classes_of({clip.filename: clip.events}):
         pair, values = imported_signals(folder, clip.filename, event_label, frame_s)
-        rows.append((pair, values, label_frames(clip.events, event_label, pair.edges)))
-        end = max(end, float(pair.edges[-1]))
+        arrays.append((pair, values))
         if ((values["prob"] > values["t_base"]) != (values["binary"] > 0.5)).any():
             notices[DISAGREE].append(npz_name(clip.filename, event_label))
-    return rows, ClipRecord(clip.filename, end, clip.events, None)
+    end = clip_end(max(float(pair.edges[-1]) for pair, _ in arrays), frame_s, clip.events)
+    events, asides = fit_events(clip.filename, clip.events, end)
+    present = classes_of({clip.filename: events})
+    rows = [
+        (pair, values, label_frames(events, pair.event_label, pair.edges))
+        for pair, values in arrays
+        if pair.event_label in present
+    ]
+    return rows, ClipRecord(clip.filename, end, events, None), asides
 
 
 def make_shard(job: Job) -> Outcome:
     """Compute and write one shard. Clips that fail are named, the others are written."""
     rows: list[Row] = []
-    clips: list[ClipRecord] = []
-    failed: list[str] = []
-    notices: dict[str, list[str]] = {name: [] for name in NOTICES}
+    outcome = Outcome([], [], [], {name: [] for name in NOTICES}, [])
     for clip in job.clips:
+        notices = outcome.notices
         try:
             if isinstance(job.source, Path):
-                found, record = imported_clip(clip, job.source, job.import_frame_s, notices)
+                made = imported_clip(clip, job.source, job.import_frame_s, notices)
             else:
-                found, record = clip_signals(clip, job.source, job.queries, job.signal, notices)
+                made = clip_signals(
+                    clip, job.source, job.queries, job.signal, notices, job.cut_scores
+                )
+            found, record, asides = made
             rows += found  # a clip whole or not at all
-            clips.append(record)
+            outcome.clips.append(record)
+            outcome.asides.extend(asides)
         except (ValueError, InputError) as error:
-            failed.append(f"{clip.filename}: {error}")
+            outcome.failed.append(f"{clip.filename}: {error}")
     if rows:
         write_shard(job.path, [row[1] for row in rows], [row[2] for row in rows])
-    return Outcome([row[0] for row in rows], clips, failed, notices)
+    return outcome._replace(pairs=[row[0] for row in rows])
 
 
 # ---------------------------------------------------------------------------- one split
 
 
 class Task(NamedTuple):
-    """Where a split's inputs are."""
+    """What a split is made from."""
 
     split: str
     labels: Path
+    rows: Labels  # of this split
     audio: Path | None
     scores: Path | None
     import_npz: Path | None
@@ -573,7 +632,7 @@ def find_inputs(task: Task, cfg: PreprocessConfig) -> tuple[list[Clip], Any, lis
 
     Everything that can be known without decoding is checked here, before anything is written.
     """
-    clips = read_labels(task.labels)
+    clips = task.rows.clips
     ready, missing = [], []
     queried = {name: events for name, events in clips.items() if events or cfg.pairs == "all"}
     if task.import_npz is not None:
@@ -592,10 +651,10 @@ def find_inputs(task: Task, cfg: PreprocessConfig) -> tuple[list[Clip], Any, lis
         source = scorers.open_scores(task.scores, task.classes, cfg.rename, checked)
         unscored = set(source.missing(list(queried)))
         for name, events in queried.items():
-            path = task.audio / name if task.audio else None
+            path = find_audio(task.audio, name) if task.audio else None
             if name in unscored:
                 missing.append(f"{name}: no scores in {task.scores}")
-            elif path is not None and not path.is_file():
+            elif task.audio is not None and path is None:
                 missing.append(f"{name}: no audio in {task.audio}")
             else:
                 try:
@@ -677,6 +736,7 @@ def check_classes(cache: Path, task: Task) -> None:
 def fingerprint(job: Job) -> str:
     """Hash of everything a shard is made from: names, labels, file sizes and times, formulas."""
     parts: list[Any] = [FORMAT, FORMULAS, to_dict(job.signal), job.import_frame_s, job.queries]
+    parts += ["cut"] * job.cut_scores
     if not isinstance(job.source, Path):
         parts.append(job.source.classes)
     for clip in job.clips:
@@ -717,6 +777,7 @@ def known_shards(folder: Path, partial: Path) -> tuple[dict[str, dict], dict[str
         with suppress(InputError, ValueError):
             shard = read_json(path, "", ()).get("shard")
             check_form(shard, SHARD)
+            check_form(shard.get("asides", []), ASIDES)
             begun[shard["file"]] = shard
     return old, begun
 
@@ -770,6 +831,7 @@ def run_jobs(
                 "notices": outcome.notices,
                 "pairs": outcome.pairs,
                 "clips": outcome.clips,
+                "asides": outcome.asides,
             }
             write_json(job.path.with_suffix(".json"), {"shard": entry})
     return [done[file] for file in sorted(done)], reused
@@ -788,7 +850,7 @@ def preprocess_split(task: Task, cfg: PreprocessConfig, ranks: Ranks) -> None:
     if not clips:
         raise InputError(f"{task.labels}: no clip is left that has all its inputs")
     folder = cfg.cache / task.split
-    inputs = (task.labels, task.audio, task.scores, task.import_npz)
+    inputs = (task.labels, task.audio, task.scores, task.import_npz, cfg.clips)
     keep_apart(folder, inputs, "--cache", replaced=True)
     partial = work_folder(folder)  # of all processes; the first one holds it
 
@@ -800,7 +862,7 @@ def preprocess_split(task: Task, cfg: PreprocessConfig, ranks: Ranks) -> None:
     def finish() -> None:
         finish_split(task, cfg, partial, entries, source, left_out)
         held.close()  # puts it in place
-        report(folder, read_labels(task.labels), left_out, began)
+        report(folder, task, left_out, began)
         print(f"  shards taken over from an earlier run: {reused} of {len(starts)}")
 
     with ExitStack() as held:
@@ -810,7 +872,7 @@ def preprocess_split(task: Task, cfg: PreprocessConfig, ranks: Ranks) -> None:
         for i, start in starts[ranks.rank :: ranks.size]:
             some = clips[start : start + CLIPS_PER_SHARD]
             path = partial / f"shard-{i:05d}.npz"
-            job = Job(path, some, source, cfg.pairs, cfg.signal, cfg.import_frame_s)
+            job = Job(path, some, source, cfg.pairs, cfg.signal, cfg.import_frame_s, cfg.cut_scores)
             jobs.append((job, fingerprint(job)))
         parts = ranks.gather(run_jobs(jobs, folder, partial, cfg, ranks))
         entries = sorted((entry for some, _ in parts for entry in some), key=itemgetter("file"))
@@ -828,11 +890,13 @@ def finish_split(
 ) -> None:
     """Write the manifest of all shards, remove what is not of it; names what was left out."""
     left_out += sorted(line for entry in entries for line in entry["failed"])
-    stop_on_failures(task, cfg, left_out, len(read_labels(task.labels)))
+    stop_on_failures(task, cfg, left_out, len(task.rows.clips))
+    asides, imported = task.rows.asides + shard_asides(entries), isinstance(source, Path)
+    if task.audio is None and not imported:
+        check_ends(task, entries, asides)
     entries = [entry for entry in entries if entry["pairs"]]
     if not entries:
         raise InputError(f"{task.labels}: no readable clip is left")
-    imported = isinstance(source, Path)
     signal = None if imported else to_dict(cfg.signal)
     manifest = {
         "format": FORMAT,
@@ -852,10 +916,38 @@ def finish_split(
         "shards": entries,
     }
     write_json(partial / "manifest.json", manifest)
-    wanted = {entry["file"] for entry in entries} | {"manifest.json", CHECKED}
+    write_asides(partial / LEFT_OUT, asides, [line.split(": ", 1) for line in left_out])
+    wanted = {entry["file"] for entry in entries} | {"manifest.json", CHECKED, LEFT_OUT}
     for name in contents(partial):
         if name not in wanted:
             (partial / name).unlink()
+
+
+def shard_asides(entries: list[dict]) -> list[Aside]:
+    """Label rows that did not fit into their clips, of all shards."""
+    rows = [row for entry in entries for row in entry.get("asides", [])]
+    return [Aside(name, Event(*event), reason) for name, event, reason in rows]
+
+
+def check_ends(task: Task, entries: list[dict], asides: list[Aside]) -> None:
+    """InputError where most clips' labels go on long after their scores: these belong to others.
+
+    With audio this is known of each clip.
+    """
+    ends = {name: end for entry in entries for name, end, *_ in entry["clips"]}
+    late = [
+        name
+        for name, event, _ in asides
+        if name in ends and event.offset > (1 + SHORT_AUDIO) * ends[name]
+    ]
+    if 2 * len(set(late)) > len(ends):
+        name = late[0]
+        last = max(event.offset for other, event, _ in asides if other == name)
+        raise InputError(
+            f"{task.labels}: the labels of {len(set(late))} of {len(ends)} clips go on after the"
+            f" end of their scores (first: {name}, scores to {ends[name]:.2f} s, labels to"
+            f" {last:.2f} s); are these the scores of these clips?"
+        )
 
 
 def config_key_of(signal: dict | None, entries: list[dict]) -> str:
@@ -865,14 +957,16 @@ def config_key_of(signal: dict | None, entries: list[dict]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def report(folder: Path, labels: dict[str, list[Event]], left_out: list[str], began: float) -> None:
+def report(folder: Path, task: Task, left_out: list[str], began: float) -> None:
     """Say what was expected, found and left out."""
     cache = load_cache(folder)
+    labels = task.rows.clips | cache.truth
     num_clips = len(cache.clips)
     seconds = time.perf_counter() - began
     audio_s = sum({pair.filename: pair.edges[-1] for pair in cache.pairs}.values())
-    for line in left_out:
-        print(f"  left out: {isolated(line)}")
+    say_left_out(left_out, folder / LEFT_OUT)
+    asides = task.rows.asides + shard_asides(cache.manifest["shards"])
+    say_asides(str(task.labels), asides, folder / LEFT_OUT)
     for notice in NOTICES:
         shards = cache.manifest["shards"]
         names = [name for shard in shards for name in shard["notices"].get(notice, [])]
@@ -886,6 +980,7 @@ def report(folder: Path, labels: dict[str, list[Event]], left_out: list[str], be
         expected = sum(bool(events) for events in labels.values())
         expected_pairs = sum(len(classes_of({name: events})) for name, events in labels.items())
         what = f"; {len(labels) - expected} clips without events make no pair"
+        num_clips = sum(bool(clip.events) for clip in cache.clips)
     on = np.add.reduceat(cache.label, cache.offsets[:-1]) / np.diff(cache.offsets)
     share = f"{on[present].mean():.1%}" if present.any() else "none"
     print(
@@ -897,10 +992,10 @@ def report(folder: Path, labels: dict[str, list[Event]], left_out: list[str], be
     )
 
 
-def corpus_task(cfg: PreprocessConfig, split: str, classes: list[str]) -> Task:
+def corpus_task(cfg: PreprocessConfig, split: str, rows: Labels, classes: list[str]) -> Task:
     """The inputs of a split of a corpus folder."""
     home = cfg.corpus / split
-    return Task(split, home / "labels.tsv", home / "audio", home / "scores", None, classes)
+    return Task(split, home / "labels.tsv", rows, home / "audio", home / "scores", None, classes)
 
 
 def ensure_corpus(cfg: PreprocessConfig) -> None:
@@ -909,7 +1004,7 @@ def ensure_corpus(cfg: PreprocessConfig) -> None:
     InputError where the cache is of another one: somebody has forgotten --labels.
     """
     for split in [] if cfg.replace else known_splits(cfg.cache):
-        check_sources(cfg.cache, corpus_task(cfg, split, []))
+        check_sources(cfg.cache, corpus_task(cfg, split, Labels({}, []), []))
     wanted = SPLITS if cfg.split is None else (cfg.split,)
     if not any((cfg.corpus / split / "labels.tsv").exists() for split in SPLITS):
         base = with_preset(SoundscapesConfig, cfg.preset)
@@ -935,19 +1030,28 @@ def main(cfg: PreprocessConfig) -> None:
 def preprocess(cfg: PreprocessConfig, ranks: Ranks) -> None:
     """`main` as one of several processes."""
     if cfg.labels is not None:
-        classes = sorted({*classes_of(read_labels(cfg.labels)), *cfg.classes})
-        task = Task(cfg.split, cfg.labels, cfg.audio, cfg.scores, cfg.import_npz, classes)
-        if task.audio is not None and not task.audio.is_dir():
-            raise InputError(f"--audio {task.audio}: no such folder")
-        preprocess_split(task, cfg, ranks)
+        labels = read_rows(cfg.labels)
+        if cfg.audio is not None and not cfg.audio.is_dir():
+            raise InputError(f"--audio {cfg.audio}: no such folder")
+        # A class may occur in one split only: both are queried for the same ones.
+        classes = sorted({*classes_of(labels.clips), *cfg.classes})
+        splits = {cfg.split: list(labels.clips)}
+        if cfg.split is None:
+            say = print if ranks.leads else lambda _: None
+            splits = two_splits(labels.clips, cfg.validation_share, cfg.seed, cfg.clips, say)
+        for split, names in splits.items():
+            some = labels.of(names)
+            task = Task(split, cfg.labels, some, cfg.audio, cfg.scores, cfg.import_npz, classes)
+            preprocess_split(task, cfg, ranks)
         return
     ranks.leader_first(lambda: ensure_corpus(cfg))
-    # A class may occur in one split only: both are queried for the same ones.
-    files = [cfg.corpus / split / "labels.tsv" for split in SPLITS]
-    labels = [read_labels(path) for path in files if path.exists()]
-    classes = sorted({*cfg.classes}.union(*map(classes_of, labels)))
+    homes = {split: cfg.corpus / split for split in SPLITS}
+    paths = {split: home / "labels.tsv" for split, home in homes.items()}
+    found = {split: read_rows(path) for split, path in paths.items() if path.exists()}
+    classes = sorted({*cfg.classes}.union(*(classes_of(labels.clips) for labels in found.values())))
     for split in SPLITS if cfg.split is None else (cfg.split,):
-        preprocess_split(corpus_task(cfg, split, classes), cfg, ranks)
+        labels = found.get(split) or read_rows(paths[split])
+        preprocess_split(corpus_task(cfg, split, labels, classes), cfg, ranks)
 
 
 if __name__ == "__main__":

@@ -33,7 +33,6 @@ from config import (
     from_dict,
     to_dict,
     whole,
-    write_json,
     write_text,
 )
 from core import tensors
@@ -49,6 +48,7 @@ from core.stored import (
     parse_json,
     read_text,
     why,
+    write_json,
 )
 from core.tensors import digest as digest  # the suite asks here for everything about checkpoints
 from core.tensors import with_digest

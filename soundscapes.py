@@ -30,11 +30,20 @@ import soundfile
 from scipy.signal import resample_poly
 from tqdm import tqdm
 
-from config import InputError, SoundscapesConfig, num_workers, process_pool, run_script, to_dict
+from config import (
+    InputError,
+    SoundscapesConfig,
+    name_flaw,
+    num_workers,
+    process_pool,
+    run_script,
+    to_dict,
+)
 from core.files import Kind, contents, keep_apart, new_folder, write_bytes, write_text, writing
 from core.stored import read_json, read_text, write_json
+from labels import read_labels
 from sed.audio import TRUNCATED, AudioFile
-from timeline import CLIP_COLUMNS, SPLITS, Event, classes_of, read_labels, write_labels
+from timeline import CLIP_COLUMNS, SPLITS, Event, classes_of, write_labels
 
 # An earlier corpus is never replaced; what is half made is deleted.
 CORPUS = Kind(
@@ -347,10 +356,11 @@ def list_bank(bank: Path | None, seed: int) -> list[Recording]:
         raise InputError(f"--bank {bank}: no <class>/*({endings}) found; give a folder per class")
     names = [f"{file.parent.name}/{file.name}" for file in files]
     for name in names:
-        if re.search(r'[;"\t\r\n]', name):
-            raise InputError(
-                f"--bank {bank}: {name!r} has a tab, quote or semicolon in it; rename it"
-            )
+        flaw = name_flaw(name, path=True)
+        if re.search('[;"]', name):
+            flaw = "has a quote or semicolon in it"
+        if flaw:
+            raise InputError(f"--bank {bank}: {name!r} {flaw}; rename it")
     prefixes = [re.match(r"(\d+)-", file.name) for file in files]
     folds = [int(prefix[1]) if prefix else 0 for prefix in prefixes]
     if not all(prefixes):
@@ -383,6 +393,8 @@ def read_class_map(path: Path | None, bank_classes: list[str]) -> dict[str, str]
         if len(row) != 2 or not all(row):
             raise InputError(f"{path} line {line}: expected event_label<TAB>bank_class, got {row}")
         label, bank_class = row
+        if flaw := name_flaw(label):
+            raise InputError(f"{path} line {line}: the label {label!r} {flaw}")
         if label in class_map:
             raise InputError(f"{path} line {line}: {label!r} is mapped twice; keep one row")
         if bank_class not in bank_classes:

@@ -215,17 +215,16 @@ def keep_best(trainer: Trainer) -> None:
         runfolder.write_checkpoint(trainer.cfg.run / "best.pt", trainer.policy())
 
 
-def main(cfg: TwinsConfig) -> int:
-    """Train a twin. Returns the exit code."""
+def main(cfg: TwinsConfig, cache: Cache | None = None) -> int:
+    """Train a twin on the cache that is configured, or on a part of it. Returns the exit code."""
     keep_apart(cfg.run, [cfg.cache, cfg.cache / cfg.split], "--run")
     device = runfolder.pick_device(cfg.device, cfg.threads)
     with runfolder.held_run(cfg.run):
-        return train(cfg, device)
+        return train(cfg, device, cache or load_cache(cfg.cache / cfg.split))
 
 
-def train(cfg: TwinsConfig, device: torch.device) -> int:
+def train(cfg: TwinsConfig, device: torch.device, cache: Cache) -> int:
     """The run: from the cache to last.pt and best.pt. Returns the exit code."""
-    cache = load_cache(cfg.cache / cfg.split)
     trainer = Trainer(cfg, cache, device)
     content = runfolder.open_run(cfg, cache.key, device)
     if content is None:

@@ -23,7 +23,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import tyro
 from scipy.ndimage import gaussian_filter1d
 from tqdm import tqdm
 
@@ -36,11 +35,12 @@ from config import (  # noqa: E402
     num_workers,
     number,
     process_pool,
-    run_main,
+    run_script,
     to_dict,
-    write_json,
 )
 from core.files import keep_apart, new_folder  # noqa: E402
+from core.stored import write_json  # noqa: E402
+from labels import read_labels  # noqa: E402
 from preprocess import (  # noqa: E402
     CACHE,
     CLIPS_PER_SHARD,
@@ -53,7 +53,7 @@ from preprocess import (  # noqa: E402
 )
 from sed.signals import VERSION as FORMULAS  # noqa: E402
 from sed.signals import compute_signals, min_max  # noqa: E402
-from timeline import Event, classes_of, frame_edges, label_frames, read_labels  # noqa: E402
+from timeline import Event, classes_of, frame_edges, label_frames  # noqa: E402
 
 CLASSES = (
     "Alarm_bell_ringing",
@@ -230,4 +230,4 @@ def main(cfg: SimulateConfig) -> None:
 
 
 if __name__ == "__main__":
-    run_main(lambda: main(tyro.cli(SimulateConfig, description=SimulateConfig.__doc__)))
+    run_script(SimulateConfig, main)

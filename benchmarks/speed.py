@@ -36,7 +36,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import soundfile
 import torch
-import tyro
 from torch import nn
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -58,7 +57,7 @@ from config import (  # noqa: E402
     TrainConfig,
     num_cores,
     number,
-    run_main,
+    run_script,
     with_preset,
     write_text,
 )
@@ -863,4 +862,4 @@ def measure(cfg: SpeedConfig) -> None:
 
 
 if __name__ == "__main__":
-    run_main(lambda: main(tyro.cli(SpeedConfig, description=SpeedConfig.__doc__)))
+    run_script(SpeedConfig, main)

@@ -7,6 +7,7 @@ Next:   sed/signals.py
 """
 
 import hashlib
+import io
 import re
 from pathlib import Path
 
@@ -33,18 +34,19 @@ FLAC_RATES += (96_000,)
 
 
 class AudioFile:
-    """An open recording, read from front to back. ValueError says what is wrong with it, here and
-    while reading.
+    """An open recording, or the bytes of one, read from front to back. ValueError says what is
+    wrong with it, here and while reading.
 
     A FLAC file carries the MD5 of its samples, which libsndfile does not look at: they are compared
     where the file is read to its end. `truncated`: the header promises more than there is; known
     when the file is opened (wav, aiff) or when its end was read (others).
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path | bytes) -> None:
         try:
-            size = regular(path).st_size
-            self.stream = soundfile.SoundFile(path)
+            in_memory = isinstance(path, bytes)
+            size = len(path) if in_memory else regular(path).st_size
+            self.stream = soundfile.SoundFile(io.BytesIO(path) if in_memory else path)
         except InputError as error:
             raise ValueError(str(error).removeprefix(f"{path}: ")) from None
         except (OSError, RuntimeError) as error:  # soundfile's errors are RuntimeErrors
@@ -65,7 +67,8 @@ class AudioFile:
             for promised, there in re.findall(PROMISED, self.stream.extra_info):
                 if int(promised) > int(there) + SLACK:
                     self._ends_at(self.num_samples, self.num_samples * int(promised) / int(there))
-            if self.stream.format == "FLAC" and self.stream.subtype in FLAC_TYPES:
+            flac = self.stream.format == "FLAC" and self.stream.subtype in FLAC_TYPES
+            if flac and not in_memory:
                 self._look_into_flac(path)
         except ValueError:
             self.stream.close()
@@ -164,6 +167,18 @@ def read_audio(path: Path) -> tuple[np.ndarray, int]:
     """`read_samples`, mixed to mono: (S,)."""
     wav, sample_rate = read_samples(path)
     return wav.mean(axis=1), sample_rate
+
+
+def audio_seconds(path: Path | bytes) -> float:
+    """Length of a recording as its header says it. ValueError says what is wrong with it."""
+    with AudioFile(path) as audio:
+        return audio.duration_s
+
+
+def wav_from(wav: np.ndarray, sample_rate: int, start_s: float) -> np.ndarray:
+    """Samples (S,) or (S, C) from `start_s` on; zeros first where that is before the recording."""
+    start = round(start_s * sample_rate)
+    return wav[start:] if start >= 0 else np.pad(wav, [(-start, 0), *[(0, 0)] * (wav.ndim - 1)])
 
 
 def fit_length(wav: np.ndarray, num_samples: int) -> np.ndarray:

@@ -62,11 +62,12 @@ from config import (  # noqa: E402
     needed,
     number,
     run_script,
+    split_name,
     to_dict,
     with_preset,
-    write_json,
 )
 from core.files import Kind, keep_apart, own_folder, write_together  # noqa: E402
+from core.stored import write_json  # noqa: E402
 from DQN import QNetwork, greedy_actions  # noqa: E402
 from evaluate import print_rows, tables  # noqa: E402
 from metrics import NAMES  # noqa: E402
@@ -432,9 +433,9 @@ class ThresholdEnvConfig(Checked):
     """a set of defaults; flags after it still win"""
     cache: Path = Path("cache")
     """folder with the caches"""
-    train_split: str = "train"
+    train_split: str = split_name("train")
     """cache to train on, and to tune the yardsticks on"""
-    split: str = "validation"
+    split: str = split_name("validation")
     """cache to report on"""
     out: Path = Path("runs/sb3")
     """folder for model.zip and results.json"""

@@ -54,9 +54,10 @@ from config import (
 from core.files import contents
 from core.names import isolated
 from entrants import BASE, GATED, Entrant, Member
+from labels import read_labels
 from metrics import count_pairs
 from preprocess import load_cache
-from timeline import Event, label_frames, read_labels, write_labels
+from timeline import Event, label_frames, write_labels
 from twins import Trainer as TwinTrainer
 from twins import decisions
 

@@ -34,8 +34,9 @@ from entrants import (
     same_pairs,
     stored_decisions,
 )
+from labels import read_labels
 from preprocess import load_cache
-from timeline import read_labels, write_labels
+from timeline import write_labels
 
 CPU = torch.device("cpu")
 LABELS = ("Dog", "Speech", "Cat")

@@ -25,8 +25,9 @@ from bandit import to_device
 from config import Bandit, EvaluateConfig, InputError, Learning, Network, TrainConfig
 from core import files
 from DQN import QNetwork, Trainer, greedy_actions
+from labels import read_labels
 from preprocess import load_cache
-from timeline import label_frames, read_labels
+from timeline import label_frames
 
 CPU = torch.device("cpu")
 LENGTHS = [80, 61, 75, 40, 1, 90]

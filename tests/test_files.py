@@ -32,10 +32,10 @@ from core.files import (
     remove_ours,
     whole,
     work_folder,
-    write_json,
     write_text,
     write_together,
 )
+from core.stored import write_json
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTES = Kind("folder of notes", ("note-*.txt", "sub/*.txt"), (("notes.json", "notes"),))

@@ -255,6 +255,7 @@ def test_manifest(done):
     assert manifest["scores"]["classes"] == sorted(CLASSES)
     assert [len(shard["pairs"]) for shard in manifest["shards"]] == [3, 2, 1]
     assert files.contents(folder) == [
+        "left_out.tsv",
         "manifest.json",
         *(f"shard-{i:05d}.npz" for i in range(3)),
     ]
@@ -523,10 +524,10 @@ def test_notices(tmp_path, monkeypatch, capsys):
     for notice in (
         "1 x audio is all zero: silent.wav",
         "1 x events cover no frame centre, so the pair is off everywhere: tick.wav / Dog",
-        "1 x events reach past the last frame (cut there): late.wav",
         "1 x scores run past the end of the audio (silence assumed): short.wav",
     ):
         assert f"note: {notice}\n" in text
+    assert "1 x ends after the clip (cut there): late.wav 0.5 .. 1.5 Dog\n" in text
     cache = load_cache(tmp_path / "cache" / "train")
     silent = cache.of_pair(0)
     assert not silent["prob"].any() and not silent["binary"].any()

@@ -12,7 +12,8 @@ import soundfile
 import soundscapes
 from config import InputError, SoundscapesConfig
 from core import files
-from timeline import Event, classes_of, read_labels, write_labels
+from labels import read_labels
+from timeline import Event, classes_of, write_labels
 
 RATE = 16_000
 ESC_10 = {

@@ -24,6 +24,8 @@ ORDER = (
     "ranks",
     "timeline",
     "sed",
+    "labels",
+    "splits",
     "soundscapes",
     "scorers",
     "preprocess",
