@@ -3,7 +3,7 @@
 Reads:  label TSV `filename, onset, offset, event_label` (DESED/DCASE; seconds)
 Writes: the same form
 Shapes: T frames; `edges` (T + 1,) seconds, frame t spans [edges[t], edges[t + 1])
-Next:   soundscapes.py
+Next:   matching.py
 """
 
 import csv

@@ -22,6 +22,7 @@ ORDER = (
     "config",
     "ranks",
     "timeline",
+    "matching",
     "soundscapes",
     "scorers",
     "preprocess",
