@@ -1,7 +1,7 @@
 "use strict";
 // The page of report.py. data/index.js calls REPORT(..) once; data/pair-*.js call REPORT_PAIR(..)
-// and data/others.js REPORT_OTHERS(..) when they are loaded. Text of the user (clips, classes, runs)
-// reaches the page as text nodes only.
+// and data/others.js REPORT_OTHERS(..) when they are loaded. Text of the user (clips, classes,
+// runs) reaches the page as text nodes only.
 
 const $ = (id) => document.getElementById(id);
 const METRICS = { accuracy: "Accuracy", iou: "IoU", f1: "F1" };
@@ -122,8 +122,9 @@ const card = (size, title, ...children) =>
   h("section", { class: `card ${size}` }, title ? h("h2", {}, title) : null, ...children);
 
 const METRIC_NAMES = Object.keys(METRICS);
-const change = (row, value, interval, more = "") => h("td", { class: `${tone(row, interval)} ${more}` },
-  points(value), " ", h("small", {}, between(interval)));
+const change = (row, value, interval, more = "") => h("td",
+  { class: `${tone(row, interval)} ${more}` }, points(value), " ",
+  h("small", {}, between(interval)));
 const wide = (m) => (m === "f1" ? "" : "wide"); // differences that one column has no room for
 const head = (text, kind) => h("th", { scope: "col", class: kind }, text);
 const mid = (value) => h("td", { class: "mid" }, value); // a phone has no room for
@@ -145,15 +146,16 @@ function beforeAfter() {
   const rows = [row("Before: base threshold Base_T", report.before)];
   report.policies.forEach(({ results: r }, i) => {
     const after = beside() ? `After: ${who(i)}` : "After: learned threshold DQN_T";
-    rows.push(row(after, r.after, { class: "strong" }), gain("Gain (points)", r, r.gain, r.interval));
+    rows.push(row(after, r.after, { class: "strong" }),
+      gain("Gain (points)", r, r.gain, r.interval));
   });
   const two = report.difference, r = report.policies[0].results;
   if (two) rows.push(gain(`${who(1)} minus ${who(0)} (points)`, r, two.gain, two.interval));
   return card("two-thirds", "Before and after",
     table(["Mean over pairs", ...METRIC_NAMES.map((m) => `${METRICS[m]} (%)`)], rows),
     h("p", { class: "quiet", style: "margin: 8px 0 0" },
-      "In brackets: 95 % interval of the difference, in points; 1,000 draws of whole clips. Green: " +
-      "better; red: worse; grey: may be chance."));
+      "In brackets: 95 % interval of the difference, in points; 1,000 draws of whole clips. " +
+      "Green: better; red: worse; grey: may be chance."));
 }
 
 function decisions() {
@@ -163,14 +165,14 @@ function decisions() {
   const changed = (r) => `${percent((r.fixed_frames + r.broken_frames) / report.num_frames)} %`;
   const selected = ({ threshold_selection: { accuracy } }) =>
     (accuracy === null ? "none" : `${percent(accuracy)} %`);
-  return card("third", "Decisions that changed", table(beside() ? ["", ...rows.map((_, i) => who(i))]
-    : null, [
+  const names = beside() ? ["", ...rows.map((_, i) => who(i))] : null;
+  return card("third", "Decisions that changed", table(names, [
     line("Fixed: wrong before, right after", (r) => `${count(r.fixed_frames)} frames`, "good"),
     line("Broken: right before, wrong after", (r) => `${count(r.broken_frames)} frames`, "bad"),
     line(`Changed, of ${count(report.num_frames)} frames`, changed),
     line("Right where some action is right", selected),
-    line("Pooled over frames, F1", (r) => `${percent(r.pooled.before.f1)} → ` +
-      `${percent(r.pooled.after.f1)} %`),
+    line("F1 pooled over frames (%)", (r) => `${percent(r.pooled.before.f1)} → ` +
+      percent(r.pooled.after.f1)),
   ]));
 }
 
@@ -185,13 +187,14 @@ function rules() {
   const columns = report.policies.flatMap((_, i) => shown.map((m) => [i, m]));
   const rows = [...found.values()].sort((a, b) => b.f1 - a.f1).map((row) =>
     cells([h("td", { class: "name" }, row.name, row.setting && row.setting.length < 50
-      ? h("small", {}, `  ${row.setting}`) : ""), mid(percent(row.accuracy)), mid(percent(row.iou)), percent(row.f1),
+      ? h("small", {}, `  ${row.setting}`) : ""), mid(percent(row.accuracy)),
+    mid(percent(row.iou)), percent(row.f1),
     ...columns.map(([i, m]) => (row.against[i] ? change(report.policies[i].results,
       report.policies[i].results.after[m] - row[m], row.against[i][m], wide(m)) : h("td", {})))],
     { class: "margins" }));
   return card("", "Against simple rules", h("p", { class: "quiet" },
-    "Best F1 first. “best ..” rules are tuned on the training split; a ceiling knows the labels. A " +
-    "plus: the learned threshold is better."), h("div", { class: "scroll" },
+    "Best F1 first. Rules that begin with “best” are tuned on the training split; a ceiling knows " +
+    "the labels. A plus: the learned threshold is better."), h("div", { class: "scroll" },
     table(["Rule", head("Accuracy (%)", "mid"), head("IoU (%)", "mid"), "F1 (%)",
       ...columns.map(([i, m]) => head(`${who(i)} minus rule: ${METRICS[m]}`, wide(m)))], rows)));
 }
@@ -205,6 +208,7 @@ function perClass() {
   const most = Math.max(0.01, ...tables.flatMap((t) => Object.values(t).map((row) =>
     Math.abs(gainOf(row, "f1")))));
   const columns = beside() ? ["f1"] : METRIC_NAMES;
+  const after = (value) => (beside() ? mid(value) : value);
   const bar = (row) => {
     const gain = gainOf(row, "f1"), kind = tone(row, row.interval.f1);
     const side = gain < 0 ? "right: 50%" : "left: 50%";
@@ -216,15 +220,17 @@ function perClass() {
     const name = shown.has(label) ? h("button", { class: "link",
       title: "show the pairs of this class", onclick: () => showClass(label) }, label) : label;
     return cells([h("td", { class: "name" }, name), String(rows[0].pairs),
-      mid(percent(rows[0].before.f1)), ...rows.map((row) => percent(row.after.f1)),
-      ...rows.flatMap((row) => columns.map((m) => change(row, gainOf(row, m), row.interval[m], wide(m)))),
-      h("td", { class: "mid" }, h("div", { class: beside() ? "bar two" : "bar", "aria-hidden": "true" },
+      mid(percent(rows[0].before.f1)), ...rows.map((row) => after(percent(row.after.f1))),
+      ...rows.flatMap((row) => columns.map((m) =>
+        change(row, gainOf(row, m), row.interval[m], wide(m)))),
+      mid(h("div", { class: beside() ? "bar two" : "bar", "aria-hidden": "true" },
         h("b", { style: "left: 50%" }), ...rows.map(bar)))], { class: "margins" });
   };
   const tail = beside() ? " (above, below)" : "";
   return card("", "Gain by class", h("div", { class: "scroll" }, table(
     ["Class", "Pairs", head("F1 before (%)", "mid"),
-      ...report.policies.map((_, i) => (beside() ? `F1 ${who(i)} (%)` : "F1 after (%)")),
+      ...report.policies.map((_, i) => (beside() ? head(`F1 ${who(i)} (%)`, "mid")
+        : "F1 after (%)")),
       ...report.policies.flatMap((_, i) => columns.map((m) =>
         head(beside() ? `${who(i)}: F1 (points)` : `${METRICS[m]} (points)`, wide(m)))),
       head(`F1: loss left, gain right${tail}`, "mid")], labels.map(line))));
@@ -235,16 +241,17 @@ function errors() {
     ...report.policies.map(({ results }, i) => [who(i), whose(i), INKS[i], results.ends.after])];
   const rows = ["onset", "offset"].flatMap((end) => systems.map(([name, , , ends]) => {
     const x = ends[end], first = `${end === "onset" ? "Onset" : "Offset"}, ${name}`;
-    return x.events ? cells([first, count(x.events), x.median_ms.toFixed(0), mid(x.mean_ms.toFixed(0)),
+    return x.events ? cells([first, count(x.events), x.median_ms.toFixed(0),
+      mid(x.mean_ms.toFixed(0)),
       (x.bias_ms < 0 ? "−" : "+") + Math.abs(x.bias_ms).toFixed(0),
       `${(100 * x.within_200_ms).toFixed(1)} %`]) : cells([first, "0", "", mid(""), "", ""]);
   }));
   const box = h("div", { class: "curves" });
   const section = card("", "Onset and offset errors", h("p", { class: "quiet" },
-    "Each system by its own matches: true events that meet exactly one found event of their class, " +
-    "which meets no other. A positive bias is late."), h("div", { class: "scroll" },
-    table(["End, threshold", "Events", "Median error (ms)", head("Mean error (ms)", "mid"), "Bias (ms)",
-      "Within 200 ms"], rows)), box);
+    "Each system by its own matches: true events that meet exactly one found event of their " +
+    "class, which meets no other. A positive bias is late."), h("div", { class: "scroll" },
+    table(["End, threshold", "Events", "Median error (ms)", head("Mean error (ms)", "mid"),
+      "Bias (ms)", "Within 200 ms"], rows)), box);
   const draw = () => {
     const x = report.error_bins, paths = uPlot.paths.stepped({ align: 1 });
     for (const end of ["onset", "offset"]) {
@@ -531,7 +538,8 @@ function describe(row, pair) {
   const value = (x) => (100 * x).toFixed(1);
   const policies = row.policies.map((policy, i) => {
     const name = beside() ? h("button", { "aria-pressed": String(i === state.policy),
-      title: "show what this policy changed (p)", onclick: () => choosePolicy(i) }, who(i)) : who(i);
+      title: "show what this policy changed (p)", onclick: () => choosePolicy(i) }, who(i))
+      : who(i);
     return cells([h("td", { class: "left" }, name), ...policy.after.map((x, k) => h("td", {},
       value(x), " ", h("small", { class: sign(x - row.before[k]) },
         points(x - row.before[k], 1)))), `${policy.fixed} fixed, ${policy.broken} broken`]);
@@ -610,7 +618,8 @@ function shadeChanges(u) {
 
 // Name, colour and runs of each row of decisions, from the top; changes come below them.
 const strips = () => [["Base", "t_base", (pair) => pair.before],
-  ...report.policies.map((_, i) => [clipped(who(i), 12), INKS[i], (pair) => pair.policies[i].after]),
+  ...report.policies.map((_, i) => [clipped(who(i), 12), INKS[i],
+    (pair) => pair.policies[i].after]),
   ["Truth", "label", (pair) => pair.label]];
 
 function drawStrips(u) {
@@ -824,8 +833,8 @@ function placeSelection() {
   }
 }
 
-// Click seeks, drag selects, shift + drag pans, the wheel zooms. One finger is the mouse (up and down
-// scrolls the page), two fingers zoom and pan.
+// Click seeks, drag selects, shift + drag pans, the wheel zooms. One finger is the mouse (up and
+// down scrolls the page), two fingers zoom and pan.
 function point(plot) {
   const share = (event) => {
     const box = plot.over.getBoundingClientRect();
