@@ -65,7 +65,6 @@ COLOURS = {
     "bad": "#b3161c",
     "quiet": "#54606f",
 }
-MARKS = {"good": "▲", "bad": "▼", "quiet": "●"}  # of a change, by its `tone`
 TEXT = {
     "prob": "Prob95",
     "t_base": "Base_T",

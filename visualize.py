@@ -44,7 +44,6 @@ from matching import Match
 from metrics import DRAWS, NAMES, count_pairs, scores_of
 from plotting import (
     COLOURS,
-    MARKS,
     MOST_CLASSES,
     PAGE,
     STYLE,
@@ -111,8 +110,9 @@ def focus_pair(data: Evaluated) -> tuple[int, str]:
     share = np.add.reduceat(data.cache.label.astype(float), offsets[:-1]) / np.diff(offsets)
     partly = (share > 0) & (share < 1)
     index = int(np.argmax(np.where(partly | ~partly.any(), after - before, -np.inf)))
-    change = f"F1 {100 * before[index]:.1f} to {100 * after[index]:.1f}"
-    return index, f"chosen: the largest gain of {judged_pairs(data.results)}, {change} %"
+    change = f"F1 {100 * before[index]:.1f} to {100 * after[index]:.1f} %"
+    among = f"the {partly.sum():,} pairs that are on in a part of the clip"
+    return index, f"chosen: {change}, the largest gain of {among if partly.any() else 'all pairs'}"
 
 
 def titled(what: str, view: View, why: str) -> str:
@@ -318,10 +318,9 @@ def draw_events(data: Evaluated, matches: Matches) -> "Figure | str":
     kinds: dict[str, list[tuple[float, int]]] = {"Narrowed": [], "Widened": []}
     for i, (base, dqn) in enumerate(both):
         gain = round(base.wrong_s() - dqn.wrong_s(), 6)
-        lengths = (event.offset - event.onset for event in (base.found, dqn.found))
-        longer = round(-float(np.subtract(*lengths)), 6)
-        if gain > 0 and longer:
-            kinds["Narrowed" if longer < 0 else "Widened"].append((gain, -i))
+        was, now = (match.found.offset - match.found.onset for match in (base, dqn))
+        if gain > 0 and round(now - was, 6):
+            kinds["Narrowed" if now < was else "Widened"].append((gain, -i))
     none = "".join(f"; none usefully {kind.lower()}" for kind in kinds if not kinds[kind])
     best = {kind: both[-max(found)[1]] for kind, found in kinds.items() if found}
     if not best:
@@ -427,7 +426,7 @@ def draw_before_after(results: dict[str, Any]) -> "Figure":
     table.set_axis_off()
     gains = {name: after[name] - before[name] for name in NAMES}
     tones = {name: tone(results, *results["interval"][name]) for name in NAMES}
-    marks = {name: f"{MARKS[tones[name]]} {points(gains[name])}" for name in NAMES}
+    marks = {name: f"{'▼' if gains[name] < 0 else '▲'} {points(gains[name])}" for name in NAMES}
     ranges = {name: " to ".join(map(points, results["interval"][name])) for name in NAMES}
     cells = [
         ["Metric", "Before DQN\n(Base_T)", "After DQN\n(DQN_T)", "Gain (points)\n95 % interval"]
@@ -448,7 +447,7 @@ def draw_before_after(results: dict[str, Any]) -> "Figure":
     counts = [f"{n:,}" for n in (results["fixed_frames"], results["broken_frames"], frames)]
     text = (
         "Each metric per pair, then the mean over {}.\n{} decisions fixed, {} broken, of {} frames."
-        f"\n{MARKS['good']} rose, {MARKS['bad']} fell, {MARKS['quiet']} may be chance: the interval"
+        "\n▲ rose, ▼ fell; grey: may be chance, as the interval"
         f"\n({DRAWS:,} bootstraps of clips) covers 0."
     )
     table.text(0, 0.05, text.format(pairs, *counts), linespacing=1.6)

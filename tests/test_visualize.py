@@ -301,7 +301,7 @@ def test_the_reason_for_a_pair_stands_in_the_title(folders, drawn):
     view = visualize.view_of(data, index)
     for name in ("thresholds", "preprocessing", "signals", "decisions"):
         title = drawn[name].get_suptitle()
-        assert view.name in title and "gain" in title and f"{len(data.cache.pairs)} pairs" in title
+        assert view.name in title and "gain of the 2 pairs" in title  # that are on in a part
     assert "moved" in drawn["onset"].get_suptitle() and "improved" in drawn["events"].get_suptitle()
     asked = replace(folders.cfg, clip="a.wav", event_label="Speech")
     assert "gain" not in dict(visualize.figures(asked))["pair-a-Speech-signals.png"].get_suptitle()
@@ -342,12 +342,14 @@ def test_what_fell_is_marked(folders, low, high, clips, kind):
     results = visualize.load_evaluated(folders.cfg).results
     intervals = {name: [low, high] for name in metrics.NAMES}
     results = results | {"num_clips": clips, "interval": intervals}
+    if fell := high < 0:
+        results |= {"before": results["after"], "after": results["before"]}
     table, ax = visualize.draw_before_after(results).axes
     cells = table.tables[0].get_celld()
     for row, name in enumerate(metrics.NAMES, start=1):
         text = cells[row, 3].get_text()
         gain = 100 * (results["after"][name] - results["before"][name])
-        said = [f"{gain:+.2f}", f"{100 * low:+.2f}", f"{100 * high:+.2f}", plotting.MARKS[kind]]
+        said = [f"{gain:+.2f}", f"{100 * low:+.2f}", f"{100 * high:+.2f}", "▼" if fell else "▲"]
         assert all(part in text.get_text() for part in said)
         assert to_hex(text.get_color()) == visualize.COLOURS[kind]
     assert {to_hex(t.get_color()) for t in ax.texts if t.get_weight() == "bold"} == {
