@@ -376,7 +376,7 @@ def draw_ends(table: Table) -> "Figure":
     figure.supxlabel(
         "Matched: a true event and the one found event of its class that it meets, all seeds"
         " together.\nOnsets at the start of a clip and offsets at its end do not count."
-        f" Beyond ±{BINS_MS[-1] / 1000:g} s: at most {beyond:.1f} % of a row.",
+        f" Off the axis: at most {beyond:.1f} % of a row.",
         fontsize=12,
     )
     return figure
