@@ -1032,6 +1032,7 @@ function pressed(event) {
   // A button that was reached by the keyboard keeps its space; in the list, space plays.
   const button = target.matches?.("button:focus-visible") && !$("list").contains(target);
   if (event.key === " " && button) return;
+  if (narrow.matches && ["ArrowUp", "ArrowDown"].includes(event.key)) return; // the window scrolls
   if (!(event.key in KEYS)) return;
   event.preventDefault();
   KEYS[event.key]();

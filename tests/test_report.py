@@ -845,6 +845,9 @@ def test_one_column(opened, cfg, context):
     box = plot_box(page)
     assert box["width"] > 0.65 * width and box["y"] + box["height"] / 2 < height
     first = shown(page)
+    page.keyboard.press("ArrowDown")  # scrolls, as there is more below
+    page.wait_for_function("scrollY > 0")
+    assert shown(page) == first
     page.click("#next-pair")
     page.wait_for_function(f"document.documentElement.dataset.pair !== '{first}'", polling=20)
     assert not page.is_visible("#list")
