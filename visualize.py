@@ -111,8 +111,10 @@ def focus_pair(data: Evaluated) -> tuple[int, str]:
     partly = (share > 0) & (share < 1)
     index = int(np.argmax(np.where(partly | ~partly.any(), after - before, -np.inf)))
     change = f"F1 {100 * before[index]:.1f} to {100 * after[index]:.1f} %"
-    among = f"the {partly.sum():,} pairs that are on in a part of the clip"
-    return index, f"chosen: {change}, the largest gain of {among if partly.any() else 'all pairs'}"
+    among = (
+        f"the {partly.sum():,} pairs on in a part of their clip" if partly.any() else "all pairs"
+    )
+    return index, f"chosen: largest gain ({change}) of {among}"
 
 
 def titled(what: str, view: View, why: str) -> str:
@@ -150,7 +152,7 @@ def draw_thresholds(view: View, results: dict[str, Any], why: str) -> "Figure":
     for (name, threshold), curve, row in zip(levels, axes[::2, 0], axes[1::2, 0], strict=True):
         found = view.signals["d_adj"] > threshold
         f1 = scores_of(count_pairs(found, view.label, np.array([0, len(found)])))["f1"][0]
-        curve.set_title(f"{name}, {threshold:g}: frame F1 {percent(f1)}")
+        curve.set_title(f"{name}, {threshold:.3g}: frame F1 {percent(f1)}")
         curve.plot(view.centres, view.signals["d_adj"], **look("d_adj", "Frame-level score D_adj"))
         curve.axhline(threshold, **look("constant", "Constant threshold"))
         unit_axis(curve, "Score")
