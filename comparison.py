@@ -47,6 +47,7 @@ from core.names import markdown as as_markdown
 from core.stored import read_json, write_json
 from entrants import BASE, GATED, Entrant, Member, events_of, find_entrants
 from event_metrics import ScoredEvent
+from matching import end_errors, match_events
 from metrics import (
     SHARE,
     Counts,
@@ -62,14 +63,13 @@ from opponents import after_median, class_of_pair
 from preprocess import Cache
 from runfolder import made_with
 from scorers import ClipScores
-from timeline import Event, in_recording, write_labels
+from timeline import Event, write_labels
 
 TABLE = Kind("table", older=(("results.json", "entrants"), ("results.json", "cache_key")))
 BEGUN = TABLE._replace(older=(("rules.json", "train"), ("rules.json", "rules")))  # and stopped
 HEADLINE = {"present": ("accuracy", "iou", "f1"), "all": ("macro_f1", "micro_f1", "false_alarms")}
 DECISIVE = {"present": "f1", "all": "macro_f1"}  # rules are tuned for it, verdicts are about it
 FIELD = ("event_f1", "segment_f1", "intersection_f1", "psds1", "psds2")
-ENDS = ("onset", "offset")
 TITLES = {
     "accuracy": "Accuracy",
     "iou": "IoU",
@@ -155,30 +155,6 @@ def clip_scores(cache: Cache, signal: np.ndarray) -> dict[str, ClipScores]:
         edges = cache.pairs[rows[cache.classes[0]]].edges
         found[name] = ClipScores(np.stack([signal[span] for span in spans]), edges)
     return found
-
-
-def matched_late_ms(
-    truth: dict[str, list[Event]], found: dict[str, list[Event]], durations: dict[str, float]
-) -> dict[str, list[float]]:
-    """By how many milliseconds onsets and offsets of found events come late.
-
-    Only where a true event meets exactly one found event of its class, which meets no other true
-    one. An onset or offset at an end of the clip is left out: it is not in the recording.
-    """
-    late: dict[str, list[float]] = {end: [] for end in ENDS}
-    for name, events in truth.items():
-        for event in events:
-            same = [e for e in found.get(name, []) if e.event_label == event.event_label]
-            met = [e for e in same if e.onset < event.offset and e.offset > event.onset]
-            if len(met) != 1:
-                continue
-            others = [e for e in events if e.event_label == event.event_label]
-            if sum(e.onset < met[0].offset and e.offset > met[0].onset for e in others) > 1:
-                continue
-            for end in ENDS:
-                if in_recording(event, end, durations[name]):
-                    late[end].append(1000 * (getattr(met[0], end) - getattr(event, end)))
-    return late
 
 
 class EventTask(NamedTuple):
@@ -312,29 +288,14 @@ def difference(
     }
 
 
-def end_errors(entrant: Entrant, cache: Cache) -> dict[str, Any]:
-    """Onset and offset errors of an entrant's matched events, all members together, in ms."""
-    truth = cache.truth
-    late: dict[str, list[float]] = {end: [] for end in ENDS}
-    for member in entrant.members:
-        found = matched_late_ms(truth, events_of(member, cache), cache.durations)
-        for end, values in found.items():
-            late[end] += values
-    table: dict[str, Any] = {}
-    for end, values in late.items():
-        size = np.abs(values)
-        table[end] = {"events": len(values)}
-        if len(values):
-            table[end] |= {
-                "median_ms": float(np.median(size)),
-                "bias_ms": float(np.mean(values)),
-                "within_200_ms": float((size <= 200 + 1e-6).mean()),
-                "histogram": np.histogram(values, END_BINS)[0].tolist(),
-            }
-    return table
-
-
-END_BINS = np.linspace(-1000, 1000, 41)  # ms, of the stored histograms
+def entrant_ends(entrant: Entrant, cache: Cache) -> dict[str, Any]:
+    """Onset and offset errors of an entrant's matched events, all members together."""
+    matches = [
+        match
+        for member in entrant.members
+        for match in match_events(cache.truth, events_of(member, cache), cache.durations)
+    ]
+    return end_errors(matches)
 
 
 def word(metric: str, low: float, high: float) -> str:
@@ -345,35 +306,46 @@ def word(metric: str, low: float, high: float) -> str:
 
 
 def in_the_noise(results: dict[str, Any], low: float, high: float) -> bool:
-    """Whether a difference with this interval may be chance; one clip has no interval."""
+    """Whether a difference with this interval may be chance; one clip has no interval.
+
+    `results`: of a table, of a run, or of one of its classes.
+    """
     return results["num_clips"] == 1 or low <= 0 <= high
+
+
+def judged(
+    results: dict[str, Any], metric: str, other: str, value: float, change: list[float]
+) -> str:
+    """What is to be said of a system against another one: `beats T_base (70.12): +2.48 points
+    [+2.01, +2.96]`. `value` is the other one's, `change` the difference to it with its interval.
+    """
+    gain, low, high = change
+    said = word(metric, *((0, 0) if in_the_noise(results, low, high) else (low, high)))
+    points = f"{100 * gain:+.2f} points [{100 * low:+.2f}, {100 * high:+.2f}]"
+    return f"{said} {other} ({100 * value:.2f}): {points}"
 
 
 def verdicts(results: dict[str, Any]) -> list[str]:
     """One sentence for each policy: against its T_base and against the best opponent."""
     metric = results["tuned_for"]
-    title = TITLES[metric]
     rows = {row["name"]: row for row in results["entrants"]}
     lines = []
     for row in results["entrants"]:
         if row["kind"] != "policy":
             continue
-        parts = []
-        for key, other in (("vs_base", row["base"]), ("vs_best", results["best_opponent"])):
-            if other is None:
-                continue
-            gain, low, high = row[key][metric]
-            value = 100 * rows[other]["mean"][metric]
-            said = word(metric, *((0, 0) if in_the_noise(results, low, high) else (low, high)))
-            parts.append(
-                f"{said} {other} ({value:.2f}): {100 * gain:+.2f} points"
-                f" [{100 * low:+.2f}, {100 * high:+.2f}]"
-            )
+        parts = [
+            judged(results, metric, other, rows[other]["mean"][metric], row[key][metric])
+            for key, other in (("vs_base", row["base"]), ("vs_best", results["best_opponent"]))
+            if other is not None
+        ]
         value = 100 * row["mean"][metric]
-        lines.append(f"{row['name']} ({title} {value:.2f}) " + " and ".join(parts) + ".")
+        lines.append(f"{row['name']} ({TITLES[metric]} {value:.2f}) " + " and ".join(parts) + ".")
     if lines and results["num_clips"] == 1:
-        lines.append("One clip has no interval: nothing can be told from it.")
+        lines.append(ONE_CLIP)
     return lines
+
+
+ONE_CLIP = "One clip has no interval: nothing can be told from it."
 
 
 def base_for(entrant: Entrant, entrants: list[Entrant]) -> str:
@@ -457,7 +429,7 @@ def measure(entrants: list[Entrant], cache: Cache, workers: int | None) -> dict[
             "std": std,
             "interval": {m: [float(low[i]), float(high[i])] for i, m in enumerate(names)},
             "vs_base": difference(names, found[entrant.name], found[base]),
-            "ends": end_errors(entrant, cache),
+            "ends": entrant_ends(entrant, cache),
         }
         if best is not None:
             row["vs_best"] = difference(names, found[entrant.name], found[best])

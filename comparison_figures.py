@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from bandit import near
-from comparison import DECISIVE, END_BINS, ENDS, HEADLINE, NOT_OPPONENTS, TITLES
+from comparison import DECISIVE, HEADLINE, NOT_OPPONENTS, TITLES
 from config import EvaluateConfig, InputError
 from core.names import csv_text
 from core.stored import (
@@ -37,6 +37,7 @@ from core.stored import (
 from DQN import load_policy
 from entrants import BASE, GATED, from_checkpoint, same_pairs, store_of
 from evaluate import Evaluated, View, short, view_of
+from matching import BIN_MS, BINS_MS, ENDS
 from metrics import DRAWS, bootstrap_mean, count_pairs, scores_of
 from opponents import class_of_pair
 from plotting import (
@@ -117,7 +118,7 @@ class Table(NamedTuple):
 
 
 SPAN = (is_number, is_number)
-ERRORS = {"median_ms": is_number, "histogram": (is_count,) * (len(END_BINS) - 1)}
+ERRORS = {"median_ms": is_number, "histogram": (is_count,) * (len(BINS_MS) - 1)}
 
 
 def is_end(value: Any) -> bool:
@@ -415,18 +416,17 @@ def draw_ends(table: Table) -> "Figure":
             beyond = max(beyond, 100 - share.sum())
             text += f", median |error| {found['median_ms']:.0f} ms"
             style = {"linewidth": 2, "linestyle": LINES[number % len(LINES)], "baseline": None}
-            ax.stairs(share, END_BINS, **style, **look(colour, text))
+            ax.stairs(share, BINS_MS, **style, **look(colour, text))
         ax.set_title(f"{end.capitalize()}s")
         ax.set_xlabel(f"{end.capitalize()} error (ms): left early, right late")
         ax.legend(loc="upper left", bbox_to_anchor=(0, -0.14))
-    width = END_BINS[1] - END_BINS[0]
-    axes[0, 0].set_ylabel(f"Share of the matched events\n(% in a bin of {width:.0f} ms)")
-    axes[0, 0].set_xlim(END_BINS[0], END_BINS[-1])
+    axes[0, 0].set_ylabel(f"Share of the matched events\n(% in a bin of {BIN_MS} ms)")
+    axes[0, 0].set_xlim(BINS_MS[0], BINS_MS[-1])
     axes[0, 0].set_ylim(bottom=0)
     figure.supxlabel(
         "Matched: a true event and the one found event of its class that it meets, all seeds"
         " together.\nOnsets at the start of a clip and offsets at its end do not count."
-        f" Beyond ±{END_BINS[-1] / 1000:g} s: at most {beyond:.1f} % of a row.",
+        f" Off the axis: at most {beyond:.1f} % of a row.",
         fontsize=12,
     )
     return figure

@@ -845,6 +845,8 @@ class VisualizeConfig(Checked):
     """dots per inch"""
     html: bool = False
     """also write a page to look at and listen to: report/index.html in the run folder"""
+    beside: Path | None = None
+    """second run folder, evaluated on the same cache: the page shows both policies side by side"""
     pairs: int = number(100, 1)
     """pairs on the page: a third the largest gains, a third the largest losses, a spread between"""
 
@@ -855,6 +857,8 @@ class VisualizeConfig(Checked):
             (self.clip is None) == (self.event_label is None), "event-label", rule, self.event_label
         )
         require(not (self.html and self.clip), "html", "used without --clip", self.clip)
+        other = self.beside is None or (self.html and self.beside != self.run)
+        require(other, "beside", "used with --html, and another folder than --run", self.beside)
         alone = self.table is None or not (self.html or self.clip)
         require(alone, "table", "used without --clip and --html", self.table)
 

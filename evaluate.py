@@ -51,7 +51,8 @@ from core.stored import (
 )
 from device import fastest_batch
 from DQN import Policy, decide_together, load_policy
-from entrants import BASE, Spec, predicted_events
+from entrants import BASE, Spec, kind_of_rule, predicted_events
+from matching import ENDS, Match, end_errors, match_events
 from metrics import (
     NAMES,
     bootstrap_mean,
@@ -66,7 +67,7 @@ from opponents import best_possible, class_of_pair, yardsticks
 from preprocess import Cache, Pair, load_cache
 from provenance import Origin, held_against, origin_of
 from ranks import Ranks, together
-from timeline import Event, frame_centres, frames_to_events, in_recording, write_labels
+from timeline import Event, frame_centres, frames_to_events, write_labels
 
 TITLES = {"accuracy": "Accuracy", "iou": "IoU", "f1": "F1 Score"}
 
@@ -83,12 +84,17 @@ def selection(cache: Cache, pred: np.ndarray, bandit: Bandit) -> dict[str, float
 
 
 def interval(
-    cache: Cache, ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]
+    cache: Cache,
+    ours: dict[str, np.ndarray],
+    theirs: dict[str, np.ndarray],
+    chosen: np.ndarray | None = None,
 ) -> dict[str, list[float]]:
-    """95 % interval of the mean over pairs of `ours - theirs`, clips resampled."""
-    _, clip = np.unique([pair.filename for pair in cache.pairs], return_inverse=True)
+    """95 % interval of the mean over pairs of `ours - theirs`, clips resampled; of `chosen` pairs
+    (P,) bool only where given."""
+    clip = np.array([pair.filename for pair in cache.pairs])
     gains = np.stack([ours[name] - theirs[name] for name in NAMES], axis=1)
-    low, high = bootstrap_mean(gains, clip)
+    chosen = slice(None) if chosen is None else chosen
+    low, high = bootstrap_mean(gains[chosen], clip[chosen])
     return {name: [float(low[i]), float(high[i])] for i, name in enumerate(NAMES)}
 
 
@@ -100,16 +106,18 @@ def tables(cache: Cache, pred: np.ndarray, bandit: Bandit, train: Cache | None) 
         "after": count_pairs(pred, cache.label, cache.offsets),
     }
     mean = {when: mean_over_pairs(each) for when, each in counts.items()}
-    labels = class_of_pair(cache)
+    labels, clips = class_of_pair(cache), np.array([pair.filename for pair in cache.pairs])
     classes = {when: per_class(each, labels) for when, each in counts.items()}
     wrong_before, wrong_after = base != cache.label, pred != cache.label
     scores = {when: scores_of(each) for when, each in counts.items()}
     rows = []
-    for rule in yardsticks(cache, train, bandit):
-        found = count_pairs(rule.pred, cache.label, cache.offsets)
-        row = {"name": rule.name, "setting": rule.setting, **mean_over_pairs(found)}
+    for rule, decided in yardsticks(cache, train, bandit):
+        found = count_pairs(decided, cache.label, cache.offsets)
+        row = {"name": rule.name, "kind": kind_of_rule(rule), "setting": rule.setting}
+        row |= {"params": rule.params, **mean_over_pairs(found)}
         rows.append(row | {"interval": interval(cache, scores["after"], scores_of(found))})
     return {
+        "num_clips": len(set(clips)),
         **mean,
         "gain": {name: mean["after"][name] - mean["before"][name] for name in NAMES},
         "interval": interval(cache, scores["after"], scores["before"]),
@@ -117,8 +125,10 @@ def tables(cache: Cache, pred: np.ndarray, bandit: Bandit, train: Cache | None) 
         "per_class": {
             label: {
                 "pairs": row.pop("pairs"),
+                "num_clips": len(set(clips[labels == label])),
                 "before": row,
                 "after": {name: classes["after"][label][name] for name in NAMES},
+                "interval": interval(cache, scores["after"], scores["before"], labels == label),
             }
             for label, row in classes["before"].items()
         },
@@ -143,6 +153,23 @@ def all_pairs_tables(
         name: over_all_pairs(count_pairs(on, cache.label, cache.offsets), labels, present)
         for name, on in rows.items()
     }
+
+
+def verdict(results: dict[str, Any]) -> str:
+    """What the policy is worth, in one sentence: against its base threshold, and against the rule
+    that is best on this very split, which favours the rule. Frame F1, mean over present pairs."""
+    rules = [row for row in results["yardsticks"] if row["kind"] == "rule"]
+    rules = [row for row in rules if row["name"] not in comparison.NOT_OPPONENTS]
+    ours = results["after"]["f1"]
+    parts = [
+        comparison.judged(results, "f1", name, row["f1"], [ours - row["f1"], *between["f1"]])
+        for name, row, between in (
+            (BASE, results["before"], results["interval"]),
+            *((r["name"], r, r["interval"]) for r in sorted(rules, key=lambda r: -r["f1"])[:1]),
+        )
+    ]
+    said = f"DQN (F1 {100 * ours:.2f}) {' and '.join(parts)}."
+    return said if results["num_clips"] > 1 else f"{said} {comparison.ONE_CLIP}"
 
 
 def print_block(title: str, metrics: dict[str, float]) -> None:
@@ -179,13 +206,16 @@ def print_margins(results: dict[str, Any]) -> None:
         print(f"{name:<{width}}" + "".join(f"{cell:>24}" for cell in cells))
 
 
-def print_onsets(onsets: dict[str, Any]) -> None:
-    """Median errors of the events that both thresholds found, one line an end."""
-    for end, row in onsets.items():
-        if row["events"]:
-            before, after = (row[when]["median_ms"] for when in ("before", "after"))
-            text = f"{before:.0f} ms before, {after:.0f} ms after"
-            print(f"median_{end}_error: {text} ({row['events']} events)")
+def print_ends(ends: dict[str, Any]) -> None:
+    """Median errors of the events that each threshold found, one line an end."""
+    for end in ENDS:
+        texts = [
+            f"{row['median_ms']:.0f} ms {when} ({row['events']} events)"
+            for when, table in ends.items()
+            if (row := table[end])["events"]
+        ]
+        if texts:
+            print(f"median_{end}_error: {', '.join(texts)}")
 
 
 def print_all_pairs(results: dict[str, Any]) -> None:
@@ -239,7 +269,8 @@ def print_results(results: dict[str, Any]) -> None:
     share = "none" if chosen["accuracy"] is None else f"{chosen['accuracy']:.4f}"
     print(f"threshold_selection_accuracy: {share}")
     print(f"threshold_selection_frames: {chosen['frames']}")
-    print_onsets(results["onsets"])
+    print_ends(results["ends"])
+    print(f"verdict: {results['verdict']}")
     print(f"fixed_frames: {results['fixed_frames']}")
     print(f"broken_frames: {results['broken_frames']}")
     print(f"trained_on_pairs: {results['trained_on_pairs']}")
@@ -261,13 +292,18 @@ def short(text: str, most: int) -> str:
 
 
 class Evaluated(NamedTuple):
-    """A split with the decisions before and after: `t_adj`, `before`, `after` are (N,)."""
+    """A split with the decisions before and after: `t_adj`, `before`, `after` are (N,).
+
+    `boxes`: by index of a pair, what a policy over events had to choose from, each a dictionary
+    `onset`, `offset` (seconds), `confidence`, `chosen` (bool), `values` (name -> number).
+    """
 
     cache: Cache
     results: dict[str, Any]
     t_adj: np.ndarray
     before: np.ndarray
     after: np.ndarray
+    boxes: dict[int, list[dict[str, Any]]] | None = None
 
 
 class View(NamedTuple):
@@ -291,26 +327,9 @@ class View(NamedTuple):
         return frames_to_events(on, self.pair.event_label, self.edges)
 
 
-class Match(NamedTuple):
-    """A true event of a pair with the one event that each threshold found there."""
-
-    index: int
-    true: Event
-    base: Event
-    dqn: Event
-    clip_s: float = float("inf")  # length of its clip
-
-    def late_s(self, found: Event, end: str = "onset") -> float:
-        """Seconds by which a found onset (or offset) comes after the true one."""
-        return getattr(found, end) - getattr(self.true, end)
-
-    def wrong_s(self, found: Event) -> float:
-        """Seconds by which a found event differs from the true one, both ends together."""
-        return abs(self.late_s(found)) + abs(self.late_s(found, "offset"))
-
-
 NEEDED = {"split", "cache_key", "num_pairs", "num_frames", "before", "after", "per_class"}
-NEEDED |= {"yardsticks", "fixed_frames", "broken_frames"}
+NEEDED |= {"yardsticks", "fixed_frames", "broken_frames", "interval", "num_clips", "ends"}
+NEEDED |= {"verdict", "pooled", "threshold_selection"}
 
 
 SHARES = dict.fromkeys(NAMES, is_share)
@@ -328,10 +347,15 @@ FORMS = {
     "interval": Each((is_number, is_number)),
     "threshold_selection": {"accuracy": maybe(is_share), "frames": is_count},
     "decisions": is_text,
+    "num_clips": is_count,
+    "verdict": is_text,
+    "notes": [is_text],
+    "ends": {"before": Each({"events": is_count}), "after": Each({"events": is_count})},
 }
 # Keys of results.json of the versions that wrote no checksum.
-UNSEALED = FORMS.keys() - {"decisions"} | {"cache", "policy", "queries", "deciding_seconds"}
-UNSEALED |= {"processes", "batch", "all_pairs", "gate", "onsets"}
+UNSEALED = FORMS.keys() - {"decisions", "num_clips", "verdict", "notes", "ends"}
+UNSEALED |= {"cache", "policy", "queries", "deciding_seconds", "processes", "batch", "all_pairs"}
+UNSEALED |= {"gate", "onsets"}
 
 
 def load_evaluated(cfg: VisualizeConfig) -> Evaluated:
@@ -386,62 +410,47 @@ def view_of(data: Evaluated, index: int) -> View:
     return View(pair, edges, frame_centres(edges), values, before, after, label)
 
 
-def find_matches(data: Evaluated, indices: list[int]) -> list[Match]:
-    """True events that base and DQN both found as exactly one event, which meets no other."""
+class Matches(NamedTuple):
+    """The matches of the base threshold and of the policy, each judged by its own."""
 
-    def only(among: list[Event], event: Event) -> Event | None:
-        met = [one for one in among if one.onset < event.offset and one.offset > event.onset]
-        return met[0] if len(met) == 1 else None
+    before: list[Match]
+    after: list[Match]
 
-    found = []
-    for index in indices:
-        view = view_of(data, index)
-        truth = view.events(view.label)
-        base, dqn = view.events(view.before), view.events(view.after)
-        for event in truth:
-            a, b = only(base, event), only(dqn, event)
-            if a and b and only(truth, a) and only(truth, b):
-                found.append(Match(index, event, a, b, float(view.edges[-1])))
-    return found
+    def both(self) -> list[tuple[Match, Match]]:
+        """(base, policy) of the true events that both found, in the order of `after`."""
+        base = {(match.filename, match.true): match for match in self.before}
+        return [
+            (base[key], match)
+            for match in self.after
+            if (key := (match.filename, match.true)) in base
+        ]
 
 
-def onset_errors(matches: list[Match]) -> dict[str, Any]:
-    """How far found events are off, before and after: milliseconds, of onset and of offset.
-
-    A positive bias is late. An end at the clip's own end is left out: it is not in the recording.
-    """
-
-    def summary(late_s: list[float]) -> dict[str, float]:
-        late = 1000 * np.array(late_s)
-        size = np.abs(late)
-        return {
-            "median_ms": round(float(np.median(size)), 3),
-            "mean_ms": round(float(size.mean()), 3),
-            "bias_ms": round(float(late.mean()), 3),
-            "within_100_ms": float((size <= 100.0001).mean()),
-        }
-
-    table: dict[str, Any] = {}
-    for end in ("onset", "offset"):
-        chosen = [match for match in matches if in_recording(match.true, end, match.clip_s)]
-        late = {
-            "before": [match.late_s(match.base, end) for match in chosen],
-            "after": [match.late_s(match.dqn, end) for match in chosen],
-        }
-        table[end] = {"events": len(chosen)}
-        table[end] |= {when: summary(each) for when, each in late.items() if each}
-    return table
+def find_matches(data: Evaluated) -> Matches:
+    """What the base threshold and the policy found, over all pairs of the split."""
+    cache = data.cache
+    return Matches(
+        *(
+            match_events(cache.truth, predicted_events(cache, on), cache.durations)
+            for on in (data.before, data.after)
+        )
+    )
 
 
-def write_matches(path: Path, data: Evaluated, matches: list[Match]) -> None:
-    """A row an event that both thresholds found: true, base and DQN times in seconds."""
-    ends = [f"{who}_{end}" for who in ("true", "base", "dqn") for end in ("onset", "offset")]
-    lines = ["\t".join(["filename", "event_label", *ends])]
-    for match in matches:
-        pair = data.cache.pairs[match.index]
-        times = [*match.true[:2], *match.base[:2], *match.dqn[:2]]
-        cells = [pair.filename, pair.event_label, *(f"{time:.3f}" for time in times)]
-        lines.append("\t".join(cells))
+def write_matches(path: Path, matches: Matches) -> None:
+    """A row a true event that base or DQN found: true, base and DQN times in seconds; the cells of
+    what did not find it are empty."""
+    whose = [{(m.filename, m.true): m.found for m in some} for some in matches]
+    times = [f"{who}_{end}" for who in ("true", "base", "dqn") for end in ENDS]
+    lines = ["\t".join(["filename", "event_label", *times])]
+    for filename, true in sorted(whose[0].keys() | whose[1].keys()):
+        events = [true, *(found.get((filename, true)) for found in whose)]
+        cells = [
+            "" if event is None else f"{getattr(event, end):.3f}"
+            for event in events
+            for end in ENDS
+        ]
+        lines.append("\t".join([filename, true.event_label, *cells]))
     write_text(path, "\n".join(lines) + "\n")
 
 
@@ -570,6 +579,7 @@ def apply(
     }
     heard = pred[cache.present[cache.frames_of_pair]]  # the slides' tables: present classes only
     results |= tables(cache.present_only(), heard, policy.bandit, train)
+    results["verdict"] = verdict(results)
     events = pred
     if cache.queries == "all":
         results["all_pairs"] = all_pairs_tables(cache, pred, policy.gate)
@@ -578,8 +588,8 @@ def apply(
             events = tag_gate.behind(policy.gate, cache, pred)
     before = cache.signals["binary"] > 0.5
     data = Evaluated(cache, results, t_adj.cpu().numpy(), before, pred)
-    matches = find_matches(data, list(range(len(cache.pairs))))
-    results["onsets"] = onset_errors(matches)
+    matches = find_matches(data)
+    results["ends"] = {when: end_errors(some) for when, some in matches._asdict().items()}
     decided = {
         "action": actions.cpu().numpy().astype(np.int8),
         "t_adj": t_adj.cpu().numpy().astype(np.float32),
@@ -596,7 +606,7 @@ def apply(
         {
             out / "decisions.npz": write_decisions,
             out / "events.tsv": lambda place: write_labels(place, found),
-            out / "onsets.tsv": lambda place: write_matches(place, data, matches),
+            out / "onsets.tsv": lambda place: write_matches(place, matches),
             out / "results.json": lambda place: write_json(place, results),
         }
     )

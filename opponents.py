@@ -56,10 +56,9 @@ class Rule(NamedTuple):
 
 
 class Yardstick(NamedTuple):
-    """A rule's decisions on the evaluated cache, (N,) bool, and how it was set."""
+    """A rule and its decisions on the evaluated cache, (N,) bool."""
 
-    name: str
-    setting: str
+    rule: Rule
     pred: np.ndarray
 
 
@@ -525,12 +524,16 @@ QUICK = ("all on", *(f"fixed 0.5 on {on}" for on in QUICK_ON))
 
 
 def yardsticks(cache: Cache, train: Cache | None, bandit: Bandit) -> list[Yardstick]:
-    """The quick rules, tuned on present pairs; without a training cache those without tuning."""
+    """The quick rules, tuned on present pairs; without a training cache those without tuning.
+
+    The ceiling says nothing of a policy that may shift a threshold from end to end: it is always 1.
+    """
     rules = [rule for rule in fixed_rules() if rule.name in QUICK]
     if train is not None:
         aim = Objective(train, "present")
         for on in QUICK_ON:
             rules += threshold_rules(aim, on)
         rules.append(constant_action(aim, bandit))
-    rules += ceilings(bandit)[:1]
-    return [Yardstick(rule.name, rule.setting, decide_rule(rule, cache)) for rule in rules]
+    if bandit.max_delta < 1:
+        rules += ceilings(bandit)[:1]
+    return [Yardstick(rule, decide_rule(rule, cache)) for rule in rules]

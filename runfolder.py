@@ -64,8 +64,8 @@ FIGURES = Kind(
 PAGE = Kind(
     "page",
     (
-        *("index.html", "report.js", "vendor/*", "vendor/*/*", "data/index.js"),
-        *("data/pair-[0-9]*.js", "clips/[0-9]*.mp3", "clips/[0-9]*.webp"),
+        *("index.html", "report.js", "vendor/*", "vendor/*/*", "data/*.js"),
+        *("clips/[0-9]*.mp3", "clips/[0-9]*.webp"),
     ),
     (("report.js", ""), ("data/index.js", "")),
 )

@@ -2,7 +2,7 @@
 
 Writes: label TSV `filename, onset, offset, event_label` (DESED/DCASE; seconds), Audacity tracks
 Shapes: T frames; `edges` (T + 1,) seconds, frame t spans [edges[t], edges[t + 1])
-Next:   labels.py
+Next:   matching.py
 """
 
 from pathlib import Path

@@ -33,12 +33,11 @@ from comparison import (
     base_for,
     clip_scores,
     difference,
-    end_errors,
+    entrant_ends,
     headline,
     interval,
     latex,
     markdown,
-    matched_late_ms,
     measure,
     raw_psds,
     slugs,
@@ -347,47 +346,19 @@ def test_nothing_is_gained_by_what_does_not_know_the_truth(tmp_path, monkeypatch
 # ---------------------------------------------------------------------------- ends of events
 
 
-def test_ends_of_events_that_meet_one_to_one():
-    truth = {
-        "a": [
-            Event(1, 2, "Dog"),
-            Event(0, 3, "Cat"),
-            Event(8, 10, "Cat"),
-            Event(4, 5, "Dog"),
-            Event(6, 7, "Dog"),
-        ],
-        "b": [Event(1, 2, "Dog"), Event(2.5, 3, "Dog")],
-        "c": [Event(1, 2, "Dog")],
-    }
-    found = {
-        "a": [
-            Event(1.25, 1.75, "Dog"),  # late by 250 ms, early by 250 ms
-            Event(0, 3.5, "Cat"),  # an onset at the clip's start is not in the recording,
-            Event(7.9, 9, "Cat"),  # nor an offset at its end
-            *(Event(4, 4.2, "Dog"), Event(4.5, 5, "Dog")),  # two for one
-            Event(7, 8, "Dog"),  # touches only
-            Event(1, 2, "Speech"),
-        ],
-        "b": [Event(0.5, 3, "Dog")],  # one for two
-    }
-    late = matched_late_ms(truth, found, dict.fromkeys(truth, 10.0))
-    onset, offset = late["onset"], late["offset"]
-    assert onset == [250.0, pytest.approx(-100)] and offset == [-250.0, 500.0]
-
-
 def test_end_errors_of_all_members(home):
     cache = load_cache(home / "present" / "validation")
     late = np.zeros(len(cache.label), bool)
     for index in range(len(cache.pairs)):
         span = slice(cache.offsets[index], cache.offsets[index + 1])
         late[span][3:] = cache.label[span][:-3]  # three frames of 20 ms
-    table = end_errors(row("A", "policy", late, cache.label), cache)
+    table = entrant_ends(row("A", "policy", late, cache.label), cache)
     onset = table["onset"]
     assert onset["bias_ms"] == pytest.approx(30)
     assert onset["median_ms"] == pytest.approx(30)
     assert onset["within_200_ms"] == 1.0
     assert sum(onset["histogram"]) == onset["events"] > 8
-    assert end_errors(row("none", "rule", cache.label & False), cache)["onset"] == {"events": 0}
+    assert entrant_ends(row("none", "rule", cache.label & False), cache)["onset"] == {"events": 0}
 
 
 # ---------------------------------------------------------------------------- PSDS of scores
@@ -774,10 +745,22 @@ def test_all_pairs_have_the_present_tables_of_the_present_pairs(home, evaluated)
     every, present = (read(evaluated / queries) for queries in ("all", "present"))
     for key in ("before", "after", "gain", "interval", "pooled", "per_class", "present_pairs"):
         assert every[key] == present[key], key
-    for key in ("yardsticks", "threshold_selection", "fixed_frames", "broken_frames", "onsets"):
+    for key in ("yardsticks", "threshold_selection", "fixed_frames", "broken_frames", "ends"):
         assert every[key] == present[key], key
     assert (every["num_pairs"], present["num_pairs"]) == (15, 10)
     assert "all_pairs" not in present
+
+
+def test_ends_are_those_of_a_table(home, evaluated):
+    """One definition: a single evaluation and a table cannot disagree about onset errors."""
+    for queries in QUERIES:
+        cache = load_cache(home / queries / "validation")
+        with np.load(evaluated / queries / "decisions.npz") as arrays:
+            pred = arrays["binary"].astype(bool)
+        ends = read(evaluated / queries)["ends"]
+        assert ends["before"] == entrant_ends(base_row(cache), cache)
+        assert ends["after"] == entrant_ends(row("A", "policy", pred), cache)
+        assert ends["before"] != ends["after"] and ends["after"]["onset"]["events"] > 0
 
 
 def test_all_pairs_of_one_policy(home, evaluated):

@@ -19,6 +19,7 @@ from matplotlib.ticker import ScalarFormatter
 import comparison
 import comparison_figures
 import event_metrics
+import matching
 import runfolder
 import visualize
 from comparison_figures import KINDS, load_first_policy, load_table
@@ -271,7 +272,7 @@ def test_gains_are_over_the_t_base_of_the_row(damaged):
 def test_ends_show_shares_counts_and_medians(table, drawn):
     axes = drawn["ends"].axes
     assert axes[0].get_xlim() == axes[1].get_xlim() and axes[0].get_ylim() == axes[1].get_ylim()
-    for ax, end in zip(axes, comparison.ENDS, strict=True):
+    for ax, end in zip(axes, matching.ENDS, strict=True):
         steps = dict(zip([BASE, "DQN", BEST], ax.patches, strict=True))
         for name, patch in steps.items():
             found = table.rows[name]["ends"][end]
@@ -283,7 +284,7 @@ def test_ends_show_shares_counts_and_medians(table, drawn):
 
 def test_a_row_without_a_matched_event(damaged):
     results = json.loads((damaged / "results.json").read_text())
-    results["entrants"][1]["ends"] = {end: {"events": 0} for end in comparison.ENDS}
+    results["entrants"][1]["ends"] = {end: {"events": 0} for end in matching.ENDS}
     change(damaged, **results)
     labels = draw(damaged)["ends.png"].axes[0].get_legend_handles_labels()[1]
     assert "DQN\n0 onsets" in labels

@@ -225,11 +225,13 @@ def test_the_two_blocks_of_the_slides(finished):
 def test_yardsticks_stand_in_the_table(finished, train, cache):
     rows = {row["name"]: row for row in finished.results["yardsticks"]}
     for yardstick in opponents.yardsticks(cache, train, finished.trainer.bandit):
-        row = rows.pop(yardstick.name)
+        name = yardstick.rule.name
+        row = rows.pop(name)
+        assert row["params"] == yardstick.rule.params
         assert {name: row[name] for name in METRICS} == pytest.approx(
             slow_mean(cache, yardstick.pred)
         )
-        assert re.search(rf"^{re.escape(yardstick.name)} .*{row['f1']:.2%}$", finished.text, re.M)
+        assert re.search(rf"^{re.escape(name)} .*{row['f1']:.2%}$", finished.text, re.M)
     assert not rows
 
 

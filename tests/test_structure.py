@@ -23,6 +23,7 @@ ORDER = (
     "config",
     "ranks",
     "timeline",
+    "matching",
     "sed",
     "labels",
     "splits",
