@@ -174,7 +174,7 @@ class EventTask(NamedTuple):
     """What a process needs to score one member's events."""
 
     events: dict[str, list[Event]]
-    scored: dict[str, list[ScoredEvent]] | None  # None: no PSDS (present pairs only)
+    scored: dict[str, list[ScoredEvent]] | None  # None: no PSDS
     truth: dict[str, list[Event]]
     durations: dict[str, float]
     classes: list[str]
@@ -185,21 +185,21 @@ def event_row(task: EventTask) -> dict[str, float]:
     given = (task.truth, task.durations, task.classes)
     row = {name: f1.macro for name, f1 in event_metrics.all_f1(task.events, *given).items()}
     if task.scored is not None:
-        both = event_metrics.both_event_psds(task.scored, *given)
+        both = event_metrics.event_psds(task.scored, *given)
         row |= {f"psds{scenario}": psds.value for scenario, psds in both.items()}
     return row
 
 
-def event_tasks(entrants: list[Entrant], cache: Cache) -> Iterator[EventTask]:
-    """One task a member, in order; made when it is asked for."""
+def event_tasks(entrants: list[Entrant], cache: Cache, psds: bool) -> Iterator[EventTask]:
+    """One task a member, in order; made when it is asked for. With `psds` or without."""
     truth, durations = cache.truth, cache.durations
     raw: dict[Path, dict[str, ClipScores]] = {}  # by the cache that a member's signals are in
     for entrant in entrants:
         for member in entrant.members:
             events, scored, home = events_of(member, cache), None, member.home or cache
-            if cache.queries == "all" and member.boxes is not None:
+            if psds and member.boxes is not None:
                 scored = {k: [ScoredEvent(*e) for e in v] for k, v in member.boxes.items()}
-            elif cache.queries == "all":
+            elif psds:
                 if home.folder not in raw:
                     raw[home.folder] = clip_scores(home, home.signals["d_raw"])
                 scored = {
@@ -222,11 +222,12 @@ def score_all(
 
 
 def score_events(
-    entrants: list[Entrant], cache: Cache, pool: ProcessPoolExecutor | None = None
+    entrants: list[Entrant], cache: Cache, psds: bool, pool: ProcessPoolExecutor | None = None
 ) -> dict[str, list[dict[str, float]]]:
-    """Event metrics of every member, by entrant; the processes of a pool share the work."""
+    """Event metrics of every member, by entrant, with `psds` or without; the processes of a pool
+    share the work."""
     total = sum(len(entrant.members) for entrant in entrants)
-    tasks = event_tasks(entrants, cache)
+    tasks = event_tasks(entrants, cache, psds)
     left = iter(score_all(event_row, tasks, total, pool, "Event metrics"))
     return {entrant.name: [next(left) for _ in entrant.members] for entrant in entrants}
 
@@ -408,16 +409,17 @@ def measure(
         draws = np.mean([sampler.draws(each) for each in counts], axis=0)
         found[entrant.name] = (spread(rows)[0], draws)
         members[entrant.name] = rows
-    psds, missing = [], event_metrics.missing_packages()
+    # PSDS is of all pairs: where a clip is asked for the classes that it has, nothing is ranked.
+    missing = event_metrics.missing_packages() if cache.queries == "all" else ""
+    with_psds = cache.queries == "all" and not missing
     if missing:
         print(f"note: {missing}")
-    else:
-        count = min(num_workers(workers), sum(len(entrant.members) for entrant in entrants))
-        with nullcontext() if count == 1 else process_pool(count) as pool:
-            scored = score_events(entrants, cache, pool)
-            psds = raw_psds(cache, entrants, pool) if cache.queries == "all" else []
-        for name, rows in scored.items():
-            members[name] = [a | b for a, b in zip(members[name], rows, strict=True)]
+    count = min(num_workers(workers), sum(len(entrant.members) for entrant in entrants))
+    with nullcontext() if count == 1 or not with_psds else process_pool(count) as pool:
+        scored = score_events(entrants, cache, with_psds, pool)
+        psds = raw_psds(cache, entrants, pool) if with_psds else []
+    for name, rows in scored.items():
+        members[name] = [a | b for a, b in zip(members[name], rows, strict=True)]
     rivals = [row.name for row in entrants if row.kind in ("rule", "twin", "events")]
     rivals = [name for name in rivals if name not in NOT_OPPONENTS]
     decisive = DECISIVE[cache.queries]
@@ -587,8 +589,8 @@ def markdown(results: dict[str, Any]) -> str:
         text.append("| " + " | ".join([name, *cells[1:]]) + " |")
     text += [""]
     text += [f"{plain(line)}\n" for line in other_bases(results)]
-    if not any(name in results["entrants"][0]["mean"] for name in FIELD):
-        text.append("Without event metrics and PSDS: their packages are not installed.\n")
+    if results["queries"] == "all" and "psds1" not in results["entrants"][0]["mean"]:
+        text.append("Without PSDS: its packages are not installed.\n")
     for row in results["psds_of_scores"]:
         values = f"{row['psds1']:.3f} / {row['psds2']:.3f}"
         text.append(f"PSDS 1 / 2 of {plain(row['name'])}: {values}\n")

@@ -45,6 +45,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "benchmarks")]
 import naive  # noqa: E402
 import simulate_cache  # noqa: E402
 
+import event_metrics  # noqa: E402
 import preprocess  # noqa: E402
 import runfolder  # noqa: E402
 from bandit import decide, make_states, near, thresholds, to_device  # noqa: E402
@@ -66,6 +67,7 @@ from DQN import AGREE_EVERY, QNetwork, Trainer, decide_together, greedy_actions 
 from metrics import count_pairs, scores_of  # noqa: E402
 from preprocess import Cache, load_cache  # noqa: E402
 from ranks import ALONE, Ranks, together  # noqa: E402
+from timeline import Event  # noqa: E402
 
 CPU = torch.device("cpu")
 SLIDES = {"train": 28_592, "validation": 5_570, "frames": 500}
@@ -549,6 +551,50 @@ def iou_curve(trainer: Trainer, looks: int) -> list[tuple[float, float]]:
     return curve
 
 
+def simulated_events(clips: int, classes: list[str], rng: np.random.Generator) -> list[dict]:
+    """Found and true events of clips of 10 s: a third of the classes sounds, twice each; most are
+    found, with other ends, and there are as many false alarms."""
+    found, truth = {}, {}
+    for name in (f"{i}.wav" for i in range(clips)):
+        true, said = [], []
+        for label in rng.permutation(classes)[: 1 + min(3, len(classes) // 3)]:
+            for onset in rng.uniform([0, 5], [4, 8]):
+                offset = onset + rng.uniform(0.2, 2.0)
+                true.append(Event(onset, offset, str(label)))
+                late = onset + rng.uniform(-0.3, 0.3)
+                at, last = max(0.0, late), max(late + 0.1, offset + rng.uniform(-0.3, 0.3))
+                said.append(Event(at, last, str(rng.choice([label, rng.choice(classes)]))))
+        truth[name], found[name] = true, said
+    return [found, truth]
+
+
+def cpu_seconds(work: Callable[[], Any]) -> float:
+    """CPU time of a call."""
+    began = time.process_time()
+    work()
+    return time.process_time() - began
+
+
+def events(cfg: SpeedConfig, cache: Cache) -> list[Row]:
+    """Collar, segment and intersection F1 of 100 clips: sed_scores_eval against the suite."""
+    rows, rng = [], np.random.default_rng(0)
+    clips = 10 if cfg.quick else 100
+    for count in (10, 500):
+        classes = [f"class {k}" for k in range(count)]
+        sides = simulated_events(clips, classes, rng)
+        given = (*sides, {f"{i}.wav": 10.0 for i in range(clips)}, classes)
+        naive.library_hits(*given)  # its import takes seconds
+        theirs, ours = [], []
+        for _ in range(cfg.times):
+            theirs.append(cpu_seconds(lambda given=given: naive.library_hits(*given)))
+            ours.append(cpu_seconds(lambda given=given: event_metrics.event_counts(*given)))
+        ratio = statistics.median(a / max(b, 1e-6) for a, b in zip(theirs, ours, strict=True))
+        what = f"three F1 of {clips} clips of {count} classes, CPU seconds"
+        both = (f"{text(seconds, '.4f')} s" for seconds in (theirs, ours))
+        rows.append(row("events", what, ratio, ">= 30 x", *both))
+    return rows
+
+
 def seeds(cfg: SpeedConfig, cache: Cache) -> list[Row]:
     """Whether two processes learn what one learns: against the spread of five seeds."""
     alone = [in_processes(cfg, 1, f"seed:{seed}")[0.0] for seed in range(2 if cfg.quick else 5)]
@@ -705,6 +751,7 @@ SECTIONS: dict[str, Callable[[SpeedConfig, Cache], list[Row]]] = {
     "pairs": pairs,
     "result": result,
     "seeds": seeds,
+    "events": events,
     "preprocessing": preprocessing,
     "gpu": gpu,
 }

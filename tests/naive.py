@@ -1,8 +1,9 @@
-"""The straightforward version: one pair, one frame at a time, written from the specification.
+"""The straightforward version: one pair, one frame at a time, written from the specification; and
+event counts by the field's library.
 
 Slow and obvious on purpose: the reference of the equality tests and the yardstick of
 benchmarks/speed.py, for nothing else. It shares no code with the suite but the network's forward
-pass.
+pass and what an event is.
 """
 
 import random
@@ -11,6 +12,8 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
+
+from timeline import merge_events
 
 METRICS = ("accuracy", "iou", "f1")
 
@@ -139,3 +142,50 @@ def moved(cache, i, delta):
     """Decision of frame i with its base threshold moved, in float32 as on every device."""
     threshold = cache.signals["t_base"][i] + np.float32(delta)
     return bool(cache.signals["prob"][i] > min(max(threshold, np.float32(0)), np.float32(1)))
+
+
+# ---------------------------------------------------------------------------- event counts
+
+
+def library_hits(
+    predicted: dict, truth: dict, durations: dict, classes: list[str]
+) -> dict[str, np.ndarray]:
+    """True and false positives (C, K, 2) by collar, segment and intersection, as sed_scores_eval
+    counts merged events that have the score 1."""
+    import pandas
+    from sed_scores_eval import collar_based, intersection_based, segment_based
+
+    tables, true = {}, {}
+    for clip, duration in durations.items():
+        rows = merge_events(predicted.get(clip, []))
+        edges = np.unique([0.0, duration, *(time for event in rows for time in event[:2])])
+        values = np.zeros((len(edges) - 1, len(classes)))
+        for event in rows:
+            first, last = np.searchsorted(edges, event[:2])
+            values[first:last, classes.index(event.event_label)] = 1.0
+        cells = np.column_stack([edges[:-1], edges[1:], values])
+        tables[clip] = pandas.DataFrame(cells, columns=["onset", "offset", *classes])
+        true[clip] = [tuple(event) for event in merge_events(truth.get(clip, []))]
+    # The library wants each class in the truth: a clip more, which is not counted.
+    nothing = [[0.0, 1.0, *(0.0 for _ in classes)]]
+    tables["more"] = pandas.DataFrame(nothing, columns=["onset", "offset", *classes])
+    true["more"] = [(0.0, 1.0, name) for name in classes]
+    collar, segment, intersection = (
+        kind.intermediate_statistics.intermediate_statistics_deltas
+        for kind in (collar_based, segment_based, intersection_based)
+    )
+    collars = {"onset_collar": 0.2, "offset_collar": 0.2, "offset_collar_rate": 0.2}
+    lengths = {**durations, "more": 1.0}
+    deltas = {
+        "event_f1": collar(tables, true, **collars),
+        "segment_f1": segment(tables, true, lengths, segment_length=1.0),
+        "intersection_f1": intersection(tables, true, dtc_threshold=0.5, gtc_threshold=0.5),
+    }
+
+    def hits(scores: np.ndarray, cells: dict) -> list[int]:
+        return [int(cells[name][scores > 0.5].sum()) for name in ("tps", "fps")]
+
+    return {
+        kind: np.array([[hits(*found[clip][name]) for name in classes] for clip in durations])
+        for kind, found in deltas.items()
+    }
