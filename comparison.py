@@ -133,6 +133,11 @@ def interval(draws: np.ndarray) -> np.ndarray:
 # ---------------------------------------------------------------------------- event metrics
 
 
+def ranked(cache: Cache) -> bool:
+    """Whether there is a PSDS, which needs the scores of all classes of every clip."""
+    return cache.queries == "all" and len(cache.pairs) == len(cache.clips) * len(cache.classes)
+
+
 def clip_scores(cache: Cache, signal: np.ndarray) -> dict[str, ClipScores]:
     """A signal (N,) of a cache of all pairs -> values (K, T) of each clip, `cache.classes` rows."""
     pairs: dict[str, dict[str, int]] = {}
@@ -190,16 +195,16 @@ def event_row(task: EventTask) -> dict[str, float]:
     return row
 
 
-def event_tasks(entrants: list[Entrant], cache: Cache, psds: bool) -> Iterator[EventTask]:
-    """One task a member, in order; made when it is asked for. With `psds` or without."""
+def event_tasks(entrants: list[Entrant], cache: Cache) -> Iterator[EventTask]:
+    """One task a member, in order; made when it is asked for."""
     truth, durations = cache.truth, cache.durations
     raw: dict[Path, dict[str, ClipScores]] = {}  # by the cache that a member's signals are in
     for entrant in entrants:
         for member in entrant.members:
             events, scored, home = events_of(member, cache), None, member.home or cache
-            if psds and member.boxes is not None:
+            if ranked(cache) and member.boxes is not None:
                 scored = {k: [ScoredEvent(*e) for e in v] for k, v in member.boxes.items()}
-            elif psds:
+            elif ranked(cache):
                 if home.folder not in raw:
                     raw[home.folder] = clip_scores(home, home.signals["d_raw"])
                 scored = {
@@ -222,12 +227,11 @@ def score_all(
 
 
 def score_events(
-    entrants: list[Entrant], cache: Cache, psds: bool, pool: ProcessPoolExecutor | None = None
+    entrants: list[Entrant], cache: Cache, pool: ProcessPoolExecutor | None = None
 ) -> dict[str, list[dict[str, float]]]:
-    """Event metrics of every member, by entrant, with `psds` or without; the processes of a pool
-    share the work."""
+    """Event metrics of every member, by entrant; the processes of a pool share the work."""
     total = sum(len(entrant.members) for entrant in entrants)
-    tasks = event_tasks(entrants, cache, psds)
+    tasks = event_tasks(entrants, cache)
     left = iter(score_all(event_row, tasks, total, pool, "Event metrics"))
     return {entrant.name: [next(left) for _ in entrant.members] for entrant in entrants}
 
@@ -244,8 +248,8 @@ class ScoreTask(NamedTuple):
 
 def score_row(task: ScoreTask) -> dict[str, Any]:
     """PSDS 1 and 2 of one signal."""
-    values = {f"psds{s}": event_metrics.psds(*task[1:], s).value for s in (1, 2)}
-    return {"name": task.name, **values}
+    both = event_metrics.score_psds(*task[1:])
+    return {"name": task.name} | {f"psds{s}": found.value for s, found in both.items()}
 
 
 def raw_psds(
@@ -409,15 +413,10 @@ def measure(
         draws = np.mean([sampler.draws(each) for each in counts], axis=0)
         found[entrant.name] = (spread(rows)[0], draws)
         members[entrant.name] = rows
-    # PSDS is of all pairs: where a clip is asked for the classes that it has, nothing is ranked.
-    missing = event_metrics.missing_packages() if cache.queries == "all" else ""
-    with_psds = cache.queries == "all" and not missing
-    if missing:
-        print(f"note: {missing}")
     count = min(num_workers(workers), sum(len(entrant.members) for entrant in entrants))
-    with nullcontext() if count == 1 or not with_psds else process_pool(count) as pool:
-        scored = score_events(entrants, cache, with_psds, pool)
-        psds = raw_psds(cache, entrants, pool) if with_psds else []
+    with nullcontext() if count == 1 or not ranked(cache) else process_pool(count) as pool:
+        scored = score_events(entrants, cache, pool)
+        psds = raw_psds(cache, entrants, pool) if ranked(cache) else []
     for name, rows in scored.items():
         members[name] = [a | b for a, b in zip(members[name], rows, strict=True)]
     rivals = [row.name for row in entrants if row.kind in ("rule", "twin", "events")]
@@ -589,8 +588,6 @@ def markdown(results: dict[str, Any]) -> str:
         text.append("| " + " | ".join([name, *cells[1:]]) + " |")
     text += [""]
     text += [f"{plain(line)}\n" for line in other_bases(results)]
-    if results["queries"] == "all" and "psds1" not in results["entrants"][0]["mean"]:
-        text.append("Without PSDS: its packages are not installed.\n")
     for row in results["psds_of_scores"]:
         values = f"{row['psds1']:.3f} / {row['psds2']:.3f}"
         text.append(f"PSDS 1 / 2 of {plain(row['name'])}: {values}\n")

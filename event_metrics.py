@@ -4,9 +4,9 @@ Reads:  events of each clip, or frame scores of each clip; durations; the classe
 Shapes: C clips, K classes, T frames, E events; counts (C, K), score values (K, T), edges (T + 1,) s
 Next:   bandit.py
 
-The three F1 are counted here, over events: work and memory grow with their number, not with clips
-times classes. They equal sed_eval and sed_scores_eval (J. Ebbers et al., ICASSP 2022), which the
-tests compare them with. PSDS alone needs sed_scores_eval: `pip install -r requirements-eval.txt`.
+All of it is counted over events: work and memory grow with their number, not with clips times
+classes. The figures equal those of sed_eval and sed_scores_eval (J. Ebbers et al., ICASSP 2022),
+with which the tests compare them.
 
 What is evaluated. `durations` names the clips. A clip that truth or prediction lacks has no events
 there (label files often leave such clips out); a clip or class that is not named is an InputError.
@@ -23,10 +23,7 @@ an event in the truth (`Psds.per_class`), as no other has a true positive rate; 
 No value is ever NaN.
 """
 
-import functools
-import warnings
 from collections.abc import Mapping
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -43,20 +40,27 @@ TICKS = 10**DECIMALS  # a second: times are whole numbers, so that no rounding d
 COLLAR = TICKS // 5  # of an onset, and the least one of an offset (DCASE Task 4)
 LONG = 5  # the collar of an offset is at least the true event's length over this (DCASE Task 4)
 SEGMENT = TICKS  # DCASE Task 4
-SHARE = 2  # dtc = gtc = 1 / 2 of the DESED baselines, intersection F1
-SCENARIOS = {  # DCASE Task 4 since 2021: 1 wants exact times, 2 the right class
-    1: {"dtc_threshold": 0.7, "gtc_threshold": 0.7, "alpha_st": 1.0},
-    2: {
-        "dtc_threshold": 0.1,
-        "gtc_threshold": 0.1,
-        "cttc_threshold": 0.3,
-        "alpha_ct": 0.5,
-        "alpha_st": 1.0,
-    },
-}
+HALF = 0.5  # dtc = gtc of the DESED baselines, intersection F1
 MAX_EFPR = 100.0  # effective false positives an hour, the end of PSDS's curve
+ALPHA_ST = 1.0  # what PSDS takes off for classes that differ: their standard deviation
+RATE_DIGITS = 9  # of false positives an hour: sums in another order give another last bit
 
 Clips = Mapping[str, list[Event]]
+
+
+class Scenario(NamedTuple):
+    """Criteria of a PSDS (C. Bilen et al., ICASSP 2020): shares of a detection in true events of
+    its class (dtc), of a true event in detections (gtc), of a false alarm in another class (cttc),
+    and what such a cross trigger costs beside a false alarm."""
+
+    dtc: float
+    gtc: float
+    cttc: float | None = None
+    alpha_ct: float = 0.0
+
+
+# DCASE Task 4 since 2021: 1 wants exact times, 2 the right class.
+SCENARIOS = {1: Scenario(0.7, 0.7), 2: Scenario(0.1, 0.1, 0.3, 0.5)}
 
 
 class ScoredEvent(NamedTuple):
@@ -175,43 +179,70 @@ def _merged(events: _Events) -> _Events:
     return _Events(clip[fresh], label[fresh], onset[fresh], (reach - away)[last], confidence[fresh])
 
 
-# ---------------------------------------------------------------------------- F1 of events
+# ---------------------------------------------------------------------------- one line for all
 
 
 class _Spans(NamedTuple):
-    """Merged events of all clips and classes on one line of ticks, where every (clip, class) with
-    an event has a stretch of its own, whole segments long: (E,) each, by begin."""
+    """Stretches of time of all clips and classes on one line of ticks, where every (clip, class)
+    that is asked for has a place of its own, whole segments long: (E,) each."""
 
-    stretch: np.ndarray
+    place: np.ndarray
     begin: np.ndarray
     end: np.ndarray
 
 
-def _on_a_line(
-    one: _Events, other: _Events, num_classes: int
-) -> tuple[_Spans, _Spans, np.ndarray, int]:
-    """Both sides on the same line; (clip, class) of each stretch as one number; its length."""
-    cells = [events.clip * num_classes + events.label for events in (one, other)]
-    known, stretch = np.unique(np.concatenate(cells), return_inverse=True)
-    # A segment more than the longest event reaches: so far apart no two of them can match.
-    longest = max(one.offset.max(initial=0), other.offset.max(initial=0))
-    length = int(longest // SEGMENT + 2) * SEGMENT
-    spans, at = [], 0
-    for events in (one, other):
-        mine = stretch[at : at + len(events.clip)]
-        spans.append(_Spans(mine, events.onset + mine * length, events.offset + mine * length))
-        at += len(mine)
-    return *spans, known, length
+class _Line(NamedTuple):
+    """The places of a line: (clip, class) as one number, rising, and the length of each."""
+
+    cells: np.ndarray
+    length: int
+    num_classes: int
+
+    @classmethod
+    def of(cls, sides: tuple[_Events, ...], num_classes: int) -> "_Line":
+        """A line with room for the events of some sides, too far apart to match each other."""
+        cells = [side.clip * num_classes + side.label for side in sides]
+        longest = max(int(side.offset.max(initial=0)) for side in sides)
+        length = (longest // SEGMENT + 2) * SEGMENT
+        return cls(np.unique(np.concatenate(cells)), length, num_classes)
+
+    def put(self, events: _Events) -> _Spans:
+        """Events on the line, in their order."""
+        place = np.searchsorted(self.cells, events.clip * self.num_classes + events.label)
+        return _Spans(
+            place, events.onset + place * self.length, events.offset + place * self.length
+        )
+
+    def count(self, places: np.ndarray) -> np.ndarray:
+        """How often each place is named."""
+        return np.bincount(places, minlength=len(self.cells))
 
 
-def _pairs(first: np.ndarray, last: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _ranges(first: np.ndarray, last: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Ranges first .. last - 1 (E,) -> which range and which number, for each number in them."""
     size = np.maximum(last - first, 0)
     which = np.repeat(np.arange(len(size)), size)
     return which, np.arange(len(which)) - np.repeat(np.cumsum(size) - size - first, size)
 
 
-def _collar(found: _Spans, true: _Spans, count: Any, length: int) -> tuple[Any, Any, Any]:
+def _shared(found: _Spans, true: _Spans) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Which found and which true spans overlap, and by how much; the true ones do not overlap each
+    other and are in order."""
+    first = np.searchsorted(true.end, found.begin, "right")
+    last = np.searchsorted(true.begin, found.end, "left")
+    f, t = _ranges(first, last)
+    return f, t, np.minimum(found.end[f], true.end[t]) - np.maximum(found.begin[f], true.begin[t])
+
+
+def _enough(part: np.ndarray, share: float, spans: _Spans) -> np.ndarray:
+    """Whether a part (E,) is at least a share of each span, to the tick."""
+    return part >= np.rint(share * (spans.end - spans.begin))
+
+
+# ---------------------------------------------------------------------------- F1 of events
+
+
+def _collar(found: _Spans, true: _Spans, line: _Line) -> tuple[np.ndarray, ...]:
     """Matches by collars (DCASE Task 4): onset within 200 ms, offset within 200 ms or 20 % of the
     true event's length, whichever is more; each event is matched once, and as many as possible are.
 
@@ -219,41 +250,37 @@ def _collar(found: _Spans, true: _Spans, count: Any, length: int) -> tuple[Any, 
     """
     first = np.searchsorted(found.begin, true.begin - COLLAR, "left")
     last = np.searchsorted(found.begin, true.begin + COLLAR, "right")
-    t, f = _pairs(first, last)
+    t, f = _ranges(first, last)
     late = np.abs(found.end[f] - true.end[t])
     near = (late <= COLLAR) | (LONG * late <= true.end[t] - true.begin[t])
     t, f = t[near], f[near]
     edges = csr_array((np.ones(len(t), np.int8), (t, f)), (len(true.begin), len(found.begin)))
-    tp = count(true.stretch[maximum_bipartite_matching(edges, "column") >= 0])
-    return tp, count(found.stretch) - tp, count(true.stretch) - tp
+    tp = line.count(true.place[maximum_bipartite_matching(edges, "column") >= 0])
+    return tp, line.count(found.place) - tp, line.count(true.place) - tp
 
 
-def _intersection(found: _Spans, true: _Spans, count: Any, length: int) -> tuple[Any, Any, Any]:
+def _intersection(found: _Spans, true: _Spans, line: _Line) -> tuple[np.ndarray, ...]:
     """Matches by overlap (C. Bilen et al., ICASSP 2020), dtc = gtc = 0.5 as in the DESED baselines.
 
     A detection is a false alarm unless at least half of it lies in true events of its class; a true
     event is found when at least half of it lies in detections that are no false alarms.
     """
-    first = np.searchsorted(true.end, found.begin, "right")
-    last = np.searchsorted(true.begin, found.end, "left")
-    f, t = _pairs(first, last)
-    shared = np.minimum(found.end[f], true.end[t]) - np.maximum(found.begin[f], true.begin[t])
-    inside = np.bincount(f, shared, len(found.begin))  # sums of whole numbers: exact
-    good = SHARE * inside >= found.end - found.begin
-    heard = np.bincount(t, shared * good[f], len(true.begin))
-    tp = count(true.stretch[SHARE * heard >= true.end - true.begin])
-    return tp, count(found.stretch[~good]), count(true.stretch) - tp
+    f, t, shared = _shared(found, true)
+    good = _enough(np.bincount(f, shared, len(found.begin)), HALF, found)
+    heard = _enough(np.bincount(t, shared * good[f], len(true.begin)), HALF, true)
+    tp = line.count(true.place[heard])
+    return tp, line.count(found.place[~good]), line.count(true.place) - tp
 
 
-def _segment(found: _Spans, true: _Spans, count: Any, length: int) -> tuple[Any, Any, Any]:
+def _segment(found: _Spans, true: _Spans, line: _Line) -> tuple[np.ndarray, ...]:
     """Segments of 1 s from the clip's begin, the last one may be shorter: a class is on in a
     segment when an event of it overlaps the segment."""
     on, there = (
-        np.unique(_pairs(side.begin // SEGMENT, -(-side.end // SEGMENT))[1])
+        np.unique(_ranges(side.begin // SEGMENT, -(-side.end // SEGMENT))[1])
         for side in (found, true)
     )
     both = np.intersect1d(on, there, assume_unique=True)
-    tp, said, needed = (count(each * SEGMENT // length) for each in (both, on, there))
+    tp, said, needed = (line.count(each * SEGMENT // line.length) for each in (both, on, there))
     return tp, said - tp, needed - tp
 
 
@@ -269,17 +296,11 @@ def event_counts(
     """
     found = _merged(_events(predicted, durations, classes, "prediction"))
     true = _merged(_events(truth, durations, classes, "truth"))
-    found, true, cells, length = _on_a_line(found, true, len(classes))
-    row, column = np.divmod(cells, len(classes))
+    line = _Line.of((found, true), len(classes))
+    sides, where = (line.put(found), line.put(true)), np.divmod(line.cells, len(classes))
     shape = len(durations), len(classes)
-
-    def count(stretches: np.ndarray) -> np.ndarray:
-        return np.bincount(stretches, minlength=len(cells))
-
     return {
-        name: EventCounts(
-            *(csr_array((n, (row, column)), shape) for n in kind(found, true, count, length))
-        )
+        name: EventCounts(*(csr_array((n, where), shape) for n in kind(*sides, line)))
         for name, kind in KINDS.items()
     }
 
@@ -309,145 +330,174 @@ def all_f1(
 # ---------------------------------------------------------------------------- PSDS
 
 
-@functools.cache
-def _library() -> SimpleNamespace:
-    """The modules of sed_scores_eval and pandas; imported on first use, which takes seconds."""
-    try:
-        with warnings.catch_warnings():  # old packages: what they warn of is what the pins are for
-            warnings.simplefilter("ignore")
-            import pandas
-            from sed_scores_eval import intersection_based
-    except ImportError as error:
-        raise InputError(
-            f"PSDS needs packages that are not installed ({error}):"
-            " pip install -r requirements-eval.txt"
-        ) from None
-    return SimpleNamespace(
-        data_frame=pandas.DataFrame,
-        intersection=intersection_based.intermediate_statistics.intermediate_statistics_deltas,
-        psds=intersection_based.psds,
+class _Regions(NamedTuple):
+    """What thresholds switch on: stretches (R,) that are an event of their own for thresholds from
+    `low` to below `high`. Those of a lower threshold hold those of a higher one."""
+
+    spans: _Spans
+    high: np.ndarray
+    low: np.ndarray
+
+
+def _nearest_lower(level: np.ndarray, or_equal: bool) -> np.ndarray:
+    """(S,) -> index of the nearest step to the left that is lower, by doubling jumps: a jump never
+    passes a lower step. The first step must be -inf, and is its own."""
+    left = np.maximum(np.arange(len(level)) - 1, 0)
+    todo = np.arange(1, len(level))
+    passed = np.greater if or_equal else np.greater_equal
+    while len(todo):
+        at = left[todo]
+        todo = todo[passed(level[at], level[todo]) & (at > 0)]
+        left[todo] = left[left[todo]]
+    return left
+
+
+def _regions(edges: np.ndarray, level: np.ndarray, place: np.ndarray) -> _Regions:
+    """Steps between edges (S + 1,) with their levels (S,), -inf at both ends and between places."""
+    before = _nearest_lower(level, or_equal=True)
+    after = len(level) - 1 - _nearest_lower(level[::-1], or_equal=False)[::-1]
+    # Of steps of one level in a region, the first stands for it.
+    at = np.flatnonzero((level > -np.inf) & (level[before] < level))
+    spans = _Spans(place[at], edges[before[at] + 1], edges[after[at]])
+    return _Regions(spans, level[at], np.maximum(level[before[at]], level[after[at]]))
+
+
+def _of_events(events: _Events, line: _Line) -> _Regions:
+    """Regions of events with a confidence; where some of a class overlap, the larger one counts."""
+    found = line.put(events)
+    edges = np.unique(np.concatenate((found.begin, found.end)))
+    edges = np.concatenate((edges[:1] - 1, edges, edges[-1:] + 1))
+    level = np.full(max(len(edges) - 1, 0), -np.inf)
+    which, step = _ranges(*(np.searchsorted(edges, side) for side in (found.begin, found.end)))
+    np.maximum.at(level, step, events.confidence[which])
+    return _regions(edges, level, edges[:-1] // line.length)
+
+
+class _Changes(NamedTuple):
+    """By how much counts of a class (M,) change where a threshold falls below a level."""
+
+    label: np.ndarray
+    level: np.ndarray
+    change: np.ndarray
+
+
+def _joined(parts: list[_Changes]) -> _Changes:
+    return _Changes(*(np.concatenate(each) for each in zip(*parts, strict=True)))
+
+
+def _come_and_go(regions: _Regions, line: _Line, weight: np.ndarray) -> _Changes:
+    """Each region counts as its weight from its highest threshold to its lowest."""
+    label, ends = line.cells[regions.spans.place] % line.num_classes, regions.low > -np.inf
+    return _Changes(
+        np.concatenate((label, label[ends])),
+        np.concatenate((regions.high, regions.low[ends])),
+        np.concatenate((weight, -weight[ends])),
     )
 
 
-def missing_packages() -> str:
-    """Why PSDS cannot be computed here and what to install; empty where it can."""
-    try:
-        _library()
-    except InputError as error:
-        return str(error)
-    return ""
+def _true_positives(
+    regions: _Regions, true: _Spans, line: _Line, gtc: float, pairs: tuple[np.ndarray, ...]
+) -> _Changes:
+    """Where true events become found, and lost again; `pairs` as `_shared` of good regions only."""
+    r, t, shared = pairs
+    ends = regions.low[r] > -np.inf
+    event = np.concatenate((t, t[ends]))
+    level = np.concatenate((regions.high[r], regions.low[r][ends]))
+    shared = np.concatenate((shared, -shared[ends]))
+    order = np.lexsort((-level, event))
+    event, level, heard = event[order], level[order], np.cumsum(shared[order])
+    first = np.searchsorted(event, event)  # sums are of each event alone
+    heard -= np.where(first > 0, heard[first - 1], 0)
+    last = np.ones(len(event), bool)  # of the changes at one level
+    last[:-1] = (event[1:] != event[:-1]) | (level[1:] != level[:-1])
+    event, level, heard = event[last], level[last], heard[last]
+    found = _enough(heard, gtc, _Spans(*(part[event] for part in true))).astype(np.int64)
+    fresh = np.ones(len(event), bool)
+    fresh[1:] = event[1:] != event[:-1]
+    change = np.diff(found, prepend=0)
+    change[fresh] = found[fresh]
+    moved = change != 0
+    label = line.cells[true.place] % line.num_classes
+    return _Changes(label[event[moved]], level[moved], change[moved].astype(np.float64))
 
 
-def _table(values: np.ndarray, edges: np.ndarray) -> Any:
-    """Score data frame of values (K, T) on edges (T + 1,)."""
-    columns = ["onset", "offset", *(str(k) for k in range(len(values)))]
-    cells = np.column_stack([edges[:-1], edges[1:], values.T.astype(np.float64)])
-    return _library().data_frame(cells, columns=columns)
+def _cross_triggers(bad: _Regions, true: _Events, line: _Line, cttc: float) -> _Changes:
+    """False alarms of which a share lies in true events of another class, for each such class: its
+    count over the hours of that class, as a mean over all others."""
+    cell = line.cells[bad.spans.place]
+    clip, label = np.divmod(cell, line.num_classes)
+    others, parts = np.unique(true.label), []
+    for other in others:
+        mine = true.label == other
+        events = _Events(*(part[mine] for part in true))
+        asked = (label != other) & np.isin(clip, events.clip)
+        home = _Line(
+            np.unique(events.clip * line.num_classes + other), line.length, line.num_classes
+        )
+        place = np.searchsorted(home.cells, clip[asked] * line.num_classes + other)
+        moved = (place - bad.spans.place[asked]) * line.length
+        spans = _Spans(place, *(side[asked] + moved for side in bad.spans[1:]))
+        r, _, shared = _shared(spans, home.put(events))
+        hit = np.flatnonzero(asked)[_enough(np.bincount(r, shared, len(place)), cttc, spans)]
+        some = _Regions(_Spans(*(part[hit] for part in bad.spans)), bad.high[hit], bad.low[hit])
+        hours = (events.offset - events.onset).sum() / TICKS / 3600
+        each = np.full(len(hit), 1 / hours / (len(others) - 1))
+        parts.append(_come_and_go(some, line, each))
+    return _joined(parts)
 
 
-def _event_tables(
-    events: _Events, durations: Mapping[str, float], rows: np.ndarray
-) -> dict[str, Any]:
-    """Score data frames of events: the confidence inside, the larger one where events overlap, and
-    -inf outside, where no threshold switches the class on. A frame lasts from change to change.
-
-    `rows` (K,): the row of each class in the tables, -1: none.
-    """
-    order = np.argsort(events.clip, kind="stable")
-    parts = [part[order] for part in events]
-    ends = np.searchsorted(parts[0], np.arange(len(durations) + 1))
-    tables = {}
-    for i, (clip, duration) in enumerate(durations.items()):
-        _, label, onset, offset, confidence = (part[ends[i] : ends[i + 1]] for part in parts)
-        edges = np.unique(np.concatenate(([0, round(duration * TICKS)], onset, offset)))
-        values = np.full((rows.max(initial=-1) + 1, len(edges) - 1), -np.inf)
-        spans = zip(rows[label], *np.searchsorted(edges, (onset, offset)), confidence, strict=True)
-        for row, first, last, level in spans:
-            if row >= 0:
-                np.maximum(values[row, first:last], level, out=values[row, first:last])
-        tables[clip] = _table(values, edges / TICKS)
-    return tables
+def _curve(tp: _Changes, fp: _Changes, label: int) -> tuple[np.ndarray, np.ndarray]:
+    """Effective false positive rates that a class's thresholds give, rising, and the most true
+    positives up to each."""
+    mine = [side.label == label for side in (tp, fp)]
+    level = np.concatenate((tp.level[mine[0]], fp.level[mine[1]]))
+    order = np.argsort(-level, kind="stable")
+    level = level[order]
+    sums = np.zeros((2, len(level)))
+    sums[0, : mine[0].sum()], sums[1, mine[0].sum() :] = tp.change[mine[0]], fp.change[mine[1]]
+    sums = sums[:, order].cumsum(axis=1)[:, np.append(level[1:] != level[:-1], True)[: len(level)]]
+    y, x = (np.concatenate(([0.0], each)) for each in sums)
+    order = np.lexsort((y, x))
+    return x[order], np.maximum.accumulate(y[order])
 
 
-class _Truth(NamedTuple):
-    """The truth as the library wants it; classes are numbers there: any name is a good name."""
-
-    events: dict[str, list[tuple[float, float, str]]]
-    classes: list[str]  # those that occur, in order
-    rows: np.ndarray  # (K,) number of each class among them, -1: does not occur
-
-
-def _truth(truth: Clips, durations: Mapping[str, float], classes: list[str]) -> _Truth:
-    events = _merged(_events(truth, durations, classes, "truth"))
-    there = np.unique(events.label)
-    rows = np.full(len(classes), -1)
-    rows[there] = np.arange(len(there))
-    names, clips = list(durations), {name: [] for name in durations}
-    for clip, label, onset, offset, _ in zip(*events, strict=True):
-        clips[names[clip]].append((onset / TICKS, offset / TICKS, str(rows[label])))
-    return _Truth(clips, [classes[k] for k in there], rows)
-
-
-def _psds(
-    tables: dict[str, Any], truth: _Truth, durations: Mapping[str, float], scenario: int
+def _area(
+    regions: _Regions, true: _Events, line: _Line, hours: float, classes: list[str], scenario: int
 ) -> Psds:
-    """PSDS of score data frames, whose columns are the numbers of the classes in the truth."""
-    classes = truth.classes
-    if not classes:
+    """PSDS of regions against merged true events."""
+    there = np.unique(true.label)
+    if not len(there):
         return Psds(0.0, {})
-    setting = dict(SCENARIOS[scenario])
-    if len(classes) == 1:  # nothing else could be triggered, and the library divides by that
-        setting = {key: setting[key] for key in SCENARIOS[1]}
-    criteria = {key: value for key, value in setting.items() if "threshold" in key}
-    deltas = _library().intersection(tables, truth.events, **criteria, time_decimals=DECIMALS)
-    for k in map(str, range(len(classes))):
-        if not any(len(clip[k][0]) for clip in deltas.values()):
-            # Nothing was found or falsely found at any threshold: the library needs one step.
-            one = next(iter(deltas.values()))
-            one[k] = (np.array([-np.inf]), {name: np.zeros(1) for name in one[k][1]})
-    value, of_class, *_ = _library().psds(
-        None,
-        truth.events,
-        {clip: float(duration) for clip, duration in durations.items()},
-        deltas=deltas,
-        **setting,
-        max_efpr=MAX_EFPR,
-        unit_of_time="hour",
-        time_decimals=DECIMALS,
+    setting, spans = SCENARIOS[scenario], line.put(true)
+    r, t, shared = _shared(regions.spans, spans)
+    inside = np.bincount(r, shared, len(regions.high))
+    good = _enough(inside, setting.dtc, regions.spans)
+    kept = good[r]
+    tp = _true_positives(regions, spans, line, setting.gtc, (r[kept], t[kept], shared[kept]))
+    at = np.flatnonzero(~good)
+    bad = _Regions(_Spans(*(part[at] for part in regions.spans)), regions.high[at], regions.low[at])
+    fp = _come_and_go(bad, line, np.full(len(at), 1 / hours))
+    if setting.cttc is not None and len(there) > 1:  # else nothing else could be triggered
+        crossed = _cross_triggers(bad, true, line, setting.cttc)
+        fp = _joined([fp, crossed._replace(change=setting.alpha_ct * crossed.change)])
+    number = np.bincount(true.label, minlength=len(classes))
+    curves = [_curve(tp, fp, label) for label in there]
+    rates = np.concatenate([[0.0, MAX_EFPR], *(x[x <= MAX_EFPR] for x, _ in curves)])
+    rates = np.unique(rates.clip(0).round(RATE_DIGITS))
+    # Up to each rate, to the next one: a step function of each class.
+    best = np.array(
+        [
+            y[np.searchsorted(x, rates + 10.0**-RATE_DIGITS, "right") - 1] / number[label]
+            for (x, y), label in zip(curves, there, strict=True)
+        ]
     )
-    return Psds(float(value), {name: float(of_class[str(k)]) for k, name in enumerate(classes)})
-
-
-def psds(
-    scores: Mapping[str, ClipScores],
-    truth: Clips,
-    durations: Mapping[str, float],
-    classes: list[str],
-    scenario: int,
-) -> Psds:
-    """PSDS 1 or 2 of frame scores, rows of their values in the order of `classes`.
-
-    Area under the PSD-ROC up to 100 effective false positives an hour (C. Bilen et al., ICASSP
-    2020) over all thresholds (J. Ebbers et al., ICASSP 2022); parameters in SCENARIOS. Frames are
-    cut to the clip's duration. Raises InputError as `event_counts`, for clips without scores, and
-    for missing packages.
-    """
-    known = _truth(truth, durations, classes)
-    _check_clips(scores, durations, "scores")
-    if missing := [name for name in durations if name not in scores]:
-        raise InputError(f"scores: {len(missing)} clips have none, the first is {missing[0]!r}")
-    tables = {}
-    for clip, duration in durations.items():
-        values, edges = scores[clip].values, scores[clip].edges
-        if values.shape != (len(classes), len(edges) - 1):
-            raise InputError(
-                f"scores, clip {clip}: {len(classes)} classes and {len(edges)} edges need values"
-                f" ({len(classes)}, {len(edges) - 1}) but {values.shape} was given"
-            )
-        inside = int(np.searchsorted(edges, duration))  # frames that begin before the end
-        cut = np.minimum(edges[: inside + 1], duration)
-        tables[clip] = _table(values[known.rows >= 0, :inside], cut)
-    return _psds(tables, known, durations, scenario)
+    width = np.diff(rates) / MAX_EFPR
+    effective = np.maximum(best.mean(0) - ALPHA_ST * best.std(0), 0.0)
+    of_class = best[:, :-1] @ width
+    return Psds(
+        float(effective[:-1] @ width),
+        {classes[label]: float(each) for label, each in zip(there, of_class, strict=True)},
+    )
 
 
 def event_psds(
@@ -458,13 +508,57 @@ def event_psds(
 ) -> dict[int, Psds]:
     """PSDS 1 and 2 of events with a confidence: a threshold keeps events, it never changes them.
 
-    Where events of a class overlap, the larger confidence counts. Raises InputError as
-    `event_counts`, for a confidence that is no number, and for missing packages.
+    Where events of a class overlap, the larger confidence counts; outside them no threshold
+    switches a class on. Raises InputError as `event_counts`, and where a confidence is no number.
     """
-    known = _truth(truth, durations, classes)
     found = _events(predicted, durations, classes, "prediction")
-    tables = _event_tables(found, durations, known.rows)
-    return {each: _psds(tables, known, durations, each) for each in SCENARIOS}
+    true = _merged(_events(truth, durations, classes, "truth"))
+    line = _Line.of((found, true), len(classes))
+    hours = sum(durations.values()) / 3600
+    regions = _of_events(found, line)
+    return {each: _area(regions, true, line, hours, classes, each) for each in SCENARIOS}
+
+
+def score_psds(
+    scores: Mapping[str, ClipScores],
+    truth: Clips,
+    durations: Mapping[str, float],
+    classes: list[str],
+) -> dict[int, Psds]:
+    """PSDS 1 and 2 of frame scores, rows of their values in the order of `classes`, over all
+    thresholds (J. Ebbers et al., ICASSP 2022).
+
+    Area under the PSD-ROC up to 100 effective false positives an hour (C. Bilen et al., ICASSP
+    2020); parameters in SCENARIOS. Frames are cut to the clip's duration. Raises InputError as
+    `event_counts`, and for clips without scores.
+    """
+    true = _merged(_events(truth, durations, classes, "truth"))
+    _check_clips(scores, durations, "scores")
+    if missing := [name for name in durations if name not in scores]:
+        raise InputError(f"scores: {len(missing)} clips have none, the first is {missing[0]!r}")
+    there = np.unique(true.label)
+    length = int(max(durations.values()) // 1 + 2) * TICKS
+    cells = np.arange(len(durations))[:, None] * len(classes) + there
+    line = _Line(cells.ravel(), length, len(classes))
+    edges, level, place = [], [], 0
+    for clip, duration in durations.items():
+        values, times = scores[clip].values, scores[clip].edges
+        if values.shape != (len(classes), len(times) - 1):
+            raise InputError(
+                f"scores, clip {clip}: {len(classes)} classes and {len(times)} edges need values"
+                f" ({len(classes)}, {len(times) - 1}) but {values.shape} was given"
+            )
+        inside = int(np.searchsorted(times, duration))  # frames that begin before the end
+        ticks = np.rint(np.minimum(times[: inside + 1], duration) * TICKS).astype(np.int64)
+        for row in values[there, :inside]:
+            edges.append(ticks + place * length)
+            level += [row, [-np.inf]]
+            place += 1
+    edges = np.concatenate([[-1], *edges, [place * length]])
+    level = np.concatenate([[-np.inf], *level]).astype(np.float64)
+    regions = _regions(edges, level, np.maximum(edges[:-1], 0) // length)
+    hours = sum(durations.values()) / 3600
+    return {each: _area(regions, true, line, hours, classes, each) for each in SCENARIOS}
 
 
 def mean_scores(events: list[Event], scores: ClipScores, classes: list[str]) -> list[ScoredEvent]:
