@@ -179,7 +179,7 @@ class EventTask(NamedTuple):
     """What a process needs to score one member's events."""
 
     events: dict[str, list[Event]]
-    scored: dict[str, list[ScoredEvent]] | None  # None: no PSDS
+    scored: dict[str, list[ScoredEvent]] | dict[str, ClipScores] | None  # None: no PSDS
     truth: dict[str, list[Event]]
     durations: dict[str, float]
     classes: list[str]
@@ -190,7 +190,9 @@ def event_row(task: EventTask) -> dict[str, float]:
     given = (task.truth, task.durations, task.classes)
     row = {name: f1.macro for name, f1 in event_metrics.all_f1(task.events, *given).items()}
     if task.scored is not None:
-        both = event_metrics.event_psds(task.scored, *given)
+        frames = isinstance(next(iter(task.scored.values())), ClipScores)
+        rank = event_metrics.score_psds if frames else event_metrics.event_psds
+        both = rank(task.scored, *given)
         row |= {f"psds{scenario}": psds.value for scenario, psds in both.items()}
     return row
 
@@ -202,7 +204,9 @@ def event_tasks(entrants: list[Entrant], cache: Cache) -> Iterator[EventTask]:
     for entrant in entrants:
         for member in entrant.members:
             events, scored, home = events_of(member, cache), None, member.home or cache
-            if ranked(cache) and member.boxes is not None:
+            if ranked(cache) and member.scores is not None:
+                scored = clip_scores(cache, member.scores)
+            elif ranked(cache) and member.boxes is not None:
                 scored = {k: [ScoredEvent(*e) for e in v] for k, v in member.boxes.items()}
             elif ranked(cache):
                 if home.folder not in raw:

@@ -30,7 +30,7 @@ from config import (
 from csebbs import sebbs
 from device import fastest_batch
 from DQN import greedy_actions, load_policy
-from opponents import Rule, decide_rule, fit_all
+from opponents import Rule, after_median, decide_rule, fit_all
 from preprocess import Cache, load_cache, write_json
 from timeline import Event, frames_to_events, label_frames, read_labels
 
@@ -47,6 +47,7 @@ class Member(NamedTuple):
     threshold: np.ndarray | None = None  # (N,) of a policy
     events: dict[str, list[Event]] | None = None  # as given; None: the decisions' own
     boxes: dict[str, list[tuple]] | None = None  # events with confidences of their own, for PSDS
+    scores: np.ndarray | None = None  # (N,) frame scores, for PSDS in place of events
     home: Cache | None = None  # where its signals and tags are; None: in the table's cache
     rule: Rule | None = None
 
@@ -250,8 +251,11 @@ def from_rule(rule: Rule, cache: Cache) -> Member:
     """Decisions of a tuned rule."""
     began = time.perf_counter()
     pred = decide_rule(rule, cache)
+    seconds = time.perf_counter() - began
     boxes = sebbs(cache, rule.params) if rule.kind == "csebbs" else None
-    return Member(rule.setting, pred, time.perf_counter() - began, boxes=boxes, rule=rule)
+    ranks = rule.kind == "median" and rule.metric.startswith("psds")
+    scores = after_median(rule, cache) if ranks else None
+    return Member(rule.setting, pred, seconds, boxes=boxes, scores=scores, rule=rule)
 
 
 def kind_of_rule(rule: Rule) -> str:

@@ -23,7 +23,7 @@ an event in the truth (`Psds.per_class`), as no other has a true positive rate; 
 No value is ever NaN.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -184,38 +184,40 @@ def _merged(events: _Events) -> _Events:
 
 class _Spans(NamedTuple):
     """Stretches of time of all clips and classes on one line of ticks, where every (clip, class)
-    that is asked for has a place of its own, whole segments long: (E,) each."""
+    has a place of its own, whole segments long: (E,) each."""
 
     place: np.ndarray
     begin: np.ndarray
     end: np.ndarray
 
+    def some(self, chosen: np.ndarray) -> "_Spans":
+        """Spans by index or mask."""
+        return _Spans(*(part[chosen] for part in self))
+
 
 class _Line(NamedTuple):
-    """The places of a line: (clip, class) as one number, rising, and the length of each."""
+    """Place clip * num_classes + label begins at so many times the length."""
 
-    cells: np.ndarray
     length: int
+    num_clips: int
     num_classes: int
 
     @classmethod
-    def of(cls, sides: tuple[_Events, ...], num_classes: int) -> "_Line":
-        """A line with room for the events of some sides, too far apart to match each other."""
-        cells = [side.clip * num_classes + side.label for side in sides]
-        longest = max(int(side.offset.max(initial=0)) for side in sides)
-        length = (longest // SEGMENT + 2) * SEGMENT
-        return cls(np.unique(np.concatenate(cells)), length, num_classes)
+    def of(cls, durations: Mapping[str, float], classes: list[str]) -> "_Line":
+        """A line whose places are so far apart that events of different ones cannot match."""
+        longest = int(max(durations.values()) * TICKS)
+        return cls((longest // SEGMENT + 2) * SEGMENT, len(durations), len(classes))
 
     def put(self, events: _Events) -> _Spans:
         """Events on the line, in their order."""
-        place = np.searchsorted(self.cells, events.clip * self.num_classes + events.label)
-        return _Spans(
-            place, events.onset + place * self.length, events.offset + place * self.length
-        )
+        place = events.clip * self.num_classes + events.label
+        at = place * self.length
+        return _Spans(place, events.onset + at, events.offset + at)
 
-    def count(self, places: np.ndarray) -> np.ndarray:
-        """How often each place is named."""
-        return np.bincount(places, minlength=len(self.cells))
+    def count(self, places: np.ndarray) -> csr_array:
+        """How often each place is named, (C, K); memory grows with the places."""
+        shape = self.num_clips, self.num_classes
+        return csr_array((np.ones(len(places), np.int64), np.divmod(places, shape[1])), shape)
 
 
 def _ranges(first: np.ndarray, last: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -242,24 +244,30 @@ def _enough(part: np.ndarray, share: float, spans: _Spans) -> np.ndarray:
 # ---------------------------------------------------------------------------- F1 of events
 
 
-def _collar(found: _Spans, true: _Spans, line: _Line) -> tuple[np.ndarray, ...]:
-    """Matches by collars (DCASE Task 4): onset within 200 ms, offset within 200 ms or 20 % of the
-    true event's length, whichever is more; each event is matched once, and as many as possible are.
+def _within_collars(found: _Spans, true: _Spans) -> tuple[np.ndarray, np.ndarray]:
+    """Which found and which true spans match by collars (DCASE Task 4): onset within 200 ms, offset
+    within 200 ms or 20 % of the true event's length, whichever is more.
 
-    A distance of exactly the collar counts as inside; in sed_eval rounding errors decide it.
+    A distance of exactly the collar counts as inside; in sed_eval rounding errors decide it. The
+    true spans are in order.
     """
-    first = np.searchsorted(found.begin, true.begin - COLLAR, "left")
-    last = np.searchsorted(found.begin, true.begin + COLLAR, "right")
-    t, f = _ranges(first, last)
+    first = np.searchsorted(true.begin, found.begin - COLLAR, "left")
+    last = np.searchsorted(true.begin, found.begin + COLLAR, "right")
+    f, t = _ranges(first, last)
     late = np.abs(found.end[f] - true.end[t])
     near = (late <= COLLAR) | (LONG * late <= true.end[t] - true.begin[t])
-    t, f = t[near], f[near]
+    return f[near], t[near]
+
+
+def _collar(found: _Spans, true: _Spans, line: _Line) -> tuple[csr_array, ...]:
+    """Matches by collars: each event is matched once, and as many as possible are."""
+    f, t = _within_collars(found, true)
     edges = csr_array((np.ones(len(t), np.int8), (t, f)), (len(true.begin), len(found.begin)))
     tp = line.count(true.place[maximum_bipartite_matching(edges, "column") >= 0])
     return tp, line.count(found.place) - tp, line.count(true.place) - tp
 
 
-def _intersection(found: _Spans, true: _Spans, line: _Line) -> tuple[np.ndarray, ...]:
+def _intersection(found: _Spans, true: _Spans, line: _Line) -> tuple[csr_array, ...]:
     """Matches by overlap (C. Bilen et al., ICASSP 2020), dtc = gtc = 0.5 as in the DESED baselines.
 
     A detection is a false alarm unless at least half of it lies in true events of its class; a true
@@ -272,7 +280,7 @@ def _intersection(found: _Spans, true: _Spans, line: _Line) -> tuple[np.ndarray,
     return tp, line.count(found.place[~good]), line.count(true.place) - tp
 
 
-def _segment(found: _Spans, true: _Spans, line: _Line) -> tuple[np.ndarray, ...]:
+def _segment(found: _Spans, true: _Spans, line: _Line) -> tuple[csr_array, ...]:
     """Segments of 1 s from the clip's begin, the last one may be shorter: a class is on in a
     segment when an event of it overlaps the segment."""
     on, there = (
@@ -280,7 +288,7 @@ def _segment(found: _Spans, true: _Spans, line: _Line) -> tuple[np.ndarray, ...]
         for side in (found, true)
     )
     both = np.intersect1d(on, there, assume_unique=True)
-    tp, said, needed = (line.count(each * SEGMENT // line.length) for each in (both, on, there))
+    tp, said, needed = (line.count(each // (line.length // SEGMENT)) for each in (both, on, there))
     return tp, said - tp, needed - tp
 
 
@@ -296,13 +304,9 @@ def event_counts(
     """
     found = _merged(_events(predicted, durations, classes, "prediction"))
     true = _merged(_events(truth, durations, classes, "truth"))
-    line = _Line.of((found, true), len(classes))
-    sides, where = (line.put(found), line.put(true)), np.divmod(line.cells, len(classes))
-    shape = len(durations), len(classes)
-    return {
-        name: EventCounts(*(csr_array((n, where), shape) for n in kind(*sides, line)))
-        for name, kind in KINDS.items()
-    }
+    line = _Line.of(durations, classes)
+    sides = line.put(found), line.put(true)
+    return {name: EventCounts(*kind(*sides, line)) for name, kind in KINDS.items()}
 
 
 def averages(counts: EventCounts) -> tuple[np.ndarray, np.ndarray]:
@@ -327,16 +331,32 @@ def all_f1(
     return {name: f1_of(each, classes) for name, each in counts.items()}
 
 
-# ---------------------------------------------------------------------------- PSDS
+# ---------------------------------------------------------------------------- all thresholds
 
 
-class _Regions(NamedTuple):
+class Regions(NamedTuple):
     """What thresholds switch on: stretches (R,) that are an event of their own for thresholds from
     `low` to below `high`. Those of a lower threshold hold those of a higher one."""
 
     spans: _Spans
     high: np.ndarray
     low: np.ndarray
+
+    def some(self, chosen: np.ndarray) -> "Regions":
+        """Regions by index or mask."""
+        return Regions(self.spans.some(chosen), self.high[chosen], self.low[chosen])
+
+
+class Changes(NamedTuple):
+    """By how much a count of a class changes, (M,), where a threshold falls below a level."""
+
+    label: np.ndarray
+    level: np.ndarray
+    change: np.ndarray
+
+
+def _joined(parts: list[Changes]) -> Changes:
+    return Changes(*(np.concatenate(each) for each in zip(*parts, strict=True)))
 
 
 def _nearest_lower(level: np.ndarray, or_equal: bool) -> np.ndarray:
@@ -352,101 +372,169 @@ def _nearest_lower(level: np.ndarray, or_equal: bool) -> np.ndarray:
     return left
 
 
-def _regions(edges: np.ndarray, level: np.ndarray, place: np.ndarray) -> _Regions:
-    """Steps between edges (S + 1,) with their levels (S,), -inf at both ends and between places."""
-    before = _nearest_lower(level, or_equal=True)
-    after = len(level) - 1 - _nearest_lower(level[::-1], or_equal=False)[::-1]
-    # Of steps of one level in a region, the first stands for it.
-    at = np.flatnonzero((level > -np.inf) & (level[before] < level))
-    spans = _Spans(place[at], edges[before[at] + 1], edges[after[at]])
-    return _Regions(spans, level[at], np.maximum(level[before[at]], level[after[at]]))
+class Sweep:
+    """Metrics of what all thresholds together switch on, against a truth.
 
+    Raises InputError as `event_counts`.
+    """
 
-def _of_events(events: _Events, line: _Line) -> _Regions:
-    """Regions of events with a confidence; where some of a class overlap, the larger one counts."""
-    found = line.put(events)
-    edges = np.unique(np.concatenate((found.begin, found.end)))
-    edges = np.concatenate((edges[:1] - 1, edges, edges[-1:] + 1))
-    level = np.full(max(len(edges) - 1, 0), -np.inf)
-    which, step = _ranges(*(np.searchsorted(edges, side) for side in (found.begin, found.end)))
-    np.maximum.at(level, step, events.confidence[which])
-    return _regions(edges, level, edges[:-1] // line.length)
+    def __init__(self, truth: Clips, durations: Mapping[str, float], classes: list[str]) -> None:
+        self.true = _merged(_events(truth, durations, classes, "truth"))
+        self.classes, self.line = classes, _Line.of(durations, classes)
+        self.spans = self.line.put(self.true)
+        self.number = np.bincount(self.true.label, minlength=len(classes))  # (K,) true events
+        self.hours = sum(durations.values()) / 3600
 
+    # What is on.
 
-class _Changes(NamedTuple):
-    """By how much counts of a class (M,) change where a threshold falls below a level."""
+    def of_steps(self, edges: np.ndarray, level: np.ndarray) -> Regions:
+        """Steps between edges (S + 1,) on the line, in ticks, with their levels (S,): -inf at both
+        ends and between places."""
+        before = _nearest_lower(level, or_equal=True)
+        after = len(level) - 1 - _nearest_lower(level[::-1], or_equal=False)[::-1]
+        # Of steps of one level in a region, the first stands for it.
+        at = np.flatnonzero((level > -np.inf) & (level[before] < level))
+        begin, end = edges[before[at] + 1], edges[after[at]]
+        low = np.maximum(level[before[at]], level[after[at]])
+        return Regions(_Spans(begin // self.line.length, begin, end), level[at], low)
 
-    label: np.ndarray
-    level: np.ndarray
-    change: np.ndarray
+    def of_boxes(
+        self,
+        clip: np.ndarray,
+        label: np.ndarray,
+        begin_s: np.ndarray,
+        end_s: np.ndarray,
+        level: np.ndarray,
+    ) -> Regions:
+        """Boxes (B,) that do not overlap in a clip and class: numbers of clip and class, seconds
+        inside the clip, and the level below which a threshold switches each on."""
+        times = (np.rint(side * TICKS).astype(np.int64) for side in (begin_s, end_s))
+        spans = self.line.put(_Events(clip, label, *times, level))
+        return Regions(spans, level, np.full(len(level), -np.inf))
 
+    def of_events(self, events: _Events) -> Regions:
+        """Events with a confidence; where some of a class overlap, the larger one counts."""
+        found = self.line.put(events)
+        edges = np.unique(np.concatenate((found.begin, found.end)))
+        edges = np.concatenate((edges[:1] - 1, edges, edges[-1:] + 1))
+        level = np.full(max(len(edges) - 1, 0), -np.inf)
+        which, step = _ranges(*(np.searchsorted(edges, side) for side in (found.begin, found.end)))
+        np.maximum.at(level, step, events.confidence[which])
+        return self.of_steps(edges, level)
 
-def _joined(parts: list[_Changes]) -> _Changes:
-    return _Changes(*(np.concatenate(each) for each in zip(*parts, strict=True)))
+    def of_scores(self, rows: Iterable[tuple[int, int, np.ndarray, np.ndarray]]) -> Regions:
+        """Frame scores: number of the clip and of the class, values (T,), edges (T + 1,) in
+        seconds, by rising clip and class. Frames must end with the clip."""
+        edges, level = [np.array([-1])], [[-np.inf]]
+        for clip, label, values, times in rows:
+            at = (clip * self.line.num_classes + label) * self.line.length
+            edges.append(np.rint(times * TICKS).astype(np.int64) + at)
+            level += [values, [-np.inf]]
+        edges.append(edges[-1][-1:] + 1)
+        return self.of_steps(np.concatenate(edges), np.concatenate(level).astype(np.float64))
 
+    # What it is worth.
 
-def _come_and_go(regions: _Regions, line: _Line, weight: np.ndarray) -> _Changes:
-    """Each region counts as its weight from its highest threshold to its lowest."""
-    label, ends = line.cells[regions.spans.place] % line.num_classes, regions.low > -np.inf
-    return _Changes(
-        np.concatenate((label, label[ends])),
-        np.concatenate((regions.high, regions.low[ends])),
-        np.concatenate((weight, -weight[ends])),
-    )
-
-
-def _true_positives(
-    regions: _Regions, true: _Spans, line: _Line, gtc: float, pairs: tuple[np.ndarray, ...]
-) -> _Changes:
-    """Where true events become found, and lost again; `pairs` as `_shared` of good regions only."""
-    r, t, shared = pairs
-    ends = regions.low[r] > -np.inf
-    event = np.concatenate((t, t[ends]))
-    level = np.concatenate((regions.high[r], regions.low[r][ends]))
-    shared = np.concatenate((shared, -shared[ends]))
-    order = np.lexsort((-level, event))
-    event, level, heard = event[order], level[order], np.cumsum(shared[order])
-    first = np.searchsorted(event, event)  # sums are of each event alone
-    heard -= np.where(first > 0, heard[first - 1], 0)
-    last = np.ones(len(event), bool)  # of the changes at one level
-    last[:-1] = (event[1:] != event[:-1]) | (level[1:] != level[:-1])
-    event, level, heard = event[last], level[last], heard[last]
-    found = _enough(heard, gtc, _Spans(*(part[event] for part in true))).astype(np.int64)
-    fresh = np.ones(len(event), bool)
-    fresh[1:] = event[1:] != event[:-1]
-    change = np.diff(found, prepend=0)
-    change[fresh] = found[fresh]
-    moved = change != 0
-    label = line.cells[true.place] % line.num_classes
-    return _Changes(label[event[moved]], level[moved], change[moved].astype(np.float64))
-
-
-def _cross_triggers(bad: _Regions, true: _Events, line: _Line, cttc: float) -> _Changes:
-    """False alarms of which a share lies in true events of another class, for each such class: its
-    count over the hours of that class, as a mean over all others."""
-    cell = line.cells[bad.spans.place]
-    clip, label = np.divmod(cell, line.num_classes)
-    others, parts = np.unique(true.label), []
-    for other in others:
-        mine = true.label == other
-        events = _Events(*(part[mine] for part in true))
-        asked = (label != other) & np.isin(clip, events.clip)
-        home = _Line(
-            np.unique(events.clip * line.num_classes + other), line.length, line.num_classes
+    def _come_and_go(self, regions: Regions, weight: np.ndarray) -> Changes:
+        """Each region counts as its weight from its highest threshold to its lowest."""
+        label, ends = regions.spans.place % len(self.classes), regions.low > -np.inf
+        return Changes(
+            np.concatenate((label, label[ends])),
+            np.concatenate((regions.high, regions.low[ends])),
+            np.concatenate((weight, -weight[ends])),
         )
-        place = np.searchsorted(home.cells, clip[asked] * line.num_classes + other)
-        moved = (place - bad.spans.place[asked]) * line.length
-        spans = _Spans(place, *(side[asked] + moved for side in bad.spans[1:]))
-        r, _, shared = _shared(spans, home.put(events))
-        hit = np.flatnonzero(asked)[_enough(np.bincount(r, shared, len(place)), cttc, spans)]
-        some = _Regions(_Spans(*(part[hit] for part in bad.spans)), bad.high[hit], bad.low[hit])
-        hours = (events.offset - events.onset).sum() / TICKS / 3600
-        each = np.full(len(hit), 1 / hours / (len(others) - 1))
-        parts.append(_come_and_go(some, line, each))
-    return _joined(parts)
+
+    def _found(
+        self, regions: Regions, r: np.ndarray, t: np.ndarray, part: np.ndarray, needed: np.ndarray
+    ) -> Changes:
+        """Where true events become found, and lost again: those of which the regions that are on
+        hold the needed (E,); region r holds a part of event t, (M,) each."""
+        ends = regions.low[r] > -np.inf
+        event = np.concatenate((t, t[ends]))
+        level = np.concatenate((regions.high[r], regions.low[r][ends]))
+        part = np.concatenate((part, -part[ends]))
+        order = np.lexsort((-level, event))
+        event, level, held = event[order], level[order], np.cumsum(part[order])
+        first = np.searchsorted(event, event)  # sums are of each event alone
+        held = held - np.where(first > 0, held[first - 1], 0)
+        last = np.ones(len(event), bool)  # of the changes at one level
+        last[:-1] = (event[1:] != event[:-1]) | (level[1:] != level[:-1])
+        event, level, held = event[last], level[last], held[last]
+        found = (held >= needed[event]).astype(np.int64)
+        fresh = np.ones(len(event), bool)
+        fresh[1:] = event[1:] != event[:-1]
+        change = np.where(fresh, found, np.diff(found, prepend=0))
+        moved = change != 0
+        label = self.true.label[event[moved]]
+        return Changes(label, level[moved], change[moved].astype(np.float64))
+
+    def by_overlap(self, regions: Regions, dtc: float, gtc: float) -> tuple[Changes, Regions]:
+        """True positives, and the regions that are false alarms."""
+        r, t, shared = _shared(regions.spans, self.spans)
+        good = _enough(np.bincount(r, shared, len(regions.high)), dtc, regions.spans)
+        kept, size = good[r], self.spans.end - self.spans.begin
+        tp = self._found(regions, r[kept], t[kept], shared[kept], np.rint(gtc * size))
+        return tp, regions.some(~good)
+
+    def event_f1(self, regions: Regions) -> tuple[Changes, Changes]:
+        """True positives and everything on. Where one event takes two true ones, both count."""
+        r, t = _within_collars(regions.spans, self.spans)
+        one = np.ones(len(self.spans.begin))
+        tp = self._found(regions, r, t, np.ones(len(r)), one)
+        return tp, self._come_and_go(regions, np.ones(len(regions.high)))
+
+    def intersection_f1(self, regions: Regions) -> tuple[Changes, Changes]:
+        """True positives, and these with the false alarms."""
+        tp, bad = self.by_overlap(regions, HALF, HALF)
+        return tp, _joined([tp, self._come_and_go(bad, np.ones(len(bad.high)))])
+
+    def _cross_triggers(self, bad: Regions, cttc: float) -> Changes:
+        """False alarms of which a share lies in true events of another class, for each such class:
+        their number over the hours of that class, as a mean over all others."""
+        clip, label = np.divmod(bad.spans.place, len(self.classes))
+        others, parts = np.flatnonzero(self.number), []
+        for other in others:
+            mine = self.true.label == other
+            asked = np.flatnonzero((label != other) & np.isin(clip, self.true.clip[mine]))
+            moved = (other - label[asked]) * self.line.length
+            spans = _Spans(clip[asked], *(side[asked] + moved for side in bad.spans[1:]))
+            r, _, shared = _shared(spans, self.spans.some(mine))
+            hit = _enough(np.bincount(r, shared, len(asked)), cttc, spans)
+            hours = (self.true.offset - self.true.onset)[mine].sum() / TICKS / 3600
+            weight = np.full(hit.sum(), 1 / hours / (len(others) - 1))
+            parts.append(self._come_and_go(bad.some(asked[hit]), weight))
+        return _joined(parts)
+
+    def psds(self, regions: Regions, scenario: int) -> Psds:
+        """Area under the PSD-ROC up to 100 effective false positives an hour (C. Bilen et al.,
+        ICASSP 2020) over all thresholds (J. Ebbers et al., ICASSP 2022)."""
+        there, setting = np.flatnonzero(self.number), SCENARIOS[scenario]
+        if not len(there):
+            return Psds(0.0, {})
+        tp, bad = self.by_overlap(regions, setting.dtc, setting.gtc)
+        fp = self._come_and_go(bad, np.full(len(bad.high), 1 / self.hours))
+        if setting.cttc is not None and len(there) > 1:  # else nothing else could be triggered
+            crossed = self._cross_triggers(bad, setting.cttc)
+            fp = _joined([fp, crossed._replace(change=setting.alpha_ct * crossed.change)])
+        curves = [_curve(tp, fp, label) for label in there]
+        rates = np.concatenate([[0.0, MAX_EFPR], *(x[x <= MAX_EFPR] for x, _ in curves)])
+        rates = np.unique(rates.clip(0).round(RATE_DIGITS))
+        best = np.array(
+            [
+                y[np.searchsorted(x, rates + 10.0**-RATE_DIGITS, "right") - 1] / self.number[label]
+                for (x, y), label in zip(curves, there, strict=True)
+            ]
+        )  # up to each rate, and so to the next one
+        width = np.diff(rates) / MAX_EFPR
+        effective = np.maximum(best.mean(0) - ALPHA_ST * best.std(0), 0.0)
+        of_class = best[:, :-1] @ width
+        return Psds(
+            float(effective[:-1] @ width),
+            {self.classes[k]: float(area) for k, area in zip(there, of_class, strict=True)},
+        )
 
 
-def _curve(tp: _Changes, fp: _Changes, label: int) -> tuple[np.ndarray, np.ndarray]:
+def _curve(tp: Changes, fp: Changes, label: int) -> tuple[np.ndarray, np.ndarray]:
     """Effective false positive rates that a class's thresholds give, rising, and the most true
     positives up to each."""
     mine = [side.label == label for side in (tp, fp)]
@@ -461,43 +549,7 @@ def _curve(tp: _Changes, fp: _Changes, label: int) -> tuple[np.ndarray, np.ndarr
     return x[order], np.maximum.accumulate(y[order])
 
 
-def _area(
-    regions: _Regions, true: _Events, line: _Line, hours: float, classes: list[str], scenario: int
-) -> Psds:
-    """PSDS of regions against merged true events."""
-    there = np.unique(true.label)
-    if not len(there):
-        return Psds(0.0, {})
-    setting, spans = SCENARIOS[scenario], line.put(true)
-    r, t, shared = _shared(regions.spans, spans)
-    inside = np.bincount(r, shared, len(regions.high))
-    good = _enough(inside, setting.dtc, regions.spans)
-    kept = good[r]
-    tp = _true_positives(regions, spans, line, setting.gtc, (r[kept], t[kept], shared[kept]))
-    at = np.flatnonzero(~good)
-    bad = _Regions(_Spans(*(part[at] for part in regions.spans)), regions.high[at], regions.low[at])
-    fp = _come_and_go(bad, line, np.full(len(at), 1 / hours))
-    if setting.cttc is not None and len(there) > 1:  # else nothing else could be triggered
-        crossed = _cross_triggers(bad, true, line, setting.cttc)
-        fp = _joined([fp, crossed._replace(change=setting.alpha_ct * crossed.change)])
-    number = np.bincount(true.label, minlength=len(classes))
-    curves = [_curve(tp, fp, label) for label in there]
-    rates = np.concatenate([[0.0, MAX_EFPR], *(x[x <= MAX_EFPR] for x, _ in curves)])
-    rates = np.unique(rates.clip(0).round(RATE_DIGITS))
-    # Up to each rate, to the next one: a step function of each class.
-    best = np.array(
-        [
-            y[np.searchsorted(x, rates + 10.0**-RATE_DIGITS, "right") - 1] / number[label]
-            for (x, y), label in zip(curves, there, strict=True)
-        ]
-    )
-    width = np.diff(rates) / MAX_EFPR
-    effective = np.maximum(best.mean(0) - ALPHA_ST * best.std(0), 0.0)
-    of_class = best[:, :-1] @ width
-    return Psds(
-        float(effective[:-1] @ width),
-        {classes[label]: float(each) for label, each in zip(there, of_class, strict=True)},
-    )
+# ---------------------------------------------------------------------------- PSDS
 
 
 def event_psds(
@@ -512,11 +564,9 @@ def event_psds(
     switches a class on. Raises InputError as `event_counts`, and where a confidence is no number.
     """
     found = _events(predicted, durations, classes, "prediction")
-    true = _merged(_events(truth, durations, classes, "truth"))
-    line = _Line.of((found, true), len(classes))
-    hours = sum(durations.values()) / 3600
-    regions = _of_events(found, line)
-    return {each: _area(regions, true, line, hours, classes, each) for each in SCENARIOS}
+    sweep = Sweep(truth, durations, classes)
+    regions = sweep.of_events(found)
+    return {each: sweep.psds(regions, each) for each in SCENARIOS}
 
 
 def score_psds(
@@ -525,40 +575,32 @@ def score_psds(
     durations: Mapping[str, float],
     classes: list[str],
 ) -> dict[int, Psds]:
-    """PSDS 1 and 2 of frame scores, rows of their values in the order of `classes`, over all
-    thresholds (J. Ebbers et al., ICASSP 2022).
+    """PSDS 1 and 2 of frame scores, rows of their values in the order of `classes`.
 
-    Area under the PSD-ROC up to 100 effective false positives an hour (C. Bilen et al., ICASSP
-    2020); parameters in SCENARIOS. Frames are cut to the clip's duration. Raises InputError as
-    `event_counts`, and for clips without scores.
+    Frames are cut to the clip's duration. Raises InputError as `event_counts`, and for clips
+    without scores.
     """
-    true = _merged(_events(truth, durations, classes, "truth"))
+    sweep = Sweep(truth, durations, classes)
     _check_clips(scores, durations, "scores")
     if missing := [name for name in durations if name not in scores]:
         raise InputError(f"scores: {len(missing)} clips have none, the first is {missing[0]!r}")
-    there = np.unique(true.label)
-    length = int(max(durations.values()) // 1 + 2) * TICKS
-    cells = np.arange(len(durations))[:, None] * len(classes) + there
-    line = _Line(cells.ravel(), length, len(classes))
-    edges, level, place = [], [], 0
-    for clip, duration in durations.items():
-        values, times = scores[clip].values, scores[clip].edges
-        if values.shape != (len(classes), len(times) - 1):
-            raise InputError(
-                f"scores, clip {clip}: {len(classes)} classes and {len(times)} edges need values"
-                f" ({len(classes)}, {len(times) - 1}) but {values.shape} was given"
-            )
-        inside = int(np.searchsorted(times, duration))  # frames that begin before the end
-        ticks = np.rint(np.minimum(times[: inside + 1], duration) * TICKS).astype(np.int64)
-        for row in values[there, :inside]:
-            edges.append(ticks + place * length)
-            level += [row, [-np.inf]]
-            place += 1
-    edges = np.concatenate([[-1], *edges, [place * length]])
-    level = np.concatenate([[-np.inf], *level]).astype(np.float64)
-    regions = _regions(edges, level, np.maximum(edges[:-1], 0) // length)
-    hours = sum(durations.values()) / 3600
-    return {each: _area(regions, true, line, hours, classes, each) for each in SCENARIOS}
+
+    def rows() -> Iterator[tuple[int, int, np.ndarray, np.ndarray]]:
+        for number, (clip, duration) in enumerate(durations.items()):
+            values, edges = scores[clip].values, scores[clip].edges
+            if values.shape != (len(classes), len(edges) - 1):
+                shape = len(classes), len(edges) - 1
+                raise InputError(
+                    f"scores, clip {clip}: {len(classes)} classes and {len(edges)} edges need"
+                    f" values {shape} but {values.shape} was given"
+                )
+            inside = int(np.searchsorted(edges, duration))  # frames that begin before the end
+            times = np.minimum(edges[: inside + 1], duration)
+            for k in np.flatnonzero(sweep.number):
+                yield number, int(k), values[k, :inside], times
+
+    regions = sweep.of_scores(rows())
+    return {each: sweep.psds(regions, each) for each in SCENARIOS}
 
 
 def mean_scores(events: list[Event], scores: ClipScores, classes: list[str]) -> list[ScoredEvent]:

@@ -38,6 +38,7 @@ ORDER = (
     "dense",
     "device",
     "DQN",
+    "candidates",
     "csebbs",
     "opponents",
     "twins",
