@@ -14,6 +14,7 @@ Next:   DQN.py
 Formulas: slides, appendix 1; bracketed constants from the original program (see `config.Signal`).
 """
 
+import csv
 import hashlib
 import json
 import shutil
@@ -194,6 +195,12 @@ class Cache:
     def key(self) -> str:
         """Hash of the cached numbers: equal keys, equal signals."""
         return self.manifest["key"]
+
+    @property
+    def groups(self) -> dict[str, str]:
+        """Group of each clip: clips of different groups share no recording (bank folds of a
+        corpus); empty where nobody knows."""
+        return self.manifest.get("groups", {})
 
     @property
     def present(self) -> np.ndarray:
@@ -581,6 +588,7 @@ class Task(NamedTuple):
     scores: Path | None
     import_npz: Path | None
     classes: list[str]
+    groups: dict[str, str]  # see Cache.groups
 
 
 def listed(names: list[str], most: int = 5) -> str:
@@ -789,6 +797,7 @@ def finish_split(
         "scores": {"source": "imported NPZ files"} if imported else source.meta(),
         "audio": str(task.audio.resolve()) if task.audio else None,
         "left_out": left_out,
+        "groups": task.groups,
         "versions": {"numpy": np.__version__, "soundfile": soundfile.__version__},
         "shards": entries,
     }
@@ -862,6 +871,17 @@ def ensure_corpus(cfg: PreprocessConfig) -> None:
         scorers.main(replace(base, workers=cfg.workers))
 
 
+def bank_folds(corpus: Path, split: str) -> dict[str, str]:
+    """Bank fold of each clip of a corpus; none where it has no list of clips."""
+    listing = corpus / "clips.tsv"
+    if not listing.is_file():
+        return {}
+    with open(listing, newline="", encoding="utf-8") as stream:
+        rows = csv.DictReader(stream, delimiter="\t")
+        mine = [row for row in rows if row.get("split") == split]
+        return {row["filename"]: row["fold"] for row in mine if row.get("fold")}
+
+
 def main(cfg: PreprocessConfig) -> None:
     """Preprocess the configured split, or both splits of the corpus."""
     with together(torch.device("cpu")) as ranks:
@@ -872,7 +892,7 @@ def preprocess(cfg: PreprocessConfig, ranks: Ranks) -> None:
     """`main` as one of several processes."""
     if cfg.labels is not None:
         classes = sorted({*classes_of(read_labels(cfg.labels)), *cfg.classes})
-        task = Task(cfg.split, cfg.labels, cfg.audio, cfg.scores, cfg.import_npz, classes)
+        task = Task(cfg.split, cfg.labels, cfg.audio, cfg.scores, cfg.import_npz, classes, {})
         if task.audio is not None and not task.audio.is_dir():
             raise InputError(f"--audio {task.audio}: no such folder")
         preprocess_split(task, cfg, ranks)
@@ -887,7 +907,8 @@ def preprocess(cfg: PreprocessConfig, ranks: Ranks) -> None:
         labels_tsv, audio, scores = (
             homes[split] / name for name in ("labels.tsv", "audio", "scores")
         )
-        preprocess_split(Task(split, labels_tsv, audio, scores, None, classes), cfg, ranks)
+        folds = bank_folds(cfg.corpus, split)
+        preprocess_split(Task(split, labels_tsv, audio, scores, None, classes, folds), cfg, ranks)
 
 
 if __name__ == "__main__":
