@@ -96,7 +96,7 @@ $(STAMP): requirements.txt
 	"$(PY)" -m pip install --disable-pip-version-check -q -r requirements.txt
 	touch "$@"
 
-$(DEV_STAMP): requirements-dev.txt requirements-eval.txt requirements-studies.txt $(STAMP)
+$(DEV_STAMP): requirements-dev.txt requirements-studies.txt $(STAMP)
 	@echo "installing requirements-dev.txt into $(VENV)"
 	"$(PY)" -m pip install --disable-pip-version-check -q -r requirements-dev.txt
 	touch "$@"

@@ -144,6 +144,11 @@ def interval(draws: np.ndarray) -> np.ndarray:
 # ---------------------------------------------------------------------------- event metrics
 
 
+def ranked(cache: Cache) -> bool:
+    """Whether there is a PSDS, which needs the scores of all classes of every clip."""
+    return cache.queries == "all" and len(cache.pairs) == len(cache.clips) * len(cache.classes)
+
+
 def clip_scores(cache: Cache, signal: np.ndarray) -> dict[str, ClipScores]:
     """A signal (N,) of a cache of all pairs -> values (K, T) of each clip, `cache.classes` rows."""
     pairs: dict[str, dict[str, int]] = {}
@@ -161,7 +166,7 @@ class EventTask(NamedTuple):
     """What a process needs to score one member's events."""
 
     events: dict[str, list[Event]]
-    scored: dict[str, list[ScoredEvent]] | None  # None: no PSDS (present pairs only)
+    scored: dict[str, list[ScoredEvent]] | dict[str, ClipScores] | None  # None: no PSDS
     truth: dict[str, list[Event]]
     durations: dict[str, float]
     classes: list[str]
@@ -172,7 +177,9 @@ def event_row(task: EventTask) -> dict[str, float]:
     given = (task.truth, task.durations, task.classes)
     row = {name: f1.macro for name, f1 in event_metrics.all_f1(task.events, *given).items()}
     if task.scored is not None:
-        both = event_metrics.both_event_psds(task.scored, *given)
+        frames = isinstance(next(iter(task.scored.values())), ClipScores)
+        rank = event_metrics.score_psds if frames else event_metrics.event_psds
+        both = rank(task.scored, *given)
         row |= {f"psds{scenario}": psds.value for scenario, psds in both.items()}
     return row
 
@@ -184,9 +191,11 @@ def event_tasks(entrants: list[Entrant], cache: Cache) -> Iterator[EventTask]:
     for entrant in entrants:
         for member in entrant.members:
             events, scored, home = events_of(member, cache), None, member.home or cache
-            if cache.queries == "all" and member.boxes is not None:
+            if ranked(cache) and member.scores is not None:
+                scored = clip_scores(cache, member.scores)
+            elif ranked(cache) and member.boxes is not None:
                 scored = {k: [ScoredEvent(*e) for e in v] for k, v in member.boxes.items()}
-            elif cache.queries == "all":
+            elif ranked(cache):
                 if home.folder not in raw:
                     raw[home.folder] = clip_scores(home, home.signals["d_raw"])
                 scored = {
@@ -230,8 +239,8 @@ class ScoreTask(NamedTuple):
 
 def score_row(task: ScoreTask) -> dict[str, Any]:
     """PSDS 1 and 2 of one signal."""
-    values = {f"psds{s}": event_metrics.psds(*task[1:], s).value for s in (1, 2)}
-    return {"name": task.name, **values}
+    both = event_metrics.score_psds(*task[1:])
+    return {"name": task.name} | {f"psds{s}": found.value for s, found in both.items()}
 
 
 def raw_psds(
@@ -391,16 +400,12 @@ def measure(entrants: list[Entrant], cache: Cache, workers: int | None) -> dict[
         draws = np.mean([sampler.draws(each) for each in counts], axis=0)
         found[entrant.name] = (spread(rows)[0], draws)
         members[entrant.name] = rows
-    psds, missing = [], event_metrics.missing_packages()
-    if missing:
-        print(f"note: {missing}")
-    else:
-        count = min(num_workers(workers), sum(len(entrant.members) for entrant in entrants))
-        with nullcontext() if count == 1 else process_pool(count) as pool:
-            scored = score_events(entrants, cache, pool)
-            psds = raw_psds(cache, entrants, pool) if cache.queries == "all" else []
-        for name, rows in scored.items():
-            members[name] = [a | b for a, b in zip(members[name], rows, strict=True)]
+    count = min(num_workers(workers), sum(len(entrant.members) for entrant in entrants))
+    with nullcontext() if count == 1 or not ranked(cache) else process_pool(count) as pool:
+        scored = score_events(entrants, cache, pool)
+        psds = raw_psds(cache, entrants, pool) if ranked(cache) else []
+    for name, rows in scored.items():
+        members[name] = [a | b for a, b in zip(members[name], rows, strict=True)]
     rivals = [row.name for row in entrants if row.kind in ("rule", "twin", "events")]
     rivals = [name for name in rivals if name not in NOT_OPPONENTS]
     decisive = DECISIVE[cache.queries]
@@ -594,8 +599,6 @@ def markdown(results: dict[str, Any]) -> str:
         text.append("| " + " | ".join([name, *cells[1:]]) + " |")
     text += [""]
     text += [f"{as_markdown(line)}\n" for line in other_bases(results)]
-    if not any(name in results["entrants"][0]["mean"] for name in FIELD):
-        text.append("Without event metrics and PSDS: their packages are not installed.\n")
     for row in results["psds_of_scores"]:
         values = f"{row['psds1']:.3f} / {row['psds2']:.3f}"
         text.append(f"PSDS 1 / 2 of {as_markdown(row['name'])}: {values}\n")

@@ -40,7 +40,7 @@ from labels import (
     say_asides,
     write_asides,
 )
-from opponents import Rule, decide_rule, fit_all
+from opponents import Rule, after_median, decide_rule, fit_all
 from preprocess import LEFT_OUT, Cache, load_cache
 from provenance import Origin, held_against, origin_of
 from timeline import Event, frames_to_events, label_frames
@@ -58,6 +58,7 @@ class Member(NamedTuple):
     threshold: np.ndarray | None = None  # (N,) of a policy
     events: dict[str, list[Event]] | None = None  # as given; None: the decisions' own
     boxes: dict[str, list[tuple]] | None = None  # events with confidences of their own, for PSDS
+    scores: np.ndarray | None = None  # (N,) frame scores, for PSDS in place of events
     home: Cache | None = None  # where its signals and tags are; None: in the table's cache
     rule: Rule | None = None
     asides: tuple[Aside, ...] = ()  # rows of given events that do not lie in their clips
@@ -272,9 +273,12 @@ def from_rule(rule: Rule, cache: Cache, notes: tuple[str, ...] = ()) -> Member:
     """Decisions of a tuned rule; `notes`: in what its training cache is another."""
     began = time.perf_counter()
     pred = decide_rule(rule, cache)
+    seconds = time.perf_counter() - began
     boxes = sebbs(cache, rule.params) if rule.kind == "csebbs" else None
     seconds = time.perf_counter() - began
-    return Member(rule.setting, pred, seconds, boxes=boxes, rule=rule, notes=notes)
+    ranks = rule.kind == "median" and rule.metric.startswith("psds")
+    scores = after_median(rule, cache) if ranks else None
+    return Member(rule.setting, pred, seconds, boxes=boxes, scores=scores, rule=rule, notes=notes)
 
 
 def kind_of_rule(rule: Rule) -> str:

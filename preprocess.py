@@ -16,7 +16,9 @@ Next:   DQN.py
 The formulas are in sed/signals.py.
 """
 
+import csv
 import hashlib
+import io
 import json
 import os
 import re
@@ -63,6 +65,7 @@ from core.stored import (
     misfit,
     read_json,
     read_npz,
+    read_text,
     regular,
     write_json,
 )
@@ -153,6 +156,12 @@ class Cache:
     def key(self) -> str:
         """Hash of the cached numbers: equal keys, equal signals."""
         return self.manifest["key"]
+
+    @property
+    def groups(self) -> dict[str, str]:
+        """Group of each clip: clips of different groups share no recording (bank folds of a
+        corpus); empty where nobody knows."""
+        return self.manifest.get("groups", {})
 
     @property
     def present(self) -> np.ndarray:
@@ -287,6 +296,7 @@ NEWER = {
     "sources": Each(maybe(is_text)),
     "home": is_text,
     "fell_back": is_count,
+    "groups": Each(is_text),
 }
 
 
@@ -612,6 +622,7 @@ class Task(NamedTuple):
     scores: Path | None
     import_npz: Path | None
     classes: list[str]
+    groups: dict[str, str]  # see Cache.groups
 
     @property
     def sources(self) -> dict[str, str | None]:
@@ -912,6 +923,7 @@ def finish_split(
         "home": str(cfg.cache.resolve()),
         "left_out": left_out,
         "fell_back": sum(len(entry["notices"].get(FELL_BACK, [])) for entry in entries),
+        "groups": task.groups,
         "versions": {"numpy": np.__version__, "soundfile": soundfile.__version__},
         "shards": entries,
     }
@@ -995,7 +1007,9 @@ def report(folder: Path, task: Task, left_out: list[str], began: float) -> None:
 def corpus_task(cfg: PreprocessConfig, split: str, rows: Labels, classes: list[str]) -> Task:
     """The inputs of a split of a corpus folder."""
     home = cfg.corpus / split
-    return Task(split, home / "labels.tsv", rows, home / "audio", home / "scores", None, classes)
+    labels, audio, scores = (home / name for name in ("labels.tsv", "audio", "scores"))
+    groups = bank_folds(cfg.corpus, split)
+    return Task(split, labels, rows, audio, scores, None, classes, groups)
 
 
 def ensure_corpus(cfg: PreprocessConfig) -> None:
@@ -1021,6 +1035,16 @@ def ensure_corpus(cfg: PreprocessConfig) -> None:
         scorers.main(replace(base, workers=cfg.workers))
 
 
+def bank_folds(corpus: Path, split: str) -> dict[str, str]:
+    """Bank fold of each clip of a corpus; none where it has no list of clips."""
+    listing = corpus / "clips.tsv"
+    if not listing.is_file():
+        return {}
+    rows = csv.DictReader(io.StringIO(read_text(listing)), delimiter="\t")
+    mine = [row for row in rows if row.get("split") == split and row.get("fold")]
+    return {row["filename"]: row["fold"] for row in mine}
+
+
 def main(cfg: PreprocessConfig) -> None:
     """Preprocess the configured split, or both splits of the corpus."""
     with together(torch.device("cpu")) as ranks:
@@ -1041,7 +1065,7 @@ def preprocess(cfg: PreprocessConfig, ranks: Ranks) -> None:
             splits = two_splits(labels.clips, cfg.validation_share, cfg.seed, cfg.clips, say)
         for split, names in splits.items():
             some = labels.of(names)
-            task = Task(split, cfg.labels, some, cfg.audio, cfg.scores, cfg.import_npz, classes)
+            task = Task(split, cfg.labels, some, cfg.audio, cfg.scores, cfg.import_npz, classes, {})
             preprocess_split(task, cfg, ranks)
         return
     ranks.leader_first(lambda: ensure_corpus(cfg))

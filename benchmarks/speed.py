@@ -30,6 +30,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,6 +45,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "benchmarks")]
 import naive  # noqa: E402
 import simulate_cache  # noqa: E402
 
+import event_metrics  # noqa: E402
 import preprocess  # noqa: E402
 import runfolder  # noqa: E402
 from bandit import decide, make_states, near, thresholds, to_device  # noqa: E402
@@ -68,6 +70,7 @@ from metrics import count_pairs, scores_of  # noqa: E402
 from preprocess import Cache, load_cache  # noqa: E402
 from ranks import ALONE, Ranks, together  # noqa: E402
 from sed.audio import AudioFile  # noqa: E402
+from timeline import Event  # noqa: E402
 
 CPU = torch.device("cpu")
 MEASURED = Kind("folder of measurements", older=(("speed.json", "machine"), ("speed.json", "rows")))
@@ -552,6 +555,63 @@ def iou_curve(trainer: Trainer, looks: int) -> list[tuple[float, float]]:
     return curve
 
 
+def simulated_events(clips: int, classes: list[str], rng: np.random.Generator) -> list[dict]:
+    """Found and true events of clips of 10 s: a third of the classes sounds, twice each; most are
+    found, with other ends, and there are as many false alarms."""
+    found, truth = {}, {}
+    for name in (f"{i}.wav" for i in range(clips)):
+        true, said = [], []
+        for label in rng.permutation(classes)[: 1 + min(3, len(classes) // 3)]:
+            for onset in rng.uniform([0, 5], [4, 8]):
+                offset = onset + rng.uniform(0.2, 2.0)
+                true.append(Event(onset, offset, str(label)))
+                late = onset + rng.uniform(-0.3, 0.3)
+                at, last = max(0.0, late), max(late + 0.1, offset + rng.uniform(-0.3, 0.3))
+                said.append(Event(at, last, str(rng.choice([label, rng.choice(classes)]))))
+        truth[name], found[name] = true, said
+    return [found, truth]
+
+
+def cpu_seconds(work: Callable[[], Any]) -> float:
+    """CPU time of a call."""
+    began = time.process_time()
+    work()
+    return time.process_time() - began
+
+
+def events(cfg: SpeedConfig, cache: Cache) -> list[Row]:
+    """Event metrics of 100 clips: sed_scores_eval against the suite."""
+    rows, rng = [], np.random.default_rng(0)
+    clips = 10 if cfg.quick else 100
+    for count in (10, 500):
+        classes = [f"class {k}" for k in range(count)]
+        found, truth = simulated_events(clips, classes, rng)
+        scored = {
+            name: [event_metrics.ScoredEvent(*event, float(rng.random())) for event in each]
+            for name, each in found.items()
+        }
+        durations = {name: 10.0 for name in found}
+        tables = naive.score_tables(scored, durations, classes, -np.inf)  # imports: seconds
+        both = {
+            "three F1": (
+                partial(naive.library_hits, found, truth, durations, classes),
+                partial(event_metrics.event_counts, found, truth, durations, classes),
+            ),
+            "PSDS 1 and 2": (
+                partial(naive.library_psds, tables, truth, durations),
+                partial(event_metrics.event_psds, scored, truth, durations, classes),
+            ),
+        }
+        for what, (theirs, ours) in both.items():
+            pairs = [(cpu_seconds(theirs), cpu_seconds(ours)) for _ in range(cfg.times)]
+            ratio = statistics.median(a / max(b, 1e-6) for a, b in pairs)
+            cells = (f"{text(list(seconds), '.4f')} s" for seconds in zip(*pairs, strict=True))
+            what = f"{what} of {clips} clips of {count} classes, CPU seconds"
+            need = ">= 30 x" if "F1" in what else ""
+            rows.append(row("events", what, ratio, need, *cells))
+    return rows
+
+
 def seeds(cfg: SpeedConfig, cache: Cache) -> list[Row]:
     """Whether two processes learn what one learns: against the spread of five seeds."""
     alone = [in_processes(cfg, 1, f"seed:{seed}")[0.0] for seed in range(2 if cfg.quick else 5)]
@@ -707,6 +767,7 @@ SECTIONS: dict[str, Callable[[SpeedConfig, Cache], list[Row]]] = {
     "pairs": pairs,
     "result": result,
     "seeds": seeds,
+    "events": events,
     "preprocessing": preprocessing,
     "gpu": gpu,
 }

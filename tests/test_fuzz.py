@@ -60,7 +60,8 @@ from config import (  # noqa: E402
 )
 from core.stored import read_json  # noqa: E402
 from core.tensors import digest, read_checkpoint, with_digest  # noqa: E402
-from timeline import Event, frame_edges, read_labels, write_labels  # noqa: E402
+from labels import read_labels  # noqa: E402
+from timeline import Event, frame_edges, write_labels  # noqa: E402
 
 CPU = torch.device("cpu")
 MOST_S, MOST_BYTES = 20, 2 << 30

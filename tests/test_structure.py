@@ -44,6 +44,7 @@ ORDER = (
     "dense",
     "device",
     "DQN",
+    "candidates",
     "csebbs",
     "opponents",
     "twins",
@@ -130,28 +131,12 @@ def test_a_folder_imports_nothing_from_above(folder):
 @pytest.mark.parametrize("path", [*SCRIPTS, *INNER], ids=[*IDS, *(path.stem for path in INNER)])
 def test_third_party_imports_are_required(path):
     known = {*requirements("requirements.txt"), *ORDER, *IDS, *FOLDERS, *sys.stdlib_module_names}
-    if path.stem == "event_metrics":
-        known |= requirements("requirements-eval.txt").keys()
     unknown = {
         f"{path.name}:{line} imports {name}"
         for name, line, _ in imported(path)
         if name.partition(".")[0] not in known
     }
     assert not unknown
-
-
-def test_only_a_function_imports_what_is_optional():
-    """event_metrics.py can be imported by those who never asked for its packages."""
-    tree = tree_of(ROOT / "event_metrics.py")
-    top = [node for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom, ast.Try))]
-    names = {
-        (node.module if isinstance(node, ast.ImportFrom) else alias.name).partition(".")[0]
-        for statement in top
-        for node in ast.walk(statement)
-        if isinstance(node, (ast.Import, ast.ImportFrom))
-        for alias in node.names
-    }
-    assert not names & requirements("requirements-eval.txt").keys()
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=IDS)
