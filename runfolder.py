@@ -184,8 +184,9 @@ def catch_signals() -> list[int]:
             raise KeyboardInterrupt
         received.append(number)
 
-    for number in (getattr(signal, name) for name in STOP_SIGNALS if hasattr(signal, name)):
-        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup
+    for name in STOP_SIGNALS:
+        number = getattr(signal, name, None)  # Windows has not all of them
+        if number and (name != "SIGHUP" or signal.getsignal(number) != signal.SIG_IGN):  # nohup
             signal.signal(number, note)
     return received
 
