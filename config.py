@@ -862,7 +862,7 @@ def parse(cls: type | dict[str, Any], args: list[str] | None = None) -> Any:
             more = {} if kind is given else {"default": given}
             about = tyro.conf.subcommand(name, description=kind.__doc__, **more)
             kinds.append(typing.Annotated[kind, about])
-        return tyro.cli(typing.Union[tuple(kinds)], args=args)  # noqa: UP007
+        return tyro.cli(typing.Union[tuple(kinds)], args=args, prog=program())  # noqa: UP007
     name = flag_in(args, "--preset")
     default = with_preset(cls, name if name in PRESETS else "slides")
     return tyro.cli(cls, default=default, args=args, description=cls.__doc__)
@@ -873,9 +873,16 @@ def run_script(cls: type | dict[str, Any], main: Callable[[Any], int | None]) ->
     run_main(lambda: main(parse(cls)))
 
 
+def program() -> str:
+    """What the user started: `DQN.py`, or `python -m studies.classic`."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    package = spec is not None and spec.name.endswith(".__main__")
+    return f"python -m {spec.parent}" if package else Path(sys.argv[0]).name
+
+
 def run_main(main: Callable[[], int | None]) -> None:
     """Run, and turn a user's mistake or a failing disk into one line and exit code 2."""
-    script = Path(sys.argv[0]).name
+    script = program()
     try:
         sys.exit(main() or 0)
     except BrokenPipeError:  # the reader of our output has gone, e.g. `| head`

@@ -1,6 +1,6 @@
 """The table of the denoising study: policies beside their opponents, intervals, figures, samples.
 
-Run:    not a script; the command `metrics` of denoise.py
+Run:    not a script; the command `metrics` of `python -m studies.denoise`
 Reads:  <split>/meta.csv with its audio, run folders, tune.json
 Writes: <out>/{table.md, results.json, metrics.csv, measured/}, <plot-dir>/*.png,
         <output-dir>/{*.wav, samples.csv}
@@ -18,13 +18,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import denoise_data
-import denoise_env
-import denoisers
 import numpy as np
 import soundfile
-from denoise_data import MEASURES, write_csv
-from denoise_env import Agent, Chain, Chooser, Corpus, Reward, load_agent, worth
 from tqdm import tqdm
 
 from config import InputError, whole, write_text
@@ -32,9 +27,12 @@ from metrics import DRAWS, bootstrap_mean
 from plotting import COLOURS, page, write
 from preprocess import write_json
 from runfolder import versions
+from studies.denoise import data, denoisers, environment
+from studies.denoise.data import MEASURES, write_csv
+from studies.denoise.environment import Agent, Chain, Chooser, Corpus, Reward, load_agent, worth
 
 if TYPE_CHECKING:  # it imports this file
-    from denoise import MetricsConfig
+    from studies.denoise.commands import MetricsConfig
 
 TITLES = {"si_sdr": "SI-SDR (dB)", "stoi": "STOI", "estoi": "ESTOI", "gain": "return"}
 DIGITS = {"si_sdr": 2, "stoi": 3, "estoi": 3, "gain": 3}
@@ -56,7 +54,7 @@ class Row(NamedTuple):
 
 def read_corpus(cfg: "MetricsConfig") -> Corpus:
     """The clips to judge; all of the table unless asked otherwise."""
-    rows = denoise_data.read_meta(cfg.meta)
+    rows = data.read_meta(cfg.meta)
     if cfg.snr_db:
         rows = [row for row in rows if float(row["snr_db"]) in cfg.snr_db]
         if not rows:
@@ -64,9 +62,9 @@ def read_corpus(cfg: "MetricsConfig") -> Corpus:
     if 0 < cfg.sample_size < len(rows):
         chosen = np.random.default_rng(cfg.seed).choice(len(rows), cfg.sample_size, replace=False)
         rows = [rows[i] for i in sorted(chosen)]
-    sample_rate = denoise_data.rate_of(cfg.meta, rows)
-    clips = denoise_data.read_clips(cfg.meta, rows, sample_rate)
-    scores = denoise_data.measure(clips, [clip.noisy for clip in clips], sample_rate)
+    sample_rate = data.rate_of(cfg.meta, rows)
+    clips = data.read_clips(cfg.meta, rows, sample_rate)
+    scores = data.measure(clips, [clip.noisy for clip in clips], sample_rate)
     return Corpus(clips, np.zeros((len(clips), 0), np.float32), scores, sample_rate)
 
 
@@ -79,7 +77,7 @@ class Judge:
 
     def __init__(self, cfg: "MetricsConfig", corpus: Corpus, task: Reward):
         self.corpus, self.task, self.folder = corpus, task, cfg.out / "measured"
-        sources = [Path(module.__file__) for module in (denoisers, denoise_data, denoise_env)]
+        sources = [Path(module.__file__) for module in (denoisers, data, environment)]
         ids = [clip.row["utt_id"] for clip in corpus.clips]
         self.known = [*map(digest, (cfg.meta, *sources)), ids, vars(task)]
 
@@ -89,7 +87,7 @@ class Judge:
         path = self.folder / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.npz"
         if not path.exists():
             waves, chains = make()
-            found = denoise_data.measure(self.corpus.clips, waves, self.corpus.sample_rate)
+            found = data.measure(self.corpus.clips, waves, self.corpus.sample_rate)
             self.folder.mkdir(parents=True, exist_ok=True)
             with whole(path) as temporary, open(temporary, "wb") as stream:
                 np.savez(stream, scores=found, chains=json.dumps(chains))
@@ -146,18 +144,18 @@ def policy_rows(cfg: "MetricsConfig", judge: Judge) -> list[Row]:
 def applied(corpus: Corpus, max_steps: int, choose: Chooser) -> Made:
     """Waves and chains of a policy for every clip."""
     noisy = [clip.noisy for clip in corpus.clips]
-    return denoise_env.run_chains(noisy, corpus.sample_rate, max_steps, choose)
+    return environment.run_chains(noisy, corpus.sample_rate, max_steps, choose)
 
 
 def reduced(corpus: Corpus, steady: bool, share: float) -> Made:
     """What noisereduce makes of every clip."""
-    return denoise_env.noisereduce_waves(corpus, steady, share), []
+    return environment.noisereduce_waves(corpus, steady, share), []
 
 
 def searched(cfg: "MetricsConfig", corpus: Corpus, task: Reward, chain: Chain) -> Made:
     """The best chain that a search finds for every clip."""
     found = [
-        denoise_env.search_clip(
+        environment.search_clip(
             clip, task, corpus.sample_rate, cfg.tries, cfg.beam, cfg.seed + index, chain
         )
         for index, clip in enumerate(tqdm(corpus.clips, desc="oracle", unit="clip"))
@@ -174,12 +172,12 @@ def opponent_rows(
     untouched = np.column_stack((corpus.scores, np.zeros(len(corpus.clips))))
     rows = [row_of(NOISY, "noisy", [(untouched, [])])]
     if "constant" in asked:
-        make = partial(applied, corpus, most, denoise_env.constant(chain))
+        make = partial(applied, corpus, most, environment.constant(chain))
         rows.append(row_of(CONSTANT, "opponent", [judge(["constant", chain], make)]))
     if "random" in asked:
         seeds = range(cfg.seed + 1, cfg.seed + 1 + DRAWN)
         members = [
-            judge(["random", seed], partial(applied, corpus, most, denoise_env.random_policy(seed)))
+            judge(["random", seed], partial(applied, corpus, most, environment.random_policy(seed)))
             for seed in seeds
         ]
         rows.append(row_of("random policy", "opponent", members))
@@ -381,7 +379,7 @@ def write_samples(cfg: "MetricsConfig", corpus: Corpus, rows: list[Row]) -> None
     for index in chosen:
         clip = corpus.clips[index]
         most = agent.task.max_steps
-        (wave,), _ = denoise_env.run_chains([clip.noisy], agent.sample_rate, most, agent.choose)
+        (wave,), _ = environment.run_chains([clip.noisy], agent.sample_rate, most, agent.choose)
         triple = {"clean": clip.clean, "noisy": clip.noisy, "denoised": wave}
         values = {}
         for kind, wave in triple.items():
@@ -393,7 +391,7 @@ def write_samples(cfg: "MetricsConfig", corpus: Corpus, rows: list[Row]) -> None
             values[f"{kind}_si_sdr"] = f"{float(value[0]):.2f}"
         line = {"utt_id": clip.row["utt_id"], "scene": clip.row.get("scene", "")}
         line |= {"snr_db": clip.row["snr_db"], **values, "model": row.name}
-        table.append(line | {"chain": denoise_env.told(row.chains[0][index])})
+        table.append(line | {"chain": environment.told(row.chains[0][index])})
     write_csv(folder / "samples.csv", tuple(table[0]), table)
     print(f"{len(table)} samples: {folder / 'samples.csv'}")
 
@@ -412,7 +410,7 @@ def clip_rows(rows: list[Row], corpus: Corpus) -> list[dict[str, Any]]:
                 line |= {"model": row.name, "member": member}
                 line |= {n: f"{v:.5f}" for n, v in zip(TITLES, values, strict=True)}
                 chain = row.chains[member][index] if row.chains else []
-                lines.append(line | {"chain": denoise_env.told(chain) if row.chains else ""})
+                lines.append(line | {"chain": environment.told(chain) if row.chains else ""})
     return lines
 
 
@@ -424,7 +422,7 @@ def metrics(cfg: "MetricsConfig", tuned: tuple[Chain, dict[str, Any], Reward] | 
     needing = {"constant", "oracle", "noisereduce"} & set(cfg.opponents)
     if tuned is None and needing:
         raise InputError(
-            f"{cfg.tuned}: not found; run: python studies/denoise.py tune, or leave out"
+            f"{cfg.tuned}: not found; run: python -m studies.denoise tune, or leave out"
             f" --opponents {' '.join(sorted(needing))}"
         )
     chain, reduce, task = tuned or ([], {}, Reward())
@@ -448,7 +446,7 @@ def metrics(cfg: "MetricsConfig", tuned: tuple[Chain, dict[str, Any], Reward] | 
         "",
         *chain_lines(rows),
         "",
-        *([f"Constant chain: {denoise_env.told(chain)}.", ""] if other else []),
+        *([f"Constant chain: {environment.told(chain)}.", ""] if other else []),
         *verdict(rows, found),
     ]
     cfg.out.mkdir(parents=True, exist_ok=True)

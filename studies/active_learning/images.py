@@ -1,10 +1,10 @@
 """Labelled images for the active learning study, read from the official files.
 
-Run:    nothing here runs; see studies/active_learning.py
+Run:    nothing here runs; see commands.py
 Reads:  CIFAR-10 and CIFAR-100 (binary versions), Fashion-MNIST (IDX files), scikit-learn's digits
 Writes: what is downloaded, into the folder of the files
 Shapes: N images of C channels, H x W pixels
-Next:   studies/image_classifier.py
+Next:   classifier.py
 
 Archives must be the official ones, by their MD5; they are read where they lie, not unpacked.
 Unpacked files are taken from anybody: their checksum is unknown, so format and size are checked.
@@ -12,7 +12,6 @@ Unpacked files are taken from anybody: their checksum is unknown, so format and 
 
 import gzip
 import hashlib
-import sys
 import tarfile
 import urllib.request
 from collections.abc import Callable
@@ -25,11 +24,7 @@ import torch
 from torch.nn import functional
 from tqdm import tqdm
 
-ROOT = Path(__file__).resolve().parent.parent
-if str(ROOT) not in sys.path:  # run as a program
-    sys.path.insert(0, str(ROOT))
-
-from config import InputError, whole  # noqa: E402
+from config import InputError, whole
 
 DatasetName = Literal["digits", "cifar10", "cifar100", "fashion-mnist"]
 SIZE = 32  # pixels, of everything but the digits

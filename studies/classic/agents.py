@@ -1,8 +1,8 @@
 """DQN and its variants on gymnasium's CartPole and LunarLander; what every learner of them needs.
 
-Run:    not a program; see classic.py
+Run:    not a program; see commands.py
 Reads:  nothing
-Writes: policy.pt files, for classic.py
+Writes: policy.pt files, for commands.py
 Shapes: L lanes (episodes side by side), T steps, B batch, S observation, A actions
 Next:   policy_search.py
 
@@ -17,7 +17,6 @@ import copy
 import itertools
 import math
 import os
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,12 +28,8 @@ from torch import nn
 from torch.nn import functional
 from tqdm import tqdm
 
-ROOT = Path(__file__).resolve().parent.parent
-if str(ROOT) not in sys.path:
-    sys.path.insert(0, str(ROOT))
-
-from config import Checked, InputError, needed, number  # noqa: E402
-from qlearning import (  # noqa: E402
+from config import Checked, InputError, needed, number
+from qlearning import (
     Columns,
     DuelingHead,
     PrioritizedReplay,
@@ -43,8 +38,8 @@ from qlearning import (  # noqa: E402
     sync,
     td_target,
 )
-from runfolder import load_weights, read_checkpoint, write_checkpoint  # noqa: E402
-from studies.mdp import SCRIPT, stream  # noqa: E402
+from runfolder import load_weights, read_checkpoint, write_checkpoint
+from studies.classic.mdp import SCRIPT, stream
 
 EnvName = Literal["CartPole-v1", "LunarLander-v3"]
 Activation = Literal["relu", "elu", "tanh"]
@@ -207,10 +202,10 @@ def save_policy(path: Path, policy: Policy) -> None:
 def load_policy(path: Path) -> tuple[str, nn.Module]:
     """Environment and network of a policy.pt; InputError where it is missing or something else."""
     if not path.exists():
-        raise InputError(f"{path}: not found; train first: python studies/classic.py dqn")
+        raise InputError(f"{path}: not found; train first: python -m studies.classic dqn")
     content = read_checkpoint(path)
     if set(content) != set(Policy._fields):
-        raise InputError(f"{path}: not a policy of studies/classic.py")
+        raise InputError(f"{path}: not a policy of studies.classic")
     policy = Policy(**content)
     envs = make_envs(policy.env, 1, 1)
     network = make_network(envs, tuple(policy.hidden), policy.activation, policy.dueling)

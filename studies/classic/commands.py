@@ -1,16 +1,16 @@
 """The learner proven: classic reinforcement learning that everybody knows the answers of.
 
-Run:    python studies/classic.py value-iteration           # also q-value-iteration, td, q-learning
-        python studies/classic.py dqn --double --dueling     # also reinforce, genetic, angle
-        python studies/classic.py table                      # every CartPole variant, five seeds
-        python studies/classic.py render --policy runs/classic/cartpole-dqn-plain-tuned-0/policy.pt
+Run:    python -m studies.classic value-iteration           # also q-value-iteration, td, q-learning
+        python -m studies.classic dqn --double --dueling     # also reinforce, genetic, angle
+        python -m studies.classic table                      # every CartPole variant, five seeds
+        python -m studies.classic render --policy runs/classic/cartpole-dqn-plain-tuned-0/policy.pt
 Reads:  policy.pt (render, score)
 Writes: <out>/{policy.pt, result.json}, <out>/{table.md, curves.png}, a GIF
 Shapes: S states, A actions
 Next:   nothing
 
 Needs requirements-studies.txt. `--settings` chooses the defaults of the other flags: tuned ones of
-this study, or those of its two sources, a lecture and a tutorial. Text and results: classic.md.
+this study, or those of its two sources, a lecture and a tutorial. Text and results: README.md.
 """
 
 import json
@@ -26,25 +26,21 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-ROOT = Path(__file__).resolve().parent.parent
-if str(ROOT) not in sys.path:
-    sys.path.insert(0, str(ROOT))
-
-from config import (  # noqa: E402
+from config import (
     InputError,
     needed,
     parse,
     process_pool,
-    run_main,
     to_dict,
     whole,
     write_text,
 )
-from preprocess import write_json  # noqa: E402
-from runfolder import pick_device, versions  # noqa: E402
-from studies import agents, mdp, policy_search  # noqa: E402
-from studies.agents import Policy, Trained, Variant  # noqa: E402
-from studies.classic_settings import (  # noqa: E402
+from preprocess import write_json
+from runfolder import pick_device, versions
+from studies.classic import agents, mdp, policy_search
+from studies.classic.agents import Policy, Trained, Variant
+from studies.classic.mdp import SCRIPT, TabularEnv
+from studies.classic.settings import (
     HOME,
     LIMIT,
     AngleConfig,
@@ -61,7 +57,6 @@ from studies.classic_settings import (  # noqa: E402
     ValueIterationConfig,
     commands,
 )
-from studies.mdp import SCRIPT, TabularEnv  # noqa: E402
 
 LIBRARY = "DQN plain, stable-baselines3"
 
@@ -409,11 +404,8 @@ RUN: dict[type, Callable[[Any], None]] = {
 }
 
 
-def main() -> None:
+def main(args: list[str] | None = None) -> None:
     """Run the command that the command line names."""
-    cfg = parse(commands(sys.argv[1:]))
+    args = sys.argv[1:] if args is None else args
+    cfg = parse(commands(args), args)
     RUN[type(cfg)](cfg)
-
-
-if __name__ == "__main__":
-    run_main(main)

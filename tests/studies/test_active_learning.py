@@ -8,8 +8,6 @@ import gzip
 import hashlib
 import json
 import re
-import runpy
-import sys
 import tarfile
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
@@ -24,8 +22,19 @@ pytest.importorskip("sklearn")
 
 from config import InputError, to_dict
 from runfolder import digest, read_checkpoint
-from studies import active_learning, active_tables, image_classifier, image_data
-from studies.active_learning import (
+from studies.active_learning import classifier as networks
+from studies.active_learning import commands, tables
+from studies.active_learning import images as loaders
+from studies.active_learning.classifier import (
+    Recipe,
+    augment,
+    fit,
+    learning_rate,
+    make_classifier,
+    normalisation,
+    predict,
+)
+from studies.active_learning.commands import (
     AGENT,
     CompareConfig,
     Run,
@@ -39,18 +48,8 @@ from studies.active_learning import (
     settle,
     stored,
 )
-from studies.active_tables import Outcome, area, paired, wins
-from studies.image_classifier import (
-    Recipe,
-    augment,
-    fit,
-    learning_rate,
-    make_classifier,
-    normalisation,
-    predict,
-)
-from studies.image_data import CIFAR, FASHION, Official, load_images
-from studies.query_strategies import (
+from studies.active_learning.images import CIFAR, FASHION, Official, load_images
+from studies.active_learning.strategies import (
     SELECT,
     UNCERTAINTY,
     Agent,
@@ -61,6 +60,7 @@ from studies.query_strategies import (
     k_centre,
     make_states,
 )
+from studies.active_learning.tables import Outcome, area, paired, wins
 
 CPU = torch.device("cpu")
 TINY = ("--cycles", "3", "--first", "20", "--per-cycle", "10", "--epochs", "1", "--width", "2")
@@ -169,7 +169,7 @@ def test_no_network_is_one_line(name, tmp_path, monkeypatch):
     for key, layout in CIFAR.items():
         gone = layout.archive._replace(url=nowhere)
         monkeypatch.setitem(CIFAR, key, layout._replace(archive=gone))
-    monkeypatch.setattr(image_data, "FASHION", tuple(f._replace(url=nowhere) for f in FASHION))
+    monkeypatch.setattr(loaders, "FASHION", tuple(f._replace(url=nowhere) for f in FASHION))
     with pytest.raises(InputError, match=r"cannot be downloaded \(.*; put .* into") as caught:
         load_images(name, tmp_path)
     assert "\n" not in str(caught.value)
@@ -233,7 +233,7 @@ def test_fashion_mnist_is_read_as_its_page_says(tmp_path, rng, monkeypatch):
         files.append(file._replace(md5=hashlib.md5(raw).hexdigest()))
     with pytest.raises(InputError, match=r"train-images.*not the official file"):
         load_images("fashion-mnist", packed)
-    monkeypatch.setattr(image_data, "FASHION", tuple(files))
+    monkeypatch.setattr(loaders, "FASHION", tuple(files))
     again = load_images("fashion-mnist", packed)
     assert torch.equal(again.train, images.train) and "checksums right" in again.source
 
@@ -347,7 +347,7 @@ def test_prediction_is_in_evaluation_mode_and_batches_change_nothing(bench, monk
     fit(classifier, bench.images, torch.arange(100), bench.norm, recipe, torch.Generator())
     before = digest(classifier.state_dict())
     whole = predict(classifier.train(), bench.images.test, bench.norm)
-    monkeypatch.setattr(image_classifier, "PREDICT_BATCH", 99)
+    monkeypatch.setattr(networks, "PREDICT_BATCH", 99)
     parts = predict(classifier.train(), bench.images.test, bench.norm)
     assert digest(classifier.state_dict()) == before
     assert torch.allclose(whole.probabilities, parts.probabilities, atol=1e-6)
@@ -357,7 +357,7 @@ def test_prediction_is_in_evaluation_mode_and_batches_change_nothing(bench, monk
 
 def test_batches_of_an_epoch_are_equal(bench, monkeypatch):
     sizes = []
-    monkeypatch.setattr(image_classifier, "augment", lambda p, *_: sizes.append(len(p)) or p)
+    monkeypatch.setattr(networks, "augment", lambda p, *_: sizes.append(len(p)) or p)
     classifier = make_classifier("small", 2, bench.images, 0, CPU)
     recipe = Recipe(1, 32, 0.05, 0.9, 5e-4, 0.8, 1, False)
     fit(classifier, bench.images, torch.arange(100), bench.norm, recipe, torch.Generator())
@@ -463,7 +463,7 @@ def ends(cfg: CompareConfig, run: Run, bench) -> dict:
     return {name: value for name, value in state.items() if name != "seconds"}
 
 
-@pytest.mark.parametrize("strategy", active_learning.STRATEGIES)
+@pytest.mark.parametrize("strategy", commands.STRATEGIES)
 def test_every_strategy_runs_and_a_resumed_run_is_the_same(strategy, tmp_path, bench):
     run = run_of(0, strategy, 5)
     carry_over = strategy == "dqn"
@@ -525,9 +525,9 @@ def test_rewards_are_the_classifiers_errors(tmp_path, bench):
 
 def test_carry_over_goes_on_with_the_old_weights(tmp_path, bench, monkeypatch):
     made = []
-    make = active_learning.new_classifier
+    make = commands.new_classifier
     monkeypatch.setattr(
-        active_learning, "new_classifier", lambda *args: made.append(args[3]) or make(*args)
+        commands, "new_classifier", lambda *args: made.append(args[3]) or make(*args)
     )
     ends(small_study(tmp_path / "fresh"), Run(0, "random", 0), bench)
     assert made == [1, 1, 2, 3]  # first cycle of the seed, its holder, then one for each cycle
@@ -615,18 +615,14 @@ def test_a_wrong_flag_is_explained(flags, said, capsys):
     assert said in re.sub(r"[^\w-]+", " ", capsys.readouterr().err)  # without the box around it
 
 
-def test_the_program_ends_with_one_line(tmp_path, monkeypatch, capsys):
+def test_the_program_ends_with_one_line(tmp_path, monkeypatch, run_module):
     """As a user starts it: an archive that is not the official one."""
     (tmp_path / "data" / "images").mkdir(parents=True)
     (tmp_path / "data" / "images" / "cifar-10-binary.tar.gz").write_bytes(b"no archive")
-    script = Path(active_learning.__file__)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", [str(script), "--dataset", "cifar10"])
-    with pytest.raises(SystemExit) as caught:
-        runpy.run_path(str(script), run_name="__main__")
-    said = capsys.readouterr()
-    assert caught.value.code == 2 and said.out == "" and said.err.count("\n") == 1
-    assert said.err.startswith("active_learning.py: error: data/images/cifar-10-binary.tar.gz: not")
+    code, out, err = run_module("studies.active_learning", "--dataset", "cifar10")
+    assert code == 2 and out == "" and err.count("\n") == 1
+    assert err.startswith("python -m studies.active_learning: error: data/images/cifar-10-binary")
     assert not (tmp_path / "runs").exists()
 
 
@@ -638,8 +634,8 @@ def test_the_slides_protocol_is_the_default_of_their_data_sets():
     expected |= {"dqn_hidden": 128, "dqn_lr": 1e-3, "dqn_replay": 10_000, "dqn_batch": 64}
     for cfg in (ten, hundred, settle(CompareConfig(dataset="fashion-mnist"))):
         assert expected.items() <= to_dict(cfg).items()
-        assert active_learning.recipe_of(cfg)[-2:] == (4, True)
-    assert active_learning.recipe_of(settle(CompareConfig()))[-2:] == (1, False)
+        assert commands.recipe_of(cfg)[-2:] == (4, True)
+    assert commands.recipe_of(settle(CompareConfig()))[-2:] == (1, False)
 
 
 # ---------------------------------------------------------------------------- tables
@@ -669,13 +665,13 @@ def test_paired_interval_is_students(rng):
 def test_verdict_follows_the_interval(rng):
     noise = rng.normal(scale=1e-3, size=(3, 6, 4))
     levels = np.array([0.5, 0.7, 0.6])[:, None, None]
-    text = active_tables.verdict(outcome_of(levels + noise, ["random", "margin", "dqn-200"]))
+    text = tables.verdict(outcome_of(levels + noise, ["random", "margin", "dqn-200"]))
     over, under = text.splitlines()
     assert "against random" in over and over.endswith(": above")
     assert "against margin" in under and under.endswith(": below")
-    same = active_tables.verdict(outcome_of(0.5 + noise, ["random", "margin", "dqn-200"]))
+    same = tables.verdict(outcome_of(0.5 + noise, ["random", "margin", "dqn-200"]))
     assert same.count("cannot be told apart") == 2
-    alone = active_tables.verdict(outcome_of((levels + noise)[:, :1], ["random", "margin", "dqn"]))
+    alone = tables.verdict(outcome_of((levels + noise)[:, :1], ["random", "margin", "dqn"]))
     assert alone.count("one seed, so nothing is shown") == 2
 
 
@@ -687,7 +683,7 @@ def test_wins_leave_out_the_cycles_before_learning():
 
 def test_worker_processes_change_no_number(tmp_path, bench, monkeypatch):
     """The path of the workers, in a thread: starting processes takes a test too long."""
-    monkeypatch.setattr(active_learning, "process_pool", lambda _, start: ThreadPoolExecutor(1))
+    monkeypatch.setattr(commands, "process_pool", lambda _, start: ThreadPoolExecutor(1))
     cfg = small_study(tmp_path / "two", cycles=2)
     runs = [run_of(seed, "dqn", 3) for seed in (0, 1)]
     play_all(runs, dataclasses.replace(cfg, workers=2))
@@ -707,5 +703,5 @@ def test_collected_results_stand_where_they_belong(tmp_path, bench):
         state = read_checkpoint(run.folder(cfg) / "state.pt")
         at = outcome.names.index(run.name), outcome.seeds.index(run.seed)
         assert outcome.accuracy[at].tolist() == state["accuracy"]
-    lines = active_tables.as_tsv(outcome).splitlines()[1:]
+    lines = tables.as_tsv(outcome).splitlines()[1:]
     assert all(a < b for a, b in pairwise([int(line.split("\t")[3]) for line in lines[:3]]))

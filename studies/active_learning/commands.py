@@ -1,15 +1,15 @@
 """Active learning with a bandit DQN: which images are worth a label?
 
-Run:    python studies/active_learning.py             # digits, eight strategies, six seeds
-        python studies/active_learning.py steps       # gradient steps 100 .. 500, one seed
-        python studies/active_learning.py repeats     # the best of them on five more seeds
-        python studies/active_learning.py --dataset cifar10 --seeds 1 --strategies random margin dqn
-        python studies/active_learning.py evaluate --classifier RUN/classifier.pt
-Reads:  a data set (image_data.py), downloaded where it is missing
+Run:    python -m studies.active_learning             # digits, eight strategies, six seeds
+        python -m studies.active_learning steps       # gradient steps 100 .. 500, one seed
+        python -m studies.active_learning repeats     # the best of them on five more seeds
+        python -m studies.active_learning --dataset cifar10 --seeds 1 --strategies random margin dqn
+        python -m studies.active_learning evaluate --classifier RUN/classifier.pt
+Reads:  a data set (images.py), downloaded where it is missing
 Writes: <out>/seed-<s>/<strategy>/{state.pt, classifier.pt}, <out>/<command>/{table.md,
         results.json, accuracy.tsv, accuracy.png}
 Shapes: N training images, L labelled, K classes; per cycle, seed and strategy an accuracy
-Next:   active_learning.md
+Next:   README.md
 
 A cycle trains the classifier on the labelled images, tests it, and buys labels for the next one.
 Runs of a seed share the first labels, and in each cycle the initial weights and the random draws of
@@ -32,11 +32,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-ROOT = Path(__file__).resolve().parent.parent
-if str(ROOT) not in sys.path:  # run as a program
-    sys.path.insert(0, str(ROOT))
-
-from config import (  # noqa: E402
+from config import (
     Checked,
     Device,
     InputError,
@@ -45,12 +41,11 @@ from config import (  # noqa: E402
     parse,
     process_pool,
     require,
-    run_main,
     to_dict,
     write_text,
 )
-from preprocess import write_json  # noqa: E402
-from runfolder import (  # noqa: E402
+from preprocess import write_json
+from runfolder import (
     differences,
     digest,
     load_weights,
@@ -59,8 +54,8 @@ from runfolder import (  # noqa: E402
     versions,
     write_checkpoint,
 )
-from studies import active_tables  # noqa: E402
-from studies.image_classifier import (  # noqa: E402
+from studies.active_learning import tables
+from studies.active_learning.classifier import (
     Classifier,
     NetworkName,
     Recipe,
@@ -70,8 +65,8 @@ from studies.image_classifier import (  # noqa: E402
     normalisation,
     predict,
 )
-from studies.image_data import DatasetName, Images, load_images, to_device  # noqa: E402
-from studies.query_strategies import (  # noqa: E402
+from studies.active_learning.images import DatasetName, Images, load_images, to_device
+from studies.active_learning.strategies import (
     UNCERTAINTY,
     Agent,
     Selector,
@@ -567,7 +562,7 @@ def play_all(runs: list[Run], cfg: Study) -> Bench:
     return bench
 
 
-def collect(runs: list[Run], cfg: Study, bench: Bench) -> active_tables.Outcome:
+def collect(runs: list[Run], cfg: Study, bench: Bench) -> tables.Outcome:
     """What the finished runs say, seeds and strategies in the order of the runs."""
     names = list(dict.fromkeys(run.name for run in runs))
     seeds = list(dict.fromkeys(run.seed for run in runs))
@@ -581,22 +576,20 @@ def collect(runs: list[Run], cfg: Study, bench: Bench) -> active_tables.Outcome:
 
     labels = cfg.first + cfg.per_cycle * np.arange(cfg.cycles)
     keys = ("accuracy", "wrong", "as_margin", "seconds")
-    return active_tables.Outcome(names, seeds, labels, *map(gather, keys))
+    return tables.Outcome(names, seeds, labels, *map(gather, keys))
 
 
-def report(
-    command: str, cfg: Study, outcome: active_tables.Outcome, text: str, **more: Any
-) -> None:
+def report(command: str, cfg: Study, outcome: tables.Outcome, text: str, **more: Any) -> None:
     """Write and print what came out of a command."""
     folder = cfg.folder / command
     folder.mkdir(parents=True, exist_ok=True)
     about = {"command": command, "config": to_dict(cfg), "versions": versions()}
-    write_json(folder / "results.json", about | active_tables.as_dict(outcome) | more)
+    write_json(folder / "results.json", about | tables.as_dict(outcome) | more)
     write_text(folder / "table.md", text)
-    write_text(folder / "accuracy.tsv", active_tables.as_tsv(outcome))
+    write_text(folder / "accuracy.tsv", tables.as_tsv(outcome))
     print(f"\n{text}")
     print(f"tables: {folder}")
-    active_tables.draw(outcome, cfg.dataset, folder / "accuracy.png")
+    tables.draw(outcome, cfg.dataset, folder / "accuracy.png")
 
 
 # ---------------------------------------------------------------------------- commands
@@ -612,7 +605,7 @@ def compare(cfg: CompareConfig) -> None:
     seeds = range(cfg.seeds)
     runs = [run_of(seed, name, cfg.gradient_steps) for seed in seeds for name in cfg.strategies]
     outcome = collect(runs, cfg, play_all(runs, cfg))
-    report("compare", cfg, outcome, active_tables.comparison(outcome))
+    report("compare", cfg, outcome, tables.comparison(outcome))
 
 
 def steps(cfg: StepsConfig) -> None:
@@ -620,9 +613,9 @@ def steps(cfg: StepsConfig) -> None:
     runs = [run_of(cfg.seed, "random", 0)]
     runs += [run_of(cfg.seed, "dqn", count) for count in cfg.gradient_steps]
     outcome = collect(runs, cfg, play_all(runs, cfg))
-    wins = active_tables.wins(outcome)
+    wins = tables.wins(outcome)
     best = max(cfg.gradient_steps, key=lambda count: wins[f"dqn-{count}"])
-    text = active_tables.steps_table(outcome, wins, f"dqn-{best}")
+    text = tables.steps_table(outcome, wins, f"dqn-{best}")
     report("steps", cfg, outcome, text, best_steps=best, wins=wins)
 
 
@@ -638,7 +631,7 @@ def repeats(cfg: RepeatsConfig) -> None:
     names: tuple[StrategyName, ...] = ("random", "margin", "dqn")
     runs = [run_of(seed, name, count) for seed in seeds for name in names]
     outcome = collect(runs, cfg, play_all(runs, cfg))
-    report("repeats", cfg, outcome, active_tables.comparison(outcome), gradient_steps=count)
+    report("repeats", cfg, outcome, tables.comparison(outcome), gradient_steps=count)
 
 
 def evaluate(cfg: EvaluateConfig) -> None:
@@ -664,8 +657,9 @@ def evaluate(cfg: EvaluateConfig) -> None:
         print(f"accuracy_{name.replace(' ', '_')}: {100 * share:.2f}")
 
 
-def main(args: list[str]) -> None:
+def main(args: list[str] | None = None) -> None:
     """The command line: a command and its flags; without a command, `compare`."""
+    args = sys.argv[1:] if args is None else args
     if not args or args[0].startswith("-"):
         args = ["compare", *args]
     cfg = parse(COMMANDS, args)
@@ -674,7 +668,3 @@ def main(args: list[str]) -> None:
         return
     functions = {CompareConfig: compare, StepsConfig: steps, RepeatsConfig: repeats}
     functions[type(cfg)](settle(cfg))
-
-
-if __name__ == "__main__":
-    run_main(lambda: main(sys.argv[1:]))

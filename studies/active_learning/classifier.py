@@ -1,10 +1,10 @@
 """The classifier of the active learning study: networks, augmentation, training, prediction.
 
-Run:    nothing here runs; see studies/active_learning.py
+Run:    nothing here runs; see commands.py
 Reads:  nothing
 Writes: nothing
 Shapes: N images, B batch, C channels, H x W pixels, K classes, F features
-Next:   studies/query_strategies.py
+Next:   strategies.py
 
 Images stay on the device as bytes; a batch is cropped, mirrored and normalised there.
 """
@@ -19,7 +19,7 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from config import InputError
-from studies.image_data import Images
+from studies.active_learning.images import Images
 
 NetworkName = Literal["resnet18", "small"]
 PREDICT_BATCH = 1000  # images

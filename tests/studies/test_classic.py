@@ -5,7 +5,6 @@ Next:   test_container.py
 
 import dataclasses
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,9 +15,12 @@ pytest.importorskip("gymnasium")
 import gymnasium
 
 from config import InputError, parse, to_dict
-from studies import agents, classic, mdp, policy_search
-from studies.agents import Checking, DqnLearner, DqnSettings, Policy, Variant
-from studies.classic_settings import (
+from studies.classic import agents, mdp, policy_search
+from studies.classic import commands as classic
+from studies.classic.agents import Checking, DqnLearner, DqnSettings, Policy, Variant
+from studies.classic.mdp import TabularLearning, ThreeState
+from studies.classic.policy_search import GeneticSettings, ReinforceSettings
+from studies.classic.settings import (
     DqnConfig,
     GeneticConfig,
     QLearningConfig,
@@ -27,8 +29,6 @@ from studies.classic_settings import (
     TableConfig,
     commands,
 )
-from studies.mdp import TabularLearning, ThreeState
-from studies.policy_search import GeneticSettings, ReinforceSettings
 
 NEVER = -np.inf
 TINY = DqnSettings(hidden=(8,), budget=400, start_steps=50, train_every=64, updates=4, lanes=4)
@@ -416,7 +416,3 @@ def test_a_stopped_seed_keeps_its_last_value():
     assert steps.tolist() == [1000, 2000, 3000, 4000, 5000]
     assert returns[0].tolist() == [5.0, 9.0, 9.0, 9.0, 9.0]
     assert returns[1].tolist() == [1.0, 1.0, 3.0, 3.0, 4.0]
-
-
-def test_the_program_lies_where_the_text_says():
-    assert Path(classic.__file__).relative_to(classic.ROOT) == Path("studies/classic.py")

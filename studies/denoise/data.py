@@ -1,10 +1,10 @@
 """Noisy speech for the denoising study: mixtures, their table, features and what was measured.
 
-Run:    not a script; the commands `mix` and `features` of denoise.py
+Run:    not a script; the commands `mix` and `features` of `python -m studies.denoise`
 Reads:  <clean>/<speaker>/*, <noise>/<class>/*; <split>/meta.csv, <split>/features.csv
 Writes: <out>/<split>/{clean,noisy}/<utt_id>.wav, <out>/<split>/meta.csv and features.csv
 Shapes: S samples of a clip
-Next:   denoise_env.py
+Next:   environment.py
 
 No speaker and no noise recording is in two splits. Paths in the tables are relative to the table's
 own folder. Without folders of your own, speech and noise are synthesised by soundscapes.py.
@@ -15,7 +15,6 @@ import json
 import math
 import re
 import shutil
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,15 +26,9 @@ import soundfile
 import torch
 from tqdm import tqdm
 
-ROOT = Path(__file__).resolve().parent.parent
-for folder in (ROOT, ROOT / "studies"):
-    if str(folder) not in sys.path:  # run as a program
-        sys.path.insert(0, str(folder))
-
-import denoisers  # noqa: E402
-
-from config import Checked, InputError, number, require, whole, write_text  # noqa: E402
-from soundscapes import AUDIO, MAKERS, PEAK, RATE, list_bank, synthesise  # noqa: E402
+from config import Checked, InputError, number, require, whole, write_text
+from soundscapes import AUDIO, MAKERS, PEAK, RATE, list_bank, synthesise
+from studies.denoise import denoisers
 
 META = (
     *("utt_id", "split", "clean_path", "noisy_path", "clean_source", "noise_source", "scene"),
@@ -364,7 +357,7 @@ def read_table(path: Path, needed: tuple[str, ...], cure: str) -> list[dict[str,
     return rows
 
 
-MAKE_META = "run: python studies/denoise.py mix"
+MAKE_META = "run: python -m studies.denoise mix"
 
 
 def read_meta(path: Path) -> list[dict[str, str]]:

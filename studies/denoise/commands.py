@@ -1,18 +1,18 @@
 """Does reinforcement learning choose denoisers better than a constant chain? The study's commands.
 
-Run:    python studies/denoise.py mix        # noisy speech; without folders it is synthesised
-        python studies/denoise.py features   # what the policy sees, what the noisy clips score
-        python studies/denoise.py train --algo ppo
-        python studies/denoise.py tune       # the constant chain and the other opponents
-        python studies/denoise.py metrics --checkpoint runs/denoise/ppo
-        python studies/denoise.py infer --input noisy.wav --output denoised.wav
-        python studies/denoise.py sweep --config experiments.json
+Run:    python -m studies.denoise mix        # noisy speech; without folders it is synthesised
+        python -m studies.denoise features   # what the policy sees, what the noisy clips score
+        python -m studies.denoise train --algo ppo
+        python -m studies.denoise tune       # the constant chain and the other opponents
+        python -m studies.denoise metrics --checkpoint runs/denoise/ppo
+        python -m studies.denoise infer --input noisy.wav --output denoised.wav
+        python -m studies.denoise sweep --config experiments.json
 Reads:  data/denoise/<split>/{meta.csv, features.csv}, runs/denoise/*
 Writes: runs/denoise/<name>/{model.zip, agent.json, metrics.json, history.csv}; others: --help
 Shapes: none
-Next:   denoise_table.py
+Next:   table.py
 
-Needs requirements-studies.txt. studies/denoise.md has the formulas, the tables and the verdict.
+Needs requirements-studies.txt. README.md has the formulas, the tables and the verdict.
 """
 
 import itertools
@@ -27,32 +27,26 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-ROOT = Path(__file__).resolve().parent.parent
-for folder in (ROOT, ROOT / "studies"):
-    if str(folder) not in sys.path:  # run as a program
-        sys.path.insert(0, str(folder))
+import numpy as np
+import soundfile
+import torch
 
-import denoise_data  # noqa: E402
-import denoise_env  # noqa: E402
-import numpy as np  # noqa: E402
-import soundfile  # noqa: E402
-import torch  # noqa: E402
-from denoise_data import MEASURES, FeaturesConfig, MixConfig, write_csv  # noqa: E402
-from denoise_env import Agent, Algo, Chain, Corpus, Reward, load_agent, load_corpus  # noqa: E402
-
-from config import (  # noqa: E402
+from config import (
     Checked,
     Device,
     InputError,
     from_dict,
     needed,
     number,
+    parse,
     require,
-    run_script,
     to_dict,
     whole,
     write_text,
 )
+from studies.denoise import data, environment
+from studies.denoise.data import MEASURES, FeaturesConfig, MixConfig, write_csv
+from studies.denoise.environment import Agent, Algo, Chain, Corpus, Reward, load_agent, load_corpus
 
 RUNS = Path("runs/denoise")
 TRAIN = Path("data/denoise/train/features.csv")
@@ -261,9 +255,9 @@ def train(cfg: TrainConfig) -> None:
     log = start_wandb(cfg)
     corpus, validation = load_corpus(cfg.features), load_corpus(cfg.validation)
     check_apart(cfg, corpus, validation)
-    scaler = denoise_env.fit_scaler(corpus, cfg, cfg.scaler_steps, cfg.seed)
-    envs = denoise_env.DenoiseVectorEnv(corpus, cfg, cfg.num_envs, cfg.algo, scaler)
-    model = denoise_env.make_model(cfg, envs)
+    scaler = environment.fit_scaler(corpus, cfg, cfg.scaler_steps, cfg.seed)
+    envs = environment.DenoiseVectorEnv(corpus, cfg, cfg.num_envs, cfg.algo, scaler)
+    model = environment.make_model(cfg, envs)
     agent = Agent(cfg.algo, model.policy, scaler, corpus.sample_rate, cfg)
     shutil.rmtree(cfg.folder, ignore_errors=True)
     history: list[Watch] = []
@@ -273,7 +267,7 @@ def train(cfg: TrainConfig) -> None:
     def look(step: int) -> None:
         began = time.process_time()
         model.policy.set_training_mode(False)
-        found = denoise_env.evaluate(validation, cfg, agent.choose)
+        found = environment.evaluate(validation, cfg, agent.choose)
         learned = began - state["began"] - state["looking"]
         recent = envs.finished or [math.nan]
         watch = Watch(
@@ -286,7 +280,7 @@ def train(cfg: TrainConfig) -> None:
         )
         envs.finished = []
         if watch.validation_gain > max([w.validation_gain for w in history], default=-math.inf):
-            denoise_env.save_agent(cfg.folder, model, agent, about | {"step": step})
+            environment.save_agent(cfg.folder, model, agent, about | {"step": step})
         history.append(watch)
         write_csv(cfg.folder / "history.csv", Watch._fields, [w._asdict() for w in history])
         log(watch._asdict(), step)
@@ -344,26 +338,26 @@ def tune(cfg: TuneConfig) -> None:
     order = np.random.default_rng(cfg.seed).permutation(len(corpus.clips))
     few = subset(corpus, order[: cfg.clips])
     began = time.perf_counter()
-    chain, _ = denoise_env.tune_constant(few, cfg, cfg.beam, print)
+    chain, _ = environment.tune_constant(few, cfg, cfg.beam, print)
     many = subset(corpus, order[: 4 * cfg.clips])
     finalists = [chain[:length] for length in range(len(chain) + 1)]
     scored = [
-        float(denoise_env.evaluate(many, cfg, denoise_env.constant(one)).gain.mean())
+        float(environment.evaluate(many, cfg, environment.constant(one)).gain.mean())
         for one in finalists
     ]
     chain = finalists[int(np.argmax(scored))]
-    print(f"constant chain: {max(scored):+.4f}  {denoise_env.told(chain)}")
+    print(f"constant chain: {max(scored):+.4f}  {environment.told(chain)}")
     reduced = {}
     for steady, share in NOISEREDUCE:
-        waves = denoise_env.noisereduce_waves(few, steady, share)
-        scores = denoise_data.measure(few.clips, waves, few.sample_rate)
-        gains = denoise_env.worth(scores, cfg) - denoise_env.worth(few.scores, cfg)
+        waves = environment.noisereduce_waves(few, steady, share)
+        scores = data.measure(few.clips, waves, few.sample_rate)
+        gains = environment.worth(scores, cfg) - environment.worth(few.scores, cfg)
         reduced[steady, share] = float(gains.mean())
         print(f"noisereduce stationary={steady} prop_decrease={share}: {gains.mean():+.4f}")
     steady, share = max(reduced, key=reduced.get)
     content = {
         "chain": chain,
-        "told": denoise_env.told(chain),
+        "told": environment.told(chain),
         "gain": max(scored),
         "clips": len(many.clips),
         "noisereduce": {"stationary": steady, "prop_decrease": share},
@@ -392,25 +386,25 @@ def infer(cfg: InferConfig) -> None:
     agents = [load_agent(path) for path in cfg.checkpoint]
     cfg.output.parent.mkdir(parents=True, exist_ok=True)
     for name, agent in zip(names, agents, strict=True):
-        noisy = denoise_data.read_wave(cfg.input, agent.sample_rate)
+        noisy = data.read_wave(cfg.input, agent.sample_rate)
         most = cfg.max_steps or agent.task.max_steps
-        (wave,), (chain,) = denoise_env.run_chains([noisy], agent.sample_rate, most, agent.choose)
+        (wave,), (chain,) = environment.run_chains([noisy], agent.sample_rate, most, agent.choose)
         path = cfg.output
         if len(agents) > 1:
             path = path.with_name(f"{path.stem}__{name}{path.suffix}")
         with whole(path) as temporary, open(temporary, "wb") as stream:
             kind = path.suffix[1:] or "wav"
             soundfile.write(stream, wave, agent.sample_rate, subtype="PCM_16", format=kind)
-        print(f"{name}: {denoise_env.told(chain)}\n{path}")
+        print(f"{name}: {environment.told(chain)}\n{path}")
         if cfg.clean:
             print_scores(cfg, agent, noisy, wave)
 
 
 def print_scores(cfg: InferConfig, agent: Agent, noisy: np.ndarray, wave: np.ndarray) -> None:
     """SI-SDR, STOI, ESTOI before and after."""
-    from denoisers import batch_of, pystoi_pair, si_sdr
+    from studies.denoise.denoisers import batch_of, pystoi_pair, si_sdr
 
-    clean = denoise_data.read_wave(cfg.clean, agent.sample_rate)
+    clean = data.read_wave(cfg.clean, agent.sample_rate)
     if len(clean) != len(noisy):
         raise InputError(f"{cfg.clean}: has {len(clean)} samples, the noisy clip {len(noisy)}")
     for name, audio in (("noisy", noisy), ("denoised", wave)):
@@ -510,7 +504,7 @@ def sweep(cfg: SweepConfig) -> int:
             one.folder.mkdir(parents=True, exist_ok=True)
             log = one.folder.with_name(one.folder.name + ".log")
             with open(log, "w", encoding="utf-8") as stream:
-                command = [sys.executable, __file__, "train", *flags_of(one.cfg)]
+                command = [sys.executable, "-m", "studies.denoise", "train", *flags_of(one.cfg)]
                 done = subprocess.run(command, stdout=stream, stderr=subprocess.STDOUT)
             if done.returncode:
                 print(f"  failed with exit code {done.returncode}; see {log}")
@@ -543,19 +537,24 @@ def read_tuned(path: Path) -> tuple[Chain, dict[str, Any], Reward] | None:
         raise InputError(f"{path}: is not a file of `tune` ({error!r}); run it again") from None
 
 
-def main(cfg: Any) -> int | None:
+def main(args: list[str] | None = None) -> int | None:
+    """The command line: a command and its flags."""
+    return run(parse(NAMES, args))
+
+
+def run(cfg: Any) -> int | None:
     """The command that was given."""
     torch.set_num_threads(1)  # small tensors are slower on two
     if isinstance(cfg, MetricsConfig):
-        import denoise_table  # matplotlib, pystoi, noisereduce
+        from studies.denoise import table  # matplotlib, pystoi, noisereduce
 
-        return denoise_table.metrics(cfg, read_tuned(cfg.tuned))
+        return table.metrics(cfg, read_tuned(cfg.tuned))
     return COMMANDS[type(cfg)](cfg)
 
 
 COMMANDS = {
-    MixConfig: denoise_data.mix,
-    FeaturesConfig: denoise_data.write_features,
+    MixConfig: data.mix,
+    FeaturesConfig: data.write_features,
     TrainConfig: train,
     TuneConfig: tune,
     SweepConfig: sweep,
@@ -570,6 +569,3 @@ NAMES = {
     "infer": InferConfig,
     "metrics": MetricsConfig,
 }
-
-if __name__ == "__main__":
-    run_script(NAMES, main)

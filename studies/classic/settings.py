@@ -1,28 +1,23 @@
-"""Commands, flags and settings of classic.py: tuned ones, and those of its sources.
+"""Commands, flags and settings of studies.classic: tuned ones, and those of its sources.
 
-Run:    not a program; see classic.py
+Run:    not a program; see commands.py
 Reads:  nothing
 Writes: nothing
 Shapes: none
-Next:   classic.py
+Next:   commands.py
 
 The sources are a lecture on reinforcement learning (policy search, MDPs, Q-learning, DQN and its
 variants) and a DQN tutorial with replay and target network on CartPole.
 """
 
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-ROOT = Path(__file__).resolve().parent.parent
-if str(ROOT) not in sys.path:
-    sys.path.insert(0, str(ROOT))
-
-from config import Checked, flag_in, number  # noqa: E402
-from studies.agents import Checking, DqnSettings, EnvName, Variant  # noqa: E402
-from studies.mdp import TabularEnv, TabularLearning  # noqa: E402
-from studies.policy_search import GeneticSettings, ReinforceSettings  # noqa: E402
+from config import Checked, flag_in, number
+from studies.classic.agents import Checking, DqnSettings, EnvName, Variant
+from studies.classic.mdp import TabularEnv, TabularLearning
+from studies.classic.policy_search import GeneticSettings, ReinforceSettings
 
 HOME = Path("runs/classic")
 LIMIT = {"CartPole-v1": 500, "LunarLander-v3": 1000}  # gymnasium's longest episode

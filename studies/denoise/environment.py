@@ -1,10 +1,10 @@
 """Choosing denoisers as a game: the environment, the agents of stable-baselines3, their opponents.
 
-Run:    not a script; denoise.py imports it
-Reads:  <split>/features.csv (`denoise.py features`), <run>/{agent.json, model.zip}
+Run:    not a script; see commands.py
+Reads:  <split>/features.csv (`python -m studies.denoise features`), <run>/{agent.json, model.zip}
 Writes: <run>/{agent.json, model.zip}
 Shapes: L lanes, B clips, S samples, D numbers of an observation
-Next:   denoise.py
+Next:   commands.py
 
 An episode is a clip, a step one denoiser on what the last one left:
 
@@ -27,18 +27,17 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import denoise_data  # puts the project's folder on the path
-import denoisers
 import numpy as np
 import torch
-from denoise_data import MEASURES, NOISY, Clip
-from denoisers import FEATURES, METHODS, PARAMETERS, STOP
-from threshold_env import gymnasium, sb3_env
 
 from config import Checked, InputError, needed, number, whole, write_text
 from runfolder import pick_device, versions
+from studies.denoise import data, denoisers
+from studies.denoise.data import MEASURES, NOISY, Clip
+from studies.denoise.denoisers import FEATURES, METHODS, PARAMETERS, STOP
+from studies.threshold_env import gymnasium, sb3_env
 
-SCRIPT = "denoise.py"  # the program that a message names
+SCRIPT = "python -m studies.denoise"  # the program that a message names
 CHOICES = (*METHODS, "stop")
 MEMORY = ("removed_db", *METHODS, *PARAMETERS, "share_of_steps")
 OBSERVATION = len(FEATURES) + len(MEMORY)
@@ -64,7 +63,7 @@ class Reward(Checked):
     """worth of 1 ESTOI (HEAR's recipe)"""
     diversity_weight: float = number(0.0)
     """paid for another method than the step before, half of it charged for the same (HEAR: 0.1;
-    0 here, see studies/denoise.md)"""
+    0 here, see studies/denoise/README.md)"""
     quality_interval: int = number(1, 0)
     """steps from one measurement of STOI and ESTOI to the next; 0: at the end only (HEAR)"""
     quality_stride: int = number(4, 1)
@@ -91,11 +90,11 @@ class Corpus(NamedTuple):
 
 def load_corpus(path: Path) -> Corpus:
     """A features.csv with its audio. InputError where it is missing or does not fit the audio."""
-    cure = f"run: python studies/denoise.py features --meta {path.with_name('meta.csv')}"
+    cure = f"run: python -m studies.denoise features --meta {path.with_name('meta.csv')}"
     columns = ("utt_id", "clean_path", "noisy_path", "snr_db", *NOISY, *FEATURES)
-    rows = denoise_data.read_table(path, columns, cure)
-    sample_rate = denoise_data.rate_of(path, rows)
-    clips = denoise_data.read_clips(path, rows, sample_rate)
+    rows = data.read_table(path, columns, cure)
+    sample_rate = data.rate_of(path, rows)
+    clips = data.read_clips(path, rows, sample_rate)
     try:
         seen = np.array([[float(row[name]) for name in FEATURES] for row in rows], np.float32)
         scores = np.array([[float(row[name]) for name in NOISY] for row in rows])
@@ -159,9 +158,7 @@ class Lanes:
         self.first = corpus.scores  # of the noisy clips, measured as those of later steps are
         if task.quality_stride > 1 and (task.stoi_weight or task.estoi_weight):
             noisy = [clip.noisy for clip in corpus.clips]
-            self.first = denoise_data.measure(
-                corpus.clips, noisy, corpus.sample_rate, task.quality_stride
-            )
+            self.first = data.measure(corpus.clips, noisy, corpus.sample_rate, task.quality_stride)
         self.audio = torch.zeros(num_lanes, longest)
         self.clean = torch.zeros(num_lanes, longest)
         self.lengths = torch.ones(num_lanes, dtype=torch.int64)
@@ -367,8 +364,8 @@ def run_chains(
     """Denoise waves (S,) by what `choose` says -> waves, chains. No clean clip is needed."""
     outs: list[np.ndarray] = []
     chains: list[Chain] = []
-    for first in range(0, len(waves), denoise_data.BATCH):
-        batch = denoisers.batch_of(list(waves[first : first + denoise_data.BATCH]))
+    for first in range(0, len(waves), data.BATCH):
+        batch = denoisers.batch_of(list(waves[first : first + data.BATCH]))
         count = len(batch.lengths)
         memory, going = Memory(count), np.ones(count, bool)
         memory.before = denoisers.level(batch).numpy()[:, 0]
@@ -501,7 +498,7 @@ def load_agent(folder: Path) -> Agent:
         scaler = Scaler(*(np.array(content["scaler"][name]) for name in ("mean", "std")))
         task = Reward(**content["task"])
     except FileNotFoundError as error:
-        cure = "train first: python studies/denoise.py train"
+        cure = "train first: python -m studies.denoise train"
         raise InputError(f"{folder}: no {Path(error.filename).name}; {cure}") from None
     except pickle.UnpicklingError:
         raise InputError(
@@ -526,7 +523,7 @@ def evaluate(corpus: Corpus, task: Reward, choose: Chooser) -> Evaluation:
     """Every clip once."""
     noisy = [clip.noisy for clip in corpus.clips]
     waves, chains = run_chains(noisy, corpus.sample_rate, task.max_steps, choose)
-    scores = denoise_data.measure(corpus.clips, waves, corpus.sample_rate)
+    scores = data.measure(corpus.clips, waves, corpus.sample_rate)
     return Evaluation(waves, chains, scores, worth(scores, task) - worth(corpus.scores, task))
 
 
@@ -586,9 +583,9 @@ def search_clip(
     """
     rng = np.random.default_rng(seed)
     best = [(0.0, clip.noisy, [])]  # (worth, wave, chain)
-    before = worth(denoise_data.measure([clip], [clip.noisy], sample_rate), task)[0]
+    before = worth(data.measure([clip], [clip.noisy], sample_rate), task)[0]
     waves, chains = run_chains([clip.noisy], sample_rate, task.max_steps, constant(known))
-    gain = worth(denoise_data.measure([clip], waves, sample_rate), task)[0] - before
+    gain = worth(data.measure([clip], waves, sample_rate), task)[0] - before
     finished = [*best, (gain, waves[0], chains[0])]
     for _ in range(task.max_steps):
         found = []
@@ -598,7 +595,7 @@ def search_clip(
             audio = denoisers.denoise(
                 batch, torch.from_numpy(methods), torch.from_numpy(params).float(), sample_rate
             )
-            scores = denoise_data.measure([clip] * len(methods), [*audio.numpy()], sample_rate)
+            scores = data.measure([clip] * len(methods), [*audio.numpy()], sample_rate)
             for i, value in enumerate(worth(scores, task) - before):
                 step = (int(methods[i]), tuple(params[i].tolist()))
                 found.append((value, audio[i].numpy(), [*chain, step]))
@@ -620,7 +617,7 @@ def tune_constant(
 
     def tried(waves: list[np.ndarray], step: tuple) -> tuple[float, list[np.ndarray]]:
         outs, _ = run_chains(waves, corpus.sample_rate, 1, constant([step]))
-        scores = denoise_data.measure(corpus.clips, outs, corpus.sample_rate)
+        scores = data.measure(corpus.clips, outs, corpus.sample_rate)
         return float(np.mean(worth(scores, task) - before)), outs
 
     best: list[tuple[float, list[np.ndarray], Chain]] = [(0.0, noisy, [])]

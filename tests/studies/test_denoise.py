@@ -1,4 +1,4 @@
-"""Denoisers, measures, mixtures, the environment, agents and the commands of studies/denoise.py.
+"""Denoisers, measures, mixtures, the environment, agents and the commands of studies.denoise.
 
 Next:   test_container.py
 """
@@ -27,19 +27,21 @@ pytest.importorskip("noisereduce")
 
 from gymnasium.utils.env_checker import check_env
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "studies"))
-
-import denoise
-import denoise_data
-import denoise_env
-import denoisers
-from denoise import MetricsConfig, SweepConfig, TrainConfig
-from denoise_data import FeaturesConfig, MixConfig, fitted, mixed
-from denoise_env import AS_IT_IS, DenoiseEnv, DenoiseVectorEnv, Lanes, Reward, Scaler
-from denoisers import METHODS, STOP, batch_of
-
-from config import InputError, parse, run_script
+from config import InputError, parse
 from soundscapes import synthesise
+from studies.denoise import commands, denoisers, environment
+from studies.denoise import data as mixtures
+from studies.denoise.commands import MetricsConfig, SweepConfig, TrainConfig
+from studies.denoise.data import FeaturesConfig, MixConfig, fitted, mixed
+from studies.denoise.denoisers import METHODS, STOP, batch_of
+from studies.denoise.environment import (
+    AS_IT_IS,
+    DenoiseEnv,
+    DenoiseVectorEnv,
+    Lanes,
+    Reward,
+    Scaler,
+)
 
 RATE = 8000
 EVERY_METHOD = torch.arange(len(METHODS))
@@ -77,15 +79,15 @@ def one_thread():
 def data(tmp_path_factory) -> Path:
     """Built-in mixtures with their features."""
     folder = tmp_path_factory.mktemp("denoise") / "data"
-    denoise_data.mix(MixConfig(out=folder, clips=(5, 2, 4), join=2))
+    mixtures.mix(MixConfig(out=folder, clips=(5, 2, 4), join=2))
     tables = tuple(folder / split / "meta.csv" for split in ("train", "validation"))
-    denoise_data.write_features(FeaturesConfig(meta=tables))
+    mixtures.write_features(FeaturesConfig(meta=tables))
     return folder
 
 
 @pytest.fixture(scope="module")
-def corpus(data) -> denoise_env.Corpus:
-    return denoise_env.load_corpus(data / "train" / "features.csv")
+def corpus(data) -> environment.Corpus:
+    return environment.load_corpus(data / "train" / "features.csv")
 
 
 def small(data: Path, run: Path, **more) -> TrainConfig:
@@ -99,7 +101,7 @@ def runs(data, tmp_path_factory) -> dict[str, Path]:
     """A tiny run of each algorithm."""
     folder = tmp_path_factory.mktemp("runs")
     for algo in ("ppo", "sac", "td3"):
-        denoise.train(small(data, folder / algo, algo=algo))
+        commands.train(small(data, folder / algo, algo=algo))
     return {algo: folder / algo for algo in ("ppo", "sac", "td3")}
 
 
@@ -253,10 +255,8 @@ def test_features_do_not_see_the_level():
 
 
 def test_splits_share_nothing_and_have_the_ratio(data):
-    tables = {
-        split: denoise_data.read_meta(data / split / "meta.csv") for split in denoise_data.SPLITS
-    }
-    assert tuple(tables["train"][0]) == denoise_data.META
+    tables = {split: mixtures.read_meta(data / split / "meta.csv") for split in mixtures.SPLITS}
+    assert tuple(tables["train"][0]) == mixtures.META
     for column in ("speaker_id", "noise_source"):
         values = [{row[column] for row in rows} for rows in tables.values()]
         assert not (values[0] & values[1] | values[0] & values[2] | values[1] & values[2])
@@ -277,11 +277,11 @@ def test_real_recordings_are_mixed(shared_data, tmp_path):
         noise=shared_data / "esc10",
         clips=(3, 1, 2),
     )
-    denoise_data.mix(cfg)
-    rows = denoise_data.read_meta(cfg.out / "test" / "meta.csv")
+    mixtures.mix(cfg)
+    rows = mixtures.read_meta(cfg.out / "test" / "meta.csv")
     assert all("/5-" in row["noise_source"] and "+" in row["clean_source"] for row in rows)
     with pytest.raises(InputError, match="give --sample-rate 8000"):  # a low-pass would win
-        denoise_data.mix(
+        mixtures.mix(
             MixConfig(
                 out=tmp_path / "up",
                 clean=shared_data / "fsdd",
@@ -301,16 +301,16 @@ def test_short_noise_is_not_looped():
 
 def test_mistakes_are_one_line(data, tmp_path):
     with pytest.raises(InputError, match="exists"):
-        denoise_data.mix(MixConfig(out=data))
+        mixtures.mix(MixConfig(out=data))
     (tmp_path / "one" / "speaker").mkdir(parents=True)
     soundfile.write(tmp_path / "one" / "speaker" / "a.wav", np.ones(800), RATE)
     with pytest.raises(InputError, match="1 speakers, 4 are needed"):
-        denoise_data.mix(MixConfig(out=tmp_path / "new", clean=tmp_path / "one"))
-    with pytest.raises(InputError, match=r"denoise\.py features"):
-        denoise_env.load_corpus(tmp_path / "features.csv")
+        mixtures.mix(MixConfig(out=tmp_path / "new", clean=tmp_path / "one"))
+    with pytest.raises(InputError, match=r"studies\.denoise features"):
+        environment.load_corpus(tmp_path / "features.csv")
     with pytest.raises(InputError, match="speaker_id"):
         table = data / "train" / "features.csv"
-        denoise.train(small(data, tmp_path / "run", validation_features=table))
+        commands.train(small(data, tmp_path / "run", validation_features=table))
 
 
 # ---------------------------------------------------------------------------- environment
@@ -324,7 +324,7 @@ def test_environment_keeps_the_rules(corpus):
 
 def test_observation_changes_with_the_audio(corpus):
     """HEAR's agent saw the features of the noisy clip at every step."""
-    wide = Scaler(np.zeros(denoise_env.OBSERVATION), np.full(denoise_env.OBSERVATION, 100.0))
+    wide = Scaler(np.zeros(environment.OBSERVATION), np.full(environment.OBSERVATION, 100.0))
     env = DenoiseEnv(corpus, Reward(), "ppo", wide)
     before, _ = env.reset(options={"clip": 0})
     after, *_ = env.step(np.array([0, 3, 5, 2]))
@@ -333,7 +333,7 @@ def test_observation_changes_with_the_audio(corpus):
     assert np.abs(after[:seen] - before[:seen]).max() > 1.0
     batch = env.lanes.batch()
     np.testing.assert_allclose(after[:seen], denoisers.features(batch, RATE)[0], atol=1e-4)
-    names = dict(zip(denoise_env.MEMORY, after[seen:], strict=True))
+    names = dict(zip(environment.MEMORY, after[seen:], strict=True))
     assert names["spectral_sub"] == 1 and names["lsa"] == 0 and names["removed_db"] > 0
     assert names["strength"] == pytest.approx(0.6) and names["share_of_steps"] == pytest.approx(
         1 / 3
@@ -355,8 +355,8 @@ def test_reward_is_the_gain(corpus):
             paid.append(reward)
     assert over
     wave = one.lanes.batch().audio[0].numpy()
-    scores = denoise_data.measure([clip], [wave], RATE)
-    gain = (denoise_env.worth(scores, task) - denoise_env.worth(corpus.scores[2:3], task))[0]
+    scores = mixtures.measure([clip], [wave], RATE)
+    gain = (environment.worth(scores, task) - environment.worth(corpus.scores[2:3], task))[0]
     assert sum(paid[:3]) == pytest.approx(gain - 0.1 + 0.2, abs=1e-4)  # the same, then another
     assert sum(paid[3:]) == pytest.approx(gain, abs=1e-4)
     exact = denoisers.pystoi_pair(clip.clean, wave, RATE)
@@ -389,16 +389,16 @@ def test_every_choice_is_as_likely_as_the_others():
     """HEAR rounded a float: the outer methods had half the range of the inner ones."""
     rng = np.random.default_rng(0)
     for algo in ("ppo", "sac"):
-        space = denoise_env.action_space(algo)
+        space = environment.action_space(algo)
         space.seed(0)
         actions = np.stack([space.sample() for _ in range(2000)])
-        choices, params = denoise_env.read_actions(algo, actions)
+        choices, params = environment.read_actions(algo, actions)
         assert np.bincount(choices, minlength=5).min() > 330
         assert params.min() >= 0 and params.max() <= 1
     order = rng.permutation(5)  # the number of a method means nothing to the box
     box = np.zeros((5, 8), np.float32)
     box[np.arange(5), order] = 1
-    assert (denoise_env.read_actions("td3", box)[0] == order).all()
+    assert (environment.read_actions("td3", box)[0] == order).all()
 
 
 def test_unmeasurable_clips_do_not_stop_training(corpus):
@@ -417,24 +417,24 @@ def test_unmeasurable_clips_do_not_stop_training(corpus):
 
 @pytest.mark.parametrize("algo", ["ppo", "sac", "td3"])
 def test_a_run_can_be_loaded_and_chooses_the_same(algo, runs, corpus):
-    agent = denoise_env.load_agent(runs[algo])
+    agent = environment.load_agent(runs[algo])
     content = json.loads((runs[algo] / "agent.json").read_text())
     np.testing.assert_allclose(agent.scaler.mean, content["scaler"]["mean"])
-    raw = np.random.default_rng(0).standard_normal((7, denoise_env.OBSERVATION)).astype(np.float32)
+    raw = np.random.default_rng(0).standard_normal((7, environment.OBSERVATION)).astype(np.float32)
     choices, params = agent.choose(raw, 0)
     model = getattr(__import__("stable_baselines3"), algo.upper()).load(runs[algo] / "model.zip")
     expected, _ = model.predict(agent.scaler(raw), deterministic=True)
-    expected = denoise_env.read_actions(algo, expected)
+    expected = environment.read_actions(algo, expected)
     np.testing.assert_array_equal(choices, expected[0])
     np.testing.assert_allclose(params, expected[1], atol=1e-5)
-    found = denoise_env.evaluate(corpus, agent.task, agent.choose)
+    found = environment.evaluate(corpus, agent.task, agent.choose)
     assert all(len(chain) <= 3 for chain in found.chains) and np.isfinite(found.gain).all()
 
 
 def test_scaler_saw_training_clips_only(runs, corpus, data):
     cfg = small(data, runs["ppo"])
-    again = denoise_env.fit_scaler(corpus, cfg, cfg.scaler_steps, cfg.seed)
-    loaded = denoise_env.load_agent(runs["ppo"]).scaler
+    again = environment.fit_scaler(corpus, cfg, cfg.scaler_steps, cfg.seed)
+    loaded = environment.load_agent(runs["ppo"]).scaler
     np.testing.assert_allclose(again.mean, loaded.mean)
     np.testing.assert_allclose(again.std, loaded.std)
 
@@ -460,14 +460,14 @@ def test_loading_runs_no_code(runs, tmp_path):
             for entry in old.namelist():
                 new.writestr(entry, content if entry == name else old.read(entry))
         if name == "data":
-            denoise_env.load_agent(folder)  # not opened at all
+            environment.load_agent(folder)  # not opened at all
         else:
             with pytest.raises(InputError, match="is not a run"):
-                denoise_env.load_agent(folder)
+                environment.load_agent(folder)
 
 
 def test_same_seed_same_policy(runs, data, tmp_path):
-    denoise.train(small(data, tmp_path / "again", algo="ppo"))
+    commands.train(small(data, tmp_path / "again", algo="ppo"))
     first, second = (
         (folder / "history.csv").read_text().splitlines()
         for folder in (runs["ppo"], tmp_path / "again")
@@ -482,7 +482,7 @@ def test_wandb_only_where_it_is_asked_for(data, tmp_path, monkeypatch):
     assert "wandb" not in sys.modules
     monkeypatch.setitem(sys.modules, "wandb", None)  # not installed
     with pytest.raises(InputError, match="pip install wandb"):
-        denoise.train(small(data, tmp_path / "run", wandb_project="x"))
+        commands.train(small(data, tmp_path / "run", wandb_project="x"))
 
 
 # ---------------------------------------------------------------------------- commands
@@ -492,18 +492,18 @@ def test_wandb_only_where_it_is_asked_for(data, tmp_path, monkeypatch):
 def tuned(data, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("tuned") / "tune.json"
     table = data / "train" / "features.csv"
-    denoise.tune(denoise.TuneConfig(features=table, out=path, clips=1, beam=1, max_steps=1))
+    commands.tune(commands.TuneConfig(features=table, out=path, clips=1, beam=1, max_steps=1))
     return path
 
 
 def test_searches_gain_on_what_they_search(tuned, corpus):
-    chain, _, task = denoise.read_tuned(tuned)
+    chain, _, task = commands.read_tuned(tuned)
     assert json.loads(tuned.read_text())["gain"] >= 0 and len(chain) <= 1
-    before = denoise_env.worth(corpus.scores[:1], task)
-    wave, found = denoise_env.search_clip(corpus.clips[0], task, RATE, 8, 2, 0, chain)
-    best = denoise_env.worth(denoise_data.measure(corpus.clips[:1], [wave], RATE), task)
-    known, _ = denoise_env.run_chains([corpus.clips[0].noisy], RATE, 1, denoise_env.constant(chain))
-    other = denoise_env.worth(denoise_data.measure(corpus.clips[:1], known, RATE), task)
+    before = environment.worth(corpus.scores[:1], task)
+    wave, found = environment.search_clip(corpus.clips[0], task, RATE, 8, 2, 0, chain)
+    best = environment.worth(mixtures.measure(corpus.clips[:1], [wave], RATE), task)
+    known, _ = environment.run_chains([corpus.clips[0].noisy], RATE, 1, environment.constant(chain))
+    other = environment.worth(mixtures.measure(corpus.clips[:1], known, RATE), task)
     assert best >= max(before, other) - 1e-6 and len(found) <= task.max_steps
 
 
@@ -519,7 +519,7 @@ def test_metrics_has_every_row(runs, tuned, data, tmp_path, capsys):
         plot_dir=tmp_path / "plots",
         output_dir=tmp_path / "samples",
     )
-    denoise.main(cfg)
+    commands.run(cfg)
     with open(tmp_path / "out" / "metrics.csv", newline="") as stream:
         rows = list(csv.DictReader(stream))
     members = {"noisy": 1, "constant chain": 1, "random policy": 5, "noisereduce": 1}
@@ -527,16 +527,16 @@ def test_metrics_has_every_row(runs, tuned, data, tmp_path, capsys):
     for name, count in members.items():
         assert sum(row["model"] == name for row in rows) == 4 * count
     first = next(row for row in rows if row["model"] == "PPO")
-    clip = denoise_data.read_meta(data / "test" / "meta.csv")[0]
+    clip = mixtures.read_meta(data / "test" / "meta.csv")[0]
     clean, noisy = (
         soundfile.read(data / "test" / clip[f"{kind}_path"], dtype="float32")[0]
         for kind in ("clean", "noisy")
     )
-    agent = denoise_env.load_agent(runs["ppo"])
-    (wave,), (chain,) = denoise_env.run_chains([noisy], RATE, 3, agent.choose)
+    agent = environment.load_agent(runs["ppo"])
+    (wave,), (chain,) = environment.run_chains([noisy], RATE, 3, agent.choose)
     value = float(denoisers.si_sdr(batch_of([clean]).audio, batch_of([wave]))[0])
     assert float(first["si_sdr"]) == pytest.approx(value, abs=1e-3)
-    assert first["chain"] == denoise_env.told(chain)
+    assert first["chain"] == environment.told(chain)
     names = {path.name for path in (tmp_path / "plots").iterdir()}
     assert names == {"si_sdr.png", "stoi.png", "estoi.png", "gaps.png", "curves.png"}
     with open(tmp_path / "samples" / "samples.csv", newline="") as stream:
@@ -550,7 +550,7 @@ def test_infer_takes_any_recording(runs, tmp_path, capsys):
     soundfile.write(tmp_path / "in.wav", stereo, 11025)
     given = ("--input", tmp_path / "in.wav", "--output", tmp_path / "out.wav")
     words = ["infer", "--checkpoint", runs["ppo"], runs["sac"], *given]
-    denoise.main(parse(denoise.NAMES, [str(word) for word in words]))
+    commands.run(parse(commands.NAMES, [str(word) for word in words]))
     for name in ("ppo", "sac"):
         wave, rate = soundfile.read(tmp_path / f"out__{name}.wav")
         assert rate == RATE and wave.shape == (-(-12000 * RATE // 11025),)
@@ -569,23 +569,23 @@ def test_sweep_goes_on_where_it_was(data, tmp_path, monkeypatch):
     cfg = SweepConfig(
         config=path, features=data / "train" / "features.csv", output_root=tmp_path / "sweep"
     )
-    commands = []
+    started = []
 
-    real = denoise.subprocess.run
+    real = commands.subprocess.run
 
     def run(command, **more):
-        if command[1] != denoise.__file__:  # git, asked for the version
+        if command[1:3] != ["-m", "studies.denoise"]:  # git, asked for the version
             return real(command, **more)
-        commands.append(command)
-        if len(commands) == 1:  # the first one breaks
+        started.append(command)
+        if len(started) == 1:  # the first one breaks
             return type("Done", (), {"returncode": 1})
-        denoise.main(parse(denoise.NAMES, command[2:]))
+        commands.run(parse(commands.NAMES, command[3:]))
         return type("Done", (), {"returncode": 0})
 
-    monkeypatch.setattr(denoise.subprocess, "run", run)
-    assert denoise.sweep(cfg) == 1  # one failed, the others were done
-    assert len(commands) == 2 and commands[0][0] == sys.executable
-    assert denoise.sweep(cfg) == 0 and len(commands) == 3  # only the one that was missing
+    monkeypatch.setattr(commands.subprocess, "run", run)
+    assert commands.sweep(cfg) == 1  # one failed, the others were done
+    assert len(started) == 2 and started[0][0] == sys.executable
+    assert commands.sweep(cfg) == 0 and len(started) == 3  # only the one that was missing
     names = sorted(folder.name for folder in (tmp_path / "sweep" / "ppo_small").iterdir())
     assert "00_learning_rate-3e-05_diversity_weight-0" in names
     with open(tmp_path / "sweep" / "summary.csv", newline="") as stream:
@@ -593,18 +593,14 @@ def test_sweep_goes_on_where_it_was(data, tmp_path, monkeypatch):
     assert len(rows) == 2 and all(math.isfinite(float(row["validation_gain"])) for row in rows)
     path.write_text(json.dumps({"experiments": [one | {"base_args": {"total_step": 1}}]}))
     with pytest.raises(InputError, match="did you mean 'total_steps'"):
-        denoise.sweep(cfg)
+        commands.sweep(cfg)
 
 
-def test_a_mistake_ends_with_one_line(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["denoise.py", "infer", "--checkpoint", "nowhere"])
-    with pytest.raises(SystemExit) as stopped:
-        run_script(denoise.NAMES, denoise.main)
-    told = capsys.readouterr()
-    assert (stopped.value.code, told.out) == (2, "")
-    assert told.err == (
-        "denoise.py: error: nowhere: no agent.json; train first: python studies/denoise.py train\n"
-    )
+def test_a_mistake_ends_with_one_line(run_module):
+    code, out, err = run_module("studies.denoise", "infer", "--checkpoint", "nowhere")
+    assert (code, out) == (2, "")
+    cure = "train first: python -m studies.denoise train"
+    assert err == f"python -m studies.denoise: error: nowhere: no agent.json; {cure}\n"
 
 
 def test_seed_decides_the_order(corpus):
