@@ -9,11 +9,13 @@ import errno
 import hashlib
 import json
 import os
+import platform
 import shlex
 import shutil
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +112,18 @@ def versions() -> dict[str, str]:
         "numpy": np.__version__,
         "code": commit or "unknown",
     }
+
+
+def processor() -> str:
+    """The processor's name and the instructions that torch uses: they decide the last digits."""
+    name = platform.processor() or platform.machine()
+    with suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        fields = dict(line.partition(":")[::2] for line in lines)
+        known = {key.strip(): value.strip() for key, value in fields.items()}
+        family = f"family {known.get('cpu family')}, model {known.get('model')}"
+        name = f"{known.get('model name', name)} ({family})"
+    return f"{name}, {torch.backends.cpu.get_cpu_capability()}"
 
 
 def pick_device(name: str, threads: int) -> torch.device:

@@ -18,6 +18,7 @@ command continues with the cycle that it was in.
 """
 
 import json
+import math
 import shutil
 import sys
 import time
@@ -50,6 +51,7 @@ from runfolder import (
     digest,
     load_weights,
     pick_device,
+    processor,
     read_checkpoint,
     versions,
     write_checkpoint,
@@ -72,9 +74,11 @@ from studies.active_learning.strategies import (
     Selector,
     View,
     badge,
+    balance,
     highest,
     k_centre,
     make_states,
+    ranking,
 )
 
 StrategyName = Literal[
@@ -127,7 +131,7 @@ class Protocol(Checked):
     network: NetworkName | None = None
     """the classifier (digits: small, else resnet18; slides)"""
     width: int | None = number(None, 2)
-    """channels of its first layer (digits 16, else 64, which is ResNet-18)"""
+    """channels of its first layer, 2 at least (digits 16, else 64, which is ResNet-18)"""
     epochs: int | None = number(None, 1)
     """passes over the labelled images in each cycle (digits 40, else 200; slides)"""
     batch: int | None = number(None, 2)
@@ -197,13 +201,19 @@ class CompareConfig(Study):
     """who takes part; random is always among them"""
     seeds: int = number(6, 1)
     """seeds 0, 1, ..: first labels, weights, order, augmentation, draws of the strategies"""
-    gradient_steps: int = number(200, 1)
-    """of the DQN after each query (slides: 200 is the best for CIFAR-10)"""
+    gradient_steps: tuple[int, ...] = (200,)
+    """of the DQN after each query; a row for each (slides: 200 is the best for CIFAR-10)"""
     dqn_warm_start: Literal["margin", "entropy", "least-confidence"] = "margin"
-    """what makes the first query of dqn-warm, while the Q-network knows nothing"""
+    """what makes the first queries of dqn-warm, while the Q-network knows little"""
+    dqn_warm_queries: tuple[int, ...] = (1, 3)
+    """how many queries it makes before the DQN takes over; a row for each"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for name in ("gradient_steps", "dqn_warm_queries"):
+            values = getattr(self, name)
+            fine = 0 < len(set(values)) == len(values) and min(values) > 0
+            require(fine, self.flag(name), "different numbers above 0", values)
         require("random" in self.strategies, "strategies", "a list with random", self.strategies)
         different = len(set(self.strategies)) == len(self.strategies)
         require(different, "strategies", "all different", self.strategies)
@@ -211,12 +221,14 @@ class CompareConfig(Study):
 
 @dataclass(frozen=True, kw_only=True)
 class StepsConfig(Study):
-    """The source's first study: several numbers of gradient steps at one seed."""
+    """The source's first study: several numbers of gradient steps."""
 
     gradient_steps: tuple[int, ...] = (100, 200, 300, 400, 500)
     """of the DQN after each query (slides)"""
     seed: int = number(0, 0)
-    """the one seed (slides: 0)"""
+    """the first seed (slides: 0)"""
+    seeds: int = number(1, 1)
+    """how many (slides: 1)"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -235,7 +247,7 @@ class RepeatsConfig(Study):
     repeats: int = number(5, 1)
     """how many seeds (slides: 5, drawn from the clock)"""
     seed: int = number(0, 0)
-    """that of `steps`; the repeats have the next ones, none of which chose the best"""
+    """the last one of `steps`; the repeats have the next ones, none of which chose the best"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -307,11 +319,13 @@ class Run(NamedTuple):
     seed: int
     strategy: StrategyName
     steps: int  # gradient steps of the DQN after each query; 0 where there is none
+    warm: int = 0  # queries that the uncertainty rule makes before the DQN
 
     @property
     def name(self) -> str:
-        """dqn-200, margin, .."""
-        return f"{self.strategy}-{self.steps}" if self.steps else self.strategy
+        """dqn-200, dqn-warm3-200, margin, .."""
+        warm = str(self.warm or "")
+        return f"{self.strategy}{warm}-{self.steps}" if self.steps else self.strategy
 
     def folder(self, cfg: Study) -> Path:
         """Where it keeps its files."""
@@ -346,10 +360,11 @@ def stored(cfg: Study, run: Run, key: str) -> dict[str, Any]:
     names = [spec.name for spec in fields(Protocol)]
     if run.steps == 0:
         names = [name for name in names if not name.startswith("dqn_")]
-    elif run.strategy == "dqn-warm":
+    elif run.warm:
         names.append("dqn_warm_start")
     kept = {name: values[name] for name in names}
-    return kept | {"seed": run.seed, "gradient_steps": run.steps, "data": key}
+    mine = {"seed": run.seed, "gradient_steps": run.steps, "dqn_warm_queries": run.warm}
+    return kept | mine | {"data": key}
 
 
 def reopen(path: Path, settings: dict[str, Any], device: torch.device) -> dict[str, Any] | None:
@@ -406,20 +421,23 @@ def begin(run: Run, cfg: Study, bench: Bench, device: torch.device) -> dict[str,
 
 
 def query(
-    run: Run, cycle: int, view: View, states: torch.Tensor, selector: Selector | None, cfg: Study
+    run: Run, cycle: int, view: View, scores: torch.Tensor | None, cfg: Study
 ) -> torch.Tensor:
-    """Positions (per_cycle,) of the images to buy, among the unlabelled ones of `view`."""
-    device, rng = states.device, generator(run.seed, QUERY, cycle)
-    if selector is not None and not (run.strategy == "dqn-warm" and cycle == 1):
-        return highest(selector.scores(states), cfg.per_cycle)
-    rule = cfg.dqn_warm_start if selector is not None else run.strategy
-    if rule in UNCERTAINTY:
-        return highest(UNCERTAINTY[rule](view.probabilities), cfg.per_cycle)
+    """Positions (per_cycle,) of the images to buy, among the unlabelled ones of `view`.
+
+    `scores` (U,) are those of the strategy, None where it has none.
+    """
+    device, rng = view.probabilities.device, generator(run.seed, QUERY, cycle)
+    if cycle <= run.warm:
+        return highest(UNCERTAINTY[cfg.dqn_warm_start](view.probabilities), cfg.per_cycle)
+    if scores is not None:
+        return highest(scores, cfg.per_cycle)
+    rule = run.strategy
     if rule == "k-centre":
         return k_centre(view, cfg.per_cycle)
     if rule == "badge":
         return badge(view, cfg.per_cycle, on_device(rng, device))
-    few = rng.choice(len(states), cfg.per_cycle, replace=False)
+    few = rng.choice(len(view.probabilities), cfg.per_cycle, replace=False)
     return torch.from_numpy(few).to(device)
 
 
@@ -440,9 +458,15 @@ def buy(
     probabilities, features = predict(classifier, images.train, bench.norm)
     view = View(probabilities[unlabelled], features[unlabelled], features[labelled])
     states = make_states(view.probabilities)
-    chosen = query(run, cycle, view, states, selector, cfg)
+    scores = None
+    if selector is not None:
+        scores = selector.scores(states)
+    elif run.strategy in UNCERTAINTY:
+        scores = UNCERTAINTY[run.strategy](view.probabilities)
+    chosen = query(run, cycle, view, scores, cfg)
     bought = unlabelled[chosen]
-    wrong = probabilities[bought].argmax(1) != images.train_labels[bought]
+    errors = probabilities[unlabelled].argmax(1) != images.train_labels[unlabelled]
+    wrong = errors[chosen]
     likely = highest(UNCERTAINTY["margin"](view.probabilities), cfg.per_cycle)
     if selector is not None:
         rng = generator(run.seed, AGENT, cycle)
@@ -451,6 +475,10 @@ def buy(
     state["labelled"] = torch.cat([labelled, bought])
     state["wrong"].append(float(wrong.double().mean()))
     state["as_margin"].append(float(torch.isin(chosen, likely).double().mean()))
+    # What nobody knows who buys labels; for the tables only.
+    state["wrong_left"].append(float(errors.double().mean()))
+    state["ranking"].append(math.nan if scores is None else ranking(scores, errors))
+    state["balance"].append(balance(images.train_labels[bought], len(images.classes)))
 
 
 def play(run: Run, cfg: Study, bench: Bench, device: torch.device) -> Iterator[int]:
@@ -458,7 +486,7 @@ def play(run: Run, cfg: Study, bench: Bench, device: torch.device) -> Iterator[i
     settings, folder = stored(cfg, run, bench.key), run.folder(cfg)
     state = reopen(folder / "state.pt", settings, device)
     if state is None:
-        state = {"wrong": [], "as_margin": [], **begin(run, cfg, bench, device)}
+        state = {name: [] for name in tables.QUERIES} | begin(run, cfg, bench, device)
         state["settings"] = json.dumps(settings)
         folder.mkdir(parents=True, exist_ok=True)
     cycle = len(state["accuracy"])
@@ -575,15 +603,17 @@ def collect(runs: list[Run], cfg: Study, bench: Bench) -> tables.Outcome:
         return np.array([[states[name, seed][key] for seed in seeds] for name in names])
 
     labels = cfg.first + cfg.per_cycle * np.arange(cfg.cycles)
-    keys = ("accuracy", "wrong", "as_margin", "seconds")
-    return tables.Outcome(names, seeds, labels, *map(gather, keys))
+    queries = {name: gather(name) for name in tables.QUERIES}
+    return tables.Outcome(names, seeds, labels, gather("accuracy"), gather("seconds"), queries)
 
 
 def report(command: str, cfg: Study, outcome: tables.Outcome, text: str, **more: Any) -> None:
     """Write and print what came out of a command."""
     folder = cfg.folder / command
     folder.mkdir(parents=True, exist_ok=True)
+    text += f"\nMade on {processor()}; the trainings took {tables.hours(outcome)} of it.\n"
     about = {"command": command, "config": to_dict(cfg), "versions": versions()}
+    about |= {"processor": processor()}
     write_json(folder / "results.json", about | tables.as_dict(outcome) | more)
     write_text(folder / "table.md", text)
     write_text(folder / "accuracy.tsv", tables.as_tsv(outcome))
@@ -595,23 +625,29 @@ def report(command: str, cfg: Study, outcome: tables.Outcome, text: str, **more:
 # ---------------------------------------------------------------------------- commands
 
 
-def run_of(seed: int, strategy: StrategyName, steps: int) -> Run:
-    """A run; only the DQN has gradient steps."""
-    return Run(seed, strategy, steps if strategy.startswith("dqn") else 0)
+def rows_of(cfg: CompareConfig, seed: int) -> list[Run]:
+    """The runs of one seed: a strategy without a DQN has one, others one for each setting."""
+    runs = []
+    for name in cfg.strategies:
+        steps = cfg.gradient_steps if name.startswith("dqn") else (0,)
+        warm = cfg.dqn_warm_queries if name == "dqn-warm" else (0,)
+        runs += [Run(seed, name, count, queries) for queries in warm for count in steps]
+    return runs
 
 
 def compare(cfg: CompareConfig) -> None:
     """All strategies on all seeds."""
-    seeds = range(cfg.seeds)
-    runs = [run_of(seed, name, cfg.gradient_steps) for seed in seeds for name in cfg.strategies]
+    runs = [run for seed in range(cfg.seeds) for run in rows_of(cfg, seed)]
     outcome = collect(runs, cfg, play_all(runs, cfg))
     report("compare", cfg, outcome, tables.comparison(outcome))
 
 
 def steps(cfg: StepsConfig) -> None:
-    """Gradient steps at one seed, and the best of them by the source's rule."""
-    runs = [run_of(cfg.seed, "random", 0)]
-    runs += [run_of(cfg.seed, "dqn", count) for count in cfg.gradient_steps]
+    """Several numbers of gradient steps, and the best of them by the source's rule."""
+    runs = []
+    for seed in range(cfg.seed, cfg.seed + cfg.seeds):
+        runs.append(Run(seed, "random", 0))
+        runs += [Run(seed, "dqn", count) for count in cfg.gradient_steps]
     outcome = collect(runs, cfg, play_all(runs, cfg))
     wins = tables.wins(outcome)
     best = max(cfg.gradient_steps, key=lambda count: wins[f"dqn-{count}"])
@@ -628,8 +664,9 @@ def repeats(cfg: RepeatsConfig) -> None:
             raise InputError(f"{path}: not found; {cure}")
         count = json.loads(path.read_text(encoding="utf-8"))["best_steps"]
     seeds = range(cfg.seed + 1, cfg.seed + 1 + cfg.repeats)
-    names: tuple[StrategyName, ...] = ("random", "margin", "dqn")
-    runs = [run_of(seed, name, count) for seed in seeds for name in names]
+    runs = []
+    for seed in seeds:
+        runs += [Run(seed, "random", 0), Run(seed, "margin", 0), Run(seed, "dqn", count)]
     outcome = collect(runs, cfg, play_all(runs, cfg))
     report("repeats", cfg, outcome, tables.comparison(outcome), gradient_steps=count)
 
