@@ -17,316 +17,33 @@ Needs requirements-studies.txt. README.md has the formulas, the tables and the v
 
 import itertools
 import json
-import math
-import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import soundfile
 import torch
 
-from config import (
-    Checked,
-    Device,
-    InputError,
-    from_dict,
-    needed,
-    number,
-    parse,
-    require,
-    to_dict,
-    whole,
-    write_text,
-)
-from studies.denoise import data, environment
+from config import InputError, from_dict, parse, to_dict, whole, write_text
+from studies.denoise import cross, data, environment
 from studies.denoise.data import MEASURES, FeaturesConfig, MixConfig, write_csv
-from studies.denoise.environment import Agent, Algo, Chain, Corpus, Reward, load_agent, load_corpus
+from studies.denoise.denoisers import batch_of, pystoi_pair, si_sdr
+from studies.denoise.environment import Agent, Chain, Reward, load_agent, load_corpus
+from studies.denoise.settings import (
+    CrossConfig,
+    InferConfig,
+    MetricsConfig,
+    SweepConfig,
+    TrainConfig,
+    TuneConfig,
+)
+from studies.denoise.training import train
 
-RUNS = Path("runs/denoise")
-TRAIN = Path("data/denoise/train/features.csv")
 NOISEREDUCE = [(steady, share) for steady in (False, True) for share in (0.3, 0.5, 0.7, 0.85, 1.0)]
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainConfig(Reward):
-    """Train a policy; what is kept is the best on all validation clips."""
-
-    algo: Algo = "ppo"
-    """of stable-baselines3"""
-    features: Path = TRAIN
-    """training clips, a table of `features`"""
-    validation_features: Path | None = None
-    """validation clips (default: those of the training table's neighbour, ../validation)"""
-    run: Path | None = None
-    """folder to write (default: runs/denoise/<algo>)"""
-    overwrite: bool = False
-    """replace an earlier run"""
-    total_steps: int = number(50_000, 1)
-    """denoisers to apply in training, all lanes together (HEAR's recipe; its default is 200,000)"""
-    num_envs: int = number(32, 1)
-    """clips that are denoised together"""
-    eval_every: int = number(5_000, 1)
-    """steps from one look at the validation clips to the next"""
-    scaler_steps: int = number(1024, 1)
-    """steps of random chains on training clips, from which the observations are normalised"""
-    hidden: tuple[int, ...] = (256, 256)
-    """width of the networks' layers (HEAR)"""
-    learning_rate: float = number(3e-4, above=0, high=1)
-    """Adam, actor and critic (HEAR)"""
-    batch_size: int = number(256, 1)
-    """transitions of a gradient step (HEAR)"""
-    gamma: float = number(0.99, 0, 1)
-    """discount (HEAR)"""
-    rollout_steps: int = number(2048, 1)
-    """PPO: steps between two updates, all lanes together (HEAR)"""
-    update_epochs: int = number(10, 1)
-    """PPO: passes over a rollout (HEAR)"""
-    clip_range: float = number(0.2, above=0, high=1)
-    """PPO: clipping of the ratio (HEAR)"""
-    entropy_coef: float = number(0.01, 0)
-    """PPO: bonus for indecision (HEAR: 0)"""
-    replay: int = number(200_000, 1)
-    """SAC, TD3: transitions kept (HEAR)"""
-    random_steps: int = number(2000, 0)
-    """SAC, TD3: steps at random before learning begins (HEAR)"""
-    tau: float = number(0.005, above=0, high=1)
-    """SAC, TD3: share of the target network that is renewed in a gradient step (HEAR)"""
-    updates_per_step: float = number(1.0, above=0)
-    """SAC, TD3: gradient steps for each step of a lane (HEAR: 1)"""
-    exploration: float = number(0.3, 0)
-    """TD3: standard deviation of the noise on actions (HEAR: 0.1, which rarely changes a choice)"""
-    seed: int = number(0, 0)
-    """weights, exploration, order of the clips"""
-    device: Device = "cpu"
-    """of the networks; the denoisers run on the CPU"""
-    wandb_project: str | None = None
-    """also log to this project of Weights & Biases; needs pip install wandb"""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        whole_rollout = self.rollout_steps % self.num_envs == 0
-        rule = f"a multiple of --num-envs {self.num_envs}"
-        require(self.algo != "ppo" or whole_rollout, "rollout-steps", rule, self.rollout_steps)
-        enough = self.algo == "ppo" or self.total_steps > self.random_steps
-        require(
-            enough, "total-steps", f"above --random-steps {self.random_steps}", self.total_steps
-        )
-
-    @property
-    def folder(self) -> Path:
-        """Run folder."""
-        return self.run or RUNS / self.algo
-
-    @property
-    def validation(self) -> Path:
-        """Table of the validation clips."""
-        return self.validation_features or self.features.parent.with_name("validation") / (
-            self.features.name
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class TuneConfig(Reward):
-    """Opponents tuned on training clips: the best constant chain, and noisereduce."""
-
-    features: Path = TRAIN
-    """training clips, a table of `features`"""
-    out: Path = RUNS / "tune.json"
-    """file to write"""
-    clips: int = number(96, 1)
-    """clips to tune on, drawn by the seed; the finalists are compared on four times as many"""
-    beam: int = number(2, 1)
-    """chains that are continued at each step"""
-    seed: int = number(0, 0)
-    """which clips"""
-
-
-@dataclass(frozen=True, kw_only=True)
-class InferConfig(Checked):
-    """Denoise a recording with one policy or several."""
-
-    checkpoint: tuple[Path, ...] = (RUNS / "ppo",)
-    """run folders; with several, each writes <output>__<name of its folder>.wav"""
-    input: Path = Path("noisy.wav")
-    """recording, any rate and number of channels (it is mixed to mono at the policy's rate)"""
-    output: Path = Path("denoised.wav")
-    """file to write, at the policy's rate"""
-    clean: Path | None = None
-    """the same without noise: SI-SDR, STOI and ESTOI are then printed"""
-    max_steps: int | None = number(None, 1)
-    """denoisers, at most (default: as in training)"""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SweepConfig(Checked):
-    """Train every combination of a JSON file's settings; finished ones are skipped."""
-
-    config: Path = Path("experiments.json")
-    """{"experiments": [{"name", "algo", "base_args": {..}, "sweep_params": {key: [values]}}]};
-    keys are the flags of `train` with _ for -"""
-    features: Path | None = None
-    """training clips, where base_args do not name them"""
-    output_root: Path = Path("runs/denoise-experiments")
-    """folder for <name>/<number>_<settings>/ and summary.csv"""
-    only: tuple[str, ...] = ()
-    """names of experiments to run (default: all)"""
-    wandb_project: str | None = None
-    """passed on to `train`"""
-
-
-@dataclass(frozen=True, kw_only=True)
-class MetricsConfig(Checked):
-    """Compare policies with their opponents on a split, all clips of it."""
-
-    checkpoint: tuple[str, ...] = ()
-    """run folders: PATH, NAME=PATH, or NAME=PATH,PATH for the seeds of one row"""
-    meta: Path = Path("data/denoise/test/meta.csv")
-    """table of `mix`"""
-    tuned: Path = RUNS / "tune.json"
-    """opponents of `tune`; without the file there is no constant chain and no oracle"""
-    opponents: tuple[Literal["constant", "random", "noisereduce", "oracle"], ...] = (
-        "constant",
-        "random",
-        "noisereduce",
-    )
-    """beside the noisy clips; oracle searches a chain for each clip, with its clean version known,
-    and takes about a second a clip"""
-    sample_size: int = number(0, 0)
-    """only so many clips, drawn by the seed; 0 is all"""
-    snr_db: tuple[float, ...] = ()
-    """only clips of these ratios"""
-    seed: int = number(0, 0)
-    """random policy, searches, bootstrap, --sample-size"""
-    tries: int = number(96, 8)
-    """oracle: candidates for each step"""
-    beam: int = number(3, 1)
-    """oracle: chains that are continued"""
-    out: Path = RUNS / "metrics"
-    """folder for table.md, results.json; what was measured is kept there for the next call"""
-    csv: Path | None = None
-    """a row for each clip and entrant (default: metrics.csv in --out)"""
-    plot_dir: Path | None = None
-    """folder for box plots and learning curves"""
-    output_dir: Path | None = None
-    """folder for clean, noisy and denoised audio of --samples clips, and samples.csv"""
-    samples: int = number(3, 0)
-    """clips to write, spread from the worst gain to the best of the first checkpoint; 0 is all"""
-
-
-# ---------------------------------------------------------------------------- train
-
-
-class Watch(NamedTuple):
-    """What is noted at each look at the validation clips."""
-
-    step: int
-    seconds: float  # of CPU
-    steps_per_s: float  # a second of CPU, environment and learning together, looks left out
-    train_return: float  # mean of the episodes since the last look
-    validation_gain: float  # mean return without diversity, greedy
-    si_sdr: float
-    stoi: float
-    estoi: float
-
-
-def start_wandb(cfg: TrainConfig) -> Callable[[dict[str, float], int], None]:
-    """Logging to Weights & Biases, or nothing where it is not wanted."""
-    if cfg.wandb_project is None:
-        return lambda values, step: None
-    try:
-        import wandb
-    except ModuleNotFoundError:
-        raise InputError("--wandb-project needs wandb; run: pip install wandb") from None
-    wandb.init(project=cfg.wandb_project, name=cfg.folder.name, config=to_dict(cfg))
-    return lambda values, step: wandb.log(values, step=step)
-
-
-def train(cfg: TrainConfig) -> None:
-    """Train one policy."""
-    if (cfg.folder / "metrics.json").exists() and not cfg.overwrite:
-        raise InputError(f"{cfg.folder} holds a run; give --overwrite or another --run")
-    needed("stable_baselines3", __file__)
-    log = start_wandb(cfg)
-    corpus, validation = load_corpus(cfg.features), load_corpus(cfg.validation)
-    check_apart(cfg, corpus, validation)
-    scaler = environment.fit_scaler(corpus, cfg, cfg.scaler_steps, cfg.seed)
-    envs = environment.DenoiseVectorEnv(corpus, cfg, cfg.num_envs, cfg.algo, scaler)
-    model = environment.make_model(cfg, envs)
-    agent = Agent(cfg.algo, model.policy, scaler, corpus.sample_rate, cfg)
-    shutil.rmtree(cfg.folder, ignore_errors=True)
-    history: list[Watch] = []
-    about = {"hidden": [*cfg.hidden], "train_table": str(cfg.features)}
-    state = {"looking": 0.0, "began": time.process_time(), "next": cfg.eval_every}
-
-    def look(step: int) -> None:
-        began = time.process_time()
-        model.policy.set_training_mode(False)
-        found = environment.evaluate(validation, cfg, agent.choose)
-        learned = began - state["began"] - state["looking"]
-        recent = envs.finished or [math.nan]
-        watch = Watch(
-            step,
-            round(learned, 1),
-            round(step / max(learned, 1e-9), 1),
-            float(np.mean(recent)),
-            float(found.gain.mean()),
-            *(float(value) for value in np.nanmean(found.scores, axis=0)),
-        )
-        envs.finished = []
-        if watch.validation_gain > max([w.validation_gain for w in history], default=-math.inf):
-            environment.save_agent(cfg.folder, model, agent, about | {"step": step})
-        history.append(watch)
-        write_csv(cfg.folder / "history.csv", Watch._fields, [w._asdict() for w in history])
-        log(watch._asdict(), step)
-        print(
-            f"{step:7d} steps, {watch.steps_per_s:6.1f} a second: training return"
-            f" {watch.train_return:+.3f}, validation gain {watch.validation_gain:+.4f},"
-            f" SI-SDR {watch.si_sdr:.2f} dB",
-            flush=True,
-        )
-        state["looking"] += time.process_time() - began
-
-    def each_step(*_: Any) -> bool:
-        if model.num_timesteps >= state["next"]:
-            state["next"] += cfg.eval_every
-            look(model.num_timesteps)
-        return model.num_timesteps < cfg.total_steps
-
-    model.learn(cfg.total_steps, callback=each_step)
-    if not history or history[-1].step < model.num_timesteps:
-        look(model.num_timesteps)
-    best = max(history, key=lambda watch: watch.validation_gain)
-    metrics = {
-        "algo": cfg.algo,
-        "best": best._asdict(),
-        "steps": model.num_timesteps,
-        "gradient_steps": int(model._n_updates),
-        "steps_per_s": history[-1].steps_per_s,
-        "args": to_dict(cfg),
-    }
-    write_text(cfg.folder / "metrics.json", json.dumps(metrics, indent=1))
-    print(f"best: step {best.step}, validation gain {best.validation_gain:+.4f}; {cfg.folder}")
-
-
-def check_apart(cfg: TrainConfig, corpus: Corpus, validation: Corpus) -> None:
-    """InputError where training and validation share a speaker or a noise recording."""
-    if corpus.sample_rate != validation.sample_rate:
-        raise InputError(
-            f"{cfg.validation}: has {validation.sample_rate} Hz, training {corpus.sample_rate} Hz"
-        )
-    for name in ("speaker_id", "noise_source"):
-        both = {clip.row.get(name) for clip in corpus.clips}
-        both &= {clip.row.get(name) for clip in validation.clips}
-        shared = sorted(value for value in both if value)
-        if shared:
-            where = f"{cfg.features} too; use splits of `mix`"
-            raise InputError(f"{cfg.validation}: {name} {shared[0]} is in {where}")
 
 
 # ---------------------------------------------------------------------------- tune
@@ -336,10 +53,10 @@ def tune(cfg: TuneConfig) -> None:
     """Write the constant chain and the setting of noisereduce that gain most on training clips."""
     corpus = load_corpus(cfg.features)
     order = np.random.default_rng(cfg.seed).permutation(len(corpus.clips))
-    few = subset(corpus, order[: cfg.clips])
+    few = cross.subset(corpus, order[: cfg.clips])
     began = time.perf_counter()
     chain, _ = environment.tune_constant(few, cfg, cfg.beam, print)
-    many = subset(corpus, order[: 4 * cfg.clips])
+    many = cross.subset(corpus, order[: 4 * cfg.clips])
     finalists = [chain[:length] for length in range(len(chain) + 1)]
     scored = [
         float(environment.evaluate(many, cfg, environment.constant(one)).gain.mean())
@@ -369,47 +86,79 @@ def tune(cfg: TuneConfig) -> None:
     print(f"opponents: {cfg.out}")
 
 
-def subset(corpus: Corpus, index: np.ndarray) -> Corpus:
-    """Some clips of a corpus."""
-    clips = [corpus.clips[i] for i in index]
-    return Corpus(clips, corpus.seen[index], corpus.scores[index], corpus.sample_rate)
-
-
 # ---------------------------------------------------------------------------- infer
 
 
+MOST_APART = 0.1  # share by which a clean recording may be longer or shorter than the noisy one
+
+
 def infer(cfg: InferConfig) -> None:
-    """Denoise one recording; the chosen chain is printed."""
-    names = [path.name for path in cfg.checkpoint]
+    """Denoise one recording at its own rate; the chosen chain is printed."""
+    names = [environment.home_of(path).name for path in cfg.checkpoint]
     if len(set(names)) < len(names):
         raise InputError(f"--checkpoint: two folders have the same name: {', '.join(names)}")
     agents = [load_agent(path) for path in cfg.checkpoint]
+    noisy, rate = data.read_own(cfg.input)
+    clean = read_clean(cfg, len(noisy), rate) if cfg.clean else None
     cfg.output.parent.mkdir(parents=True, exist_ok=True)
     for name, agent in zip(names, agents, strict=True):
-        noisy = data.read_wave(cfg.input, agent.sample_rate)
-        most = cfg.max_steps or agent.task.max_steps
-        (wave,), (chain,) = environment.run_chains([noisy], agent.sample_rate, most, agent.choose)
+        if rate < agent.sample_rate:
+            learned = f"{name} learned from {agent.sample_rate} Hz"
+            print(f"note: {cfg.input} has {rate} Hz, {learned}; it may choose badly")
+        wave, chain, expected = denoised(noisy, rate, agent, cfg.max_steps)
         path = cfg.output
         if len(agents) > 1:
             path = path.with_name(f"{path.stem}__{name}{path.suffix}")
-        with whole(path) as temporary, open(temporary, "wb") as stream:
-            kind = path.suffix[1:] or "wav"
-            soundfile.write(stream, wave, agent.sample_rate, subtype="PCM_16", format=kind)
-        print(f"{name}: {environment.told(chain)}\n{path}")
-        if cfg.clean:
-            print_scores(cfg, agent, noisy, wave)
+        write_wave(path, wave, rate)
+        print(f"{name}: {environment.told(chain)}")
+        print(f"  expected return {expected:+.2f} (leave it alone: 0)\n{path}")
+        if clean is not None:
+            print_scores(clean, noisy, wave, rate)
 
 
-def print_scores(cfg: InferConfig, agent: Agent, noisy: np.ndarray, wave: np.ndarray) -> None:
+def denoised(
+    noisy: np.ndarray, rate: int, agent: Agent, max_steps: int | None
+) -> tuple[np.ndarray, Chain, float]:
+    """Wave, chain, and what the policy expected of it before its first choice."""
+    expected: list[float] = []
+
+    def choose(raw: np.ndarray, step: int) -> tuple[np.ndarray, np.ndarray]:
+        expected.append(float(agent.value(raw)[0]))
+        return agent.choose(raw, step)
+
+    most = max_steps or agent.task.max_steps
+    (wave,), (chain,) = environment.run_chains([noisy], rate, most, choose, agent.sample_rate)
+    return wave, chain, expected[0]
+
+
+def write_wave(path: Path, wave: np.ndarray, rate: int) -> None:
+    """16 bits, scaled down and said where it would clip; whole or not at all."""
+    peak = float(np.abs(wave).max())
+    if peak > 1:
+        print(f"note: {path} is {20 * np.log10(peak):.1f} dB softer, or it would clip")
+        wave = wave / peak
+    with whole(path) as temporary, open(temporary, "wb") as stream:
+        kind = path.suffix[1:] or "wav"
+        soundfile.write(stream, wave, rate, subtype="PCM_16", format=kind)
+
+
+def read_clean(cfg: InferConfig, length: int, rate: int) -> np.ndarray:
+    """The clean recording at the noisy one's rate; its length may differ a little, and is cut."""
+    clean = data.resampled(*data.read_own(cfg.clean), rate)
+    if abs(len(clean) - length) > MOST_APART * length:
+        apart = f"has {len(clean) / rate:.2f} s, the noisy recording {length / rate:.2f} s"
+        raise InputError(f"{cfg.clean}: {apart}; give the recording that the noise was added to")
+    if len(clean) != length:
+        print(f"note: measured over the first {min(len(clean), length)} samples of both")
+    return clean
+
+
+def print_scores(clean: np.ndarray, noisy: np.ndarray, wave: np.ndarray, rate: int) -> None:
     """SI-SDR, STOI, ESTOI before and after."""
-    from studies.denoise.denoisers import batch_of, pystoi_pair, si_sdr
-
-    clean = data.read_wave(cfg.clean, agent.sample_rate)
-    if len(clean) != len(noisy):
-        raise InputError(f"{cfg.clean}: has {len(clean)} samples, the noisy clip {len(noisy)}")
-    for name, audio in (("noisy", noisy), ("denoised", wave)):
-        value = float(si_sdr(batch_of([clean]).audio, batch_of([audio]))[0])
-        stoi, estoi = pystoi_pair(clean, audio, agent.sample_rate)
+    count = min(len(clean), len(noisy))
+    for name, audio in (("noisy", noisy[:count]), ("denoised", wave[:count])):
+        value = float(si_sdr(batch_of([clean[:count]]).audio, batch_of([audio]))[0])
+        stoi, estoi = pystoi_pair(clean[:count], audio, rate)
         print(f"  {name:9s} SI-SDR {value:6.2f} dB  STOI {stoi:.3f}  ESTOI {estoi:.3f}")
 
 
@@ -558,6 +307,7 @@ COMMANDS = {
     TrainConfig: train,
     TuneConfig: tune,
     SweepConfig: sweep,
+    CrossConfig: cross.cross,
     InferConfig: infer,
 }
 NAMES = {
@@ -566,6 +316,7 @@ NAMES = {
     "train": TrainConfig,
     "tune": TuneConfig,
     "sweep": SweepConfig,
+    "cross": CrossConfig,
     "infer": InferConfig,
     "metrics": MetricsConfig,
 }

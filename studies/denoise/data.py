@@ -32,7 +32,7 @@ from studies.denoise import denoisers
 
 META = (
     *("utt_id", "split", "clean_path", "noisy_path", "clean_source", "noise_source", "scene"),
-    *("macro_scene", "snr_db", "duration_sec", "speaker_id"),
+    *("macro_scene", "snr_db", "duration_sec", "speaker_id", "fold"),
 )
 MEASURES = ("si_sdr", "stoi", "estoi")
 NOISY = tuple(f"noisy_{name}" for name in MEASURES)
@@ -61,6 +61,8 @@ class MixConfig(Checked):
     """one is drawn for each clip: speech power over noise power, both over the whole clip"""
     clips: tuple[int, int, int] = (600, 120, 240)
     """clips of train, validation, test"""
+    cells: int = number(0, 0)
+    """for `cross`: instead of splits so many clips of each speaker with each fold of the noise"""
     join: int = number(4, 1, 100)
     """recordings of one speaker in a clip, with pauses; 1 leaves them as they are"""
     pause_s: tuple[float, float] = (0.05, 0.3)
@@ -101,12 +103,8 @@ class FeaturesConfig(Checked):
 # ---------------------------------------------------------------------------- reading audio
 
 
-def read_wave(path: Path, sample_rate: int, speech: bool = False) -> np.ndarray:
-    """Mono wave (S,) float32 at `sample_rate`. InputError names an unusable file.
-
-    Speech of a lower rate is refused: the band above it would hold noise alone, and a low-pass
-    would win.
-    """
+def read_own(path: Path) -> tuple[np.ndarray, int]:
+    """Mono wave (S,) float32 and its sample rate. InputError names an unusable file."""
     try:
         wave, rate = soundfile.read(path, dtype="float32", always_2d=True)
     except (OSError, RuntimeError) as error:  # soundfile's own error is a RuntimeError
@@ -114,14 +112,29 @@ def read_wave(path: Path, sample_rate: int, speech: bool = False) -> np.ndarray:
     wave = wave.mean(axis=1)
     if not len(wave) or not np.isfinite(wave).all():
         raise InputError(f"{path}: empty or not finite; replace or remove it")
+    return wave, rate
+
+
+def resampled(wave: np.ndarray, rate: int, wanted: int) -> np.ndarray:
+    """A wave (S,) at another rate, float32."""
+    if rate != wanted:
+        wave = librosa.resample(wave, orig_sr=rate, target_sr=wanted)
+    return wave.astype(np.float32)
+
+
+def read_wave(path: Path, sample_rate: int, speech: bool = False) -> np.ndarray:
+    """Mono wave (S,) float32 at `sample_rate`. InputError names an unusable file.
+
+    Speech of a lower rate is refused: the band above it would hold noise alone, and a low-pass
+    would win.
+    """
+    wave, rate = read_own(path)
     if speech and rate < sample_rate:
         raise InputError(
             f"{path}: has {rate} Hz, but {sample_rate} Hz is wanted: above {rate // 2} Hz there"
             f" would be noise alone; give --sample-rate {rate}"
         )
-    if rate != sample_rate:
-        wave = librosa.resample(wave, orig_sr=rate, target_sr=sample_rate)
-    return wave.astype(np.float32)
+    return resampled(wave, rate, sample_rate)
 
 
 class Source(NamedTuple):
@@ -139,7 +152,7 @@ def read_source(source: Source, sample_rate: int, seed: int, speech: bool) -> np
         wave = read_wave(source.path, sample_rate, speech)
     else:
         wave = synthesise(seed, *source.path)
-        wave = librosa.resample(wave, orig_sr=RATE, target_sr=sample_rate)
+        wave = resampled(wave, RATE, sample_rate)
     if not wave.any():
         raise InputError(f"{source.name}: is all zero; remove it")
     return wave
@@ -255,15 +268,26 @@ def write_csv(path: Path, columns: tuple[str, ...], rows: list[dict]) -> None:
         writer.writerows(rows)
 
 
-def mix_split(cfg: MixConfig, folder: Path, split: str, sources: tuple, groups: dict) -> list[dict]:
-    """Write one split -> its rows of meta.csv."""
+def mix_split(
+    cfg: MixConfig,
+    folder: Path,
+    split: str,
+    sources: tuple[dict[str, list[Source]], list[Source]],
+    groups: dict[str, str],
+    place: tuple[int, int],
+) -> list[dict]:
+    """Write clips into <folder>/{clean,noisy} -> their rows of meta.csv.
+
+    `place` has the number of the clips' generator and how many there are.
+    """
     speakers, noises = sources
-    rng = np.random.default_rng([cfg.seed, 1 + SPLITS.index(split)])
+    number_, count = place
+    rng = np.random.default_rng([cfg.seed, 1 + number_])
     queues = {name: endless(recordings, rng) for name, recordings in speakers.items()}
     sounds, rows = endless(noises, rng), []
     for kind in ("clean", "noisy"):
-        (folder / split / kind).mkdir(parents=True)
-    for index in tqdm(range(cfg.clips[SPLITS.index(split)]), desc=split, unit="clip"):
+        (folder / kind).mkdir(parents=True, exist_ok=True)
+    for index in tqdm(range(count), desc=split, unit="clip", leave=False):
         speaker = list(speakers)[index % len(speakers)]
         said = [next(queues[speaker]) for _ in range(cfg.join)]
         waves = [read_source(source, cfg.sample_rate, cfg.seed, speech=True) for source in said]
@@ -272,10 +296,10 @@ def mix_split(cfg: MixConfig, folder: Path, split: str, sources: tuple, groups: 
         noise = read_source(sound, cfg.sample_rate, cfg.seed, speech=False)
         snr_db = float(rng.choice(cfg.snr_db))
         stem = re.sub(r"[^\w-]+", "_", Path(said[0].name).stem)
-        utt_id = f"{speaker}_{stem}_mix{index:05d}_snr{snr_db:g}"
+        utt_id = f"{speaker}_{stem}_mix{number_ * cfg.cells + index:05d}_snr{snr_db:g}"
         pair = mixed(clean, fitted(noise, len(clean), rng), snr_db)
         for kind, wave in zip(("clean", "noisy"), pair, strict=True):
-            path = folder / split / kind / f"{utt_id}.wav"
+            path = folder / kind / f"{utt_id}.wav"
             soundfile.write(path, wave, cfg.sample_rate, subtype="PCM_16")
         rows.append(
             {
@@ -290,10 +314,27 @@ def mix_split(cfg: MixConfig, folder: Path, split: str, sources: tuple, groups: 
                 "snr_db": f"{snr_db:.1f}",
                 "duration_sec": f"{len(clean) / cfg.sample_rate:.3f}",
                 "speaker_id": speaker,
+                "fold": sound.fold,
             }
         )
-    write_csv(folder / split / "meta.csv", META, rows)
     return rows
+
+
+def mix_cells(cfg: MixConfig, folder: Path, groups: dict[str, str]) -> None:
+    """Every speaker with every fold of the noise, all in one table."""
+    speech, noise = list_speech(cfg.clean), list_noise(cfg.noise, cfg.seed)
+    speakers, folds = (
+        {getattr(s, name) for s in found} for found, name in ((speech, "group"), (noise, "fold"))
+    )
+    rows = []
+    for speaker in sorted(speakers):
+        mine = {speaker: [source for source in speech if source.group == speaker]}
+        for fold in sorted(folds):
+            sources = mine, [source for source in noise if source.fold == fold]
+            place = len(rows) // cfg.cells, cfg.cells
+            rows += mix_split(cfg, folder, f"{speaker}, fold {fold}", sources, groups, place)
+    write_csv(folder / "meta.csv", META, rows)
+    print(f"{len(rows)} clips: {len(speakers)} speakers x {len(folds)} folds x {cfg.cells}")
 
 
 def read_groups(path: Path | None) -> dict[str, str]:
@@ -313,11 +354,15 @@ def mix(cfg: MixConfig) -> None:
     if cfg.clean is None and cfg.sample_rate > RATE:
         raise InputError(f"--sample-rate {cfg.sample_rate}: synthesised speech has {RATE} Hz")
     groups = read_groups(cfg.macro_scenes)
-    sources = split_sources(cfg)
+    sources = {} if cfg.cells else split_sources(cfg)
     folder = cfg.out.with_name(cfg.out.name + ".tmp")
     shutil.rmtree(folder, ignore_errors=True)
-    for split in SPLITS:
-        rows = mix_split(cfg, folder, split, sources[split], groups)
+    if cfg.cells:
+        mix_cells(cfg, folder, groups)
+    for place, split in enumerate(sources):
+        count = cfg.clips[place]
+        rows = mix_split(cfg, folder / split, split, sources[split], groups, (place, count))
+        write_csv(folder / split / "meta.csv", META, rows)
         speakers, noises = sources[split]
         seconds = sum(float(row["duration_sec"]) for row in rows)
         print(

@@ -10,13 +10,15 @@ An episode is a clip, a step one denoiser on what the last one left:
 
 - observation (D,) float32: `denoisers.features` of the audio as it is now, what was taken away so
   far, the previous method (one of METHODS or none) and its parameters, the share of the steps used;
-- action: a method or `stop`, and three parameters. PPO takes MultiDiscrete (method, three levels).
-  SAC and TD3 know boxes only: a preference for each choice, the highest counts, and the parameters;
+- action: a method or `stop`, and three parameters. PPO takes one of JOINT, or (`ppo-separate`)
+  MultiDiscrete: method, three levels. SAC and TD3 know boxes only: a preference for each choice,
+  the highest counts, and the parameters;
 - reward: the gain in SI-SDR / reward_scale + weights x gains in STOI and ESTOI + diversity;
 - `stop`, or the last of max_steps, terminates the episode.
 """
 
 import io
+import itertools
 import json
 import math
 import pickle
@@ -42,8 +44,15 @@ CHOICES = (*METHODS, "stop")
 MEMORY = ("removed_db", *METHODS, *PARAMETERS, "share_of_steps")
 OBSERVATION = len(FEATURES) + len(MEMORY)
 LEVELS = 6  # of each parameter, for PPO, the constant chain and the searches: 0, 0.2 .. 1
+COARSE = ((0.0, 0.4, 0.8), (0.2, 0.8), (0.4, 1.0))  # strength, depth, tracking of JOINT
+# PPO's one discrete choice: every method with every coarse setting, then stop. A draw of method and
+# levels one by one (ppo-separate) cannot know that a setting suits one method and not the other.
+JOINT: tuple[tuple[int, tuple[float, ...]], ...] = (
+    *itertools.product(range(len(METHODS)), itertools.product(*COARSE)),
+    (STOP, (0.0,) * len(PARAMETERS)),
+)
 CLIPPED = 5.0  # standard deviations an observation may lie from the mean
-Algo = Literal["ppo", "sac", "td3"]
+Algo = Literal["ppo", "ppo-separate", "sac", "td3"]
 Chain = list[tuple[int, tuple[float, float, float]]]  # (method, parameters) of each step
 # (observations (B, D), step) -> choices (B,), parameters (B, 3)
 Chooser = Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]
@@ -185,6 +194,22 @@ class Lanes:
         self.seen[lane], self.scores[lane] = self.corpus.seen[index], self.first[index]
         self.memory.start(lane, float(np.sqrt(np.mean(clip.noisy**2))))
 
+    def arrays(self) -> dict[str, np.ndarray]:
+        """What a lane is beside its audio; with `audio`, all that `restore` needs."""
+        mine = {name: getattr(self, name) for name in ("seen", "scores", "clip")}
+        memory = {name: getattr(self.memory, name) for name in vars(self.memory)}
+        return {name: value.copy() for name, value in (mine | memory).items()}
+
+    def restore(self, arrays: dict[str, np.ndarray]) -> None:
+        """Go on where `arrays` and `audio` were taken."""
+        for lane, index in enumerate(arrays["clip"]):
+            self.start(lane, int(index))
+        self.audio[:] = torch.from_numpy(arrays["audio"])
+        for name in ("seen", "scores", "clip"):
+            setattr(self, name, arrays[name].copy())
+        for name in vars(self.memory):
+            setattr(self.memory, name, arrays[name].copy())
+
     def batch(self) -> denoisers.Batch:
         """The audio as it is now, without the padding that no lane needs."""
         return denoisers.Batch(self.audio[:, : int(self.lengths.max())], self.lengths)
@@ -238,6 +263,8 @@ class Lanes:
 def action_space(algo: Algo) -> Any:
     """What stable-baselines3's algorithm can choose from."""
     if algo == "ppo":
+        return gymnasium.spaces.Discrete(len(JOINT))
+    if algo == "ppo-separate":
         return gymnasium.spaces.MultiDiscrete([len(CHOICES), *[LEVELS] * len(PARAMETERS)])
     return gymnasium.spaces.Box(-1.0, 1.0, (len(CHOICES) + len(PARAMETERS),), np.float32)
 
@@ -245,6 +272,9 @@ def action_space(algo: Algo) -> Any:
 def read_actions(algo: Algo, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Actions (B, ...) -> choices (B,) and parameters (B, 3), 0..1."""
     if algo == "ppo":
+        methods, params = zip(*(JOINT[action] for action in actions), strict=True)
+        return np.array(methods), np.array(params)
+    if algo == "ppo-separate":
         return actions[:, 0].astype(int), actions[:, 1:] / (LEVELS - 1)
     names = len(CHOICES)
     return actions[:, :names].argmax(1), (actions[:, names:].astype(float) + 1).clip(0, 2) / 2
@@ -344,7 +374,7 @@ class DenoiseVectorEnv(gymnasium.vector.VectorEnv):
 
 def fit_scaler(corpus: Corpus, task: Reward, steps: int, seed: int) -> Scaler:
     """Mean and std of what random chains on these clips show."""
-    envs = DenoiseVectorEnv(corpus, task, 32)
+    envs = DenoiseVectorEnv(corpus, task, 32, "ppo-separate")
     rng = np.random.default_rng(seed)
     raw = [envs.reset(seed=seed)[0]]
     highs = envs.single_action_space.nvec
@@ -359,9 +389,17 @@ def fit_scaler(corpus: Corpus, task: Reward, steps: int, seed: int) -> Scaler:
 
 
 def run_chains(
-    waves: Sequence[np.ndarray], sample_rate: int, max_steps: int, choose: Chooser
+    waves: Sequence[np.ndarray],
+    sample_rate: int,
+    max_steps: int,
+    choose: Chooser,
+    seen_rate: int | None = None,
 ) -> tuple[list[np.ndarray], list[Chain]]:
-    """Denoise waves (S,) by what `choose` says -> waves, chains. No clean clip is needed."""
+    """Denoise waves (S,) by what `choose` says -> waves, chains. No clean clip is needed.
+
+    `choose` sees the audio at `seen_rate` (default: the waves' own); it is denoised at its own.
+    """
+    seen_rate = seen_rate or sample_rate
     outs: list[np.ndarray] = []
     chains: list[Chain] = []
     for first in range(0, len(waves), data.BATCH):
@@ -372,7 +410,12 @@ def run_chains(
         mine: list[Chain] = [[] for _ in range(count)]
         for step in range(max_steps):
             rms = denoisers.level(batch).numpy()[:, 0]
-            seen = denoisers.features(batch, sample_rate).numpy()
+            shown = batch
+            if seen_rate != sample_rate:
+                pairs = zip(batch.audio.numpy(), batch.lengths, strict=True)
+                own = [data.resampled(wave[:n], sample_rate, seen_rate) for wave, n in pairs]
+                shown = denoisers.batch_of(own)
+            seen = denoisers.features(shown, seen_rate).numpy()
             choices, params = choose(memory.observe(seen, rms, max_steps), step)
             choices = np.where(going, choices, STOP)
             going &= choices != STOP
@@ -451,6 +494,15 @@ class Agent(NamedTuple):
             actions, _ = self.policy.predict(self.scaler(raw), deterministic=True)
         return read_actions(self.algo, actions)
 
+    def value(self, raw: np.ndarray) -> np.ndarray:
+        """What it expects the rest of the chain to gain (B,); to stop is worth 0."""
+        with torch.inference_mode():
+            seen = torch.from_numpy(self.scaler(raw))
+            if self.algo.startswith("ppo"):
+                return self.policy.predict_values(seen)[:, 0].numpy()
+            action = self.policy._predict(seen, deterministic=True)
+            return torch.cat(self.policy.critic(seen, action), 1).amin(1).numpy()
+
 
 def save_agent(folder: Path, model: Any, agent: Agent, about: dict[str, Any]) -> None:
     """agent.json, all that is needed beside the weights, and stable-baselines3's own archive."""
@@ -475,6 +527,7 @@ def empty_policy(algo: Algo, hidden: list[int]) -> torch.nn.Module:
     """stable-baselines3's policy network with random weights."""
     policies = {
         "ppo": ("stable_baselines3.common.policies", "ActorCriticPolicy"),
+        "ppo-separate": ("stable_baselines3.common.policies", "ActorCriticPolicy"),
         "sac": ("stable_baselines3.sac.policies", "SACPolicy"),
         "td3": ("stable_baselines3.td3.policies", "TD3Policy"),
     }
@@ -484,9 +537,16 @@ def empty_policy(algo: Algo, hidden: list[int]) -> torch.nn.Module:
     return kind(*spaces, lambda _: 0.0, net_arch=hidden, activation_fn=torch.nn.ReLU)
 
 
-def load_agent(folder: Path) -> Agent:
-    """A run folder's policy. Nothing is unpickled: the archive's `data`, which stable-baselines3
-    writes with cloudpickle, is not opened, and its weights are read as tensors only."""
+def home_of(path: Path) -> Path:
+    """The run folder of a checkpoint, which is named by itself or by its model.zip."""
+    return path.parent if path.suffix == ".zip" else path
+
+
+def load_agent(path: Path) -> Agent:
+    """The policy of a run folder, or of the model.zip in it. Nothing is unpickled: the archive's
+    `data`, which stable-baselines3 writes with cloudpickle, is not opened, and its weights are read
+    as tensors only."""
+    folder = home_of(path)
     try:
         content = json.loads((folder / "agent.json").read_text(encoding="utf-8"))
         if content["features"] != [*FEATURES, *MEMORY] or content["choices"] != [*CHOICES]:
@@ -527,6 +587,13 @@ def evaluate(corpus: Corpus, task: Reward, choose: Chooser) -> Evaluation:
     return Evaluation(waves, chains, scores, worth(scores, task) - worth(corpus.scores, task))
 
 
+def part_of(model: Any, name: str) -> Any:
+    """A part of a model by stable-baselines3's dotted name, e.g. actor.optimizer."""
+    for word in name.split("."):
+        model = getattr(model, word)
+    return model
+
+
 def make_model(cfg: Any, envs: DenoiseVectorEnv) -> Any:
     """PPO, SAC or TD3 with the settings of TrainConfig."""
     sb3 = needed("stable_baselines3", SCRIPT)
@@ -540,7 +607,7 @@ def make_model(cfg: Any, envs: DenoiseVectorEnv) -> Any:
         "device": pick_device(cfg.device, 1),
         "policy_kwargs": {"net_arch": [*cfg.hidden], "activation_fn": torch.nn.ReLU},
     }
-    if cfg.algo == "ppo":
+    if cfg.algo.startswith("ppo"):
         return sb3.PPO(
             **same,
             n_steps=cfg.rollout_steps // cfg.num_envs,

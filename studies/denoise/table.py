@@ -26,13 +26,13 @@ from config import InputError, whole, write_text
 from metrics import DRAWS, bootstrap_mean
 from plotting import COLOURS, page, write
 from preprocess import write_json
-from runfolder import versions
+from runfolder import processor, versions
 from studies.denoise import data, denoisers, environment
 from studies.denoise.data import MEASURES, write_csv
 from studies.denoise.environment import Agent, Chain, Chooser, Corpus, Reward, load_agent, worth
 
 if TYPE_CHECKING:  # it imports this file
-    from studies.denoise.commands import MetricsConfig
+    from studies.denoise.settings import MetricsConfig
 
 TITLES = {"si_sdr": "SI-SDR (dB)", "stoi": "STOI", "estoi": "ESTOI", "gain": "return"}
 DIGITS = {"si_sdr": 2, "stoi": 3, "estoi": 3, "gain": 3}
@@ -113,7 +113,7 @@ def parse_entrant(text: str) -> tuple[str, list[Path]]:
     """PATH, NAME=PATH or NAME=PATH,PATH -> name, folders."""
     name, given, paths = text.partition("=")
     folders = [Path(path) for path in (paths if given else name).split(",")]
-    return (name if given else folders[0].name), folders
+    return (name if given else environment.home_of(folders[0]).name), folders
 
 
 def policy_rows(cfg: "MetricsConfig", judge: Judge) -> list[Row]:
@@ -129,7 +129,8 @@ def policy_rows(cfg: "MetricsConfig", judge: Judge) -> list[Row]:
                     f"{folder}: was trained at {agent.sample_rate} Hz, {cfg.meta} has"
                     f" {corpus.sample_rate} Hz"
                 )
-            files = [digest(folder / file) for file in ("model.zip", "agent.json")]
+            home = environment.home_of(folder)
+            files = [digest(home / file) for file in ("model.zip", "agent.json")]
             make = partial(applied, corpus, agent.task.max_steps, agent.choose)
             members.append(judge(files, make))
             agents.append(agent)
@@ -164,11 +165,13 @@ def searched(cfg: "MetricsConfig", corpus: Corpus, task: Reward, chain: Chain) -
 
 
 def opponent_rows(
-    cfg: "MetricsConfig", judge: Judge, chain: Chain, reduce: dict[str, Any]
+    cfg: "MetricsConfig", judge: Judge, chain: Chain, reduce: dict[str, Any] | None
 ) -> list[Row]:
-    """Rows of what needs no policy."""
+    """Rows of what needs no policy; `reduce` None: nothing was tuned."""
     corpus, task = judge.corpus, judge.task
-    most, asked = task.max_steps, cfg.opponents
+    most, asked = task.max_steps, set(cfg.opponents)
+    if reduce is None:
+        asked -= {"constant", "oracle"}
     untouched = np.column_stack((corpus.scores, np.zeros(len(corpus.clips))))
     rows = [row_of(NOISY, "noisy", [(untouched, [])])]
     if "constant" in asked:
@@ -183,7 +186,8 @@ def opponent_rows(
         rows.append(row_of("random policy", "opponent", members))
     if "noisereduce" in asked:
         settings = {"noisereduce": (False, 1.0)}
-        settings["noisereduce, tuned"] = (reduce["stationary"], reduce["prop_decrease"])
+        if reduce is not None:
+            settings["noisereduce, tuned"] = (reduce["stationary"], reduce["prop_decrease"])
         for name, (steady, share) in settings.items():
             member = judge(["noisereduce", steady, share], partial(reduced, corpus, steady, share))
             rows.append(row_of(name, "opponent", [member]))
@@ -325,7 +329,7 @@ def draw_boxes(rows: list[Row], corpus: Corpus, folder: Path) -> None:
 def draw_gaps(rows: list[Row], found: dict[str, Numbers], folder: Path) -> None:
     """Difference to the constant chain with intervals."""
     told = [row for row in reversed(rows) if found[row.name].versus is not None]
-    if not told:
+    if not told:  # there is no constant chain
         return
     title = f"Difference to the {CONSTANT}, mean over clips"
     figure, axes = page(title, 1, 3, 1.9 + 0.42 * len(told), sharey=True)
@@ -343,19 +347,33 @@ def draw_gaps(rows: list[Row], found: dict[str, Numbers], folder: Path) -> None:
     write(figure, folder / "gaps.png", 100, "differences to the constant chain")
 
 
-def draw_curves(cfg: "MetricsConfig", folder: Path) -> None:
-    """Validation gain of every run over the steps of its training."""
+def chain_on_validation(cfg: "MetricsConfig", chain: Chain, task: Reward) -> float | None:
+    """The constant chain's gain on the validation clips of the first run; None: they are gone."""
+    run = environment.home_of(parse_entrant(cfg.checkpoint[0])[1][0])
+    table = json.loads((run / "agent.json").read_text(encoding="utf-8")).get("validation_table")
+    if not chain or not table or not Path(table).exists():
+        return None
+    corpus = environment.load_corpus(Path(table))
+    return float(environment.evaluate(corpus, task, environment.constant(chain)).gain.mean())
+
+
+def draw_curves(cfg: "MetricsConfig", folder: Path, constant: float | None) -> None:
+    """Validation gain of every run over the steps of its training, and the constant chain's."""
     figure, axes = page("Gain on the validation clips while training", 1, 1, 5.0)
     ax, colours = axes[0, 0], ("t_adj", "prob", "t_base", "twin", "d_raw", "steps")
     for text, colour in zip(cfg.checkpoint, colours * len(cfg.checkpoint), strict=False):
         name, folders = parse_entrant(text)
         for place, run in enumerate(folders):
-            with open(run / "history.csv", newline="", encoding="utf-8") as stream:
+            with open(
+                environment.home_of(run) / "history.csv", newline="", encoding="utf-8"
+            ) as stream:
                 rows = list(csv.DictReader(stream))
             steps, gains = (
                 [float(row[key]) for row in rows] for key in ("step", "validation_gain")
             )
             ax.plot(steps, gains, "o-", ms=4, color=COLOURS[colour], label="" if place else name)
+    if constant is not None:
+        ax.axhline(constant, color="black", lw=1.5, ls="--", label=CONSTANT)
     ax.set_xlabel("denoisers applied in training")
     ax.set_ylabel("mean return")
     ax.legend()
@@ -419,13 +437,10 @@ def metrics(cfg: "MetricsConfig", tuned: tuple[Chain, dict[str, Any], Reward] | 
     for text in cfg.checkpoint:  # a wrong path should not be found out after the oracle
         for folder in parse_entrant(text)[1]:
             load_agent(folder)
-    needing = {"constant", "oracle", "noisereduce"} & set(cfg.opponents)
-    if tuned is None and needing:
-        raise InputError(
-            f"{cfg.tuned}: not found; run: python -m studies.denoise tune, or leave out"
-            f" --opponents {' '.join(sorted(needing))}"
-        )
-    chain, reduce, task = tuned or ([], {}, Reward())
+    if tuned is None:
+        left = "neither constant chain nor oracle; noisereduce with its library's defaults"
+        print(f"note: {cfg.tuned} not found: {left}. For them: python -m studies.denoise tune")
+    chain, reduce, task = tuned or ([], None, Reward())
     corpus = read_corpus(cfg)
     judge = Judge(cfg, corpus, task)
     rows = [*opponent_rows(cfg, judge, chain, reduce), *policy_rows(cfg, judge)]
@@ -448,6 +463,8 @@ def metrics(cfg: "MetricsConfig", tuned: tuple[Chain, dict[str, Any], Reward] | 
         "",
         *([f"Constant chain: {environment.told(chain)}.", ""] if other else []),
         *verdict(rows, found),
+        "",
+        f"Made on {processor()}.",
     ]
     cfg.out.mkdir(parents=True, exist_ok=True)
     write_text(cfg.out / "table.md", "\n".join(told) + "\n")
@@ -459,7 +476,7 @@ def metrics(cfg: "MetricsConfig", tuned: tuple[Chain, dict[str, Any], Reward] | 
         draw_boxes(rows, corpus, cfg.plot_dir)
         draw_gaps(rows, found, cfg.plot_dir)
         if cfg.checkpoint:
-            draw_curves(cfg, cfg.plot_dir)
+            draw_curves(cfg, cfg.plot_dir, chain_on_validation(cfg, chain, task))
     if cfg.output_dir:
         write_samples(cfg, corpus, rows)
 

@@ -29,9 +29,8 @@ from gymnasium.utils.env_checker import check_env
 
 from config import InputError, parse
 from soundscapes import synthesise
-from studies.denoise import commands, denoisers, environment
+from studies.denoise import commands, denoisers, environment, training
 from studies.denoise import data as mixtures
-from studies.denoise.commands import MetricsConfig, SweepConfig, TrainConfig
 from studies.denoise.data import FeaturesConfig, MixConfig, fitted, mixed
 from studies.denoise.denoisers import METHODS, STOP, batch_of
 from studies.denoise.environment import (
@@ -42,8 +41,15 @@ from studies.denoise.environment import (
     Reward,
     Scaler,
 )
+from studies.denoise.settings import (
+    MetricsConfig,
+    SweepConfig,
+    TrainConfig,
+    TuneConfig,
+)
 
 RATE = 8000
+ALGOS = ("ppo", "ppo-separate", "sac", "td3")
 EVERY_METHOD = torch.arange(len(METHODS))
 
 
@@ -100,9 +106,9 @@ def small(data: Path, run: Path, **more) -> TrainConfig:
 def runs(data, tmp_path_factory) -> dict[str, Path]:
     """A tiny run of each algorithm."""
     folder = tmp_path_factory.mktemp("runs")
-    for algo in ("ppo", "sac", "td3"):
-        commands.train(small(data, folder / algo, algo=algo))
-    return {algo: folder / algo for algo in ("ppo", "sac", "td3")}
+    for algo in ALGOS:
+        training.train(small(data, folder / algo, algo=algo))
+    return {algo: folder / algo for algo in ALGOS}
 
 
 # ---------------------------------------------------------------------------- denoisers
@@ -310,14 +316,14 @@ def test_mistakes_are_one_line(data, tmp_path):
         environment.load_corpus(tmp_path / "features.csv")
     with pytest.raises(InputError, match="speaker_id"):
         table = data / "train" / "features.csv"
-        commands.train(small(data, tmp_path / "run", validation_features=table))
+        training.train(small(data, tmp_path / "run", validation_features=table))
 
 
 # ---------------------------------------------------------------------------- environment
 
 
 def test_environment_keeps_the_rules(corpus):
-    for algo in ("ppo", "sac"):
+    for algo in ALGOS[:3]:
         env = DenoiseEnv(corpus, Reward(), algo)
         check_env(env, skip_render_check=True)
 
@@ -325,7 +331,7 @@ def test_environment_keeps_the_rules(corpus):
 def test_observation_changes_with_the_audio(corpus):
     """HEAR's agent saw the features of the noisy clip at every step."""
     wide = Scaler(np.zeros(environment.OBSERVATION), np.full(environment.OBSERVATION, 100.0))
-    env = DenoiseEnv(corpus, Reward(), "ppo", wide)
+    env = DenoiseEnv(corpus, Reward(), "ppo-separate", wide)
     before, _ = env.reset(options={"clip": 0})
     after, *_ = env.step(np.array([0, 3, 5, 2]))
     before, after = 100 * before, 100 * after
@@ -343,8 +349,8 @@ def test_observation_changes_with_the_audio(corpus):
 def test_reward_is_the_gain(corpus):
     task = Reward(diversity_weight=0.2, quality_stride=1)
     env, late = (
-        DenoiseEnv(corpus, task),
-        DenoiseEnv(corpus, Reward(quality_interval=0, quality_stride=1)),
+        DenoiseEnv(corpus, task, "ppo-separate"),
+        DenoiseEnv(corpus, Reward(quality_interval=0, quality_stride=1), "ppo-separate"),
     )
     actions = [[1, 2, 3, 2], [1, 0, 3, 2], [3, 0, 1, 0]]
     paid, clip = [], corpus.clips[2]
@@ -364,14 +370,15 @@ def test_reward_is_the_gain(corpus):
 
 
 def test_stop_ends_the_episode(corpus):
-    env = DenoiseEnv(corpus, Reward(diversity_weight=1.0))
+    env = DenoiseEnv(corpus, Reward(diversity_weight=1.0), "ppo-separate")
     env.reset(options={"clip": 1})
     _, reward, over, _, _ = env.step(np.array([STOP, 0, 0, 0]))
     assert over and reward == pytest.approx(0, abs=1e-3)
 
 
 def test_lanes_go_like_one_environment(corpus):
-    env, lanes = DenoiseEnv(corpus, Reward()), DenoiseVectorEnv(corpus, Reward(), 1)
+    env = DenoiseEnv(corpus, Reward(), "ppo-separate")
+    lanes = DenoiseVectorEnv(corpus, Reward(), 1, "ppo-separate")
     one, many = env.reset(seed=3)[0], lanes.reset(seed=3)[0]
     rng = np.random.default_rng(0)
     for _ in range(5):
@@ -388,7 +395,7 @@ def test_lanes_go_like_one_environment(corpus):
 def test_every_choice_is_as_likely_as_the_others():
     """HEAR rounded a float: the outer methods had half the range of the inner ones."""
     rng = np.random.default_rng(0)
-    for algo in ("ppo", "sac"):
+    for algo in ("ppo-separate", "sac"):
         space = environment.action_space(algo)
         space.seed(0)
         actions = np.stack([space.sample() for _ in range(2000)])
@@ -415,14 +422,15 @@ def test_unmeasurable_clips_do_not_stop_training(corpus):
 # ---------------------------------------------------------------------------- agents
 
 
-@pytest.mark.parametrize("algo", ["ppo", "sac", "td3"])
+@pytest.mark.parametrize("algo", ALGOS)
 def test_a_run_can_be_loaded_and_chooses_the_same(algo, runs, corpus):
     agent = environment.load_agent(runs[algo])
     content = json.loads((runs[algo] / "agent.json").read_text())
     np.testing.assert_allclose(agent.scaler.mean, content["scaler"]["mean"])
     raw = np.random.default_rng(0).standard_normal((7, environment.OBSERVATION)).astype(np.float32)
     choices, params = agent.choose(raw, 0)
-    model = getattr(__import__("stable_baselines3"), algo.upper()).load(runs[algo] / "model.zip")
+    library = __import__("stable_baselines3")
+    model = getattr(library, algo.partition("-")[0].upper()).load(runs[algo] / "model.zip")
     expected, _ = model.predict(agent.scaler(raw), deterministic=True)
     expected = environment.read_actions(algo, expected)
     np.testing.assert_array_equal(choices, expected[0])
@@ -467,7 +475,7 @@ def test_loading_runs_no_code(runs, tmp_path):
 
 
 def test_same_seed_same_policy(runs, data, tmp_path):
-    commands.train(small(data, tmp_path / "again", algo="ppo"))
+    training.train(small(data, tmp_path / "again", algo="ppo"))
     first, second = (
         (folder / "history.csv").read_text().splitlines()
         for folder in (runs["ppo"], tmp_path / "again")
@@ -482,7 +490,7 @@ def test_wandb_only_where_it_is_asked_for(data, tmp_path, monkeypatch):
     assert "wandb" not in sys.modules
     monkeypatch.setitem(sys.modules, "wandb", None)  # not installed
     with pytest.raises(InputError, match="pip install wandb"):
-        commands.train(small(data, tmp_path / "run", wandb_project="x"))
+        training.train(small(data, tmp_path / "run", wandb_project="x"))
 
 
 # ---------------------------------------------------------------------------- commands
@@ -492,7 +500,7 @@ def test_wandb_only_where_it_is_asked_for(data, tmp_path, monkeypatch):
 def tuned(data, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("tuned") / "tune.json"
     table = data / "train" / "features.csv"
-    commands.tune(commands.TuneConfig(features=table, out=path, clips=1, beam=1, max_steps=1))
+    commands.tune(TuneConfig(features=table, out=path, clips=1, beam=1, max_steps=1))
     return path
 
 
