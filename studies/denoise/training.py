@@ -197,7 +197,7 @@ def train(cfg: TrainConfig) -> None:
             (cfg.folder / name).unlink(missing_ok=True)
     else:
         restore(model, envs, stored)
-        history = [Watch(*row) for row in stored["history"]]
+        history = [Watch(int(step), *row) for step, *row in stored["history"]]
         spent = history[-1].seconds if history else 0.0
     received = catch_signals()
     clock = {"looking": 0.0, "began": time.process_time(), "step": model.num_timesteps}

@@ -4,6 +4,7 @@ Next:   test_container.py
 """
 
 import csv
+import dataclasses
 import functools
 import io
 import json
@@ -484,6 +485,76 @@ def test_same_seed_same_policy(runs, data, tmp_path):
     for one, other in zip(*rows, strict=True):
         for name in ("step", "train_return", "validation_gain", "stoi"):
             assert one[name] == other[name]
+
+
+def weights_of(run: Path) -> dict[str, torch.Tensor]:
+    with zipfile.ZipFile(run / "model.zip") as archive:
+        return torch.load(io.BytesIO(archive.read("policy.pth")), weights_only=True)
+
+
+@pytest.mark.parametrize("algo", ALGOS)
+def test_a_resumed_run_equals_an_uninterrupted_one(algo, data, tmp_path, monkeypatch):
+    """Bit for bit, also where the replay is full and exploration draws random actions."""
+    sizes = {"algo": algo, "total_steps": 32, "random_steps": 12, "replay": 24}
+    looks = iter([*range(1, 5)] * 2)
+    real = environment.evaluate
+
+    def better_each_time(*args):  # so that the last weights are the kept ones
+        found = real(*args)
+        return found._replace(gain=found.gain + 1000 * next(looks))
+
+    monkeypatch.setattr(environment, "evaluate", better_each_time)
+    training.train(small(data, tmp_path / "straight", **sizes))
+    broken = small(data, tmp_path / "broken", **sizes)
+    monkeypatch.setattr(training, "catch_signals", lambda: [15])  # stopped after every look
+    for _ in range(3):
+        with pytest.raises(InputError, match="--resume"):
+            training.train(broken)
+        assert (tmp_path / "broken" / "last.pt").exists()
+        broken = dataclasses.replace(broken, resume=True)
+    training.train(broken)
+    rows = []
+    for name in ("straight", "broken"):
+        with open(tmp_path / name / "history.csv", newline="") as stream:
+            rows.append(list(csv.DictReader(stream)))
+    for one, other in zip(*rows, strict=True):
+        for name in ("step", "train_return", "validation_gain", "estoi"):
+            assert one[name] == other[name]
+    first, second = weights_of(tmp_path / "straight"), weights_of(tmp_path / "broken")
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+    assert not (tmp_path / "broken" / "last.pt").exists()
+
+
+def test_what_cannot_be_resumed_is_refused(data, tmp_path, monkeypatch):
+    cfg = small(data, tmp_path / "run")
+    with pytest.raises(InputError, match="leave out --resume"):
+        training.train(dataclasses.replace(cfg, resume=True))
+    monkeypatch.setattr(training, "catch_signals", lambda: [15])
+    with pytest.raises(InputError, match="--resume"):
+        training.train(cfg)
+    with pytest.raises(InputError, match="--overwrite"):
+        training.train(cfg)
+    with pytest.raises(InputError, match="gamma"):
+        training.train(dataclasses.replace(cfg, resume=True, gamma=0.5))
+
+
+@pytest.mark.parametrize(
+    ("more", "flag"),
+    [
+        ({"rollout_steps": 10}, "num-envs"),
+        ({"batch_size": 3}, "batch-size"),
+        ({"batch_size": 1}, "batch-size"),
+        ({"algo": "sac", "random_steps": 16}, "random-steps"),
+    ],
+)
+def test_rollout_and_batch_must_fit(more, flag, data, tmp_path):
+    with pytest.raises(ValueError, match=flag):
+        small(data, tmp_path / "run", **more)
+
+
+def test_the_library_has_nothing_to_warn_of(data, tmp_path, recwarn):
+    training.train(small(data, tmp_path / "run", algo="ppo"))
+    assert not [one for one in recwarn if "batch" in str(one.message)]
 
 
 def test_wandb_only_where_it_is_asked_for(data, tmp_path, monkeypatch):
