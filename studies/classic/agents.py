@@ -45,6 +45,7 @@ EnvName = Literal["CartPole-v1", "LunarLander-v3"]
 Activation = Literal["relu", "elu", "tanh"]
 ACTIVATIONS = {"relu": nn.ReLU, "elu": nn.ELU, "tanh": nn.Tanh}
 OPTIMIZERS = {"adam": torch.optim.Adam, "nadam": torch.optim.NAdam}
+LIMIT = {"CartPole-v1": 500, "LunarLander-v3": 1000}  # gymnasium's longest episode
 CPU = torch.device("cpu")
 EPISODES = 100  # of every check and every score
 VALIDATION, FRESH = 10, 11  # streams of seeds; a learner's own are 0 to 3
@@ -351,6 +352,21 @@ class DqnLearner:
             self.replay.update(index, target - q)
 
 
+class Report(NamedTuple):
+    """What is said every so many episodes, as the tutorial does."""
+
+    episode: int
+    score: float  # mean return of the episodes since the last report
+    buffer: int  # transitions in the replay
+    epsilon: float
+
+    def __str__(self) -> str:
+        return (
+            f"n_episode :{self.episode}, score : {self.score:.1f}, n_buffer : {self.buffer},"
+            f" eps : {100 * self.epsilon:.1f}%"
+        )
+
+
 def dqn(
     env: str,
     cfg: DqnSettings,
@@ -358,12 +374,14 @@ def dqn(
     seed: int,
     checking: Checking,
     progress: bool = False,
+    every: int | None = None,
+    say: Callable[[Report], None] = print,
 ) -> Trained:
-    """Train a Q-network; see DqnSettings."""
+    """Train a Q-network; see DqnSettings. A report is said `every` so many episodes."""
     envs = make_envs(env, cfg.lanes, cfg.max_steps)
     learner = DqnLearner(envs, cfg, variant, seed)
     best, rng = greedy(learner.network), np.random.default_rng([seed, 1])
-    checks = Checks(env, min(cfg.max_steps, 500), checking, seed)
+    checks = Checks(env, min(cfg.max_steps, LIMIT[env]), checking, seed)
     num_actions = int(envs.single_action_space.n)
     obs, _ = envs.reset(seed=stream(seed, 3))
     resetting = np.zeros(cfg.lanes, dtype=bool)  # lanes whose step only starts a new episode
@@ -385,7 +403,12 @@ def dqn(
         totals[kept] += rewards[kept]
         steps += len(kept)
         resetting = terminated | truncated
-        episodes += [(steps, float(total)) for total in totals[resetting]]
+        ended = [(steps, float(total)) for total in totals[resetting]]
+        for one in ended:
+            episodes.append(one)
+            if every and len(episodes) % every == 0:
+                score = float(np.mean([total for _, total in episodes[-every:]]))
+                say(Report(len(episodes), score, len(learner.replay), float(epsilon)))
         totals[resetting] = 0.0
         obs, before = following, clock
         clock = steps if cfg.clock == "steps" else len(episodes)
@@ -459,7 +482,7 @@ def sb3_dqn(
         device="cpu",
     )
     network = model.q_net.q_net  # the layers of make_network, in the same order
-    checks = Checks(env, min(cfg.max_steps, 500), checking, seed)
+    checks = Checks(env, min(cfg.max_steps, LIMIT[env]), checking, seed)
     episodes: list[tuple[int, float]] = []
 
     class Watch(callbacks.BaseCallback):

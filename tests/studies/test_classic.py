@@ -396,10 +396,10 @@ def test_the_table_reads_what_is_there(tmp_path, capsys, monkeypatch):
         stored(each[0], 2000, 480.0)
         stored(each[1], None, 470.0)
     classic.run_table(cfg)
-    table = (tmp_path / "table.md").read_text()
+    table = (tmp_path / "cartpole-table.md").read_text()
     assert "| DQN double | 1 of 2 | 2,000 (2,000 to 2,000) | 475.0 ± 5.0 |" in table
     assert table in capsys.readouterr().out
-    assert (tmp_path / "curves.png").stat().st_size < 200_000
+    assert (tmp_path / "cartpole-curves.png").stat().st_size < 200_000
     assert not list(tmp_path.glob("*.tmp"))
     other = rows["DQN plain"][0]
     changed = dataclasses.replace(other, learning=dataclasses.replace(other.learning, gamma=0.5))
