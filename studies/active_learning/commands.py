@@ -67,7 +67,13 @@ from studies.active_learning.classifier import (
     normalisation,
     predict,
 )
-from studies.active_learning.images import DatasetName, Images, load_images, to_device
+from studies.active_learning.images import (
+    DatasetName,
+    Images,
+    load_images,
+    to_device,
+    write_cifar,
+)
 from studies.active_learning.strategies import (
     UNCERTAINTY,
     Agent,
@@ -195,7 +201,7 @@ class Study(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class CompareConfig(Study):
-    """DQN and opponents. The other commands: steps, repeats, evaluate (each has its own --help)."""
+    """DQN and opponents. Other commands: draw, steps, repeats, evaluate (each has a --help)."""
 
     strategies: tuple[StrategyName, ...] = STRATEGIES
     """who takes part; random is always among them"""
@@ -264,7 +270,26 @@ class EvaluateConfig(Checked):
     """CPU threads"""
 
 
+@dataclass(frozen=True, kw_only=True)
+class DrawConfig(Checked):
+    """A small part of CIFAR-10 or CIFAR-100, every class as often, for a computer without a GPU."""
+
+    dataset: Literal["cifar10", "cifar100"] = "cifar10"
+    """what is drawn from"""
+    data: Path | None = None
+    """folder with the official files, packed or not (default: data/images, downloaded)"""
+    train: int = number(4_000, 1)
+    """training images"""
+    test: int = number(1_000, 1)
+    """test images, of the official test images"""
+    seed: int = number(0, 0)
+    """which images"""
+    out: Path | None = None
+    """folder to make, for --data of the other commands (default: data/<dataset>-small)"""
+
+
 COMMANDS: dict[str, type] = {
+    "draw": DrawConfig,
     "compare": CompareConfig,
     "steps": StepsConfig,
     "repeats": RepeatsConfig,
@@ -694,14 +719,25 @@ def evaluate(cfg: EvaluateConfig) -> None:
         print(f"accuracy_{name.replace(' ', '_')}: {100 * share:.2f}")
 
 
+def draw(cfg: DrawConfig) -> None:
+    """Write a part of a data set."""
+    folder = cfg.out or Path("data") / f"{cfg.dataset}-small"
+    if folder.exists():
+        raise InputError(f"{folder} exists; give another --out")
+    images = load_images(cfg.dataset, cfg.data or IMAGE_FOLDER)
+    write_cifar(cfg.dataset, images, cfg.train, cfg.test, cfg.seed, folder)
+    print(f"{folder}: {cfg.train:,} training and {cfg.test:,} test images of {images.source}")
+
+
 def main(args: list[str] | None = None) -> None:
     """The command line: a command and its flags; without a command, `compare`."""
     args = sys.argv[1:] if args is None else args
     if not args or args[0].startswith("-"):
         args = ["compare", *args]
     cfg = parse(COMMANDS, args)
-    if isinstance(cfg, EvaluateConfig):
-        evaluate(cfg)
+    alone = {EvaluateConfig: evaluate, DrawConfig: draw}
+    if type(cfg) in alone:
+        alone[type(cfg)](cfg)
         return
     functions = {CompareConfig: compare, StepsConfig: steps, RepeatsConfig: repeats}
     functions[type(cfg)](settle(cfg))

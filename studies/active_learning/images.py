@@ -243,6 +243,45 @@ def assemble_cifar(
     return Images(name, *map(torch.from_numpy, arrays), classes, source)
 
 
+def even_choice(labels: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+    """Places (count,) of images, as many of each class; InputError where a class has too few."""
+    classes = np.unique(labels)
+    each = count // len(classes)
+    if not each or count % len(classes):
+        raise InputError(f"{count} images: must be a multiple of the {len(classes)} classes")
+    places = [np.flatnonzero(labels == name) for name in classes]
+    least = min(len(place) for place in places)
+    if least < each:
+        raise InputError(f"{count} images: {each} of each class are wanted, one class has {least}")
+    chosen = np.concatenate([rng.choice(place, each, replace=False) for place in places])
+    return rng.permutation(chosen)
+
+
+def write_cifar(name: str, images: Images, train: int, test: int, seed: int, folder: Path) -> None:
+    """A part of CIFAR-10 or CIFAR-100 in the official layout, in a new folder, whole or not at all.
+
+    InputError where there are too few images.
+    """
+    layout, temporary = CIFAR[name], folder.with_name(folder.name + ".tmp")
+    names = "\n".join(images.classes) + "\n"
+    content = {layout.names: names.encode()}
+    parts = (
+        (layout.train[0], images.train, images.train_labels, train),
+        (layout.test, images.test, images.test_labels, test),
+    )
+    for place, (file, pixels, labels, count) in enumerate(parts):
+        rng = np.random.default_rng([seed, place])
+        rows = even_choice(labels.numpy(), count, rng)
+        column = labels.numpy()[rows, None].astype(np.uint8)
+        columns = [np.zeros_like(column)] * (layout.label_bytes - 1)  # the superclass is not kept
+        columns += [column, pixels.numpy()[rows].reshape(len(rows), -1)]
+        content[file] = np.concatenate(columns, 1).tobytes()
+    temporary.mkdir(parents=True, exist_ok=True)
+    for file, raw in content.items():
+        (temporary / file).write_bytes(raw)
+    temporary.rename(folder)
+
+
 # ---------------------------------------------------------------------------- Fashion-MNIST
 
 

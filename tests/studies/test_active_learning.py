@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
+from sklearn.metrics import roc_auc_score
 
 pytest.importorskip("sklearn")
 
@@ -44,7 +45,6 @@ from studies.active_learning.commands import (
     open_bench,
     play,
     play_all,
-    run_of,
     settle,
     stored,
 )
@@ -56,9 +56,11 @@ from studies.active_learning.strategies import (
     Selector,
     View,
     badge,
+    balance,
     highest,
     k_centre,
     make_states,
+    ranking,
 )
 from studies.active_learning.tables import Outcome, area, paired, wins
 
@@ -194,6 +196,33 @@ def test_damaged_cifar_is_named(tmp_path, rng):
     (folder / "data_batch_3.bin").unlink()
     with pytest.raises(InputError, match=r"data_batch_3.bin: not found"):
         load_images("cifar10", folder)
+
+
+def test_a_part_is_drawn_evenly_and_read_back(tmp_path, rng, monkeypatch, capsys):
+    """The command, on an archive that passes for the official one."""
+    layout = CIFAR["cifar10"]
+    folder = tmp_path / layout.folder
+    held = write_cifar("cifar10", folder, rng)
+    pixels = rng.integers(256, size=(60, 3, 32, 32), dtype=np.uint8)
+    labels = np.arange(60) % 10
+    for file in (*layout.train, layout.test):
+        (folder / file).write_bytes(cifar_bytes(labels, pixels, False))
+    assert held
+    pack("cifar10", tmp_path, monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    main(["draw", "--train", "40", "--test", "20"])
+    assert "checksum right" in capsys.readouterr().out
+    part = load_images("cifar10", Path("data/cifar10-small"))
+    assert torch.bincount(part.train_labels).tolist() == [4] * 10
+    assert torch.bincount(part.test_labels).tolist() == [2] * 10
+    for image, label in zip(part.train.numpy(), part.train_labels, strict=True):
+        assert labels[(pixels == image).all((1, 2, 3)).argmax()] == label
+    with pytest.raises(InputError, match="exists"):
+        main(["draw", "--train", "40", "--test", "20"])
+    for flags in (["--train", "44"], ["--test", "70"]):
+        with pytest.raises(InputError, match="class"):
+            main(["draw", "--test", "10", "--out", "data/other", *flags])
+        assert not Path("data/other").exists()
 
 
 def idx_bytes(array: np.ndarray) -> bytes:
@@ -364,6 +393,22 @@ def test_batches_of_an_epoch_are_equal(bench, monkeypatch):
     assert sizes == [25] * 4
 
 
+@pytest.mark.parametrize("width", [2, 4])
+@pytest.mark.parametrize("network", ["small", "resnet18"])
+def test_few_channels_do_not_crash_the_interpreter(width, network, rng, bench):
+    """torch's channels-last convolution on a CPU did."""
+    pixels = torch.from_numpy(rng.integers(256, size=(40, 3, 32, 32), dtype=np.uint8))
+    images = bench.images._replace(train=pixels, train_labels=torch.arange(40) % 10)
+    classifier = make_classifier(network, width, images, 0, CPU)
+    assert all(weight.is_contiguous() for weight in classifier.parameters())
+    recipe = Recipe(1, 20, 0.01, 0.9, 5e-4, 0.8, 4, True)
+    norm = normalisation(pixels)
+    fit(classifier, images, torch.arange(40), norm, recipe, torch.Generator().manual_seed(0))
+    assert predict(classifier, pixels, norm).probabilities.shape == (40, 10)
+    with pytest.raises(ValueError, match="at least 2"):
+        CompareConfig(width=1)
+
+
 def test_divergence_is_said(bench):
     classifier = make_classifier("small", 2, bench.images, 0, CPU)
     with torch.no_grad():
@@ -387,6 +432,19 @@ def test_uncertainty_takes_the_least_certain():
     first = {name: int(highest(score(p), 1)) for name, score in UNCERTAINTY.items()}
     assert first == {"margin": 0, "least-confidence": 1, "entropy": 1}
     assert highest(UNCERTAINTY["margin"](p), 3).tolist() == [0, 1, 3]
+
+
+def test_ranking_is_the_area_under_the_roc_curve(rng):
+    scores, errors = rng.integers(5, size=80).astype(float), rng.random(80) < 0.3
+    found = ranking(torch.from_numpy(scores), torch.from_numpy(errors))
+    assert found == pytest.approx(roc_auc_score(errors, scores))
+    assert np.isnan(ranking(torch.zeros(3), torch.ones(3, dtype=torch.bool)))
+
+
+def test_balance_is_the_effective_share_of_the_classes():
+    assert balance(torch.arange(10), 10) == pytest.approx(1.0)
+    assert balance(torch.tensor([3, 3, 3]), 10) == pytest.approx(0.1)
+    assert balance(torch.tensor([0, 0, 5, 5]), 10) == pytest.approx(0.2)
 
 
 def view_of(rng: np.random.Generator, count: int = 60) -> View:
@@ -465,7 +523,7 @@ def ends(cfg: CompareConfig, run: Run, bench) -> dict:
 
 @pytest.mark.parametrize("strategy", commands.STRATEGIES)
 def test_every_strategy_runs_and_a_resumed_run_is_the_same(strategy, tmp_path, bench):
-    run = run_of(0, strategy, 5)
+    run = Run(0, strategy, 5 * strategy.startswith("dqn"), int(strategy == "dqn-warm"))
     carry_over = strategy == "dqn"
     straight = small_study(tmp_path / "straight", carry_over=carry_over)
     whole = ends(straight, run, bench)
@@ -501,10 +559,15 @@ def test_runs_of_a_seed_share_their_start(tmp_path, bench):
 
 def test_a_warm_start_is_margins_first_query(tmp_path, bench):
     cfg = small_study(tmp_path)
-    warm, margin = (ends(cfg, run_of(0, name, 5), bench) for name in ("dqn-warm", "margin"))
+    warm, margin = (
+        ends(cfg, run, bench) for run in (Run(0, "dqn-warm", 5, 1), Run(0, "margin", 0))
+    )
     assert torch.equal(warm["labelled"][:30], margin["labelled"][:30])
     assert warm["as_margin"][0] == 1.0 and margin["as_margin"] == [1.0, 1.0]
     assert warm["selector"]["count"] == 40
+    twice = ends(cfg, Run(0, "dqn-warm", 5, 2), bench)
+    assert torch.equal(twice["labelled"], margin["labelled"])  # the DQN has not chosen yet
+    assert twice["selector"]["count"] == 40 and twice["ranking"] != margin["ranking"]
 
 
 def test_rewards_are_the_classifiers_errors(tmp_path, bench):
@@ -643,10 +706,11 @@ def test_the_slides_protocol_is_the_default_of_their_data_sets():
 
 def outcome_of(accuracy: np.ndarray, names: list[str]) -> Outcome:
     accuracy = np.asarray(accuracy, dtype=float)
-    cycles, more = accuracy.shape[2], np.zeros((*accuracy.shape[:2], accuracy.shape[2] - 1))
+    cycles = accuracy.shape[2]
+    more = {name: np.zeros((*accuracy.shape[:2], cycles - 1)) for name in tables.QUERIES}
     labels = 100 * np.arange(1, cycles + 1)
     seeds = list(range(accuracy.shape[1]))
-    return Outcome(names, seeds, labels, accuracy, more, more, np.zeros(accuracy.shape))
+    return Outcome(names, seeds, labels, accuracy, np.zeros(accuracy.shape), more)
 
 
 def test_area_is_the_mean_accuracy_over_labels():
@@ -685,7 +749,7 @@ def test_worker_processes_change_no_number(tmp_path, bench, monkeypatch):
     """The path of the workers, in a thread: starting processes takes a test too long."""
     monkeypatch.setattr(commands, "process_pool", lambda _, start: ThreadPoolExecutor(1))
     cfg = small_study(tmp_path / "two", cycles=2)
-    runs = [run_of(seed, "dqn", 3) for seed in (0, 1)]
+    runs = [Run(seed, "dqn", 3) for seed in (0, 1)]
     play_all(runs, dataclasses.replace(cfg, workers=2))
     assert (tmp_path / "two" / "seed-1" / "dqn-3" / "classifier.pt").exists()
     alone = small_study(tmp_path / "one", cycles=2)
@@ -695,7 +759,7 @@ def test_worker_processes_change_no_number(tmp_path, bench, monkeypatch):
 
 def test_collected_results_stand_where_they_belong(tmp_path, bench):
     cfg = small_study(tmp_path)
-    runs = [run_of(seed, name, 3) for seed in (0, 1) for name in ("random", "dqn")]
+    runs = [run for seed in (0, 1) for run in (Run(seed, "random", 0), Run(seed, "dqn", 3))]
     outcome = collect(runs, cfg, play_all(runs, cfg))
     assert outcome.names == ["random", "dqn-3"] and outcome.seeds == [0, 1]
     assert outcome.labels.tolist() == [20, 30, 40]
