@@ -191,7 +191,8 @@ def complementary(gains: np.ndarray, count: int) -> list[int]:
 def predicted(seen: np.ndarray, gains: np.ndarray, train: np.ndarray) -> np.ndarray:
     """Gains (n, K) as trees guess them from features (n, F), learned on the training rows."""
     trees = needed("sklearn.ensemble", SCRIPT).ExtraTreesRegressor(**TREES)
-    return trees.fit(seen[train], gains[train]).predict(seen).reshape(len(seen), -1)
+    target = gains[train].squeeze(1) if gains.shape[1] == 1 else gains[train]
+    return trees.fit(seen[train], target).predict(seen).reshape(len(seen), -1)
 
 
 def chosen(chains: list[Prefix], values: np.ndarray, rows: np.ndarray) -> list[Chain]:

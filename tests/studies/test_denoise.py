@@ -10,6 +10,7 @@ import io
 import json
 import math
 import pickle
+import re
 import sys
 import zipfile
 from pathlib import Path
@@ -624,17 +625,88 @@ def test_metrics_has_every_row(runs, tuned, data, tmp_path, capsys):
     assert "against the constant chain" in capsys.readouterr().out
 
 
-def test_infer_takes_any_recording(runs, tmp_path, capsys):
+def infer(*words: object) -> None:
+    commands.main(["infer", *map(str, words)])
+
+
+def test_infer_keeps_the_inputs_rate(runs, tmp_path, capsys):
     stereo = np.random.default_rng(0).standard_normal((12000, 2)) / 10
     soundfile.write(tmp_path / "in.wav", stereo, 11025)
     given = ("--input", tmp_path / "in.wav", "--output", tmp_path / "out.wav")
-    words = ["infer", "--checkpoint", runs["ppo"], runs["sac"], *given]
-    commands.run(parse(commands.NAMES, [str(word) for word in words]))
+    infer("--checkpoint", runs["ppo"] / "model.zip", runs["sac"], *given)
     for name in ("ppo", "sac"):
         wave, rate = soundfile.read(tmp_path / f"out__{name}.wav")
-        assert rate == RATE and wave.shape == (-(-12000 * RATE // 11025),)
+        assert rate == 11025 and wave.shape == (12000,)
     told = capsys.readouterr().out
-    assert "ppo: " in told and ("strength=" in told or "stop at once" in told)
+    assert "ppo: " in told and "leave it alone: 0" in told and "note" not in told
+    soundfile.write(tmp_path / "in.wav", stereo, 4000)
+    infer("--checkpoint", runs["ppo"], *given)
+    assert "note" in capsys.readouterr().out  # less than what the policy knows
+    assert soundfile.info(tmp_path / "out.wav").samplerate == 4000
+
+
+def test_the_policys_features_are_those_of_its_own_rate():
+    """A chain that looks at the features sees the same of 8 kHz and of the same at 16 kHz."""
+    _, noisy = noisy_speech(1.5)
+    wide = mixtures.resampled(noisy, RATE, 2 * RATE)
+    shown = []
+
+    def choose(raw, step):
+        shown.append(raw[0, : len(denoisers.FEATURES)])
+        return np.array([STOP]), np.zeros((1, 3))
+
+    environment.run_chains([noisy], RATE, 1, choose)
+    environment.run_chains([wide], 2 * RATE, 1, choose, RATE)
+    assert np.abs(shown[0] - shown[1]).mean() < 1.0  # dB
+
+
+def test_infer_does_not_clip(runs, tmp_path, monkeypatch, capsys):
+    quiet = np.random.default_rng(0).standard_normal(8000).astype(np.float32) / 10
+    soundfile.write(tmp_path / "in.wav", quiet, RATE)
+    monkeypatch.setattr(commands, "denoised", lambda noisy, *_: (40 * noisy, [], 0.0))
+    infer(
+        *("--checkpoint", runs["ppo"], "--input", tmp_path / "in.wav"),
+        *("--output", tmp_path / "out.wav"),
+    )
+    wave, _ = soundfile.read(tmp_path / "out.wav")
+    assert np.abs(wave).max() == pytest.approx(1.0, abs=1e-3)
+    assert np.corrcoef(wave, quiet)[0, 1] > 0.9999  # scaled, not cut
+    assert "softer" in capsys.readouterr().out
+
+
+def test_a_clean_recording_of_slightly_other_length_is_cut(runs, tmp_path, capsys):
+    clean, noisy = noisy_speech(2.0)
+    soundfile.write(tmp_path / "noisy.wav", noisy, RATE)
+    given = ("--checkpoint", runs["ppo"], "--input", tmp_path / "noisy.wav")
+    given += ("--output", tmp_path / "out.wav", "--clean", tmp_path / "clean.wav")
+    said = []
+    for length in (len(clean), len(clean) - 160, len(clean) + 160):
+        wave = np.resize(clean, length)
+        soundfile.write(tmp_path / "clean.wav", wave, RATE)
+        infer(*given)
+        said.append(capsys.readouterr().out)
+    assert "first 15840 samples" in said[1] and "first 16000 samples" in said[2]
+    levels = [re.findall(r"noisy +SI-SDR +(-?[0-9.]+)", text)[0] for text in said]
+    assert float(levels[0]) == pytest.approx(float(levels[2]), abs=0.01)
+    assert float(levels[0]) == pytest.approx(float(levels[1]), abs=0.5)
+    soundfile.write(tmp_path / "clean.wav", clean[: len(clean) // 2], RATE)
+    with pytest.raises(InputError, match=r"clean\.wav"):
+        infer(*given)
+
+
+def test_metrics_without_tune_takes_the_librarys_defaults(runs, data, tmp_path, capsys):
+    cfg = MetricsConfig(
+        checkpoint=(str(runs["ppo"] / "model.zip"),),
+        meta=data / "test" / "meta.csv",
+        tuned=tmp_path / "none.json",
+        out=tmp_path / "out",
+        plot_dir=tmp_path / "plots",
+    )
+    commands.run(cfg)
+    said = capsys.readouterr().out
+    assert "defaults" in said and "tune" in said
+    names = [one["name"] for one in json.loads((tmp_path / "out/results.json").read_text())["rows"]]
+    assert names == ["noisy", "random policy", "noisereduce", "ppo"]
 
 
 def test_sweep_goes_on_where_it_was(data, tmp_path, monkeypatch):
