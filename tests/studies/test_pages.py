@@ -128,6 +128,7 @@ def workplace(tmp_path, monkeypatch):
     """A folder of its own, one thread."""
     torch.set_num_threads(1)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))  # for what a command starts itself
 
 
 @pytest.mark.parametrize("package", SMALL)
