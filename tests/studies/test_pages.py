@@ -28,6 +28,7 @@ from soundscapes import synthesise
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAINING = {"--total-steps": "256", "--eval-every": "256", "--scaler-steps": "32"}
+TRAINING_OF_A_ROUND = {"--total-steps": "256", "--eval-every": "256"}
 ACTIVE = {"--cycles": "3", "--epochs": "1", "--first": "20", "--per-cycle": "10", "--width": "2"}
 ACTIVE |= {"--workers": "1", "--network": "small", "--batch": "16"}
 DQN = {"--learning.budget": "40", "--learning.epsilon-span": "20", "--checking.every": "500"}
@@ -45,7 +46,7 @@ SMALL: dict[str, dict[str, dict[str, str]]] = {  # package -> command -> flags t
         "metrics": {"--sample-size": "2", "--tries": "8", "--beam": "1"},
         "infer": {},
         "sweep": {},
-        "cross": {"--total-steps": "256", "--eval-every": "256", "--rounds": "diagonal"},
+        "cross": {**TRAINING_OF_A_ROUND, "--rounds": "diagonal", "--max-steps": "1"},
     },
     "studies.active_learning": {
         "compare": ACTIVE | {"--seeds": "1"},
@@ -116,7 +117,7 @@ def write_voice(folder: Path, speaker: str, rate: int, count: int) -> None:
 
 def write_noise(folder: Path) -> None:
     rng = np.random.default_rng(0)
-    for fold in range(1, 6):
+    for fold in (1, 2):
         for name in ("Rain", "Dog"):
             (folder / name).mkdir(parents=True, exist_ok=True)
             wave = rng.normal(0, 0.1, 3 * 16000)
@@ -143,10 +144,10 @@ def test_every_command_is_on_its_page(package):
 
 
 def test_denoise_page(tmp_path, monkeypatch):
-    for speaker in ("george", "jackson", "lucas", "nicolas"):
+    for speaker in ("george", "jackson", "lucas"):
         write_voice(Path("DATA/fsdd"), speaker, 8000, 3)
     write_noise(Path("DATA/esc10"))
-    for voice in ("awb", "rms", "slt"):
+    for voice in ("awb", "slt"):
         write_voice(Path("data/flite"), voice, 16000, 3)
     soundfile.write("noisy.wav", 0.1 * np.random.default_rng(0).standard_normal(16000), 16000)
     experiments = """{"experiments": [{"name": "small", "algo": "ppo", "base_args":
