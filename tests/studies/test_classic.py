@@ -5,6 +5,9 @@ Next:   test_container.py
 
 import dataclasses
 import json
+import re
+import sys
+import types
 
 import numpy as np
 import pytest
@@ -348,6 +351,87 @@ def test_render_writes_an_animation(tmp_path):
     with image.open(cfg.out) as film:
         assert 1 < film.n_frames <= 6  # equal pictures are shown longer
         assert film.size == (120, 80)
+
+
+def test_the_tutorials_line_every_20_episodes(tmp_path, monkeypatch, capsys):
+    """And its TensorBoard scalar, where TensorBoard is installed."""
+    scalars, folders = [], []
+
+    class Writer:
+        def __init__(self, folder, purge_step):
+            folders.append(folder)
+
+        def add_scalar(self, name, value, step):
+            scalars.append((name, value, step))
+
+        def close(self):
+            scalars.append("closed")
+
+    board = types.ModuleType("torch.utils.tensorboard")
+    board.SummaryWriter = Writer
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", board)
+    args = [
+        "dqn",
+        "--settings",
+        "tutorial",
+        "--learning.budget",
+        "45",
+        "--out",
+        str(tmp_path / "a"),
+    ]
+    classic.main(args)
+    lines = re.findall(
+        r"n_episode :(\d+), score : ([\d.]+), n_buffer : (\d+), eps : ([\d.]+)%",
+        capsys.readouterr().out,
+    )
+    episodes = [
+        total for _, total in json.loads((tmp_path / "a/result.json").read_text())["episodes"]
+    ]
+    assert [int(line[0]) for line in lines] == [20, 40] and len(episodes) == 45
+    for line, last in zip(lines, (20, 40), strict=True):
+        assert float(line[1]) == pytest.approx(np.mean(episodes[last - 20 : last]), abs=0.051)
+        assert int(line[2]) == sum(episodes[:last])
+        assert 7.5 < float(line[3]) < 8
+    assert folders == [str(tmp_path / "a" / "tensorboard")] and scalars[-1] == "closed"
+    assert [step for name, _, step in scalars[:-1] if name == "score"] == [20, 40]
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)  # not installed
+    classic.main([*args[:-1], str(tmp_path / "b"), "--report-every", "40"])
+    said = capsys.readouterr().out
+    assert "pip install tensorboard" in said and said.count("n_episode") == 1
+
+
+def test_lunar_lander_has_settings_checks_and_rows_of_its_own(tmp_path):
+    args = ["dqn", "--env", "LunarLander-v3"]
+    cfg = parse(commands(args), args)
+    assert cfg.learning.max_steps == 1_000 and cfg.checking.every == 20_000
+    assert cfg.learning != commands(["dqn"])["dqn"].learning
+    rows = classic.rows_of(TableConfig(env="LunarLander-v3", seeds=3, out=tmp_path))
+    assert {one.env for each in rows.values() for one in each} == {"LunarLander-v3"}
+    (plain, *_), *_ = rows.values()
+    assert dataclasses.replace(plain, out=None) == cfg  # the table keeps what `dqn` has trained
+    for each in rows.values():
+        stored(each[0], 40_000, 240.0)
+        stored(each[1], 60_000, 210.0)
+        stored(each[2], None, 150.0)
+    classic.run_table(TableConfig(env="LunarLander-v3", seeds=3, out=tmp_path))
+    table = (tmp_path / "lunarlander-table.md").read_text()
+    assert "| DQN plain | 2 of 3 | 50,000 (40,000 to 60,000) | 200.0 ± 37.4 |" in table
+    assert "at 200" not in table and (tmp_path / "lunarlander-curves.png").exists()
+
+
+def test_checks_of_the_lander_last_as_long_as_its_episodes(monkeypatch):
+    pytest.importorskip("Box2D")
+    lengths = []
+    make = agents.make_envs
+    monkeypatch.setattr(
+        agents, "make_envs", lambda e, n, m: lengths.append((n, m)) or make(e, n, m)
+    )
+    monkeypatch.setattr(agents.Checks, "look", lambda *_, **__: False)
+    agents.dqn("LunarLander-v3", dataclasses.replace(TINY, budget=4), Variant(), 0, SOON)
+    assert (agents.EPISODES, 500) in lengths  # TINY's own limit
+    longer = dataclasses.replace(TINY, budget=4, max_steps=5_000)
+    agents.dqn("LunarLander-v3", longer, Variant(), 0, SOON)
+    assert lengths[-1] == (agents.EPISODES, 1_000)
 
 
 def test_settings_choose_the_defaults_and_flags_still_win():
