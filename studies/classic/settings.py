@@ -45,16 +45,16 @@ for _env in LIMIT:
         steps=None,
     )
 LUNAR_LANDER = DqnSettings(
-    hidden=(128, 128),
-    lr=5e-4,
+    lr=6.3e-4,
     lr_end=1e-4,
-    budget=400_000,
+    budget=200_000,
     max_steps=1_000,
-    epsilon_end=0.02,
-    epsilon_span=60_000,
-    train_every=32,
+    epsilon_end=0.05,
+    epsilon_span=20_000,
+    batch=128,
+    train_every=8,
     updates=8,
-    sync_every=1_024,
+    sync_every=250,
 )
 DQN = {
     "tuned": DqnSettings(),
