@@ -7,6 +7,7 @@ Run:    python -m studies.denoise mix        # noisy speech; without folders it 
         python -m studies.denoise metrics --checkpoint runs/denoise/ppo
         python -m studies.denoise infer --input noisy.wav --output denoised.wav
         python -m studies.denoise sweep --config experiments.json
+        python -m studies.denoise cross      # every speaker and every fold of the noise held out
 Reads:  data/denoise/<split>/{meta.csv, features.csv}, runs/denoise/*
 Writes: runs/denoise/<name>/{model.zip, agent.json, metrics.json, history.csv}; others: --help
 Shapes: none
