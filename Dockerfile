@@ -20,7 +20,7 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/*
 
 WORKDIR /workspace
-COPY requirements.txt requirements-eval.txt requirements-studies.txt requirements-dev.txt ./
+COPY requirements.txt requirements-studies.txt requirements-dev.txt ./
 # A "+cpu" or "+cu126" build counts as newer than the plain 2.13.0, so the extra index wins.
 RUN pip install --no-cache-dir --disable-pip-version-check --root-user-action=ignore \
     ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} -r requirements-dev.txt

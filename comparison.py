@@ -18,10 +18,13 @@ the standard deviation) nor of recordings. One clip has no interval: nothing can
 """
 
 import csv
+import hashlib
+import io
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,13 +35,19 @@ import event_metrics
 import gate as tag_gate
 from config import (
     EvaluateConfig,
+    InputError,
     num_workers,
     process_pool,
-    whole,
     write_text,
 )
+from core.files import Kind, write_together
+from core.names import csv_cell
+from core.names import latex as as_latex
+from core.names import markdown as as_markdown
+from core.stored import read_json, write_json
 from entrants import BASE, GATED, Entrant, Member, events_of, find_entrants
 from event_metrics import ScoredEvent
+from matching import end_errors, match_events
 from metrics import (
     SHARE,
     Counts,
@@ -52,13 +61,15 @@ from metrics import (
 )
 from opponents import after_median, class_of_pair
 from preprocess import Cache
+from runfolder import made_with
 from scorers import ClipScores
-from timeline import Event, in_recording, write_labels
+from timeline import Event, write_labels
 
+TABLE = Kind("table", older=(("results.json", "entrants"), ("results.json", "cache_key")))
+BEGUN = TABLE._replace(older=(("rules.json", "train"), ("rules.json", "rules")))  # and stopped
 HEADLINE = {"present": ("accuracy", "iou", "f1"), "all": ("macro_f1", "micro_f1", "false_alarms")}
 DECISIVE = {"present": "f1", "all": "macro_f1"}  # rules are tuned for it, verdicts are about it
 FIELD = ("event_f1", "segment_f1", "intersection_f1", "psds1", "psds2")
-ENDS = ("onset", "offset")
 TITLES = {
     "accuracy": "Accuracy",
     "iou": "IoU",
@@ -133,6 +144,11 @@ def interval(draws: np.ndarray) -> np.ndarray:
 # ---------------------------------------------------------------------------- event metrics
 
 
+def ranked(cache: Cache) -> bool:
+    """Whether there is a PSDS, which needs the scores of all classes of every clip."""
+    return cache.queries == "all" and len(cache.pairs) == len(cache.clips) * len(cache.classes)
+
+
 def clip_scores(cache: Cache, signal: np.ndarray) -> dict[str, ClipScores]:
     """A signal (N,) of a cache of all pairs -> values (K, T) of each clip, `cache.classes` rows."""
     pairs: dict[str, dict[str, int]] = {}
@@ -146,35 +162,11 @@ def clip_scores(cache: Cache, signal: np.ndarray) -> dict[str, ClipScores]:
     return found
 
 
-def matched_late_ms(
-    truth: dict[str, list[Event]], found: dict[str, list[Event]], durations: dict[str, float]
-) -> dict[str, list[float]]:
-    """By how many milliseconds onsets and offsets of found events come late.
-
-    Only where a true event meets exactly one found event of its class, which meets no other true
-    one. An onset or offset at an end of the clip is left out: it is not in the recording.
-    """
-    late: dict[str, list[float]] = {end: [] for end in ENDS}
-    for name, events in truth.items():
-        for event in events:
-            same = [e for e in found.get(name, []) if e.event_label == event.event_label]
-            met = [e for e in same if e.onset < event.offset and e.offset > event.onset]
-            if len(met) != 1:
-                continue
-            others = [e for e in events if e.event_label == event.event_label]
-            if sum(e.onset < met[0].offset and e.offset > met[0].onset for e in others) > 1:
-                continue
-            for end in ENDS:
-                if in_recording(event, end, durations[name]):
-                    late[end].append(1000 * (getattr(met[0], end) - getattr(event, end)))
-    return late
-
-
 class EventTask(NamedTuple):
     """What a process needs to score one member's events."""
 
     events: dict[str, list[Event]]
-    scored: dict[str, list[ScoredEvent]] | None  # None: no PSDS (present pairs only)
+    scored: dict[str, list[ScoredEvent]] | dict[str, ClipScores] | None  # None: no PSDS
     truth: dict[str, list[Event]]
     durations: dict[str, float]
     classes: list[str]
@@ -185,7 +177,9 @@ def event_row(task: EventTask) -> dict[str, float]:
     given = (task.truth, task.durations, task.classes)
     row = {name: f1.macro for name, f1 in event_metrics.all_f1(task.events, *given).items()}
     if task.scored is not None:
-        both = event_metrics.both_event_psds(task.scored, *given)
+        frames = isinstance(next(iter(task.scored.values())), ClipScores)
+        rank = event_metrics.score_psds if frames else event_metrics.event_psds
+        both = rank(task.scored, *given)
         row |= {f"psds{scenario}": psds.value for scenario, psds in both.items()}
     return row
 
@@ -197,9 +191,11 @@ def event_tasks(entrants: list[Entrant], cache: Cache) -> Iterator[EventTask]:
     for entrant in entrants:
         for member in entrant.members:
             events, scored, home = events_of(member, cache), None, member.home or cache
-            if cache.queries == "all" and member.boxes is not None:
+            if ranked(cache) and member.scores is not None:
+                scored = clip_scores(cache, member.scores)
+            elif ranked(cache) and member.boxes is not None:
                 scored = {k: [ScoredEvent(*e) for e in v] for k, v in member.boxes.items()}
-            elif cache.queries == "all":
+            elif ranked(cache):
                 if home.folder not in raw:
                     raw[home.folder] = clip_scores(home, home.signals["d_raw"])
                 scored = {
@@ -243,8 +239,8 @@ class ScoreTask(NamedTuple):
 
 def score_row(task: ScoreTask) -> dict[str, Any]:
     """PSDS 1 and 2 of one signal."""
-    values = {f"psds{s}": event_metrics.psds(*task[1:], s).value for s in (1, 2)}
-    return {"name": task.name, **values}
+    both = event_metrics.score_psds(*task[1:])
+    return {"name": task.name} | {f"psds{s}": found.value for s, found in both.items()}
 
 
 def raw_psds(
@@ -301,29 +297,14 @@ def difference(
     }
 
 
-def end_errors(entrant: Entrant, cache: Cache) -> dict[str, Any]:
-    """Onset and offset errors of an entrant's matched events, all members together, in ms."""
-    truth = cache.truth
-    late: dict[str, list[float]] = {end: [] for end in ENDS}
-    for member in entrant.members:
-        found = matched_late_ms(truth, events_of(member, cache), cache.durations)
-        for end, values in found.items():
-            late[end] += values
-    table: dict[str, Any] = {}
-    for end, values in late.items():
-        size = np.abs(values)
-        table[end] = {"events": len(values)}
-        if len(values):
-            table[end] |= {
-                "median_ms": float(np.median(size)),
-                "bias_ms": float(np.mean(values)),
-                "within_200_ms": float((size <= 200 + 1e-6).mean()),
-                "histogram": np.histogram(values, END_BINS)[0].tolist(),
-            }
-    return table
-
-
-END_BINS = np.linspace(-1000, 1000, 41)  # ms, of the stored histograms
+def entrant_ends(entrant: Entrant, cache: Cache) -> dict[str, Any]:
+    """Onset and offset errors of an entrant's matched events, all members together."""
+    matches = [
+        match
+        for member in entrant.members
+        for match in match_events(cache.truth, events_of(member, cache), cache.durations)
+    ]
+    return end_errors(matches)
 
 
 def word(metric: str, low: float, high: float) -> str:
@@ -334,35 +315,46 @@ def word(metric: str, low: float, high: float) -> str:
 
 
 def in_the_noise(results: dict[str, Any], low: float, high: float) -> bool:
-    """Whether a difference with this interval may be chance; one clip has no interval."""
+    """Whether a difference with this interval may be chance; one clip has no interval.
+
+    `results`: of a table, of a run, or of one of its classes.
+    """
     return results["num_clips"] == 1 or low <= 0 <= high
+
+
+def judged(
+    results: dict[str, Any], metric: str, other: str, value: float, change: list[float]
+) -> str:
+    """What is to be said of a system against another one: `beats T_base (70.12): +2.48 points
+    [+2.01, +2.96]`. `value` is the other one's, `change` the difference to it with its interval.
+    """
+    gain, low, high = change
+    said = word(metric, *((0, 0) if in_the_noise(results, low, high) else (low, high)))
+    points = f"{100 * gain:+.2f} points [{100 * low:+.2f}, {100 * high:+.2f}]"
+    return f"{said} {other} ({100 * value:.2f}): {points}"
 
 
 def verdicts(results: dict[str, Any]) -> list[str]:
     """One sentence for each policy: against its T_base and against the best opponent."""
     metric = results["tuned_for"]
-    title = TITLES[metric]
     rows = {row["name"]: row for row in results["entrants"]}
     lines = []
     for row in results["entrants"]:
         if row["kind"] != "policy":
             continue
-        parts = []
-        for key, other in (("vs_base", row["base"]), ("vs_best", results["best_opponent"])):
-            if other is None:
-                continue
-            gain, low, high = row[key][metric]
-            value = 100 * rows[other]["mean"][metric]
-            said = word(metric, *((0, 0) if in_the_noise(results, low, high) else (low, high)))
-            parts.append(
-                f"{said} {other} ({value:.2f}): {100 * gain:+.2f} points"
-                f" [{100 * low:+.2f}, {100 * high:+.2f}]"
-            )
+        parts = [
+            judged(results, metric, other, rows[other]["mean"][metric], row[key][metric])
+            for key, other in (("vs_base", row["base"]), ("vs_best", results["best_opponent"]))
+            if other is not None
+        ]
         value = 100 * row["mean"][metric]
-        lines.append(f"{row['name']} ({title} {value:.2f}) " + " and ".join(parts) + ".")
+        lines.append(f"{row['name']} ({TITLES[metric]} {value:.2f}) " + " and ".join(parts) + ".")
     if lines and results["num_clips"] == 1:
-        lines.append("One clip has no interval: nothing can be told from it.")
+        lines.append(ONE_CLIP)
     return lines
+
+
+ONE_CLIP = "One clip has no interval: nothing can be told from it."
 
 
 def base_for(entrant: Entrant, entrants: list[Entrant]) -> str:
@@ -378,21 +370,21 @@ def base_for(entrant: Entrant, entrants: list[Entrant]) -> str:
     return max(bases, key=fits).name
 
 
-def compare(cfg: EvaluateConfig, cache: Cache, train: Cache) -> dict[str, Any]:
-    """Decide and measure: everything that goes into results.json."""
+def compare(
+    cfg: EvaluateConfig, cache: Cache, train: Cache
+) -> tuple[dict[str, Any], list[Entrant]]:
+    """Decide and measure: everything that goes into results.json, and the rows."""
     began = time.perf_counter()
     entrants = find_entrants(cfg, cache, train)
     found = time.perf_counter()
     facts = {"split": cfg.split, "train_cache": str(train.folder), "train_cache_key": train.key}
     facts |= {"tuning_and_deciding_seconds": round(found - began, 1)}
-    facts |= measure(entrants, cache, cfg.out, cfg.workers)
-    return facts | {"seconds": round(time.perf_counter() - found, 1)}
+    facts |= measure(entrants, cache, cfg.workers)
+    return facts | {"seconds": round(time.perf_counter() - found, 1)}, entrants
 
 
-def measure(
-    entrants: list[Entrant], cache: Cache, out: Path, workers: int | None
-) -> dict[str, Any]:
-    """Metrics, intervals and differences of all rows, T_base first; writes pairs.csv and events/.
+def measure(entrants: list[Entrant], cache: Cache, workers: int | None) -> dict[str, Any]:
+    """Metrics, intervals and differences of all rows, T_base first.
 
     The best opponent is the one that is hardest to beat on this very split: the best rule, twin or
     foreign system by the metric that rules are tuned for. That favours the opponents. A row is held
@@ -408,16 +400,12 @@ def measure(
         draws = np.mean([sampler.draws(each) for each in counts], axis=0)
         found[entrant.name] = (spread(rows)[0], draws)
         members[entrant.name] = rows
-    psds, missing = [], event_metrics.missing_packages()
-    if missing:
-        print(f"note: {missing}")
-    else:
-        count = min(num_workers(workers), sum(len(entrant.members) for entrant in entrants))
-        with nullcontext() if count == 1 else process_pool(count) as pool:
-            scored = score_events(entrants, cache, pool)
-            psds = raw_psds(cache, entrants, pool) if cache.queries == "all" else []
-        for name, rows in scored.items():
-            members[name] = [a | b for a, b in zip(members[name], rows, strict=True)]
+    count = min(num_workers(workers), sum(len(entrant.members) for entrant in entrants))
+    with nullcontext() if count == 1 or not ranked(cache) else process_pool(count) as pool:
+        scored = score_events(entrants, cache, pool)
+        psds = raw_psds(cache, entrants, pool) if ranked(cache) else []
+    for name, rows in scored.items():
+        members[name] = [a | b for a, b in zip(members[name], rows, strict=True)]
     rivals = [row.name for row in entrants if row.kind in ("rule", "twin", "events")]
     rivals = [name for name in rivals if name not in NOT_OPPONENTS]
     decisive = DECISIVE[cache.queries]
@@ -446,7 +434,7 @@ def measure(
             "std": std,
             "interval": {m: [float(low[i]), float(high[i])] for i, m in enumerate(names)},
             "vs_base": difference(names, found[entrant.name], found[base]),
-            "ends": end_errors(entrant, cache),
+            "ends": entrant_ends(entrant, cache),
         }
         if best is not None:
             row["vs_best"] = difference(names, found[entrant.name], found[best])
@@ -469,10 +457,12 @@ def measure(
         "entrants": table,
         "best_opponent": best,
         "psds_of_scores": psds,
+        **made_with(),
     }
+    results["notes"] = list(
+        dict.fromkeys(note for row in entrants for member in row.members for note in member.notes)
+    )
     results["verdict"] = verdicts(results)
-    write_pairs(out / "pairs.csv", entrants, cache)
-    write_events(out / "events", entrants, cache)
     return results
 
 
@@ -489,19 +479,43 @@ def slugs(names: list[str]) -> list[str]:
     return found
 
 
-def write_events(folder: Path, entrants: list[Entrant], cache: Cache) -> None:
-    """Events of the first member of every entrant, a DCASE TSV each; TSVs of an earlier table in
-    the folder are deleted."""
-    folder.mkdir(parents=True, exist_ok=True)
-    files = [f"{name}.tsv" for name in slugs([entrant.name for entrant in entrants])]
-    for entrant, file in zip(entrants, files, strict=True):
-        write_labels(folder / file, events_of(entrant.members[0], cache))
-    for path in folder.glob("*.tsv"):
-        if path.name not in files:
-            path.unlink()
+def event_files(results: dict[str, Any]) -> list[str]:
+    """Names of the files in events/, one a row of the table."""
+    return [f"{name}.tsv" for name in slugs([row["name"] for row in results["entrants"]])]
 
 
-def write_pairs(path: Path, entrants: list[Entrant], cache: Cache) -> None:
+def earlier_files(out: Path) -> list[str]:
+    """The files in events/ that an earlier table in this folder has written."""
+    try:
+        return event_files(read_json(out / "results.json", ""))
+    except (InputError, KeyError, TypeError, AttributeError):
+        return []
+
+
+def write_table(out: Path, results: dict[str, Any], entrants: list[Entrant], cache: Cache) -> None:
+    """Everything of a table, all of it or nothing; events are those of a row's first member.
+
+    Event files of an earlier table in the folder go. Raises WriteError.
+    """
+    earlier, files = earlier_files(out), event_files(results)
+    pairs = pairs_csv(entrants, cache)
+    results["files"] = {"pairs.csv": hashlib.sha256(pairs.encode()).hexdigest()}
+    parts = {
+        out / "events" / file: partial(write_labels, clips=events_of(entrant.members[0], cache))
+        for entrant, file in zip(entrants, files, strict=True)
+    }
+    parts |= {
+        out / "pairs.csv": partial(write_text, text=pairs),
+        out / "table.md": partial(write_text, text=markdown(results)),
+        out / "table.tex": partial(write_text, text=latex(results)),
+        out / "results.json": partial(write_json, value=results),
+    }
+    write_together(parts)
+    for file in set(earlier) - set(files):
+        (out / "events" / file).unlink(missing_ok=True)
+
+
+def pairs_csv(entrants: list[Entrant], cache: Cache) -> str:
     """A row a pair: accuracy, IoU and F1 of every entrant, the mean over its members."""
     columns, cells = [], []
     for entrant in entrants:
@@ -509,12 +523,14 @@ def write_pairs(path: Path, entrants: list[Entrant], cache: Cache) -> None:
         for name in HEADLINE["present"]:
             columns.append(f"{entrant.name}: {name}")
             cells.append(np.mean([each[name] for each in scores], axis=0))
-    with whole(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as stream:
-        writer = csv.writer(stream)
-        writer.writerow(["filename", "event_label", "present", "frames", *columns])
-        for i, (pair, there) in enumerate(zip(cache.pairs, cache.present, strict=True)):
-            values = [f"{column[i]:.6f}" for column in cells]
-            writer.writerow([pair.filename, pair.event_label, int(there), pair.num_frames, *values])
+    stream = io.StringIO(newline="")
+    writer = csv.writer(stream)
+    writer.writerow(map(csv_cell, ["filename", "event_label", "present", "frames", *columns]))
+    for i, (pair, there) in enumerate(zip(cache.pairs, cache.present, strict=True)):
+        names = map(csv_cell, (pair.filename, pair.event_label))
+        values = [f"{column[i]:.6f}" for column in cells]
+        writer.writerow([*names, int(there), pair.num_frames, *values])
+    return stream.getvalue()
 
 
 # ---------------------------------------------------------------------------- tables
@@ -574,57 +590,33 @@ def other_bases(results: dict[str, Any]) -> list[str]:
 
 def markdown(results: dict[str, Any]) -> str:
     """The table as Markdown, best opponent in italics, with caption, verdict and PSDS of scores."""
-
-    def plain(text: str) -> str:
-        return "".join(f"\\{c}" if c in "|*\\`" else c for c in text)
-
     header, lines = table_rows(results)
     text = [caption(results), ""]
     text += ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
     for cells in lines:
-        name = plain(cells[0])
+        name = as_markdown(cells[0])
         name = f"*{name}*" if cells[0] == results["best_opponent"] else name
         text.append("| " + " | ".join([name, *cells[1:]]) + " |")
     text += [""]
-    text += [f"{plain(line)}\n" for line in other_bases(results)]
-    if not any(name in results["entrants"][0]["mean"] for name in FIELD):
-        text.append("Without event metrics and PSDS: their packages are not installed.\n")
+    text += [f"{as_markdown(line)}\n" for line in other_bases(results)]
     for row in results["psds_of_scores"]:
         values = f"{row['psds1']:.3f} / {row['psds2']:.3f}"
-        text.append(f"PSDS 1 / 2 of {plain(row['name'])}: {values}\n")
+        text.append(f"PSDS 1 / 2 of {as_markdown(row['name'])}: {values}\n")
     for row in results["entrants"]:
         if "gate" in row:
             gate = row["gate"]
-            name = plain(row["name"].removesuffix(f", {GATED}"))
+            name = as_markdown(row["name"].removesuffix(f", {GATED}"))
             values = f"{100 * gate['precision']:.1f}, recall {100 * gate['recall']:.1f}"
             text.append(f"Tag gate of {name}: precision {values}\n")
-    text += [f"{plain(line)}\n" for line in results["verdict"]]
+    text += [f"{as_markdown(line)}\n" for line in results["verdict"]]
+    text += [f"Note: {as_markdown(note)}\n" for note in results.get("notes", [])]
     return "\n".join(text)
-
-
-LATEX = {c: f"\\{c}" for c in "%&_#${}"} | {
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "±": r"$\pm$",
-    "Δ": r"$\Delta$",
-}
 
 
 def latex(results: dict[str, Any]) -> str:
     """The table as LaTeX (booktabs)."""
-
-    def plain(text: str) -> str:
-        return "".join(LATEX.get(c, c) for c in text)
-
     header, lines = table_rows(results)
     text = [f"% {caption(results)}", r"\begin{tabular}{l" + "r" * (len(header) - 1) + "}"]
-    text += [r"\toprule", " & ".join(map(plain, header)) + r" \\", r"\midrule"]
-    text += [" & ".join(map(plain, cells)) + r" \\" for cells in lines]
+    text += [r"\toprule", " & ".join(map(as_latex, header)) + r" \\", r"\midrule"]
+    text += [" & ".join(map(as_latex, cells)) + r" \\" for cells in lines]
     return "\n".join([*text, r"\bottomrule", r"\end{tabular}", ""])
-
-
-def write_tables(out: Path, results: dict[str, Any]) -> None:
-    """table.md and table.tex."""
-    write_text(out / "table.md", markdown(results))
-    write_text(out / "table.tex", latex(results))

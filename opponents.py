@@ -9,23 +9,29 @@ All rules are tuned for one operating point, on one grid of thresholds, by tryin
 - `all`: macro F1, the mean over classes of the F1 of a class's frames in all clips together. Needs
   a cache of all pairs.
 
+Who is judged by events is tuned for events: cSEBBs and the median filter once more for event F1,
+intersection F1 and, over all pairs, each PSDS (`tune_for_events`).
+
 A rule has a setting for each class, and one for all classes together, which a class falls back on
 that is not in the training clips. Of equally good settings the first of the grid wins: the lowest
 threshold, the shortest filter.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from scipy.ndimage import median_filter
 from tqdm import tqdm
 
 from bandit import decide, shift
+from candidates import find_changes, first_frame, merge, running_sum
 from config import Bandit, InputError
-from csebbs import FILTERS_S, MERGE, boxes_of, find_changes, half_filter, merge, running_sum
+from csebbs import FILTERS_S, MERGE, boxes_of
+from event_metrics import Changes, Regions, Sweep
 from metrics import f1_score, macro_average
 from preprocess import Cache
+from sed.signals import filter_frames, median
 
 Point = Literal["present", "all"]
 Setting = dict[str, Any]  # values of one rule's parameters, ready for JSON
@@ -45,7 +51,8 @@ class Rule(NamedTuple):
     """A tuned rule. `Rule(**rule._asdict())` through JSON decides the same.
 
     `kind` is the key of `DECIDE`, `on` the signal it reads; `params["classes"]` has the settings of
-    single classes, `params["fallback"]` that of all others.
+    single classes, `params["fallback"]` that of all others; `metric`, what it was tuned for where
+    that is not the operating point's figure.
     """
 
     name: str
@@ -53,13 +60,13 @@ class Rule(NamedTuple):
     on: str
     setting: str
     params: dict[str, Any]
+    metric: str = ""
 
 
 class Yardstick(NamedTuple):
-    """A rule's decisions on the evaluated cache, (N,) bool, and how it was set."""
+    """A rule and its decisions on the evaluated cache, (N,) bool."""
 
-    name: str
-    setting: str
+    rule: Rule
     pred: np.ndarray
 
 
@@ -168,18 +175,13 @@ def tune_thresholds(aim: Objective, on: str) -> dict[str, Any]:
 # ---------------------------------------------------------------------------- median filter
 
 
-def median_size(seconds: float, frame_s: float) -> int:
-    """Odd number of frames nearest to a filter length; 1 changes nothing."""
-    return 2 * max(0, round((seconds / frame_s - 1) / 2)) + 1
-
-
 def smoothed(cache: Cache, on: str, seconds: np.ndarray) -> np.ndarray:
     """A signal (N,) after a median filter of its own length for each pair, `seconds` (P,)."""
     parts = []
     frame_s = frame_s_of_pair(cache)
     for score, length, step in zip(pieces(cache, cache.signals[on]), seconds, frame_s, strict=True):
-        size = median_size(length, step)
-        parts.append(median_filter(score, size) if size > 1 else score)
+        size = filter_frames(length, step)  # 1 changes nothing
+        parts.append(median(score, size))
     return np.concatenate(parts)
 
 
@@ -297,34 +299,150 @@ def tune_hysteresis(aim: Objective, on: str) -> dict[str, Any]:
 # ---------------------------------------------------------------------------- cSEBBs
 
 
+class Found(NamedTuple):
+    """Boxes of all pairs: pair, positions within it, mean score, (B,) each."""
+
+    pair: np.ndarray
+    begin: np.ndarray
+    end: np.ndarray
+    confidence: np.ndarray
+
+
+def all_boxes(cache: Cache, on: str) -> Iterator[tuple[Setting, Found]]:
+    """The boxes of every pair under every setting of filter and merging."""
+    scores = pieces(cache, cache.signals[on])
+    for filter_s in FILTERS_S:
+        changes = [
+            find_changes(score, filter_s / 2 / pair.frame_s)
+            for pair, score in zip(cache.pairs, scores, strict=True)
+        ]
+        for by, limits in MERGE.items():
+            for limit in limits:
+                boxes = [
+                    merge(score, *ends, by, limit)
+                    for score, ends in zip(scores, changes, strict=True)
+                ]
+                pair = np.repeat(np.arange(len(boxes)), [len(each.begin) for each in boxes])
+                parts = (np.concatenate(part) for part in zip(*boxes, strict=True))
+                yield {"filter_s": filter_s, "by": by, "limit": limit}, Found(pair, *parts)
+
+
 def tune_csebbs(aim: Objective, on: str) -> dict[str, Any]:
     """Best step filter, merging and threshold of each class."""
     settings, values = [], []
-    for filter_s in FILTERS_S:
-        for by, limits in MERGE.items():
-            boxes = [
-                merge(score, *find_changes(score, half_filter(filter_s, pair.frame_s)), by, limits)
-                for pair, score in zip(
-                    aim.cache.pairs, pieces(aim.cache, aim.cache.signals[on]), strict=True
-                )
-            ]
-            for k, limit in enumerate(limits):
-                settings += thresholds_of(filter_s=filter_s, by=by, limit=limit)
-                counts = count_boxes(aim, [each[k] for each in boxes])
-                values.append(aim.values(*counts))
+    for setting, boxes in all_boxes(aim.cache, on):
+        settings += thresholds_of(**setting)
+        values.append(aim.values(*count_boxes(aim, boxes)))
     return aim.tune(settings, np.hstack(values))
 
 
-def count_boxes(aim: Objective, boxes: list) -> tuple[np.ndarray, np.ndarray]:
+def count_boxes(aim: Objective, boxes: Found) -> tuple[np.ndarray, np.ndarray]:
     """True positives and frames on, (P, G), of the boxes of each pair above each threshold."""
-    num_pairs = len(boxes)
-    pair = np.repeat(np.arange(num_pairs), [len(each.begin) for each in boxes])
-    shift_by = aim.cache.offsets[pair]
-    begin = np.concatenate([each.begin for each in boxes]) + shift_by
-    end = np.concatenate([each.end for each in boxes]) + shift_by
-    cell = below(np.concatenate([each.confidence for each in boxes]))
-    tp = table_over_grid(pair, cell, aim.before[end] - aim.before[begin], num_pairs)
-    return tp, table_over_grid(pair, cell, end - begin, num_pairs)
+    first, num_pairs = aim.cache.offsets[boxes.pair], len(aim.cache.pairs)
+    begin, end = (first + first_frame(side) for side in (boxes.begin, boxes.end))
+    cell = below(boxes.confidence)
+    tp = table_over_grid(boxes.pair, cell, aim.before[end] - aim.before[begin], num_pairs)
+    return tp, table_over_grid(boxes.pair, cell, end - begin, num_pairs)
+
+
+# ---------------------------------------------------------------------------- events
+
+
+class EventObjective:
+    """Regions that thresholds switch on -> event metrics at every threshold, of each class."""
+
+    def __init__(self, cache: Cache) -> None:
+        self.cache, self.names = cache, cache.classes
+        self.sweep = Sweep(cache.truth, cache.durations, cache.classes)
+        numbers = {clip.filename: i for i, clip in enumerate(cache.clips)}
+        self.clip = np.array([numbers[pair.filename] for pair in cache.pairs])
+        labels = {name: k for k, name in enumerate(cache.classes)}
+        self.label = np.array([labels[pair.event_label] for pair in cache.pairs])
+        self.length = np.array([clip.duration_s for clip in cache.clips])[self.clip]  # (P,) s
+        self.metrics = ["event_f1", "intersection_f1"]
+        if cache.queries == "all":  # else a clip is asked for what it has, and nothing is ranked
+            self.metrics += ["psds1", "psds2"]
+
+    def of_boxes(self, boxes: Found) -> Regions:
+        """Boxes with the number of thresholds below their confidence as level."""
+        frame_s, last = frame_s_of_pair(self.cache)[boxes.pair], self.length[boxes.pair]
+        times = [np.minimum(side * frame_s, last) for side in (boxes.begin, boxes.end)]
+        level = below(boxes.confidence).astype(np.float64)
+        some = (level > 0) & (times[0] < times[1])
+        which = self.clip[boxes.pair], self.label[boxes.pair]
+        return self.sweep.of_boxes(*(part[some] for part in (*which, *times, level)))
+
+    def of_signal(self, score: np.ndarray) -> Regions:
+        """A signal (N,) with the number of thresholds below it as level."""
+        level = below(score).astype(np.float64)
+        level[level == 0] = -np.inf  # on at no threshold
+        parts = pieces(self.cache, level)
+
+        def rows() -> Iterator[tuple[int, int, np.ndarray, np.ndarray]]:
+            for i in np.lexsort((self.label, self.clip)):
+                edges = np.minimum(self.cache.pairs[i].edges, self.length[i])
+                fresh = np.flatnonzero(np.append(True, parts[i][1:] != parts[i][:-1]))
+                fresh = fresh[edges[fresh] < self.length[i]]
+                times = edges[np.append(fresh, len(edges) - 1)]
+                yield self.clip[i], self.label[i], parts[i][fresh], times
+
+        return self.sweep.of_scores(rows())
+
+    def values(self, regions: Regions, metric: str) -> np.ndarray:
+        """(C + 1, G) of each class, then of all; a PSDS needs no threshold and is the same at all,
+        that of all being the mean over classes."""
+        true = self.sweep.number
+        if metric.startswith("psds"):
+            area = self.sweep.psds(regions, int(metric[-1])).per_class
+            each = np.array([area.get(name, 0.0) for name in self.names])
+            each = np.append(each, each[true > 0].mean())
+            return np.repeat(each[:, None], len(GRID), axis=1)
+        tp, on = (self.at_thresholds(each) for each in getattr(self.sweep, metric)(regions))
+        f1 = f1_score(tp, on - tp, true[:, None] - tp)
+        return np.vstack((f1, macro_average(f1, on + true[:, None] > 0, axis=0)))
+
+    def at_thresholds(self, changes: Changes) -> np.ndarray:
+        """A count of each class at each threshold, (C, G)."""
+        cell = changes.level.astype(np.int64)
+        return table_over_grid(changes.label, cell, changes.change, len(self.names))
+
+    def tune(self, settings: list[Setting], values: np.ndarray) -> dict[str, Any]:
+        """Settings (K,) with their values (C + 1, K) -> the best of each class and of all."""
+        best = [settings[k] for k in values.argmax(axis=1)]
+        seen = zip(self.names, best[:-1], self.sweep.number > 0, strict=True)
+        return {"fallback": best[-1], "classes": {name: one for name, one, some in seen if some}}
+
+
+def tune_for_events(aim: EventObjective, kind: str, on: str) -> dict[str, dict[str, Any]]:
+    """Settings of cSEBBs or of the median filter tuned for each event metric.
+
+    The threshold of a rule tuned for PSDS, which ranks and decides nothing, is that of the highest
+    intersection F1 under the same setting.
+    """
+    settings, values = [], {name: [] for name in aim.metrics}
+    if kind == "csebbs":
+        found = ((setting, aim.of_boxes(boxes)) for setting, boxes in all_boxes(aim.cache, on))
+    else:
+        every = ({"median_s": seconds} for seconds in MEDIAN_S)
+        found = (
+            (
+                setting,
+                aim.of_signal(smoothed(aim.cache, on, np.full(len(aim.clip), *setting.values()))),
+            )
+            for setting in every
+        )
+    for setting, regions in found:
+        settings += thresholds_of(**setting)
+        for name in aim.metrics:
+            values[name].append(aim.values(regions, name))
+    tuned = {}
+    for name in aim.metrics:
+        value = np.hstack(values[name])
+        if name.startswith("psds"):  # the smallest difference of a PSDS counts for more than all F1
+            value = np.unique(value, return_inverse=True)[1].reshape(value.shape)
+            value = 2 * value + np.hstack(values["intersection_f1"])
+        tuned[name] = aim.tune(settings, value)
+    return tuned
 
 
 # ---------------------------------------------------------------------------- deciding
@@ -384,7 +502,8 @@ def decide_csebbs(rule: Rule, cache: Cache) -> np.ndarray:
         setting = setting_of(rule, pair.event_label)
         boxes = boxes_of(score, pair.frame_s, setting)
         chosen = boxes.confidence > setting["t"]
-        for begin, end in zip(boxes.begin[chosen], boxes.end[chosen], strict=True):
+        ends = (first_frame(side[chosen]) for side in (boxes.begin, boxes.end))
+        for begin, end in zip(*ends, strict=True):
             part[begin:end] = True
     return on
 
@@ -433,6 +552,12 @@ SETTING_TEXT = {
     "hysteresis": "on {onset:.4g} off {offset:.4g}, at least {min_on_s:g} / {min_off_s:g} s",
     "csebbs": "{t:.4g}, filter {filter_s:g} s, {by} {limit:g}",
 }
+EVENT_TITLES = {
+    "event_f1": "event F1",
+    "intersection_f1": "intersection F1",
+    "psds1": "PSDS 1",
+    "psds2": "PSDS 2",
+}
 QUICK_ON = ("d_raw", "d_adj", "prob")
 Step = tuple[str, Callable[[], list[Rule]]]  # what is being tuned, and how
 
@@ -471,6 +596,14 @@ def threshold_rules(aim: Objective, on: str) -> list[Rule]:
     ]
 
 
+def event_rules(aim: EventObjective, name: str, kind: str, on: str) -> list[Rule]:
+    """A kind of rule, tuned for each event metric."""
+    return [
+        tuned_rule(f"{name}, for {EVENT_TITLES[metric]}", kind, on, params)._replace(metric=metric)
+        for metric, params in tune_for_events(aim, kind, on).items()
+    ]
+
+
 def constant_action(aim: Objective, bandit: Bandit) -> Rule:
     """The one threshold shift that is best for all frames of the training cache."""
     cache = aim.cache
@@ -502,7 +635,7 @@ def fit_all(train: Cache, bandit: Bandit, point: Point, quiet: bool = False) -> 
 
     InputError where a cache of present pairs is to be tuned on all of them.
     """
-    aim = Objective(train, point)
+    aim, events = Objective(train, point), EventObjective(train)
 
     def one(name: str, kind: str, on: str, tune: Callable[[Objective, str], dict]) -> Step:
         return name, lambda: [tuned_rule(name, kind, on, tune(aim, on))]
@@ -518,6 +651,9 @@ def fit_all(train: Cache, bandit: Bandit, point: Point, quiet: bool = False) -> 
         one("cSEBBs on d_raw", "csebbs", "d_raw", tune_csebbs),
         ("constant action", lambda: [constant_action(aim, bandit)]),
     ]
+    for name, kind in (("median", "median"), ("cSEBBs", "csebbs")):
+        more = partial(event_rules, events, f"{name} on d_raw", kind, "d_raw")
+        steps.append((f"{name} for events", more))
     rules = fixed_rules()
     bar = tqdm(steps, desc="Tuning", unit="rule", disable=quiet)
     for name, tune in bar:
@@ -530,12 +666,16 @@ QUICK = ("all on", *(f"fixed 0.5 on {on}" for on in QUICK_ON))
 
 
 def yardsticks(cache: Cache, train: Cache | None, bandit: Bandit) -> list[Yardstick]:
-    """The quick rules, tuned on present pairs; without a training cache those without tuning."""
+    """The quick rules, tuned on present pairs; without a training cache those without tuning.
+
+    The ceiling says nothing of a policy that may shift a threshold from end to end: it is always 1.
+    """
     rules = [rule for rule in fixed_rules() if rule.name in QUICK]
     if train is not None:
         aim = Objective(train, "present")
         for on in QUICK_ON:
             rules += threshold_rules(aim, on)
         rules.append(constant_action(aim, bandit))
-    rules += ceilings(bandit)[:1]
-    return [Yardstick(rule.name, rule.setting, decide_rule(rule, cache)) for rule in rules]
+    if bandit.max_delta < 1:
+        rules += ceilings(bandit)[:1]
+    return [Yardstick(rule, decide_rule(rule, cache)) for rule in rules]

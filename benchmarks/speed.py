@@ -30,13 +30,13 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import soundfile
 import torch
-import tyro
 from torch import nn
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -45,6 +45,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "benchmarks")]
 import naive  # noqa: E402
 import simulate_cache  # noqa: E402
 
+import event_metrics  # noqa: E402
 import preprocess  # noqa: E402
 import runfolder  # noqa: E402
 from bandit import decide, make_states, near, thresholds, to_device  # noqa: E402
@@ -56,18 +57,23 @@ from config import (  # noqa: E402
     Network,
     PreprocessConfig,
     TrainConfig,
+    num_cores,
     number,
-    run_main,
+    run_script,
     with_preset,
     write_text,
 )
+from core.files import Kind, keep_apart, own_folder  # noqa: E402
 from device import fastest_batch, wait  # noqa: E402
 from DQN import AGREE_EVERY, QNetwork, Trainer, decide_together, greedy_actions  # noqa: E402
 from metrics import count_pairs, scores_of  # noqa: E402
 from preprocess import Cache, load_cache  # noqa: E402
 from ranks import ALONE, Ranks, together  # noqa: E402
+from sed.audio import AudioFile  # noqa: E402
+from timeline import Event  # noqa: E402
 
 CPU = torch.device("cpu")
+MEASURED = Kind("folder of measurements", older=(("speed.json", "machine"), ("speed.json", "rows")))
 SLIDES = {"train": 28_592, "validation": 5_570, "frames": 500}
 # Epsilon falls from 1 to 0.05 over 70 % of the episodes: Simpson's rule over the fall, then 30 %.
 EPSILONS = {1.0: 0.7 / 6, 0.525: 0.7 * 4 / 6, 0.05: 0.7 / 6 + 0.3}
@@ -178,7 +184,7 @@ def threads(count: int) -> Iterator[None]:
 def best_threads(make: Callable[[], Iterator[int]], seconds: float) -> int:
     """The thread count at which the naive version is fastest."""
     found = {}
-    for count in range(1, len(os.sched_getaffinity(0)) + 1):
+    for count in range(1, num_cores() + 1):
         with threads(count):
             found[count] = rate(make(), seconds / 4)
     return max(found, key=found.__getitem__)
@@ -395,7 +401,7 @@ def over_schedule(rates: dict[float, float]) -> float:
 def training(cfg: SpeedConfig, cache: Cache) -> list[Row]:
     """Training over the epsilon schedule, one and two processes, and the gradient step alone."""
     slow, fast, wide, double = [], [], [], []
-    seconds, cores = cfg.seconds / len(EPSILONS), len(os.sched_getaffinity(0))
+    seconds, cores = cfg.seconds / len(EPSILONS), num_cores()
     make = lambda e: naive_training(cache, plain(sharp(Bandit(), cfg.network)), e)  # noqa: E731
     count = best_threads(lambda: make(0.525), cfg.seconds)
     for _ in range(cfg.times):
@@ -549,6 +555,63 @@ def iou_curve(trainer: Trainer, looks: int) -> list[tuple[float, float]]:
     return curve
 
 
+def simulated_events(clips: int, classes: list[str], rng: np.random.Generator) -> list[dict]:
+    """Found and true events of clips of 10 s: a third of the classes sounds, twice each; most are
+    found, with other ends, and there are as many false alarms."""
+    found, truth = {}, {}
+    for name in (f"{i}.wav" for i in range(clips)):
+        true, said = [], []
+        for label in rng.permutation(classes)[: 1 + min(3, len(classes) // 3)]:
+            for onset in rng.uniform([0, 5], [4, 8]):
+                offset = onset + rng.uniform(0.2, 2.0)
+                true.append(Event(onset, offset, str(label)))
+                late = onset + rng.uniform(-0.3, 0.3)
+                at, last = max(0.0, late), max(late + 0.1, offset + rng.uniform(-0.3, 0.3))
+                said.append(Event(at, last, str(rng.choice([label, rng.choice(classes)]))))
+        truth[name], found[name] = true, said
+    return [found, truth]
+
+
+def cpu_seconds(work: Callable[[], Any]) -> float:
+    """CPU time of a call."""
+    began = time.process_time()
+    work()
+    return time.process_time() - began
+
+
+def events(cfg: SpeedConfig, cache: Cache) -> list[Row]:
+    """Event metrics of 100 clips: sed_scores_eval against the suite."""
+    rows, rng = [], np.random.default_rng(0)
+    clips = 10 if cfg.quick else 100
+    for count in (10, 500):
+        classes = [f"class {k}" for k in range(count)]
+        found, truth = simulated_events(clips, classes, rng)
+        scored = {
+            name: [event_metrics.ScoredEvent(*event, float(rng.random())) for event in each]
+            for name, each in found.items()
+        }
+        durations = {name: 10.0 for name in found}
+        tables = naive.score_tables(scored, durations, classes, -np.inf)  # imports: seconds
+        both = {
+            "three F1": (
+                partial(naive.library_hits, found, truth, durations, classes),
+                partial(event_metrics.event_counts, found, truth, durations, classes),
+            ),
+            "PSDS 1 and 2": (
+                partial(naive.library_psds, tables, truth, durations),
+                partial(event_metrics.event_psds, scored, truth, durations, classes),
+            ),
+        }
+        for what, (theirs, ours) in both.items():
+            pairs = [(cpu_seconds(theirs), cpu_seconds(ours)) for _ in range(cfg.times)]
+            ratio = statistics.median(a / max(b, 1e-6) for a, b in pairs)
+            cells = (f"{text(list(seconds), '.4f')} s" for seconds in zip(*pairs, strict=True))
+            what = f"{what} of {clips} clips of {count} classes, CPU seconds"
+            need = ">= 30 x" if "F1" in what else ""
+            rows.append(row("events", what, ratio, need, *cells))
+    return rows
+
+
 def seeds(cfg: SpeedConfig, cache: Cache) -> list[Row]:
     """Whether two processes learn what one learns: against the spread of five seeds."""
     alone = [in_processes(cfg, 1, f"seed:{seed}")[0.0] for seed in range(2 if cfg.quick else 5)]
@@ -601,7 +664,6 @@ def preprocessing(cfg: SpeedConfig, cache: Cache) -> list[Row]:
             scores=home / "scores.npz",
             workers=1,
         )
-        preprocess.loudness(rng.normal(0, 1, sample_rate), sample_rate, job.signal)  # warm-up
         spent, total = profile(job)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     shares = ", ".join(f"{name} {value / total:.0%}" for name, value in spent.items())
@@ -613,12 +675,13 @@ def preprocessing(cfg: SpeedConfig, cache: Cache) -> list[Row]:
 def profile(job: PreprocessConfig) -> tuple[dict[str, float], float]:
     """Seconds spent in each step of preprocess.py, and in all."""
     steps = {
-        "decode": "read_audio",
-        "RMS": "loudness",
-        "filters": "compute_signals",
-        "write": "write_shard",
+        "decode": (AudioFile, "read"),
+        "RMS": (preprocess, "loudness_on_grid"),
+        "filters": (preprocess, "compute_signals"),
+        "write": (preprocess, "write_shard"),
     }
-    spent, originals = dict.fromkeys(steps, 0.0), {}
+    spent = dict.fromkeys(steps, 0.0)
+    originals = [(home, name, getattr(home, name)) for home, name in steps.values()]
 
     def timed(name: str, work: Callable) -> Callable:
         def run(*args: Any) -> Any:
@@ -630,15 +693,14 @@ def profile(job: PreprocessConfig) -> tuple[dict[str, float], float]:
 
         return run
 
-    for name, function in steps.items():
-        originals[function] = getattr(preprocess, function)
-        setattr(preprocess, function, timed(name, originals[function]))
+    for step, (home, name, original) in zip(steps, originals, strict=True):
+        setattr(home, name, timed(step, original))
     began = time.perf_counter()
     try:
         preprocess.main(job)
     finally:
-        for function, original in originals.items():
-            setattr(preprocess, function, original)
+        for place in originals:
+            setattr(*place)
     return spent, time.perf_counter() - began
 
 
@@ -705,6 +767,7 @@ SECTIONS: dict[str, Callable[[SpeedConfig, Cache], list[Row]]] = {
     "pairs": pairs,
     "result": result,
     "seeds": seeds,
+    "events": events,
     "preprocessing": preprocessing,
     "gpu": gpu,
 }
@@ -790,15 +853,11 @@ def markdown(rows: list[Row]) -> str:
 
 def machine() -> str:
     """What the figures depend on."""
-    cores, load = len(os.sched_getaffinity(0)), os.getloadavg()[0]
-    name = platform.processor() or platform.machine()
-    with open("/proc/cpuinfo") as stream:
-        name = next((x.split(": ")[1].strip() for x in stream if x.startswith("model name")), name)
-    peak = matmul_peak() / 1e9
+    load, peak = os.getloadavg()[0], matmul_peak() / 1e9
     return (
-        f"{name}, {cores} cores, load {load:.1f} at the start; Python {platform.python_version()},"
-        f" torch {torch.__version__}, numpy {np.__version__}; float32 matmul on one thread"
-        f" {peak:.0f} GFLOP/s"
+        f"{runfolder.processor()}, {num_cores()} cores, load {load:.1f} at the start;"
+        f" Python {platform.python_version()}, torch {torch.__version__}, numpy {np.__version__};"
+        f" float32 matmul on one thread {peak:.0f} GFLOP/s"
     )
 
 
@@ -819,7 +878,13 @@ def main(cfg: SpeedConfig) -> None:
         serve(cfg)
         return
     torch.set_num_threads(1)
-    cfg.out.mkdir(parents=True, exist_ok=True)
+    keep_apart(cfg.out, [cfg.cache])
+    with own_folder(cfg.out, MEASURED):
+        measure(cfg)
+
+
+def measure(cfg: SpeedConfig) -> None:
+    """All sections that are asked for, the caches made first where there are none."""
     if cfg.cache is None:
         folder = cfg.out / ("cache-quick" if cfg.quick else "cache")
         sizes = (40, 20) if cfg.quick else (SLIDES["train"], SLIDES["validation"])
@@ -858,4 +923,4 @@ def main(cfg: SpeedConfig) -> None:
 
 
 if __name__ == "__main__":
-    run_main(lambda: main(tyro.cli(SpeedConfig, description=SpeedConfig.__doc__)))
+    run_script(SpeedConfig, main)

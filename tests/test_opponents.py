@@ -16,14 +16,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from naive import METRICS, moved, slow_mean
 
+import candidates
 import csebbs
 import opponents
 import preprocess
 from config import Bandit, InputError, PreprocessConfig
+from event_metrics import ScoredEvent, all_f1, event_psds
 from metrics import count_pairs, mean_over_pairs, over_all_pairs, pooled, subset
 from opponents import Objective, Rule, decide_rule
 from preprocess import Cache, ClipRecord, Pair, load_cache
-from timeline import Event
+from timeline import Event, frames_to_events
 
 POINTS = ("present", "all")
 SMALL_GRID = np.array([0.1, 0.3, 0.5, 0.8], np.float32)
@@ -136,17 +138,15 @@ def slow_boxes(score, half, by, limit):
     def level(a, b):
         return sum(score[a:b]) / (b - a)
 
-    while len(boxes) > 1:
-        depths = []
-        for (a, b), (c, d) in itertools.pairwise(boxes):
-            high, gap = max(level(a, b), level(c, d)), level(b, c)
-            ratio = high / gap if gap > 0 else float("inf")
-            depths.append(high - gap if by == "difference" else ratio)
-        i = min(range(len(depths)), key=lambda k: round(depths[k], 9))
-        if depths[i] >= limit - 1e-12:
-            break
-        boxes[i : i + 2] = [(boxes[i][0], boxes[i + 1][1])]
-    return [(a, b, level(a, b)) for a, b in boxes]
+    merged = boxes[:1]
+    for (a, b), (c, d) in itertools.pairwise(boxes):  # judged by the boxes as they were found
+        high, low = max(score[a:b] + score[c:d]), min(score[b:c])
+        ratio = (high + 0.001) / (low + 0.001)
+        if (high - low if by == "difference" else ratio) <= limit:
+            merged[-1] = (merged[-1][0], d)
+        else:
+            merged.append((c, d))
+    return [(a, b, level(a, b)) for a, b in merged]
 
 
 # ---------------------------------------------------------------------------- rules decide as said
@@ -208,26 +208,24 @@ def test_hysteresis_by_hand():
 
 @given(st.integers(0, 10_000), st.sampled_from(list(csebbs.MERGE)), st.integers(1, 5))
 def test_boxes(seed, by, half):
-    """Random scores have no ties; the limits are walked through in one go."""
+    """Random scores have no ties."""
     rng = np.random.default_rng(seed)
     score = rng.random(rng.integers(1, 40)) ** 3
-    limits = csebbs.MERGE[by]
-    found = csebbs.merge(score, *csebbs.find_changes(score, half), by, limits)
-    for limit, boxes in zip(limits, found, strict=True):
+    for limit in csebbs.MERGE[by]:
         slow = slow_boxes(score.tolist(), half, by, limit)
+        setting = {"filter_s": 0.2 * half, "by": by, "limit": limit}
+        boxes = csebbs.boxes_of(score, 0.1, setting)
         assert [(a, b) for a, b, _ in slow] == list(
             zip(boxes.begin.tolist(), boxes.end.tolist(), strict=True)
         )
         assert boxes.confidence == pytest.approx([c for *_, c in slow])
-        one = csebbs.boxes_of(score, 0.1, {"filter_s": 0.2 * half, "by": by, "limit": limit})
-        assert all(np.array_equal(x, y) for x, y in zip(one, boxes, strict=True))
 
 
 @given(CACHES)
 def test_boxes_of_flat_and_repeated_scores(cache):
     for score in np.split(cache.signals["d_raw"], cache.offsets[1:-1]):
         for half in (1, 2, 3):
-            found = csebbs.find_changes(score, half)
+            found = candidates.find_changes(score, half)
             slow = slow_boxes(score.tolist(), half, "ratio", 0)
             assert [ends.tolist() for ends in found] == [[b[k] for b in slow] for k in (0, 1)]
 
@@ -244,20 +242,20 @@ def test_boxes_of_flat_and_repeated_scores(cache):
     ],
 )
 def test_changes_by_hand(score, half, boxes):
-    begin, end = csebbs.find_changes(np.array(score, np.float32), half)
+    begin, end = candidates.find_changes(np.array(score, np.float32), half)
     assert list(zip(begin.tolist(), end.tolist(), strict=True)) == boxes
 
 
 def test_merging_by_hand():
-    """A shallow gap goes; a loud sound does not swallow the noise beside it."""
-    score = np.repeat([0.9, 0.8, 0.9, 0.0, 0.02, 0.01, 0.02], 4)
-    begin, end = csebbs.find_changes(score, 1)
-    assert begin.tolist() == [0, 8, 16, 24] and end.tolist() == [4, 12, 20, 28]
-    for by in csebbs.MERGE:
-        boxes = csebbs.merge(score, begin, end, by, csebbs.MERGE[by][:1])[0]
-        assert (boxes.begin[0], boxes.end[0]) == (0, 12)
+    """A shallow gap goes; its depth is that of its lowest frame, from the higher maximum beside."""
+    score = np.array([0, 0.9, 0.8, 0.9, 0, 0.2, 0, 0.9, 0.3, 0.9, 0])
+    begin, end = np.array([1, 3, 5, 7, 9]), np.array([2, 4, 6, 8, 10])
+    for by, limit in (("difference", 0.15), ("ratio", 1.5)):
+        boxes = candidates.merge(score, begin, end, by, limit)
+        assert boxes.begin.tolist() == [1, 5, 7, 9] and boxes.end.tolist() == [4, 6, 8, 10]
         assert boxes.confidence[0] == pytest.approx(2.6 / 3)
-    assert boxes.begin.tolist() == [0, 16, 24]  # by ratio the noise stays apart: 0.02 / 0.01
+    nothing = np.zeros(0, int)
+    assert len(candidates.merge(score, nothing, nothing, "ratio", 2.0).begin) == 0
 
 
 @given(CACHES)
@@ -431,6 +429,74 @@ def test_what_cannot_be_tuned(tmp_path):
         Objective(small_cache([[(0.5, False)], [(0.5, False)]]), "all")
 
 
+# ---------------------------------------------------------------------------- tuned for events
+
+
+def events_at(cache, pred):
+    """Decisions (N,) as events of each clip."""
+    clips = {clip.filename: [] for clip in cache.clips}
+    for index, pair in enumerate(cache.pairs):
+        on = pred[cache.offsets[index] : cache.offsets[index + 1]]
+        clips[pair.filename] += frames_to_events(on, pair.event_label, pair.edges)
+    return clips
+
+
+def with_durations(cache):
+    """Clips as long as their pairs, with the events that the labels draw."""
+    longest = {}
+    for pair in cache.pairs:
+        seconds = pair.num_frames * pair.frame_s
+        longest[pair.filename] = max(longest.get(pair.filename, 0.0), seconds)
+    drawn = events_at(cache, cache.label)
+    clips = [
+        clip._replace(duration_s=longest[clip.filename], events=drawn[clip.filename])
+        for clip in cache.clips
+    ]
+    return replace(cache, clips=clips)
+
+
+@pytest.mark.parametrize("kind", ["median", "csebbs"])
+@settings(max_examples=15, deadline=None)
+@given(CACHES)
+def test_tuned_for_events_is_the_best_of_all_settings(kind, cache):
+    """Every setting decided, made into events and counted by event_metrics."""
+    cache = with_durations(cache)
+    with mock.patch.multiple(opponents, **SMALL):
+        aim = opponents.EventObjective(cache)
+        found = opponents.tune_for_events(aim, kind, "d_raw")
+        tried = small_settings(kind)
+        f1 = []
+        for setting in tried:
+            rule = Rule("x", kind, "d_raw", "", opponents.of_all(setting))
+            given_ = (events_at(cache, decide_rule(rule, cache)), cache.truth, cache.durations)
+            f1.append(all_f1(*given_, cache.classes))
+    metric = "intersection_f1"  # in event F1 one event that takes two counts twice while tuning
+    values = [each[metric].macro for each in f1]
+    best = tried.index(found[metric]["fallback"])
+    assert values[best] == pytest.approx(max(values))
+    for name, setting in found[metric]["classes"].items():
+        values = [each[metric].per_class[name] for each in f1]
+        assert values[tried.index(setting)] == pytest.approx(max(values))
+
+
+def test_tuned_for_psds_has_the_highest_psds(caches):
+    """Of each class, as event_metrics has it for the boxes of every setting."""
+    train = with_durations(caches[0])
+    aim = opponents.EventObjective(train)
+    for scenario in (1, 2):
+        tuned = opponents.tune_for_events(aim, "csebbs", "d_raw")[f"psds{scenario}"]
+        every = []
+        for setting, _ in opponents.all_boxes(train, "d_raw"):
+            boxes = csebbs.sebbs(train, opponents.of_all(setting))
+            scored = {name: [ScoredEvent(*box) for box in found] for name, found in boxes.items()}
+            given_ = (scored, train.truth, train.durations, train.classes)
+            every.append((setting, event_psds(*given_)[scenario].per_class))
+        for name, setting in tuned["classes"].items():
+            chosen = [area[name] for one, area in every if one.items() <= setting.items()]
+            assert len(chosen) == 1
+            assert chosen[0] >= max(area[name] for _, area in every) - 0.01  # a grid of thresholds
+
+
 # ---------------------------------------------------------------------------- the whole list
 
 
@@ -463,6 +529,8 @@ def test_the_list(fitted):
             assert f"{start} on {on}" in names
         assert f"median + threshold on {on}" in names
     assert {"hysteresis on d_raw", "hysteresis on d_adj", "cSEBBs on d_raw"} <= set(names)
+    for metric in ("event F1", "intersection F1", "PSDS 1", "PSDS 2"):
+        assert {f"median on d_raw, for {metric}", f"cSEBBs on d_raw, for {metric}"} <= set(names)
     assert "best constant action" in names
     assert [name for name in names if "ceiling" in name] == names[-2:]
 
@@ -532,7 +600,7 @@ def test_nothing_beats_the_ceilings(caches):
 
 
 def wordings(rows):
-    return {row.name: row.setting for row in rows}
+    return {row.rule.name: row.rule.setting for row in rows}
 
 
 def test_yardsticks(caches):
@@ -549,14 +617,16 @@ def test_yardsticks(caches):
         "best constant action",
         "best action per frame (ceiling)",
     ]
-    assert [row.name for row in rows] == names
+    assert [row.rule.name for row in rows] == names
     without = opponents.yardsticks(cache, None, Bandit())
-    assert [row.name for row in without] == [*names[:4], names[-1]]
+    assert [row.rule.name for row in without] == [*names[:4], names[-1]]
     for one, other in zip([*rows[:4], rows[-1]], without, strict=True):
         assert np.array_equal(one.pred, other.pred)
     retuned = opponents.yardsticks(cache, replace(train, label=~train.label), Bandit())
     changed = {name for name, text in wordings(retuned).items() if text != wordings(rows)[name]}
     assert "best single threshold on prob" in changed and "best constant action" in changed
+    free = opponents.yardsticks(cache, train, Bandit(max_delta=1.0))  # its ceiling would be 1
+    assert [row.rule.name for row in free] == names[:-1]
 
 
 def test_best_constant_action(caches):

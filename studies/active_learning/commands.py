@@ -19,7 +19,6 @@ command continues with the cycle that it was in.
 
 import json
 import math
-import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -45,7 +44,8 @@ from config import (
     to_dict,
     write_text,
 )
-from preprocess import write_json
+from core.files import Kind, check_replaceable, keep_apart, own_folder, remove_ours, write_together
+from core.stored import is_count, read_json, write_json
 from runfolder import (
     differences,
     digest,
@@ -68,6 +68,7 @@ from studies.active_learning.classifier import (
     predict,
 )
 from studies.active_learning.images import (
+    PART,
     DatasetName,
     Images,
     load_images,
@@ -92,6 +93,7 @@ StrategyName = Literal[
 ]
 STRATEGIES: tuple[StrategyName, ...] = get_args(StrategyName)
 IMAGE_FOLDER = Path("data/images")
+STUDY = Kind("study of active learning", older=(("seed-*/first.pt", ""),))
 
 # ---------------------------------------------------------------------------- settings
 
@@ -588,7 +590,7 @@ def play_all(runs: list[Run], cfg: Study) -> Bench:
         raise InputError(f"{needs:,} labels are to be bought, there are {total:,} images; {cure}")
     if cfg.overwrite:
         for run in runs:
-            shutil.rmtree(run.folder(cfg), ignore_errors=True)
+            remove_ours(run.folder(cfg), ("state.pt", "classifier.pt"))
             (run.folder(cfg).parent / "first.pt").unlink(missing_ok=True)
     workers = 1 if device.type == "cuda" else num_workers(cfg.workers)
     workers = min(workers, len(runs))
@@ -638,10 +640,14 @@ def report(command: str, cfg: Study, outcome: tables.Outcome, text: str, **more:
     folder.mkdir(parents=True, exist_ok=True)
     text += f"\nMade on {processor()}; the trainings took {tables.hours(outcome)} of it.\n"
     about = {"command": command, "config": to_dict(cfg), "versions": versions()}
-    about |= {"processor": processor()}
-    write_json(folder / "results.json", about | tables.as_dict(outcome) | more)
-    write_text(folder / "table.md", text)
-    write_text(folder / "accuracy.tsv", tables.as_tsv(outcome))
+    results = about | tables.as_dict(outcome) | more
+    write_together(
+        {
+            folder / "table.md": lambda path: write_text(path, text),
+            folder / "accuracy.tsv": lambda p: write_text(p, tables.as_tsv(outcome)),
+            folder / "results.json": lambda path: write_json(path, results),
+        }
+    )
     print(f"\n{text}")
     print(f"tables: {folder}")
     tables.draw(outcome, cfg.dataset, folder / "accuracy.png")
@@ -684,10 +690,10 @@ def repeats(cfg: RepeatsConfig) -> None:
     """The best number of gradient steps on more seeds."""
     count, path = cfg.gradient_steps, cfg.folder / "steps" / "results.json"
     if count is None:
-        if not path.exists():
-            cure = "run `steps` first, or give --gradient-steps"
-            raise InputError(f"{path}: not found; {cure}")
-        count = json.loads(path.read_text(encoding="utf-8"))["best_steps"]
+        cure = "run `steps` first, or give --gradient-steps"
+        count = read_json(path, cure).get("best_steps")
+        if not is_count(count) or not count:
+            raise InputError(f"{path}: damaged (no best_steps); {cure}")
     seeds = range(cfg.seed + 1, cfg.seed + 1 + cfg.repeats)
     runs = []
     for seed in seeds:
@@ -722,8 +728,7 @@ def evaluate(cfg: EvaluateConfig) -> None:
 def draw(cfg: DrawConfig) -> None:
     """Write a part of a data set."""
     folder = cfg.out or Path("data") / f"{cfg.dataset}-small"
-    if folder.exists():
-        raise InputError(f"{folder} exists; give another --out")
+    check_replaceable(folder, PART, fresh=True)
     images = load_images(cfg.dataset, cfg.data or IMAGE_FOLDER)
     write_cifar(cfg.dataset, images, cfg.train, cfg.test, cfg.seed, folder)
     print(f"{folder}: {cfg.train:,} training and {cfg.test:,} test images of {images.source}")
@@ -740,4 +745,6 @@ def main(args: list[str] | None = None) -> None:
         alone[type(cfg)](cfg)
         return
     functions = {CompareConfig: compare, StepsConfig: steps, RepeatsConfig: repeats}
-    functions[type(cfg)](settle(cfg))
+    keep_apart(cfg.folder, [cfg.data])
+    with own_folder(cfg.folder, STUDY):
+        functions[type(cfg)](settle(cfg))

@@ -25,6 +25,7 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from config import InputError, whole
+from core.files import Kind, new_folder, write_bytes
 
 DatasetName = Literal["digits", "cifar10", "cifar100", "fashion-mnist"]
 SIZE = 32  # pixels, of everything but the digits
@@ -257,12 +258,18 @@ def even_choice(labels: np.ndarray, count: int, rng: np.random.Generator) -> np.
     return rng.permutation(chosen)
 
 
+PART = Kind(
+    "part of a data set",
+    tuple(file for one in CIFAR.values() for file in (one.names, *one.train, one.test)),
+)
+
+
 def write_cifar(name: str, images: Images, train: int, test: int, seed: int, folder: Path) -> None:
     """A part of CIFAR-10 or CIFAR-100 in the official layout, in a new folder, whole or not at all.
 
     InputError where there are too few images.
     """
-    layout, temporary = CIFAR[name], folder.with_name(folder.name + ".tmp")
+    layout = CIFAR[name]
     names = "\n".join(images.classes) + "\n"
     content = {layout.names: names.encode()}
     parts = (
@@ -276,10 +283,9 @@ def write_cifar(name: str, images: Images, train: int, test: int, seed: int, fol
         columns = [np.zeros_like(column)] * (layout.label_bytes - 1)  # the superclass is not kept
         columns += [column, pixels.numpy()[rows].reshape(len(rows), -1)]
         content[file] = np.concatenate(columns, 1).tobytes()
-    temporary.mkdir(parents=True, exist_ok=True)
-    for file, raw in content.items():
-        (temporary / file).write_bytes(raw)
-    temporary.rename(folder)
+    with new_folder(folder, PART, fresh=True) as work:
+        for file, raw in content.items():
+            write_bytes(work / file, raw)
 
 
 # ---------------------------------------------------------------------------- Fashion-MNIST

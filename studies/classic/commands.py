@@ -36,8 +36,9 @@ from config import (
     whole,
     write_text,
 )
-from preprocess import write_json
-from runfolder import pick_device, processor, versions
+from core.files import Kind, check_file, keep_apart, made, own_folder
+from core.stored import read_json, write_json
+from runfolder import pick_device, versions
 from studies.classic import agents, mdp, policy_search
 from studies.classic.agents import LIMIT, Policy, Report, Trained, Variant
 from studies.classic.mdp import SCRIPT, TabularEnv
@@ -59,6 +60,8 @@ from studies.classic.settings import (
 )
 
 LIBRARY = "DQN plain, stable-baselines3"
+TRAINED = Kind("training of this study", older=(("result.json", "kept"), ("result.json", "seed")))
+TRAININGS = Kind("folder of trainings", older=(("*/result.json", "kept"),))
 
 # ---------------------------------------------------------------------------- tabular
 
@@ -216,6 +219,12 @@ def learn(cfg: TrainedConfig, progress: bool) -> Outcome:
 def train(cfg: TrainedConfig, progress: bool = True) -> dict[str, Any]:
     """Train, save, load, score on fresh episodes -> the content of result.json."""
     folder = folder_of(cfg)
+    with own_folder(folder, TRAINED):
+        return train_into(folder, cfg, progress)
+
+
+def train_into(folder: Path, cfg: TrainedConfig, progress: bool) -> dict[str, Any]:
+    """`train` in a folder that nobody else writes into."""
     if (folder / "result.json").exists() and not cfg.overwrite:
         raise InputError(f"{folder} holds an earlier result; give --overwrite or another --out")
     if isinstance(cfg, DqnConfig) and cfg.library != "own":
@@ -224,7 +233,6 @@ def train(cfg: TrainedConfig, progress: bool = True) -> dict[str, Any]:
     began = time.perf_counter()
     outcome = learn(cfg, progress)
     seconds = time.perf_counter() - began
-    folder.mkdir(parents=True, exist_ok=True)
     agents.save_policy(folder / "policy.pt", outcome.policy)
     env, network = agents.load_policy(folder / "policy.pt")
     score = summary(agents.fresh_returns(env, network, LIMIT[env], cfg.seed))
@@ -239,11 +247,7 @@ def train(cfg: TrainedConfig, progress: bool = True) -> dict[str, Any]:
     if isinstance(cfg, DqnConfig) and cfg.library != "own":
         libraries.append("stable_baselines3")
     made_with = versions() | {name: version(name) for name in libraries}
-    result |= {
-        "versions": made_with,
-        "processor": processor(),
-        "config": to_dict(cfg),
-    } | outcome.history
+    result |= {"versions": made_with, "config": to_dict(cfg)} | outcome.history
     write_json(folder / "result.json", result)
     return result
 
@@ -272,11 +276,12 @@ def run_score(cfg: ScoreConfig) -> None:
 
 def run_render(cfg: RenderConfig) -> None:
     """Write the GIF."""
+    keep_apart(cfg.out, [cfg.policy])
+    check_file(cfg.out, "GIF8")
     frames, total = agents.film(cfg.policy, cfg.seed, cfg.frames, cfg.every, cfg.width)
-    cfg.out.parent.mkdir(parents=True, exist_ok=True)
     first, *rest = frames
     shown = max(20, 20 * cfg.every)  # milliseconds: a step is 20 ms
-    with whole(cfg.out) as temporary:
+    with made(cfg.out.parent), whole(cfg.out) as temporary:
         first.save(
             temporary, format="GIF", save_all=True, append_images=rest, duration=shown, loop=0
         )
@@ -339,8 +344,8 @@ def is_there(cfg: TrainedConfig) -> bool:
 def result_of(cfg: TrainedConfig) -> dict[str, Any]:
     """The stored result of a training; InputError where its settings were others."""
     path = cfg.out / "result.json"
-    result = json.loads(path.read_text(encoding="utf-8"))
-    if result["config"] != json.loads(json.dumps(to_dict(cfg))):
+    result = read_json(path, "delete it")
+    if result.get("config") != json.loads(json.dumps(to_dict(cfg))):
         raise InputError(f"{path} was made with other settings; delete it or give another --out")
     return result
 
@@ -376,7 +381,7 @@ def table_of(results: dict[str, list[dict[str, Any]]]) -> str:
     head += ["steps trained", "seconds"]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     lines += [line_of(row, found) for row, found in results.items()]
-    made = {one.get("processor", "?") for found in results.values() for one in found}
+    made = {one["versions"].get("processor", "?") for found in results.values() for one in found}
     return "\n".join([*lines, "", f"Made on {' and '.join(sorted(made))}."]) + "\n"
 
 
@@ -441,7 +446,13 @@ def train_missing(cfg: TrainedConfig) -> str:
 
 
 def run_table(cfg: TableConfig) -> None:
-    """Train what is missing, then table and figure."""
+    """Train what is missing, then table and figure, in a folder that nobody else writes into."""
+    with own_folder(cfg.out, TRAININGS):
+        make_table(cfg)
+
+
+def make_table(cfg: TableConfig) -> None:
+    """The table itself."""
     rows = rows_of(cfg)
     missing = [one for each in rows.values() for one in each if not is_there(one)]
     if not cfg.present:

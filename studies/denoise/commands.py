@@ -18,6 +18,7 @@ Needs requirements-studies.txt. README.md has the formulas, the tables and the v
 
 import itertools
 import json
+import os
 import subprocess
 import sys
 import time
@@ -29,7 +30,9 @@ import numpy as np
 import soundfile
 import torch
 
-from config import InputError, from_dict, parse, to_dict, whole, write_text
+from config import ENDS_WITH_PARENT, InputError, from_dict, parse, to_dict
+from core.files import Kind, check_file, keep_apart, made, own_folder
+from core.stored import read_json, write_json
 from studies.denoise import cross, data, environment
 from studies.denoise.data import MEASURES, FeaturesConfig, MixConfig, write_csv
 from studies.denoise.denoisers import batch_of, pystoi_pair, si_sdr
@@ -52,6 +55,8 @@ NOISEREDUCE = [(steady, share) for steady in (False, True) for share in (0.3, 0.
 
 def tune(cfg: TuneConfig) -> None:
     """Write the constant chain and the setting of noisereduce that gain most on training clips."""
+    keep_apart(cfg.out, [cfg.features])
+    check_file(cfg.out, '{\n "chain"')
     corpus = load_corpus(cfg.features)
     order = np.random.default_rng(cfg.seed).permutation(len(corpus.clips))
     few = cross.subset(corpus, order[: cfg.clips])
@@ -82,8 +87,8 @@ def tune(cfg: TuneConfig) -> None:
         "task": {name: getattr(cfg, name) for name in Reward.__dataclass_fields__},
         "seconds": round(time.perf_counter() - began, 1),
     }
-    cfg.out.parent.mkdir(parents=True, exist_ok=True)
-    write_text(cfg.out, json.dumps(content, indent=1))
+    with made(cfg.out.parent):
+        write_json(cfg.out, content)
     print(f"opponents: {cfg.out}")
 
 
@@ -99,18 +104,25 @@ def infer(cfg: InferConfig) -> None:
     if len(set(names)) < len(names):
         raise InputError(f"--checkpoint: two folders have the same name: {', '.join(names)}")
     agents = [load_agent(path) for path in cfg.checkpoint]
+    kind = cfg.output.suffix[1:] or "wav"
+    if not soundfile.check_format(kind, "PCM_16"):
+        raise InputError(f"--output {cfg.output}: no format of 16 bits; give .wav or .flac")
+    paths = [cfg.output]
+    if len(agents) > 1:
+        paths = [cfg.output.with_stem(f"{cfg.output.stem}__{name}") for name in names]
+    for path in paths:
+        keep_apart(path, [cfg.input, cfg.clean], "--output")
+        if path.exists():
+            raise InputError(f"--output {path}: is there already; remove it or give another name")
     noisy, rate = data.read_own(cfg.input)
     clean = read_clean(cfg, len(noisy), rate) if cfg.clean else None
-    cfg.output.parent.mkdir(parents=True, exist_ok=True)
-    for name, agent in zip(names, agents, strict=True):
+    for name, agent, path in zip(names, agents, paths, strict=True):
         if rate < agent.sample_rate:
             learned = f"{name} learned from {agent.sample_rate} Hz"
             print(f"note: {cfg.input} has {rate} Hz, {learned}; it may choose badly")
         wave, chain, expected = denoised(noisy, rate, agent, cfg.max_steps)
-        path = cfg.output
-        if len(agents) > 1:
-            path = path.with_name(f"{path.stem}__{name}{path.suffix}")
-        write_wave(path, wave, rate)
+        with made(path.parent):
+            data.write_wave(path, unclipped(path, wave), rate, kind)
         print(f"{name}: {environment.told(chain)}")
         print(f"  expected return {expected:+.2f} (leave it alone: 0)\n{path}")
         if clean is not None:
@@ -132,15 +144,13 @@ def denoised(
     return wave, chain, expected[0]
 
 
-def write_wave(path: Path, wave: np.ndarray, rate: int) -> None:
-    """16 bits, scaled down and said where it would clip; whole or not at all."""
+def unclipped(path: Path, wave: np.ndarray) -> np.ndarray:
+    """A wave (S,), scaled down and said where it would clip."""
     peak = float(np.abs(wave).max())
     if peak > 1:
         print(f"note: {path} is {20 * np.log10(peak):.1f} dB softer, or it would clip")
         wave = wave / peak
-    with whole(path) as temporary, open(temporary, "wb") as stream:
-        kind = path.suffix[1:] or "wav"
-        soundfile.write(stream, wave, rate, subtype="PCM_16", format=kind)
+    return wave
 
 
 def read_clean(cfg: InferConfig, length: int, rate: int) -> np.ndarray:
@@ -185,10 +195,8 @@ def text_of(value: Any) -> str:
 def plan(cfg: SweepConfig) -> list[Planned]:
     """All trainings of the file, checked before the first one starts."""
     try:
-        experiments = json.loads(cfg.config.read_text(encoding="utf-8"))["experiments"]
+        experiments = read_json(cfg.config, "give a list of experiments")["experiments"]
         names = [one["name"] for one in experiments]
-    except FileNotFoundError:
-        raise InputError(f"--config {cfg.config}: not found") from None
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"--config {cfg.config}: not a list of experiments ({error!r})") from None
     unknown = sorted(set(cfg.only) - set(names))
@@ -238,30 +246,39 @@ def is_finished(one: Planned) -> bool:
     path = one.folder / "metrics.json"
     if not path.exists():
         return False
-    return json.loads(path.read_text(encoding="utf-8"))["args"] == json.loads(
-        json.dumps(to_dict(one.cfg))
-    )
+    args = read_json(path, "delete the folder").get("args")
+    return args == json.loads(json.dumps(to_dict(one.cfg)))
+
+
+SWEEP = Kind("sweep", older=(("summary.csv", ""), ("*/*/agent.json", "algo")))
 
 
 def sweep(cfg: SweepConfig) -> int:
     """One process after the other; a failure does not stop the rest. Exit code 1 if any did."""
+    keep_apart(cfg.output_root, [cfg.config, cfg.features], "--output-root")
     planned = plan(cfg)
+    with own_folder(cfg.output_root, SWEEP, flag="--output-root"):
+        return train_all(cfg, planned)
+
+
+def train_all(cfg: SweepConfig, planned: list[Planned]) -> int:
+    """The trainings of a sweep and their summary."""
     rows: list[dict[str, Any]] = []
-    cfg.output_root.mkdir(parents=True, exist_ok=True)
     for place, one in enumerate(planned, 1):
         print(f"[{place}/{len(planned)}] {one.folder}", flush=True)
         if not is_finished(one):
-            one.folder.mkdir(parents=True, exist_ok=True)
+            one.folder.parent.mkdir(exist_ok=True)
             log = one.folder.with_name(one.folder.name + ".log")
             with open(log, "w", encoding="utf-8") as stream:
                 command = [sys.executable, "-m", "studies.denoise", "train", *flags_of(one.cfg)]
-                done = subprocess.run(command, stdout=stream, stderr=subprocess.STDOUT)
+                environ = os.environ | {ENDS_WITH_PARENT: "1"}
+                done = subprocess.run(command, stdout=stream, stderr=stream, env=environ)
             if done.returncode:
                 print(f"  failed with exit code {done.returncode}; see {log}")
         row = {"experiment": one.name, "run": one.folder.name, "algo": one.cfg.algo, **one.swept}
         row["finished"] = is_finished(one)
         if row["finished"]:
-            metrics = json.loads((one.folder / "metrics.json").read_text(encoding="utf-8"))
+            metrics = read_json(one.folder / "metrics.json", "delete the folder")
             row |= {name: metrics["best"][name] for name in ("validation_gain", *MEASURES)}
             row["steps_per_s"] = metrics["steps_per_s"]
             print(f"  validation gain {row['validation_gain']:+.4f}")
@@ -280,7 +297,7 @@ def read_tuned(path: Path) -> tuple[Chain, dict[str, Any], Reward] | None:
     if not path.exists():
         return None
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path, "run `tune` again")
         chain = [(int(method), tuple(params)) for method, params in content["chain"]]
         return chain, content["noisereduce"], Reward(**content["task"])
     except (ValueError, KeyError, TypeError) as error:

@@ -28,8 +28,9 @@ from scipy import stats
 from tqdm import tqdm
 
 from config import InputError, needed, to_dict, whole, write_text
+from core.files import Kind, keep_apart, own_folder, write_together, writing
+from core.stored import read_json, read_npz, write_json
 from plotting import COLOURS, page, write
-from preprocess import write_json
 from runfolder import processor, versions
 from studies.denoise import data, denoisers, environment
 from studies.denoise.data import BATCH, MEASURES
@@ -45,7 +46,7 @@ from studies.denoise.environment import (
     worth,
 )
 from studies.denoise.settings import CrossConfig, TrainConfig
-from studies.denoise.training import learn
+from studies.denoise.training import learn, plain
 
 CONSTANT, SEARCH = "constant chain", "per-clip search"
 SELECTOR, GATE, KNOWN = "supervised selector", "chain or nothing", "chain or nothing, known"
@@ -118,14 +119,17 @@ class Search:
             name = "-".join(map(str, prefix)) or "first"
             path = self.folder / f"{name}.npz"
             if path.exists():
-                with np.load(path) as stored:
-                    if str(stored["key"]) != self.key:
-                        cure = f"delete {self.folder} or give another --out"
-                        raise InputError(f"{path}: is of other clips or settings; {cure}")
-                    self.known[prefix] = stored["gains"]
+                shape = len(self.corpus.clips), len(JOINT) - 1
+                forms = {"key": ("U", ()), "gains": ("f", (None, shape[1]))}
+                stored = read_npz(path, forms, "delete it")
+                if str(stored["key"]) != self.key or stored["gains"].shape != shape:
+                    cure = f"delete {self.folder} or give another --out"
+                    raise InputError(f"{path}: is of other clips or settings; {cure}")
+                self.known[prefix] = stored["gains"]
             else:
                 self.known[prefix] = self.measured(prefix, name)
-                self.folder.mkdir(parents=True, exist_ok=True)
+                with writing(self.folder):
+                    self.folder.mkdir(parents=True, exist_ok=True)
                 with whole(path) as temporary, open(temporary, "wb") as stream:
                     np.savez(stream, gains=self.known[prefix], key=self.key)
         return self.known[prefix]
@@ -300,15 +304,16 @@ def result_of(path: Path, settings: Any, make: Callable[[], tuple]) -> dict[str,
         found, curve = make()
         content = {
             "settings": settings,
-            "scores": found.scores.tolist(),
+            "scores": [[*map(plain, row)] for row in found.scores.tolist()],
             "gain": found.gain.tolist(),
             "chains": found.chains,
             "curve": curve,
         }
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, json.dumps(content))
-    content = json.loads(path.read_text(encoding="utf-8"))
-    if content["settings"] != settings:
+        with writing(path.parent):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, content)
+    content = read_json(path, "delete it")
+    if content.get("settings") != settings:
         raise InputError(f"{path} was made with other settings; give another --out")
     return content
 
@@ -331,7 +336,7 @@ def row_of(name: str, rounds: list[Round], found: list[dict[str, Any]]) -> Row:
         name,
         rounds,
         np.concatenate([one["gain"] for one in found]),
-        np.concatenate([one["scores"] for one in found]),
+        np.concatenate([np.array(one["scores"], float) for one in found]),
         [[(m, tuple(p)) for m, p in chain] for one in found for chain in one["chains"]],
         np.concatenate(
             [[r.speaker] * len(one["gain"]) for r, one in zip(rounds, found, strict=True)]
@@ -472,24 +477,38 @@ def draw(rows: list[Row], path: Path) -> None:
     write(figure, path, 100, "cross-validation of denoising agents")
 
 
+CROSS = Kind("cross-validation", older=(("*/constant-chain.json", "settings"),))
+
+
 def cross(cfg: CrossConfig) -> None:
-    """All rounds, then table and figure."""
+    """All rounds, then table and figure, in a folder that nobody else writes into."""
+    keep_apart(cfg.out, [cfg.features.parent])
+    with own_folder(cfg.out, CROSS):
+        cross_validate(cfg)
+
+
+def cross_validate(cfg: CrossConfig) -> None:
+    """The cross-validation itself."""
     corpus = load_corpus(cfg.features)
     rounds = rounds_of(corpus, cfg.rounds)
     print(f"{len(corpus.clips)} clips, {len(rounds)} rounds; folder {cfg.out}")
     rows = collect(cfg, corpus, rounds)
     text = told(rows, cfg, corpus)
-    write_text(cfg.out / "table.md", text)
-    results = {"config": to_dict(cfg), "versions": versions(), "processor": processor()}
+    results = {"config": to_dict(cfg), "versions": versions()}
     results["rows"] = {
         row.name: {
             "rounds": [one.name for one in row.rounds],
-            "gain": over_speakers(row.gain, row.speaker),
-            "minus_constant": over_speakers(against(row, rows[0]), row.speaker),
+            "gain": [*map(plain, over_speakers(row.gain, row.speaker))],
+            "minus_constant": [*map(plain, over_speakers(against(row, rows[0]), row.speaker))],
         }
         for row in rows
     }
-    write_json(cfg.out / "results.json", results)
+    write_together(
+        {
+            cfg.out / "table.md": lambda path: write_text(path, text),
+            cfg.out / "results.json": lambda path: write_json(path, results),
+        }
+    )
     draw(rows, cfg.out / "cross.png")
     print(text, end="")
     print(f"table: {cfg.out / 'table.md'}")

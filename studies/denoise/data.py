@@ -11,10 +11,9 @@ own folder. Without folders of your own, speech and noise are synthesised by sou
 """
 
 import csv
-import json
+import io
 import math
 import re
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +25,11 @@ import soundfile
 import torch
 from tqdm import tqdm
 
-from config import Checked, InputError, number, require, whole, write_text
+from config import Checked, InputError, number, require, whole
+from core.files import Kind, check_file, keep_apart, new_folder, write_bytes
+from core.names import csv_cell, csv_text
+from core.stored import read_json, read_text, write_json
+from sed.audio import AudioFile, read_samples
 from soundscapes import AUDIO, MAKERS, PEAK, RATE, list_bank, synthesise
 from studies.denoise import denoisers
 
@@ -106,13 +109,10 @@ class FeaturesConfig(Checked):
 def read_own(path: Path) -> tuple[np.ndarray, int]:
     """Mono wave (S,) float32 and its sample rate. InputError names an unusable file."""
     try:
-        wave, rate = soundfile.read(path, dtype="float32", always_2d=True)
-    except (OSError, RuntimeError) as error:  # soundfile's own error is a RuntimeError
-        raise InputError(f"{path}: cannot be read ({error})") from None
-    wave = wave.mean(axis=1)
-    if not len(wave) or not np.isfinite(wave).all():
-        raise InputError(f"{path}: empty or not finite; replace or remove it")
-    return wave, rate
+        samples, rate = read_samples(path)
+    except ValueError as error:
+        raise InputError(f"{path}: {error}; replace or remove it") from None
+    return samples.mean(axis=1), rate
 
 
 def resampled(wave: np.ndarray, rate: int, wanted: int) -> np.ndarray:
@@ -263,9 +263,17 @@ def mixed(clean: np.ndarray, noise: np.ndarray, snr_db: float) -> tuple[np.ndarr
 def write_csv(path: Path, columns: tuple[str, ...], rows: list[dict]) -> None:
     """A table, whole or not at all."""
     with whole(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, columns, extrasaction="ignore", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(map(csv_cell, columns))
+        cells = ([str(row.get(name, "")) for name in columns] for row in rows)
+        writer.writerows(map(csv_cell, row) for row in cells)
+
+
+def write_wave(path: Path, wave: np.ndarray, sample_rate: int, kind: str = "wav") -> None:
+    """A recording of 16 bits, whole or not at all."""
+    sound = io.BytesIO()
+    soundfile.write(sound, wave, sample_rate, subtype="PCM_16", format=kind)
+    write_bytes(path, sound.getvalue())
 
 
 def mix_split(
@@ -299,8 +307,7 @@ def mix_split(
         utt_id = f"{speaker}_{stem}_mix{number_ * cfg.cells + index:05d}_snr{snr_db:g}"
         pair = mixed(clean, fitted(noise, len(clean), rng), snr_db)
         for kind, wave in zip(("clean", "noisy"), pair, strict=True):
-            path = folder / kind / f"{utt_id}.wav"
-            soundfile.write(path, wave, cfg.sample_rate, subtype="PCM_16")
+            write_wave(folder / kind / f"{utt_id}.wav", wave, cfg.sample_rate)
         rows.append(
             {
                 "utt_id": utt_id,
@@ -341,38 +348,46 @@ def read_groups(path: Path | None) -> dict[str, str]:
     """Noise class -> its group."""
     if path is None:
         return {}
-    try:
-        return {str(key): str(value) for key, value in json.loads(path.read_bytes()).items()}
-    except (ValueError, AttributeError) as error:
-        raise InputError(f"--macro-scenes {path}: not a JSON dictionary ({error})") from None
+    groups = read_json(path, "give a JSON dictionary: noise class, its group")
+    return {key: str(value) for key, value in groups.items()}
+
+
+MIXTURES = Kind(
+    "folder of mixtures",
+    (
+        "mix.json",
+        *(f"{home}{file}" for home in ("", "*/") for file in ("meta.csv", "features.csv")),
+        *(f"{home}{kind}/*.wav" for home in ("", "*/") for kind in ("clean", "noisy")),
+    ),
+    (("mix.json", "snr_db"), ("mix.json", "speakers")),
+)
 
 
 def mix(cfg: MixConfig) -> None:
-    """All three splits, whole or not at all."""
+    """All three splits, or the cells of `cross`; whole or not at all."""
     if cfg.out.exists() and not cfg.overwrite:
         raise InputError(f"{cfg.out} exists; give --overwrite or another --out")
+    keep_apart(cfg.out, [cfg.clean, cfg.noise, cfg.macro_scenes], replaced=True)
     if cfg.clean is None and cfg.sample_rate > RATE:
         raise InputError(f"--sample-rate {cfg.sample_rate}: synthesised speech has {RATE} Hz")
     groups = read_groups(cfg.macro_scenes)
     sources = {} if cfg.cells else split_sources(cfg)
-    folder = cfg.out.with_name(cfg.out.name + ".tmp")
-    shutil.rmtree(folder, ignore_errors=True)
-    if cfg.cells:
-        mix_cells(cfg, folder, groups)
-    for place, split in enumerate(sources):
-        count = cfg.clips[place]
-        rows = mix_split(cfg, folder / split, split, sources[split], groups, (place, count))
-        write_csv(folder / split / "meta.csv", META, rows)
-        speakers, noises = sources[split]
-        seconds = sum(float(row["duration_sec"]) for row in rows)
-        print(
-            f"{split}: {len(rows)} clips, {seconds / 60:.1f} min, speakers {', '.join(speakers)},"
-            f" {len({row['noise_source'] for row in rows})} of {len(noises)} noise recordings"
-        )
-    settings = {key: str(value) for key, value in vars(cfg).items()}
-    write_text(folder / "mix.json", json.dumps(settings, indent=2))
-    shutil.rmtree(cfg.out, ignore_errors=True)
-    folder.rename(cfg.out)
+    with new_folder(cfg.out, MIXTURES) as folder:
+        if cfg.cells:
+            mix_cells(cfg, folder, groups)
+        for place, split in enumerate(sources):
+            count = cfg.clips[place]
+            rows = mix_split(cfg, folder / split, split, sources[split], groups, (place, count))
+            write_csv(folder / split / "meta.csv", META, rows)
+            speakers, noises = sources[split]
+            seconds = sum(float(row["duration_sec"]) for row in rows)
+            print(
+                f"{split}: {len(rows)} clips, {seconds / 60:.1f} min, speakers"
+                f" {', '.join(speakers)}, {len({row['noise_source'] for row in rows})} of"
+                f" {len(noises)} noise recordings"
+            )
+        settings = {key: str(value) for key, value in vars(cfg).items()}
+        write_json(folder / "mix.json", settings)
     print(f"mixtures: {cfg.out}")
 
 
@@ -392,9 +407,11 @@ def read_table(path: Path, needed: tuple[str, ...], cure: str) -> list[dict[str,
     """Rows of a CSV that must have some columns; InputError says how to make it."""
     if not path.is_file():
         raise InputError(f"{path}: not found; {cure}")
-    with open(path, newline="", encoding="utf-8") as stream:
-        reader = csv.DictReader(stream)
-        rows = list(reader)
+    try:
+        reader = csv.DictReader(io.StringIO(read_text(path, cure), newline=""))
+        rows = [{k: csv_text(v) if isinstance(v, str) else v for k, v in r.items()} for r in reader]
+    except csv.Error as error:
+        raise InputError(f"{path}: cannot be read ({error}); {cure}") from None
     missing = [name for name in needed if name not in (reader.fieldnames or ())]
     if missing or not rows:
         what = f"no column {missing[0]}" if missing else "no rows"
@@ -414,9 +431,10 @@ def rate_of(table: Path, rows: list[dict[str, str]]) -> int:
     """Sample rate of a table's clips."""
     path = table.parent / rows[0]["noisy_path"]
     try:
-        return soundfile.info(path).samplerate
-    except (OSError, RuntimeError) as error:
-        raise InputError(f"{path}: cannot be read ({error})") from None
+        with AudioFile(path) as audio:
+            return audio.sample_rate
+    except ValueError as error:
+        raise InputError(f"{path}: {error}") from None
 
 
 def read_clips(table: Path, rows: list[dict[str, str]], sample_rate: int) -> list[Clip]:
@@ -469,7 +487,10 @@ def write_features(cfg: FeaturesConfig) -> None:
     """features.csv beside each table: the table, what the noisy clips score, their features."""
     torch.set_num_threads(1)
     for table in cfg.meta:
+        path = table.with_name("features.csv")
+        keep_apart(path, cfg.meta, "--meta")
         rows = read_meta(table)[: cfg.limit]
+        check_file(path, ",".join((*rows[0], *NOISY)), "--meta")
         sample_rate = rate_of(table, rows)
         clips = read_clips(table, rows, sample_rate)
         noisy = [clip.noisy for clip in clips]
@@ -485,6 +506,5 @@ def write_features(cfg: FeaturesConfig) -> None:
                     | dict(zip(NOISY, (f"{value:.6f}" for value in score), strict=True))
                     | dict(zip(denoisers.FEATURES, (f"{v:.9g}" for v in values), strict=True))
                 )
-        path = table.with_name("features.csv")
         write_csv(path, (*rows[0], *NOISY, *denoisers.FEATURES), out)
         print(f"{path}: {len(out)} clips, {len(denoisers.FEATURES)} features")

@@ -19,7 +19,6 @@ An episode is a clip, a step one denoiser on what the last one left:
 
 import io
 import itertools
-import json
 import math
 import pickle
 import zipfile
@@ -32,7 +31,9 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 
-from config import Checked, InputError, needed, number, whole, write_text
+from config import Checked, InputError, needed, number
+from core.files import write_together
+from core.stored import read_json, write_json
 from runfolder import pick_device, versions
 from studies.denoise import data, denoisers
 from studies.denoise.data import MEASURES, NOISY, Clip
@@ -506,7 +507,6 @@ class Agent(NamedTuple):
 
 def save_agent(folder: Path, model: Any, agent: Agent, about: dict[str, Any]) -> None:
     """agent.json, all that is needed beside the weights, and stable-baselines3's own archive."""
-    folder.mkdir(parents=True, exist_ok=True)
     content = {
         "algo": agent.algo,
         "sample_rate": agent.sample_rate,
@@ -518,9 +518,17 @@ def save_agent(folder: Path, model: Any, agent: Agent, about: dict[str, Any]) ->
         "versions": versions() | {"stable_baselines3": version("stable_baselines3")},
         **about,
     }
-    with whole(folder / "model.zip") as temporary, open(temporary, "wb") as stream:
-        model.save(stream)
-    write_text(folder / "agent.json", json.dumps(content, indent=1))
+
+    def save(path: Path) -> None:
+        with open(path, "wb") as stream:
+            model.save(stream)
+
+    write_together(
+        {
+            folder / "model.zip": save,
+            folder / "agent.json": lambda path: write_json(path, content),
+        }
+    )
 
 
 def empty_policy(algo: Algo, hidden: list[int]) -> torch.nn.Module:
@@ -548,7 +556,7 @@ def load_agent(path: Path) -> Agent:
     as tensors only."""
     folder = home_of(path)
     try:
-        content = json.loads((folder / "agent.json").read_text(encoding="utf-8"))
+        content = read_json(folder / "agent.json", f"train first: {SCRIPT} train")
         if content["features"] != [*FEATURES, *MEMORY] or content["choices"] != [*CHOICES]:
             raise InputError(f"{folder}: was trained on other features or denoisers; train again")
         with zipfile.ZipFile(folder / "model.zip") as archive:
@@ -564,7 +572,9 @@ def load_agent(path: Path) -> Agent:
         raise InputError(
             f"{folder}: is not a run of this study: its weights are no tensors"
         ) from None
-    except (KeyError, ValueError, TypeError, RuntimeError, zipfile.BadZipFile) as error:
+    except InputError:
+        raise
+    except Exception as error:  # zipfile, zlib and torch have their own classes for damaged files
         raise InputError(f"{folder}: is not a run of this study ({error})") from None
     policy.set_training_mode(False)
     return Agent(content["algo"], policy, scaler, content["sample_rate"], task)

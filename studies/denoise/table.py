@@ -14,18 +14,20 @@ import json
 import math
 from collections import Counter
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import soundfile
 from tqdm import tqdm
 
 from config import InputError, whole, write_text
+from core.files import Kind, check_file, keep_apart, own_folder, write_together, writing
+from core.names import markdown
+from core.stored import read_json, read_npz, write_json
 from metrics import DRAWS, bootstrap_mean
 from plotting import COLOURS, page, write
-from preprocess import write_json
 from runfolder import processor, versions
 from studies.denoise import data, denoisers, environment
 from studies.denoise.data import MEASURES, write_csv
@@ -88,11 +90,13 @@ class Judge:
         if not path.exists():
             waves, chains = make()
             found = data.measure(self.corpus.clips, waves, self.corpus.sample_rate)
-            self.folder.mkdir(parents=True, exist_ok=True)
+            with writing(self.folder):
+                self.folder.mkdir(parents=True, exist_ok=True)
             with whole(path) as temporary, open(temporary, "wb") as stream:
                 np.savez(stream, scores=found, chains=json.dumps(chains))
-        with np.load(path, allow_pickle=False) as stored:
-            found, chains = stored["scores"], json.loads(str(stored["chains"]))
+        forms = {"scores": ("f", (len(self.corpus.clips), None)), "chains": ("U", ())}
+        stored = read_npz(path, forms, "delete it")
+        found, chains = stored["scores"], json.loads(str(stored["chains"]))
         gain = worth(found, self.task) - worth(self.corpus.scores, self.task)
         read = [[(method, tuple(params)) for method, params in chain] for chain in chains]
         return np.column_stack((found, gain)), read
@@ -244,7 +248,7 @@ def table_lines(rows: list[Row], found: dict[str, Numbers]) -> list[str]:
             cells.append(text)
         gap = number_text(*(values[3] for values in mine.versus), 3, "+") if mine.versus else ""
         cells.append(gap)
-        lines.append(f"| {row.name} ({len(row.scores)}) | {' | '.join(cells)} |")
+        lines.append(f"| {markdown(row.name)} ({len(row.scores)}) | {' | '.join(cells)} |")
     return lines
 
 
@@ -261,7 +265,7 @@ def ratio_lines(rows: list[Row], corpus: Corpus, group: np.ndarray) -> list[str]
             cells.append(
                 " / ".join(f"{mean[i]:.{DIGITS[name]}f}" for i, name in enumerate(MEASURES))
             )
-        lines.append(f"| {row.name} | {' | '.join(cells)} |")
+        lines.append(f"| {markdown(row.name)} | {' | '.join(cells)} |")
     return lines
 
 
@@ -277,7 +281,7 @@ def chain_lines(rows: list[Row]) -> list[str]:
             f"{name or 'none'} {count / len(chains):.0%}" for name, count in names.most_common(3)
         )
         length = np.mean([len(chain) for chain in chains])
-        lines.append(f"| {row.name} | {length:.2f} | {frequent} |")
+        lines.append(f"| {markdown(row.name)} | {length:.2f} | {frequent} |")
     return lines if len(lines) > 2 else []
 
 
@@ -294,7 +298,7 @@ def verdict(rows: list[Row], found: dict[str, Numbers]) -> list[str]:
             word = "better" if low > 0 else "worse" if high < 0 else "not told apart"
             text = number_text(gap, low, high, DIGITS[name], "+")
             words.append(f"{TITLES[name]} {word} ({text})")
-        lines.append(f"- **{row.name}** against the {CONSTANT}: {'; '.join(words)}.")
+        lines.append(f"- **{markdown(row.name)}** against the {CONSTANT}: {'; '.join(words)}.")
     return lines
 
 
@@ -350,7 +354,7 @@ def draw_gaps(rows: list[Row], found: dict[str, Numbers], folder: Path) -> None:
 def chain_on_validation(cfg: "MetricsConfig", chain: Chain, task: Reward) -> float | None:
     """The constant chain's gain on the validation clips of the first run; None: they are gone."""
     run = environment.home_of(parse_entrant(cfg.checkpoint[0])[1][0])
-    table = json.loads((run / "agent.json").read_text(encoding="utf-8")).get("validation_table")
+    table = read_json(run / "agent.json", "train again").get("validation_table")
     if not chain or not table or not Path(table).exists():
         return None
     corpus = environment.load_corpus(Path(table))
@@ -392,7 +396,6 @@ def write_samples(cfg: "MetricsConfig", corpus: Corpus, rows: list[Row]) -> None
     order = np.argsort(row.scores[0, :, 3])
     count = cfg.samples or len(order)
     chosen = order[np.linspace(0, len(order) - 1, min(count, len(order))).round().astype(int)]
-    folder.mkdir(parents=True, exist_ok=True)
     agent, table = row.agents[0], []
     for index in chosen:
         clip = corpus.clips[index]
@@ -402,7 +405,7 @@ def write_samples(cfg: "MetricsConfig", corpus: Corpus, rows: list[Row]) -> None
         values = {}
         for kind, wave in triple.items():
             path = folder / f"{clip.row['utt_id']}_{kind}.wav"
-            soundfile.write(path, wave, corpus.sample_rate, subtype="PCM_16")
+            data.write_wave(path, wave, corpus.sample_rate)
             value = denoisers.si_sdr(
                 denoisers.batch_of([clip.clean]).audio, denoisers.batch_of([wave])
             )
@@ -432,8 +435,32 @@ def clip_rows(rows: list[Row], corpus: Corpus) -> list[dict[str, Any]]:
     return lines
 
 
+METRICS = Kind("folder of metrics", older=(("results.json", "meta"), ("results.json", "rows")))
+PICTURES = Kind("folder of pictures", older=(("gaps.png", ""),))
+SAMPLES = Kind("folder of samples", older=(("samples.csv", ""),))
+
+
 def metrics(cfg: "MetricsConfig", tuned: tuple[Chain, dict[str, Any], Reward] | None) -> None:
-    """The whole comparison."""
+    """The whole comparison, in folders that nobody else writes into."""
+    inputs = [cfg.meta.parent, cfg.meta, cfg.tuned]
+    runs = [run for text in cfg.checkpoint for run in parse_entrant(text)[1]]
+    inputs += map(environment.home_of, runs)
+    folders = {cfg.out: ("--out", (METRICS,)), cfg.output_dir: ("--output-dir", (SAMPLES,))}
+    if cfg.plot_dir and cfg.plot_dir.resolve() != cfg.out.resolve():
+        folders[cfg.plot_dir] = ("--plot-dir", (PICTURES, METRICS))
+    if cfg.csv:
+        keep_apart(cfg.csv, inputs, "--csv")
+        check_file(cfg.csv, "idx,utt_id,", "--csv")
+    with ExitStack() as held:
+        for folder, (flag, kinds) in folders.items():
+            if folder:
+                keep_apart(folder, inputs, flag)
+                held.enter_context(own_folder(folder, *kinds, flag=flag))
+        compare(cfg, tuned)
+
+
+def compare(cfg: "MetricsConfig", tuned: tuple[Chain, dict[str, Any], Reward] | None) -> None:
+    """The comparison itself."""
     for text in cfg.checkpoint:  # a wrong path should not be found out after the oracle
         for folder in parse_entrant(text)[1]:
             load_agent(folder)
@@ -466,12 +493,15 @@ def metrics(cfg: "MetricsConfig", tuned: tuple[Chain, dict[str, Any], Reward] | 
         "",
         f"Made on {processor()}.",
     ]
-    cfg.out.mkdir(parents=True, exist_ok=True)
-    write_text(cfg.out / "table.md", "\n".join(told) + "\n")
-    print("\n".join(told))
-    write_json(cfg.out / "results.json", results(rows, found, cfg))
     lines = clip_rows(rows, corpus)
-    write_csv(cfg.csv or cfg.out / "metrics.csv", tuple(lines[0]), lines)
+    write_together(
+        {
+            cfg.csv or cfg.out / "metrics.csv": lambda p: write_csv(p, tuple(lines[0]), lines),
+            cfg.out / "table.md": lambda path: write_text(path, "\n".join(told) + "\n"),
+            cfg.out / "results.json": lambda p: write_json(p, results(rows, found, cfg)),
+        }
+    )
+    print("\n".join(told))
     if cfg.plot_dir:
         draw_boxes(rows, corpus, cfg.plot_dir)
         draw_gaps(rows, found, cfg.plot_dir)

@@ -20,7 +20,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from config import InputError, needed, to_dict, write_text
+from config import InputError, needed, to_dict
+from core.files import Kind, contents, keep_apart, own_folder, remove_ours
+from core.stored import write_json
 from runfolder import catch_signals, differences, read_checkpoint, write_checkpoint
 from studies.denoise import environment
 from studies.denoise.data import write_csv
@@ -39,6 +41,11 @@ class Watch(NamedTuple):
     si_sdr: float
     stoi: float
     estoi: float
+
+
+def plain(value: float) -> float | None:
+    """A number for JSON, which has none for what is not defined."""
+    return None if math.isnan(value) else value
 
 
 # ---------------------------------------------------------------------------- one training
@@ -152,6 +159,11 @@ def start_wandb(cfg: TrainConfig) -> Callable[[dict[str, float], int], None]:
     return lambda values, step: wandb.log(values, step=step)
 
 
+RUN = Kind(
+    "run of this study",
+    ("model.zip", "agent.json", "metrics.json", "history.csv", "last.pt"),
+    (("agent.json", "algo"), ("agent.json", "scaler")),
+)
 FREE = ("run", "overwrite", "resume", "wandb_project")  # may change on resumption
 
 
@@ -163,11 +175,12 @@ def settings_of(cfg: TrainConfig) -> dict[str, Any]:
 def reopen(cfg: TrainConfig) -> dict[str, Any] | None:
     """The state to go on from, None for a new run; InputError where the folder says otherwise."""
     path = cfg.folder / "last.pt"
-    if (cfg.folder / "metrics.json").exists() and not cfg.overwrite:
+    if path.exists() and not (cfg.resume or cfg.overwrite):
+        raise InputError(f"{cfg.folder} holds a stopped run; give --resume or --overwrite")
+    held = contents(cfg.folder) and not path.exists()
+    if held and not cfg.overwrite:
         raise InputError(f"{cfg.folder} holds a run; give --overwrite or another --run")
     if not cfg.resume:
-        if path.exists() and not cfg.overwrite:
-            raise InputError(f"{cfg.folder} holds a stopped run; give --resume or --overwrite")
         return None
     if not path.exists():
         raise InputError(f"{path}: not found; leave out --resume")
@@ -179,7 +192,14 @@ def reopen(cfg: TrainConfig) -> dict[str, Any] | None:
 
 
 def train(cfg: TrainConfig) -> None:
-    """Train one policy; the best on the validation clips is kept."""
+    """Train one policy, in a folder that nobody else writes into."""
+    keep_apart(cfg.folder, [cfg.features.parent, cfg.validation.parent], "--run")
+    with own_folder(cfg.folder, RUN, flag="--run"):
+        train_one(cfg)
+
+
+def train_one(cfg: TrainConfig) -> None:
+    """The training itself; the best policy on the validation clips is kept."""
     stored = reopen(cfg)
     needed("stable_baselines3", SCRIPT)
     log = start_wandb(cfg)
@@ -191,10 +211,8 @@ def train(cfg: TrainConfig) -> None:
     agent = Agent(cfg.algo, model.policy, scaler, corpus.sample_rate, cfg)
     history: list[Watch] = []
     spent = 0.0  # CPU seconds of the runs before this one
-    cfg.folder.mkdir(parents=True, exist_ok=True)
     if stored is None:
-        for name in ("model.zip", "agent.json", "metrics.json", "history.csv", "last.pt"):
-            (cfg.folder / name).unlink(missing_ok=True)
+        remove_ours(cfg.folder, RUN.files)
     else:
         restore(model, envs, stored)
         history = [Watch(int(step), *row) for step, *row in stored["history"]]
@@ -242,13 +260,13 @@ def train(cfg: TrainConfig) -> None:
     best = max(history, key=lambda watch: watch.validation_gain)
     metrics = {
         "algo": cfg.algo,
-        "best": best._asdict(),
+        "best": {name: plain(value) for name, value in best._asdict().items()},
         "steps": model.num_timesteps,
         "gradient_steps": int(model._n_updates),
         "steps_per_s": history[-1].steps_per_s,
         "args": to_dict(cfg),
     }
-    write_text(cfg.folder / "metrics.json", json.dumps(metrics, indent=1))
+    write_json(cfg.folder / "metrics.json", metrics)
     (cfg.folder / "last.pt").unlink()
     print(f"best: step {best.step}, validation gain {best.validation_gain:+.4f}; {cfg.folder}")
 

