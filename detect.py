@@ -21,6 +21,7 @@ import itertools
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -42,7 +43,16 @@ from config import (
     run_script,
     with_preset,
 )
-from core.files import Kind, check_file, check_ours, keep_apart, made, own_folder
+from core.files import (
+    Kind,
+    check_file,
+    check_ours,
+    keep_apart,
+    made,
+    own_folder,
+    whole,
+    write_together,
+)
 from core.names import isolated
 from core.stored import check_form, is_text, read_json
 from dense import DenseQNetwork
@@ -632,12 +642,15 @@ def main(cfg: DetectConfig) -> int:
     seconds = time.perf_counter() - began
     if not clips:
         raise InputError(f"none of {len(recordings)} recordings could be done: {tally.failed[0]}")
-    with made(cfg.out.parent):
-        write_labels(cfg.out, clips)
-    if cfg.audacity is not None:
-        with own_folder(cfg.audacity, TRACKS, flag="--audacity"):
-            for filename, events in clips.items():
-                write_audacity(cfg.audacity / f"{clip_id(filename)}.txt", events)
+    with made(cfg.out.parent), whole(cfg.out) as temporary:  # in its place when all is written
+        write_labels(temporary, clips)
+        if cfg.audacity is not None:
+            tracks = {
+                cfg.audacity / f"{clip_id(filename)}.txt": partial(write_audacity, events=events)
+                for filename, events in clips.items()
+            }
+            with own_folder(cfg.audacity, TRACKS, flag="--audacity"):
+                write_together(tracks)
     summarise(tally, plan, sum(map(len, clips.values())), len(recordings), seconds)
     print(f"results: {cfg.out}" + (f", {cfg.audacity}" if cfg.audacity else ""))
     return 1 if tally.failed else 0

@@ -197,21 +197,28 @@ def say_once(text: str) -> None:
 
 
 def write(figure: "Figure", path: Path, dpi: int, what: str) -> None:
-    """The figure as a PNG file, whole or not at all; prints its path.
+    """The figure as a PNG file, whole or not at all; prints its path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole(path) as temporary:
+        save(figure, temporary, dpi, what)
+    print(path)
+
+
+def save(figure: "Figure", path: Path, dpi: int, what: str) -> None:
+    """The figure as a PNG file.
 
     Characters that no installed font has are drawn as boxes, and one note says so.
     """
     import matplotlib
     from matplotlib.text import Text
 
-    path.parent.mkdir(parents=True, exist_ok=True)
     about = {"Description": f"{what}, made with {versions()}"}
     for text in figure.findobj(Text):
         text.set_fontfamily(fonts())
     style = STYLE | {"font.family": fonts()}  # of ticks, which are made while drawing
     heard = warnings.catch_warnings(record=True, action="always")
-    with matplotlib.rc_context(style), whole(path) as temporary, heard as caught:
-        figure.savefig(temporary, dpi=dpi, format="png", metadata=about)
+    with matplotlib.rc_context(style), heard as caught:
+        figure.savefig(path, dpi=dpi, format="png", metadata=about)
     for warning in caught:
         if str(warning.message).startswith("Glyph "):
             say_once(
@@ -222,4 +229,3 @@ def write(figure: "Figure", path: Path, dpi: int, what: str) -> None:
             warnings.warn_explicit(
                 warning.message, warning.category, warning.filename, warning.lineno
             )
-    print(path)

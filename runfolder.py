@@ -258,6 +258,15 @@ def is_plain(value: Any) -> bool:
     return value is None or is_number(value) or isinstance(value, (str, bool))
 
 
+def is_told(value: Any) -> bool:
+    """A value of what a checkpoint tells of its training: plain, texts, a dictionary of these."""
+
+    def is_leaf(item: Any) -> bool:
+        return is_plain(item) or misfit(item, [is_text]) is None
+
+    return is_leaf(value) or misfit(value, Each(is_leaf)) is None
+
+
 PLAIN = {
     "signal": maybe(Each(is_plain)),
     "gate": maybe({"thresholds": Each(is_number), "fallback": is_number}),
@@ -283,9 +292,7 @@ def facts_of(cls: type, content: dict[str, Any], path: Path) -> Facts:
         signal, gate = (parse_json(content.get(name, "null")) for name in PLAIN)
         check_form({"signal": signal, "gate": gate}, PLAIN)
         info = content["info"]
-        check_form(
-            info, Each(lambda value: is_plain(value) or misfit(value, Each(is_plain)) is None)
-        )
+        check_form(info, Each(is_told))
         return Facts(config, signal, gate and Gate(gate["thresholds"], gate["fallback"]), info)
     except (KeyError, TypeError, ValueError, InputError) as error:
         raise InputError(f"{path}: damaged, or of another script ({why(error)})") from None

@@ -27,7 +27,7 @@ from torch import nn
 import comparison_figures
 from comparison import NOT_OPPONENTS, TABLE
 from config import Bandit, TrainConfig, VisualizeConfig, run_script
-from core.files import is_ours, keep_apart, own_folder
+from core.files import is_ours, keep_apart, made, own_folder, whole
 from core.stored import read_json
 from dense import DenseQNetwork, training_pairs
 from DQN import QNetwork, epsilon_at
@@ -56,10 +56,10 @@ from plotting import (
     page,
     percent,
     points,
+    save,
     time_axis,
     tone,
     unit_axis,
-    write,
 )
 from preprocess import load_cache
 from report import Shown, write_report
@@ -742,12 +742,16 @@ def figures(cfg: VisualizeConfig) -> Iterator[tuple[str, "Figure | str"]]:
 def write_figures(
     drawn: Iterator[tuple[str, "Figure | str"]], folder: Path, dpi: int, what: str
 ) -> None:
-    """Write every figure; prints each file, and why one is left out."""
-    for name, figure in drawn:
-        if isinstance(figure, str):
-            print(f"{name}: not drawn, {figure}")
-        else:
-            write(figure, folder / name, dpi, what)
+    """Write all figures or none; prints each file, and why one is left out."""
+    files = []
+    with made(folder), ExitStack() as stack:
+        for name, figure in drawn:
+            if isinstance(figure, str):
+                print(f"{name}: not drawn, {figure}")
+                continue
+            files.append(folder / name)
+            save(figure, stack.enter_context(whole(files[-1])), dpi, what)
+    print("\n".join(map(str, files)))
 
 
 def write_page(cfg: VisualizeConfig) -> None:

@@ -731,7 +731,7 @@ def test_a_table_of_one_line(targets, tmp_path, capsys):
     (tmp_path / "scores").mkdir()
     odd.rename(tmp_path / "scores" / "odd.tsv")
     for flag in ("--scores", "--convert", "--scores of detect"):
-        assert "longer than" in refused(capsys, commands(home, tmp_path / "scores")[flag])
+        assert "odd.tsv" in refused(capsys, commands(home, tmp_path / "scores")[flag])
 
 
 # ---------------------------------------------------------------------------- the table

@@ -27,7 +27,8 @@ import soundfile
 ROOT = Path(__file__).resolve().parent.parent
 NOBODY = 65534
 TINY = "--network.hidden 8 --network.heads 2 --device cpu"
-DQN = f"DQN.py --cache {{w}}/cache {TINY} --learning.train-start 64 --learning.lanes 8 --looks 2"
+RUN = f"DQN.py --cache {{w}}/cache {TINY} --learning.train-start 64 --learning.lanes 8 --looks 2"
+DQN = f"{RUN} --passes 2"
 BEST = "DQN.py --preset best --cache {w}/cache --dense.hidden 8 --passes 2 --device cpu"
 INPUTS = "--labels {w}/corpus/train/labels.tsv --audio {w}/corpus/train/audio"
 CLIP = "{w}/corpus/validation/audio/00000.flac"
@@ -599,7 +600,7 @@ def test_two_real_processes_at_once(name, workspace, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("flag", ["--resume", "--overwrite", ""])
 def test_a_live_run_is_left_alone(flag, call, workspace, tmp_path):
-    line = f"{DQN} --passes 200 --run {{o}}/run"
+    line = f"{RUN} --passes 200 --run {{o}}/run"
     with started(line, workspace, tmp_path) as run:
         try:
             while not (tmp_path / "run" / "last.pt").exists():
