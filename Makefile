@@ -72,7 +72,7 @@ lint: $(DEV_STAMP)  ## formatting and static checks
 	$(PY) -m ruff check .
 
 clean:  ## remove the environment and the tools' caches; cache/, data/ and runs/ stay
-	@rm -rf .pytest_cache .hypothesis .ruff_cache __pycache__ */__pycache__
+	@rm -rf .pytest_cache .hypothesis .ruff_cache __pycache__ */__pycache__ */*/__pycache__
 	if [ -n "$(VENV)" ] && [ -f "$(VENV)/pyvenv.cfg" ]; then rm -rf "$(VENV)"; fi
 
 ifneq ($(VENV),)

@@ -995,7 +995,7 @@ def parse(cls: type | dict[str, Any], args: list[str] | None = None) -> Any:
             more = {} if kind is given else {"default": given}
             about = tyro.conf.subcommand(name, description=kind.__doc__, **more)
             kinds.append(typing.Annotated[kind, about])
-        return tyro.cli(typing.Union[tuple(kinds)], args=args)  # noqa: UP007
+        return tyro.cli(typing.Union[tuple(kinds)], args=args, prog=program())  # noqa: UP007
     if "preset" not in [spec.name for spec in fields(cls)]:
         return tyro.cli(cls, args=args, description=cls.__doc__)
     name = flag_in(args, "--preset")
@@ -1008,9 +1008,15 @@ def run_script(cls: type | dict[str, Any], main: Callable[[Any], int | None]) ->
     run_main(lambda: main(parse(cls)))
 
 
+def program() -> str:
+    """What the user started: `DQN.py`, or `python -m studies.classic`."""
+    script, spec = Path(sys.argv[0]).name, getattr(sys.modules["__main__"], "__spec__", None)
+    return f"python -m {spec.parent}" if script == "__main__.py" and spec else script
+
+
 def run_main(main: Callable[[], int | None]) -> None:
     """Run, and turn a user's mistake or a failing disk into one line and exit code 2."""
-    script = Path(sys.argv[0]).name
+    script = program()
 
     def fail(text: str, code: int = 2) -> None:
         close_bars()

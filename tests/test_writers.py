@@ -106,9 +106,9 @@ TASKS = {
         "sb3",
         slow=True,
     ),
-    "images": Task(f"studies/active_learning.py {FEW_IMAGES} --out {{o}}/a", "a", slow=True),
+    "images": Task(f"-m studies.active_learning {FEW_IMAGES} --out {{o}}/a", "a", slow=True),
     "classic": Task(
-        "studies/classic.py genetic --learning.generations 1 --out {o}/c", "c", slow=True
+        "-m studies.classic genetic --learning.generations 1 --out {o}/c", "c", slow=True
     ),
     "simulated cache": Task(
         "benchmarks/simulate_cache.py --train-pairs 8 --validation-pairs 4 --frames 50 --workers 1"
@@ -117,7 +117,7 @@ TASKS = {
         slow=True,
     ),
     "mix": Task(
-        "studies/denoise.py mix --clips 3 2 2 --join 1 --out {o}/noisy", "noisy", slow=True
+        "-m studies.denoise mix --clips 3 2 2 --join 1 --out {o}/noisy", "noisy", slow=True
     ),
 }
 QUICK = [name for name, task in TASKS.items() if not task.slow]
@@ -139,7 +139,7 @@ class Done(NamedTuple):
     @property
     def error(self) -> str:
         """The one line; a failure of the test where there is not exactly one."""
-        lines = re.findall(r"[\w.]+\.py: error: .*", self.err)
+        lines = re.findall(r"(?:[\w.]+\.py|python -m [\w.]+): error: .*", self.err)
         assert (self.code, len(lines)) == (2, 1) and "Traceback" not in self.err, self
         return lines[0]
 
@@ -150,10 +150,13 @@ def run_line(line: str, workspace: Path, out: Path, *more: str) -> int:
     handlers = {number: signal.getsignal(number) for number in (2, 15, 1)}
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(workspace)
-        patch.setattr(sys, "argv", [script, *flags, *more])
+        patch.setattr(sys, "argv", [*([] if script == "-m" else [script]), *flags, *more])
         patch.setattr(sys, "path", list(sys.path))
         try:
-            runpy.run_path(str(ROOT / script), run_name="__main__")
+            if script == "-m":
+                runpy.run_module(flags[0], run_name="__main__", alter_sys=True)
+            else:
+                runpy.run_path(str(ROOT / script), run_name="__main__")
             return 0
         except SystemExit as stop:
             return stop.code or 0

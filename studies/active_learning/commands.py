@@ -1,15 +1,15 @@
 """Active learning with a bandit DQN: which images are worth a label?
 
-Run:    python studies/active_learning.py             # digits, eight strategies, six seeds
-        python studies/active_learning.py steps       # gradient steps 100 .. 500, one seed
-        python studies/active_learning.py repeats     # the best of them on five more seeds
-        python studies/active_learning.py --dataset cifar10 --seeds 1 --strategies random margin dqn
-        python studies/active_learning.py evaluate --classifier RUN/classifier.pt
-Reads:  a data set (image_data.py), downloaded where it is missing
+Run:    python -m studies.active_learning             # digits, eight strategies, six seeds
+        python -m studies.active_learning steps       # gradient steps 100 .. 500, one seed
+        python -m studies.active_learning repeats     # the best of them on five more seeds
+        python -m studies.active_learning --dataset cifar10 --seeds 1 --strategies random margin dqn
+        python -m studies.active_learning evaluate --classifier RUN/classifier.pt
+Reads:  a data set (images.py), downloaded where it is missing
 Writes: <out>/seed-<s>/<strategy>/{state.pt, classifier.pt}, <out>/<command>/{table.md,
         results.json, accuracy.tsv, accuracy.png}
 Shapes: N training images, L labelled, K classes; per cycle, seed and strategy an accuracy
-Next:   active_learning.md
+Next:   README.md
 
 A cycle trains the classifier on the labelled images, tests it, and buys labels for the next one.
 Runs of a seed share the first labels, and in each cycle the initial weights and the random draws of
@@ -18,6 +18,7 @@ command continues with the cycle that it was in.
 """
 
 import json
+import math
 import sys
 import time
 from collections.abc import Iterator
@@ -31,11 +32,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-ROOT = Path(__file__).resolve().parent.parent
-if str(ROOT) not in sys.path:  # run as a program
-    sys.path.insert(0, str(ROOT))
-
-from config import (  # noqa: E402
+from config import (
     Checked,
     Device,
     InputError,
@@ -44,29 +41,23 @@ from config import (  # noqa: E402
     parse,
     process_pool,
     require,
-    run_main,
     to_dict,
     write_text,
 )
-from core.files import (  # noqa: E402
-    Kind,
-    keep_apart,
-    own_folder,
-    remove_ours,
-    write_together,
-)
-from core.stored import is_count, read_json, write_json  # noqa: E402
-from runfolder import (  # noqa: E402
+from core.files import Kind, check_replaceable, keep_apart, own_folder, remove_ours, write_together
+from core.stored import is_count, read_json, write_json
+from runfolder import (
     differences,
     digest,
     load_weights,
     pick_device,
+    processor,
     read_checkpoint,
     versions,
     write_checkpoint,
 )
-from studies import active_tables  # noqa: E402
-from studies.image_classifier import (  # noqa: E402
+from studies.active_learning import tables
+from studies.active_learning.classifier import (
     Classifier,
     NetworkName,
     Recipe,
@@ -76,16 +67,25 @@ from studies.image_classifier import (  # noqa: E402
     normalisation,
     predict,
 )
-from studies.image_data import DatasetName, Images, load_images, to_device  # noqa: E402
-from studies.query_strategies import (  # noqa: E402
+from studies.active_learning.images import (
+    PART,
+    DatasetName,
+    Images,
+    load_images,
+    to_device,
+    write_cifar,
+)
+from studies.active_learning.strategies import (
     UNCERTAINTY,
     Agent,
     Selector,
     View,
     badge,
+    balance,
     highest,
     k_centre,
     make_states,
+    ranking,
 )
 
 StrategyName = Literal[
@@ -139,7 +139,7 @@ class Protocol(Checked):
     network: NetworkName | None = None
     """the classifier (digits: small, else resnet18; slides)"""
     width: int | None = number(None, 2)
-    """channels of its first layer (digits 16, else 64, which is ResNet-18)"""
+    """channels of its first layer, 2 at least (digits 16, else 64, which is ResNet-18)"""
     epochs: int | None = number(None, 1)
     """passes over the labelled images in each cycle (digits 40, else 200; slides)"""
     batch: int | None = number(None, 2)
@@ -203,19 +203,25 @@ class Study(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class CompareConfig(Study):
-    """DQN and opponents. The other commands: steps, repeats, evaluate (each has its own --help)."""
+    """DQN and opponents. Other commands: draw, steps, repeats, evaluate (each has a --help)."""
 
     strategies: tuple[StrategyName, ...] = STRATEGIES
     """who takes part; random is always among them"""
     seeds: int = number(6, 1)
     """seeds 0, 1, ..: first labels, weights, order, augmentation, draws of the strategies"""
-    gradient_steps: int = number(200, 1)
-    """of the DQN after each query (slides: 200 is the best for CIFAR-10)"""
+    gradient_steps: tuple[int, ...] = (200,)
+    """of the DQN after each query; a row for each (slides: 200 is the best for CIFAR-10)"""
     dqn_warm_start: Literal["margin", "entropy", "least-confidence"] = "margin"
-    """what makes the first query of dqn-warm, while the Q-network knows nothing"""
+    """what makes the first queries of dqn-warm, while the Q-network knows little"""
+    dqn_warm_queries: tuple[int, ...] = (1, 3)
+    """how many queries it makes before the DQN takes over; a row for each"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for name in ("gradient_steps", "dqn_warm_queries"):
+            values = getattr(self, name)
+            fine = 0 < len(set(values)) == len(values) and min(values) > 0
+            require(fine, self.flag(name), "different numbers above 0", values)
         require("random" in self.strategies, "strategies", "a list with random", self.strategies)
         different = len(set(self.strategies)) == len(self.strategies)
         require(different, "strategies", "all different", self.strategies)
@@ -223,12 +229,14 @@ class CompareConfig(Study):
 
 @dataclass(frozen=True, kw_only=True)
 class StepsConfig(Study):
-    """The source's first study: several numbers of gradient steps at one seed."""
+    """The source's first study: several numbers of gradient steps."""
 
     gradient_steps: tuple[int, ...] = (100, 200, 300, 400, 500)
     """of the DQN after each query (slides)"""
     seed: int = number(0, 0)
-    """the one seed (slides: 0)"""
+    """the first seed (slides: 0)"""
+    seeds: int = number(1, 1)
+    """how many (slides: 1)"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -247,7 +255,7 @@ class RepeatsConfig(Study):
     repeats: int = number(5, 1)
     """how many seeds (slides: 5, drawn from the clock)"""
     seed: int = number(0, 0)
-    """that of `steps`; the repeats have the next ones, none of which chose the best"""
+    """the last one of `steps`; the repeats have the next ones, none of which chose the best"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -264,7 +272,26 @@ class EvaluateConfig(Checked):
     """CPU threads"""
 
 
+@dataclass(frozen=True, kw_only=True)
+class DrawConfig(Checked):
+    """A small part of CIFAR-10 or CIFAR-100, every class as often, for a computer without a GPU."""
+
+    dataset: Literal["cifar10", "cifar100"] = "cifar10"
+    """what is drawn from"""
+    data: Path | None = None
+    """folder with the official files, packed or not (default: data/images, downloaded)"""
+    train: int = number(4_000, 1)
+    """training images"""
+    test: int = number(1_000, 1)
+    """test images, of the official test images"""
+    seed: int = number(0, 0)
+    """which images"""
+    out: Path | None = None
+    """folder to make, for --data of the other commands (default: data/<dataset>-small)"""
+
+
 COMMANDS: dict[str, type] = {
+    "draw": DrawConfig,
     "compare": CompareConfig,
     "steps": StepsConfig,
     "repeats": RepeatsConfig,
@@ -319,11 +346,13 @@ class Run(NamedTuple):
     seed: int
     strategy: StrategyName
     steps: int  # gradient steps of the DQN after each query; 0 where there is none
+    warm: int = 0  # queries that the uncertainty rule makes before the DQN
 
     @property
     def name(self) -> str:
-        """dqn-200, margin, .."""
-        return f"{self.strategy}-{self.steps}" if self.steps else self.strategy
+        """dqn-200, dqn-warm3-200, margin, .."""
+        warm = str(self.warm or "")
+        return f"{self.strategy}{warm}-{self.steps}" if self.steps else self.strategy
 
     def folder(self, cfg: Study) -> Path:
         """Where it keeps its files."""
@@ -358,10 +387,11 @@ def stored(cfg: Study, run: Run, key: str) -> dict[str, Any]:
     names = [spec.name for spec in fields(Protocol)]
     if run.steps == 0:
         names = [name for name in names if not name.startswith("dqn_")]
-    elif run.strategy == "dqn-warm":
+    elif run.warm:
         names.append("dqn_warm_start")
     kept = {name: values[name] for name in names}
-    return kept | {"seed": run.seed, "gradient_steps": run.steps, "data": key}
+    mine = {"seed": run.seed, "gradient_steps": run.steps, "dqn_warm_queries": run.warm}
+    return kept | mine | {"data": key}
 
 
 def reopen(path: Path, settings: dict[str, Any], device: torch.device) -> dict[str, Any] | None:
@@ -418,20 +448,23 @@ def begin(run: Run, cfg: Study, bench: Bench, device: torch.device) -> dict[str,
 
 
 def query(
-    run: Run, cycle: int, view: View, states: torch.Tensor, selector: Selector | None, cfg: Study
+    run: Run, cycle: int, view: View, scores: torch.Tensor | None, cfg: Study
 ) -> torch.Tensor:
-    """Positions (per_cycle,) of the images to buy, among the unlabelled ones of `view`."""
-    device, rng = states.device, generator(run.seed, QUERY, cycle)
-    if selector is not None and not (run.strategy == "dqn-warm" and cycle == 1):
-        return highest(selector.scores(states), cfg.per_cycle)
-    rule = cfg.dqn_warm_start if selector is not None else run.strategy
-    if rule in UNCERTAINTY:
-        return highest(UNCERTAINTY[rule](view.probabilities), cfg.per_cycle)
+    """Positions (per_cycle,) of the images to buy, among the unlabelled ones of `view`.
+
+    `scores` (U,) are those of the strategy, None where it has none.
+    """
+    device, rng = view.probabilities.device, generator(run.seed, QUERY, cycle)
+    if cycle <= run.warm:
+        return highest(UNCERTAINTY[cfg.dqn_warm_start](view.probabilities), cfg.per_cycle)
+    if scores is not None:
+        return highest(scores, cfg.per_cycle)
+    rule = run.strategy
     if rule == "k-centre":
         return k_centre(view, cfg.per_cycle)
     if rule == "badge":
         return badge(view, cfg.per_cycle, on_device(rng, device))
-    few = rng.choice(len(states), cfg.per_cycle, replace=False)
+    few = rng.choice(len(view.probabilities), cfg.per_cycle, replace=False)
     return torch.from_numpy(few).to(device)
 
 
@@ -452,9 +485,15 @@ def buy(
     probabilities, features = predict(classifier, images.train, bench.norm)
     view = View(probabilities[unlabelled], features[unlabelled], features[labelled])
     states = make_states(view.probabilities)
-    chosen = query(run, cycle, view, states, selector, cfg)
+    scores = None
+    if selector is not None:
+        scores = selector.scores(states)
+    elif run.strategy in UNCERTAINTY:
+        scores = UNCERTAINTY[run.strategy](view.probabilities)
+    chosen = query(run, cycle, view, scores, cfg)
     bought = unlabelled[chosen]
-    wrong = probabilities[bought].argmax(1) != images.train_labels[bought]
+    errors = probabilities[unlabelled].argmax(1) != images.train_labels[unlabelled]
+    wrong = errors[chosen]
     likely = highest(UNCERTAINTY["margin"](view.probabilities), cfg.per_cycle)
     if selector is not None:
         rng = generator(run.seed, AGENT, cycle)
@@ -463,6 +502,10 @@ def buy(
     state["labelled"] = torch.cat([labelled, bought])
     state["wrong"].append(float(wrong.double().mean()))
     state["as_margin"].append(float(torch.isin(chosen, likely).double().mean()))
+    # What nobody knows who buys labels; for the tables only.
+    state["wrong_left"].append(float(errors.double().mean()))
+    state["ranking"].append(math.nan if scores is None else ranking(scores, errors))
+    state["balance"].append(balance(images.train_labels[bought], len(images.classes)))
 
 
 def play(run: Run, cfg: Study, bench: Bench, device: torch.device) -> Iterator[int]:
@@ -470,7 +513,7 @@ def play(run: Run, cfg: Study, bench: Bench, device: torch.device) -> Iterator[i
     settings, folder = stored(cfg, run, bench.key), run.folder(cfg)
     state = reopen(folder / "state.pt", settings, device)
     if state is None:
-        state = {"wrong": [], "as_margin": [], **begin(run, cfg, bench, device)}
+        state = {name: [] for name in tables.QUERIES} | begin(run, cfg, bench, device)
         state["settings"] = json.dumps(settings)
         folder.mkdir(parents=True, exist_ok=True)
     cycle = len(state["accuracy"])
@@ -574,7 +617,7 @@ def play_all(runs: list[Run], cfg: Study) -> Bench:
     return bench
 
 
-def collect(runs: list[Run], cfg: Study, bench: Bench) -> active_tables.Outcome:
+def collect(runs: list[Run], cfg: Study, bench: Bench) -> tables.Outcome:
     """What the finished runs say, seeds and strategies in the order of the runs."""
     names = list(dict.fromkeys(run.name for run in runs))
     seeds = list(dict.fromkeys(run.seed for run in runs))
@@ -587,54 +630,59 @@ def collect(runs: list[Run], cfg: Study, bench: Bench) -> active_tables.Outcome:
         return np.array([[states[name, seed][key] for seed in seeds] for name in names])
 
     labels = cfg.first + cfg.per_cycle * np.arange(cfg.cycles)
-    keys = ("accuracy", "wrong", "as_margin", "seconds")
-    return active_tables.Outcome(names, seeds, labels, *map(gather, keys))
+    queries = {name: gather(name) for name in tables.QUERIES}
+    return tables.Outcome(names, seeds, labels, gather("accuracy"), gather("seconds"), queries)
 
 
-def report(
-    command: str, cfg: Study, outcome: active_tables.Outcome, text: str, **more: Any
-) -> None:
+def report(command: str, cfg: Study, outcome: tables.Outcome, text: str, **more: Any) -> None:
     """Write and print what came out of a command."""
     folder = cfg.folder / command
     folder.mkdir(parents=True, exist_ok=True)
+    text += f"\nMade on {processor()}; the trainings took {tables.hours(outcome)} of it.\n"
     about = {"command": command, "config": to_dict(cfg), "versions": versions()}
-    results = about | active_tables.as_dict(outcome) | more
+    results = about | tables.as_dict(outcome) | more
     write_together(
         {
             folder / "table.md": lambda path: write_text(path, text),
-            folder / "accuracy.tsv": lambda p: write_text(p, active_tables.as_tsv(outcome)),
+            folder / "accuracy.tsv": lambda p: write_text(p, tables.as_tsv(outcome)),
             folder / "results.json": lambda path: write_json(path, results),
         }
     )
     print(f"\n{text}")
     print(f"tables: {folder}")
-    active_tables.draw(outcome, cfg.dataset, folder / "accuracy.png")
+    tables.draw(outcome, cfg.dataset, folder / "accuracy.png")
 
 
 # ---------------------------------------------------------------------------- commands
 
 
-def run_of(seed: int, strategy: StrategyName, steps: int) -> Run:
-    """A run; only the DQN has gradient steps."""
-    return Run(seed, strategy, steps if strategy.startswith("dqn") else 0)
+def rows_of(cfg: CompareConfig, seed: int) -> list[Run]:
+    """The runs of one seed: a strategy without a DQN has one, others one for each setting."""
+    runs = []
+    for name in cfg.strategies:
+        steps = cfg.gradient_steps if name.startswith("dqn") else (0,)
+        warm = cfg.dqn_warm_queries if name == "dqn-warm" else (0,)
+        runs += [Run(seed, name, count, queries) for queries in warm for count in steps]
+    return runs
 
 
 def compare(cfg: CompareConfig) -> None:
     """All strategies on all seeds."""
-    seeds = range(cfg.seeds)
-    runs = [run_of(seed, name, cfg.gradient_steps) for seed in seeds for name in cfg.strategies]
+    runs = [run for seed in range(cfg.seeds) for run in rows_of(cfg, seed)]
     outcome = collect(runs, cfg, play_all(runs, cfg))
-    report("compare", cfg, outcome, active_tables.comparison(outcome))
+    report("compare", cfg, outcome, tables.comparison(outcome))
 
 
 def steps(cfg: StepsConfig) -> None:
-    """Gradient steps at one seed, and the best of them by the source's rule."""
-    runs = [run_of(cfg.seed, "random", 0)]
-    runs += [run_of(cfg.seed, "dqn", count) for count in cfg.gradient_steps]
+    """Several numbers of gradient steps, and the best of them by the source's rule."""
+    runs = []
+    for seed in range(cfg.seed, cfg.seed + cfg.seeds):
+        runs.append(Run(seed, "random", 0))
+        runs += [Run(seed, "dqn", count) for count in cfg.gradient_steps]
     outcome = collect(runs, cfg, play_all(runs, cfg))
-    wins = active_tables.wins(outcome)
+    wins = tables.wins(outcome)
     best = max(cfg.gradient_steps, key=lambda count: wins[f"dqn-{count}"])
-    text = active_tables.steps_table(outcome, wins, f"dqn-{best}")
+    text = tables.steps_table(outcome, wins, f"dqn-{best}")
     report("steps", cfg, outcome, text, best_steps=best, wins=wins)
 
 
@@ -647,10 +695,11 @@ def repeats(cfg: RepeatsConfig) -> None:
         if not is_count(count) or not count:
             raise InputError(f"{path}: damaged (no best_steps); {cure}")
     seeds = range(cfg.seed + 1, cfg.seed + 1 + cfg.repeats)
-    names: tuple[StrategyName, ...] = ("random", "margin", "dqn")
-    runs = [run_of(seed, name, count) for seed in seeds for name in names]
+    runs = []
+    for seed in seeds:
+        runs += [Run(seed, "random", 0), Run(seed, "margin", 0), Run(seed, "dqn", count)]
     outcome = collect(runs, cfg, play_all(runs, cfg))
-    report("repeats", cfg, outcome, active_tables.comparison(outcome), gradient_steps=count)
+    report("repeats", cfg, outcome, tables.comparison(outcome), gradient_steps=count)
 
 
 def evaluate(cfg: EvaluateConfig) -> None:
@@ -676,19 +725,26 @@ def evaluate(cfg: EvaluateConfig) -> None:
         print(f"accuracy_{name.replace(' ', '_')}: {100 * share:.2f}")
 
 
-def main(args: list[str]) -> None:
+def draw(cfg: DrawConfig) -> None:
+    """Write a part of a data set."""
+    folder = cfg.out or Path("data") / f"{cfg.dataset}-small"
+    check_replaceable(folder, PART, fresh=True)
+    images = load_images(cfg.dataset, cfg.data or IMAGE_FOLDER)
+    write_cifar(cfg.dataset, images, cfg.train, cfg.test, cfg.seed, folder)
+    print(f"{folder}: {cfg.train:,} training and {cfg.test:,} test images of {images.source}")
+
+
+def main(args: list[str] | None = None) -> None:
     """The command line: a command and its flags; without a command, `compare`."""
+    args = sys.argv[1:] if args is None else args
     if not args or args[0].startswith("-"):
         args = ["compare", *args]
     cfg = parse(COMMANDS, args)
-    if isinstance(cfg, EvaluateConfig):
-        evaluate(cfg)
+    alone = {EvaluateConfig: evaluate, DrawConfig: draw}
+    if type(cfg) in alone:
+        alone[type(cfg)](cfg)
         return
     functions = {CompareConfig: compare, StepsConfig: steps, RepeatsConfig: repeats}
     keep_apart(cfg.folder, [cfg.data])
     with own_folder(cfg.folder, STUDY):
         functions[type(cfg)](settle(cfg))
-
-
-if __name__ == "__main__":
-    run_main(lambda: main(sys.argv[1:]))

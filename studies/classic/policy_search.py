@@ -1,16 +1,14 @@
 """Policy search on gymnasium's environments: a rule by hand, a genetic search, REINFORCE.
 
-Run:    not a program; see classic.py
+Run:    not a program; see commands.py
 Reads:  nothing
 Writes: nothing
 Shapes: L lanes (episodes side by side), T steps, S observation, A actions
-Next:   classic_settings.py
+Next:   settings.py
 """
 
 import math
-import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -18,13 +16,9 @@ import torch
 from torch.nn import functional
 from tqdm import tqdm, trange
 
-ROOT = Path(__file__).resolve().parent.parent
-if str(ROOT) not in sys.path:
-    sys.path.insert(0, str(ROOT))
-
-from config import Checked, needed, number  # noqa: E402
-from qlearning import anneal  # noqa: E402
-from studies.agents import (  # noqa: E402
+from config import Checked, needed, number
+from qlearning import anneal
+from studies.classic.agents import (
     OPTIMIZERS,
     Activation,
     Checking,
@@ -36,7 +30,7 @@ from studies.agents import (  # noqa: E402
     play,
     sampled,
 )
-from studies.mdp import SCRIPT, stream  # noqa: E402
+from studies.classic.mdp import SCRIPT, stream
 
 # ---------------------------------------------------------------------------- policies by hand
 

@@ -1,6 +1,6 @@
 """The table of the denoising study: policies beside their opponents, intervals, figures, samples.
 
-Run:    not a script; the command `metrics` of denoise.py
+Run:    not a script; the command `metrics` of `python -m studies.denoise`
 Reads:  <split>/meta.csv with its audio, run folders, tune.json
 Writes: <out>/{table.md, results.json, metrics.csv, measured/}, <plot-dir>/*.png,
         <output-dir>/{*.wav, samples.csv}
@@ -19,24 +19,22 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import denoise_data
-import denoise_env
-import denoisers
 import numpy as np
-from denoise_data import MEASURES, write_csv
-from denoise_env import Agent, Chain, Chooser, Corpus, Reward, load_agent, worth
 from tqdm import tqdm
 
 from config import InputError, whole, write_text
 from core.files import Kind, check_file, keep_apart, own_folder, write_together, writing
 from core.names import markdown
-from core.stored import read_npz, write_json
+from core.stored import read_json, read_npz, write_json
 from metrics import DRAWS, bootstrap_mean
 from plotting import COLOURS, page, write
-from runfolder import versions
+from runfolder import processor, versions
+from studies.denoise import data, denoisers, environment
+from studies.denoise.data import MEASURES, write_csv
+from studies.denoise.environment import Agent, Chain, Chooser, Corpus, Reward, load_agent, worth
 
 if TYPE_CHECKING:  # it imports this file
-    from denoise import MetricsConfig
+    from studies.denoise.settings import MetricsConfig
 
 TITLES = {"si_sdr": "SI-SDR (dB)", "stoi": "STOI", "estoi": "ESTOI", "gain": "return"}
 DIGITS = {"si_sdr": 2, "stoi": 3, "estoi": 3, "gain": 3}
@@ -58,7 +56,7 @@ class Row(NamedTuple):
 
 def read_corpus(cfg: "MetricsConfig") -> Corpus:
     """The clips to judge; all of the table unless asked otherwise."""
-    rows = denoise_data.read_meta(cfg.meta)
+    rows = data.read_meta(cfg.meta)
     if cfg.snr_db:
         rows = [row for row in rows if float(row["snr_db"]) in cfg.snr_db]
         if not rows:
@@ -66,9 +64,9 @@ def read_corpus(cfg: "MetricsConfig") -> Corpus:
     if 0 < cfg.sample_size < len(rows):
         chosen = np.random.default_rng(cfg.seed).choice(len(rows), cfg.sample_size, replace=False)
         rows = [rows[i] for i in sorted(chosen)]
-    sample_rate = denoise_data.rate_of(cfg.meta, rows)
-    clips = denoise_data.read_clips(cfg.meta, rows, sample_rate)
-    scores = denoise_data.measure(clips, [clip.noisy for clip in clips], sample_rate)
+    sample_rate = data.rate_of(cfg.meta, rows)
+    clips = data.read_clips(cfg.meta, rows, sample_rate)
+    scores = data.measure(clips, [clip.noisy for clip in clips], sample_rate)
     return Corpus(clips, np.zeros((len(clips), 0), np.float32), scores, sample_rate)
 
 
@@ -81,7 +79,7 @@ class Judge:
 
     def __init__(self, cfg: "MetricsConfig", corpus: Corpus, task: Reward):
         self.corpus, self.task, self.folder = corpus, task, cfg.out / "measured"
-        sources = [Path(module.__file__) for module in (denoisers, denoise_data, denoise_env)]
+        sources = [Path(module.__file__) for module in (denoisers, data, environment)]
         ids = [clip.row["utt_id"] for clip in corpus.clips]
         self.known = [*map(digest, (cfg.meta, *sources)), ids, vars(task)]
 
@@ -91,7 +89,7 @@ class Judge:
         path = self.folder / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.npz"
         if not path.exists():
             waves, chains = make()
-            found = denoise_data.measure(self.corpus.clips, waves, self.corpus.sample_rate)
+            found = data.measure(self.corpus.clips, waves, self.corpus.sample_rate)
             with writing(self.folder):
                 self.folder.mkdir(parents=True, exist_ok=True)
             with whole(path) as temporary, open(temporary, "wb") as stream:
@@ -119,7 +117,7 @@ def parse_entrant(text: str) -> tuple[str, list[Path]]:
     """PATH, NAME=PATH or NAME=PATH,PATH -> name, folders."""
     name, given, paths = text.partition("=")
     folders = [Path(path) for path in (paths if given else name).split(",")]
-    return (name if given else folders[0].name), folders
+    return (name if given else environment.home_of(folders[0]).name), folders
 
 
 def policy_rows(cfg: "MetricsConfig", judge: Judge) -> list[Row]:
@@ -135,7 +133,8 @@ def policy_rows(cfg: "MetricsConfig", judge: Judge) -> list[Row]:
                     f"{folder}: was trained at {agent.sample_rate} Hz, {cfg.meta} has"
                     f" {corpus.sample_rate} Hz"
                 )
-            files = [digest(folder / file) for file in ("model.zip", "agent.json")]
+            home = environment.home_of(folder)
+            files = [digest(home / file) for file in ("model.zip", "agent.json")]
             make = partial(applied, corpus, agent.task.max_steps, agent.choose)
             members.append(judge(files, make))
             agents.append(agent)
@@ -150,18 +149,18 @@ def policy_rows(cfg: "MetricsConfig", judge: Judge) -> list[Row]:
 def applied(corpus: Corpus, max_steps: int, choose: Chooser) -> Made:
     """Waves and chains of a policy for every clip."""
     noisy = [clip.noisy for clip in corpus.clips]
-    return denoise_env.run_chains(noisy, corpus.sample_rate, max_steps, choose)
+    return environment.run_chains(noisy, corpus.sample_rate, max_steps, choose)
 
 
 def reduced(corpus: Corpus, steady: bool, share: float) -> Made:
     """What noisereduce makes of every clip."""
-    return denoise_env.noisereduce_waves(corpus, steady, share), []
+    return environment.noisereduce_waves(corpus, steady, share), []
 
 
 def searched(cfg: "MetricsConfig", corpus: Corpus, task: Reward, chain: Chain) -> Made:
     """The best chain that a search finds for every clip."""
     found = [
-        denoise_env.search_clip(
+        environment.search_clip(
             clip, task, corpus.sample_rate, cfg.tries, cfg.beam, cfg.seed + index, chain
         )
         for index, clip in enumerate(tqdm(corpus.clips, desc="oracle", unit="clip"))
@@ -170,26 +169,29 @@ def searched(cfg: "MetricsConfig", corpus: Corpus, task: Reward, chain: Chain) -
 
 
 def opponent_rows(
-    cfg: "MetricsConfig", judge: Judge, chain: Chain, reduce: dict[str, Any]
+    cfg: "MetricsConfig", judge: Judge, chain: Chain, reduce: dict[str, Any] | None
 ) -> list[Row]:
-    """Rows of what needs no policy."""
+    """Rows of what needs no policy; `reduce` None: nothing was tuned."""
     corpus, task = judge.corpus, judge.task
-    most, asked = task.max_steps, cfg.opponents
+    most, asked = task.max_steps, set(cfg.opponents)
+    if reduce is None:
+        asked -= {"constant", "oracle"}
     untouched = np.column_stack((corpus.scores, np.zeros(len(corpus.clips))))
     rows = [row_of(NOISY, "noisy", [(untouched, [])])]
     if "constant" in asked:
-        make = partial(applied, corpus, most, denoise_env.constant(chain))
+        make = partial(applied, corpus, most, environment.constant(chain))
         rows.append(row_of(CONSTANT, "opponent", [judge(["constant", chain], make)]))
     if "random" in asked:
         seeds = range(cfg.seed + 1, cfg.seed + 1 + DRAWN)
         members = [
-            judge(["random", seed], partial(applied, corpus, most, denoise_env.random_policy(seed)))
+            judge(["random", seed], partial(applied, corpus, most, environment.random_policy(seed)))
             for seed in seeds
         ]
         rows.append(row_of("random policy", "opponent", members))
     if "noisereduce" in asked:
         settings = {"noisereduce": (False, 1.0)}
-        settings["noisereduce, tuned"] = (reduce["stationary"], reduce["prop_decrease"])
+        if reduce is not None:
+            settings["noisereduce, tuned"] = (reduce["stationary"], reduce["prop_decrease"])
         for name, (steady, share) in settings.items():
             member = judge(["noisereduce", steady, share], partial(reduced, corpus, steady, share))
             rows.append(row_of(name, "opponent", [member]))
@@ -331,7 +333,7 @@ def draw_boxes(rows: list[Row], corpus: Corpus, folder: Path) -> None:
 def draw_gaps(rows: list[Row], found: dict[str, Numbers], folder: Path) -> None:
     """Difference to the constant chain with intervals."""
     told = [row for row in reversed(rows) if found[row.name].versus is not None]
-    if not told:
+    if not told:  # there is no constant chain
         return
     title = f"Difference to the {CONSTANT}, mean over clips"
     figure, axes = page(title, 1, 3, 1.9 + 0.42 * len(told), sharey=True)
@@ -349,19 +351,33 @@ def draw_gaps(rows: list[Row], found: dict[str, Numbers], folder: Path) -> None:
     write(figure, folder / "gaps.png", 100, "differences to the constant chain")
 
 
-def draw_curves(cfg: "MetricsConfig", folder: Path) -> None:
-    """Validation gain of every run over the steps of its training."""
+def chain_on_validation(cfg: "MetricsConfig", chain: Chain, task: Reward) -> float | None:
+    """The constant chain's gain on the validation clips of the first run; None: they are gone."""
+    run = environment.home_of(parse_entrant(cfg.checkpoint[0])[1][0])
+    table = read_json(run / "agent.json", "train again").get("validation_table")
+    if not chain or not table or not Path(table).exists():
+        return None
+    corpus = environment.load_corpus(Path(table))
+    return float(environment.evaluate(corpus, task, environment.constant(chain)).gain.mean())
+
+
+def draw_curves(cfg: "MetricsConfig", folder: Path, constant: float | None) -> None:
+    """Validation gain of every run over the steps of its training, and the constant chain's."""
     figure, axes = page("Gain on the validation clips while training", 1, 1, 5.0)
     ax, colours = axes[0, 0], ("t_adj", "prob", "t_base", "twin", "d_raw", "steps")
     for text, colour in zip(cfg.checkpoint, colours * len(cfg.checkpoint), strict=False):
         name, folders = parse_entrant(text)
         for place, run in enumerate(folders):
-            with open(run / "history.csv", newline="", encoding="utf-8") as stream:
+            with open(
+                environment.home_of(run) / "history.csv", newline="", encoding="utf-8"
+            ) as stream:
                 rows = list(csv.DictReader(stream))
             steps, gains = (
                 [float(row[key]) for row in rows] for key in ("step", "validation_gain")
             )
             ax.plot(steps, gains, "o-", ms=4, color=COLOURS[colour], label="" if place else name)
+    if constant is not None:
+        ax.axhline(constant, color="black", lw=1.5, ls="--", label=CONSTANT)
     ax.set_xlabel("denoisers applied in training")
     ax.set_ylabel("mean return")
     ax.legend()
@@ -384,19 +400,19 @@ def write_samples(cfg: "MetricsConfig", corpus: Corpus, rows: list[Row]) -> None
     for index in chosen:
         clip = corpus.clips[index]
         most = agent.task.max_steps
-        (wave,), _ = denoise_env.run_chains([clip.noisy], agent.sample_rate, most, agent.choose)
+        (wave,), _ = environment.run_chains([clip.noisy], agent.sample_rate, most, agent.choose)
         triple = {"clean": clip.clean, "noisy": clip.noisy, "denoised": wave}
         values = {}
         for kind, wave in triple.items():
             path = folder / f"{clip.row['utt_id']}_{kind}.wav"
-            denoise_data.write_wave(path, wave, corpus.sample_rate)
+            data.write_wave(path, wave, corpus.sample_rate)
             value = denoisers.si_sdr(
                 denoisers.batch_of([clip.clean]).audio, denoisers.batch_of([wave])
             )
             values[f"{kind}_si_sdr"] = f"{float(value[0]):.2f}"
         line = {"utt_id": clip.row["utt_id"], "scene": clip.row.get("scene", "")}
         line |= {"snr_db": clip.row["snr_db"], **values, "model": row.name}
-        table.append(line | {"chain": denoise_env.told(row.chains[0][index])})
+        table.append(line | {"chain": environment.told(row.chains[0][index])})
     write_csv(folder / "samples.csv", tuple(table[0]), table)
     print(f"{len(table)} samples: {folder / 'samples.csv'}")
 
@@ -415,7 +431,7 @@ def clip_rows(rows: list[Row], corpus: Corpus) -> list[dict[str, Any]]:
                 line |= {"model": row.name, "member": member}
                 line |= {n: f"{v:.5f}" for n, v in zip(TITLES, values, strict=True)}
                 chain = row.chains[member][index] if row.chains else []
-                lines.append(line | {"chain": denoise_env.told(chain) if row.chains else ""})
+                lines.append(line | {"chain": environment.told(chain) if row.chains else ""})
     return lines
 
 
@@ -427,7 +443,8 @@ SAMPLES = Kind("folder of samples", older=(("samples.csv", ""),))
 def metrics(cfg: "MetricsConfig", tuned: tuple[Chain, dict[str, Any], Reward] | None) -> None:
     """The whole comparison, in folders that nobody else writes into."""
     inputs = [cfg.meta.parent, cfg.meta, cfg.tuned]
-    inputs += [folder for text in cfg.checkpoint for folder in parse_entrant(text)[1]]
+    runs = [run for text in cfg.checkpoint for run in parse_entrant(text)[1]]
+    inputs += map(environment.home_of, runs)
     folders = {cfg.out: ("--out", (METRICS,)), cfg.output_dir: ("--output-dir", (SAMPLES,))}
     if cfg.plot_dir and cfg.plot_dir.resolve() != cfg.out.resolve():
         folders[cfg.plot_dir] = ("--plot-dir", (PICTURES, METRICS))
@@ -447,13 +464,10 @@ def compare(cfg: "MetricsConfig", tuned: tuple[Chain, dict[str, Any], Reward] | 
     for text in cfg.checkpoint:  # a wrong path should not be found out after the oracle
         for folder in parse_entrant(text)[1]:
             load_agent(folder)
-    needing = {"constant", "oracle", "noisereduce"} & set(cfg.opponents)
-    if tuned is None and needing:
-        raise InputError(
-            f"{cfg.tuned}: not found; run: python studies/denoise.py tune, or leave out"
-            f" --opponents {' '.join(sorted(needing))}"
-        )
-    chain, reduce, task = tuned or ([], {}, Reward())
+    if tuned is None:
+        left = "neither constant chain nor oracle; noisereduce with its library's defaults"
+        print(f"note: {cfg.tuned} not found: {left}. For them: python -m studies.denoise tune")
+    chain, reduce, task = tuned or ([], None, Reward())
     corpus = read_corpus(cfg)
     judge = Judge(cfg, corpus, task)
     rows = [*opponent_rows(cfg, judge, chain, reduce), *policy_rows(cfg, judge)]
@@ -474,8 +488,10 @@ def compare(cfg: "MetricsConfig", tuned: tuple[Chain, dict[str, Any], Reward] | 
         "",
         *chain_lines(rows),
         "",
-        *([f"Constant chain: {denoise_env.told(chain)}.", ""] if other else []),
+        *([f"Constant chain: {environment.told(chain)}.", ""] if other else []),
         *verdict(rows, found),
+        "",
+        f"Made on {processor()}.",
     ]
     lines = clip_rows(rows, corpus)
     write_together(
@@ -490,7 +506,7 @@ def compare(cfg: "MetricsConfig", tuned: tuple[Chain, dict[str, Any], Reward] | 
         draw_boxes(rows, corpus, cfg.plot_dir)
         draw_gaps(rows, found, cfg.plot_dir)
         if cfg.checkpoint:
-            draw_curves(cfg, cfg.plot_dir)
+            draw_curves(cfg, cfg.plot_dir, chain_on_validation(cfg, chain, task))
     if cfg.output_dir:
         write_samples(cfg, corpus, rows)
 

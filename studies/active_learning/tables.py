@@ -1,10 +1,10 @@
 """Tables and figure of the active learning study.
 
-Run:    nothing here runs; see studies/active_learning.py
+Run:    nothing here runs; see commands.py
 Reads:  nothing
 Writes: the figure
 Shapes: M strategies, S seeds, R cycles
-Next:   studies/active_learning.py
+Next:   commands.py
 
 Differences are paired over seeds: the runs of a seed share first labels, initial weights and draws.
 Their intervals are Student's t over seeds, 95 %, each by itself (no correction for many).
@@ -38,6 +38,15 @@ LOOKS = {  # colour, marker; green is the DQN, as in all figures
 GREENS = ("#16913a", "#0b4f1f", "#5fc47f", "#a8c94b", "#0e7c86", "#9fe0c0")
 
 
+QUERIES = {  # what is noted of every query -> its column, the mean over queries and seeds
+    "wrong": "wrong when bought, %",
+    "wrong_left": "wrong in the pool, %",
+    "ranking": "ranking of the errors, %",
+    "as_margin": "also margin's choice, %",
+    "balance": "balance of the classes, %",
+}
+
+
 class Outcome(NamedTuple):
     """All finished runs of a command."""
 
@@ -45,9 +54,8 @@ class Outcome(NamedTuple):
     seeds: list[int]  # S
     labels: np.ndarray  # (R,) labels in each cycle
     accuracy: np.ndarray  # (M, S, R) on the test images
-    wrong: np.ndarray  # (M, S, R - 1) share of the bought images that the classifier got wrong
-    as_margin: np.ndarray  # (M, S, R - 1) share of them that margin would have bought
     seconds: np.ndarray  # (M, S, R)
+    queries: dict[str, np.ndarray]  # name of QUERIES -> (M, S, R - 1), 0..1; NaN: has none
 
     def of(self, name: str) -> np.ndarray:
         """Accuracy (S, R) of a strategy."""
@@ -55,11 +63,14 @@ class Outcome(NamedTuple):
 
 
 def spoken(name: str) -> str:
-    """dqn-warm-200 -> DQN, warm start, 200 steps"""
+    """dqn-warm3-200 -> margin 3 times, then DQN, 200 steps (the rule of the first queries is margin
+    unless --dqn-warm-start says another)"""
     if not name.startswith("dqn"):
         return NAMES[name]
-    warm = ", warm start" if "warm" in name else ""
-    return f"DQN{warm}, {name.rpartition('-')[2]} steps"
+    who, _, steps = name.rpartition("-")
+    warm = who.removeprefix("dqn-warm")
+    times = "once" if warm == "1" else f"{warm} times"
+    return ("DQN" if who == "dqn" else f"margin {times}, then DQN") + f", {steps} steps"
 
 
 def area(accuracy: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -112,10 +123,10 @@ def accuracy_table(outcome: Outcome) -> str:
 
 
 def difference_table(outcome: Outcome) -> str:
-    """Each strategy against random and margin, and what it bought."""
+    """Each strategy against random and margin."""
     others = [name for name in ("random", "margin") if name in outcome.names]
     header = ["", *(f"area minus {name}'s" for name in others), "cycle 2 minus random's"]
-    header += ["last cycle minus random's", "wrong when bought, %", "also margin's choice, %"]
+    header += ["cycles 4 and later minus random's", "last cycle minus random's"]
     rows = []
     areas = area(outcome.accuracy, outcome.labels)
     base = outcome.of("random")
@@ -124,10 +135,28 @@ def difference_table(outcome: Outcome) -> str:
             "" if other == name else points(paired(areas[i], areas[outcome.names.index(other)]))
             for other in others
         ]
-        for cycle in (1, -1):
-            gap = paired(outcome.accuracy[i][:, cycle], base[:, cycle])
-            cells.append("" if name == "random" else points(gap))
-        cells += [f"{100 * values[i].mean():.1f}" for values in (outcome.wrong, outcome.as_margin)]
+        for cycles in (slice(1, 2), slice(3, None), slice(-1, None)):
+            if base[:, cycles].size:
+                means = outcome.accuracy[i][:, cycles].mean(1), base[:, cycles].mean(1)
+                cells.append("" if name == "random" else points(paired(*means)))
+            else:  # fewer than four cycles
+                cells.append("")
+        rows.append([spoken(name), *cells])
+    return rows_of(header, rows)
+
+
+def query_table(outcome: Outcome) -> str:
+    """What each strategy bought: mean over all queries, and over those from the third on."""
+    header = ["", *QUERIES.values()]
+    rows = []
+    for i, name in enumerate(outcome.names):
+        cells = []
+        for values in (outcome.queries[key][i] for key in QUERIES):
+            later = values[:, 2:] if values.shape[1] > 2 else values
+            pair = (values.mean(), later.mean())
+            cells.append(
+                "" if np.isnan(pair[0]) else "{:.0f} → {:.0f}".format(*(100 * np.array(pair)))
+            )
         rows.append([spoken(name), *cells])
     return rows_of(header, rows)
 
@@ -150,16 +179,30 @@ def verdict(outcome: Outcome) -> str:
     return "\n".join(lines)
 
 
+def seeds_of(outcome: Outcome) -> str:
+    """mean over 3 seeds (0 to 2)"""
+    first, last = outcome.seeds[0], outcome.seeds[-1]
+    several = f"mean over {len(outcome.seeds)} seeds ({first} to {last})"
+    return several if first != last else f"seed {first}"
+
+
+def hours(outcome: Outcome) -> str:
+    """Time of all trainings and queries, the first cycle of a seed once."""
+    seconds = outcome.seconds[:, :, 1:].sum() + outcome.seconds[0, :, 0].sum()
+    return f"{seconds / 3600:.1f} h" if seconds >= 3600 else f"{seconds / 60:.0f} min"
+
+
 def comparison(outcome: Outcome) -> str:
     """The report of several strategies."""
-    first, last = outcome.seeds[0], outcome.seeds[-1]
-    several = first != last
-    seeds = f"mean over {len(outcome.seeds)} seeds ({first} to {last})" if several else "one seed"
-    about = f"Test accuracy in percent, {seeds}; area: mean accuracy over the range of labels"
+    several = len(outcome.seeds) > 1
+    about = f"Test accuracy in percent, {seeds_of(outcome)}; area: mean accuracy over the range of"
+    about += " labels"
     about += ", ± standard deviation over seeds." if several else "."
     gaps = "Differences in percentage points"
     gaps += ", paired over seeds, in brackets 95 % (Student's t)." if several else "."
-    parts = [about, accuracy_table(outcome), gaps, difference_table(outcome), verdict(outcome)]
+    bought = "What was bought, mean over seeds: over all queries → from the third query on."
+    parts = [about, accuracy_table(outcome), gaps, difference_table(outcome)]
+    parts += [bought, query_table(outcome), verdict(outcome)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -176,7 +219,7 @@ def wins(outcome: Outcome) -> dict[str, int]:
 
 def steps_table(outcome: Outcome, won: dict[str, int], best: str) -> str:
     """The report of several numbers of gradient steps."""
-    about = f"Test accuracy in percent, seed {outcome.seeds[0]}."
+    about = f"Test accuracy in percent, {seeds_of(outcome)}."
     areas = {name: 100 * float(area(outcome.of(name), outcome.labels).mean()) for name in won}
     said = ", ".join(f"{spoken(name)} {count}" for name, count in won.items())
     low, high = min(areas.values()), max(areas.values())
@@ -205,8 +248,10 @@ def as_dict(outcome: Outcome) -> dict[str, Any]:
         "accuracy": outcome.accuracy.tolist(),
         "area": areas.tolist(),
         "area_minus": gaps,
-        "wrong_when_bought": outcome.wrong.tolist(),
-        "also_margins_choice": outcome.as_margin.tolist(),
+        "queries": {
+            name: np.where(np.isnan(values), None, values).tolist()
+            for name, values in outcome.queries.items()
+        },
         "seconds": outcome.seconds.round(2).tolist(),
     }
 

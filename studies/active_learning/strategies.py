@@ -1,21 +1,23 @@
 """Which unlabelled images to label next: the DQN of the source and its opponents.
 
-Run:    nothing here runs; see studies/active_learning.py
+Run:    nothing here runs; see commands.py
 Reads:  nothing
 Writes: nothing
 Shapes: U unlabelled and L labelled images, n to choose, K classes, F features, S = K + 3 state
-Next:   studies/active_learning.py
+Next:   commands.py
 
 The DQN is a contextual bandit: state = what the classifier says of an image, action = skip (0) or
 select (1), reward 1 where the classifier was wrong on a selected image, else 0. gamma is 0, so the
 target of Q is the reward. Each query takes the n images with the highest Q(s, select).
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from scipy import stats
 from torch import nn
 from torch.nn import functional
 
@@ -63,6 +65,25 @@ UNCERTAINTY: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "margin": lambda p: -margin(p),
     "least-confidence": lambda p: -confidence(p),
 }
+
+
+def ranking(scores: torch.Tensor, errors: torch.Tensor) -> float:
+    """How well scores (U,) rank the classifier's errors (U,) bool: area under the ROC curve.
+
+    The share of pairs of an error and a right answer in which the error scores higher.
+    """
+    wrong = int(errors.sum())
+    right = len(errors) - wrong
+    if not wrong or not right:
+        return math.nan
+    ranks = stats.rankdata(scores.cpu().numpy())[errors.cpu().numpy()]
+    return float((ranks.sum() - wrong * (wrong + 1) / 2) / (wrong * right))
+
+
+def balance(labels: torch.Tensor, num_classes: int) -> float:
+    """Effective share of the classes among labels (n,): exp of their entropy / K; 1: all alike."""
+    shares = torch.bincount(labels, minlength=num_classes).double() / len(labels)
+    return float(torch.special.entr(shares).sum().exp()) / num_classes
 
 
 def highest(scores: torch.Tensor, n: int) -> torch.Tensor:

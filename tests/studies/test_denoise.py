@@ -1,14 +1,16 @@
-"""Denoisers, measures, mixtures, the environment, agents and the commands of studies/denoise.py.
+"""Denoisers, measures, mixtures, the environment, agents and the commands of studies.denoise.
 
 Next:   test_container.py
 """
 
 import csv
+import dataclasses
 import functools
 import io
 import json
 import math
 import pickle
+import re
 import shutil
 import sys
 import zipfile
@@ -28,21 +30,30 @@ pytest.importorskip("noisereduce")
 
 from gymnasium.utils.env_checker import check_env
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "studies"))
-
-import denoise
-import denoise_data
-import denoise_env
-import denoisers
-from denoise import MetricsConfig, SweepConfig, TrainConfig
-from denoise_data import FeaturesConfig, MixConfig, fitted, mixed
-from denoise_env import AS_IT_IS, DenoiseEnv, DenoiseVectorEnv, Lanes, Reward, Scaler
-from denoisers import METHODS, STOP, batch_of
-
-from config import InputError, parse, run_script
+from config import InputError, parse
 from soundscapes import synthesise
+from studies.denoise import commands, denoisers, environment, training
+from studies.denoise import data as mixtures
+from studies.denoise.data import FeaturesConfig, MixConfig, fitted, mixed
+from studies.denoise.denoisers import METHODS, STOP, batch_of
+from studies.denoise.environment import (
+    AS_IT_IS,
+    DenoiseEnv,
+    DenoiseVectorEnv,
+    Lanes,
+    Reward,
+    Scaler,
+)
+from studies.denoise.settings import (
+    InferConfig,
+    MetricsConfig,
+    SweepConfig,
+    TrainConfig,
+    TuneConfig,
+)
 
 RATE = 8000
+ALGOS = ("ppo", "ppo-separate", "sac", "td3")
 EVERY_METHOD = torch.arange(len(METHODS))
 
 
@@ -78,15 +89,15 @@ def one_thread():
 def data(tmp_path_factory) -> Path:
     """Built-in mixtures with their features."""
     folder = tmp_path_factory.mktemp("denoise") / "data"
-    denoise_data.mix(MixConfig(out=folder, clips=(5, 2, 4), join=2))
+    mixtures.mix(MixConfig(out=folder, clips=(5, 2, 4), join=2))
     tables = tuple(folder / split / "meta.csv" for split in ("train", "validation"))
-    denoise_data.write_features(FeaturesConfig(meta=tables))
+    mixtures.write_features(FeaturesConfig(meta=tables))
     return folder
 
 
 @pytest.fixture(scope="module")
-def corpus(data) -> denoise_env.Corpus:
-    return denoise_env.load_corpus(data / "train" / "features.csv")
+def corpus(data) -> environment.Corpus:
+    return environment.load_corpus(data / "train" / "features.csv")
 
 
 def small(data: Path, run: Path, **more) -> TrainConfig:
@@ -99,9 +110,9 @@ def small(data: Path, run: Path, **more) -> TrainConfig:
 def runs(data, tmp_path_factory) -> dict[str, Path]:
     """A tiny run of each algorithm."""
     folder = tmp_path_factory.mktemp("runs")
-    for algo in ("ppo", "sac", "td3"):
-        denoise.train(small(data, folder / algo, algo=algo))
-    return {algo: folder / algo for algo in ("ppo", "sac", "td3")}
+    for algo in ALGOS:
+        training.train(small(data, folder / algo, algo=algo))
+    return {algo: folder / algo for algo in ALGOS}
 
 
 # ---------------------------------------------------------------------------- denoisers
@@ -254,10 +265,8 @@ def test_features_do_not_see_the_level():
 
 
 def test_splits_share_nothing_and_have_the_ratio(data):
-    tables = {
-        split: denoise_data.read_meta(data / split / "meta.csv") for split in denoise_data.SPLITS
-    }
-    assert tuple(tables["train"][0]) == denoise_data.META
+    tables = {split: mixtures.read_meta(data / split / "meta.csv") for split in mixtures.SPLITS}
+    assert tuple(tables["train"][0]) == mixtures.META
     for column in ("speaker_id", "noise_source"):
         values = [{row[column] for row in rows} for rows in tables.values()]
         assert not (values[0] & values[1] | values[0] & values[2] | values[1] & values[2])
@@ -278,11 +287,11 @@ def test_real_recordings_are_mixed(shared_data, tmp_path):
         noise=shared_data / "esc10",
         clips=(3, 1, 2),
     )
-    denoise_data.mix(cfg)
-    rows = denoise_data.read_meta(cfg.out / "test" / "meta.csv")
+    mixtures.mix(cfg)
+    rows = mixtures.read_meta(cfg.out / "test" / "meta.csv")
     assert all("/5-" in row["noise_source"] and "+" in row["clean_source"] for row in rows)
     with pytest.raises(InputError, match="give --sample-rate 8000"):  # a low-pass would win
-        denoise_data.mix(
+        mixtures.mix(
             MixConfig(
                 out=tmp_path / "up",
                 clean=shared_data / "fsdd",
@@ -302,16 +311,16 @@ def test_short_noise_is_not_looped():
 
 def test_mistakes_are_one_line(data, tmp_path):
     with pytest.raises(InputError, match="exists"):
-        denoise_data.mix(MixConfig(out=data))
+        mixtures.mix(MixConfig(out=data))
     (tmp_path / "one" / "speaker").mkdir(parents=True)
     soundfile.write(tmp_path / "one" / "speaker" / "a.wav", np.ones(800), RATE)
     with pytest.raises(InputError, match="1 speakers, 4 are needed"):
-        denoise_data.mix(MixConfig(out=tmp_path / "new", clean=tmp_path / "one"))
-    with pytest.raises(InputError, match=r"denoise\.py features"):
-        denoise_env.load_corpus(tmp_path / "features.csv")
+        mixtures.mix(MixConfig(out=tmp_path / "new", clean=tmp_path / "one"))
+    with pytest.raises(InputError, match=r"studies\.denoise features"):
+        environment.load_corpus(tmp_path / "features.csv")
     with pytest.raises(InputError, match="speaker_id"):
         table = data / "train" / "features.csv"
-        denoise.train(small(data, tmp_path / "run", validation_features=table))
+        training.train(small(data, tmp_path / "run", validation_features=table))
 
 
 def test_nothing_of_others_is_removed(data, runs, tmp_path):
@@ -329,24 +338,24 @@ def test_nothing_of_others_is_removed(data, runs, tmp_path):
     before = sorted(tmp_path.rglob("*"))
     for folder, overwrite in (("theirs", True), ("table", True), ("ppo", False)):
         with pytest.raises(InputError, match=folder):
-            denoise.train(small(data, tmp_path / folder, overwrite=overwrite))
+            training.train(small(data, tmp_path / folder, overwrite=overwrite))
     own = tmp_path / "data" / "train"
     with pytest.raises(InputError, match="input"):
-        denoise.train(small(tmp_path / "data", own, overwrite=True))
+        training.train(small(tmp_path / "data", own, overwrite=True))
     for out in ("theirs", "data", "ppo"):
         with pytest.raises(InputError, match=out):
-            denoise_data.mix(MixConfig(out=tmp_path / out, overwrite=True))
+            mixtures.mix(MixConfig(out=tmp_path / out, overwrite=True))
     with pytest.raises(InputError, match="input"):
-        denoise_data.mix(MixConfig(out=tmp_path, clean=tmp_path / "theirs", overwrite=True))
+        mixtures.mix(MixConfig(out=tmp_path, clean=tmp_path / "theirs", overwrite=True))
     for kind in ("out", "plot_dir", "output_dir"):
         with pytest.raises(InputError, match="theirs"):
-            denoise.main(MetricsConfig(**{kind: tmp_path / "theirs"}, tuned=tmp_path / "x"))
+            commands.run(MetricsConfig(**{kind: tmp_path / "theirs"}, tuned=tmp_path / "x"))
     with pytest.raises(InputError, match="theirs"):
-        denoise.sweep(SweepConfig(config=sweep_file(tmp_path), output_root=tmp_path / "theirs"))
+        commands.sweep(SweepConfig(config=sweep_file(tmp_path), output_root=tmp_path / "theirs"))
     (tmp_path / "x.json").unlink()
     assert sorted(tmp_path.rglob("*")) == before
     assert (tmp_path / "theirs" / "thesis.tex").read_text() == "years"
-    denoise.train(small(data, tmp_path / "ppo", overwrite=True))
+    training.train(small(data, tmp_path / "ppo", overwrite=True))
     assert (tmp_path / "ppo" / "notes.txt").read_text() == "mine"
 
 
@@ -363,14 +372,17 @@ def test_files_of_others_are_not_replaced(data, runs, tmp_path):
     (tmp_path / "b.csv").write_text("theirs")
     before = wav.read_bytes(), table.read_bytes()
     for output in (wav, tmp_path / "b.csv"):
-        cfg = denoise.InferConfig(checkpoint=(runs["ppo"],), input=wav, output=output)
+        cfg = InferConfig(checkpoint=(runs["ppo"],), input=wav, output=output)
         with pytest.raises(InputError, match="--output"):
-            denoise.infer(cfg)
+            commands.infer(cfg)
+    cfg = InferConfig(checkpoint=(runs["ppo"],), input=wav, output=tmp_path / "c.xyz")
+    with pytest.raises(InputError, match="--output"):
+        commands.infer(cfg)
     for out in (table, tmp_path / "b.csv"):
         with pytest.raises(InputError, match="--out"):
-            denoise.tune(denoise.TuneConfig(features=table, out=out))
+            commands.tune(TuneConfig(features=table, out=out))
     with pytest.raises(InputError, match="input"):
-        denoise_data.write_features(FeaturesConfig(meta=(table,)))
+        mixtures.write_features(FeaturesConfig(meta=(table,)))
     assert (wav.read_bytes(), table.read_bytes()) == before
     assert (tmp_path / "b.csv").read_text() == "theirs"
 
@@ -379,15 +391,15 @@ def test_files_of_others_are_not_replaced(data, runs, tmp_path):
 
 
 def test_environment_keeps_the_rules(corpus):
-    for algo in ("ppo", "sac"):
+    for algo in ALGOS[:3]:
         env = DenoiseEnv(corpus, Reward(), algo)
         check_env(env, skip_render_check=True)
 
 
 def test_observation_changes_with_the_audio(corpus):
     """HEAR's agent saw the features of the noisy clip at every step."""
-    wide = Scaler(np.zeros(denoise_env.OBSERVATION), np.full(denoise_env.OBSERVATION, 100.0))
-    env = DenoiseEnv(corpus, Reward(), "ppo", wide)
+    wide = Scaler(np.zeros(environment.OBSERVATION), np.full(environment.OBSERVATION, 100.0))
+    env = DenoiseEnv(corpus, Reward(), "ppo-separate", wide)
     before, _ = env.reset(options={"clip": 0})
     after, *_ = env.step(np.array([0, 3, 5, 2]))
     before, after = 100 * before, 100 * after
@@ -395,7 +407,7 @@ def test_observation_changes_with_the_audio(corpus):
     assert np.abs(after[:seen] - before[:seen]).max() > 1.0
     batch = env.lanes.batch()
     np.testing.assert_allclose(after[:seen], denoisers.features(batch, RATE)[0], atol=1e-4)
-    names = dict(zip(denoise_env.MEMORY, after[seen:], strict=True))
+    names = dict(zip(environment.MEMORY, after[seen:], strict=True))
     assert names["spectral_sub"] == 1 and names["lsa"] == 0 and names["removed_db"] > 0
     assert names["strength"] == pytest.approx(0.6) and names["share_of_steps"] == pytest.approx(
         1 / 3
@@ -405,8 +417,8 @@ def test_observation_changes_with_the_audio(corpus):
 def test_reward_is_the_gain(corpus):
     task = Reward(diversity_weight=0.2, quality_stride=1)
     env, late = (
-        DenoiseEnv(corpus, task),
-        DenoiseEnv(corpus, Reward(quality_interval=0, quality_stride=1)),
+        DenoiseEnv(corpus, task, "ppo-separate"),
+        DenoiseEnv(corpus, Reward(quality_interval=0, quality_stride=1), "ppo-separate"),
     )
     actions = [[1, 2, 3, 2], [1, 0, 3, 2], [3, 0, 1, 0]]
     paid, clip = [], corpus.clips[2]
@@ -417,8 +429,8 @@ def test_reward_is_the_gain(corpus):
             paid.append(reward)
     assert over
     wave = one.lanes.batch().audio[0].numpy()
-    scores = denoise_data.measure([clip], [wave], RATE)
-    gain = (denoise_env.worth(scores, task) - denoise_env.worth(corpus.scores[2:3], task))[0]
+    scores = mixtures.measure([clip], [wave], RATE)
+    gain = (environment.worth(scores, task) - environment.worth(corpus.scores[2:3], task))[0]
     assert sum(paid[:3]) == pytest.approx(gain - 0.1 + 0.2, abs=1e-4)  # the same, then another
     assert sum(paid[3:]) == pytest.approx(gain, abs=1e-4)
     exact = denoisers.pystoi_pair(clip.clean, wave, RATE)
@@ -426,14 +438,15 @@ def test_reward_is_the_gain(corpus):
 
 
 def test_stop_ends_the_episode(corpus):
-    env = DenoiseEnv(corpus, Reward(diversity_weight=1.0))
+    env = DenoiseEnv(corpus, Reward(diversity_weight=1.0), "ppo-separate")
     env.reset(options={"clip": 1})
     _, reward, over, _, _ = env.step(np.array([STOP, 0, 0, 0]))
     assert over and reward == pytest.approx(0, abs=1e-3)
 
 
 def test_lanes_go_like_one_environment(corpus):
-    env, lanes = DenoiseEnv(corpus, Reward()), DenoiseVectorEnv(corpus, Reward(), 1)
+    env = DenoiseEnv(corpus, Reward(), "ppo-separate")
+    lanes = DenoiseVectorEnv(corpus, Reward(), 1, "ppo-separate")
     one, many = env.reset(seed=3)[0], lanes.reset(seed=3)[0]
     rng = np.random.default_rng(0)
     for _ in range(5):
@@ -450,17 +463,17 @@ def test_lanes_go_like_one_environment(corpus):
 def test_every_choice_is_as_likely_as_the_others():
     """HEAR rounded a float: the outer methods had half the range of the inner ones."""
     rng = np.random.default_rng(0)
-    for algo in ("ppo", "sac"):
-        space = denoise_env.action_space(algo)
+    for algo in ("ppo-separate", "sac"):
+        space = environment.action_space(algo)
         space.seed(0)
         actions = np.stack([space.sample() for _ in range(2000)])
-        choices, params = denoise_env.read_actions(algo, actions)
+        choices, params = environment.read_actions(algo, actions)
         assert np.bincount(choices, minlength=5).min() > 330
         assert params.min() >= 0 and params.max() <= 1
     order = rng.permutation(5)  # the number of a method means nothing to the box
     box = np.zeros((5, 8), np.float32)
     box[np.arange(5), order] = 1
-    assert (denoise_env.read_actions("td3", box)[0] == order).all()
+    assert (environment.read_actions("td3", box)[0] == order).all()
 
 
 def test_unmeasurable_clips_do_not_stop_training(corpus):
@@ -477,26 +490,27 @@ def test_unmeasurable_clips_do_not_stop_training(corpus):
 # ---------------------------------------------------------------------------- agents
 
 
-@pytest.mark.parametrize("algo", ["ppo", "sac", "td3"])
+@pytest.mark.parametrize("algo", ALGOS)
 def test_a_run_can_be_loaded_and_chooses_the_same(algo, runs, corpus):
-    agent = denoise_env.load_agent(runs[algo])
+    agent = environment.load_agent(runs[algo])
     content = json.loads((runs[algo] / "agent.json").read_text())
     np.testing.assert_allclose(agent.scaler.mean, content["scaler"]["mean"])
-    raw = np.random.default_rng(0).standard_normal((7, denoise_env.OBSERVATION)).astype(np.float32)
+    raw = np.random.default_rng(0).standard_normal((7, environment.OBSERVATION)).astype(np.float32)
     choices, params = agent.choose(raw, 0)
-    model = getattr(__import__("stable_baselines3"), algo.upper()).load(runs[algo] / "model.zip")
+    library = __import__("stable_baselines3")
+    model = getattr(library, algo.partition("-")[0].upper()).load(runs[algo] / "model.zip")
     expected, _ = model.predict(agent.scaler(raw), deterministic=True)
-    expected = denoise_env.read_actions(algo, expected)
+    expected = environment.read_actions(algo, expected)
     np.testing.assert_array_equal(choices, expected[0])
     np.testing.assert_allclose(params, expected[1], atol=1e-5)
-    found = denoise_env.evaluate(corpus, agent.task, agent.choose)
+    found = environment.evaluate(corpus, agent.task, agent.choose)
     assert all(len(chain) <= 3 for chain in found.chains) and np.isfinite(found.gain).all()
 
 
 def test_scaler_saw_training_clips_only(runs, corpus, data):
     cfg = small(data, runs["ppo"])
-    again = denoise_env.fit_scaler(corpus, cfg, cfg.scaler_steps, cfg.seed)
-    loaded = denoise_env.load_agent(runs["ppo"]).scaler
+    again = environment.fit_scaler(corpus, cfg, cfg.scaler_steps, cfg.seed)
+    loaded = environment.load_agent(runs["ppo"]).scaler
     np.testing.assert_allclose(again.mean, loaded.mean)
     np.testing.assert_allclose(again.std, loaded.std)
 
@@ -522,14 +536,14 @@ def test_loading_runs_no_code(runs, tmp_path):
             for entry in old.namelist():
                 new.writestr(entry, content if entry == name else old.read(entry))
         if name == "data":
-            denoise_env.load_agent(folder)  # not opened at all
+            environment.load_agent(folder)  # not opened at all
         else:
             with pytest.raises(InputError, match="is not a run"):
-                denoise_env.load_agent(folder)
+                environment.load_agent(folder)
 
 
 def test_same_seed_same_policy(runs, data, tmp_path):
-    denoise.train(small(data, tmp_path / "again", algo="ppo"))
+    training.train(small(data, tmp_path / "again", algo="ppo"))
     first, second = (
         (folder / "history.csv").read_text().splitlines()
         for folder in (runs["ppo"], tmp_path / "again")
@@ -540,11 +554,81 @@ def test_same_seed_same_policy(runs, data, tmp_path):
             assert one[name] == other[name]
 
 
+def weights_of(run: Path) -> dict[str, torch.Tensor]:
+    with zipfile.ZipFile(run / "model.zip") as archive:
+        return torch.load(io.BytesIO(archive.read("policy.pth")), weights_only=True)
+
+
+@pytest.mark.parametrize("algo", ALGOS)
+def test_a_resumed_run_equals_an_uninterrupted_one(algo, data, tmp_path, monkeypatch):
+    """Bit for bit, also where the replay is full and exploration draws random actions."""
+    sizes = {"algo": algo, "total_steps": 32, "random_steps": 12, "replay": 24}
+    looks = iter([*range(1, 5)] * 2)
+    real = environment.evaluate
+
+    def better_each_time(*args):  # so that the last weights are the kept ones
+        found = real(*args)
+        return found._replace(gain=found.gain + 1000 * next(looks))
+
+    monkeypatch.setattr(environment, "evaluate", better_each_time)
+    training.train(small(data, tmp_path / "straight", **sizes))
+    broken = small(data, tmp_path / "broken", **sizes)
+    monkeypatch.setattr(training, "catch_signals", lambda: [15])  # stopped after every look
+    for _ in range(3):
+        with pytest.raises(InputError, match="--resume"):
+            training.train(broken)
+        assert (tmp_path / "broken" / "last.pt").exists()
+        broken = dataclasses.replace(broken, resume=True)
+    training.train(broken)
+    rows = []
+    for name in ("straight", "broken"):
+        with open(tmp_path / name / "history.csv", newline="") as stream:
+            rows.append(list(csv.DictReader(stream)))
+    for one, other in zip(*rows, strict=True):
+        for name in ("step", "train_return", "validation_gain", "estoi"):
+            assert one[name] == other[name]
+    first, second = weights_of(tmp_path / "straight"), weights_of(tmp_path / "broken")
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+    assert not (tmp_path / "broken" / "last.pt").exists()
+
+
+def test_what_cannot_be_resumed_is_refused(data, tmp_path, monkeypatch):
+    cfg = small(data, tmp_path / "run")
+    with pytest.raises(InputError, match="leave out --resume"):
+        training.train(dataclasses.replace(cfg, resume=True))
+    monkeypatch.setattr(training, "catch_signals", lambda: [15])
+    with pytest.raises(InputError, match="--resume"):
+        training.train(cfg)
+    with pytest.raises(InputError, match="--overwrite"):
+        training.train(cfg)
+    with pytest.raises(InputError, match="gamma"):
+        training.train(dataclasses.replace(cfg, resume=True, gamma=0.5))
+
+
+@pytest.mark.parametrize(
+    ("more", "flag"),
+    [
+        ({"rollout_steps": 10}, "num-envs"),
+        ({"batch_size": 3}, "batch-size"),
+        ({"batch_size": 1}, "batch-size"),
+        ({"algo": "sac", "random_steps": 16}, "random-steps"),
+    ],
+)
+def test_rollout_and_batch_must_fit(more, flag, data, tmp_path):
+    with pytest.raises(ValueError, match=flag):
+        small(data, tmp_path / "run", **more)
+
+
+def test_the_library_has_nothing_to_warn_of(data, tmp_path, recwarn):
+    training.train(small(data, tmp_path / "run", algo="ppo"))
+    assert not [one for one in recwarn if "batch" in str(one.message)]
+
+
 def test_wandb_only_where_it_is_asked_for(data, tmp_path, monkeypatch):
     assert "wandb" not in sys.modules
     monkeypatch.setitem(sys.modules, "wandb", None)  # not installed
     with pytest.raises(InputError, match="pip install wandb"):
-        denoise.train(small(data, tmp_path / "run", wandb_project="x"))
+        training.train(small(data, tmp_path / "run", wandb_project="x"))
 
 
 # ---------------------------------------------------------------------------- commands
@@ -554,18 +638,18 @@ def test_wandb_only_where_it_is_asked_for(data, tmp_path, monkeypatch):
 def tuned(data, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("tuned") / "tune.json"
     table = data / "train" / "features.csv"
-    denoise.tune(denoise.TuneConfig(features=table, out=path, clips=1, beam=1, max_steps=1))
+    commands.tune(TuneConfig(features=table, out=path, clips=1, beam=1, max_steps=1))
     return path
 
 
 def test_searches_gain_on_what_they_search(tuned, corpus):
-    chain, _, task = denoise.read_tuned(tuned)
+    chain, _, task = commands.read_tuned(tuned)
     assert json.loads(tuned.read_text())["gain"] >= -1e-3 and len(chain) <= 1
-    before = denoise_env.worth(corpus.scores[:1], task)
-    wave, found = denoise_env.search_clip(corpus.clips[0], task, RATE, 8, 2, 0, chain)
-    best = denoise_env.worth(denoise_data.measure(corpus.clips[:1], [wave], RATE), task)
-    known, _ = denoise_env.run_chains([corpus.clips[0].noisy], RATE, 1, denoise_env.constant(chain))
-    other = denoise_env.worth(denoise_data.measure(corpus.clips[:1], known, RATE), task)
+    before = environment.worth(corpus.scores[:1], task)
+    wave, found = environment.search_clip(corpus.clips[0], task, RATE, 8, 2, 0, chain)
+    best = environment.worth(mixtures.measure(corpus.clips[:1], [wave], RATE), task)
+    known, _ = environment.run_chains([corpus.clips[0].noisy], RATE, 1, environment.constant(chain))
+    other = environment.worth(mixtures.measure(corpus.clips[:1], known, RATE), task)
     assert best >= max(before, other) - 1e-6 and len(found) <= task.max_steps
 
 
@@ -581,7 +665,7 @@ def test_metrics_has_every_row(runs, tuned, data, tmp_path, capsys):
         plot_dir=tmp_path / "plots",
         output_dir=tmp_path / "samples",
     )
-    denoise.main(cfg)
+    commands.run(cfg)
     with open(tmp_path / "out" / "metrics.csv", newline="") as stream:
         rows = list(csv.DictReader(stream))
     members = {"noisy": 1, "constant chain": 1, "random policy": 5, "noisereduce": 1}
@@ -589,16 +673,16 @@ def test_metrics_has_every_row(runs, tuned, data, tmp_path, capsys):
     for name, count in members.items():
         assert sum(row["model"] == name for row in rows) == 4 * count
     first = next(row for row in rows if row["model"] == "PPO")
-    clip = denoise_data.read_meta(data / "test" / "meta.csv")[0]
+    clip = mixtures.read_meta(data / "test" / "meta.csv")[0]
     clean, noisy = (
         soundfile.read(data / "test" / clip[f"{kind}_path"], dtype="float32")[0]
         for kind in ("clean", "noisy")
     )
-    agent = denoise_env.load_agent(runs["ppo"])
-    (wave,), (chain,) = denoise_env.run_chains([noisy], RATE, 3, agent.choose)
+    agent = environment.load_agent(runs["ppo"])
+    (wave,), (chain,) = environment.run_chains([noisy], RATE, 3, agent.choose)
     value = float(denoisers.si_sdr(batch_of([clean]).audio, batch_of([wave]))[0])
     assert float(first["si_sdr"]) == pytest.approx(value, abs=1e-3)
-    assert first["chain"] == denoise_env.told(chain)
+    assert first["chain"] == environment.told(chain)
     names = {path.name for path in (tmp_path / "plots").glob("*.png")}
     assert names == {"si_sdr.png", "stoi.png", "estoi.png", "gaps.png", "curves.png"}
     with open(tmp_path / "samples" / "samples.csv", newline="") as stream:
@@ -607,17 +691,90 @@ def test_metrics_has_every_row(runs, tuned, data, tmp_path, capsys):
     assert "against the constant chain" in capsys.readouterr().out
 
 
-def test_infer_takes_any_recording(runs, tmp_path, capsys):
+def infer(*words: object) -> None:
+    commands.main(["infer", *map(str, words)])
+
+
+def test_infer_keeps_the_inputs_rate(runs, tmp_path, capsys):
     stereo = np.random.default_rng(0).standard_normal((12000, 2)) / 10
     soundfile.write(tmp_path / "in.wav", stereo, 11025)
     given = ("--input", tmp_path / "in.wav", "--output", tmp_path / "out.wav")
-    words = ["infer", "--checkpoint", runs["ppo"], runs["sac"], *given]
-    denoise.main(parse(denoise.NAMES, [str(word) for word in words]))
+    infer("--checkpoint", runs["ppo"] / "model.zip", runs["sac"], *given)
     for name in ("ppo", "sac"):
         wave, rate = soundfile.read(tmp_path / f"out__{name}.wav")
-        assert rate == RATE and wave.shape == (-(-12000 * RATE // 11025),)
+        assert rate == 11025 and wave.shape == (12000,)
     told = capsys.readouterr().out
-    assert "ppo: " in told and ("strength=" in told or "stop at once" in told)
+    assert "ppo: " in told and "leave it alone: 0" in told and "note" not in told
+    soundfile.write(tmp_path / "in.wav", stereo, 4000)
+    infer("--checkpoint", runs["ppo"], *given)
+    assert "note" in capsys.readouterr().out  # less than what the policy knows
+    assert soundfile.info(tmp_path / "out.wav").samplerate == 4000
+
+
+def test_the_policys_features_are_those_of_its_own_rate():
+    """A chain that looks at the features sees the same of 8 kHz and of the same at 16 kHz."""
+    _, noisy = noisy_speech(1.5)
+    wide = mixtures.resampled(noisy, RATE, 2 * RATE)
+    shown = []
+
+    def choose(raw, step):
+        shown.append(raw[0, : len(denoisers.FEATURES)])
+        return np.array([STOP]), np.zeros((1, 3))
+
+    environment.run_chains([noisy], RATE, 1, choose)
+    environment.run_chains([wide], 2 * RATE, 1, choose, RATE)
+    assert np.abs(shown[0] - shown[1]).mean() < 1.0  # dB
+
+
+def test_infer_does_not_clip(runs, tmp_path, monkeypatch, capsys):
+    quiet = np.random.default_rng(0).standard_normal(8000).astype(np.float32) / 10
+    soundfile.write(tmp_path / "in.wav", quiet, RATE)
+    monkeypatch.setattr(commands, "denoised", lambda noisy, *_: (40 * noisy, [], 0.0))
+    infer(
+        *("--checkpoint", runs["ppo"], "--input", tmp_path / "in.wav"),
+        *("--output", tmp_path / "out.wav"),
+    )
+    wave, _ = soundfile.read(tmp_path / "out.wav")
+    assert np.abs(wave).max() == pytest.approx(1.0, abs=1e-3)
+    assert np.corrcoef(wave, quiet)[0, 1] > 0.9999  # scaled, not cut
+    assert "softer" in capsys.readouterr().out
+
+
+def test_a_clean_recording_of_slightly_other_length_is_cut(runs, tmp_path, capsys):
+    clean, noisy = noisy_speech(2.0)
+    soundfile.write(tmp_path / "noisy.wav", noisy, RATE)
+    given = ("--checkpoint", runs["ppo"], "--input", tmp_path / "noisy.wav")
+    given += ("--output", tmp_path / "out.wav", "--clean", tmp_path / "clean.wav")
+    said = []
+    for length in (len(clean), len(clean) - 160, len(clean) + 160):
+        wave = np.resize(clean, length)
+        soundfile.write(tmp_path / "clean.wav", wave, RATE)
+        (tmp_path / "out.wav").unlink(missing_ok=True)
+        infer(*given)
+        said.append(capsys.readouterr().out)
+    assert "first 15840 samples" in said[1] and "first 16000 samples" in said[2]
+    levels = [re.findall(r"noisy +SI-SDR +(-?[0-9.]+)", text)[0] for text in said]
+    assert float(levels[0]) == pytest.approx(float(levels[2]), abs=0.01)
+    assert float(levels[0]) == pytest.approx(float(levels[1]), abs=0.5)
+    soundfile.write(tmp_path / "clean.wav", clean[: len(clean) // 2], RATE)
+    (tmp_path / "out.wav").unlink()
+    with pytest.raises(InputError, match=r"clean\.wav"):
+        infer(*given)
+
+
+def test_metrics_without_tune_takes_the_librarys_defaults(runs, data, tmp_path, capsys):
+    cfg = MetricsConfig(
+        checkpoint=(str(runs["ppo"] / "model.zip"),),
+        meta=data / "test" / "meta.csv",
+        tuned=tmp_path / "none.json",
+        out=tmp_path / "out",
+        plot_dir=tmp_path / "plots",
+    )
+    commands.run(cfg)
+    said = capsys.readouterr().out
+    assert "defaults" in said and "tune" in said
+    names = [one["name"] for one in json.loads((tmp_path / "out/results.json").read_text())["rows"]]
+    assert names == ["noisy", "random policy", "noisereduce", "ppo"]
 
 
 def test_sweep_goes_on_where_it_was(data, tmp_path, monkeypatch):
@@ -631,23 +788,23 @@ def test_sweep_goes_on_where_it_was(data, tmp_path, monkeypatch):
     cfg = SweepConfig(
         config=path, features=data / "train" / "features.csv", output_root=tmp_path / "sweep"
     )
-    commands = []
+    started = []
 
-    real = denoise.subprocess.run
+    real = commands.subprocess.run
 
     def run(command, **more):
-        if command[1] != denoise.__file__:  # git, asked for the version
+        if command[1:3] != ["-m", "studies.denoise"]:  # git, asked for the version
             return real(command, **more)
-        commands.append(command)
-        if len(commands) == 1:  # the first one breaks
+        started.append(command)
+        if len(started) == 1:  # the first one breaks
             return type("Done", (), {"returncode": 1})
-        denoise.main(parse(denoise.NAMES, command[2:]))
+        commands.run(parse(commands.NAMES, command[3:]))
         return type("Done", (), {"returncode": 0})
 
-    monkeypatch.setattr(denoise.subprocess, "run", run)
-    assert denoise.sweep(cfg) == 1  # one failed, the others were done
-    assert len(commands) == 2 and commands[0][0] == sys.executable
-    assert denoise.sweep(cfg) == 0 and len(commands) == 3  # only the one that was missing
+    monkeypatch.setattr(commands.subprocess, "run", run)
+    assert commands.sweep(cfg) == 1  # one failed, the others were done
+    assert len(started) == 2 and started[0][0] == sys.executable
+    assert commands.sweep(cfg) == 0 and len(started) == 3  # only the one that was missing
     names = sorted(folder.name for folder in (tmp_path / "sweep" / "ppo_small").iterdir())
     assert "00_learning_rate-3e-05_diversity_weight-0" in names
     with open(tmp_path / "sweep" / "summary.csv", newline="") as stream:
@@ -655,19 +812,14 @@ def test_sweep_goes_on_where_it_was(data, tmp_path, monkeypatch):
     assert len(rows) == 2 and all(math.isfinite(float(row["validation_gain"])) for row in rows)
     path.write_text(json.dumps({"experiments": [one | {"base_args": {"total_step": 1}}]}))
     with pytest.raises(InputError, match="did you mean 'total_steps'"):
-        denoise.sweep(cfg)
+        commands.sweep(cfg)
 
 
-def test_a_mistake_ends_with_one_line(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["denoise.py", "infer", "--checkpoint", "nowhere"])
-    with pytest.raises(SystemExit) as stopped:
-        run_script(denoise.NAMES, denoise.main)
-    told = capsys.readouterr()
-    assert (stopped.value.code, told.out) == (2, "")
-    assert told.err == (
-        "denoise.py: error: nowhere/agent.json: not found; train first:"
-        " python studies/denoise.py train\n"
-    )
+def test_a_mistake_ends_with_one_line(run_module):
+    code, out, err = run_module("studies.denoise", "infer", "--checkpoint", "nowhere")
+    assert (code, out) == (2, "")
+    missing = "nowhere/agent.json: not found; train first: python -m studies.denoise train"
+    assert err == f"python -m studies.denoise: error: {missing}\n"
 
 
 def test_seed_decides_the_order(corpus):

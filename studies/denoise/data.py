@@ -1,10 +1,10 @@
 """Noisy speech for the denoising study: mixtures, their table, features and what was measured.
 
-Run:    not a script; the commands `mix` and `features` of denoise.py
+Run:    not a script; the commands `mix` and `features` of `python -m studies.denoise`
 Reads:  <clean>/<speaker>/*, <noise>/<class>/*; <split>/meta.csv, <split>/features.csv
 Writes: <out>/<split>/{clean,noisy}/<utt_id>.wav, <out>/<split>/meta.csv and features.csv
 Shapes: S samples of a clip
-Next:   denoise_env.py
+Next:   environment.py
 
 No speaker and no noise recording is in two splits. Paths in the tables are relative to the table's
 own folder. Without folders of your own, speech and noise are synthesised by soundscapes.py.
@@ -14,7 +14,6 @@ import csv
 import io
 import math
 import re
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,23 +25,17 @@ import soundfile
 import torch
 from tqdm import tqdm
 
-ROOT = Path(__file__).resolve().parent.parent
-for folder in (ROOT, ROOT / "studies"):
-    if str(folder) not in sys.path:  # run as a program
-        sys.path.insert(0, str(folder))
-
-import denoisers  # noqa: E402
-
-from config import Checked, InputError, number, require, whole  # noqa: E402
-from core.files import Kind, check_file, keep_apart, new_folder, write_bytes  # noqa: E402
-from core.names import csv_cell, csv_text  # noqa: E402
-from core.stored import read_json, read_text, write_json  # noqa: E402
-from sed.audio import AudioFile, read_samples  # noqa: E402
-from soundscapes import AUDIO, MAKERS, PEAK, RATE, list_bank, synthesise  # noqa: E402
+from config import Checked, InputError, number, require, whole
+from core.files import Kind, check_file, keep_apart, new_folder, write_bytes
+from core.names import csv_cell, csv_text
+from core.stored import read_json, read_text, write_json
+from sed.audio import AudioFile, read_samples
+from soundscapes import AUDIO, MAKERS, PEAK, RATE, list_bank, synthesise
+from studies.denoise import denoisers
 
 META = (
     *("utt_id", "split", "clean_path", "noisy_path", "clean_source", "noise_source", "scene"),
-    *("macro_scene", "snr_db", "duration_sec", "speaker_id"),
+    *("macro_scene", "snr_db", "duration_sec", "speaker_id", "fold"),
 )
 MEASURES = ("si_sdr", "stoi", "estoi")
 NOISY = tuple(f"noisy_{name}" for name in MEASURES)
@@ -71,6 +64,8 @@ class MixConfig(Checked):
     """one is drawn for each clip: speech power over noise power, both over the whole clip"""
     clips: tuple[int, int, int] = (600, 120, 240)
     """clips of train, validation, test"""
+    cells: int = number(0, 0)
+    """for `cross`: instead of splits so many clips of each speaker with each fold of the noise"""
     join: int = number(4, 1, 100)
     """recordings of one speaker in a clip, with pauses; 1 leaves them as they are"""
     pause_s: tuple[float, float] = (0.05, 0.3)
@@ -111,25 +106,35 @@ class FeaturesConfig(Checked):
 # ---------------------------------------------------------------------------- reading audio
 
 
+def read_own(path: Path) -> tuple[np.ndarray, int]:
+    """Mono wave (S,) float32 and its sample rate. InputError names an unusable file."""
+    try:
+        samples, rate = read_samples(path)
+    except ValueError as error:
+        raise InputError(f"{path}: {error}; replace or remove it") from None
+    return samples.mean(axis=1), rate
+
+
+def resampled(wave: np.ndarray, rate: int, wanted: int) -> np.ndarray:
+    """A wave (S,) at another rate, float32."""
+    if rate != wanted:
+        wave = librosa.resample(wave, orig_sr=rate, target_sr=wanted)
+    return wave.astype(np.float32)
+
+
 def read_wave(path: Path, sample_rate: int, speech: bool = False) -> np.ndarray:
     """Mono wave (S,) float32 at `sample_rate`. InputError names an unusable file.
 
     Speech of a lower rate is refused: the band above it would hold noise alone, and a low-pass
     would win.
     """
-    try:
-        samples, rate = read_samples(path)
-    except ValueError as error:
-        raise InputError(f"{path}: {error}; replace or remove it") from None
-    wave = samples.mean(axis=1)
+    wave, rate = read_own(path)
     if speech and rate < sample_rate:
         raise InputError(
             f"{path}: has {rate} Hz, but {sample_rate} Hz is wanted: above {rate // 2} Hz there"
             f" would be noise alone; give --sample-rate {rate}"
         )
-    if rate != sample_rate:
-        wave = librosa.resample(wave, orig_sr=rate, target_sr=sample_rate)
-    return wave.astype(np.float32)
+    return resampled(wave, rate, sample_rate)
 
 
 class Source(NamedTuple):
@@ -147,7 +152,7 @@ def read_source(source: Source, sample_rate: int, seed: int, speech: bool) -> np
         wave = read_wave(source.path, sample_rate, speech)
     else:
         wave = synthesise(seed, *source.path)
-        wave = librosa.resample(wave, orig_sr=RATE, target_sr=sample_rate)
+        wave = resampled(wave, RATE, sample_rate)
     if not wave.any():
         raise InputError(f"{source.name}: is all zero; remove it")
     return wave
@@ -271,15 +276,26 @@ def write_wave(path: Path, wave: np.ndarray, sample_rate: int, kind: str = "wav"
     write_bytes(path, sound.getvalue())
 
 
-def mix_split(cfg: MixConfig, folder: Path, split: str, sources: tuple, groups: dict) -> list[dict]:
-    """Write one split -> its rows of meta.csv."""
+def mix_split(
+    cfg: MixConfig,
+    folder: Path,
+    split: str,
+    sources: tuple[dict[str, list[Source]], list[Source]],
+    groups: dict[str, str],
+    place: tuple[int, int],
+) -> list[dict]:
+    """Write clips into <folder>/{clean,noisy} -> their rows of meta.csv.
+
+    `place` has the number of the clips' generator and how many there are.
+    """
     speakers, noises = sources
-    rng = np.random.default_rng([cfg.seed, 1 + SPLITS.index(split)])
+    number_, count = place
+    rng = np.random.default_rng([cfg.seed, 1 + number_])
     queues = {name: endless(recordings, rng) for name, recordings in speakers.items()}
     sounds, rows = endless(noises, rng), []
     for kind in ("clean", "noisy"):
-        (folder / split / kind).mkdir(parents=True)
-    for index in tqdm(range(cfg.clips[SPLITS.index(split)]), desc=split, unit="clip"):
+        (folder / kind).mkdir(parents=True, exist_ok=True)
+    for index in tqdm(range(count), desc=split, unit="clip", leave=False):
         speaker = list(speakers)[index % len(speakers)]
         said = [next(queues[speaker]) for _ in range(cfg.join)]
         waves = [read_source(source, cfg.sample_rate, cfg.seed, speech=True) for source in said]
@@ -288,11 +304,10 @@ def mix_split(cfg: MixConfig, folder: Path, split: str, sources: tuple, groups: 
         noise = read_source(sound, cfg.sample_rate, cfg.seed, speech=False)
         snr_db = float(rng.choice(cfg.snr_db))
         stem = re.sub(r"[^\w-]+", "_", Path(said[0].name).stem)
-        utt_id = f"{speaker}_{stem}_mix{index:05d}_snr{snr_db:g}"
+        utt_id = f"{speaker}_{stem}_mix{number_ * cfg.cells + index:05d}_snr{snr_db:g}"
         pair = mixed(clean, fitted(noise, len(clean), rng), snr_db)
         for kind, wave in zip(("clean", "noisy"), pair, strict=True):
-            path = folder / split / kind / f"{utt_id}.wav"
-            write_wave(path, wave, cfg.sample_rate)
+            write_wave(folder / kind / f"{utt_id}.wav", wave, cfg.sample_rate)
         rows.append(
             {
                 "utt_id": utt_id,
@@ -306,10 +321,27 @@ def mix_split(cfg: MixConfig, folder: Path, split: str, sources: tuple, groups: 
                 "snr_db": f"{snr_db:.1f}",
                 "duration_sec": f"{len(clean) / cfg.sample_rate:.3f}",
                 "speaker_id": speaker,
+                "fold": sound.fold,
             }
         )
-    write_csv(folder / split / "meta.csv", META, rows)
     return rows
+
+
+def mix_cells(cfg: MixConfig, folder: Path, groups: dict[str, str]) -> None:
+    """Every speaker with every fold of the noise, all in one table."""
+    speech, noise = list_speech(cfg.clean), list_noise(cfg.noise, cfg.seed)
+    speakers, folds = (
+        {getattr(s, name) for s in found} for found, name in ((speech, "group"), (noise, "fold"))
+    )
+    rows = []
+    for speaker in sorted(speakers):
+        mine = {speaker: [source for source in speech if source.group == speaker]}
+        for fold in sorted(folds):
+            sources = mine, [source for source in noise if source.fold == fold]
+            place = len(rows) // cfg.cells, cfg.cells
+            rows += mix_split(cfg, folder, f"{speaker}, fold {fold}", sources, groups, place)
+    write_csv(folder / "meta.csv", META, rows)
+    print(f"{len(rows)} clips: {len(speakers)} speakers x {len(folds)} folds x {cfg.cells}")
 
 
 def read_groups(path: Path | None) -> dict[str, str]:
@@ -322,23 +354,31 @@ def read_groups(path: Path | None) -> dict[str, str]:
 
 MIXTURES = Kind(
     "folder of mixtures",
-    ("mix.json", "*/meta.csv", "*/features.csv", "*/clean/*.wav", "*/noisy/*.wav"),
+    (
+        "mix.json",
+        *(f"{home}{file}" for home in ("", "*/") for file in ("meta.csv", "features.csv")),
+        *(f"{home}{kind}/*.wav" for home in ("", "*/") for kind in ("clean", "noisy")),
+    ),
     (("mix.json", "snr_db"), ("mix.json", "speakers")),
 )
 
 
 def mix(cfg: MixConfig) -> None:
-    """All three splits, whole or not at all."""
+    """All three splits, or the cells of `cross`; whole or not at all."""
     if cfg.out.exists() and not cfg.overwrite:
         raise InputError(f"{cfg.out} exists; give --overwrite or another --out")
     keep_apart(cfg.out, [cfg.clean, cfg.noise, cfg.macro_scenes], replaced=True)
     if cfg.clean is None and cfg.sample_rate > RATE:
         raise InputError(f"--sample-rate {cfg.sample_rate}: synthesised speech has {RATE} Hz")
     groups = read_groups(cfg.macro_scenes)
-    sources = split_sources(cfg)
+    sources = {} if cfg.cells else split_sources(cfg)
     with new_folder(cfg.out, MIXTURES) as folder:
-        for split in SPLITS:
-            rows = mix_split(cfg, folder, split, sources[split], groups)
+        if cfg.cells:
+            mix_cells(cfg, folder, groups)
+        for place, split in enumerate(sources):
+            count = cfg.clips[place]
+            rows = mix_split(cfg, folder / split, split, sources[split], groups, (place, count))
+            write_csv(folder / split / "meta.csv", META, rows)
             speakers, noises = sources[split]
             seconds = sum(float(row["duration_sec"]) for row in rows)
             print(
@@ -379,7 +419,7 @@ def read_table(path: Path, needed: tuple[str, ...], cure: str) -> list[dict[str,
     return rows
 
 
-MAKE_META = "run: python studies/denoise.py mix"
+MAKE_META = "run: python -m studies.denoise mix"
 
 
 def read_meta(path: Path) -> list[dict[str, str]]:

@@ -1,10 +1,10 @@
 """Labelled images for the active learning study, read from the official files.
 
-Run:    nothing here runs; see studies/active_learning.py
+Run:    nothing here runs; see commands.py
 Reads:  CIFAR-10 and CIFAR-100 (binary versions), Fashion-MNIST (IDX files), scikit-learn's digits
 Writes: what is downloaded, into the folder of the files
 Shapes: N images of C channels, H x W pixels
-Next:   studies/image_classifier.py
+Next:   classifier.py
 
 Archives must be the official ones, by their MD5; they are read where they lie, not unpacked.
 Unpacked files are taken from anybody: their checksum is unknown, so format and size are checked.
@@ -12,7 +12,6 @@ Unpacked files are taken from anybody: their checksum is unknown, so format and 
 
 import gzip
 import hashlib
-import sys
 import tarfile
 import urllib.request
 from collections.abc import Callable
@@ -25,11 +24,8 @@ import torch
 from torch.nn import functional
 from tqdm import tqdm
 
-ROOT = Path(__file__).resolve().parent.parent
-if str(ROOT) not in sys.path:  # run as a program
-    sys.path.insert(0, str(ROOT))
-
-from config import InputError, whole  # noqa: E402
+from config import InputError, whole
+from core.files import Kind, new_folder, write_bytes
 
 DatasetName = Literal["digits", "cifar10", "cifar100", "fashion-mnist"]
 SIZE = 32  # pixels, of everything but the digits
@@ -246,6 +242,50 @@ def assemble_cifar(
     classes = read_names(read(layout.names), layout.num_classes, layout.names)
     arrays = (images, labels, test.copy(), test_labels)
     return Images(name, *map(torch.from_numpy, arrays), classes, source)
+
+
+def even_choice(labels: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+    """Places (count,) of images, as many of each class; InputError where a class has too few."""
+    classes = np.unique(labels)
+    each = count // len(classes)
+    if not each or count % len(classes):
+        raise InputError(f"{count} images: must be a multiple of the {len(classes)} classes")
+    places = [np.flatnonzero(labels == name) for name in classes]
+    least = min(len(place) for place in places)
+    if least < each:
+        raise InputError(f"{count} images: {each} of each class are wanted, one class has {least}")
+    chosen = np.concatenate([rng.choice(place, each, replace=False) for place in places])
+    return rng.permutation(chosen)
+
+
+PART = Kind(
+    "part of a data set",
+    tuple(file for one in CIFAR.values() for file in (one.names, *one.train, one.test)),
+)
+
+
+def write_cifar(name: str, images: Images, train: int, test: int, seed: int, folder: Path) -> None:
+    """A part of CIFAR-10 or CIFAR-100 in the official layout, in a new folder, whole or not at all.
+
+    InputError where there are too few images.
+    """
+    layout = CIFAR[name]
+    names = "\n".join(images.classes) + "\n"
+    content = {layout.names: names.encode()}
+    parts = (
+        (layout.train[0], images.train, images.train_labels, train),
+        (layout.test, images.test, images.test_labels, test),
+    )
+    for place, (file, pixels, labels, count) in enumerate(parts):
+        rng = np.random.default_rng([seed, place])
+        rows = even_choice(labels.numpy(), count, rng)
+        column = labels.numpy()[rows, None].astype(np.uint8)
+        columns = [np.zeros_like(column)] * (layout.label_bytes - 1)  # the superclass is not kept
+        columns += [column, pixels.numpy()[rows].reshape(len(rows), -1)]
+        content[file] = np.concatenate(columns, 1).tobytes()
+    with new_folder(folder, PART, fresh=True) as work:
+        for file, raw in content.items():
+            write_bytes(work / file, raw)
 
 
 # ---------------------------------------------------------------------------- Fashion-MNIST

@@ -1,23 +1,24 @@
 """The learner proven: classic reinforcement learning that everybody knows the answers of.
 
-Run:    python studies/classic.py value-iteration           # also q-value-iteration, td, q-learning
-        python studies/classic.py dqn --double --dueling     # also reinforce, genetic, angle
-        python studies/classic.py table                      # every CartPole variant, five seeds
-        python studies/classic.py render --policy runs/classic/cartpole-dqn-plain-tuned-0/policy.pt
+Run:    python -m studies.classic value-iteration           # also q-value-iteration, td, q-learning
+        python -m studies.classic dqn --double --dueling     # also reinforce, genetic, angle
+        python -m studies.classic table                      # every CartPole variant, five seeds
+        python -m studies.classic render --policy runs/classic/cartpole-dqn-plain-tuned-0/policy.pt
 Reads:  policy.pt (render, score)
 Writes: <out>/{policy.pt, result.json}, <out>/{table.md, curves.png}, a GIF
 Shapes: S states, A actions
 Next:   nothing
 
 Needs requirements-studies.txt. `--settings` chooses the defaults of the other flags: tuned ones of
-this study, or those of its two sources, a lecture and a tutorial. Text and results: classic.md.
+this study, or those of its two sources, a lecture and a tutorial. Text and results: README.md.
 """
 
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import as_completed
+from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -26,28 +27,23 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-ROOT = Path(__file__).resolve().parent.parent
-if str(ROOT) not in sys.path:
-    sys.path.insert(0, str(ROOT))
-
-from config import (  # noqa: E402
+from config import (
     InputError,
     needed,
     parse,
     process_pool,
-    run_main,
     to_dict,
     whole,
     write_text,
 )
-from core.files import Kind, check_file, keep_apart, made, own_folder  # noqa: E402
-from core.stored import read_json, write_json  # noqa: E402
-from runfolder import pick_device, versions  # noqa: E402
-from studies import agents, mdp, policy_search  # noqa: E402
-from studies.agents import Policy, Trained, Variant  # noqa: E402
-from studies.classic_settings import (  # noqa: E402
+from core.files import Kind, check_file, keep_apart, made, own_folder
+from core.stored import read_json, write_json
+from runfolder import pick_device, versions
+from studies.classic import agents, mdp, policy_search
+from studies.classic.agents import LIMIT, Policy, Report, Trained, Variant
+from studies.classic.mdp import SCRIPT, TabularEnv
+from studies.classic.settings import (
     HOME,
-    LIMIT,
     AngleConfig,
     DqnConfig,
     GeneticConfig,
@@ -62,7 +58,6 @@ from studies.classic_settings import (  # noqa: E402
     ValueIterationConfig,
     commands,
 )
-from studies.mdp import SCRIPT, TabularEnv  # noqa: E402
 
 LIBRARY = "DQN plain, stable-baselines3"
 TRAINED = Kind("training of this study", older=(("result.json", "kept"), ("result.json", "seed")))
@@ -149,6 +144,11 @@ def name_of(cfg: TrainedConfig) -> str:
     return "-".join([*words, kind, str(cfg.variant), cfg.settings])
 
 
+def folder_of(cfg: TrainedConfig) -> Path:
+    """Where a training writes."""
+    return cfg.out or HOME / f"{name_of(cfg)}-{cfg.seed}"
+
+
 def solved_mark(env: str, max_steps: int) -> float:
     """Mean return at which gymnasium calls an environment solved."""
     marks = {("CartPole-v1", 200): 195.0, ("CartPole-v1", 500): 475.0}
@@ -171,6 +171,28 @@ class Outcome(NamedTuple):
     max_steps: int  # of the checks
 
 
+@contextmanager
+def reports(cfg: DqnConfig, progress: bool) -> Iterator[Callable[[Report], None]]:
+    """Where a DQN's reports go: printed above the progress bar, and to TensorBoard."""
+    board = None
+    if cfg.report_every and progress:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+
+            board = SummaryWriter(str(folder_of(cfg) / "tensorboard"), purge_step=0)
+        except ImportError:
+            print("note: no TensorBoard events without its package: pip install tensorboard")
+
+    def say(report: Report) -> None:
+        tqdm.write(str(report))
+        if board is not None:
+            board.add_scalar("score", report.score, report.episode)
+
+    yield say
+    if board is not None:
+        board.close()
+
+
 def learn(cfg: TrainedConfig, progress: bool) -> Outcome:
     """Train what the command asks for."""
     if isinstance(cfg, GeneticConfig):
@@ -182,7 +204,11 @@ def learn(cfg: TrainedConfig, progress: bool) -> Outcome:
         trained = policy_search.reinforce(cfg.env, learning, cfg.seed, cfg.checking, progress)
     elif cfg.library == "own":
         dueling = learning.dueling_centre if cfg.dueling else None
-        trained = agents.dqn(cfg.env, learning, cfg.variant, cfg.seed, cfg.checking, progress)
+        with reports(cfg, progress) as say:
+            every = cfg.report_every if progress else None
+            trained = agents.dqn(
+                cfg.env, learning, cfg.variant, cfg.seed, cfg.checking, progress, every, say
+            )
     else:
         trained = agents.sb3_dqn(cfg.env, learning, cfg.seed, cfg.checking, progress)
     policy = Policy(cfg.env, learning.hidden, learning.activation, dueling, trained.kept)
@@ -192,7 +218,7 @@ def learn(cfg: TrainedConfig, progress: bool) -> Outcome:
 
 def train(cfg: TrainedConfig, progress: bool = True) -> dict[str, Any]:
     """Train, save, load, score on fresh episodes -> the content of result.json."""
-    folder = cfg.out or HOME / f"{name_of(cfg)}-{cfg.seed}"
+    folder = folder_of(cfg)
     with own_folder(folder, TRAINED):
         return train_into(folder, cfg, progress)
 
@@ -238,7 +264,7 @@ def run_training(cfg: TrainedConfig) -> None:
             print(f"{name}_mean_return: {score['mean']:.2f} (std {score['std']:.2f})")
             if cfg.env == "CartPole-v1":
                 print(f"{name}_mean_return_at_200: {score['mean_200']:.2f}")
-    print(f"results: {cfg.out or HOME / f'{name_of(cfg)}-{cfg.seed}'}")
+    print(f"results: {folder_of(cfg)}")
 
 
 def run_score(cfg: ScoreConfig) -> None:
@@ -268,6 +294,34 @@ def run_render(cfg: RenderConfig) -> None:
 
 def rows_of(cfg: TableConfig) -> dict[str, list[TrainedConfig]]:
     """Row of the table -> its trainings, one a seed."""
+    rows = cartpole_rows() if cfg.env == "CartPole-v1" else lunar_rows()
+    return {
+        row: [
+            replace(one, seed=seed, out=cfg.out / f"{name_of(one)}-{seed}")
+            for seed in range(cfg.seeds)
+        ]
+        for row, one in rows.items()
+    }
+
+
+def lunar_rows() -> dict[str, TrainedConfig]:
+    """LunarLander: the DQN with settings of its own, its extensions, plain REINFORCE."""
+    env = "LunarLander-v3"
+    tuned = {
+        name: replace(one, env=env)
+        for name, one in commands(["--env", env]).items()
+        if name in ("dqn", "reinforce")
+    }
+    extended = replace(tuned["dqn"], double=True, dueling=True, prioritized=True)
+    return {
+        "DQN plain": tuned["dqn"],
+        f"DQN {extended.variant}": extended,
+        "REINFORCE": tuned["reinforce"],
+    }
+
+
+def cartpole_rows() -> dict[str, TrainedConfig]:
+    """CartPole: tuned learners, those of stable-baselines3, and the sources' settings."""
     tuned, lecture = commands([]), commands(["--settings", "lecture"])
     tutorial = commands(["--settings", "tutorial"])
     extensions = [{}, {"double": True}, {"dueling": True}, {"prioritized": True}]
@@ -279,13 +333,7 @@ def rows_of(cfg: TableConfig) -> dict[str, list[TrainedConfig]]:
     rows["REINFORCE, lecture's settings"] = replace(lecture["reinforce"], settings="lecture")
     rows["DQN, lecture's settings"] = replace(lecture["dqn"], settings="lecture")
     rows["DQN, tutorial's settings"] = replace(tutorial["dqn"], settings="tutorial")
-    return {
-        row: [
-            replace(one, seed=seed, out=cfg.out / f"{name_of(one)}-{seed}")
-            for seed in range(cfg.seeds)
-        ]
-        for row, one in rows.items()
-    }
+    return rows
 
 
 def is_there(cfg: TrainedConfig) -> bool:
@@ -307,7 +355,9 @@ def line_of(row: str, results: list[dict[str, Any]]) -> str:
     kept = np.array([result["kept"]["mean"] for result in results])
     last = np.array([result["last"]["mean"] for result in results])
     capped = np.array([result["kept"]["mean_200"] for result in results])
-    solved = [f"{(kept >= 475).sum()} of {len(kept)}", f"{(capped >= 195).sum()} of {len(kept)}"]
+    env = results[0]["config"]["env"]
+    marked = kept >= solved_mark(env, LIMIT[env])
+    solved = [f"{mark.sum()} of {len(kept)}" for mark in (marked, capped >= 195)]
     at = sorted(result["solved_at"] for result in results if result["solved_at"])
     when = f"{np.median(at):,.0f} ({at[0]:,} to {at[-1]:,})" if at else "-"
     steps = np.mean([result["steps"] for result in results])
@@ -315,15 +365,24 @@ def line_of(row: str, results: list[dict[str, Any]]) -> str:
     cells = [row, solved[0], when]
     cells += [f"{values.mean():.1f} ± {values.std():.1f}" for values in (kept, last, capped)]
     cells.append(solved[1])
+    if env != "CartPole-v1":  # only CartPole has an older mark, at 200 steps
+        del cells[5:7]
     return " | ".join(["", *cells, f"{steps:,.0f}", f"{seconds:.0f}", ""]).strip()
 
 
 def table_of(results: dict[str, list[dict[str, Any]]]) -> str:
     """The table in Markdown."""
-    head = "learner|seeds with 475|solved at step: median (range)|kept policy|last policy"
-    head += "|kept, stopped at 200|seeds with 195 there|steps trained|seconds"
-    lines = [f"| {' | '.join(head.split('|'))} |", "|---" * 9 + "|"]
-    return "\n".join([*lines, *(line_of(row, found) for row, found in results.items())]) + "\n"
+    first = next(iter(results.values()))[0]
+    env = first["config"]["env"]
+    head = ["learner", f"seeds with {solved_mark(env, LIMIT[env]):g}"]
+    head += ["solved at step: median (range)", "kept policy", "last policy"]
+    if env == "CartPole-v1":
+        head += ["kept, stopped at 200", "seeds with 195 there"]
+    head += ["steps trained", "seconds"]
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    lines += [line_of(row, found) for row, found in results.items()]
+    made = {one["versions"].get("processor", "?") for found in results.values() for one in found}
+    return "\n".join([*lines, "", f"Made on {' and '.join(sorted(made))}."]) + "\n"
 
 
 def curve(results: list[dict[str, Any]], every: int) -> tuple[np.ndarray, np.ndarray]:
@@ -344,7 +403,8 @@ def draw_curves(results: dict[str, list[dict[str, Any]]], path: Path) -> None:
     from plotting import COLOURS, STYLE, page, write
 
     columns = min(len(results), 4)
-    title = "CartPole-v1: mean return of the greedy policy in 100 validation episodes"
+    env = next(iter(results.values()))[0]["config"]["env"]
+    title = f"{env}: mean return of the greedy policy in 100 validation episodes"
     with matplotlib.rc_context(STYLE):
         figure, grid = page(title, -(-len(results) // columns), columns, height=9.0, sharey=True)
     for ax in grid.flat[len(results) :]:
@@ -354,13 +414,15 @@ def draw_curves(results: dict[str, list[dict[str, Any]]], path: Path) -> None:
         steps, returns = curve(found, checking)
         mean, spread = returns.mean(0), returns.std(0)
         ax.plot(steps / 1000, returns.T, color=COLOURS["yardstick"], lw=0.7, alpha=0.6)
-        low, high = np.maximum(mean - spread, 0), np.minimum(mean + spread, 500)
+        low, high = mean - spread, mean + spread
+        if env == "CartPole-v1":
+            low, high = np.maximum(low, 0), np.minimum(high, LIMIT[env])
         ax.fill_between(steps / 1000, low, high, color=COLOURS["t_adj"], alpha=0.2, lw=0)
         ax.plot(steps / 1000, mean, color=COLOURS["t_adj"])
-        mark = solved_mark("CartPole-v1", found[0]["max_steps"])
+        mark = solved_mark(env, found[0]["max_steps"])
         ax.axhline(mark, color=COLOURS["t_base"], ls="--", lw=1.2)
         ax.set_title(row.removesuffix(" settings").replace("stable-baselines3", "SB3"))
-        ax.set_ylim(0, 515)
+        ax.set_ylim((0, 515) if env == "CartPole-v1" else (-350, 300))
         ax.set_xlim(0, None)
     for ax in grid[:, 0]:
         ax.set_ylabel("mean return")
@@ -368,7 +430,7 @@ def draw_curves(results: dict[str, list[dict[str, Any]]], path: Path) -> None:
         "thousand steps; thin: seeds (constant after their end), thick: mean, shaded: one standard"
     )
     figure.supxlabel(f"{note} deviation, dashed: solved")
-    write(figure, path, 80, "CartPole curves")
+    write(figure, path, 80, f"{env} curves")
     picture = needed("PIL.Image", SCRIPT).open(path).convert("RGB").quantize(64)
     with whole(path) as temporary:
         picture.save(temporary, format="PNG", optimize=True)
@@ -403,10 +465,11 @@ def make_table(cfg: TableConfig) -> None:
     results = {row: found for row, found in results.items() if found}
     if not results:
         raise InputError(f"{cfg.out} holds no training of the table; leave out --present")
-    write_text(cfg.out / "table.md", table_of(results))
-    draw_curves(results, cfg.out / "curves.png")
+    name = cfg.env.partition("-")[0].lower()
+    write_text(cfg.out / f"{name}-table.md", table_of(results))
+    draw_curves(results, cfg.out / f"{name}-curves.png")
     print(table_of(results), end="")
-    print(f"table: {cfg.out / 'table.md'}")
+    print(f"table: {cfg.out / f'{name}-table.md'}")
 
 
 RUN: dict[type, Callable[[Any], None]] = {
@@ -424,11 +487,8 @@ RUN: dict[type, Callable[[Any], None]] = {
 }
 
 
-def main() -> None:
+def main(args: list[str] | None = None) -> None:
     """Run the command that the command line names."""
-    cfg = parse(commands(sys.argv[1:]))
+    args = sys.argv[1:] if args is None else args
+    cfg = parse(commands(args), args)
     RUN[type(cfg)](cfg)
-
-
-if __name__ == "__main__":
-    run_main(main)

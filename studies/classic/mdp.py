@@ -1,6 +1,6 @@
 """Tabular reinforcement learning: value iteration, Q-value iteration, TD(0), Q-learning.
 
-Run:    not a program; see classic.py
+Run:    not a program; see commands.py
 Reads:  nothing
 Writes: nothing
 Shapes: S states, A actions
@@ -12,22 +12,16 @@ own form for them. The planners read the table; the learners only take steps. Fo
 Barto, *Reinforcement Learning*, 2nd edition, chapters 4 and 6.
 """
 
-import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from tqdm import trange
 
-ROOT = Path(__file__).resolve().parent.parent
-if str(ROOT) not in sys.path:
-    sys.path.insert(0, str(ROOT))
+from config import Checked, needed, number
+from qlearning import anneal
 
-from config import Checked, needed, number  # noqa: E402
-from qlearning import anneal  # noqa: E402
-
-SCRIPT = "classic.py"  # what the user started
+SCRIPT = "python -m studies.classic"  # what the user started
 TabularEnv = Literal["three-state", "FrozenLake-v1", "Taxi-v4"]
 Table = dict[int, dict[int, list[tuple[float, int, float, bool]]]]
 

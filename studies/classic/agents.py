@@ -1,8 +1,8 @@
 """DQN and its variants on gymnasium's CartPole and LunarLander; what every learner of them needs.
 
-Run:    not a program; see classic.py
+Run:    not a program; see commands.py
 Reads:  nothing
-Writes: policy.pt files, for classic.py
+Writes: policy.pt files, for commands.py
 Shapes: L lanes (episodes side by side), T steps, B batch, S observation, A actions
 Next:   policy_search.py
 
@@ -17,7 +17,6 @@ import copy
 import itertools
 import math
 import os
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,12 +28,8 @@ from torch import nn
 from torch.nn import functional
 from tqdm import tqdm
 
-ROOT = Path(__file__).resolve().parent.parent
-if str(ROOT) not in sys.path:
-    sys.path.insert(0, str(ROOT))
-
-from config import Checked, InputError, needed, number  # noqa: E402
-from qlearning import (  # noqa: E402
+from config import Checked, InputError, needed, number
+from qlearning import (
     Columns,
     DuelingHead,
     PrioritizedReplay,
@@ -43,13 +38,14 @@ from qlearning import (  # noqa: E402
     sync,
     td_target,
 )
-from runfolder import load_weights, read_checkpoint, write_checkpoint  # noqa: E402
-from studies.mdp import SCRIPT, stream  # noqa: E402
+from runfolder import load_weights, read_checkpoint, write_checkpoint
+from studies.classic.mdp import SCRIPT, stream
 
 EnvName = Literal["CartPole-v1", "LunarLander-v3"]
 Activation = Literal["relu", "elu", "tanh"]
 ACTIVATIONS = {"relu": nn.ReLU, "elu": nn.ELU, "tanh": nn.Tanh}
 OPTIMIZERS = {"adam": torch.optim.Adam, "nadam": torch.optim.NAdam}
+LIMIT = {"CartPole-v1": 500, "LunarLander-v3": 1000}  # gymnasium's longest episode
 CPU = torch.device("cpu")
 EPISODES = 100  # of every check and every score
 VALIDATION, FRESH = 10, 11  # streams of seeds; a learner's own are 0 to 3
@@ -207,10 +203,10 @@ def save_policy(path: Path, policy: Policy) -> None:
 def load_policy(path: Path) -> tuple[str, nn.Module]:
     """Environment and network of a policy.pt; InputError where it is missing or something else."""
     if not path.exists():
-        raise InputError(f"{path}: not found; train first: python studies/classic.py dqn")
+        raise InputError(f"{path}: not found; train first: python -m studies.classic dqn")
     content = read_checkpoint(path)
     if set(content) != set(Policy._fields):
-        raise InputError(f"{path}: not a policy of studies/classic.py")
+        raise InputError(f"{path}: not a policy of studies.classic")
     policy = Policy(**content)
     envs = make_envs(policy.env, 1, 1)
     network = make_network(envs, tuple(policy.hidden), policy.activation, policy.dueling)
@@ -356,6 +352,21 @@ class DqnLearner:
             self.replay.update(index, target - q)
 
 
+class Report(NamedTuple):
+    """What is said every so many episodes, as the tutorial does."""
+
+    episode: int
+    score: float  # mean return of the episodes since the last report
+    buffer: int  # transitions in the replay
+    epsilon: float
+
+    def __str__(self) -> str:
+        return (
+            f"n_episode :{self.episode}, score : {self.score:.1f}, n_buffer : {self.buffer},"
+            f" eps : {100 * self.epsilon:.1f}%"
+        )
+
+
 def dqn(
     env: str,
     cfg: DqnSettings,
@@ -363,12 +374,14 @@ def dqn(
     seed: int,
     checking: Checking,
     progress: bool = False,
+    every: int | None = None,
+    say: Callable[[Report], None] = print,
 ) -> Trained:
-    """Train a Q-network; see DqnSettings."""
+    """Train a Q-network; see DqnSettings. A report is said `every` so many episodes."""
     envs = make_envs(env, cfg.lanes, cfg.max_steps)
     learner = DqnLearner(envs, cfg, variant, seed)
     best, rng = greedy(learner.network), np.random.default_rng([seed, 1])
-    checks = Checks(env, min(cfg.max_steps, 500), checking, seed)
+    checks = Checks(env, min(cfg.max_steps, LIMIT[env]), checking, seed)
     num_actions = int(envs.single_action_space.n)
     obs, _ = envs.reset(seed=stream(seed, 3))
     resetting = np.zeros(cfg.lanes, dtype=bool)  # lanes whose step only starts a new episode
@@ -390,7 +403,12 @@ def dqn(
         totals[kept] += rewards[kept]
         steps += len(kept)
         resetting = terminated | truncated
-        episodes += [(steps, float(total)) for total in totals[resetting]]
+        ended = [(steps, float(total)) for total in totals[resetting]]
+        for one in ended:
+            episodes.append(one)
+            if every and len(episodes) % every == 0:
+                score = float(np.mean([total for _, total in episodes[-every:]]))
+                say(Report(len(episodes), score, len(learner.replay), float(epsilon)))
         totals[resetting] = 0.0
         obs, before = following, clock
         clock = steps if cfg.clock == "steps" else len(episodes)
@@ -464,7 +482,7 @@ def sb3_dqn(
         device="cpu",
     )
     network = model.q_net.q_net  # the layers of make_network, in the same order
-    checks = Checks(env, min(cfg.max_steps, 500), checking, seed)
+    checks = Checks(env, min(cfg.max_steps, LIMIT[env]), checking, seed)
     episodes: list[tuple[int, float]] = []
 
     class Watch(callbacks.BaseCallback):

@@ -1,10 +1,10 @@
 """The classifier of the active learning study: networks, augmentation, training, prediction.
 
-Run:    nothing here runs; see studies/active_learning.py
+Run:    nothing here runs; see commands.py
 Reads:  nothing
 Writes: nothing
 Shapes: N images, B batch, C channels, H x W pixels, K classes, F features
-Next:   studies/query_strategies.py
+Next:   strategies.py
 
 Images stay on the device as bytes; a batch is cropped, mirrored and normalised there.
 """
@@ -19,7 +19,7 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from config import InputError
-from studies.image_data import Images
+from studies.active_learning.images import Images
 
 NetworkName = Literal["resnet18", "small"]
 PREDICT_BATCH = 1000  # images
@@ -111,10 +111,16 @@ def make_classifier(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         classifier = NETWORKS[network](images.train.shape[1], len(images.classes), width)
-    return classifier.to(device, memory_format=torch.channels_last)
+    return classifier.to(device, memory_format=layout_on(device))
 
 
 # ---------------------------------------------------------------------------- batches
+
+
+def layout_on(device: torch.device) -> torch.memory_format:
+    """Channels last on CUDA only: with 2 or 4 channels torch's convolution crashes on a CPU."""
+    cuda = device.type == "cuda"
+    return torch.channels_last if cuda else torch.contiguous_format
 
 
 def normalisation(pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -129,8 +135,9 @@ def normalisation(pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def normalise(pixels: torch.Tensor, norm: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-    """Bytes -> float32 of mean 0 and deviation 1, channels last."""
-    return ((pixels - norm[0]) / norm[1]).contiguous(memory_format=torch.channels_last)
+    """Bytes -> float32 of mean 0 and deviation 1."""
+    scaled = (pixels - norm[0]) / norm[1]
+    return scaled.contiguous(memory_format=layout_on(pixels.device))
 
 
 def augment(

@@ -1,31 +1,25 @@
-"""Commands, flags and settings of classic.py: tuned ones, and those of its sources.
+"""Commands, flags and settings of studies.classic: tuned ones, and those of its sources.
 
-Run:    not a program; see classic.py
+Run:    not a program; see commands.py
 Reads:  nothing
 Writes: nothing
 Shapes: none
-Next:   classic.py
+Next:   commands.py
 
 The sources are a lecture on reinforcement learning (policy search, MDPs, Q-learning, DQN and its
 variants) and a DQN tutorial with replay and target network on CartPole.
 """
 
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-ROOT = Path(__file__).resolve().parent.parent
-if str(ROOT) not in sys.path:
-    sys.path.insert(0, str(ROOT))
-
-from config import Checked, flag_in, number  # noqa: E402
-from studies.agents import Checking, DqnSettings, EnvName, Variant  # noqa: E402
-from studies.mdp import TabularEnv, TabularLearning  # noqa: E402
-from studies.policy_search import GeneticSettings, ReinforceSettings  # noqa: E402
+from config import Checked, flag_in, number
+from studies.classic.agents import LIMIT, Checking, DqnSettings, EnvName, Variant
+from studies.classic.mdp import TabularEnv, TabularLearning
+from studies.classic.policy_search import GeneticSettings, ReinforceSettings
 
 HOME = Path("runs/classic")
-LIMIT = {"CartPole-v1": 500, "LunarLander-v3": 1000}  # gymnasium's longest episode
 Source = Literal["tuned", "lecture"]
 
 # ---------------------------------------------------------------------------- settings
@@ -50,6 +44,18 @@ for _env in LIMIT:
         iterations=150,
         steps=None,
     )
+LUNAR_LANDER = DqnSettings(
+    lr=6.3e-4,
+    lr_end=1e-4,
+    budget=200_000,
+    max_steps=1_000,
+    epsilon_end=0.05,
+    epsilon_span=20_000,
+    batch=128,
+    train_every=8,
+    updates=8,
+    sync_every=250,
+)
 DQN = {
     "tuned": DqnSettings(),
     "lecture": DqnSettings(
@@ -225,6 +231,9 @@ class DqnConfig(TrainedConfig):
     """value and advantages in two streams"""
     prioritized: bool = False
     """replay what was predicted worst, with importance weights"""
+    report_every: int | None = number(None, 1)
+    """print score, replay and epsilon every so many episodes, and score to TensorBoard where it is
+    installed (tutorial: 20; not with another --library)"""
     library: Literal["own", "stable-baselines3"] = "own"
     """who trains: this project, or stable-baselines3 with the same numbers (plain DQN only)"""
     learning: DqnSettings = field(default_factory=DqnSettings)
@@ -238,12 +247,14 @@ class DqnConfig(TrainedConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class TableConfig(Checked):
-    """Every CartPole variant over several seeds: one table, one figure. What is there is kept."""
+    """Every variant over several seeds: one table, one figure. What is there is kept."""
 
+    env: EnvName = "CartPole-v1"
+    """environment of gymnasium"""
     seeds: int = number(5, 1)
     """seeds 0, 1, 2 ... of every row"""
     out: Path = HOME
-    """folder of the runs, of table.md and curves.png"""
+    """folder of the runs, of <environment>-table.md and <environment>-curves.png"""
     present: bool = False
     """train nothing: the table of the trainings that are there"""
     workers: int = number(1, 1)
@@ -283,11 +294,14 @@ def commands(args: list[str]) -> dict[str, Any]:
     settings, env = flag_in(args, "--settings") or "tuned", flag_in(args, "--env")
     checking = WATCHED.get(settings, Checking())
     if env == "LunarLander-v3":
-        checking = Checking(every=100_000)
+        checking = Checking(every=20_000, stop_at=240.0)
     tabular = TABULAR.get((env or "three-state", settings), TabularLearning())
     gamma = 0.9 if env in (None, "three-state") else 0.99
     policy_gradient = REINFORCE.get((env or "CartPole-v1", settings), ReinforceSettings())
     deep = DQN.get(settings, DqnSettings())
+    if (env, settings) == ("LunarLander-v3", "tuned"):
+        deep = LUNAR_LANDER
+    report_every = 20 if settings == "tutorial" else None
     return {
         "value-iteration": ValueIterationConfig(gamma=gamma),
         "q-value-iteration": QValueIterationConfig(gamma=gamma),
@@ -296,7 +310,7 @@ def commands(args: list[str]) -> dict[str, Any]:
         "angle": AngleConfig,
         "genetic": GeneticConfig,
         "reinforce": ReinforceConfig(learning=policy_gradient, checking=checking),
-        "dqn": DqnConfig(learning=deep, checking=checking),
+        "dqn": DqnConfig(learning=deep, checking=checking, report_every=report_every),
         "table": TableConfig,
         "score": ScoreConfig,
         "render": RenderConfig,

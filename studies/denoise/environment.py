@@ -1,22 +1,24 @@
 """Choosing denoisers as a game: the environment, the agents of stable-baselines3, their opponents.
 
-Run:    not a script; denoise.py imports it
-Reads:  <split>/features.csv (`denoise.py features`), <run>/{agent.json, model.zip}
+Run:    not a script; see commands.py
+Reads:  <split>/features.csv (`python -m studies.denoise features`), <run>/{agent.json, model.zip}
 Writes: <run>/{agent.json, model.zip}
 Shapes: L lanes, B clips, S samples, D numbers of an observation
-Next:   denoise.py
+Next:   commands.py
 
 An episode is a clip, a step one denoiser on what the last one left:
 
 - observation (D,) float32: `denoisers.features` of the audio as it is now, what was taken away so
   far, the previous method (one of METHODS or none) and its parameters, the share of the steps used;
-- action: a method or `stop`, and three parameters. PPO takes MultiDiscrete (method, three levels).
-  SAC and TD3 know boxes only: a preference for each choice, the highest counts, and the parameters;
+- action: a method or `stop`, and three parameters. PPO takes one of JOINT, or (`ppo-separate`)
+  MultiDiscrete: method, three levels. SAC and TD3 know boxes only: a preference for each choice,
+  the highest counts, and the parameters;
 - reward: the gain in SI-SDR / reward_scale + weights x gains in STOI and ESTOI + diversity;
 - `stop`, or the last of max_steps, terminates the episode.
 """
 
 import io
+import itertools
 import math
 import pickle
 import zipfile
@@ -26,26 +28,32 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import denoise_data  # puts the project's folder on the path
-import denoisers
 import numpy as np
 import torch
-from denoise_data import MEASURES, NOISY, Clip
-from denoisers import FEATURES, METHODS, PARAMETERS, STOP
-from threshold_env import gymnasium, sb3_env
 
 from config import Checked, InputError, needed, number
 from core.files import write_together
 from core.stored import read_json, write_json
 from runfolder import pick_device, versions
+from studies.denoise import data, denoisers
+from studies.denoise.data import MEASURES, NOISY, Clip
+from studies.denoise.denoisers import FEATURES, METHODS, PARAMETERS, STOP
+from studies.threshold_env import gymnasium, sb3_env
 
-SCRIPT = "denoise.py"  # the program that a message names
+SCRIPT = "python -m studies.denoise"  # the program that a message names
 CHOICES = (*METHODS, "stop")
 MEMORY = ("removed_db", *METHODS, *PARAMETERS, "share_of_steps")
 OBSERVATION = len(FEATURES) + len(MEMORY)
 LEVELS = 6  # of each parameter, for PPO, the constant chain and the searches: 0, 0.2 .. 1
+COARSE = ((0.0, 0.4, 0.8), (0.2, 0.8), (0.4, 1.0))  # strength, depth, tracking of JOINT
+# PPO's one discrete choice: every method with every coarse setting, then stop. A draw of method and
+# levels one by one (ppo-separate) cannot know that a setting suits one method and not the other.
+JOINT: tuple[tuple[int, tuple[float, ...]], ...] = (
+    *itertools.product(range(len(METHODS)), itertools.product(*COARSE)),
+    (STOP, (0.0,) * len(PARAMETERS)),
+)
 CLIPPED = 5.0  # standard deviations an observation may lie from the mean
-Algo = Literal["ppo", "sac", "td3"]
+Algo = Literal["ppo", "ppo-separate", "sac", "td3"]
 Chain = list[tuple[int, tuple[float, float, float]]]  # (method, parameters) of each step
 # (observations (B, D), step) -> choices (B,), parameters (B, 3)
 Chooser = Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]
@@ -65,7 +73,7 @@ class Reward(Checked):
     """worth of 1 ESTOI (HEAR's recipe)"""
     diversity_weight: float = number(0.0)
     """paid for another method than the step before, half of it charged for the same (HEAR: 0.1;
-    0 here, see studies/denoise.md)"""
+    0 here, see studies/denoise/README.md)"""
     quality_interval: int = number(1, 0)
     """steps from one measurement of STOI and ESTOI to the next; 0: at the end only (HEAR)"""
     quality_stride: int = number(4, 1)
@@ -92,11 +100,11 @@ class Corpus(NamedTuple):
 
 def load_corpus(path: Path) -> Corpus:
     """A features.csv with its audio. InputError where it is missing or does not fit the audio."""
-    cure = f"run: python studies/denoise.py features --meta {path.with_name('meta.csv')}"
+    cure = f"run: python -m studies.denoise features --meta {path.with_name('meta.csv')}"
     columns = ("utt_id", "clean_path", "noisy_path", "snr_db", *NOISY, *FEATURES)
-    rows = denoise_data.read_table(path, columns, cure)
-    sample_rate = denoise_data.rate_of(path, rows)
-    clips = denoise_data.read_clips(path, rows, sample_rate)
+    rows = data.read_table(path, columns, cure)
+    sample_rate = data.rate_of(path, rows)
+    clips = data.read_clips(path, rows, sample_rate)
     try:
         seen = np.array([[float(row[name]) for name in FEATURES] for row in rows], np.float32)
         scores = np.array([[float(row[name]) for name in NOISY] for row in rows])
@@ -160,9 +168,7 @@ class Lanes:
         self.first = corpus.scores  # of the noisy clips, measured as those of later steps are
         if task.quality_stride > 1 and (task.stoi_weight or task.estoi_weight):
             noisy = [clip.noisy for clip in corpus.clips]
-            self.first = denoise_data.measure(
-                corpus.clips, noisy, corpus.sample_rate, task.quality_stride
-            )
+            self.first = data.measure(corpus.clips, noisy, corpus.sample_rate, task.quality_stride)
         self.audio = torch.zeros(num_lanes, longest)
         self.clean = torch.zeros(num_lanes, longest)
         self.lengths = torch.ones(num_lanes, dtype=torch.int64)
@@ -188,6 +194,22 @@ class Lanes:
         self.lengths[lane], self.clip[lane] = length, index
         self.seen[lane], self.scores[lane] = self.corpus.seen[index], self.first[index]
         self.memory.start(lane, float(np.sqrt(np.mean(clip.noisy**2))))
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """What a lane is beside its audio; with `audio`, all that `restore` needs."""
+        mine = {name: getattr(self, name) for name in ("seen", "scores", "clip")}
+        memory = {name: getattr(self.memory, name) for name in vars(self.memory)}
+        return {name: value.copy() for name, value in (mine | memory).items()}
+
+    def restore(self, arrays: dict[str, np.ndarray]) -> None:
+        """Go on where `arrays` and `audio` were taken."""
+        for lane, index in enumerate(arrays["clip"]):
+            self.start(lane, int(index))
+        self.audio[:] = torch.from_numpy(arrays["audio"])
+        for name in ("seen", "scores", "clip"):
+            setattr(self, name, arrays[name].copy())
+        for name in vars(self.memory):
+            setattr(self.memory, name, arrays[name].copy())
 
     def batch(self) -> denoisers.Batch:
         """The audio as it is now, without the padding that no lane needs."""
@@ -242,6 +264,8 @@ class Lanes:
 def action_space(algo: Algo) -> Any:
     """What stable-baselines3's algorithm can choose from."""
     if algo == "ppo":
+        return gymnasium.spaces.Discrete(len(JOINT))
+    if algo == "ppo-separate":
         return gymnasium.spaces.MultiDiscrete([len(CHOICES), *[LEVELS] * len(PARAMETERS)])
     return gymnasium.spaces.Box(-1.0, 1.0, (len(CHOICES) + len(PARAMETERS),), np.float32)
 
@@ -249,6 +273,9 @@ def action_space(algo: Algo) -> Any:
 def read_actions(algo: Algo, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Actions (B, ...) -> choices (B,) and parameters (B, 3), 0..1."""
     if algo == "ppo":
+        methods, params = zip(*(JOINT[action] for action in actions), strict=True)
+        return np.array(methods), np.array(params)
+    if algo == "ppo-separate":
         return actions[:, 0].astype(int), actions[:, 1:] / (LEVELS - 1)
     names = len(CHOICES)
     return actions[:, :names].argmax(1), (actions[:, names:].astype(float) + 1).clip(0, 2) / 2
@@ -348,7 +375,7 @@ class DenoiseVectorEnv(gymnasium.vector.VectorEnv):
 
 def fit_scaler(corpus: Corpus, task: Reward, steps: int, seed: int) -> Scaler:
     """Mean and std of what random chains on these clips show."""
-    envs = DenoiseVectorEnv(corpus, task, 32)
+    envs = DenoiseVectorEnv(corpus, task, 32, "ppo-separate")
     rng = np.random.default_rng(seed)
     raw = [envs.reset(seed=seed)[0]]
     highs = envs.single_action_space.nvec
@@ -363,20 +390,33 @@ def fit_scaler(corpus: Corpus, task: Reward, steps: int, seed: int) -> Scaler:
 
 
 def run_chains(
-    waves: Sequence[np.ndarray], sample_rate: int, max_steps: int, choose: Chooser
+    waves: Sequence[np.ndarray],
+    sample_rate: int,
+    max_steps: int,
+    choose: Chooser,
+    seen_rate: int | None = None,
 ) -> tuple[list[np.ndarray], list[Chain]]:
-    """Denoise waves (S,) by what `choose` says -> waves, chains. No clean clip is needed."""
+    """Denoise waves (S,) by what `choose` says -> waves, chains. No clean clip is needed.
+
+    `choose` sees the audio at `seen_rate` (default: the waves' own); it is denoised at its own.
+    """
+    seen_rate = seen_rate or sample_rate
     outs: list[np.ndarray] = []
     chains: list[Chain] = []
-    for first in range(0, len(waves), denoise_data.BATCH):
-        batch = denoisers.batch_of(list(waves[first : first + denoise_data.BATCH]))
+    for first in range(0, len(waves), data.BATCH):
+        batch = denoisers.batch_of(list(waves[first : first + data.BATCH]))
         count = len(batch.lengths)
         memory, going = Memory(count), np.ones(count, bool)
         memory.before = denoisers.level(batch).numpy()[:, 0]
         mine: list[Chain] = [[] for _ in range(count)]
         for step in range(max_steps):
             rms = denoisers.level(batch).numpy()[:, 0]
-            seen = denoisers.features(batch, sample_rate).numpy()
+            shown = batch
+            if seen_rate != sample_rate:
+                pairs = zip(batch.audio.numpy(), batch.lengths, strict=True)
+                own = [data.resampled(wave[:n], sample_rate, seen_rate) for wave, n in pairs]
+                shown = denoisers.batch_of(own)
+            seen = denoisers.features(shown, seen_rate).numpy()
             choices, params = choose(memory.observe(seen, rms, max_steps), step)
             choices = np.where(going, choices, STOP)
             going &= choices != STOP
@@ -455,6 +495,15 @@ class Agent(NamedTuple):
             actions, _ = self.policy.predict(self.scaler(raw), deterministic=True)
         return read_actions(self.algo, actions)
 
+    def value(self, raw: np.ndarray) -> np.ndarray:
+        """What it expects the rest of the chain to gain (B,); to stop is worth 0."""
+        with torch.inference_mode():
+            seen = torch.from_numpy(self.scaler(raw))
+            if self.algo.startswith("ppo"):
+                return self.policy.predict_values(seen)[:, 0].numpy()
+            action = self.policy._predict(seen, deterministic=True)
+            return torch.cat(self.policy.critic(seen, action), 1).amin(1).numpy()
+
 
 def save_agent(folder: Path, model: Any, agent: Agent, about: dict[str, Any]) -> None:
     """agent.json, all that is needed beside the weights, and stable-baselines3's own archive."""
@@ -486,6 +535,7 @@ def empty_policy(algo: Algo, hidden: list[int]) -> torch.nn.Module:
     """stable-baselines3's policy network with random weights."""
     policies = {
         "ppo": ("stable_baselines3.common.policies", "ActorCriticPolicy"),
+        "ppo-separate": ("stable_baselines3.common.policies", "ActorCriticPolicy"),
         "sac": ("stable_baselines3.sac.policies", "SACPolicy"),
         "td3": ("stable_baselines3.td3.policies", "TD3Policy"),
     }
@@ -495,11 +545,18 @@ def empty_policy(algo: Algo, hidden: list[int]) -> torch.nn.Module:
     return kind(*spaces, lambda _: 0.0, net_arch=hidden, activation_fn=torch.nn.ReLU)
 
 
-def load_agent(folder: Path) -> Agent:
-    """A run folder's policy. Nothing is unpickled: the archive's `data`, which stable-baselines3
-    writes with cloudpickle, is not opened, and its weights are read as tensors only."""
+def home_of(path: Path) -> Path:
+    """The run folder of a checkpoint, which is named by itself or by its model.zip."""
+    return path.parent if path.suffix == ".zip" else path
+
+
+def load_agent(path: Path) -> Agent:
+    """The policy of a run folder, or of the model.zip in it. Nothing is unpickled: the archive's
+    `data`, which stable-baselines3 writes with cloudpickle, is not opened, and its weights are read
+    as tensors only."""
+    folder = home_of(path)
     try:
-        content = read_json(folder / "agent.json", "train first: python studies/denoise.py train")
+        content = read_json(folder / "agent.json", f"train first: {SCRIPT} train")
         if content["features"] != [*FEATURES, *MEMORY] or content["choices"] != [*CHOICES]:
             raise InputError(f"{folder}: was trained on other features or denoisers; train again")
         with zipfile.ZipFile(folder / "model.zip") as archive:
@@ -509,7 +566,7 @@ def load_agent(folder: Path) -> Agent:
         scaler = Scaler(*(np.array(content["scaler"][name]) for name in ("mean", "std")))
         task = Reward(**content["task"])
     except FileNotFoundError as error:
-        cure = "train first: python studies/denoise.py train"
+        cure = "train first: python -m studies.denoise train"
         raise InputError(f"{folder}: no {Path(error.filename).name}; {cure}") from None
     except pickle.UnpicklingError:
         raise InputError(
@@ -536,8 +593,15 @@ def evaluate(corpus: Corpus, task: Reward, choose: Chooser) -> Evaluation:
     """Every clip once."""
     noisy = [clip.noisy for clip in corpus.clips]
     waves, chains = run_chains(noisy, corpus.sample_rate, task.max_steps, choose)
-    scores = denoise_data.measure(corpus.clips, waves, corpus.sample_rate)
+    scores = data.measure(corpus.clips, waves, corpus.sample_rate)
     return Evaluation(waves, chains, scores, worth(scores, task) - worth(corpus.scores, task))
+
+
+def part_of(model: Any, name: str) -> Any:
+    """A part of a model by stable-baselines3's dotted name, e.g. actor.optimizer."""
+    for word in name.split("."):
+        model = getattr(model, word)
+    return model
 
 
 def make_model(cfg: Any, envs: DenoiseVectorEnv) -> Any:
@@ -553,7 +617,7 @@ def make_model(cfg: Any, envs: DenoiseVectorEnv) -> Any:
         "device": pick_device(cfg.device, 1),
         "policy_kwargs": {"net_arch": [*cfg.hidden], "activation_fn": torch.nn.ReLU},
     }
-    if cfg.algo == "ppo":
+    if cfg.algo.startswith("ppo"):
         return sb3.PPO(
             **same,
             n_steps=cfg.rollout_steps // cfg.num_envs,
@@ -596,9 +660,9 @@ def search_clip(
     """
     rng = np.random.default_rng(seed)
     best = [(0.0, clip.noisy, [])]  # (worth, wave, chain)
-    before = worth(denoise_data.measure([clip], [clip.noisy], sample_rate), task)[0]
+    before = worth(data.measure([clip], [clip.noisy], sample_rate), task)[0]
     waves, chains = run_chains([clip.noisy], sample_rate, task.max_steps, constant(known))
-    gain = worth(denoise_data.measure([clip], waves, sample_rate), task)[0] - before
+    gain = worth(data.measure([clip], waves, sample_rate), task)[0] - before
     finished = [*best, (gain, waves[0], chains[0])]
     for _ in range(task.max_steps):
         found = []
@@ -608,7 +672,7 @@ def search_clip(
             audio = denoisers.denoise(
                 batch, torch.from_numpy(methods), torch.from_numpy(params).float(), sample_rate
             )
-            scores = denoise_data.measure([clip] * len(methods), [*audio.numpy()], sample_rate)
+            scores = data.measure([clip] * len(methods), [*audio.numpy()], sample_rate)
             for i, value in enumerate(worth(scores, task) - before):
                 step = (int(methods[i]), tuple(params[i].tolist()))
                 found.append((value, audio[i].numpy(), [*chain, step]))
@@ -630,7 +694,7 @@ def tune_constant(
 
     def tried(waves: list[np.ndarray], step: tuple) -> tuple[float, list[np.ndarray]]:
         outs, _ = run_chains(waves, corpus.sample_rate, 1, constant([step]))
-        scores = denoise_data.measure(corpus.clips, outs, corpus.sample_rate)
+        scores = data.measure(corpus.clips, outs, corpus.sample_rate)
         return float(np.mean(worth(scores, task) - before)), outs
 
     best: list[tuple[float, list[np.ndarray], Chain]] = [(0.0, noisy, [])]

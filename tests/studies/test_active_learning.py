@@ -8,8 +8,6 @@ import gzip
 import hashlib
 import json
 import re
-import runpy
-import sys
 import tarfile
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
@@ -19,13 +17,25 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
+from sklearn.metrics import roc_auc_score
 
 pytest.importorskip("sklearn")
 
 from config import InputError, to_dict
 from runfolder import digest, read_checkpoint
-from studies import active_learning, active_tables, image_classifier, image_data
-from studies.active_learning import (
+from studies.active_learning import classifier as networks
+from studies.active_learning import commands, tables
+from studies.active_learning import images as loaders
+from studies.active_learning.classifier import (
+    Recipe,
+    augment,
+    fit,
+    learning_rate,
+    make_classifier,
+    normalisation,
+    predict,
+)
+from studies.active_learning.commands import (
     AGENT,
     CompareConfig,
     Run,
@@ -35,32 +45,24 @@ from studies.active_learning import (
     open_bench,
     play,
     play_all,
-    run_of,
     settle,
     stored,
 )
-from studies.active_tables import Outcome, area, paired, wins
-from studies.image_classifier import (
-    Recipe,
-    augment,
-    fit,
-    learning_rate,
-    make_classifier,
-    normalisation,
-    predict,
-)
-from studies.image_data import CIFAR, FASHION, Official, load_images
-from studies.query_strategies import (
+from studies.active_learning.images import CIFAR, FASHION, Official, load_images
+from studies.active_learning.strategies import (
     SELECT,
     UNCERTAINTY,
     Agent,
     Selector,
     View,
     badge,
+    balance,
     highest,
     k_centre,
     make_states,
+    ranking,
 )
+from studies.active_learning.tables import Outcome, area, paired, wins
 
 CPU = torch.device("cpu")
 TINY = ("--cycles", "3", "--first", "20", "--per-cycle", "10", "--epochs", "1", "--width", "2")
@@ -169,7 +171,7 @@ def test_no_network_is_one_line(name, tmp_path, monkeypatch):
     for key, layout in CIFAR.items():
         gone = layout.archive._replace(url=nowhere)
         monkeypatch.setitem(CIFAR, key, layout._replace(archive=gone))
-    monkeypatch.setattr(image_data, "FASHION", tuple(f._replace(url=nowhere) for f in FASHION))
+    monkeypatch.setattr(loaders, "FASHION", tuple(f._replace(url=nowhere) for f in FASHION))
     with pytest.raises(InputError, match=r"cannot be downloaded \(.*; put .* into") as caught:
         load_images(name, tmp_path)
     assert "\n" not in str(caught.value)
@@ -194,6 +196,33 @@ def test_damaged_cifar_is_named(tmp_path, rng):
     (folder / "data_batch_3.bin").unlink()
     with pytest.raises(InputError, match=r"data_batch_3.bin: not found"):
         load_images("cifar10", folder)
+
+
+def test_a_part_is_drawn_evenly_and_read_back(tmp_path, rng, monkeypatch, capsys):
+    """The command, on an archive that passes for the official one."""
+    layout = CIFAR["cifar10"]
+    folder = tmp_path / layout.folder
+    held = write_cifar("cifar10", folder, rng)
+    pixels = rng.integers(256, size=(60, 3, 32, 32), dtype=np.uint8)
+    labels = np.arange(60) % 10
+    for file in (*layout.train, layout.test):
+        (folder / file).write_bytes(cifar_bytes(labels, pixels, False))
+    assert held
+    pack("cifar10", tmp_path, monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    main(["draw", "--train", "40", "--test", "20"])
+    assert "checksum right" in capsys.readouterr().out
+    part = load_images("cifar10", Path("data/cifar10-small"))
+    assert torch.bincount(part.train_labels).tolist() == [4] * 10
+    assert torch.bincount(part.test_labels).tolist() == [2] * 10
+    for image, label in zip(part.train.numpy(), part.train_labels, strict=True):
+        assert labels[(pixels == image).all((1, 2, 3)).argmax()] == label
+    with pytest.raises(InputError, match="is there already"):
+        main(["draw", "--train", "40", "--test", "20"])
+    for flags in (["--train", "44", "--test", "10"], ["--train", "40", "--test", "70"]):
+        with pytest.raises(InputError, match="class"):
+            main(["draw", "--out", "data/other", *flags])
+        assert not Path("data/other").exists()
 
 
 def idx_bytes(array: np.ndarray) -> bytes:
@@ -233,7 +262,7 @@ def test_fashion_mnist_is_read_as_its_page_says(tmp_path, rng, monkeypatch):
         files.append(file._replace(md5=hashlib.md5(raw).hexdigest()))
     with pytest.raises(InputError, match=r"train-images.*not the official file"):
         load_images("fashion-mnist", packed)
-    monkeypatch.setattr(image_data, "FASHION", tuple(files))
+    monkeypatch.setattr(loaders, "FASHION", tuple(files))
     again = load_images("fashion-mnist", packed)
     assert torch.equal(again.train, images.train) and "checksums right" in again.source
 
@@ -347,7 +376,7 @@ def test_prediction_is_in_evaluation_mode_and_batches_change_nothing(bench, monk
     fit(classifier, bench.images, torch.arange(100), bench.norm, recipe, torch.Generator())
     before = digest(classifier.state_dict())
     whole = predict(classifier.train(), bench.images.test, bench.norm)
-    monkeypatch.setattr(image_classifier, "PREDICT_BATCH", 99)
+    monkeypatch.setattr(networks, "PREDICT_BATCH", 99)
     parts = predict(classifier.train(), bench.images.test, bench.norm)
     assert digest(classifier.state_dict()) == before
     assert torch.allclose(whole.probabilities, parts.probabilities, atol=1e-6)
@@ -357,11 +386,27 @@ def test_prediction_is_in_evaluation_mode_and_batches_change_nothing(bench, monk
 
 def test_batches_of_an_epoch_are_equal(bench, monkeypatch):
     sizes = []
-    monkeypatch.setattr(image_classifier, "augment", lambda p, *_: sizes.append(len(p)) or p)
+    monkeypatch.setattr(networks, "augment", lambda p, *_: sizes.append(len(p)) or p)
     classifier = make_classifier("small", 2, bench.images, 0, CPU)
     recipe = Recipe(1, 32, 0.05, 0.9, 5e-4, 0.8, 1, False)
     fit(classifier, bench.images, torch.arange(100), bench.norm, recipe, torch.Generator())
     assert sizes == [25] * 4
+
+
+@pytest.mark.parametrize("width", [2, 4])
+@pytest.mark.parametrize("network", ["small", "resnet18"])
+def test_few_channels_do_not_crash_the_interpreter(width, network, rng, bench):
+    """torch's channels-last convolution on a CPU did."""
+    pixels = torch.from_numpy(rng.integers(256, size=(40, 3, 32, 32), dtype=np.uint8))
+    images = bench.images._replace(train=pixels, train_labels=torch.arange(40) % 10)
+    classifier = make_classifier(network, width, images, 0, CPU)
+    assert all(weight.is_contiguous() for weight in classifier.parameters())
+    recipe = Recipe(1, 20, 0.01, 0.9, 5e-4, 0.8, 4, True)
+    norm = normalisation(pixels)
+    fit(classifier, images, torch.arange(40), norm, recipe, torch.Generator().manual_seed(0))
+    assert predict(classifier, pixels, norm).probabilities.shape == (40, 10)
+    with pytest.raises(ValueError, match="at least 2"):
+        CompareConfig(width=1)
 
 
 def test_divergence_is_said(bench):
@@ -387,6 +432,19 @@ def test_uncertainty_takes_the_least_certain():
     first = {name: int(highest(score(p), 1)) for name, score in UNCERTAINTY.items()}
     assert first == {"margin": 0, "least-confidence": 1, "entropy": 1}
     assert highest(UNCERTAINTY["margin"](p), 3).tolist() == [0, 1, 3]
+
+
+def test_ranking_is_the_area_under_the_roc_curve(rng):
+    scores, errors = rng.integers(5, size=80).astype(float), rng.random(80) < 0.3
+    found = ranking(torch.from_numpy(scores), torch.from_numpy(errors))
+    assert found == pytest.approx(roc_auc_score(errors, scores))
+    assert np.isnan(ranking(torch.zeros(3), torch.ones(3, dtype=torch.bool)))
+
+
+def test_balance_is_the_effective_share_of_the_classes():
+    assert balance(torch.arange(10), 10) == pytest.approx(1.0)
+    assert balance(torch.tensor([3, 3, 3]), 10) == pytest.approx(0.1)
+    assert balance(torch.tensor([0, 0, 5, 5]), 10) == pytest.approx(0.2)
 
 
 def view_of(rng: np.random.Generator, count: int = 60) -> View:
@@ -464,9 +522,9 @@ def ends(cfg: CompareConfig, run: Run, bench) -> dict:
     return {name: value for name, value in state.items() if name != "seconds"}
 
 
-@pytest.mark.parametrize("strategy", active_learning.STRATEGIES)
+@pytest.mark.parametrize("strategy", commands.STRATEGIES)
 def test_every_strategy_runs_and_a_resumed_run_is_the_same(strategy, tmp_path, bench):
-    run = run_of(0, strategy, 5)
+    run = Run(0, strategy, 5 * strategy.startswith("dqn"), int(strategy == "dqn-warm"))
     carry_over = strategy == "dqn"
     straight = small_study(tmp_path / "straight", carry_over=carry_over)
     whole = ends(straight, run, bench)
@@ -502,10 +560,15 @@ def test_runs_of_a_seed_share_their_start(tmp_path, bench):
 
 def test_a_warm_start_is_margins_first_query(tmp_path, bench):
     cfg = small_study(tmp_path)
-    warm, margin = (ends(cfg, run_of(0, name, 5), bench) for name in ("dqn-warm", "margin"))
+    warm, margin = (
+        ends(cfg, run, bench) for run in (Run(0, "dqn-warm", 5, 1), Run(0, "margin", 0))
+    )
     assert torch.equal(warm["labelled"][:30], margin["labelled"][:30])
     assert warm["as_margin"][0] == 1.0 and margin["as_margin"] == [1.0, 1.0]
     assert warm["selector"]["count"] == 40
+    twice = ends(cfg, Run(0, "dqn-warm", 5, 2), bench)
+    assert torch.equal(twice["labelled"], margin["labelled"])  # the DQN has not chosen yet
+    assert twice["selector"]["count"] == 40 and twice["ranking"] != margin["ranking"]
 
 
 def test_rewards_are_the_classifiers_errors(tmp_path, bench):
@@ -526,9 +589,9 @@ def test_rewards_are_the_classifiers_errors(tmp_path, bench):
 
 def test_carry_over_goes_on_with_the_old_weights(tmp_path, bench, monkeypatch):
     made = []
-    make = active_learning.new_classifier
+    make = commands.new_classifier
     monkeypatch.setattr(
-        active_learning, "new_classifier", lambda *args: made.append(args[3]) or make(*args)
+        commands, "new_classifier", lambda *args: made.append(args[3]) or make(*args)
     )
     ends(small_study(tmp_path / "fresh"), Run(0, "random", 0), bench)
     assert made == [1, 1, 2, 3]  # first cycle of the seed, its holder, then one for each cycle
@@ -616,18 +679,14 @@ def test_a_wrong_flag_is_explained(flags, said, capsys):
     assert said in re.sub(r"[^\w-]+", " ", capsys.readouterr().err)  # without the box around it
 
 
-def test_the_program_ends_with_one_line(tmp_path, monkeypatch, capsys):
+def test_the_program_ends_with_one_line(tmp_path, monkeypatch, run_module):
     """As a user starts it: an archive that is not the official one."""
     (tmp_path / "data" / "images").mkdir(parents=True)
     (tmp_path / "data" / "images" / "cifar-10-binary.tar.gz").write_bytes(b"no archive")
-    script = Path(active_learning.__file__)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", [str(script), "--dataset", "cifar10"])
-    with pytest.raises(SystemExit) as caught:
-        runpy.run_path(str(script), run_name="__main__")
-    said = capsys.readouterr()
-    assert caught.value.code == 2 and said.out == "" and said.err.count("\n") == 1
-    assert said.err.startswith("active_learning.py: error: data/images/cifar-10-binary.tar.gz: not")
+    code, out, err = run_module("studies.active_learning", "--dataset", "cifar10")
+    assert code == 2 and out == "" and err.count("\n") == 1
+    assert err.startswith("python -m studies.active_learning: error: data/images/cifar-10-binary")
     assert not (tmp_path / "runs").exists()
 
 
@@ -639,8 +698,8 @@ def test_the_slides_protocol_is_the_default_of_their_data_sets():
     expected |= {"dqn_hidden": 128, "dqn_lr": 1e-3, "dqn_replay": 10_000, "dqn_batch": 64}
     for cfg in (ten, hundred, settle(CompareConfig(dataset="fashion-mnist"))):
         assert expected.items() <= to_dict(cfg).items()
-        assert active_learning.recipe_of(cfg)[-2:] == (4, True)
-    assert active_learning.recipe_of(settle(CompareConfig()))[-2:] == (1, False)
+        assert commands.recipe_of(cfg)[-2:] == (4, True)
+    assert commands.recipe_of(settle(CompareConfig()))[-2:] == (1, False)
 
 
 # ---------------------------------------------------------------------------- tables
@@ -648,10 +707,11 @@ def test_the_slides_protocol_is_the_default_of_their_data_sets():
 
 def outcome_of(accuracy: np.ndarray, names: list[str]) -> Outcome:
     accuracy = np.asarray(accuracy, dtype=float)
-    cycles, more = accuracy.shape[2], np.zeros((*accuracy.shape[:2], accuracy.shape[2] - 1))
+    cycles = accuracy.shape[2]
+    more = {name: np.zeros((*accuracy.shape[:2], cycles - 1)) for name in tables.QUERIES}
     labels = 100 * np.arange(1, cycles + 1)
     seeds = list(range(accuracy.shape[1]))
-    return Outcome(names, seeds, labels, accuracy, more, more, np.zeros(accuracy.shape))
+    return Outcome(names, seeds, labels, accuracy, np.zeros(accuracy.shape), more)
 
 
 def test_area_is_the_mean_accuracy_over_labels():
@@ -670,13 +730,13 @@ def test_paired_interval_is_students(rng):
 def test_verdict_follows_the_interval(rng):
     noise = rng.normal(scale=1e-3, size=(3, 6, 4))
     levels = np.array([0.5, 0.7, 0.6])[:, None, None]
-    text = active_tables.verdict(outcome_of(levels + noise, ["random", "margin", "dqn-200"]))
+    text = tables.verdict(outcome_of(levels + noise, ["random", "margin", "dqn-200"]))
     over, under = text.splitlines()
     assert "against random" in over and over.endswith(": above")
     assert "against margin" in under and under.endswith(": below")
-    same = active_tables.verdict(outcome_of(0.5 + noise, ["random", "margin", "dqn-200"]))
+    same = tables.verdict(outcome_of(0.5 + noise, ["random", "margin", "dqn-200"]))
     assert same.count("cannot be told apart") == 2
-    alone = active_tables.verdict(outcome_of((levels + noise)[:, :1], ["random", "margin", "dqn"]))
+    alone = tables.verdict(outcome_of((levels + noise)[:, :1], ["random", "margin", "dqn"]))
     assert alone.count("one seed, so nothing is shown") == 2
 
 
@@ -688,9 +748,9 @@ def test_wins_leave_out_the_cycles_before_learning():
 
 def test_worker_processes_change_no_number(tmp_path, bench, monkeypatch):
     """The path of the workers, in a thread: starting processes takes a test too long."""
-    monkeypatch.setattr(active_learning, "process_pool", lambda _, start: ThreadPoolExecutor(1))
+    monkeypatch.setattr(commands, "process_pool", lambda _, start: ThreadPoolExecutor(1))
     cfg = small_study(tmp_path / "two", cycles=2)
-    runs = [run_of(seed, "dqn", 3) for seed in (0, 1)]
+    runs = [Run(seed, "dqn", 3) for seed in (0, 1)]
     play_all(runs, dataclasses.replace(cfg, workers=2))
     assert (tmp_path / "two" / "seed-1" / "dqn-3" / "classifier.pt").exists()
     alone = small_study(tmp_path / "one", cycles=2)
@@ -700,7 +760,7 @@ def test_worker_processes_change_no_number(tmp_path, bench, monkeypatch):
 
 def test_collected_results_stand_where_they_belong(tmp_path, bench):
     cfg = small_study(tmp_path)
-    runs = [run_of(seed, name, 3) for seed in (0, 1) for name in ("random", "dqn")]
+    runs = [run for seed in (0, 1) for run in (Run(seed, "random", 0), Run(seed, "dqn", 3))]
     outcome = collect(runs, cfg, play_all(runs, cfg))
     assert outcome.names == ["random", "dqn-3"] and outcome.seeds == [0, 1]
     assert outcome.labels.tolist() == [20, 30, 40]
@@ -708,5 +768,5 @@ def test_collected_results_stand_where_they_belong(tmp_path, bench):
         state = read_checkpoint(run.folder(cfg) / "state.pt")
         at = outcome.names.index(run.name), outcome.seeds.index(run.seed)
         assert outcome.accuracy[at].tolist() == state["accuracy"]
-    lines = active_tables.as_tsv(outcome).splitlines()[1:]
+    lines = tables.as_tsv(outcome).splitlines()[1:]
     assert all(a < b for a, b in pairwise([int(line.split("\t")[3]) for line in lines[:3]]))

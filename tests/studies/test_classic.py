@@ -5,7 +5,9 @@ Next:   test_container.py
 
 import dataclasses
 import json
-from pathlib import Path
+import re
+import sys
+import types
 
 import numpy as np
 import pytest
@@ -17,9 +19,12 @@ import gymnasium
 
 from config import InputError, parse, to_dict
 from core.files import contents
-from studies import agents, classic, mdp, policy_search
-from studies.agents import Checking, DqnLearner, DqnSettings, Policy, Variant
-from studies.classic_settings import (
+from studies.classic import agents, mdp, policy_search
+from studies.classic import commands as classic
+from studies.classic.agents import Checking, DqnLearner, DqnSettings, Policy, Variant
+from studies.classic.mdp import TabularLearning, ThreeState
+from studies.classic.policy_search import GeneticSettings, ReinforceSettings
+from studies.classic.settings import (
     DqnConfig,
     GeneticConfig,
     QLearningConfig,
@@ -28,8 +33,6 @@ from studies.classic_settings import (
     TableConfig,
     commands,
 )
-from studies.mdp import TabularLearning, ThreeState
-from studies.policy_search import GeneticSettings, ReinforceSettings
 
 NEVER = -np.inf
 TINY = DqnSettings(hidden=(8,), budget=400, start_steps=50, train_every=64, updates=4, lanes=4)
@@ -355,6 +358,87 @@ def test_render_writes_an_animation(tmp_path):
         assert film.size == (120, 80)
 
 
+def test_the_tutorials_line_every_20_episodes(tmp_path, monkeypatch, capsys):
+    """And its TensorBoard scalar, where TensorBoard is installed."""
+    scalars, folders = [], []
+
+    class Writer:
+        def __init__(self, folder, purge_step):
+            folders.append(folder)
+
+        def add_scalar(self, name, value, step):
+            scalars.append((name, value, step))
+
+        def close(self):
+            scalars.append("closed")
+
+    board = types.ModuleType("torch.utils.tensorboard")
+    board.SummaryWriter = Writer
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", board)
+    args = [
+        "dqn",
+        "--settings",
+        "tutorial",
+        "--learning.budget",
+        "45",
+        "--out",
+        str(tmp_path / "a"),
+    ]
+    classic.main(args)
+    lines = re.findall(
+        r"n_episode :(\d+), score : ([\d.]+), n_buffer : (\d+), eps : ([\d.]+)%",
+        capsys.readouterr().out,
+    )
+    episodes = [
+        total for _, total in json.loads((tmp_path / "a/result.json").read_text())["episodes"]
+    ]
+    assert [int(line[0]) for line in lines] == [20, 40] and len(episodes) == 45
+    for line, last in zip(lines, (20, 40), strict=True):
+        assert float(line[1]) == pytest.approx(np.mean(episodes[last - 20 : last]), abs=0.051)
+        assert int(line[2]) == sum(episodes[:last])
+        assert 7.5 < float(line[3]) < 8
+    assert folders == [str(tmp_path / "a" / "tensorboard")] and scalars[-1] == "closed"
+    assert [step for name, _, step in scalars[:-1] if name == "score"] == [20, 40]
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)  # not installed
+    classic.main([*args[:-1], str(tmp_path / "b"), "--report-every", "40"])
+    said = capsys.readouterr().out
+    assert "pip install tensorboard" in said and said.count("n_episode") == 1
+
+
+def test_lunar_lander_has_settings_checks_and_rows_of_its_own(tmp_path):
+    args = ["dqn", "--env", "LunarLander-v3"]
+    cfg = parse(commands(args), args)
+    assert cfg.learning.max_steps == 1_000 and cfg.checking.every == 20_000
+    assert cfg.learning != commands(["dqn"])["dqn"].learning
+    rows = classic.rows_of(TableConfig(env="LunarLander-v3", seeds=3, out=tmp_path))
+    assert {one.env for each in rows.values() for one in each} == {"LunarLander-v3"}
+    (plain, *_), *_ = rows.values()
+    assert dataclasses.replace(plain, out=None) == cfg  # the table keeps what `dqn` has trained
+    for each in rows.values():
+        stored(each[0], 40_000, 240.0)
+        stored(each[1], 60_000, 210.0)
+        stored(each[2], None, 150.0)
+    classic.run_table(TableConfig(env="LunarLander-v3", seeds=3, out=tmp_path))
+    table = (tmp_path / "lunarlander-table.md").read_text()
+    assert "| DQN plain | 2 of 3 | 50,000 (40,000 to 60,000) | 200.0 ± 37.4 |" in table
+    assert "at 200" not in table and (tmp_path / "lunarlander-curves.png").exists()
+
+
+def test_checks_of_the_lander_last_as_long_as_its_episodes(monkeypatch):
+    pytest.importorskip("Box2D")
+    lengths = []
+    make = agents.make_envs
+    monkeypatch.setattr(
+        agents, "make_envs", lambda e, n, m: lengths.append((n, m)) or make(e, n, m)
+    )
+    monkeypatch.setattr(agents.Checks, "look", lambda *_, **__: False)
+    agents.dqn("LunarLander-v3", dataclasses.replace(TINY, budget=4), Variant(), 0, SOON)
+    assert (agents.EPISODES, 500) in lengths  # TINY's own limit
+    longer = dataclasses.replace(TINY, budget=4, max_steps=5_000)
+    agents.dqn("LunarLander-v3", longer, Variant(), 0, SOON)
+    assert lengths[-1] == (agents.EPISODES, 1_000)
+
+
 def test_settings_choose_the_defaults_and_flags_still_win():
     args = ["dqn", "--settings", "lecture", "--double", "--learning.lr", "0.5"]
     cfg = parse(commands(args), args)
@@ -387,6 +471,7 @@ def stored(cfg, solved: int | None, mean: float) -> None:
     result = {"name": classic.name_of(cfg), "seed": cfg.seed, "seconds": 2.0, "kept": score}
     result |= {"last": score, "solved_at": solved, "steps": 2000, "max_steps": 500}
     result |= {"config": to_dict(cfg), "checks": checks, "episodes": []}
+    result |= {"versions": {"processor": "a processor"}}
     cfg.out.mkdir(parents=True)
     (cfg.out / "result.json").write_text(json.dumps(result))
 
@@ -401,10 +486,11 @@ def test_the_table_reads_what_is_there(tmp_path, capsys, monkeypatch):
         stored(each[0], 2000, 480.0)
         stored(each[1], None, 470.0)
     classic.run_table(cfg)
-    table = (tmp_path / "table.md").read_text()
+    table = (tmp_path / "cartpole-table.md").read_text()
     assert "| DQN double | 1 of 2 | 2,000 (2,000 to 2,000) | 475.0 ± 5.0 |" in table
+    assert "Made on a processor." in table
     assert table in capsys.readouterr().out
-    assert (tmp_path / "curves.png").stat().st_size < 200_000
+    assert (tmp_path / "cartpole-curves.png").stat().st_size < 200_000
     assert not list(tmp_path.glob("*.tmp"))
     other = rows["DQN plain"][0]
     changed = dataclasses.replace(other, learning=dataclasses.replace(other.learning, gamma=0.5))
@@ -421,7 +507,3 @@ def test_a_stopped_seed_keeps_its_last_value():
     assert steps.tolist() == [1000, 2000, 3000, 4000, 5000]
     assert returns[0].tolist() == [5.0, 9.0, 9.0, 9.0, 9.0]
     assert returns[1].tolist() == [1.0, 1.0, 3.0, 3.0, 4.0]
-
-
-def test_the_program_lies_where_the_text_says():
-    assert Path(classic.__file__).relative_to(classic.ROOT) == Path("studies/classic.py")
