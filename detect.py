@@ -20,8 +20,8 @@ import io
 import itertools
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -56,7 +56,6 @@ from core.files import (
     made,
     own_folder,
     whole,
-    write_together,
 )
 from core.names import isolated
 from core.stored import check_form, is_text, read_json
@@ -570,7 +569,7 @@ def detect(
     torch_device = runfolder.pick_device(cfg.device, cfg.threads)
     if isinstance(policy, (str, Path)):
         policy = load_policy(path, torch_device, cfg.preset)
-    source, tally = Source(list(classes), lambda _: scores, "arrays"), Tally()
+    source, tally = Source(list(classes), lambda _, __: scores, "arrays"), Tally()
     plan = plan_of(policy, cfg, torch_device)
     found = dict(detect_all([Recording("wav", audio)], source, plan, tally, quiet=True))
     if tally.failed:
@@ -648,15 +647,14 @@ def main(cfg: DetectConfig) -> int:
     seconds = time.perf_counter() - began
     if not clips:
         raise InputError(f"none of {len(recordings)} recordings could be done: {tally.failed[0]}")
-    with made(cfg.out.parent), whole(cfg.out) as temporary:  # in its place when all is written
-        write_labels(temporary, clips)
+    with made(cfg.out.parent), ExitStack() as stack:  # which puts the tracks in place at its end
         if cfg.audacity is not None:
-            tracks = {
-                cfg.audacity / f"{clip_id(filename)}.txt": partial(write_audacity, events=events)
-                for filename, events in clips.items()
-            }
-            with own_folder(cfg.audacity, TRACKS, flag="--audacity"):
-                write_together(tracks)
+            stack.enter_context(own_folder(cfg.audacity, TRACKS, flag="--audacity"))
+        for filename, events in clips.items() if cfg.audacity else ():
+            path = cfg.audacity / f"{clip_id(filename)}.txt"
+            stack.enter_context(made(path.parent))
+            write_audacity(stack.enter_context(whole(path)), events)
+        write_labels(cfg.out, clips)
     summarise(tally, plan, sum(map(len, clips.values())), len(recordings), seconds)
     print(f"results: {cfg.out}" + (f", {cfg.audacity}" if cfg.audacity else ""))
     return 1 if tally.failed else 0

@@ -149,7 +149,7 @@ def _events(
         raise InputError(
             f"{found[0]}: {found[1].event_label!r} is not a class to evaluate ({known})"
         )
-    if found := first(~(np.isfinite(times[:, 0]) & (times[:, 0] <= times[:, 1]))):
+    if found := first(~(np.isfinite(times).all(1) & (times[:, 0] <= times[:, 1]))):
         raise InputError(f"{found[0]}: {found[1].onset} .. {found[1].offset} s is not a time span")
     confidence = np.array([event[3] if len(event) > 3 else 1.0 for event in rows], np.float64)
     if found := first(~np.isfinite(confidence)):

@@ -1022,14 +1022,15 @@ def ensure_corpus(cfg: PreprocessConfig) -> None:
 
     InputError where the cache is of another one: somebody has forgotten --labels.
     """
+    wanted = SPLITS if cfg.split is None else (cfg.split,)
+    missing = not any((cfg.corpus / split / "labels.tsv").exists() for split in SPLITS)
+    base = with_preset(SoundscapesConfig, cfg.preset)
+    if missing and base.out != cfg.corpus:
+        cure = f"python soundscapes.py --out {cfg.corpus}"
+        raise InputError(f"--corpus {cfg.corpus}: no corpus there; make one: {cure}")
     for split in [] if cfg.replace else known_splits(cfg.cache):
         check_sources(cfg.cache, corpus_task(cfg, split, Labels({}, []), []))
-    wanted = SPLITS if cfg.split is None else (cfg.split,)
-    if not any((cfg.corpus / split / "labels.tsv").exists() for split in SPLITS):
-        base = with_preset(SoundscapesConfig, cfg.preset)
-        if base.out != cfg.corpus:
-            cure = f"python soundscapes.py --out {cfg.corpus}"
-            raise InputError(f"--corpus {cfg.corpus}: no corpus there; make one: {cure}")
+    if missing:
         print(f"no corpus in {cfg.corpus}: making the built-in one (your own data: see --help)")
         soundscapes.main(replace(base, workers=cfg.workers))
     if not all((cfg.corpus / split / "scores").is_dir() for split in wanted):

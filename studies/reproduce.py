@@ -1,4 +1,4 @@
-"""Repeat RESULTS.md: every corpus, score, training and table, then the parts between the markers.
+"""Repeat RESULTS.md: every corpus, score, training and table, then docs/results/ and the parts between the markers.
 
 Run:    python studies/reproduce.py all [DATA]        # everything below; `make results`
         python studies/reproduce.py benchmark [DATA]  # ESC-10 recordings on the DESED timelines
@@ -7,7 +7,7 @@ Run:    python studies/reproduce.py all [DATA]        # everything below; `make 
         python studies/reproduce.py demo              # the demo with 5 seeds, corpus and all
         python studies/reproduce.py table NAME        # only write a part from finished runs
 Reads:  DATA/{esc10,desed_timelines,dcase2023_baseline} (default: SED_SHARED_DATA or ../shared/data)
-Writes: data/, cache/, runs/ like the scripts, runs/logs/, the marked parts of RESULTS.md
+Writes: data/, cache/, runs/ like the scripts, runs/logs/, docs/results/, the marked parts of RESULTS.md
 Next:   nothing
 
 Two processes, one thread each. What is finished is skipped, so the study can be interrupted.
@@ -146,7 +146,7 @@ def benchmark_table() -> str:
     for queries in QUERIES:
         for fold in benchmark.FOLDS:
             results = table_of(f"table-fold{fold}-{queries}")
-            parts.append(f"### Bank fold {fold} held out, {queries} pairs\n")
+            parts.append(f"## Bank fold {fold} held out, {queries} pairs\n")
             parts.append(comparison.markdown(results))
     return "\n".join(parts)
 
@@ -156,7 +156,7 @@ def dcase_table() -> str:
     parts = []
     for queries in QUERIES:
         parts += [
-            f"### {queries.capitalize()} pairs\n",
+            f"## {queries.capitalize()} pairs\n",
             comparison.markdown(table_of(f"dcase/{queries}")),
         ]
     return "\n".join(parts)
@@ -174,7 +174,7 @@ def policy_table() -> str:
         if not path.exists():
             raise InputError(f"{path}: not found; run: python studies/reproduce.py policy")
         text = path.read_text(encoding="utf-8").rstrip("\n")
-        parts += [f"### {title}, held-out training clips\n", text, ""]
+        parts += [f"## {title}, held-out training clips\n", text, ""]
     return "\n".join(parts[:-1])
 
 
@@ -188,14 +188,15 @@ TABLES = {
 
 
 def write_table(name: str) -> None:
-    """Replace the part of RESULTS.md between the table's markers."""
-    path = ROOT / "RESULTS.md"
-    text = path.read_text(encoding="utf-8")
-    begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
-    head, _, rest = text.partition(begin)
-    _, _, tail = rest.partition(end)
+    """Write docs/results/<name>.md below its title; small ones: RESULTS.md, between the markers."""
+    path, begin, end = ROOT / "docs" / "results" / f"{name}.md", "## ", ""
+    if not path.exists():
+        path, begin, end = ROOT / "RESULTS.md", f"<!-- begin {name} -->\n", f"<!-- end {name} -->"
+    head, _, rest = path.read_text(encoding="utf-8").partition(begin)
+    tail = rest.partition(end)[2] if end else ""
     table = TABLES[name]()
-    write_text(path, f"{head}{begin}\n{table}\n{end}{tail}")
+    start = begin if end else ""
+    write_text(path, f"{head}{start}{table}\n{end}{tail}")
     print(table)
 
 

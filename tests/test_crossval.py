@@ -151,18 +151,6 @@ def test_recordings_stay_in_one_part(here):
     assert part["c0.wav"] == part["c2.wav"] == part["c4.wav"] != part["c1.wav"] == part["c3.wav"]
 
 
-def test_few_clips_make_more_passes(here):
-    study = study_of(here, "a")
-    cache = load_cache(study.cache)
-    best = with_preset(TrainConfig, "best")
-    passes = crossval.enough_passes(best, cache, 5)
-    assert passes * max(1, int(0.8 * len(cache.pairs)) // best.dense.batch) >= 120
-    assert crossval.enough_passes(replace(best, passes=500), cache, 5) == 500
-    slides = TrainConfig()
-    steps = int(0.8 * len(cache.label)) // slides.learning.frames_per_step
-    assert crossval.enough_passes(slides, cache, 5) * steps >= 2000
-
-
 def test_more_parts_than_clips(here):
     with pytest.raises(InputError, match="cannot make"):
         crossval.main(replace(config(here), parts=6))

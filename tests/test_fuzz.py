@@ -1,6 +1,6 @@
 """Damaged and hostile files: refused in one line or read as they were, never believed.
 
-Run:    python tests/test_fuzz.py 300       # the table of RESULTS.md, about 20 seconds
+Run:    python tests/test_fuzz.py 300       # the table of docs/results/damage.md, about 20 seconds
 Next:   nothing
 
 Every reader sees files that are damaged at random places, seeded. Four things may happen: the file
@@ -738,7 +738,7 @@ def test_a_table_of_one_line(targets, tmp_path, capsys):
 
 
 def main(count: int) -> None:
-    """Print the table of RESULTS.md."""
+    """Print the table of docs/results/damage.md."""
     import tempfile
 
     print(

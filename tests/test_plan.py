@@ -239,8 +239,7 @@ def test_weights_of_something_else_are_refused(folder):
 def test_a_run_that_ends_below_its_base_says_so(folder, capsys, ends):
     best_f1, last_f1 = ends
     trainer = Trainer(config(), load_cache(folder / "cache" / "train"), CPU)
-    runfolder.open_run(trainer.cfg, trainer.cache.key, CPU)
-    main(config(overwrite=True))
+    main(config())
     trainer.progress |= {"best_f1": best_f1, "last_f1": last_f1, "best_episode": 3}
     capsys.readouterr()
     longrun.summarise(trainer, 10, 1.0)

@@ -424,7 +424,7 @@ def test_two_processes_make_the_cache_that_one_makes(folder, fork_server, monkey
     assert caches[0].key == caches[1].key and caches[0].pairs == caches[1].pairs
     assert len(caches[1].manifest["shards"]) == 4 and not list(Path("two").glob(".*"))
     shards = [f"shard-0000{i}.npz" for i in range(4)]
-    assert contents(Path("two/train")) == ["manifest.json", *shards]
+    assert contents(Path("two/train")) == ["left_out.tsv", "manifest.json", *shards]
     capsys.readouterr()
     preprocess.main(two)  # one process takes over what two have made
     assert "taken over from an earlier run: 4 of 4" in capsys.readouterr().out
