@@ -204,7 +204,7 @@ def begin_from(trainer: "Trainer | DenseTrainer", path: Path) -> None:
 class Trainer:
     """The state of a run: everything here that changes is in the checkpoint."""
 
-    PASSES, FLOOR = 1, 2_000  # slides; gradient steps, see "How much data" in the README
+    PASSES, FLOOR = 1, 2_000  # slides; gradient steps, see "How much data" in docs/scores.md
     SCHEDULE = "epsilon goes on as first planned"  # said where a run gets more passes
 
     def __init__(self, cfg: TrainConfig, cache: Cache, device: torch.device, ranks: Ranks = ALONE):

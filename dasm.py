@@ -170,7 +170,7 @@ def hidden(packages: tuple[str, ...]) -> Iterator[None]:
 def needs(package: str) -> str:
     """What to say where a package of requirements-dasm.txt is missing."""
     what = f"DASM needs the package {package!r} (not installed)"
-    return f"{what}. Install the packages listed in the README, section DASM"
+    return f"{what}. Install the packages listed in docs/dasm.md"
 
 
 def require_package(name: str) -> Any:

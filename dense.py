@@ -367,7 +367,7 @@ class DenseTrainer:
     An episode is a pair; a tick is a gradient step on the next `batch` of them.
     """
 
-    PASSES, FLOOR = 15, 150  # gradient steps, see "How much data" in the README
+    PASSES, FLOOR = 15, 150  # gradient steps, see "How much data" in docs/scores.md
     SCHEDULE = "the learning rate goes on as if all had been planned from the start"
 
     def __init__(self, cfg: TrainConfig, cache: Cache, device: torch.device, ranks: Ranks = ALONE):

@@ -554,7 +554,7 @@ FAILURES = {
         edit(MODEL, "import torchaudio\n", "import timm_of_nobody\n"),
         SCORE,
         "DASM needs the package 'timm_of_nobody' (not installed). Install the packages listed in"
-        " the README, section DASM",
+        " docs/dasm.md",
     ),
     "incomplete checkout": (
         edit(MODEL, "import torchaudio\n", "import src.models.passt\n"),

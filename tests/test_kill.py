@@ -487,7 +487,9 @@ def test_documented_torchrun_commands(home, tmp_path):
     assert [job.wait() for job in nodes] == [0, 0], nodes[0].said()
 
 
-RECIPES = re.findall(r"```text\n#!/bin/bash\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+RECIPES = re.findall(
+    r"```text\n#!/bin/bash\n(.*?)```", (ROOT / "docs" / "long-runs.md").read_text(), re.S
+)
 SLURM = """
 srun() { "$@"; }
 scontrol() { if [ "$1" = requeue ]; then echo "requeue $2" >> queue; else echo 127.0.0.1; fi; }
