@@ -24,12 +24,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+if __name__ == "__main__":  # before torch, which takes seconds to import
+    from config import TrainConfig, parse_first
+    from heartbeat import answer
+
+    parse_first(TrainConfig, answer)
+
 import numpy as np
 import torch
 from torch.nn import functional
 from tqdm import tqdm
 
 import dense
+import heartbeat
 import longrun
 import runfolder
 from bandit import (
@@ -512,7 +519,7 @@ def train(cfg: TrainConfig, device: torch.device, ranks: Ranks, cache: Cache | N
     cfg = trainer.cfg
     longrun.refuse_no_step(trainer)
     if cfg.init is not None and not cfg.resume:
-        begin_from(trainer, cfg.init)
+        begin_from(trainer, runfolder.checkpoint_of(cfg.init))
     content = runfolder.open_together(cfg, cache.key, device, ranks)
     if content is None:
         save_last(trainer)  # resumable from the start
@@ -530,7 +537,7 @@ def train(cfg: TrainConfig, device: torch.device, ranks: Ranks, cache: Cache | N
     stopped = runfolder.catch_signals()
     began, frames = time.perf_counter(), trainer.progress["frames"]
     totals = {"episodes": len(trainer.order), "frames": trainer.total_frames}
-    with longrun.Heartbeat(cfg.run, totals, ranks.size, ranks.leads) as beat:
+    with heartbeat.Heartbeat(cfg.run, totals, ranks.size, ranks.leads) as beat:
         run_episodes(trainer, beat, stopped)
         beat.end("complete" if trainer.done else "stopped")
     if not trainer.done:
@@ -553,7 +560,7 @@ def save_last(trainer: Trainer | DenseTrainer) -> None:
 
 
 def run_episodes(
-    trainer: Trainer | DenseTrainer, beat: longrun.Heartbeat, stopped: list[int]
+    trainer: Trainer | DenseTrainer, beat: heartbeat.Heartbeat, stopped: list[int]
 ) -> None:
     """Tick until all episodes have finished or a signal was caught; writes the run folder."""
     cfg, total, ranks = trainer.cfg, len(trainer.order), trainer.ranks
@@ -628,8 +635,7 @@ def keep_best(trainer: Trainer | DenseTrainer) -> None:
 
 def main(cfg: TrainConfig) -> int:
     """Train, or print a checkpoint's digest, or how a run is doing."""
-    if cfg.status is not None:
-        print(longrun.status(cfg.status))
+    if heartbeat.answer(cfg):
         return 0
     if cfg.digest is not None:
         print(runfolder.digest(runfolder.read_checkpoint(cfg.digest)))

@@ -45,6 +45,7 @@ from core.names import csv_cell
 from core.names import latex as as_latex
 from core.names import markdown as as_markdown
 from core.stored import read_json, write_json
+from core.versions import made_with
 from entrants import BASE, GATED, Entrant, Member, events_of, find_entrants
 from event_metrics import ScoredEvent
 from matching import end_errors, match_events
@@ -61,7 +62,6 @@ from metrics import (
 )
 from opponents import after_median, class_of_pair
 from preprocess import Cache
-from runfolder import made_with
 from scorers import ClipScores
 from timeline import Event, write_labels
 

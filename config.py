@@ -23,7 +23,7 @@ import sys
 import threading
 import time
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -741,7 +741,7 @@ class EvaluateConfig(Checked):
     """cache on which the yardsticks are tuned"""
     compare: tuple[str, ...] = ()
     """one table of many: run folders, checkpoints or event TSVs, as PATH, NAME=PATH or
-    NAME=PATH,PATH (seeds of one row); `rules` stands for every tuned rule; needs --out"""
+    NAME=PATH,PATH (seeds of one row); `rules` stands for every tuned rule; --out keeps the table"""
     workers: int | None = number(None, 1, MOST_PROCESSES)
     """processes for the event metrics of --compare (default: all cores)"""
     other_classes: bool = False
@@ -757,8 +757,6 @@ class EvaluateConfig(Checked):
         super().__post_init__()
         apart = self.checkpoint is None or self.out is not None
         require(apart, self.flag("out"), "given together with --checkpoint", self.out)
-        apart = not self.compare or self.out is not None
-        require(apart, self.flag("out"), "given together with --compare", self.out)
         alone = not self.compare or self.checkpoint is None
         require(alone, "checkpoint", "left out with --compare", self.checkpoint)
 
@@ -939,15 +937,55 @@ def flag_in(args: list[str], flag: str) -> str | None:
     return found
 
 
-def flags_of_many(cls: type, prefix: str = "--") -> set[str]:
-    """Flags of a config class that take any number of values."""
-    found: set[str] = set()
+def flags_of(cls: type, prefix: str = "--") -> dict[str, bool]:
+    """Flags of a config class: whether each takes any number of values."""
+    found: dict[str, bool] = {}
     for name, hint in typing.get_type_hints(cls).items():
+        flag = f"{prefix}{name}".replace("_", "-")
         if dataclasses.is_dataclass(hint):
-            found |= flags_of_many(hint, f"{prefix}{name}.")
-        elif typing.get_origin(hint) is tuple and Ellipsis in typing.get_args(hint):
-            found.add(f"{prefix}{name}".replace("_", "-"))
+            found |= flags_of(hint, f"{flag}.")
+        elif typing.get_origin(hint) is not ClassVar:
+            found[flag] = typing.get_origin(hint) is tuple and Ellipsis in typing.get_args(hint)
     return found
+
+
+# What other tools call it: the first of ours that a script has is suggested.
+ELSEWHERE = {
+    "epochs": ("passes",),
+    "epoch": ("passes", "epochs"),
+    "lr": ("learning.lr", "dense.lr"),
+    "learning-rate": ("learning.lr", "dense.lr", "lr"),
+    "batch-size": ("learning.batch", "batch"),
+    "gpu": ("device",),
+    "cuda": ("device",),
+    "num-workers": ("workers",),
+    "jobs": ("workers",),
+    "output": ("out", "run"),
+    "output-dir": ("out", "run"),
+    "input": ("audio", "labels", "run"),
+    "model": ("policy", "checkpoint"),
+    "ckpt": ("policy", "checkpoint", "init"),
+    "weights": ("policy", "checkpoint", "init"),
+    "data": ("cache", "corpus", "labels"),
+    "data-dir": ("cache", "corpus", "labels"),
+    "name": ("run",),
+    "random-state": ("seed",),
+}
+
+
+def check_known(args: list[str], known: Iterable[str]) -> None:
+    """InputError for a flag that a script does not have; it names the nearest one."""
+    whole = {flag.split(".")[-1]: flag for flag in reversed(list(known))}
+    for arg in args:
+        name = re.sub(r"(^--|\.)no-", r"\1", arg.partition("=")[0].replace("_", "-"))
+        if not re.match(r"--[A-Za-z]", name) or name in known or name in ("--help", "--version"):
+            continue
+        word = name.removeprefix("--")
+        near = [f"--{flag}" for flag in ELSEWHERE.get(word, ()) if f"--{flag}" in known]
+        near += [whole[word]] if word in whole else []
+        near += difflib.get_close_matches(name, known, 1, 0.6)
+        hint = f"did you mean {near[0]}?" if near else "see --help"
+        raise InputError(f"{name}: no such flag; {hint}")
 
 
 def once_each(args: list[str], many: set[str]) -> list[str]:
@@ -987,7 +1025,15 @@ def parse(cls: type | dict[str, Any], args: list[str] | None = None) -> Any:
     args = sys.argv[1:] if args is None else args
     meant = cls.get(args[0] if args else "") if isinstance(cls, dict) else cls
     meant = meant if isinstance(meant, type) or meant is None else type(meant)
-    args = once_each(args, flags_of_many(meant) if meant else set())
+    if "--version" in args:
+        from core.versions import versions  # torch takes seconds to import
+
+        print("\n".join(f"{name}: {text}" for name, text in versions().items()))
+        sys.exit(0)
+    if meant:
+        flags = flags_of(meant)
+        check_known(args, flags)
+        args = once_each(args, {flag for flag, several in flags.items() if several})
     if isinstance(cls, dict):
         kinds = []
         for name, given in cls.items():
@@ -1003,9 +1049,23 @@ def parse(cls: type | dict[str, Any], args: list[str] | None = None) -> Any:
     return tyro.cli(cls, default=default, args=args, description=cls.__doc__)
 
 
+_parsed: list[Any] = []  # by `parse_first`, for `run_script`
+
+
+def parse_first(cls: type | dict[str, Any], answer: Callable[[Any], bool] | None = None) -> None:
+    """Parse the command line of a script that is run, before it imports torch, which takes seconds:
+    help, mistakes, and what `answer` does (True: all is done) end here."""
+
+    def parsed() -> int | None:
+        _parsed[:] = [parse(cls)]
+        return 0 if answer is not None and answer(_parsed[0]) else None
+
+    run_main(parsed, ends=False)
+
+
 def run_script(cls: type | dict[str, Any], main: Callable[[Any], int | None]) -> None:
-    """Parse the command line and run."""
-    run_main(lambda: main(parse(cls)))
+    """Run with the parsed command line."""
+    run_main(lambda: main(_parsed.pop() if _parsed else parse(cls)))
 
 
 def program() -> str:
@@ -1014,8 +1074,11 @@ def program() -> str:
     return f"python -m {spec.parent}" if script == "__main__.py" and spec else script
 
 
-def run_main(main: Callable[[], int | None]) -> None:
-    """Run, and turn a user's mistake or a failing disk into one line and exit code 2."""
+def run_main(main: Callable[[], int | None], ends: bool = True) -> None:
+    """Run, and turn a user's mistake or a failing disk into one line and exit code 2.
+
+    Without `ends`, what returns no exit code goes on.
+    """
     script = program()
 
     def fail(text: str, code: int = 2) -> None:
@@ -1026,9 +1089,10 @@ def run_main(main: Callable[[], int | None]) -> None:
     if os.environ.pop(ENDS_WITH_PARENT, None):
         end_with(os.getppid())
     try:
-        code = main() or 0
+        code = main()
         sys.stdout.flush()
-        sys.exit(code)
+        if ends or code is not None:
+            sys.exit(code or 0)
     except BrokenPipeError:  # the reader of our output has gone, e.g. `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)

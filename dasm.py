@@ -31,6 +31,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+if __name__ == "__main__":  # before torch, which takes seconds to import
+    from config import DasmEmbedConfig, DasmScoreConfig, parse_first
+
+    parse_first({"embed": DasmEmbedConfig, "score": DasmScoreConfig})
+
 import numpy as np
 import torch
 from tqdm import tqdm

@@ -20,10 +20,15 @@ import io
 import itertools
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
+
+if __name__ == "__main__":  # before torch, which takes seconds to import
+    from config import DetectConfig, parse_first
+
+    parse_first(DetectConfig)
 
 import numpy as np
 import soundfile
@@ -629,6 +634,7 @@ def main(cfg: DetectConfig) -> int:
     """Detect, write the events, name what failed. Returns the exit code."""
     if cfg.audio is None and cfg.scores is None:
         raise InputError("nothing to do: give --audio, --scores, or both")
+    cfg = replace(cfg, policy=runfolder.checkpoint_of(cfg.policy))
     check_outputs(cfg)
     plan = make_plan(cfg, runfolder.pick_device(cfg.device, cfg.threads))
     source = open_source(cfg, plan)

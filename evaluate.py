@@ -14,11 +14,18 @@ The metric: change it and old numbers are void.
 """
 
 import hashlib
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
+
+if __name__ == "__main__":  # before torch, which takes seconds to import
+    from config import EvaluateConfig, parse_first
+
+    parse_first(EvaluateConfig)
 
 import numpy as np
 import torch
@@ -49,6 +56,7 @@ from core.stored import (
     read_npz,
     write_json,
 )
+from core.versions import made_with
 from device import fastest_batch
 from DQN import Policy, decide_together, load_policy
 from entrants import BASE, Spec, kind_of_rule, predicted_events
@@ -487,16 +495,22 @@ def held_results(out: Path, run: Path, ranks: Ranks) -> Iterator[None]:
 
 
 def compare(cfg: EvaluateConfig) -> None:
-    """The table of --compare: print it, write it in every form.
+    """The table of --compare: print it, and with --out write it in every form.
 
     InputError for caches of different queries, and for an output folder that is no table's: a run
     folder's own results.json would be lost.
     """
+    if cfg.out is None:  # print it only
+        with tempfile.TemporaryDirectory() as folder:
+            make_table(replace(cfg, out=Path(folder)))
+        print("not kept; --out FOLDER writes tables, events and results.json")
+        return
     given = [path for text in cfg.compare if text != "rules" for path in Spec.parse(text).files]
     keep_apart(cfg.out, [cfg.cache, cfg.cache / cfg.split, cfg.cache / cfg.train_split, *given])
     keep_apart(cfg.out / "events", given, replaced=True)
     with own_folder(cfg.out, comparison.TABLE, comparison.BEGUN):
         make_table(cfg)
+    print(f"results: {cfg.out}/results.json, table.md, table.tex, pairs.csv, events/")
 
 
 def make_table(cfg: EvaluateConfig) -> None:
@@ -514,7 +528,6 @@ def make_table(cfg: EvaluateConfig) -> None:
     print(f"deciding_seconds: {deciding:.1f} (once for each checkpoint and cache; stored)")
     print(f"tuning_and_deciding_seconds: {results['tuning_and_deciding_seconds']:.1f} (this time)")
     print(f"table_seconds: {results['seconds']:.1f}")
-    print(f"results: {cfg.out}/results.json, table.md, table.tex, pairs.csv, events/")
 
 
 def evaluate(cfg: EvaluateConfig, device: torch.device, ranks: Ranks) -> None:
@@ -522,7 +535,7 @@ def evaluate(cfg: EvaluateConfig, device: torch.device, ranks: Ranks) -> None:
 
     The pairs are dealt out over the processes; the first one makes the tables.
     """
-    path = cfg.checkpoint or cfg.run / "best.pt"
+    path = runfolder.checkpoint_of(cfg.checkpoint or cfg.run / "best.pt")
     policy = load_policy(path, device, cfg.preset)
     out = cfg.out or (cfg.run if cfg.split == "validation" else cfg.run / cfg.split)
     keep_apart(out, [cfg.cache, cfg.cache / cfg.split, cfg.cache / cfg.train_split])
@@ -566,7 +579,7 @@ def apply(
         "checkpoint": str(path),
         "policy": policy.info,
         "notes": notes,
-        **runfolder.made_with(),
+        **made_with(),
         "queries": cache.queries,
         "num_pairs": len(cache.pairs),
         "present_pairs": int(cache.present.sum()),

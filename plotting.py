@@ -20,8 +20,8 @@ import numpy as np
 
 from comparison import in_the_noise
 from config import whole
+from core.versions import versions
 from evaluate import View
-from runfolder import versions
 from timeline import Event
 
 if TYPE_CHECKING:  # matplotlib is imported where a figure is drawn: it builds a font cache

@@ -32,6 +32,11 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
+if __name__ == "__main__":  # before torch, which takes seconds to import
+    from config import PreprocessConfig, parse_first
+
+    parse_first(PreprocessConfig)
+
 import numpy as np
 import soundfile
 import torch

@@ -26,12 +26,13 @@ from tqdm import tqdm
 from config import InputError, TrainConfig, to_dict
 from core.files import new_folder, write_bytes, writing
 from core.names import isolated
+from core.versions import versions
 from evaluate import Evaluated, interval, view_of
 from labels import find_audio
 from matching import BINS_MS
 from metrics import NAMES, count_pairs, scores_of
 from preprocess import Pair
-from runfolder import FREE_FIELDS, PAGE, last_ten, unchanged_rewards, versions
+from runfolder import FREE_FIELDS, PAGE, last_ten, unchanged_rewards
 from sed.audio import read_audio
 from timeline import frames_to_events
 

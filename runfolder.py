@@ -9,13 +9,11 @@ import errno
 import hashlib
 import json
 import os
-import platform
 import shlex
 import signal
-import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -52,6 +50,7 @@ from core.stored import (
 )
 from core.tensors import digest as digest  # the suite asks here for everything about checkpoints
 from core.tensors import with_digest
+from core.versions import made_with, processor
 from gate import Gate
 from preprocess import Cache
 
@@ -114,44 +113,16 @@ def flush_folder(folder: Path) -> None:
         os.close(handle)
 
 
+def checkpoint_of(path: Path) -> Path:
+    """A run folder stands for its best.pt."""
+    return path / "best.pt" if path.is_dir() else path
+
+
 def read_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
     """Read a checkpoint without running code from it; InputError where it is damaged."""
     if not path.exists():
         raise InputError(f"{path}: not found; train first: python DQN.py --run {path.parent}")
     return tensors.read_checkpoint(path, device)
-
-
-def processor() -> str:
-    """What decides how sums are rounded: the processor, and the instructions that torch uses on it.
-
-    The same seed gives the same numbers on one kind only.
-    """
-    name = platform.processor() or platform.machine()
-    with suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as stream:  # Linux
-        models = (line.partition(":")[2] for line in stream if line.startswith("model name"))
-        name = next(models, name).strip()
-    return f"{name}, {torch.backends.cpu.get_cpu_capability()}"
-
-
-def versions() -> dict[str, str]:
-    """What made a checkpoint: torch, numpy, the suite's commit ('unknown' outside git), and the
-    processor."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
-    try:
-        commit = subprocess.run(command, capture_output=True, text=True).stdout.strip()
-    except OSError:
-        commit = ""
-    return {
-        "torch": str(torch.__version__),
-        "numpy": np.__version__,
-        "code": commit or "unknown",
-        "processor": processor(),
-    }
-
-
-def made_with() -> dict[str, Any]:
-    """What is kept beside results and weights: `versions`, and the kernels that torch has."""
-    return {"versions": versions(), "kernels": torch.__config__.show()}
 
 
 def pick_device(name: str, threads: int) -> torch.device:

@@ -28,6 +28,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, NamedTuple, Protocol
 
+if __name__ == "__main__":  # before torch, which takes seconds to import
+    from config import ScorersConfig, parse_first
+
+    parse_first(ScorersConfig)
+
 import librosa
 import numpy as np
 import torch

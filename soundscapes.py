@@ -25,6 +25,11 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+if __name__ == "__main__":  # before torch, which takes seconds to import
+    from config import SoundscapesConfig, parse_first
+
+    parse_first(SoundscapesConfig)
+
 import numpy as np
 import soundfile
 from scipy.signal import resample_poly

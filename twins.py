@@ -24,6 +24,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+if __name__ == "__main__":  # before torch, which takes seconds to import
+    from config import TwinsConfig, parse_first
+
+    parse_first(TwinsConfig)
+
 import numpy as np
 import torch
 from torch import nn

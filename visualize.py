@@ -21,6 +21,11 @@ from pathlib import Path
 from textwrap import fill
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+if __name__ == "__main__":  # before torch, which takes seconds to import
+    from config import VisualizeConfig, parse_first
+
+    parse_first(VisualizeConfig)
+
 import numpy as np
 from torch import nn
 

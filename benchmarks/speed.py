@@ -64,6 +64,7 @@ from config import (  # noqa: E402
     write_text,
 )
 from core.files import Kind, keep_apart, own_folder  # noqa: E402
+from core.versions import processor  # noqa: E402
 from device import fastest_batch, wait  # noqa: E402
 from DQN import AGREE_EVERY, QNetwork, Trainer, decide_together, greedy_actions  # noqa: E402
 from metrics import count_pairs, scores_of  # noqa: E402
@@ -855,7 +856,7 @@ def machine() -> str:
     """What the figures depend on."""
     load, peak = os.getloadavg()[0], matmul_peak() / 1e9
     return (
-        f"{runfolder.processor()}, {num_cores()} cores, load {load:.1f} at the start;"
+        f"{processor()}, {num_cores()} cores, load {load:.1f} at the start;"
         f" Python {platform.python_version()}, torch {torch.__version__}, numpy {np.__version__};"
         f" float32 matmul on one thread {peak:.0f} GFLOP/s"
     )

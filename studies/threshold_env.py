@@ -68,12 +68,13 @@ from config import (  # noqa: E402
 )
 from core.files import Kind, keep_apart, own_folder, write_together  # noqa: E402
 from core.stored import write_json  # noqa: E402
+from core.versions import made_with  # noqa: E402
 from DQN import QNetwork, greedy_actions  # noqa: E402
 from evaluate import print_rows, tables  # noqa: E402
 from metrics import NAMES  # noqa: E402
 from preprocess import Cache, load_cache  # noqa: E402
 from provenance import held_against, origin_of  # noqa: E402
-from runfolder import made_with, pick_device  # noqa: E402
+from runfolder import pick_device  # noqa: E402
 
 try:  # the environments are classes of gymnasium's, so there is no way around it
     gymnasium = needed("gymnasium", __file__)

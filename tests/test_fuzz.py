@@ -43,7 +43,7 @@ import detect  # noqa: E402
 import DQN  # noqa: E402
 import entrants  # noqa: E402
 import evaluate  # noqa: E402
-import longrun  # noqa: E402
+import heartbeat  # noqa: E402
 import preprocess  # noqa: E402
 import runfolder  # noqa: E402
 import scorers  # noqa: E402
@@ -246,7 +246,7 @@ def make_targets(home: Path) -> dict[str, Target]:
     preprocess.write_json(run / "config.json", to_dict(cfg))
     trainer = DQN.Trainer(cfg, preprocess.load_cache(cache / "train"), CPU)
     runfolder.write_checkpoint(run / "last.pt", trainer.state())
-    with longrun.Heartbeat(run, {"episodes": 9, "frames": 900}, 1) as beat:
+    with heartbeat.Heartbeat(run, {"episodes": 9, "frames": 900}, 1) as beat:
         beat(trainer.progress)
     twin_cfg = TwinsConfig(cache=cache, run=home / "twin", network=SMALLEST)
     twin = twins.Trainer(twin_cfg, preprocess.load_cache(cache / "train"), CPU)
@@ -297,7 +297,7 @@ def make_targets(home: Path) -> dict[str, Target]:
             run / "config.json",
             lambda: to_dict(runfolder.config_of(TrainConfig, read_json(run / "config.json", ""))),
         ),
-        "status.json": Target(run / "status.json", lambda: longrun.read_beat(run)),
+        "status.json": Target(run / "status.json", lambda: heartbeat.read_beat(run)),
         "results.json": Target(run / "results.json", lambda: evaluate.load_evaluated(show).results),
         "decisions.npz": Target(
             run / "decisions.npz",

@@ -14,7 +14,7 @@ import pytest
 import torch
 from corpora import write_cache
 
-import longrun
+import heartbeat
 import runfolder
 from config import InputError, Learning, Network, TrainConfig, run_main
 from DQN import Trainer, main
@@ -73,66 +73,71 @@ def test_status_of_a_running_and_of_a_killed_run(folder, monkeypatch):
     process = context.Process(target=main, args=(config(passes=50),))
     process.start()
     try:
-        while longrun.read_beat(Path("runs/a")) is None:
+        while heartbeat.read_beat(Path("runs/a")) is None:
             assert process.is_alive()
             time.sleep(0.02)
-        lines = told(longrun.status(Path("runs/a")))
+        lines = told(heartbeat.status(Path("runs/a")))
         assert lines["state"].startswith(f"running (process {process.pid} on ")
         assert lines["log"] == "tail -f runs/a/train.log"
     finally:
         process.kill()
         process.join()
-    lines = told(longrun.status(Path("runs/a")))
+    lines = told(heartbeat.status(Path("runs/a")))
     assert lines["state"].startswith("dead: it ended without a word")
     assert "--resume" in lines["state"] and "left" not in lines
 
 
 def beat_of(**changes) -> dict:
     pid = os.getpid()
-    beat = {**longrun.machine(), "pid": pid, "started": longrun.start_of(pid), "at": time.time()}
+    beat = {
+        **heartbeat.machine(),
+        "pid": pid,
+        "started": heartbeat.start_of(pid),
+        "at": time.time(),
+    }
     return beat | changes
 
 
 def test_a_process_number_used_again_is_not_the_run():
-    assert longrun.is_alive(beat_of())
-    assert not longrun.is_alive(beat_of(started=beat_of()["started"] - 1))
-    assert not longrun.is_alive(beat_of(pid=2**22 + 1))  # above the largest pid
+    assert heartbeat.is_alive(beat_of())
+    assert not heartbeat.is_alive(beat_of(started=beat_of()["started"] - 1))
+    assert not heartbeat.is_alive(beat_of(pid=2**22 + 1))  # above the largest pid
 
 
 @pytest.mark.parametrize("elsewhere", [{"host": "other"}, {"boot": "other"}, {"pids": "other"}])
 def test_on_another_machine_the_heartbeat_counts(elsewhere):
-    assert longrun.is_alive(beat_of(**elsewhere, pid=1, started=1))
-    assert not longrun.is_alive(beat_of(**elsewhere, at=time.time() - 2 * longrun.SILENT_S))
+    assert heartbeat.is_alive(beat_of(**elsewhere, pid=1, started=1))
+    assert not heartbeat.is_alive(beat_of(**elsewhere, at=time.time() - 2 * heartbeat.SILENT_S))
 
 
 def test_a_dead_child_that_nobody_waited_for_is_dead():
     child = subprocess.Popen([sys.executable, "-c", ""])
     os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # it has ended, and stays in the table
-    assert longrun.start_of(child.pid) is None
+    assert heartbeat.start_of(child.pid) is None
     child.wait()
 
 
 def test_status_without_a_heartbeat(folder):
     main(config())
     (folder / "runs/a/status.json").write_text("{ half")
-    lines = told(longrun.status(Path("runs/a")))
+    lines = told(heartbeat.status(Path("runs/a")))
     assert lines["state"].startswith("unknown") and int(lines["finished"]) > 0
     with pytest.raises(InputError, match="no run there"):
-        longrun.status(Path("runs/none"))
+        heartbeat.status(Path("runs/none"))
 
 
 def test_elapsed_time_and_log_go_on_after_a_resume(folder, monkeypatch):
-    monkeypatch.setattr(longrun, "BEAT_S", 0.0)
-    beat = longrun.Heartbeat(folder, {"episodes": 4, "frames": 100}, 1)
+    monkeypatch.setattr(heartbeat, "BEAT_S", 0.0)
+    beat = heartbeat.Heartbeat(folder, {"episodes": 4, "frames": 100}, 1)
     progress = {"finished": 1, "frames": 20, "steps": 3, "best_f1": -1.0, "best_episode": -1}
     beat(progress)
     time.sleep(0.05)
     beat(progress | {"frames": 60, "finished": 2})
-    first = longrun.read_beat(folder)
+    first = heartbeat.read_beat(folder)
     assert first["left_s"] == pytest.approx(40 / first["frames_per_s"], abs=0.06)
-    again = longrun.Heartbeat(folder, {"episodes": 4, "frames": 100}, 1)
+    again = heartbeat.Heartbeat(folder, {"episodes": 4, "frames": 100}, 1)
     again(progress | {"frames": 60})
-    assert longrun.read_beat(folder)["elapsed_s"] >= first["elapsed_s"]
+    assert heartbeat.read_beat(folder)["elapsed_s"] >= first["elapsed_s"]
     assert (folder / "train.log").read_text().count("\n") == 2  # one line of each life
 
 
@@ -141,7 +146,7 @@ def test_elapsed_time_and_log_go_on_after_a_resume(folder, monkeypatch):
     [(8.4, "8 s"), (760, "12 min 40 s"), (18180, "5 h 03 min"), (59.7, "1 min 00 s")],
 )
 def test_spans(seconds, text):
-    assert longrun.span(seconds) == text
+    assert heartbeat.span(seconds) == text
 
 
 # ---------------------------------------------------------------------------- checkpoints, disks

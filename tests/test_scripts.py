@@ -258,3 +258,50 @@ def test_a_mistake_of_a_started_script(workspace, run_script):
     done = run_script("DQN.py", "--cache", "nowhere", cwd=workspace)
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert done.stderr.startswith("DQN.py: error: no manifest in nowhere/train")
+
+
+# ---------------------------------------------------------------------------- the command line
+
+
+@pytest.mark.parametrize("script", sorted(SMALL))
+def test_help_needs_no_torch(script):
+    """Help and mistakes are answered before torch is imported, which takes seconds."""
+    if script.startswith("studies/"):
+        pytest.skip("a study imports its library first")
+    code = (
+        "import runpy, sys\n"
+        "sys.argv = [sys.argv[1], '--help']\n"
+        "try:\n    runpy.run_path(sys.argv[0], run_name='__main__')\n"
+        "finally:\n    print('torch' in sys.modules)"
+    )
+    words = [sys.executable, "-c", code, str(ROOT / script)]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0 and done.stdout.endswith("False\n")
+
+
+@pytest.mark.parametrize(
+    ("line", "flag"),
+    [
+        ("DQN.py --epochs 3", "--passes"),
+        ("DQN.py --lr 1e-3", "--learning.lr"),
+        ("detect.py --model a.pt", "--policy"),
+        ("preprocess.py --num-workers 2", "--workers"),
+        ("visualize.py --tabel runs/t", "--table"),
+    ],
+)
+def test_an_unknown_flag_names_ours(line, flag):
+    script, *flags = line.split()
+    words = [sys.executable, str(ROOT / script), *flags]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 2 and flag in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def test_a_run_folder_stands_for_its_policy_and_a_table_need_not_be_kept(workspace):
+    audio = "data/demo/validation/audio/00000.flac"
+    for policy in ("runs/demo", "runs/demo/best.pt"):
+        line = f"python detect.py --policy {policy} --audio {audio} --out one.tsv"
+        assert run(line, workspace).returncode == 0
+    before = sorted((workspace / "runs").iterdir())
+    done = run("python evaluate.py --cache cache/demo --compare A=runs/demo rules", workspace)
+    assert done.returncode == 0 and "| A |" in done.stdout
+    assert sorted((workspace / "runs").iterdir()) == before

@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ORDER = (
     "core",
     "config",
+    "heartbeat",
     "ranks",
     "timeline",
     "matching",

@@ -46,14 +46,13 @@ from config import (
 )
 from core.files import Kind, check_replaceable, keep_apart, own_folder, remove_ours, write_together
 from core.stored import is_count, read_json, write_json
+from core.versions import processor, versions
 from runfolder import (
     differences,
     digest,
     load_weights,
     pick_device,
-    processor,
     read_checkpoint,
-    versions,
     write_checkpoint,
 )
 from studies.active_learning import tables

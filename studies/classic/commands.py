@@ -38,7 +38,8 @@ from config import (
 )
 from core.files import Kind, check_file, keep_apart, made, own_folder
 from core.stored import read_json, write_json
-from runfolder import pick_device, versions
+from core.versions import versions
+from runfolder import pick_device
 from studies.classic import agents, mdp, policy_search
 from studies.classic.agents import LIMIT, Policy, Report, Trained, Variant
 from studies.classic.mdp import SCRIPT, TabularEnv

@@ -30,8 +30,8 @@ from tqdm import tqdm
 from config import InputError, needed, to_dict, whole, write_text
 from core.files import Kind, keep_apart, own_folder, write_together, writing
 from core.stored import read_json, read_npz, write_json
+from core.versions import processor, versions
 from plotting import COLOURS, page, write
-from runfolder import processor, versions
 from studies.denoise import data, denoisers, environment
 from studies.denoise.data import BATCH, MEASURES
 from studies.denoise.environment import (

@@ -34,7 +34,8 @@ import torch
 from config import Checked, InputError, needed, number
 from core.files import write_together
 from core.stored import read_json, write_json
-from runfolder import pick_device, versions
+from core.versions import versions
+from runfolder import pick_device
 from studies.denoise import data, denoisers
 from studies.denoise.data import MEASURES, NOISY, Clip
 from studies.denoise.denoisers import FEATURES, METHODS, PARAMETERS, STOP

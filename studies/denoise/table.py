@@ -26,9 +26,9 @@ from config import InputError, whole, write_text
 from core.files import Kind, check_file, keep_apart, own_folder, write_together, writing
 from core.names import markdown
 from core.stored import read_json, read_npz, write_json
+from core.versions import processor, versions
 from metrics import DRAWS, bootstrap_mean
 from plotting import COLOURS, page, write
-from runfolder import processor, versions
 from studies.denoise import data, denoisers, environment
 from studies.denoise.data import MEASURES, write_csv
 from studies.denoise.environment import Agent, Chain, Chooser, Corpus, Reward, load_agent, worth
