@@ -49,12 +49,11 @@ LUNAR_LANDER = DqnSettings(
     lr_end=1e-4,
     budget=200_000,
     max_steps=1_000,
-    epsilon_end=0.05,
-    epsilon_span=20_000,
+    epsilon_end=0.1,
+    epsilon_span=16_000,
     batch=128,
     train_every=8,
     updates=8,
-    sync_every=250,
 )
 DQN = {
     "tuned": DqnSettings(),
