@@ -177,7 +177,7 @@ def event_row(task: EventTask) -> dict[str, float]:
     given = (task.truth, task.durations, task.classes)
     row = {name: f1.macro for name, f1 in event_metrics.all_f1(task.events, *given).items()}
     if task.scored is not None:
-        frames = isinstance(next(iter(task.scored.values())), ClipScores)
+        frames = any(isinstance(each, ClipScores) for each in task.scored.values())
         rank = event_metrics.score_psds if frames else event_metrics.event_psds
         both = rank(task.scored, *given)
         row |= {f"psds{scenario}": psds.value for scenario, psds in both.items()}

@@ -1,4 +1,4 @@
-"""Repeat RESULTS.md: every corpus, score, training and table, then docs/results/ and the parts between the markers.
+"""Repeat RESULTS.md: every corpus, score, training and table, then docs/results/ and what it marks.
 
 Run:    python studies/reproduce.py all [DATA]        # everything below; `make results`
         python studies/reproduce.py benchmark [DATA]  # ESC-10 recordings on the DESED timelines
@@ -7,7 +7,7 @@ Run:    python studies/reproduce.py all [DATA]        # everything below; `make 
         python studies/reproduce.py demo              # the demo with 5 seeds, corpus and all
         python studies/reproduce.py table NAME        # only write a part from finished runs
 Reads:  DATA/{esc10,desed_timelines,dcase2023_baseline} (default: SED_SHARED_DATA or ../shared/data)
-Writes: data/, cache/, runs/ like the scripts, runs/logs/, docs/results/, the marked parts of RESULTS.md
+Writes: data/, cache/, runs/ like the scripts, runs/logs/, docs/results/, marked parts of RESULTS.md
 Next:   nothing
 
 Two processes, one thread each. What is finished is skipped, so the study can be interrupted.

@@ -504,5 +504,5 @@ def test_arrays_that_do_not_fit(home):
         detect.detect(values, edges, ["a", "b"], policy, merge_gap=-1)
     with pytest.raises(InputError, match="detect"):
         detect.detect(values, edges, ["a", "b"], policy, np.zeros((1, 2000)), RATE)
-    with pytest.raises(InputError, match="audio ends"):
+    with pytest.raises(InputError, match="audio lasts"):
         detect.detect(values, edges, ["a", "b"], policy, np.zeros(100), RATE)

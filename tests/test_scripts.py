@@ -38,16 +38,18 @@ SMALL = {
 }
 
 
-# In the order in which a reader would try them; docs/scores.md has a test of its own.
+# In the order in which a reader would try them. Of docs/scores.md the section with scores of this
+# workspace; test_docs_scores.py has the others.
 PAGES = ("comparison", "policy", "page", "detect", "files", "dasm", "gym", "long-runs", "slides")
 TEXTS = [ROOT / "README.md", *(ROOT / "docs" / f"{page}.md" for page in PAGES)]
 
 
 def commands() -> list[str]:
     """`python SCRIPT ..` lines of the bash blocks of README and docs/, in order, each once."""
-    blocks = []
-    for path in TEXTS:
-        blocks += re.findall(r"```bash\n(.*?)```", path.read_text(encoding="utf-8"), flags=re.S)
+    texts = [path.read_text(encoding="utf-8") for path in TEXTS]
+    scores = (ROOT / "docs" / "scores.md").read_text(encoding="utf-8")
+    texts += re.findall(r"(?ms)^## Two forms of scores$.*?(?=^## )", scores)
+    blocks = [block for text in texts for block in re.findall(r"(?s)```bash\n(.*?)```", text)]
     lines = [line.split("#")[0].strip() for block in blocks for line in block.splitlines()]
     return list(dict.fromkeys(line for line in lines if line.startswith("python ")))
 

@@ -297,7 +297,7 @@ def test_every_config_field_is_read(cls):
     reads = read_outside_config()
     read = set().union(*reads.values()) if cls.GROUP else set(reads[script])
     if cls in (config.TrainConfig, config.TwinsConfig):  # what may be resumed; order of episodes
-        read |= reads["runfolder"] | reads["bandit"]
+        read |= reads["runfolder"] | reads["bandit"] | reads["heartbeat"]
     if cls is config.EvaluateConfig:  # --compare
         read |= reads["entrants"] | reads["comparison"]
     fields = {spec.name for spec in dataclasses.fields(cls)} - {"preset"}
