@@ -744,6 +744,8 @@ class EvaluateConfig(Checked):
     NAME=PATH,PATH (seeds of one row); `rules` stands for every tuned rule; --out keeps the table"""
     workers: int | None = number(None, 1, MOST_PROCESSES)
     """processes for the event metrics of --compare (default: all cores)"""
+    full: bool = False
+    """print per-class results, every yardstick and more `key: value` lines too"""
     other_classes: bool = False
     """apply a policy where there is none of the classes that it was trained on"""
     batch: int | None = number(None, 1, MOST_BATCH)

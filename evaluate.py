@@ -163,17 +163,22 @@ def all_pairs_tables(
     }
 
 
+def best_rule(results: dict[str, Any]) -> list[dict[str, Any]]:
+    """The tuned rule that is best by F1 on this very split; none without a training cache."""
+    rules = [row for row in results["yardsticks"] if row["kind"] == "rule"]
+    rules = [row for row in rules if row["name"] not in comparison.NOT_OPPONENTS]
+    return sorted(rules, key=lambda row: -row["f1"])[:1]
+
+
 def verdict(results: dict[str, Any]) -> str:
     """What the policy is worth, in one sentence: against its base threshold, and against the rule
     that is best on this very split, which favours the rule. Frame F1, mean over present pairs."""
-    rules = [row for row in results["yardsticks"] if row["kind"] == "rule"]
-    rules = [row for row in rules if row["name"] not in comparison.NOT_OPPONENTS]
     ours = results["after"]["f1"]
     parts = [
         comparison.judged(results, "f1", name, row["f1"], [ours - row["f1"], *between["f1"]])
         for name, row, between in (
             (BASE, results["before"], results["interval"]),
-            *((r["name"], r, r["interval"]) for r in sorted(rules, key=lambda r: -r["f1"])[:1]),
+            *((r["name"], r, r["interval"]) for r in best_rule(results)),
         )
     ]
     said = f"DQN (F1 {100 * ours:.2f}) {' and '.join(parts)}."
@@ -242,15 +247,40 @@ def print_all_pairs(results: dict[str, Any]) -> None:
         print(f"gate_precision: {gate['precision']:.4f}\ngate_recall: {gate['recall']:.4f}")
 
 
-def print_results(results: dict[str, Any]) -> None:
-    """The tables for people, then `key: value` lines for grep."""
+def print_results(results: dict[str, Any], full: bool = False) -> None:
+    """One screen: the slides' two blocks, a table, `key: value` lines for grep, the verdict last.
+
+    `full` adds per-class results, every yardstick and the other `key: value` lines.
+    """
     before, after, gain = results["before"], results["after"], results["gain"]
     print_block("npz binary only", before)
     print_block("env mode", after)
-    mean = f"mean over {results['present_pairs']} pairs of present classes"
     rows = [("before (T_base)", before), ("after (DQN)", after), ("gain (points)", gain)]
-    print_rows(mean, rows)
-    both = results["pooled"]
+    rows += [(f"best rule by F1: {row['name']}", row) for row in best_rule(results)]
+    print_rows(f"mean over {results['present_pairs']} pairs of present classes", rows)
+    if full:
+        print_details(results)
+    if "all_pairs" in results:
+        print_all_pairs(results)
+    print()
+    for name in NAMES:
+        low, high = results["interval"][name]
+        print(f"gain_{name}: {gain[name]:+.4f}\ngain_{name}_interval: {low:+.4f} {high:+.4f}")
+    if full:
+        print_numbers(results)
+    print_ends(results["ends"])
+    if gain["f1"] < 0:
+        low, high = results["interval"]["f1"]
+        print(
+            f"note: the policy does harm here: F1 {100 * gain['f1']:+.2f} points"
+            f" [{100 * low:+.2f}, {100 * high:+.2f}] over its base threshold"
+        )
+    print(f"verdict: {results['verdict']}")
+
+
+def print_details(results: dict[str, Any]) -> None:
+    """Over frames, by class, every yardstick."""
+    after, both = results["after"], results["pooled"]
     print_rows(
         "pooled over frames", [("before (T_base)", both["before"]), ("after (DQN)", both["after"])]
     )
@@ -264,30 +294,20 @@ def print_results(results: dict[str, Any]) -> None:
         [*((row["name"], row) for row in results["yardsticks"]), ("after (DQN)", after)],
     )
     print_margins(results)
-    if "all_pairs" in results:
-        print_all_pairs(results)
-    print()
+
+
+def print_numbers(results: dict[str, Any]) -> None:
+    """`key: value` lines beside the gains."""
     for name in NAMES:
-        print(f"{name}_before: {before[name]:.4f}")
-        print(f"{name}_after: {after[name]:.4f}")
-        print(f"gain_{name}: {gain[name]:+.4f}")
-        low, high = results["interval"][name]
-        print(f"gain_{name}_interval: {low:+.4f} {high:+.4f}")
+        print(f"{name}_before: {results['before'][name]:.4f}")
+        print(f"{name}_after: {results['after'][name]:.4f}")
     chosen = results["threshold_selection"]
     share = "none" if chosen["accuracy"] is None else f"{chosen['accuracy']:.4f}"
     print(f"threshold_selection_accuracy: {share}")
     print(f"threshold_selection_frames: {chosen['frames']}")
-    print_ends(results["ends"])
-    print(f"verdict: {results['verdict']}")
     print(f"fixed_frames: {results['fixed_frames']}")
     print(f"broken_frames: {results['broken_frames']}")
     print(f"trained_on_pairs: {results['trained_on_pairs']}")
-    if gain["f1"] < 0:
-        low, high = results["interval"]["f1"]
-        print(
-            f"note: the policy does harm here: F1 {100 * gain['f1']:+.2f} points"
-            f" [{100 * low:+.2f}, {100 * high:+.2f}] over its base threshold"
-        )
 
 
 # ---------------------------------------------------------------------------- results, read back
@@ -623,7 +643,7 @@ def apply(
             out / "results.json": lambda place: write_json(place, results),
         }
     )
-    print_results(results)  # last: nothing is lost where nobody reads to the end
+    print_results(results, cfg.full)  # last: nothing is lost where nobody reads to the end
     files = ("results.json", "events.tsv", "onsets.tsv", "decisions.npz")
     print("results: " + ", ".join(str(out / file) for file in files))
 

@@ -122,7 +122,7 @@ def finished(request, caches, tmp_path_factory):
     trainer = write_policy(run, caches / "train", READINGS[request.param])
     text = io.StringIO()
     with contextlib.redirect_stdout(text):
-        results = run_evaluate(caches, run)
+        results = run_evaluate(caches, run, full=True)
     return Finished(run, text.getvalue(), results, trainer)
 
 
@@ -209,6 +209,15 @@ def test_printed_lines_agree_with_the_file(finished):
     assert float(lines["threshold_selection_accuracy"]) == pytest.approx(chosen, abs=5e-5)
     assert int(lines["fixed_frames"]) == results["fixed_frames"]
     assert int(lines["broken_frames"]) == results["broken_frames"]
+
+
+def test_one_screen_without_full(finished, caches, tmp_path, capsys):
+    write_policy(tmp_path / "run", caches / "train")
+    run_evaluate(caches, tmp_path / "run")
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) <= 40 < len(finished.text.splitlines())
+    assert [line for line in lines if line.startswith("verdict: ")]
+    assert not [line for line in lines if line.startswith("per class")]
 
 
 def test_the_two_blocks_of_the_slides(finished):
