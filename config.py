@@ -1090,6 +1090,8 @@ def run_main(main: Callable[[], int | None], ends: bool = True) -> None:
 
     if os.environ.pop(ENDS_WITH_PARENT, None):
         end_with(os.getppid())
+    if not sys.stderr.isatty():  # in a log a line a minute is enough; tqdm reads it when imported
+        os.environ.setdefault("TQDM_MININTERVAL", "60")
     try:
         code = main()
         sys.stdout.flush()

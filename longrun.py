@@ -100,8 +100,14 @@ def summarise(trainer: Any, frames: int, seconds: float) -> None:
     print(f"gradient_steps: {progress['steps']}")
     print(f"train_seconds: {seconds:.1f}")
     print(f"train_frames_per_s: {frames / seconds:.0f}")
-    for name, value in runfolder.learning_curve(trainer.cfg.run, trainer.bandit).items():
+    curve = runfolder.learning_curve(trainer.cfg.run, trainer.bandit)
+    for name, value in curve.items():
         print(f"{name}: {value:.2f}")
+    said = (
+        f"in words: the reward of an episode (avg10, its mean over ten) went from"
+        f" {curve['avg10_first_tenth']:.1f} in the first tenth of the run to"
+        f" {curve['avg10_last_tenth']:.1f} in the last"
+    )
     if len(held_out):
         base = decide(cache.signals["prob"], cache.signals["t_base"])
         before, best = mean_f1(cache, base, held_out), progress["best_f1"]
@@ -112,4 +118,11 @@ def summarise(trainer: Any, frames: int, seconds: float) -> None:
             print("note: on the held-out clips the policy is no better than its base threshold")
         elif progress["last_f1"] < before:
             print("note: the run ended below the base threshold; best.pt is of an earlier episode")
+        said += (
+            f"; on {len(held_out)} held-out pairs F1 is {100 * best:.1f} % at its best, with the"
+            f" base threshold alone {100 * before:.1f} %"
+        )
+    else:
+        said += "; no pairs were held out, so evaluate.py says what the policy is worth"
+    print(said)
     print(f"policy: {trainer.cfg.run / 'best.pt'}")
