@@ -260,7 +260,7 @@ def test_an_evaluation_on_what_was_trained_on_says_so(folder, capsys):
     write_cache(folder / "cache" / "new", lengths, seed=5)
     for split, count in (("train", trained), ("validation", trained), ("new", 0)):
         capsys.readouterr()
-        evaluate.main(EvaluateConfig(run=Path("runs/a"), split=split, device="cpu"))
+        evaluate.main(EvaluateConfig(run=Path("runs/a"), split=split, device="cpu", full=True))
         said = capsys.readouterr().out
         assert (f"was trained on {count} of these 8 pairs" in said) == (count > 0)
         assert f"trained_on_pairs: {count}\n" in said
