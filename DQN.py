@@ -29,6 +29,7 @@ from torch.nn import functional
 from tqdm import tqdm
 
 import dense
+import event_policy
 import longrun
 import runfolder
 from bandit import (
@@ -471,8 +472,8 @@ class Trainer:
 def train(cfg: TrainConfig, device: torch.device, ranks: Ranks) -> int:
     """The run: from the caches to last.pt and best.pt. Returns the exit code."""
     cache = load_cache(cfg.cache / cfg.split)
-    kind = DenseTrainer if cfg.method == "dense" else Trainer
-    trainer = kind(cfg, cache, device, ranks)
+    kinds = {"windowed": Trainer, "dense": DenseTrainer, "events": event_policy.EventTrainer}
+    trainer = kinds[cfg.method](cfg, cache, device, ranks)
 
     content = runfolder.open_together(cfg, cache.key, device, ranks)
     if content is None:
@@ -482,7 +483,7 @@ def train(cfg: TrainConfig, device: torch.device, ranks: Ranks) -> int:
     if trainer.done:
         print(f"{cfg.run}: this run is complete ({len(trainer.order)} episodes)")
         return 0
-    (dense if cfg.method == "dense" else longrun).announce(trainer)
+    {"windowed": longrun, "dense": dense, "events": event_policy}[cfg.method].announce(trainer)
     stopped = runfolder.catch_signals()
     began, frames = time.perf_counter(), trainer.progress["frames"]
     totals = {"episodes": len(trainer.order), "frames": trainer.total_frames}
