@@ -2,8 +2,8 @@
 
 Run:    python DQN.py                         # slides' settings on cache/train
         python DQN.py --preset original --run runs/original
-        python DQN.py --run runs/slides --resume
-        torchrun --nproc-per-node=2 DQN.py --run runs/slides
+        python DQN.py --run runs/slides --resume        # --passes 2 as well: train it further
+        torchrun --nproc-per-node=2 -- DQN.py --run runs/slides
         python DQN.py --status runs/slides
 Reads:  <cache>/<split>/ (preprocess.py)
 Writes: <run>/{last.pt, best.pt, episode-*.pt, reward_history.tsv, config.json, train.log}
@@ -17,9 +17,10 @@ answer no action can change keep action 0.0 without being computed. In the `sequ
 """
 
 import itertools
-import json
 import time
 from collections import deque
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,8 +43,10 @@ from bandit import (
     make_states,
     near,
     outcome,
+    planned,
     replay_columns,
     reward_table,
+    stored_share,
     thresholds,
     to_device,
 )
@@ -52,16 +55,20 @@ from config import (
     InputError,
     TrainConfig,
     run_script,
+    to_dict,
     with_preset,
 )
+from core.files import keep_apart
+from core.tensors import fitted
 from dense import DenseQNetwork, DenseTrainer
-from device import FixedSteps
+from device import FixedSteps, fastest_batch
+from event_policy import EventNetwork
 from gate import Gate, tune_gate
 from metrics import mean_f1
 from network import QNetwork
 from preprocess import Cache, load_cache
 from qlearning import Replay
-from ranks import ALONE, Ranks, together
+from ranks import ALONE, TRAINING_PATIENCE, Ranks, together
 from shards import exchange
 
 FORMAT = 1
@@ -147,12 +154,18 @@ def decide_together(
 class Policy(NamedTuple):
     """A trained network with what is needed to apply it."""
 
-    network: QNetwork | DenseQNetwork
+    network: QNetwork | DenseQNetwork | EventNetwork
     bandit: Bandit
     signal: dict | None  # formulas of the cache it was trained on; None: unknown
     info: dict[str, Any]
     gate: Gate | None = None  # for queries without known tags; None: unknown
     classes: tuple[str, ...] = ()  # those that it knows apart
+    seen: torch.Tensor | None = None  # see `runfolder.prints_of`; None: unknown
+
+    @property
+    def over_events(self) -> bool:
+        """Whether it decides about boxes of a whole clip, not about thresholds of frames."""
+        return isinstance(self.network, EventNetwork)
 
 
 def load_policy(path: Path, device: torch.device, preset: str = "slides") -> Policy:
@@ -165,21 +178,67 @@ def load_policy(path: Path, device: torch.device, preset: str = "slides") -> Pol
     if bare and "tcn.0.weight" not in content:
         raise InputError(f"{path}: neither a checkpoint of this suite nor a Q-network's state dict")
     if bare:
-        config = with_preset(TrainConfig, preset)
-        weights, info, trained_on = content, {"source": "state dict", "preset": preset}, None
+        info = {"source": "state dict", "preset": preset}
+        facts = runfolder.Facts(with_preset(TrainConfig, preset), None, None, info)
     else:
-        config = runfolder.config_of(TrainConfig, json.loads(content["config"]))
-        weights, info, trained_on = content["network"], content["info"], content["signal"]
-    classes = tuple(content.get("classes", ()))
+        facts = runfolder.facts_of(TrainConfig, content, path)
+    config, weights = facts.config, content if bare else content.get("network")
+    classes, queries = runfolder.queries_of(content, path)
+    make = partial(QNetwork, config.bandit, config.network)
     if config.method == "dense":
-        queries = content.get("queries", "present")
-        network = DenseQNetwork(config.bandit, config.dense, classes, queries).to(device)
-    else:
-        network = QNetwork(config.bandit, config.network).to(device)
-    runfolder.load_weights(network, weights, path)
-    signal = json.loads(trained_on) if trained_on else None
-    gate = json.loads(content.get("gate", "null"))
-    return Policy(network.eval(), config.bandit, signal, info, gate and Gate(**gate), classes)
+        make = partial(DenseQNetwork, config.bandit, config.dense, classes, queries)
+    if config.method == "events":
+        make = partial(EventNetwork.like, config.events, classes, weights)
+    network, seen = fitted(make, weights, path).to(device).eval(), runfolder.seen_of(content, path)
+    if config.method == "events" and not network.prices.any():
+        raise InputError(f"{path}: training has not ended, nothing can be decided; use --resume")
+    return Policy(network, config.bandit, facts.signal, facts.info, facts.gate, classes, seen)
+
+
+class Decided(NamedTuple):
+    """What a policy says about a cache: thresholds of frames, or boxes."""
+
+    pred: np.ndarray  # (N,) bool
+    action: np.ndarray | None  # (N,) int8
+    t_adj: np.ndarray | None  # (N,) float32
+    boxes: event_policy.Candidates | None
+    batch: int | None
+
+
+def decide_cache(
+    policy: Policy,
+    cache: Cache,
+    device: torch.device,
+    batch: int | None = None,
+    ranks: Ranks = ALONE,
+    progress: str | None = None,
+) -> Decided:
+    """Decisions about all frames of a cache; `batch` frames at a time (default: the fastest)."""
+    if policy.over_events:
+        progress = progress if ranks.leads else None
+        pred, boxes = event_policy.decide_cache(policy.network, cache, device, progress)
+        return Decided(pred, None, None, boxes, None)
+    signals = to_device(cache, policy.bandit, device, policy.classes, policy.network.rivals)
+    batch = batch or fastest_batch(policy.network, signals, policy.bandit)
+    actions = decide_together(policy.network, signals, policy.bandit, batch, ranks, None, progress)
+    t_adj = thresholds(signals, actions, policy.bandit)
+    pred = decide(signals.prob, t_adj).cpu().numpy()
+    arrays = actions.cpu().numpy().astype(np.int8), t_adj.cpu().numpy().astype(np.float32)
+    return Decided(pred, *arrays, None, batch)
+
+
+def begin_from(trainer: "Trainer | DenseTrainer", path: Path) -> None:
+    """Give a new run the weights of a checkpoint. InputError where they would mean another thing:
+    states, actions or rewards differ, the classes that it tells apart, or the network."""
+    policy, network = load_policy(path, trainer.device, trainer.cfg.preset), trainer.network
+    rows = runfolder.differences(to_dict(policy.bandit), to_dict(trainer.bandit), "bandit.")
+    known = list(getattr(network, "classes", policy.classes))
+    if list(policy.classes) != known:
+        rows.append(("classes of the cache", ", ".join(policy.classes), ", ".join(known)))
+    if rows:
+        text = "; ".join(f"{flag} was {was}, now {now}" for flag, was, now in rows)
+        raise InputError(f"--init {path}: was trained otherwise: {text}")
+    runfolder.load_weights(network, policy.network.state_dict(), path)
 
 
 # ---------------------------------------------------------------------------- training
@@ -188,14 +247,21 @@ def load_policy(path: Path, device: torch.device, preset: str = "slides") -> Pol
 class Trainer:
     """The state of a run: everything here that changes is in the checkpoint."""
 
+    PASSES, FLOOR = 1, 2_000  # slides; gradient steps, see "How much data" in the README
+    SCHEDULE = "epsilon goes on as first planned"  # said where a run gets more passes
+
     def __init__(self, cfg: TrainConfig, cache: Cache, device: torch.device, ranks: Ranks = ALONE):
-        self.cfg, self.cache, self.device, self.ranks = cfg, cache, device, ranks
+        self.cache, self.device, self.ranks = cache, device, ranks
         on_gpu = device.type == "cuda"
         self.bandit, self.learning = cfg.bandit, cfg.learning
         self.sequential = self.bandit.reading == "sequential"
         train, self.held_out = dense.training_pairs(cache, cfg)
-        self.order = episode_order(cache, train, cfg)
         self.signals = to_device(cache, self.bandit, device)
+        _, frame = frames_of(self.signals, torch.from_numpy(train).to(device))
+        self.pass_frames = len(frame)
+        self.stored_share = stored_share(self.signals, frame, self.bandit)
+        self.cfg = cfg = planned(cfg, self.PASSES, self.FLOOR, self.gradient_steps)
+        self.order = episode_order(cache, train, cfg)
         self.gate = tune_gate(cache)
         self.table = reward_table(self.bandit).to(device)
         prob, t_base = self.signals.prob, self.signals.t_base
@@ -232,6 +298,8 @@ class Trainer:
             "loss_count": 0,
             "best_f1": -1.0,
             "best_episode": -1,
+            "last_f1": -1.0,
+            "planned": len(self.order),  # episodes that the schedule of epsilon is made for
         }
         self.sums = torch.zeros(2, dtype=torch.float64, device=device)  # of loss and Q
         self.fixed: FixedSteps | None = None
@@ -244,9 +312,14 @@ class Trainer:
         self.fixed = FixedSteps(self, bf16)
         self.sums = self.fixed.sums
 
-    def epsilon(self, episode: int) -> float:
-        """Exploration rate of an episode."""
-        return epsilon_at(episode, len(self.order), self.learning)
+    def gradient_steps(self, passes: int) -> int:
+        """About how many so many passes make: learning waits for stored transitions."""
+        waits = self.learning.train_start / self.stored_share  # frames
+        return max(0, int(passes * self.pass_frames - waits) // self.learning.frames_per_step)
+
+    def epsilon(self, episode: Any) -> Any:
+        """Exploration rate of an episode, or of an array of them."""
+        return epsilon_at(episode, self.progress["planned"], self.learning)
 
     @property
     def done(self) -> bool:
@@ -277,7 +350,7 @@ class Trainer:
     def draw(self, lane: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Epsilon-greedy: random actions (L,) of lanes, 0.0 where no action matters, and the lanes
         (L,) bool whose action the network chooses instead."""
-        epsilon = epsilon_at(self.episode[lane], len(self.order), self.learning)
+        epsilon = self.epsilon(self.episode[lane])
         explore = self.explore_rng.random(len(lane)) < epsilon
         choice = self.explore_rng.integers(self.bandit.num_actions, size=len(lane))
         acts = np.ones(len(lane), bool) if self.sequential else self.acts[self.frame[lane]]
@@ -453,12 +526,13 @@ class Trainer:
         self.left.copy_(lanes["left"])
         self.cells.copy_(lanes["cells"])
         self.recent.extend(content["recent"])
-        self.progress = dict(content["info"])
+        self.progress |= content["info"]
         sums = [self.progress["loss_sum"], self.progress["q_sum"]]
         self.sums.copy_(torch.tensor(sums, dtype=torch.float64))
         self.explore_rng.bit_generator.state = own["rng"]["explore"]
         self.replay_rng.bit_generator.state = own["rng"]["replay"]
         runfolder.restore_torch_rng(own["rng"], self.device)
+        self.fill_lanes()  # with pairs of further passes
 
     def held_out_f1(self) -> float:
         """Mean-pair F1 of the greedy policy on the held-out pairs."""
@@ -469,21 +543,33 @@ class Trainer:
         return mean_f1(self.cache, pred.cpu().numpy(), self.held_out)
 
 
-def train(cfg: TrainConfig, device: torch.device, ranks: Ranks) -> int:
-    """The run: from the caches to last.pt and best.pt. Returns the exit code."""
-    cache = load_cache(cfg.cache / cfg.split)
+def train(cfg: TrainConfig, device: torch.device, ranks: Ranks, cache: Cache | None = None) -> int:
+    """The run: from the caches to last.pt and best.pt. Returns the exit code.
+
+    `cache` is what to train on instead of all that is cached, e.g. the clips of some folds.
+    """
+    cache = cache or load_cache(cfg.cache / cfg.split)
+    cfg = replace(cfg, passes=runfolder.begun_passes(cfg))
     kinds = {"windowed": Trainer, "dense": DenseTrainer, "events": event_policy.EventTrainer}
     trainer = kinds[cfg.method](cfg, cache, device, ranks)
-
+    cfg = trainer.cfg
+    longrun.refuse_no_step(trainer)
+    if cfg.init is not None and not cfg.resume:
+        begin_from(trainer, cfg.init)
     content = runfolder.open_together(cfg, cache.key, device, ranks)
     if content is None:
         save_last(trainer)  # resumable from the start
     else:
-        trainer.restore(content)
+        with runfolder.restoring(cfg.run / "last.pt"):
+            trainer.restore(content)
+        was = runfolder.facts_of(TrainConfig, content, cfg.run / "last.pt").config.passes
+        if was != cfg.passes:
+            print(f"{cfg.run}: {cfg.passes} passes in place of {was}; {trainer.SCHEDULE}")
     if trainer.done:
         print(f"{cfg.run}: this run is complete ({len(trainer.order)} episodes)")
         return 0
     {"windowed": longrun, "dense": dense, "events": event_policy}[cfg.method].announce(trainer)
+    longrun.warn_of_few_steps(trainer)
     stopped = runfolder.catch_signals()
     began, frames = time.perf_counter(), trainer.progress["frames"]
     totals = {"episodes": len(trainer.order), "frames": trainer.total_frames}
@@ -494,6 +580,8 @@ def train(cfg: TrainConfig, device: torch.device, ranks: Ranks) -> int:
         print(f"stopped and saved after {trainer.progress['finished']} episodes; to go on, run:")
         print(f"  {runfolder.resume_command(ranks.size)}")
         return 128 + max(ranks.gather(stopped[0] if stopped else 0))
+    if not trainer.progress["steps"]:
+        raise InputError(f"{cfg.run}: no gradient step was made, nothing is learned: more --passes")
     if ranks.leads:
         seconds = time.perf_counter() - began
         longrun.summarise(trainer, trainer.progress["frames"] - frames, seconds)
@@ -573,6 +661,7 @@ def record(
 def keep_best(trainer: Trainer | DenseTrainer) -> None:
     """Write best.pt if the held-out F1 rose; without held-out clips the newest is the best."""
     f1 = trainer.held_out_f1() if len(trainer.held_out) else -1.0  # -1: nothing to measure on
+    trainer.progress["last_f1"] = f1
     if f1 > trainer.progress["best_f1"] or not len(trainer.held_out):
         trainer.progress["best_f1"] = f1
         trainer.progress["best_episode"] = trainer.progress["finished"]
@@ -589,7 +678,10 @@ def main(cfg: TrainConfig) -> int:
         print(runfolder.digest(runfolder.read_checkpoint(cfg.digest)))
         return 0
     device = runfolder.pick_device(cfg.device, cfg.threads)
-    with together(device) as ranks:
+    keep_apart(cfg.run, [cfg.cache, cfg.cache / cfg.split], "--run")
+    if cfg.overwrite:
+        keep_apart(cfg.run, [cfg.init], "--run", replaced=True)
+    with together(device, TRAINING_PATIENCE) as ranks, runfolder.held_run(cfg.run, ranks):
         return train(cfg, device, ranks)
 
 

@@ -36,14 +36,15 @@ demo: $(STAMP)  ## the whole path on a small built-in corpus; SEED=1 makes anoth
 	$(PY) preprocess.py --preset demo --corpus data/$(DEMO) $(CACHE_FLAG)
 	$(PY) DQN.py --preset demo --overwrite --seed $(SEED) $(CACHE_FLAG) $(RUN_FLAG)
 	$(PY) evaluate.py --preset demo $(CACHE_FLAG) $(RUN_FLAG)
-	$(PY) visualize.py --preset demo --html $(CACHE_FLAG) $(RUN_FLAG)
+	$(PY) visualize.py --preset demo $(CACHE_FLAG) $(RUN_FLAG)
 	$(PY) DQN.py $(BEST_FLAGS) --overwrite --seed $(SEED)
 	$(PY) evaluate.py $(BEST_FLAGS)
+	$(PY) visualize.py $(BEST_FLAGS) --html --beside runs/$(DEMO)
 	{ set +x; } 2>/dev/null
 	echo "demo: $$((SECONDS - start)) s in all"
 	echo "results: runs/$(DEMO)/results.json, of the preset best: runs/$(DEMO)-best/results.json"
-	echo "figures: runs/$(DEMO)/figures/"
-	echo "page: runs/$(DEMO)/report/index.html (open it in a browser: look and listen)"
+	echo "figures: runs/$(DEMO)/figures/, of the preset best: runs/$(DEMO)-best/figures/"
+	echo "page of both: runs/$(DEMO)-best/report/index.html (open it in a browser: look and listen)"
 
 # One thread a process: small tensors are slower on two, and the tests already use the cores.
 # A file stays on one process, so that what its tests share is made once.
@@ -51,7 +52,7 @@ test: $(DEV_STAMP)  ## all tests but the slow ones
 	@OMP_NUM_THREADS=1 MPLBACKEND=Agg $(PY) -m pytest -m "not slow" \
 		-n $(PROCESSES) --dist loadfile
 
-test-slow: $(DEV_STAMP)  ## the slow tests: the container's installation in a new environment
+test-slow: $(DEV_STAMP)  ## the slow tests, an hour: scripts killed again and again, the container
 	@OMP_NUM_THREADS=1 MPLBACKEND=Agg $(PY) -m pytest -m slow
 
 # Hours on two cores; what is finished is skipped. DATA holds esc10/, desed_timelines/ and
@@ -71,7 +72,7 @@ lint: $(DEV_STAMP)  ## formatting and static checks
 	$(PY) -m ruff check .
 
 clean:  ## remove the environment and the tools' caches; cache/, data/ and runs/ stay
-	@rm -rf .pytest_cache .hypothesis .ruff_cache __pycache__ */__pycache__
+	@rm -rf .pytest_cache .hypothesis .ruff_cache __pycache__ */__pycache__ */*/__pycache__
 	if [ -n "$(VENV)" ] && [ -f "$(VENV)/pyvenv.cfg" ]; then rm -rf "$(VENV)"; fi
 
 ifneq ($(VENV),)

@@ -7,7 +7,9 @@ Next:   runfolder.py
 yardsticks share them.
 """
 
-from collections.abc import Iterable, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any, NamedTuple, TypeVar
 
@@ -21,6 +23,7 @@ from qlearning import Columns, anneal
 Array = TypeVar("Array", torch.Tensor, np.ndarray)
 # Rounding of prob - t_base in float32; keeps a distance of exactly 0.2 inside the boundary.
 BOUNDARY_SLACK = 1e-6
+MOST_EPISODES = 100_000_000  # their order is drawn at once
 MISS, FIX, BREAK, KEEP = range(4)  # reward cells: 2 * (base decision right) + (new decision right)
 
 
@@ -224,8 +227,42 @@ def hold_out(cache: Cache, cfg: TrainConfig | TwinsConfig) -> tuple[np.ndarray, 
     return np.flatnonzero(~mask), np.flatnonzero(mask)
 
 
+def planned(
+    cfg: TrainConfig, usual: int, floor: int, gradient_steps: Callable[[int], int]
+) -> TrainConfig:
+    """The config with its number of passes: the given one, or the `usual` one of the method, or as
+    many as make a `floor` of gradient steps, which so many passes make."""
+    if cfg.passes is not None:
+        return cfg
+    passes = next(n for n in itertools.count(usual) if gradient_steps(n) >= floor)
+    return replace(cfg, passes=passes)
+
+
+def stored_share(signals: Signals, frame: torch.Tensor, bandit: Bandit) -> float:
+    """Share of the frames (n,) whose transition is stored; of a test after acting, the mean over
+    all actions, which is what exploring stores. InputError where it is none."""
+    prob, t_base = signals.prob[frame], signals.t_base[frame]
+    before = bandit.boundary_test == "before"
+    tested = [t_base] if before else [shift(t_base, delta) for delta in bandit.deltas]
+    inside = [near(prob, threshold, bandit.boundary_width) for threshold in tested]
+    share = float(np.mean([each.double().mean().item() for each in inside]))
+    if share == 0:
+        raise InputError(
+            "no training frame lies inside the boundary (--bandit.boundary-width"
+            f" {bandit.boundary_width:g}), so there is nothing to learn from"
+        )
+    return share
+
+
 def episode_order(cache: Cache, train: np.ndarray, cfg: TrainConfig) -> np.ndarray:
-    """(E,) pair of each episode: all passes over the training pairs."""
+    """(E,) pair of each episode: all passes over the training pairs; more passes come behind.
+
+    InputError: too many.
+    """
+    if (count := cfg.passes * len(train)) > MOST_EPISODES:
+        raise InputError(
+            f"--passes {cfg.passes}: {count:,} episodes, more than the {MOST_EPISODES:,} of a run"
+        )
     if cfg.learning.episode_order == "sorted":
         key = [(cache.pairs[i].filename, cache.pairs[i].event_label) for i in train]
         once = train[sorted(range(len(train)), key=key.__getitem__)]

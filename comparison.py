@@ -18,10 +18,13 @@ the standard deviation) nor of recordings. One clip has no interval: nothing can
 """
 
 import csv
+import hashlib
+import io
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,13 +35,19 @@ import event_metrics
 import gate as tag_gate
 from config import (
     EvaluateConfig,
+    InputError,
     num_workers,
     process_pool,
-    whole,
     write_text,
 )
+from core.files import Kind, write_together
+from core.names import csv_cell
+from core.names import latex as as_latex
+from core.names import markdown as as_markdown
+from core.stored import read_json, write_json
 from entrants import BASE, GATED, Entrant, Member, events_of, find_entrants
 from event_metrics import ScoredEvent
+from matching import end_errors, match_events
 from metrics import (
     SHARE,
     Counts,
@@ -52,13 +61,15 @@ from metrics import (
 )
 from opponents import after_median, class_of_pair
 from preprocess import Cache
+from runfolder import made_with
 from scorers import ClipScores
-from timeline import Event, in_recording, write_labels
+from timeline import Event, write_labels
 
+TABLE = Kind("table", older=(("results.json", "entrants"), ("results.json", "cache_key")))
+BEGUN = TABLE._replace(older=(("rules.json", "train"), ("rules.json", "rules")))  # and stopped
 HEADLINE = {"present": ("accuracy", "iou", "f1"), "all": ("macro_f1", "micro_f1", "false_alarms")}
 DECISIVE = {"present": "f1", "all": "macro_f1"}  # rules are tuned for it, verdicts are about it
 FIELD = ("event_f1", "segment_f1", "intersection_f1", "psds1", "psds2")
-ENDS = ("onset", "offset")
 TITLES = {
     "accuracy": "Accuracy",
     "iou": "IoU",
@@ -149,30 +160,6 @@ def clip_scores(cache: Cache, signal: np.ndarray) -> dict[str, ClipScores]:
         edges = cache.pairs[rows[cache.classes[0]]].edges
         found[name] = ClipScores(np.stack([signal[span] for span in spans]), edges)
     return found
-
-
-def matched_late_ms(
-    truth: dict[str, list[Event]], found: dict[str, list[Event]], durations: dict[str, float]
-) -> dict[str, list[float]]:
-    """By how many milliseconds onsets and offsets of found events come late.
-
-    Only where a true event meets exactly one found event of its class, which meets no other true
-    one. An onset or offset at an end of the clip is left out: it is not in the recording.
-    """
-    late: dict[str, list[float]] = {end: [] for end in ENDS}
-    for name, events in truth.items():
-        for event in events:
-            same = [e for e in found.get(name, []) if e.event_label == event.event_label]
-            met = [e for e in same if e.onset < event.offset and e.offset > event.onset]
-            if len(met) != 1:
-                continue
-            others = [e for e in events if e.event_label == event.event_label]
-            if sum(e.onset < met[0].offset and e.offset > met[0].onset for e in others) > 1:
-                continue
-            for end in ENDS:
-                if in_recording(event, end, durations[name]):
-                    late[end].append(1000 * (getattr(met[0], end) - getattr(event, end)))
-    return late
 
 
 class EventTask(NamedTuple):
@@ -310,29 +297,14 @@ def difference(
     }
 
 
-def end_errors(entrant: Entrant, cache: Cache) -> dict[str, Any]:
-    """Onset and offset errors of an entrant's matched events, all members together, in ms."""
-    truth = cache.truth
-    late: dict[str, list[float]] = {end: [] for end in ENDS}
-    for member in entrant.members:
-        found = matched_late_ms(truth, events_of(member, cache), cache.durations)
-        for end, values in found.items():
-            late[end] += values
-    table: dict[str, Any] = {}
-    for end, values in late.items():
-        size = np.abs(values)
-        table[end] = {"events": len(values)}
-        if len(values):
-            table[end] |= {
-                "median_ms": float(np.median(size)),
-                "bias_ms": float(np.mean(values)),
-                "within_200_ms": float((size <= 200 + 1e-6).mean()),
-                "histogram": np.histogram(values, END_BINS)[0].tolist(),
-            }
-    return table
-
-
-END_BINS = np.linspace(-1000, 1000, 41)  # ms, of the stored histograms
+def entrant_ends(entrant: Entrant, cache: Cache) -> dict[str, Any]:
+    """Onset and offset errors of an entrant's matched events, all members together."""
+    matches = [
+        match
+        for member in entrant.members
+        for match in match_events(cache.truth, events_of(member, cache), cache.durations)
+    ]
+    return end_errors(matches)
 
 
 def word(metric: str, low: float, high: float) -> str:
@@ -343,35 +315,46 @@ def word(metric: str, low: float, high: float) -> str:
 
 
 def in_the_noise(results: dict[str, Any], low: float, high: float) -> bool:
-    """Whether a difference with this interval may be chance; one clip has no interval."""
+    """Whether a difference with this interval may be chance; one clip has no interval.
+
+    `results`: of a table, of a run, or of one of its classes.
+    """
     return results["num_clips"] == 1 or low <= 0 <= high
+
+
+def judged(
+    results: dict[str, Any], metric: str, other: str, value: float, change: list[float]
+) -> str:
+    """What is to be said of a system against another one: `beats T_base (70.12): +2.48 points
+    [+2.01, +2.96]`. `value` is the other one's, `change` the difference to it with its interval.
+    """
+    gain, low, high = change
+    said = word(metric, *((0, 0) if in_the_noise(results, low, high) else (low, high)))
+    points = f"{100 * gain:+.2f} points [{100 * low:+.2f}, {100 * high:+.2f}]"
+    return f"{said} {other} ({100 * value:.2f}): {points}"
 
 
 def verdicts(results: dict[str, Any]) -> list[str]:
     """One sentence for each policy: against its T_base and against the best opponent."""
     metric = results["tuned_for"]
-    title = TITLES[metric]
     rows = {row["name"]: row for row in results["entrants"]}
     lines = []
     for row in results["entrants"]:
         if row["kind"] != "policy":
             continue
-        parts = []
-        for key, other in (("vs_base", row["base"]), ("vs_best", results["best_opponent"])):
-            if other is None:
-                continue
-            gain, low, high = row[key][metric]
-            value = 100 * rows[other]["mean"][metric]
-            said = word(metric, *((0, 0) if in_the_noise(results, low, high) else (low, high)))
-            parts.append(
-                f"{said} {other} ({value:.2f}): {100 * gain:+.2f} points"
-                f" [{100 * low:+.2f}, {100 * high:+.2f}]"
-            )
+        parts = [
+            judged(results, metric, other, rows[other]["mean"][metric], row[key][metric])
+            for key, other in (("vs_base", row["base"]), ("vs_best", results["best_opponent"]))
+            if other is not None
+        ]
         value = 100 * row["mean"][metric]
-        lines.append(f"{row['name']} ({title} {value:.2f}) " + " and ".join(parts) + ".")
+        lines.append(f"{row['name']} ({TITLES[metric]} {value:.2f}) " + " and ".join(parts) + ".")
     if lines and results["num_clips"] == 1:
-        lines.append("One clip has no interval: nothing can be told from it.")
+        lines.append(ONE_CLIP)
     return lines
+
+
+ONE_CLIP = "One clip has no interval: nothing can be told from it."
 
 
 def base_for(entrant: Entrant, entrants: list[Entrant]) -> str:
@@ -387,21 +370,21 @@ def base_for(entrant: Entrant, entrants: list[Entrant]) -> str:
     return max(bases, key=fits).name
 
 
-def compare(cfg: EvaluateConfig, cache: Cache, train: Cache) -> dict[str, Any]:
-    """Decide and measure: everything that goes into results.json."""
+def compare(
+    cfg: EvaluateConfig, cache: Cache, train: Cache
+) -> tuple[dict[str, Any], list[Entrant]]:
+    """Decide and measure: everything that goes into results.json, and the rows."""
     began = time.perf_counter()
     entrants = find_entrants(cfg, cache, train)
     found = time.perf_counter()
     facts = {"split": cfg.split, "train_cache": str(train.folder), "train_cache_key": train.key}
     facts |= {"tuning_and_deciding_seconds": round(found - began, 1)}
-    facts |= measure(entrants, cache, cfg.out, cfg.workers)
-    return facts | {"seconds": round(time.perf_counter() - found, 1)}
+    facts |= measure(entrants, cache, cfg.workers)
+    return facts | {"seconds": round(time.perf_counter() - found, 1)}, entrants
 
 
-def measure(
-    entrants: list[Entrant], cache: Cache, out: Path, workers: int | None
-) -> dict[str, Any]:
-    """Metrics, intervals and differences of all rows, T_base first; writes pairs.csv and events/.
+def measure(entrants: list[Entrant], cache: Cache, workers: int | None) -> dict[str, Any]:
+    """Metrics, intervals and differences of all rows, T_base first.
 
     The best opponent is the one that is hardest to beat on this very split: the best rule, twin or
     foreign system by the metric that rules are tuned for. That favours the opponents. A row is held
@@ -451,7 +434,7 @@ def measure(
             "std": std,
             "interval": {m: [float(low[i]), float(high[i])] for i, m in enumerate(names)},
             "vs_base": difference(names, found[entrant.name], found[base]),
-            "ends": end_errors(entrant, cache),
+            "ends": entrant_ends(entrant, cache),
         }
         if best is not None:
             row["vs_best"] = difference(names, found[entrant.name], found[best])
@@ -474,10 +457,12 @@ def measure(
         "entrants": table,
         "best_opponent": best,
         "psds_of_scores": psds,
+        **made_with(),
     }
+    results["notes"] = list(
+        dict.fromkeys(note for row in entrants for member in row.members for note in member.notes)
+    )
     results["verdict"] = verdicts(results)
-    write_pairs(out / "pairs.csv", entrants, cache)
-    write_events(out / "events", entrants, cache)
     return results
 
 
@@ -494,19 +479,43 @@ def slugs(names: list[str]) -> list[str]:
     return found
 
 
-def write_events(folder: Path, entrants: list[Entrant], cache: Cache) -> None:
-    """Events of the first member of every entrant, a DCASE TSV each; TSVs of an earlier table in
-    the folder are deleted."""
-    folder.mkdir(parents=True, exist_ok=True)
-    files = [f"{name}.tsv" for name in slugs([entrant.name for entrant in entrants])]
-    for entrant, file in zip(entrants, files, strict=True):
-        write_labels(folder / file, events_of(entrant.members[0], cache))
-    for path in folder.glob("*.tsv"):
-        if path.name not in files:
-            path.unlink()
+def event_files(results: dict[str, Any]) -> list[str]:
+    """Names of the files in events/, one a row of the table."""
+    return [f"{name}.tsv" for name in slugs([row["name"] for row in results["entrants"]])]
 
 
-def write_pairs(path: Path, entrants: list[Entrant], cache: Cache) -> None:
+def earlier_files(out: Path) -> list[str]:
+    """The files in events/ that an earlier table in this folder has written."""
+    try:
+        return event_files(read_json(out / "results.json", ""))
+    except (InputError, KeyError, TypeError, AttributeError):
+        return []
+
+
+def write_table(out: Path, results: dict[str, Any], entrants: list[Entrant], cache: Cache) -> None:
+    """Everything of a table, all of it or nothing; events are those of a row's first member.
+
+    Event files of an earlier table in the folder go. Raises WriteError.
+    """
+    earlier, files = earlier_files(out), event_files(results)
+    pairs = pairs_csv(entrants, cache)
+    results["files"] = {"pairs.csv": hashlib.sha256(pairs.encode()).hexdigest()}
+    parts = {
+        out / "events" / file: partial(write_labels, clips=events_of(entrant.members[0], cache))
+        for entrant, file in zip(entrants, files, strict=True)
+    }
+    parts |= {
+        out / "pairs.csv": partial(write_text, text=pairs),
+        out / "table.md": partial(write_text, text=markdown(results)),
+        out / "table.tex": partial(write_text, text=latex(results)),
+        out / "results.json": partial(write_json, value=results),
+    }
+    write_together(parts)
+    for file in set(earlier) - set(files):
+        (out / "events" / file).unlink(missing_ok=True)
+
+
+def pairs_csv(entrants: list[Entrant], cache: Cache) -> str:
     """A row a pair: accuracy, IoU and F1 of every entrant, the mean over its members."""
     columns, cells = [], []
     for entrant in entrants:
@@ -514,12 +523,14 @@ def write_pairs(path: Path, entrants: list[Entrant], cache: Cache) -> None:
         for name in HEADLINE["present"]:
             columns.append(f"{entrant.name}: {name}")
             cells.append(np.mean([each[name] for each in scores], axis=0))
-    with whole(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as stream:
-        writer = csv.writer(stream)
-        writer.writerow(["filename", "event_label", "present", "frames", *columns])
-        for i, (pair, there) in enumerate(zip(cache.pairs, cache.present, strict=True)):
-            values = [f"{column[i]:.6f}" for column in cells]
-            writer.writerow([pair.filename, pair.event_label, int(there), pair.num_frames, *values])
+    stream = io.StringIO(newline="")
+    writer = csv.writer(stream)
+    writer.writerow(map(csv_cell, ["filename", "event_label", "present", "frames", *columns]))
+    for i, (pair, there) in enumerate(zip(cache.pairs, cache.present, strict=True)):
+        names = map(csv_cell, (pair.filename, pair.event_label))
+        values = [f"{column[i]:.6f}" for column in cells]
+        writer.writerow([*names, int(there), pair.num_frames, *values])
+    return stream.getvalue()
 
 
 # ---------------------------------------------------------------------------- tables
@@ -579,55 +590,33 @@ def other_bases(results: dict[str, Any]) -> list[str]:
 
 def markdown(results: dict[str, Any]) -> str:
     """The table as Markdown, best opponent in italics, with caption, verdict and PSDS of scores."""
-
-    def plain(text: str) -> str:
-        return "".join(f"\\{c}" if c in "|*\\`" else c for c in text)
-
     header, lines = table_rows(results)
     text = [caption(results), ""]
     text += ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
     for cells in lines:
-        name = plain(cells[0])
+        name = as_markdown(cells[0])
         name = f"*{name}*" if cells[0] == results["best_opponent"] else name
         text.append("| " + " | ".join([name, *cells[1:]]) + " |")
     text += [""]
-    text += [f"{plain(line)}\n" for line in other_bases(results)]
+    text += [f"{as_markdown(line)}\n" for line in other_bases(results)]
     for row in results["psds_of_scores"]:
         values = f"{row['psds1']:.3f} / {row['psds2']:.3f}"
-        text.append(f"PSDS 1 / 2 of {plain(row['name'])}: {values}\n")
+        text.append(f"PSDS 1 / 2 of {as_markdown(row['name'])}: {values}\n")
     for row in results["entrants"]:
         if "gate" in row:
             gate = row["gate"]
-            name = plain(row["name"].removesuffix(f", {GATED}"))
+            name = as_markdown(row["name"].removesuffix(f", {GATED}"))
             values = f"{100 * gate['precision']:.1f}, recall {100 * gate['recall']:.1f}"
             text.append(f"Tag gate of {name}: precision {values}\n")
-    text += [f"{plain(line)}\n" for line in results["verdict"]]
+    text += [f"{as_markdown(line)}\n" for line in results["verdict"]]
+    text += [f"Note: {as_markdown(note)}\n" for note in results.get("notes", [])]
     return "\n".join(text)
-
-
-LATEX = {c: f"\\{c}" for c in "%&_#${}"} | {
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "±": r"$\pm$",
-    "Δ": r"$\Delta$",
-}
 
 
 def latex(results: dict[str, Any]) -> str:
     """The table as LaTeX (booktabs)."""
-
-    def plain(text: str) -> str:
-        return "".join(LATEX.get(c, c) for c in text)
-
     header, lines = table_rows(results)
     text = [f"% {caption(results)}", r"\begin{tabular}{l" + "r" * (len(header) - 1) + "}"]
-    text += [r"\toprule", " & ".join(map(plain, header)) + r" \\", r"\midrule"]
-    text += [" & ".join(map(plain, cells)) + r" \\" for cells in lines]
+    text += [r"\toprule", " & ".join(map(as_latex, header)) + r" \\", r"\midrule"]
+    text += [" & ".join(map(as_latex, cells)) + r" \\" for cells in lines]
     return "\n".join([*text, r"\bottomrule", r"\end{tabular}", ""])
-
-
-def write_tables(out: Path, results: dict[str, Any]) -> None:
-    """table.md and table.tex."""
-    write_text(out / "table.md", markdown(results))
-    write_text(out / "table.tex", latex(results))

@@ -9,6 +9,7 @@ Next:   visualize.py
 """
 
 import csv
+import io
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -17,11 +18,26 @@ import numpy as np
 import torch
 
 from bandit import near
-from comparison import DECISIVE, END_BINS, ENDS, HEADLINE, NOT_OPPONENTS, TITLES
+from comparison import DECISIVE, HEADLINE, NOT_OPPONENTS, TITLES
 from config import EvaluateConfig, InputError
+from core.names import csv_text
+from core.stored import (
+    check_form,
+    file_sha256,
+    is_count,
+    is_flag,
+    is_number,
+    is_share,
+    is_text,
+    maybe,
+    misfit,
+    read_json,
+    read_text,
+)
 from DQN import load_policy
 from entrants import BASE, GATED, from_checkpoint, same_pairs, store_of
-from evaluate import Evaluated, View, read_json, short, view_of
+from evaluate import Evaluated, View, short, view_of
+from matching import BIN_MS, BINS_MS, ENDS
 from metrics import DRAWS, bootstrap_mean, count_pairs, scores_of
 from opponents import class_of_pair
 from plotting import (
@@ -101,50 +117,85 @@ class Table(NamedTuple):
         return [name for name, row in self.rows.items() if row["kind"] == kind and not row["gated"]]
 
 
-NEEDED = {"cache", "cache_key", "queries", "num_clips", "num_pairs", "present_pairs"}
-NEEDED |= {"entrants", "best_opponent"}
-NEEDED_OF_ROW = {"name", "kind", "gated", "base", "members", "mean", "std", "interval", "ends"}
+SPAN = (is_number, is_number)
+ERRORS = {"median_ms": is_number, "histogram": (is_count,) * (len(BINS_MS) - 1)}
+
+
+def is_end(value: Any) -> bool:
+    """Onset or offset errors of a row; without matched events there are none."""
+    counted = misfit(value, {"events": is_count}) is None
+    return counted and (value["events"] == 0 or misfit(value, ERRORS) is None)
+
+
+ROW = {
+    "name": is_text,
+    "kind": KINDS.__contains__,
+    "gated": is_flag,
+    "base": is_text,
+    "members": [{"source": is_text}],
+    "ends": dict.fromkeys(ENDS, is_end),
+}
+TABLE = {
+    **dict.fromkeys(("cache", "cache_key"), is_text),
+    "queries": HEADLINE.__contains__,
+    **dict.fromkeys(("num_clips", "num_pairs", "present_pairs"), is_count),
+    "entrants": [ROW],
+    "best_opponent": maybe(is_text),
+}
+# Keys of results.json of the versions that wrote no checksum.
+UNSEALED = TABLE.keys() | {"tuned_for", "psds_of_scores", "verdict", "seconds"}
+UNSEALED |= {"split", "train_cache", "train_cache_key", "tuning_and_deciding_seconds"}
 
 
 def load_table(folder: Path) -> Table:
     """results.json and pairs.csv of a comparison; InputError where one is missing or damaged."""
-    cure = f"python evaluate.py --compare .. --out {folder}"
-    path, results = folder / "results.json", read_json(folder / "results.json", cure)
-    missing = NEEDED - set(results if isinstance(results, dict) else ())
-    if not missing:
-        missing = {key for row in results["entrants"] for key in NEEDED_OF_ROW - set(row)}
-    if missing:
-        raise InputError(
-            f"{path}: not of such a comparison, no {', '.join(sorted(missing))}; run: {cure}"
-        )
+    cure = f"run: python evaluate.py --compare .. --out {folder}"
+    path = folder / "results.json"
+    results = read_json(path, cure, UNSEALED)
+    try:
+        check_form(results, TABLE)
+        shares, spans = (dict.fromkeys(HEADLINE[results["queries"]], f) for f in (is_share, SPAN))
+        row = ROW | {"mean": shares, "std": dict.fromkeys(shares, is_number), "interval": spans}
+        check_form(results["entrants"], [row])
+    except ValueError as error:
+        raise InputError(f"{path}: not of such a comparison ({error}); {cure}") from None
     names = [row["name"] for row in results["entrants"]]
     meant = {BASE, results["best_opponent"] or BASE, *(row["base"] for row in results["entrants"])}
     if missing := meant - set(names):
-        raise InputError(f"{path}: no row {', '.join(sorted(missing))}; run: {cure}")
-    pairs = read_pairs(folder / "pairs.csv", names, cure)
+        raise InputError(f"{path}: no row {', '.join(sorted(missing))}; {cure}")
+    csv_path = folder / "pairs.csv"
+    pairs = read_pairs(csv_path, names, cure)
+    if file_sha256(csv_path) != results.get("files", {}).get("pairs.csv", file_sha256(csv_path)):
+        raise InputError(f"{csv_path}: not the file that {path} was written with; {cure}")
     if len(pairs.present) != results["num_pairs"]:
         raise InputError(
-            f"{folder / 'pairs.csv'}: {len(pairs.present)} pairs, but {results['num_pairs']} in"
-            f" results.json; run: {cure}"
+            f"{csv_path}: {len(pairs.present)} pairs, but {results['num_pairs']} in"
+            f" results.json; {cure}"
         )
     return Table(folder, results, pairs)
 
 
 def read_pairs(path: Path, names: list[str], cure: str) -> PairScores:
-    """F1 of the rows `names` in every pair; InputError names the command that writes the file."""
+    """F1 of the rows `names` in every pair; InputError ends with `cure`."""
     if not path.exists():
-        raise InputError(f"{path}: not found; run: {cure}")
+        raise InputError(f"{path}: not found; {cure}")
     try:
-        with open(path, newline="", encoding="utf-8") as stream:
-            lines = list(csv.DictReader(stream, strict=True))
-        return PairScores(
+        text = io.StringIO(read_text(path, cure), newline="")
+        rows = csv.reader(text, strict=True)
+        header = list(map(csv_text, next(rows, [])))
+        lines = [dict(zip(header, map(csv_text, row), strict=True)) for row in rows]
+        pairs = PairScores(
             np.array([line["filename"] for line in lines]),
             np.array([line["event_label"] for line in lines]),
             np.array([int(line["present"]) for line in lines], bool),
             {name: np.array([float(line[f"{name}: f1"]) for line in lines]) for name in names},
         )
+        for name, values in pairs.f1.items():
+            if not ((values >= 0) & (values <= 1)).all():
+                raise ValueError(f"F1 of {name} is not from 0 to 1")
     except (KeyError, TypeError, ValueError, csv.Error) as error:
-        raise InputError(f"{path}: damaged ({error!r}); run: {cure}") from None
+        raise InputError(f"{path}: damaged ({error!r}); {cure}") from None
+    return pairs
 
 
 class Policy(NamedTuple):
@@ -365,18 +416,17 @@ def draw_ends(table: Table) -> "Figure":
             beyond = max(beyond, 100 - share.sum())
             text += f", median |error| {found['median_ms']:.0f} ms"
             style = {"linewidth": 2, "linestyle": LINES[number % len(LINES)], "baseline": None}
-            ax.stairs(share, END_BINS, **style, **look(colour, text))
+            ax.stairs(share, BINS_MS, **style, **look(colour, text))
         ax.set_title(f"{end.capitalize()}s")
         ax.set_xlabel(f"{end.capitalize()} error (ms): left early, right late")
         ax.legend(loc="upper left", bbox_to_anchor=(0, -0.14))
-    width = END_BINS[1] - END_BINS[0]
-    axes[0, 0].set_ylabel(f"Share of the matched events\n(% in a bin of {width:.0f} ms)")
-    axes[0, 0].set_xlim(END_BINS[0], END_BINS[-1])
+    axes[0, 0].set_ylabel(f"Share of the matched events\n(% in a bin of {BIN_MS} ms)")
+    axes[0, 0].set_xlim(BINS_MS[0], BINS_MS[-1])
     axes[0, 0].set_ylim(bottom=0)
     figure.supxlabel(
         "Matched: a true event and the one found event of its class that it meets, all seeds"
         " together.\nOnsets at the start of a clip and offsets at its end do not count."
-        f" Beyond ±{END_BINS[-1] / 1000:g} s: at most {beyond:.1f} % of a row.",
+        f" Off the axis: at most {beyond:.1f} % of a row.",
         fontsize=12,
     )
     return figure

@@ -12,12 +12,16 @@ published slide deck, "original" the authors' program where the slides are silen
 
 import dataclasses
 import difflib
+import errno
 import hashlib
 import json
 import math
 import os
+import re
 import signal
 import sys
+import threading
+import time
 import typing
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -31,12 +35,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar, Literal
 
+from core.errors import InputError as InputError
+from core.files import whole as whole
+from core.files import write_text as write_text
+from core.names import isolated
+
 PresetName = Literal["slides", "original", "demo", "best", "best_events"]
 Device = Literal["auto", "cpu", "cuda"]
-
-
-class InputError(Exception):
-    """A user's mistake: printed as one line, exit code 2, no traceback."""
 
 
 def needed(module: str, script: str) -> ModuleType:
@@ -54,21 +59,54 @@ def needed(module: str, script: str) -> ModuleType:
 # ---------------------------------------------------------------------------- checked fields
 
 
-def number(
-    default: Any, low: float = -math.inf, high: float = math.inf, *, above: float = -math.inf
-):
+LARGEST = 1_000_000_000  # of a number without a limit of its own: more is a slip, or fills memory
+MOST_SEED = 2**63 - 1
+MOST_PROCESSES = 1024  # and threads
+MOST_CLIPS = 1_000_000
+MOST_BATCH = 1_000_000
+MOST_LANES = 100_000
+
+
+def number(default: Any, low: float = -LARGEST, high: float = LARGEST, *, above: float = -math.inf):
     """A numeric field with its allowed range: `low <= value <= high` and `value > above`."""
     return field(default=default, metadata={"low": low, "high": high, "above": above})
+
+
+def split_name(default: Any):
+    """A field that names a split: the plain name of a folder, no path."""
+    return field(default=default, metadata={"split": True})
 
 
 def require(ok: bool, flag: str, rule: str, value: Any) -> None:
     """Raise ValueError naming flag, rule and value unless `ok`."""
     if not ok:
-        raise ValueError(f"--{flag} must be {rule} but {value} was given")
+        raise ValueError(f"--{flag} must be {rule} but {str(value)[:200]} was given")
+
+
+UNWRITABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")  # tabs, line breaks, ..
+
+
+def name_flaw(name: str, *, path: bool = False) -> str:
+    """What is wrong with a name from outside: of a class, or (`path`) of a clip; empty if nothing.
+
+    Names are written into TSVs, and a clip's name is a path below some folder, to be read or
+    written: it may not leave that folder. A class may be called `/m/04rlf`, as in AudioSet.
+    """
+    if not name.strip():
+        return "is empty"
+    if UNWRITABLE.search(name):
+        return "holds a tab, a line break or another character that no table can hold"
+    if ".." in re.split(r"[/\\]", name):
+        return "leads out of its folder (..)"
+    if path and (name.startswith("/") or re.match(r"[A-Za-z]:[/\\]", name)):
+        return "is an absolute path; give it relative to its folder"
+    if path and "\\" in name:
+        return "holds a backslash; write / between folders"
+    return ""
 
 
 class Checked:
-    """Base of every config class: checks each `number` field after construction."""
+    """Base of every config class: checks `number` and `split_name` fields after construction."""
 
     GROUP: ClassVar[str] = ""
 
@@ -79,14 +117,19 @@ class Checked:
     def __post_init__(self) -> None:
         for spec in fields(self):
             value = getattr(self, spec.name)
+            if "split" in spec.metadata and value is not None:
+                plain = not name_flaw(value, path=True) and "/" not in value and value[0] != "."
+                rule = "the plain name of a folder, e.g. train,"
+                require(plain, self.flag(spec.name), rule, repr(value))
             if "low" not in spec.metadata or value is None:
                 continue
             real = isinstance(value, (int, float)) and not isinstance(value, bool)
-            require(real and math.isfinite(value), self.flag(spec.name), "a finite number", value)
+            finite = real and (isinstance(value, int) or math.isfinite(value))
+            require(finite, self.flag(spec.name), "a finite number", value)
             low, high, above = (spec.metadata[key] for key in ("low", "high", "above"))
-            rules = [f"at least {low:g}"] * math.isfinite(low)
+            rules = [f"at least {low:g}"] * (low > -LARGEST or value < low)
             rules += [f"above {above:g}"] * math.isfinite(above)
-            rules += [f"at most {high:g}"] * math.isfinite(high)
+            rules += [f"at most {high:g}"] * (high < LARGEST or value > high)
             rule = " and ".join(rules)
             require(low <= value <= high and value > above, self.flag(spec.name), rule, value)
 
@@ -99,29 +142,31 @@ class Signal(Checked):
     """How loudness and score become probability and base threshold. A change needs a new cache."""
 
     GROUP: ClassVar[str] = "signal"
-    rms_window_s: float = number(0.064, above=0)
+    loudness: Literal["channels", "original"] = "channels"
+    """power of all channels at their own rate, or of the mono mix at 32 kHz (original)"""
+    rms_window_s: float = number(0.064, above=0, high=10)
     """RMS window in seconds (original: librosa, 2048 samples at 32 kHz)"""
-    rms_hop_s: float = number(0.016, above=0)
+    rms_hop_s: float = number(0.016, 5e-4, 10)
     """RMS hop in seconds (original: 512 samples at 32 kHz)"""
     clip_percentile: float = number(95.0, above=0, high=100)
     """loudness, score and probability are cut at this percentile (slides)"""
-    score_median_s: float = number(0.1, above=0)
+    score_median_s: float = number(0.1, above=0, high=60)
     """k1, first median filter of the score, seconds (original: 5 frames of 20 ms)"""
-    score_median2_s: float = number(0.16, above=0)
+    score_median2_s: float = number(0.16, above=0, high=60)
     """k2, second median filter of the score, seconds (original: 8 frames of 20 ms)"""
-    score_power: float = number(2.2, above=0)
+    score_power: float = number(2.2, above=0, high=100)
     """exponent of the sharpened score (slides)"""
     score_mix: float = number(0.7, 0, 1)
     """share of the median-filtered score in the mix, the rest is the sharpened one (slides)"""
     fusion: Literal["product", "harmonic"] = "product"
     """loudness with score: r * D_adj (slides) or 2 / (1/r + 1/D_adj) (original)"""
-    prob_sigma_s: float = number(0.04, above=0)
+    prob_sigma_s: float = number(0.04, above=0, high=60)
     """Gaussian over the probability, seconds (slides: sigma 2 frames of 20 ms)"""
-    background_s: float = number(4.0, above=0)
+    background_s: float = number(4.0, above=0, high=600)
     """median filter of the background loudness, seconds (slides: 200 frames of 20 ms)"""
-    background_sigma_s: float = number(0.06, above=0)
+    background_sigma_s: float = number(0.06, above=0, high=60)
     """Gaussian over the background and over the anti-mask, seconds (slides: sigma 3 frames)"""
-    beta: float = number(1.2, above=0)
+    beta: float = number(1.2, above=0, high=100)
     """exponent of the anti-mask (1 - D_adj)^beta (original)"""
     flat_fallback: bool = True
     """a score without contrast says nothing: decide by loudness alone (original)"""
@@ -244,13 +289,13 @@ class Learning(Checked):
     GROUP: ClassVar[str] = "learning"
     lr: float = number(1e-4, above=0, high=1)
     """Adam's learning rate, constant (slides)"""
-    batch: int = number(32, 1)
+    batch: int = number(32, 1, MOST_BATCH)
     """transitions in a gradient step (slides)"""
     frames_per_step: int = number(32, 1)
     """frames visited for each gradient step (original)"""
-    lanes: int = number(32, 1)
+    lanes: int = number(32, 1, MOST_LANES)
     """pairs that advance together; 32 makes one gradient step per tick"""
-    replay: int = number(50_000, 1)
+    replay: int = number(50_000, 1, 100_000_000)
     """transitions kept (slides)"""
     train_start: int = number(2_000, 1)
     """learning starts above this many stored transitions (slides)"""
@@ -309,7 +354,7 @@ class Dense(Checked):
     gate_share: float = number(0.5, 0, 1)
     """trained on all pairs: learn from present ones and from those whose clip-level score is above
     this share of the tag gate's threshold; below 1, of what the gate may let through elsewhere"""
-    batch: int = number(32, 1)
+    batch: int = number(32, 1, MOST_BATCH)
     """pairs in a gradient step"""
     lr: float = number(2e-3, above=0, high=1)
     """highest learning rate of AdamW; it rises over 30 % of the steps and falls to 0"""
@@ -354,8 +399,8 @@ class Events(Checked):
     """weight decay of AdamW"""
     box_hidden: int = number(64, 4, 4096)
     """width of the two layers that value a box"""
-    box_passes: int = number(15, 1)
-    """passes over the boxes"""
+    box_passes: float = number(2.5, above=0)
+    """passes over the boxes for each pass over the queries"""
     box_batch: int = number(256, 1)
     """boxes in a gradient step of each network"""
     frame_weight: float = number(1.0, 0)
@@ -374,11 +419,21 @@ class Events(Checked):
 # ---------------------------------------------------------------------------- one class a script
 
 
+def check_classes(names: tuple[str, ...]) -> None:
+    """ValueError where a name of --classes cannot be written into a table."""
+    for name in names:
+        require(not name_flaw(name), "classes", "names of classes", repr(name))
+
+
 def check_map(texts: tuple[str, ...]) -> None:
-    """ValueError where one is not SCORES=LABELS."""
+    """ValueError where one is not SCORES=LABELS, or names a class twice."""
     for text in texts:
         name, _, label = text.partition("=")
         require(bool(name and label), "map", "SCORES=LABELS, e.g. dog=Dog,", text)
+        require(not name_flaw(label), "map", "SCORES=LABELS with a name", repr(text))
+    names = [text.partition("=")[0] for text in texts]
+    once = len(set(names)) == len(names)
+    require(once, "map", "given once for each class of the scores", " ".join(texts))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -397,9 +452,9 @@ class SoundscapesConfig(Checked):
     """DESED TSV with the training events (default: random, DESED-like)"""
     validation_timeline: Path | None = None
     """DESED TSV with the validation events (default: random, DESED-like)"""
-    train_clips: int = number(240, 1)
+    train_clips: int = number(240, 1, MOST_CLIPS)
     """training clips; of a longer timeline a seeded choice"""
-    validation_clips: int = number(120, 1)
+    validation_clips: int = number(120, 1, MOST_CLIPS)
     """validation clips; of a longer timeline a seeded choice"""
     validation_fold: int = number(5, 1)
     """bank fold heard in validation clips only; the other folds train"""
@@ -409,9 +464,9 @@ class SoundscapesConfig(Checked):
     """softest event above the background, dB"""
     snr_max_db: float = number(25.0, -40, 60)
     """loudest event above the background, dB"""
-    seed: int = number(0, 0)
+    seed: int = number(0, 0, MOST_SEED)
     """one seed for the whole corpus"""
-    workers: int | None = number(None, 1)
+    workers: int | None = number(None, 1, MOST_PROCESSES)
     """processes (default: all cores)"""
 
     def __post_init__(self) -> None:
@@ -436,13 +491,13 @@ class ScorersConfig(Checked):
     """passes over the training clips for each fit"""
     lr: float = number(4e-3, above=0, high=1)
     """peak learning rate (Adam, one-cycle)"""
-    batch: int = number(8, 1)
+    batch: int = number(8, 1, MOST_BATCH)
     """clips in a gradient step"""
-    channels: int = number(24, 4)
+    channels: int = number(24, 4, 1024)
     """width of the CRNN's first convolution"""
-    seed: int = number(0, 0)
+    seed: int = number(0, 0, MOST_SEED)
     """weights, order and augmentation"""
-    workers: int | None = number(None, 1)
+    workers: int | None = number(None, 1, MOST_PROCESSES)
     """processes, one fit each (default: all cores)"""
 
     def __post_init__(self) -> None:
@@ -474,7 +529,7 @@ class DasmEmbedConfig(Checked):
     """file to write: classes, prompts, vectors"""
     device: Device = "auto"
     """auto takes CUDA where there is one"""
-    threads: int | None = number(None, 1)
+    threads: int | None = number(None, 1, MOST_PROCESSES)
     """CPU threads (default: all cores)"""
 
     def __post_init__(self) -> None:
@@ -504,15 +559,15 @@ class DasmScoreConfig(Checked):
     """folder to write, for the --scores of preprocess.py; a rerun goes on"""
     temperature: float = number(0.5, above=0)
     """divides the logits before the sigmoid (DASM's notebook and the original: 0.5)"""
-    batch: int = number(4, 1)
+    batch: int = number(4, 1, MOST_BATCH)
     """clips in a forward pass"""
     cut_long: bool = False
-    """score the first 10 s of longer recordings"""
+    """score the first 10 s of longer recordings; preprocess.py takes them up to 11 s"""
     allow_missing: bool = False
     """leave out clips whose audio is missing or damaged; each is named"""
     device: Device = "auto"
     """auto takes CUDA where there is one"""
-    threads: int | None = number(None, 1)
+    threads: int | None = number(None, 1, MOST_PROCESSES)
     """CPU threads (default: all cores)"""
 
 
@@ -526,14 +581,23 @@ class PreprocessConfig(Checked):
     """where caches are written, one folder a split"""
     corpus: Path = Path("data/builtin")
     """corpus folder, used unless --labels is given; the default one is made where it is missing"""
-    split: str | None = None
-    """train or validation (default: both; with --labels it must be given)"""
+    split: str | None = split_name(None)
+    """train or validation (default: both)"""
     labels: Path | None = None
-    """your label TSV: filename, onset, offset, event_label"""
+    """your labels: a table (filename, onset, offset, event_label), or a folder, a file a clip"""
     audio: Path | None = None
     """your audio folder; without one the loudness is 1 everywhere and the scores decide alone"""
     scores: Path | None = None
     """your scores: a folder with a TSV a clip (onset, offset, a column a class), or NPZ"""
+    validation_share: float | None = number(None, above=0, high=0.9)
+    """share of the labelled clips that are drawn for validation; the others train"""
+    seed: int = number(0, 0)
+    """which clips --validation-share draws"""
+    clips: Path | None = None
+    """list of clips: filename and split (a plain list: the validation clips), or with
+    --validation-share filename and recording, whose clips stay together"""
+    cut_scores: bool = False
+    """cut scores that go on after the end of the audio, as of a model that pads its input"""
     map: tuple[str, ...] = ()
     """classes named otherwise in the scores: SCORES=LABELS, e.g. dog=Dog water=Running_water"""
     pairs: Literal["present", "all"] = "present"
@@ -542,11 +606,13 @@ class PreprocessConfig(Checked):
     """classes to query beside those that occur in the labels (with --pairs all)"""
     import_npz: Path | None = None
     """import per-pair NPZ files of the original program instead of audio and scores"""
-    import_frame_s: float = number(0.02, above=0)
+    import_frame_s: float = number(0.02, 1e-4, 3600)
     """frame length of the imported files, seconds"""
     allow_missing: bool = False
     """leave out clips whose audio or scores are missing or damaged; each is named"""
-    workers: int | None = number(None, 1)
+    replace: bool = False
+    """replace a cache that was made from other labels, audio or scores; else it is refused"""
+    workers: int | None = number(None, 1, MOST_PROCESSES)
     """processes (default: all cores)"""
     signal: Signal = field(default_factory=Signal)
 
@@ -554,12 +620,20 @@ class PreprocessConfig(Checked):
         super().__post_init__()
         rule = "used together with --pairs all"
         require(not self.classes or self.pairs == "all", "classes", rule, self.classes)
+        check_classes(self.classes)
         if self.labels is None:
-            for name in ("audio", "scores", "map", "import_npz"):
+            given = ("audio", "scores", "map", "import_npz", "validation_share", "clips")
+            for name in given:
                 value = getattr(self, name)
                 require(not value, self.flag(name), "given together with --labels", value)
             return
-        require(self.split is not None, "split", "given together with --labels", self.split)
+        drawn = self.validation_share is not None or self.clips is not None
+        rule = "given with --labels (or --validation-share, or --clips, instead of it)"
+        require((self.split is not None) != drawn, "split", rule, self.split)
+        seeded = self.validation_share is not None or self.seed == 0
+        require(seeded, "seed", "given together with --validation-share", self.seed)
+        heard = self.audio is not None or not self.cut_scores
+        require(heard, "cut-scores", "given together with --audio", self.audio)
         if self.import_npz is None:
             rule = "given with --labels (or --import-npz instead of --audio and --scores)"
             require(self.scores is not None, "scores", rule, None)
@@ -585,12 +659,13 @@ class TrainConfig(Checked):
     """a set of defaults; flags after it still win"""
     cache: Path = Path("cache")
     """folder with the caches"""
-    split: str = "train"
+    split: str = split_name("train")
     """cache to train on"""
     run: Path = Path("runs/slides")
     """run folder: last.pt, best.pt, reward_history.tsv, config.json"""
-    passes: int = number(1, 1)
-    """passes over the training pairs (slides: 1)"""
+    passes: int | None = number(None, 1)
+    """passes over the training pairs (default: 1 (slides), dense 15, more of few pairs); on
+    resume there may be more than before"""
     holdout: float = number(0.1, 0, 0.9)
     """share of the training clips kept aside to choose best.pt; 0 trains on all"""
     looks: int = number(10, 1)
@@ -603,15 +678,17 @@ class TrainConfig(Checked):
     """go on from last.pt of the run folder"""
     overwrite: bool = False
     """throw away an earlier run in the run folder"""
+    init: Path | None = None
+    """begin with the weights of this checkpoint; epsilon starts as in any run"""
     digest: Path | None = None
     """print a hash of everything in this checkpoint and stop"""
     status: Path | None = None
     """print how the run in this folder is doing, alive or not, and stop"""
-    seed: int = number(0, 0)
+    seed: int = number(0, 0, MOST_SEED)
     """weights, exploration, replay sampling, episode order"""
     device: Device = "auto"
     """auto takes CUDA where there is one"""
-    threads: int = number(1, 1)
+    threads: int = number(1, 1, MOST_PROCESSES)
     """CPU threads; another number rounds otherwise; several pay for wide networks on idle cores"""
     cuda_steps: Literal["auto", "plain", "graphs", "graphs-bf16"] = "auto"
     """how a GPU trains: as recorded CUDA graphs (auto), step by step, or in bfloat16 too"""
@@ -627,6 +704,8 @@ class TrainConfig(Checked):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(not (self.resume and self.overwrite), "resume", "used without --overwrite", "both")
+        apart = self.init is None or self.init.resolve().parent != self.run.resolve()
+        require(apart, self.flag("init"), f"outside --run {self.run}, which is written,", self.init)
         graphs = self.device != "cpu" or self.cuda_steps in ("auto", "plain")
         require(graphs, self.flag("cuda_steps"), "auto or plain on a CPU", self.cuda_steps)
         # No flag that does nothing: each method has its own.
@@ -658,7 +737,7 @@ class TwinsConfig(Checked):
     """classify each frame, or regress the rewards of all actions at once"""
     cache: Path = Path("cache")
     """folder with the caches"""
-    split: str = "train"
+    split: str = split_name("train")
     """cache to train on"""
     run: Path = Path("runs/twin")
     """run folder: last.pt, best.pt, config.json"""
@@ -666,7 +745,7 @@ class TwinsConfig(Checked):
     """passes over the training pairs that set the number of gradient steps, as in DQN.py"""
     frames_per_step: int = number(32, 1)
     """frames of a pass for each gradient step, as in DQN.py"""
-    batch: int = number(32, 1)
+    batch: int = number(32, 1, MOST_BATCH)
     """frames in a gradient step"""
     lr: float = number(1e-4, above=0, high=1)
     """Adam's learning rate, constant, as in DQN.py"""
@@ -680,11 +759,11 @@ class TwinsConfig(Checked):
     """go on from last.pt of the run folder"""
     overwrite: bool = False
     """throw away an earlier run in the run folder"""
-    seed: int = number(0, 0)
+    seed: int = number(0, 0, MOST_SEED)
     """weights, frames drawn, held-out clips"""
     device: Device = "auto"
     """auto takes CUDA where there is one"""
-    threads: int = number(1, 1)
+    threads: int = number(1, 1, MOST_PROCESSES)
     """CPU threads; one is fastest for these small batches"""
     bandit: Bandit = field(default_factory=Bandit)
     network: Network = field(default_factory=Network)
@@ -709,20 +788,22 @@ class EvaluateConfig(Checked):
     named like the split inside it where --split is not validation)"""
     cache: Path = Path("cache")
     """folder with the caches"""
-    split: str = "validation"
+    split: str = split_name("validation")
     """cache to report on"""
-    train_split: str = "train"
+    train_split: str = split_name("train")
     """cache on which the yardsticks are tuned"""
     compare: tuple[str, ...] = ()
     """one table of many: run folders, checkpoints or event TSVs, as PATH, NAME=PATH or
     NAME=PATH,PATH (seeds of one row); `rules` stands for every tuned rule; needs --out"""
-    workers: int | None = number(None, 1)
+    workers: int | None = number(None, 1, MOST_PROCESSES)
     """processes for the event metrics of --compare (default: all cores)"""
-    batch: int | None = number(None, 1)
+    other_classes: bool = False
+    """apply a policy where there is none of the classes that it was trained on"""
+    batch: int | None = number(None, 1, MOST_BATCH)
     """frames in a forward pass (default: the fastest of a short measurement)"""
     device: Device = "auto"
     """auto takes CUDA where there is one"""
-    threads: int = number(1, 1)
+    threads: int = number(1, 1, MOST_PROCESSES)
     """CPU threads; one is fastest for these small batches"""
 
     def __post_init__(self) -> None:
@@ -751,10 +832,12 @@ class DetectConfig(Checked):
     """classes named otherwise in the scores: SCORES=EVENTS, e.g. dog=Dog water=Running_water"""
     scorer: Path | None = None
     """scorer.pt of a corpus (default: that of the corpus the policy was trained on)"""
+    cut_scores: bool = False
+    """cut scores that go on after the end of the audio, as of a model that pads its input"""
     classes: tuple[str, ...] = ()
     """classes to look for (default: all that the scores have)"""
     out: Path = Path("events.tsv")
-    """TSV to write: filename, onset, offset, event_label"""
+    """TSV to write: filename, onset, offset, event_label, confidence of a policy over events"""
     audacity: Path | None = None
     """folder for a label file a recording, to be imported in Audacity"""
     gate: bool = True
@@ -762,15 +845,19 @@ class DetectConfig(Checked):
     block_s: float | None = number(None, 0.5, 3600)
     """longer recordings are cut into overlapping blocks of this length, seconds (default: the
     typical clip that the policy was trained on)"""
+    other_classes: bool = False
+    """apply the policy to scores without any of the classes that it was trained on"""
     min_duration: float = number(0.0, 0)
     """events shorter than this many seconds are dropped, after gaps were closed"""
     merge_gap: float = number(0.0, 0)
     """gaps shorter than this many seconds between two events of a class are closed"""
-    batch: int = number(256, 1)
+    min_confidence: float = number(0.0, 0, 1)
+    """of a policy over events: what it is less sure of is dropped"""
+    batch: int = number(256, 1, MOST_BATCH)
     """frames in a forward pass"""
     device: Device = "auto"
     """auto takes CUDA where there is one"""
-    threads: int = number(1, 1)
+    threads: int = number(1, 1, MOST_PROCESSES)
     """CPU threads; one is fastest for these small batches"""
 
     def __post_init__(self) -> None:
@@ -779,7 +866,11 @@ class DetectConfig(Checked):
         require(apart, self.flag("scorer"), "left out with --scores", self.scorer)
         unused = self.map and self.scores is None
         require(not unused, self.flag("map"), "given together with --scores", self.map)
+        both = self.audio is not None and self.scores is not None
+        rule = "given together with --audio and --scores"
+        require(both or not self.cut_scores, self.flag("cut_scores"), rule, self.cut_scores)
         check_map(self.map)
+        check_classes(self.classes)
 
     @property
     def rename(self) -> dict[str, str]:
@@ -809,6 +900,8 @@ class VisualizeConfig(Checked):
     """dots per inch"""
     html: bool = False
     """also write a page to look at and listen to: report/index.html in the run folder"""
+    beside: Path | None = None
+    """second run folder, evaluated on the same cache: the page shows both policies side by side"""
     pairs: int = number(100, 1)
     """pairs on the page: a third the largest gains, a third the largest losses, a spread between"""
 
@@ -819,6 +912,8 @@ class VisualizeConfig(Checked):
             (self.clip is None) == (self.event_label is None), "event-label", rule, self.event_label
         )
         require(not (self.html and self.clip), "html", "used without --clip", self.clip)
+        other = self.beside is None or (self.html and self.beside != self.run)
+        require(other, "beside", "used with --html, and another folder than --run", self.beside)
         alone = self.table is None or not (self.html or self.clip)
         require(alone, "table", "used without --clip and --html", self.table)
 
@@ -834,6 +929,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "policy": Path("runs/original/best.pt"),
         "cache": Path("cache/original"),
         "signal.fusion": "harmonic",
+        "signal.loudness": "original",
         "bandit.reading": "sequential",
         "bandit.boundary_test": "after",
         "bandit.channel_order": "original",
@@ -858,7 +954,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "run": Path("runs/best_events"),
         "policy": Path("runs/best_events/best.pt"),
         "method": "events",
-        "passes": 6,
         "looks": 1,
         "holdout": 0.0,  # the learning rate ends the run: its last policy is taken
     },
@@ -867,7 +962,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "run": Path("runs/best"),
         "policy": Path("runs/best/best.pt"),
         "method": "dense",
-        "passes": 15,
         "holdout": 0.0,  # the learning rate ends the run: its last policy is taken
         "bandit.max_delta": 1.0,
         "dense.members": 3,
@@ -899,7 +993,7 @@ def with_preset(cls: type, name: str) -> Any:
 
 def flag_in(args: list[str], flag: str) -> str | None:
     """Value of a flag before the command line is parsed: it chooses the defaults of the others."""
-    found = None  # the last one counts, as with every flag
+    found = None
     for i, arg in enumerate(args):
         if arg == flag and i + 1 < len(args):
             found = args[i + 1]
@@ -908,15 +1002,55 @@ def flag_in(args: list[str], flag: str) -> str | None:
     return found
 
 
+def flags_of_many(cls: type, prefix: str = "--") -> set[str]:
+    """Flags of a config class that take any number of values."""
+    found: set[str] = set()
+    for name, hint in typing.get_type_hints(cls).items():
+        if dataclasses.is_dataclass(hint):
+            found |= flags_of_many(hint, f"{prefix}{name}.")
+        elif typing.get_origin(hint) is tuple and Ellipsis in typing.get_args(hint):
+            found.add(f"{prefix}{name}".replace("_", "-"))
+    return found
+
+
+def once_each(args: list[str], many: set[str]) -> list[str]:
+    """The command line with each flag once: those of `many` values add up.
+
+    InputError where another flag is given twice: the parser would take the last one in silence.
+    """
+    command: list[str] = []  # what stands before the first flag
+    given: dict[str, list[list[str]]] = {}  # flag -> the words of each time that it is given
+    words = command
+    for arg in args:
+        if not re.match(r"--[A-Za-z]", arg):
+            words.append(arg)
+            continue
+        name, equals, value = arg.partition("=")
+        name = name.replace("_", "-")
+        flag = re.sub(r"(^--|\.)no-", r"\1", name)  # --gate and --no-gate are one flag
+        words = [name, *[value] * bool(equals)]
+        given.setdefault(flag, []).append(words)
+    found = command
+    for flag, times in given.items():
+        if len(times) > 1 and flag not in many:
+            both = " and ".join(" ".join(words) for words in times)
+            raise InputError(f"{flag} is given {len(times)} times: {both}; give it once")
+        found = found + times[0] + [word for words in times[1:] for word in words[1:]]
+    return found
+
+
 def parse(cls: type | dict[str, Any], args: list[str] | None = None) -> Any:
     """Command line -> config; a bad flag or value is explained on stderr, exit code 2.
 
     A dictionary is a script with several commands: the first word says which class is meant. An
-    instance in place of a class holds the defaults.
+    instance in place of a class holds the defaults. Raises InputError for a flag given twice.
     """
     import tyro  # the only place that knows the parser
 
     args = sys.argv[1:] if args is None else args
+    meant = cls.get(args[0] if args else "") if isinstance(cls, dict) else cls
+    meant = meant if isinstance(meant, type) or meant is None else type(meant)
+    args = once_each(args, flags_of_many(meant) if meant else set())
     if isinstance(cls, dict):
         kinds = []
         for name, given in cls.items():
@@ -924,7 +1058,9 @@ def parse(cls: type | dict[str, Any], args: list[str] | None = None) -> Any:
             more = {} if kind is given else {"default": given}
             about = tyro.conf.subcommand(name, description=kind.__doc__, **more)
             kinds.append(typing.Annotated[kind, about])
-        return tyro.cli(typing.Union[tuple(kinds)], args=args)  # noqa: UP007
+        return tyro.cli(typing.Union[tuple(kinds)], args=args, prog=program())  # noqa: UP007
+    if "preset" not in [spec.name for spec in fields(cls)]:
+        return tyro.cli(cls, args=args, description=cls.__doc__)
     name = flag_in(args, "--preset")
     default = with_preset(cls, name if name in PRESETS else "slides")
     return tyro.cli(cls, default=default, args=args, description=cls.__doc__)
@@ -935,44 +1071,59 @@ def run_script(cls: type | dict[str, Any], main: Callable[[Any], int | None]) ->
     run_main(lambda: main(parse(cls)))
 
 
+def program() -> str:
+    """What the user started: `DQN.py`, or `python -m studies.classic`."""
+    script, spec = Path(sys.argv[0]).name, getattr(sys.modules["__main__"], "__spec__", None)
+    return f"python -m {spec.parent}" if script == "__main__.py" and spec else script
+
+
 def run_main(main: Callable[[], int | None]) -> None:
     """Run, and turn a user's mistake or a failing disk into one line and exit code 2."""
-    script = Path(sys.argv[0]).name
+    script = program()
+
+    def fail(text: str, code: int = 2) -> None:
+        close_bars()
+        print(f"{script}: {text}", file=sys.stderr)
+        sys.exit(code)
+
+    if os.environ.pop(ENDS_WITH_PARENT, None):
+        end_with(os.getppid())
     try:
-        sys.exit(main() or 0)
+        code = main() or 0
+        sys.stdout.flush()
+        sys.exit(code)
     except BrokenPipeError:  # the reader of our output has gone, e.g. `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
-    except (InputError, OSError) as error:  # OSError: a full disk, a folder without rights
-        print(f"{script}: error: {error}", file=sys.stderr)
-        sys.exit(2)
+    except (InputError, OSError) as error:  # OSError: a folder without rights
+        text = str(error)
+        try:
+            sys.stdout.flush()
+        except OSError as failed:
+            error = failed
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC and not error.filename:
+            # Files of ours are named by what writes them.
+            text = f"standard output or a temporary file cannot be written ({error.strerror})"
+        fail(f"error: {isolated(text)}")
     except BrokenProcessPool:
-        cure = "probably for lack of memory; try --workers 1"
-        print(f"{script}: error: a worker process died, {cure}", file=sys.stderr)
-        sys.exit(2)
-    except RuntimeError as error:
-        if "out of memory" not in str(error).lower():
+        fail("error: a worker process died, probably for lack of memory; try --workers 1")
+    except (RuntimeError, MemoryError) as error:
+        text = str(error).splitlines()[0] if str(error) else "out of memory"
+        full = ("out of memory", "can't allocate memory", "not enough memory")
+        if not isinstance(error, MemoryError) and not any(word in text.lower() for word in full):
             raise
         cure = "a smaller --batch or network, or --device cpu"
-        print(f"{script}: error: {str(error).splitlines()[0]}; try {cure}", file=sys.stderr)
-        sys.exit(2)
+        fail(f"error: {text}; try {cure}")
     except KeyboardInterrupt:
-        print(f"{script}: interrupted", file=sys.stderr)
-        sys.exit(130)
+        fail("interrupted", 130)
 
 
-@contextmanager
-def whole(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path` to write to; renamed at the end, so a file is never half."""
-    temporary = path.with_name(path.name + ".tmp")
-    yield temporary
-    temporary.replace(path)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file in UTF-8, whole or not at all."""
-    with whole(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+def close_bars() -> None:
+    """End the line of every open progress bar: what is said next stands on one of its own."""
+    if "tqdm" in sys.modules:
+        for bar in list(sys.modules["tqdm"].tqdm._instances):
+            bar.close()
 
 
 def to_dict(cfg: Any) -> dict[str, Any]:
@@ -1040,14 +1191,44 @@ def config_key(*groups: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def num_cores() -> int:
+    """Cores that this process may run on; only Linux knows of fewer than all."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def num_workers(workers: int | None) -> int:
-    """Processes to use: the given number, else the cores this process may run on, shared with
-    the others that torchrun started on this machine."""
+    """Processes to use: the given number, else one a core, shared with the others that torchrun
+    started on this machine."""
     together = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return workers or max(1, len(os.sched_getaffinity(0)) // together)
+    return workers or max(1, num_cores() // together)
 
 
-def _start_worker(initializer: Callable[[], None] | None) -> None:
+ENDS_WITH_PARENT = "ENDS_WITH_PARENT"  # set for a script that another one starts; see `run_main`
+GRACE_S = 30.0  # for a training to save, as torchrun grants it
+
+
+def end_with(parent: int, save: bool = False) -> None:
+    """From now on this process ends with process `parent`, which started it: kill -9 included.
+
+    A thread looks twice a second who the parent is now. With `save` it plays SIGTERM first, which
+    a training answers by writing its checkpoint.
+    """
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        if save:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(GRACE_S)
+        os._exit(128 + signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _start_worker(parent: int, initializer: Callable[[], None] | None) -> None:
+    end_with(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     if initializer:
         initializer()
@@ -1057,11 +1238,11 @@ def _start_worker(initializer: Callable[[], None] | None) -> None:
 def process_pool(
     workers: int, initializer: Callable[[], None] | None = None
 ) -> Iterator[ProcessPoolExecutor]:
-    """Spawned worker processes that end with the parent: an error or Ctrl-C stops them at once.
+    """Spawned worker processes that end with the parent: an error, Ctrl-C or kill -9 stops them.
 
     Forking after threads were started can deadlock, so they are spawned.
     """
-    start = partial(_start_worker, initializer)
+    start = partial(_start_worker, os.getpid(), initializer)
     pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=start)
     try:
         yield pool
@@ -1069,5 +1250,6 @@ def process_pool(
         pool.shutdown(wait=False, cancel_futures=True)
         for process in active_children():
             process.terminate()
+            process.join()  # it may be writing where the caller cleans up next
         raise
     pool.shutdown()

@@ -21,7 +21,6 @@ import importlib.abc
 import importlib.machinery
 import math
 import os
-import pickle
 import sys
 import types
 import warnings
@@ -32,9 +31,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import librosa
 import numpy as np
-import soundfile
 import torch
 from tqdm import tqdm
 
@@ -43,18 +40,25 @@ from config import (
     DasmScoreConfig,
     InputError,
     config_key,
+    name_flaw,
     num_workers,
     run_script,
     whole,
 )
+from core.files import Kind, contents, keep_apart, kind_of, made, mark, own_folder
+from core.names import isolated
+from core.stored import check_form, is_text, read_text
+from core.tensors import read_checkpoint, read_tensors, with_digest
+from labels import AUDIO, clip_id, find_audio, read_labels, say_left_out
 from runfolder import pick_device
-from scorers import ClipScores, ScoreArchive, clip_id, write_archive
-from soundscapes import AUDIO
-from timeline import classes_of, frame_edges, read_labels
+from scorers import ClipScores, ScoreArchive, write_archive
+from sed.audio import TRUNCATED, AudioFile, read_samples, resample
+from timeline import classes_of, frame_edges
 
 VERSION = 1  # raise it with any change below that changes scores
 WIDTH = 1024  # D, of MGA-CLAP's text vectors; the audio checkpoint wants 768
 CLIPS_PER_PART = 128  # what a killed run has to score again at most
+PARTS = Kind("folder of DASM's scores")
 PROMPT = "sound of "
 
 # ---------------------------------------------------------------------------- foreign code
@@ -202,17 +206,6 @@ def sha256_of(*paths: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def load_tensors(path: Path, device: torch.device, trust: bool = False) -> Any:
-    """A file of tensors and plain containers. InputError for anything else, unless trusted."""
-    try:
-        return torch.load(path, map_location=device, weights_only=not trust)
-    except (pickle.UnpicklingError, KeyError, IndexError):  # what a file of another kind raises
-        raise InputError(f"{path}: not weights, or more than tensors in it") from None
-    except (RuntimeError, EOFError, ValueError, OSError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"{path}: cannot be read as weights ({reason})") from None
-
-
 def read_yaml(path: Path, root: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     """A YAML file with its `include: {base_path, keys}` filled in.
 
@@ -223,8 +216,8 @@ def read_yaml(path: Path, root: Path, seen: tuple[Path, ...] = ()) -> dict[str, 
     if path.resolve() in seen:
         raise InputError(f"{path}: includes itself")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        content = yaml.safe_load(read_text(path))
+    except (yaml.YAMLError, RecursionError) as error:
         raise InputError(f"{path}: cannot be read ({' '.join(str(error).split())})") from None
     if not isinstance(content, dict):
         raise InputError(f"{path}: no settings in it")
@@ -296,10 +289,7 @@ def prompt_of(name: str, style: str) -> str:
 
 def read_query_file(path: Path, style: str) -> dict[str, str]:
     """Text file, a class a line, its own prompt after a tab -> prompt of each class, in order."""
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--query-file {path}: cannot be read ({error})") from None
+    lines = read_text(path).split("\n")
     prompts: dict[str, str] = {}
     for number, line in enumerate(lines, start=1):
         name, _, prompt = (part.strip() for part in line.partition("\t"))
@@ -316,8 +306,9 @@ def read_query_file(path: Path, style: str) -> dict[str, str]:
 
 def load_queries(path: Path, wanted: list[str]) -> Queries:
     """Read what `embed` wrote; InputError for another width or a wanted class without vector."""
-    content = load_tensors(require_file("--queries", path), torch.device("cpu"))
+    content = read_checkpoint(require_file("--queries", path))
     try:
+        check_form(content, {"classes": [is_text], "prompts": [is_text]})
         classes, prompts = list(content["classes"]), list(content["prompts"])
         vectors = content["vectors"].float()
         num_rows, width = vectors.shape
@@ -381,7 +372,7 @@ def load_text_encoder(cfg: DasmEmbedConfig, device: torch.device) -> torch.nn.Mo
             reason = " ".join(str(error).split())
             raise InputError(f"--bert {cfg.bert}: cannot be used ({reason})") from None
     try:
-        content = load_tensors(cfg.mga_weights, device, cfg.trust_pickle)
+        content = read_tensors(cfg.mga_weights, device, cfg.trust_pickle)
     except InputError as error:
         cure = "if you trust where it comes from, --trust-pickle loads it all the same"
         raise InputError(f"{error}; {cure}") from None
@@ -402,7 +393,10 @@ def embed(cfg: DasmEmbedConfig) -> None:
         prompts = {name: prompt_of(name, cfg.prompt_style) for name in names}
         if not prompts:
             raise InputError(f"--classes-from {cfg.classes_from}: no events, so no classes")
-    if cfg.out.exists():
+    for name in prompts:
+        if flaw := name_flaw(name):
+            raise InputError(f"--query-file {cfg.query_file}: the class name {name!r} {flaw}")
+    if cfg.out.exists() or cfg.out.is_symlink():
         raise InputError(f"--out {cfg.out}: is there already; remove it or give another name")
     device = device_of(cfg)
     model = load_text_encoder(cfg, device)
@@ -418,11 +412,14 @@ def embed(cfg: DasmEmbedConfig) -> None:
         "vectors": vectors.clone(),
         "weights": sha256_of(cfg.mga_weights),
     }
-    cfg.out.parent.mkdir(parents=True, exist_ok=True)
-    with whole(cfg.out) as temporary:
-        torch.save(content, temporary)
+    with (
+        made(cfg.out.parent),
+        whole(cfg.out) as temporary,
+        open(temporary, "wb") as stream,
+    ):
+        torch.save(with_digest(content), stream)
     for name, prompt in prompts.items():
-        print(f"  {name}: {prompt}")
+        print(f"  {isolated(name)}: {isolated(prompt)}")
     print(f"{len(prompts)} queries of width {vectors.shape[1]} -> {cfg.out}")
 
 
@@ -497,7 +494,7 @@ def load_model(cfg: DasmScoreConfig, settings: Settings, device: torch.device) -
     kept from both.
     """
     name = "src.models.detect_any_sound.detect_any_sound_htast"
-    state = load_tensors(cfg.dasm_weights, device)
+    state = read_tensors(cfg.dasm_weights, device)
     if not isinstance(state, dict):
         raise InputError(f"{cfg.dasm_weights}: no weights by name in it")
     if "at_query.0" in state:
@@ -634,6 +631,8 @@ def wanted_clips(cfg: DasmScoreConfig) -> tuple[list[str], list[str]]:
             raise InputError(f"--audio {cfg.audio}: no audio files ({', '.join(AUDIO)})")
     ids: dict[str, str] = {}
     for name in names:
+        if flaw := name_flaw(name, path=True):
+            raise InputError(f"--audio {cfg.audio}: the name {name!r} {flaw}; rename it")
         other = ids.setdefault(clip_id(name), name)
         if other != name:
             raise InputError(f"{name} and {other} differ in their extension only")
@@ -649,24 +648,25 @@ def look_at(names: list[str], cfg: DasmScoreConfig, settings: Settings) -> dict[
     # HTS-AT takes 1024 mel frames where a clip has 1001; up to there the end is cut quietly.
     longest = 1.024 * settings.clip_s
     for name in names:
-        path = cfg.audio / name
-        if not path.is_file():
+        path = find_audio(cfg.audio, name)
+        if path is None:
             absent.append(name)
             continue
         try:
-            info = soundfile.info(path)
-        except (OSError, RuntimeError) as error:
-            wrong.append(f"{name}: cannot be read ({error})")
+            with AudioFile(path) as recording:
+                rate, duration_s = recording.sample_rate, recording.duration_s
+        except ValueError as error:
+            wrong.append(f"{name}: {error}")
             continue
-        if info.frames == 0:
-            wrong.append(f"{name}: no samples")
-        elif info.duration >= longest and not cfg.cut_long:
+        if recording.truncated:
+            print(f"  note: {name}: {TRUNCATED}")
+        if duration_s >= longest and not cfg.cut_long:
             wrong.append(
-                f"{name}: {info.duration:.1f} s; DASM takes {settings.clip_s:g} s."
+                f"{name}: {duration_s:.1f} s; DASM takes {settings.clip_s:g} s."
                 f" --cut-long keeps the first {settings.clip_s:g} s"
             )
         else:
-            found[name] = Found(path, info.samplerate)
+            found[name] = Found(path, rate)
     listing = cfg.labels or cfg.audio
     if absent and not cfg.allow_missing:
         raise InputError(
@@ -676,8 +676,7 @@ def look_at(names: list[str], cfg: DasmScoreConfig, settings: Settings) -> dict[
     if wrong and not cfg.allow_missing:
         more = f" (and {len(wrong) - 1} more such clips)" if len(wrong) > 1 else ""
         raise InputError(f"{wrong[0]}{more}. --allow-missing leaves them out and lists them")
-    for line in (*(f"{name}: no audio" for name in absent), *wrong):
-        print(f"  left out: {line}")
+    say_left_out([*(f"{name}: no audio" for name in absent), *wrong])
     if not found:
         raise InputError(f"{listing}: no clip is left")
     low = [name for name, clip in found.items() if clip.sample_rate < 28_000]  # mel up to 14 kHz
@@ -691,16 +690,10 @@ def look_at(names: list[str], cfg: DasmScoreConfig, settings: Settings) -> dict[
 def read_clip(path: Path, settings: Settings) -> np.ndarray:
     """Audio file -> mono (S,) at the model's rate, at most a whole clip. InputError names it."""
     try:
-        wav, rate = soundfile.read(path, dtype="float32", always_2d=True)
-    except (OSError, RuntimeError) as error:
-        raise InputError(f"{path.name}: cannot be read ({error})") from None
-    if not len(wav) or not np.isfinite(wav).all():
-        what = "samples are not finite" if len(wav) else "no samples"
-        raise InputError(f"{path.name}: {what}")
-    mono = wav.mean(axis=1)
-    if rate != settings.sample_rate:
-        mono = librosa.resample(mono, orig_sr=rate, target_sr=settings.sample_rate)
-    return mono[: settings.num_samples]
+        wav, rate = read_samples(path)
+    except ValueError as error:
+        raise InputError(f"{path.name}: {error}") from None
+    return resample(wav.mean(axis=1), rate, settings.sample_rate)[: settings.num_samples]
 
 
 def read_ahead(
@@ -756,9 +749,9 @@ def finished(out: Path, classes: list[str], facts: dict[str, Any]) -> tuple[set[
     if not out.is_dir():
         raise InputError(f"--out {out}: is a file, not a folder")
     parts = sorted(out.glob("part-*.npz"))
-    for path in out.iterdir():
-        if path not in parts and not path.name.endswith(".npz.tmp"):  # of a run that was killed
-            raise InputError(f"--out {out}: holds other files ({path.name}); give a new folder")
+    for name in contents(out):
+        if out / name not in parts and not name.endswith(".npz.tmp"):  # of an older version, killed
+            raise InputError(f"--out {out}: holds other files ({name}); give a new folder")
     if not parts:
         return set(), 0
     archive = ScoreArchive(out)
@@ -795,7 +788,6 @@ def score_clips(
 
     def write_part() -> None:
         nonlocal number
-        cfg.out.mkdir(parents=True, exist_ok=True)
         write_archive(cfg.out / f"part-{number:05d}.npz", queries.classes, ready, facts)
         ready.clear()
         number += 1
@@ -828,6 +820,7 @@ def score(cfg: DasmScoreConfig) -> None:
         what = f"{model_file} not found; give the root of a Transformer4SED checkout"
         raise InputError(f"--dasm-repo {cfg.dasm_repo}: {what}")
     require_file("--dasm-weights", cfg.dasm_weights)
+    keep_apart(cfg.out, [cfg.audio, cfg.labels, cfg.queries, cfg.dasm_repo])
     settings = read_settings(cfg.dasm_config, cfg.dasm_repo)
     names, wanted = wanted_clips(cfg)
     queries = load_queries(cfg.queries, wanted)
@@ -840,9 +833,11 @@ def score(cfg: DasmScoreConfig) -> None:
     device = device_of(cfg)
     model = load_model(cfg, settings, device)
     scorer = Scorer(model, settings, queries.vectors, cfg.temperature, device)
-    failed = score_clips(scorer, clips, queries, cfg, facts)
-    for line in failed:
-        print(f"  left out: {line}")
+    if cfg.out.is_dir() and kind_of(cfg.out) is None:  # of an older version; `finished` knows it
+        mark(cfg.out, PARTS)
+    with own_folder(cfg.out, PARTS):
+        failed = score_clips(scorer, clips, queries, cfg, facts)
+    say_left_out(failed)
     if failed and not cfg.allow_missing:
         raise InputError(
             f"{len(failed)} of {len(clips)} clips could not be scored (first: {failed[0]}), the"

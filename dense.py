@@ -31,6 +31,7 @@ from bandit import (
     episode_order,
     hold_out,
     near,
+    planned,
     reward_cells,
     shift,
     thresholds,
@@ -358,12 +359,17 @@ class DenseTrainer:
     An episode is a pair; a tick is a gradient step on the next `batch` of them.
     """
 
+    PASSES, FLOOR = 15, 150  # gradient steps, see "How much data" in the README
+    SCHEDULE = "the learning rate goes on as if all had been planned from the start"
+
     def __init__(self, cfg: TrainConfig, cache: Cache, device: torch.device, ranks: Ranks = ALONE):
         if ranks.size > 1:
             raise InputError("--method dense trains in one process; leave out torchrun")
-        self.cfg, self.cache, self.device, self.ranks = cfg, cache, device, ranks
+        self.cache, self.device, self.ranks = cache, device, ranks
         self.bandit = cfg.bandit
         train, self.held_out = training_pairs(cache, cfg)
+        self.pass_pairs, self.batch = len(train), cfg.dense.batch
+        self.cfg = cfg = planned(cfg, self.PASSES, self.FLOOR, self.gradient_steps)
         self.gate, self.pooled = tune_gate(cache), cache.queries == "all"
         self.order = episode_order(cache, train, cfg)
         torch.manual_seed(cfg.seed)  # initial weights and dropout
@@ -386,6 +392,7 @@ class DenseTrainer:
             "loss_count": 0,
             "best_f1": -1.0,
             "best_episode": -1,
+            "last_f1": -1.0,
         }
 
     @property
@@ -397,6 +404,10 @@ class DenseTrainer:
     def total_frames(self) -> int:
         """Frames that the whole run visits."""
         return int(np.diff(self.cache.offsets)[self.order].sum())
+
+    def gradient_steps(self, passes: int) -> int:
+        """How many so many passes make."""
+        return -(-passes * self.pass_pairs // self.batch)
 
     def epsilon(self, episode: int) -> float:
         """Exploration rate: the rewards of all actions are known, so nothing is tried out."""
@@ -442,7 +453,7 @@ class DenseTrainer:
     def tick(self) -> list[tuple[int, list[int]]]:
         """A gradient step on the next pairs; (episode, cells of the greedy decisions) of each."""
         first = self.progress["finished"]
-        pairs = torch.from_numpy(self.order[first : first + self.cfg.dense.batch]).to(self.device)
+        pairs = torch.from_numpy(self.order[first : first + self.batch]).to(self.device)
         clips = clips_of(self.signals, pairs)
         share = reachable(clips, self.bandit)
         self.network.train()
@@ -504,7 +515,7 @@ class DenseTrainer:
         self.network.load_state_dict(content["network"])
         self.optimizer.load_state_dict(content["optimizer"])
         self.recent.extend(content["recent"])
-        self.progress = {name: content["info"][name] for name in self.progress}
+        self.progress |= content["info"]
         runfolder.restore_torch_rng(content["rng"], self.device)
 
     def held_out_f1(self) -> float:
@@ -523,5 +534,5 @@ def announce(trainer: DenseTrainer) -> None:
         f" {len(members)} member(s)\n"
         f"{len(order) // cfg.passes} training pairs, {len(trainer.held_out)} held out,"
         f" {len(order)} episodes, {trainer.total_frames:,} frames,"
-        f" {-(-len(order) // cfg.dense.batch):,} gradient steps; run folder {cfg.run}"
+        f" {trainer.gradient_steps(cfg.passes):,} gradient steps; run folder {cfg.run}"
     )

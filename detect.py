@@ -3,6 +3,7 @@
 Run:    python detect.py --policy runs/demo/best.pt --audio recordings --out events.tsv
         python detect.py --policy runs/mine/best.pt --audio recordings --scores scores
         python detect.py --policy runs/mine/best.pt --scores scores      # no audio: r = 1
+        from detect import detect       # in Python: arrays in, events out, no files
 Reads:  a checkpoint, recordings, and their score files or <corpus>/scorer.pt
 Writes: <out> (a DCASE TSV), with --audacity a label file a recording
 Shapes: S samples, T frames of a recording, K classes, N frames of all rows together
@@ -15,15 +16,17 @@ itself and is decided like a clip; for a frame in two blocks the one counts whos
 Audio is read block by block, from front to back.
 """
 
+import io
 import itertools
-import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import soundfile
 import torch
 from tqdm import tqdm
 
@@ -32,30 +35,60 @@ import scorers
 from bandit import decide, highest_other, query_of, resident, thresholds
 from config import (
     DetectConfig,
+    Device,
     InputError,
     PreprocessConfig,
     Signal,
-    from_dict,
+    name_flaw,
     run_script,
     with_preset,
 )
+from core.files import (
+    Kind,
+    check_file,
+    check_ours,
+    keep_apart,
+    made,
+    own_folder,
+    whole,
+    write_together,
+)
+from core.names import isolated
+from core.stored import check_form, is_text, read_json
 from dense import DenseQNetwork
 from DQN import Policy, greedy_actions, load_policy
+from event_metrics import ScoredEvent
+from event_policy import decide_clips
 from gate import Gate, opens
+from labels import AUDIO, clip_id, fit_events
+from posterior import Asked, Queried
 from preprocess import (
-    NOTICES,
-    SHORT_AUDIO,
+    FELL_BACK,
+    MOST_MANIFEST,
     SILENT,
-    AudioFile,
+    WINDOWS,
     check_duration,
     clip_tag,
-    compute_signals,
     listed,
-    loudness_on_grid,
 )
-from timeline import Event, frame_edges, frames_to_events, tidy_events, write_audacity, write_labels
+from provenance import Origin, other_classes, other_frames
+from sed.audio import TRUNCATED, AudioFile, audio_seconds, wav_from
+from sed.signals import VERSION, compute_signals, falls_back, loudness_on_grid
+from timeline import (
+    COLUMNS,
+    SLACK_S,
+    Event,
+    frame_edges,
+    frames_to_events,
+    tidy_events,
+    write_audacity,
+    write_labels,
+)
 
-SUFFIXES = (".flac", ".mp3", ".ogg", ".wav")
+LOW_RATE = (
+    f"sample rate below the {scorers.SAMPLE_RATE // 1000} kHz that the scorer was trained on: it"
+    " hears nothing above half of it and misses events"
+)
 BLOCK_S = 10.0  # where neither the policy nor the user says: clips of DESED and AudioSet
 FRAMES_AT_ONCE = 100_000  # rows are decided together until they have so many frames
 SHEETS_AT_ONCE = 256  # or so many recordings wait for their decisions
@@ -86,38 +119,6 @@ def blocks(num_frames: int, size: int, single: int) -> list[Block]:
     return [Block(start, start + size, first, last) for start, first, last in bounds]
 
 
-class Tape:
-    """Samples of an open audio file by time, read once from front to back."""
-
-    def __init__(self, audio: AudioFile) -> None:
-        self.audio, self.sample_rate = audio, audio.sample_rate
-        self.num_samples = audio.num_samples
-        self.at, self.held = 0, np.zeros(0, np.float32)  # samples [at, at + len(held))
-
-    def span(self, start_s: float, stop_s: float) -> np.ndarray:
-        """(S,) samples of a time span, which may not start before the last one did.
-
-        Zeros follow where the file ends; ValueError where it ends long before its header says.
-        """
-        start, stop = round(start_s * self.sample_rate), round(stop_s * self.sample_rate)
-        wanted = min(stop, self.num_samples) - self.at - len(self.held)
-        if wanted > 0:
-            wav = self.audio.read(wanted)
-            self.held = np.concatenate([self.held, wav])
-            if len(wav) < wanted:
-                self.check_end(self.at + len(self.held))
-        self.held, self.at = self.held[start - self.at :], start
-        wav = self.held[: stop - start]
-        return np.pad(wav, (0, stop - start - len(wav)))
-
-    def check_end(self, num_samples: int) -> None:
-        """Take the end that was found for the end, if that is near where it should be."""
-        if num_samples < (1 - SHORT_AUDIO) * self.num_samples:
-            ends, should = (n / self.sample_rate for n in (num_samples, self.num_samples))
-            raise ValueError(f"audio ends at {ends:.2f} s, its header says {should:.2f} s")
-        self.num_samples = num_samples
-
-
 # ---------------------------------------------------------------------------- what is to be done
 
 
@@ -129,10 +130,19 @@ class Plan:
     signal: Signal
     gate: Gate | None
     listen: bool  # False: the loudness is 1 everywhere
+    cut_scores: bool  # at the end of the audio
     block_s: float
     longest_s: float  # recordings up to this long are one block
+    min_duration: float
+    merge_gap: float
+    min_confidence: float
     device: torch.device
     batch: int
+
+    @property
+    def origin(self) -> Origin:
+        """What the policy was trained on."""
+        return Origin(self.policy.signal, self.policy.info.get("trained_on") or {})
 
     def cut(self, num_frames: int, frame_s: float) -> list[Block]:
         """Blocks of a recording on its own grid."""
@@ -144,14 +154,15 @@ class Recording(NamedTuple):
     """One recording; `filename` is its path below the folder searched, as in the output."""
 
     filename: str
-    audio: Path | None
+    audio: Path | bytes | None  # bytes: what a file would hold
+    clip: str | None = None  # id of its scores, where these alone tell of it
 
 
 class Source(NamedTuple):
     """Where scores come from: names of the K classes, and the scores of a recording."""
 
     classes: list[str]
-    score: Callable[[Recording], scorers.ClipScores]
+    score: Callable[[Recording, "Tally"], scorers.ClipScores]
     text: str
     clips: Callable[[], list[str]] = list  # ids of all clips that have scores, where that is known
 
@@ -161,42 +172,68 @@ class Tally:
     """What is to be said in the end."""
 
     failed: list[str] = field(default_factory=list)
-    notices: dict[str, list[str]] = field(default_factory=lambda: {name: [] for name in NOTICES})
+    notices: dict[str, dict[str, None]] = field(default_factory=dict)  # notice -> names in order
     seconds: float = 0.0
     pairs: int = 0  # recordings x classes
     closed: int = 0  # of these, closed by the gate in every block
     blocks: int = 0
     frame_lengths: set[float] = field(default_factory=set)
 
+    def note(self, notice: str, name: str) -> None:
+        """Note something of a recording, or of a class in it, once."""
+        self.notices.setdefault(notice, {})[name] = None
+
 
 def make_plan(cfg: DetectConfig, device: torch.device) -> Plan:
     """Open the policy; say what it does not know. Raises InputError."""
     policy = load_policy(cfg.policy, device, cfg.preset)
     known = policy.info.get("trained_on") or {}
-    signal = with_preset(PreprocessConfig, cfg.preset).signal
-    if policy.signal is not None:
-        signal = from_dict(Signal, policy.signal)
-    else:
+    if policy.signal is not None and Origin(policy.signal, known).formulas != VERSION:
+        print(
+            f"note: {cfg.policy} was trained with version {Origin(policy.signal, known).formulas}"
+            f" of the formulas, these are of {VERSION}: on frames of other than 20 ms its filters"
+            " lagged; train it again"
+        )
+    if policy.signal is None:
         print(f"note: {cfg.policy} does not know its formulas: those of preset {cfg.preset}")
-    if not cfg.gate:
+    if policy.over_events and not cfg.gate:
+        print("note: --no-gate says nothing here: a policy over events has no tag gate")
+    elif not cfg.gate:
         print("note: no tag gate (--no-gate): the signals of every class peak somewhere")
-    elif policy.gate is None:
+    elif policy.gate is None and not policy.over_events:
         print(
             "note: this policy has no tag gate (imported, or of an older version): every class of"
             " every recording may have events; train again to get one"
         )
-    listen = cfg.audio is not None and known.get("audio") is not False
+    plan = plan_of(policy, cfg, device)
     if cfg.audio is None:
         but = ", but the policy was trained with audio" if known.get("audio") else ""
         print(f"note: no audio (--audio not given): the normalised loudness is 1 everywhere{but}")
-    elif not listen:
+    elif not plan.listen:
         print("note: the policy was trained without audio: the loudness is 1 everywhere here too")
+    return plan
+
+
+def plan_of(policy: Policy, cfg: DetectConfig, device: torch.device) -> Plan:
+    """How a policy is applied. InputError for formulas that are unknown to this version."""
+    known = policy.info.get("trained_on") or {}
+    signal = with_preset(PreprocessConfig, cfg.preset).signal
+    if policy.signal is not None:
+        signal = runfolder.config_of(Signal, policy.signal)
+    listen = cfg.audio is not None and known.get("audio") is not False
     block_s = cfg.block_s or known.get("clip_s", BLOCK_S)
     longest_s = 1.5 * block_s
     if cfg.block_s is None:
         longest_s = max(longest_s, known.get("longest_s", 0.0))
     gate = policy.gate if cfg.gate else None
-    return Plan(policy, signal, gate, listen, block_s, longest_s, device, cfg.batch)
+    cut = cfg.cut_scores
+    if cfg.min_confidence and not policy.over_events:
+        raise InputError(
+            f"--min-confidence {cfg.min_confidence:g}: {cfg.policy} decides frames and is sure of"
+            " no event; leave it out, or take a policy of DQN.py --method events"
+        )
+    tidy = (cfg.min_duration, cfg.merge_gap, cfg.min_confidence)
+    return Plan(policy, signal, gate, listen, cut, block_s, longest_s, *tidy, device, cfg.batch)
 
 
 # ---------------------------------------------------------------------------- scores
@@ -205,30 +242,38 @@ def make_plan(cfg: DetectConfig, device: torch.device) -> Plan:
 def corpus_scorer(policy: Path) -> Path | None:
     """scorer.pt of the corpus whose scores the policy was trained on, where all that is found."""
     try:
-        run = json.loads((policy.parent / "config.json").read_text(encoding="utf-8"))
+        run = read_json(policy.parent / "config.json", "")
+        check_form(run, {"cache": is_text, "split": is_text})
         path = Path(run["cache"]) / run["split"] / "manifest.json"
-        folder = json.loads(path.read_text(encoding="utf-8"))["scores"]["folder"]
-    except (OSError, ValueError, KeyError, TypeError):
+        manifest = read_json(path, "", most=MOST_MANIFEST)
+        check_form(manifest, {"scores": {"folder": is_text}})
+    except (InputError, ValueError):
         return None
-    path = Path(folder).parent.parent / scorers.SCORER
+    path = Path(manifest["scores"]["folder"]).parent.parent / scorers.SCORER
     return path if path.is_file() else None
 
 
-def builtin_scores(scorer: scorers.Scorer, path: Path, plan: Plan) -> scorers.ClipScores:
+def builtin_scores(
+    scorer: scorers.Scorer, recording: Recording, plan: Plan, tally: Tally
+) -> scorers.ClipScores:
     """Scores of a recording by the built-in scorer; a long one is scored in the plan's blocks."""
-    with AudioFile(path) as audio:
-        tape, duration_s = Tape(audio), audio.num_samples / audio.sample_rate
+    with AudioFile(recording.audio) as audio:
+        if audio.sample_rate < scorers.SAMPLE_RATE:
+            tally.note(LOW_RATE, recording.filename)
         whole = audio.num_samples * scorers.SAMPLE_RATE // (audio.sample_rate * scorers.HOP)
         parts = plan.cut(whole, scorers.FRAME_S)
         if len(parts) == 1:  # a last part of a frame is a frame
-            values = scorer.score_recording(tape.span(0, duration_s), audio.sample_rate)
+            wav = audio.span(0, audio.duration_s)
+            values = scorer.score_recording(wav, audio.sample_rate)
             return scorers.ClipScores(values, frame_edges(values.shape[1], scorers.FRAME_S))
         values = np.empty((len(scorer.classes), whole), np.float32)
         for part in parts:
-            wav = tape.span(part.start * scorers.FRAME_S, part.stop * scorers.FRAME_S)
+            wav = audio.span(part.start * scorers.FRAME_S, part.stop * scorers.FRAME_S)
             found = scorer.score_recording(wav, audio.sample_rate)
             span = slice(part.first - part.start, part.last - part.start)
             values[:, part.first : part.last] = found[:, span]
+        if audio.truncated:
+            tally.note(TRUNCATED, recording.filename)
     return scorers.ClipScores(values, frame_edges(whole, scorers.FRAME_S))
 
 
@@ -236,9 +281,11 @@ def open_source(cfg: DetectConfig, plan: Plan) -> Source:
     """The user's score files, or the built-in scorer. Raises InputError."""
     if cfg.scores is not None:
         files = scorers.open_scores(cfg.scores, list(cfg.classes) or None, cfg.rename)
-        return Source(
-            files.classes, lambda one: files.scores(one.filename), f"{cfg.scores}", files.clips
-        )
+
+        def read(one: Recording, _: Tally) -> scorers.ClipScores:
+            return files.scores(one.filename) if one.clip is None else files.read(one.clip)
+
+        return Source(files.classes, read, f"{cfg.scores}", files.clips)
     path = cfg.scorer or corpus_scorer(cfg.policy)
     if path is None:
         raise InputError(
@@ -252,8 +299,8 @@ def open_source(cfg: DetectConfig, plan: Plan) -> Source:
             raise InputError(f"--classes {name}: {path} knows {', '.join(scorer.classes)}")
     order = [scorer.classes.index(name) for name in classes]
 
-    def score(one: Recording) -> scorers.ClipScores:
-        scores = builtin_scores(scorer, one.audio, plan)
+    def score(one: Recording, tally: Tally) -> scorers.ClipScores:
+        scores = builtin_scores(scorer, one, plan, tally)
         return scores._replace(values=scores.values[order])
 
     return Source(classes, score, f"built-in scorer {path}")
@@ -261,26 +308,28 @@ def open_source(cfg: DetectConfig, plan: Plan) -> Source:
 
 def find_recordings(cfg: DetectConfig, source: Source) -> list[Recording]:
     """Recordings by name; without audio, the clips that have scores. Raises InputError."""
-    if cfg.audio is None:  # labels name recordings, with an extension: so do the results
-        return [Recording(f"{clip}.wav", None) for clip in source.clips()]
+    if cfg.audio is None:  # labels name recordings, most with an extension: so do the results
+        clips = source.clips()
+        suffixes = [".wav" if clip == clip_id(clip) else "" for clip in clips]
+        return [Recording(c + end, None, c) for c, end in zip(clips, suffixes, strict=True)]
     if cfg.audio.is_file():
         found = [Recording(cfg.audio.name, cfg.audio)]
     elif cfg.audio.is_dir():
         found = [
             Recording(path.relative_to(cfg.audio).as_posix(), path)
             for path in sorted(cfg.audio.rglob("*"))
-            if path.suffix.lower() in SUFFIXES and path.is_file() and path.name[0] != "."
+            if path.suffix.lower() in AUDIO and path.is_file() and path.name[0] != "."
         ]
     else:
         raise InputError(f"--audio {cfg.audio}: no such file or folder")
     if not found:
-        kinds = ", ".join(SUFFIXES)
+        kinds = ", ".join(AUDIO)
         raise InputError(f"--audio {cfg.audio}: no recordings in it or below ({kinds})")
     by_id: dict[str, str] = {}
-    for filename, _ in found:
-        if any(sign in filename for sign in "\t\r\n"):
-            raise InputError(f"--audio {cfg.audio}: {filename!r} cannot stand in a TSV; rename it")
-        other = by_id.setdefault(scorers.clip_id(filename), filename)
+    for filename, *_ in found:
+        if flaw := name_flaw(filename, path=True):
+            raise InputError(f"--audio {cfg.audio}: the name {filename!r} {flaw}; rename it")
+        other = by_id.setdefault(clip_id(filename), filename)
         if other != filename:
             raise InputError(
                 f"--audio {cfg.audio}: {other} and {filename} differ in their extension only, so"
@@ -293,11 +342,29 @@ def find_recordings(cfg: DetectConfig, source: Source) -> list[Recording]:
 
 
 class Sheet(NamedTuple):
-    """Decisions of one recording, (K, T) bool, on frames of `frame_s` seconds."""
+    """Decisions of one recording, (K, T) bool, between edges (T + 1,); it ends at `duration_s`.
+
+    `boxes`: of a policy over events, by class, the boxes that are on and their confidences.
+    """
 
     filename: str
     on: np.ndarray
-    frame_s: float
+    edges: np.ndarray
+    duration_s: float
+    boxes: dict[int, list[tuple[int, int, float]]]
+
+
+class Sight(NamedTuple):
+    """What a policy over events sees of one block, and where its boxes go."""
+
+    clip: Queried
+    block: Block
+    sheet: Sheet
+
+    @property
+    def num_frames(self) -> int:
+        """What counts for `FRAMES_AT_ONCE`."""
+        return self.clip.scores.size
 
 
 class Row(NamedTuple):
@@ -308,6 +375,11 @@ class Row(NamedTuple):
     skip: int
     on: np.ndarray  # where the decisions go: a part of a sheet
 
+    @property
+    def num_frames(self) -> int:
+        """What counts for `FRAMES_AT_ONCE`."""
+        return len(self.signals["prob"])
+
 
 def block_loudness(
     recording: Recording,
@@ -315,64 +387,86 @@ def block_loudness(
     parts: list[Block],
     plan: Plan,
     tally: Tally,
-) -> Iterator[np.ndarray]:
-    """Normalised loudness (n,) of each block. ValueError on bad audio."""
+) -> Iterator[np.ndarray | None]:
+    """Normalised loudness (n,) of each block, None where it is unknown. ValueError on bad audio."""
     if not plan.listen:
-        yield from (np.ones(part.stop - part.start) for part in parts)
+        yield from (None for _ in parts)
         return
     with AudioFile(recording.audio) as audio:
-        tape, rate = Tape(audio), audio.sample_rate
-        check_duration(recording.filename, audio.num_samples / rate, scores, tally.notices)
+        rate = audio.sample_rate
+        if notice := check_duration(audio.duration_s, scores):
+            tally.note(notice, recording.filename)
         silent = True
         for part in parts:
-            start_s, stop_s = float(scores.edges[part.start]), float(scores.edges[part.stop])
-            wav = tape.span(start_s, stop_s)
+            start_s, stop_s = scores.span_s(part.start, part.stop)
+            wav = wav_from(audio.span(max(0.0, start_s), stop_s), rate, min(0.0, start_s))
             silent = silent and not wav.any()
             size = part.stop - part.start
             yield loudness_on_grid(wav, rate, stop_s - start_s, size, plan.signal)
         if silent:
-            tally.notices[SILENT].append(recording.filename)
+            tally.note(SILENT, recording.filename)
+        if audio.truncated:
+            tally.note(TRUNCATED, recording.filename)
+
+
+def block_tags(scores: scorers.ClipScores, part: Block, plan: Plan) -> np.ndarray:
+    """(K,) clip-level scores of a block; of the whole recording where the source has its own."""
+    edges = scores.edges[part.start : part.stop + 1]
+    values = scores.values[:, part.start : part.stop]
+    return clip_tag(scorers.ClipScores(values, edges - edges[0], scores.tag), plan.signal)
 
 
 def opened_classes(
     scores: scorers.ClipScores, classes: list[str], part: Block, plan: Plan
 ) -> np.ndarray:
-    """(K,) bool: classes that the gate lets through in a block.
-
-    Where the source gives tags of its own, they are of the whole recording.
-    """
+    """(K,) bool: classes that the gate lets through in a block."""
     if plan.gate is None:
         return np.ones(len(classes), bool)
-    edges = scores.edges[part.start : part.stop + 1]
-    values = scores.values[:, part.start : part.stop]
-    tag = clip_tag(scorers.ClipScores(values, edges - edges[0], scores.tag), plan.signal)
-    return np.array([opens(plan.gate, *cell) for cell in zip(classes, tag.tolist(), strict=True)])
+    tag = block_tags(scores, part, plan).tolist()
+    return np.array([opens(plan.gate, *cell) for cell in zip(classes, tag, strict=True)])
 
 
 def recording_rows(
     recording: Recording, source: Source, plan: Plan, tally: Tally
-) -> Iterator["Row | Sheet"]:
-    """Every row of a recording that the gate lets through, then its sheet, all off as yet.
+) -> Iterator["Row | Sight | Sheet"]:
+    """Every row of a recording that the gate lets through (of a policy over events: every block),
+    then its sheet, all off as yet.
 
     ValueError or InputError where the recording or its scores are bad.
     """
-    scores = source.score(recording)
+    scores = source.score(recording, tally)
+    duration_s = np.inf if recording.audio is None else audio_seconds(recording.audio)
+    if plan.cut_scores:
+        scores = scorers.cut_scores(scores, duration_s)
     num_frames, frame_s = len(scores.edges) - 1, float(scores.frame_s)
-    sheet = Sheet(recording.filename, np.zeros((len(source.classes), num_frames), bool), frame_s)
+    if scores.start_s:
+        tally.note(WINDOWS, recording.filename)
+    edges = frame_edges(num_frames, frame_s, scores.start_s)
+    on = np.zeros((len(source.classes), num_frames), bool)
+    over_events = plan.policy.over_events
+    sheet = Sheet(recording.filename, on, edges, min(duration_s, float(scores.edges[-1])), {})
     parts, ever_open = plan.cut(num_frames, frame_s), np.zeros(len(source.classes), bool)
     for part, rms in zip(parts, block_loudness(recording, scores, parts, plan, tally), strict=True):
         tally.blocks += 1
+        if over_events:
+            clip = scores.values[:, part.start : part.stop].astype(np.float32)
+            loud = np.ones(clip.shape[1], np.float32) if rms is None else rms.astype(np.float32)
+            tags = block_tags(scores, part, plan)
+            yield Sight(Queried(clip, loud, tags, frame_s, False), part, sheet)
+            continue
         opened = opened_classes(scores, source.classes, part, plan)
         ever_open |= opened
         values = scores.values[:, part.start : part.stop]
         rival = highest_other(values).astype(np.float32) if plan.policy.network.rivals else None
         for k in np.flatnonzero(opened):
+            if falls_back(rms, values[k], plan.signal):
+                tally.note(FELL_BACK, f"{recording.filename} / {source.classes[k]}")
             signals = compute_signals(rms, values[k], frame_s, plan.signal)
             if rival is not None:
                 signals["rival"] = rival[k]
             yield cut_row(source.classes[k], signals, part, sheet.on[k], plan)
     tally.seconds += num_frames * frame_s
-    tally.pairs += len(ever_open)
+    tally.pairs += len(ever_open)  # counted where there is a gate
     tally.closed += int((~ever_open).sum())
     if num_frames > 1:  # of a single frame the length says nothing
         tally.frame_lengths.add(round(frame_s, 6))
@@ -400,10 +494,10 @@ def cut_row(
 
 
 def all_rows(
-    recordings: list[Recording], source: Source, plan: Plan, tally: Tally
-) -> Iterator[Row | Sheet]:
-    """Rows and sheets of all recordings; what fails is named in the tally and left out."""
-    with tqdm(total=len(recordings), desc="Detecting", unit="recording") as bar:
+    recordings: list[Recording], source: Source, plan: Plan, tally: Tally, quiet: bool = False
+) -> Iterator[Row | Sight | Sheet]:
+    """Rows, blocks and sheets of all recordings; what fails is named in the tally and left out."""
+    with tqdm(total=len(recordings), desc="Detecting", unit="recording", disable=quiet) as bar:
         for recording in recordings:
             try:
                 for item in recording_rows(recording, source, plan, tally):
@@ -431,47 +525,160 @@ def decide_rows(rows: list[Row], plan: Plan) -> None:
         row.on[:] = pred[start + row.skip :][: len(row.on)]
 
 
-def detect(
-    recordings: list[Recording], source: Source, plan: Plan, tally: Tally
-) -> Iterator[tuple[str, list[Event]]]:
-    """Name and events of every recording that could be read, in order, events by onset.
+def decide_sights(sights: list[Sight], classes: list[str], plan: Plan) -> None:
+    """Write the boxes that a policy over events chooses in some blocks into their sheets.
+
+    Of a box the frames count that count in its block; what two blocks say of a sound at the seam
+    touches there, and is one event.
+    """
+    network, asked = plan.policy.network, []
+    for i, sight in enumerate(sights):
+        wanted = np.flatnonzero(sight.clip.tags > network.events.tag_limit)
+        if len(wanted):
+            asked.append(Asked(sight.clip, wanted, i * len(classes) + wanted))
+    if not asked:
+        return
+    query = query_of(classes * len(sights), network.classes)
+    boxes, *_ = decide_clips(network, asked, query, plan.device)
+    some = boxes.chosen & (boxes.confidence >= plan.min_confidence)
+    columns = (boxes.pair, boxes.begin, boxes.end, boxes.confidence)
+    for pair, begin, end, sure in zip(*(each[some] for each in columns), strict=True):
+        sight, k = sights[pair // len(classes)], pair % len(classes)
+        block = sight.block
+        span = slice(max(block.start + begin, block.first), min(block.start + end, block.last))
+        if span.start < span.stop:
+            sight.sheet.on[k, span] = True
+            sight.sheet.boxes.setdefault(k, []).append((span.start, span.stop, sure))
+
+
+def scored(sheet: Sheet, classes: list[str], events: list[Event]) -> list[ScoredEvent]:
+    """Events with the highest confidence of the boxes that each is made of."""
+    boxes = {classes[k]: np.array(some) for k, some in sheet.boxes.items()}
+    found = []
+    for event in events:
+        begin, end, sure = boxes[event.event_label].T
+        begin, end = sheet.edges[begin.astype(int)], sheet.edges[end.astype(int)]
+        mine = (begin < event.offset - SLACK_S) & (end > event.onset + SLACK_S)
+        found.append(ScoredEvent(*event, float(sure[mine].max())))
+    return found
+
+
+def detect_all(
+    recordings: list[Recording], source: Source, plan: Plan, tally: Tally, quiet: bool = False
+) -> Iterator[tuple[str, list[Event] | list[ScoredEvent]]]:
+    """Name and events of every recording that could be read, in order, events by onset; those of a
+    policy over events with their confidences.
 
     Rows of many classes, blocks and recordings are decided together; memory holds the rows of
     `FRAMES_AT_ONCE` frames and the sheets that wait for them.
     """
-    rows: list[Row] = []
+    rows: list[Row | Sight] = []
     sheets: list[Sheet] = []
     frames = 0
+    work = partial(decide_rows, plan=plan)
+    if plan.policy.over_events:
+        work = partial(decide_sights, classes=source.classes, plan=plan)
 
     def finished() -> Iterator[tuple[str, list[Event]]]:
-        decide_rows(rows, plan)
+        work(rows)
         for sheet in sheets:
-            edges = frame_edges(sheet.on.shape[1], sheet.frame_s)
             found = zip(sheet.on, source.classes, strict=True)
-            events = [event for on, name in found for event in frames_to_events(on, name, edges)]
-            yield sheet.filename, sorted(events)
+            events = [
+                event for on, name in found for event in frames_to_events(on, name, sheet.edges)
+            ]
+            events = fit_events(sheet.filename, sorted(events), sheet.duration_s)[0]
+            events = tidy_events(events, plan.min_duration, plan.merge_gap)
+            if plan.policy.over_events:
+                events = scored(sheet, source.classes, events)
+            yield sheet.filename, events
         rows.clear()
         sheets.clear()
 
-    for item in all_rows(recordings, source, plan, tally):
+    for item in all_rows(recordings, source, plan, tally, quiet):
         if isinstance(item, Sheet):
             sheets.append(item)
         else:
             rows.append(item)
-            frames += len(item.signals["prob"])
+            frames += item.num_frames
         if frames >= FRAMES_AT_ONCE or len(sheets) >= SHEETS_AT_ONCE:
             yield from finished()
             frames = 0
     yield from finished()
 
 
+# ---------------------------------------------------------------------------- arrays in, events out
+
+
+def detect(
+    values: np.ndarray,
+    edges: np.ndarray,
+    classes: list[str],
+    policy: Policy | Path | str,
+    wav: np.ndarray | None = None,
+    sample_rate: int | None = None,
+    *,
+    gate: bool = True,
+    cut_scores: bool = False,
+    block_s: float | None = None,
+    min_duration: float = 0.0,
+    merge_gap: float = 0.0,
+    min_confidence: float = 0.0,
+    device: Device = "auto",
+) -> list[Event] | list[ScoredEvent]:
+    """Events of one recording, by onset: what detect.py finds in files, in arrays.
+
+    `values` (K, T) are frame scores 0..1 of K classes, `edges` (T + 1,) the frames' edges in
+    seconds, `policy` a checkpoint or what `load_policy` opened. `wav` (S,) or (S, channels) are the
+    samples; without them the loudness is 1 everywhere. The rest are the flags of detect.py. Events
+    of a policy over events have a `confidence`. Raises
+    InputError for arrays that do not fit each other, scores out of 0..1 and unequal frames.
+    """
+    if (wav is None) != (sample_rate is None):
+        raise InputError("detect: wav and sample_rate go together")
+    path = Path(policy) if isinstance(policy, (str, Path)) else DetectConfig.policy
+    heard = None if wav is None else Path("wav")
+    try:
+        cfg = DetectConfig(
+            policy=path,
+            audio=heard,
+            scores=Path("values"),
+            gate=gate,
+            cut_scores=cut_scores,
+            block_s=block_s,
+            min_duration=min_duration,
+            merge_gap=merge_gap,
+            min_confidence=min_confidence,
+            device=device,
+        )
+        scores, audio = scorers.checked_scores(values, edges, list(classes)), None
+        if wav is not None:
+            stream = io.BytesIO()
+            wav = np.asarray(wav, np.float32)
+            soundfile.write(stream, wav, sample_rate, "FLOAT", format="WAV")
+            audio = stream.getvalue()
+    except (TypeError, ValueError, RuntimeError) as error:  # soundfile's are RuntimeErrors
+        raise InputError(f"detect: {error}") from None
+    torch_device = runfolder.pick_device(cfg.device, cfg.threads)
+    if isinstance(policy, (str, Path)):
+        policy = load_policy(path, torch_device, cfg.preset)
+    source, tally = Source(list(classes), lambda *_: scores, "arrays"), Tally()
+    plan = plan_of(policy, cfg, torch_device)
+    found = dict(detect_all([Recording("wav", audio)], source, plan, tally, quiet=True))
+    if tally.failed:
+        raise InputError(f"detect: {tally.failed[0]}")
+    return found["wav"]
+
+
 # ---------------------------------------------------------------------------- what is said
 
 
 def describe(cfg: DetectConfig, source: Source, plan: Plan, num_recordings: int) -> None:
-    """Say what is about to happen."""
+    """Say what is about to happen. InputError where the policy knows none of the classes."""
+    said = other_classes("the policy", plan.origin, source.text, source.classes, cfg.other_classes)
     print(f"{num_recordings} recordings; scores: {source.text}")
-    print(f"{len(source.classes)} classes: {', '.join(source.classes)}")
+    print(f"{len(source.classes)} classes: {', '.join(map(isolated, source.classes))}")
+    if said:
+        print(f"note: {isolated(said)}")
     print(f"longer than {plan.longest_s:.4g} s: blocks of {plan.block_s:.4g} s, half over the next")
     if plan.gate is not None:
         others = [name for name in source.classes if name not in plan.gate.thresholds]
@@ -482,27 +689,16 @@ def describe(cfg: DetectConfig, source: Source, plan: Plan, num_recordings: int)
             )
 
 
-def check_frames(plan: Plan, tally: Tally) -> None:
-    """Say where the policy looks at another stretch of time than in its training."""
-    trained = (plan.policy.info.get("trained_on") or {}).get("frame_s")
-    other = [x for x in sorted(tally.frame_lengths) if trained and abs(x / trained - 1) > 0.01]
-    if other:
-        window = plan.policy.network.window
-        print(
-            f"note: frames of {other[0] * 1000:.4g} ms, the policy was trained on"
-            f" {trained * 1000:.4g} ms: its {window} frames are {window * other[0]:.3g} s here,"
-            f" {window * trained:.3g} s there"
-        )
-
-
 def summarise(tally: Tally, plan: Plan, num_events: int, num_recordings: int, s: float) -> None:
     """What failed, what was noticed, then `key: value` lines for grep."""
     for notice, names in tally.notices.items():
         if names:
-            print(f"note: {len(names)} x {notice}: {listed(names)}")
-    check_frames(plan, tally)
+            print(f"note: {len(names)} x {notice}: {listed(list(names))}")
+    window = plan.policy.network.window
+    if text := other_frames("the policy", plan.origin, sorted(tally.frame_lengths), window):
+        print(f"note: {text}")
     for line in tally.failed:
-        print(f"failed: {line}")
+        print(f"failed: {isolated(line)}")
     print(f"recordings: {num_recordings - len(tally.failed)} of {num_recordings}")
     print(f"blocks: {tally.blocks}")
     print(f"recorded_seconds: {tally.seconds:.1f}")
@@ -512,30 +708,42 @@ def summarise(tally: Tally, plan: Plan, num_events: int, num_recordings: int, s:
     print(f"detecting_seconds: {s:.1f}")
 
 
+TRACKS = Kind("folder of label tracks")
+
+
+def check_outputs(cfg: DetectConfig) -> None:
+    """InputError where an output is an input, or would replace what is not a list of events."""
+    inputs = (cfg.policy, cfg.audio, cfg.scores, cfg.scorer)
+    keep_apart(cfg.out, inputs)
+    check_file(cfg.out, "\t".join(COLUMNS))
+    if cfg.audacity is not None:
+        keep_apart(cfg.audacity, inputs, "--audacity")
+        check_ours(cfg.audacity, TRACKS, flag="--audacity")
+
+
 def main(cfg: DetectConfig) -> int:
     """Detect, write the events, name what failed. Returns the exit code."""
     if cfg.audio is None and cfg.scores is None:
         raise InputError("nothing to do: give --audio, --scores, or both")
-    if cfg.out.is_dir():
-        raise InputError(f"--out {cfg.out}: is a folder; give the name of a TSV")
-    if cfg.audacity is not None and cfg.audacity.exists() and not cfg.audacity.is_dir():
-        raise InputError(f"--audacity {cfg.audacity}: is a file, not a folder")
+    check_outputs(cfg)
     plan = make_plan(cfg, runfolder.pick_device(cfg.device, cfg.threads))
     source = open_source(cfg, plan)
     recordings = find_recordings(cfg, source)
     describe(cfg, source, plan, len(recordings))
     tally, began = Tally(), time.perf_counter()
-    clips = {
-        filename: tidy_events(events, cfg.min_duration, cfg.merge_gap)
-        for filename, events in detect(recordings, source, plan, tally)
-    }
+    clips = dict(detect_all(recordings, source, plan, tally))
     seconds = time.perf_counter() - began
     if not clips:
         raise InputError(f"none of {len(recordings)} recordings could be done: {tally.failed[0]}")
-    cfg.out.parent.mkdir(parents=True, exist_ok=True)
-    write_labels(cfg.out, clips)
-    for filename, events in clips.items() if cfg.audacity else ():
-        write_audacity(cfg.audacity / f"{scorers.clip_id(filename)}.txt", events)
+    with made(cfg.out.parent), whole(cfg.out) as temporary:  # in its place when all is written
+        write_labels(temporary, clips, ("confidence",) if plan.policy.over_events else ())
+        if cfg.audacity is not None:
+            tracks = {
+                cfg.audacity / f"{clip_id(filename)}.txt": partial(write_audacity, events=events)
+                for filename, events in clips.items()
+            }
+            with own_folder(cfg.audacity, TRACKS, flag="--audacity"):
+                write_together(tracks)
     summarise(tally, plan, sum(map(len, clips.values())), len(recordings), seconds)
     print(f"results: {cfg.out}" + (f", {cfg.audacity}" if cfg.audacity else ""))
     return 1 if tally.failed else 0

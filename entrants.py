@@ -7,8 +7,6 @@ Shapes: N frames of all pairs, P pairs
 Next:   comparison.py
 """
 
-import hashlib
-import json
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,22 +15,36 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+import event_policy
 import gate as tag_gate
 import runfolder
 import twins
-from bandit import decide, thresholds, to_device
+from bandit import thresholds, to_device
 from config import (
     Bandit,
     EvaluateConfig,
     InputError,
     whole,
 )
+from core.files import writing
+from core.stored import file_sha256, read_json, read_npz, write_json
 from csebbs import sebbs
 from device import fastest_batch
-from DQN import greedy_actions, load_policy
+from DQN import decide_cache, load_policy
+from labels import (
+    SUFFIXES,
+    Aside,
+    Labels,
+    fit_events,
+    read_rows,
+    same_clips,
+    say_asides,
+    write_asides,
+)
 from opponents import Rule, after_median, decide_rule, fit_all
-from preprocess import Cache, load_cache, write_json
-from timeline import Event, frames_to_events, label_frames, read_labels
+from preprocess import LEFT_OUT, Cache, load_cache
+from provenance import Origin, held_against, origin_of
+from timeline import Event, frames_to_events, label_frames
 
 BASE, GATED = "T_base", "behind the gate"
 
@@ -50,6 +62,8 @@ class Member(NamedTuple):
     scores: np.ndarray | None = None  # (N,) frame scores, for PSDS in place of events
     home: Cache | None = None  # where its signals and tags are; None: in the table's cache
     rule: Rule | None = None
+    asides: tuple[Aside, ...] = ()  # rows of given events that do not lie in their clips
+    notes: tuple[str, ...] = ()  # in what its training was another than this cache
 
 
 class Entrant(NamedTuple):
@@ -84,13 +98,15 @@ class Spec(NamedTuple):
             )
         for part in [] if rest == BASE else rest.split(","):
             path = Path(part)
-            path = path / "best.pt" if path.is_dir() else path
-            if not path.is_file():
+            tracks = path.is_dir() and not (path / "best.pt").exists()
+            tracks = tracks and next(path.rglob("*.txt"), None) is not None
+            path = path / "best.pt" if path.is_dir() and not tracks else path
+            if not (path.is_file() or tracks):
                 what = "give a run folder, a checkpoint, an event TSV, T_base or rules"
                 raise InputError(f"--compare {text}: {path} not found; {what}")
             if path in files:
                 raise InputError(f"--compare {text}: {path} is there twice, that is no other seed")
-            if home and path.suffix == ".tsv":
+            if home and (path.suffix.lower() in SUFFIXES or tracks):
                 raise InputError(f"--compare {text}: events need no signals; leave out @{home}")
             files.append(path)
         if not name and files:
@@ -106,54 +122,52 @@ def same_pairs(path: Path, cache: Cache) -> Cache:
     return other
 
 
-FLAT = ("flat_fallback", "flat_range")  # they change signals of scores without contrast only
-
-
-def check_same_signals(signal: dict | None, cache: Cache, path: Path) -> None:
-    """InputError where a checkpoint and a cache were made with different formulas, naming them.
-
-    Another treatment of scores without contrast is said and accepted: it may be compared.
-    """
-    ours, theirs = cache.manifest["signal"], signal
-    if ours is None or theirs is None:  # imported arrays, or a bare state dict: nothing is known
-        return
-    differ = [name for name in ours if ours[name] != theirs.get(name)]
-    text = ", ".join(f"{name} {theirs.get(name)} -> {ours[name]}" for name in differ)
-    if set(differ) - set(FLAT):
-        raise InputError(f"{path} was trained on other signals than {cache.folder}: {text}")
-    if differ:
-        print(f"note: {path} was trained with other scores without contrast than here: {text}")
-
-
 def store_of(path: Path, cache: Cache) -> Path:
     """Where the decisions of a checkpoint on a cache are kept."""
-    with open(path, "rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()[:12]
-    return path.parent / "decisions" / f"{path.stem}-{digest}-{cache.key}.npz"
+    return path.parent / "decisions" / f"{path.stem}-{file_sha256(path)[:12]}-{cache.key}.npz"
 
 
 class Stored(NamedTuple):
     """What is kept of a checkpoint's decisions on a cache."""
 
     pred: np.ndarray  # (N,) bool
-    action: np.ndarray  # (N,) int64; of a twin (0,)
+    action: np.ndarray  # (N,) int64; of a twin and of a policy over events (0,)
     seconds: float
     preset: str  # by which a bare state dict was read; empty for others
+    boxes: event_policy.Candidates | None = None
 
 
 def stored_decisions(store: Path, cache: Cache) -> Stored:
     """Read decisions back; InputError where they are damaged."""
+    num_frames = len(cache.label)
+    forms = {"pred": ("u", (-(-num_frames // 8),)), "action": ("i", ((0, num_frames),))}
+    forms |= {"seconds": ("f", ()), "preset": ("U", ()), **event_policy.FORMS}
+    arrays = read_npz(store, forms, "delete it", ("preset", *event_policy.FORMS))
+    action, seconds = arrays["action"].astype(np.int64), float(arrays["seconds"])
+    if not 0 <= seconds < np.inf:
+        raise InputError(f"{store}: damaged ({seconds} s); delete it")
+    pred = np.unpackbits(arrays["pred"], count=num_frames).astype(bool)
+    found = Stored(pred, action, seconds, str(arrays.get("preset", "")))
+    if "box_pair" not in arrays:
+        return found
     try:
-        with np.load(store) as arrays:
-            packed, action = arrays["pred"], arrays["action"].astype(np.int64)
-            seconds = float(arrays["seconds"])
-            preset = str(arrays["preset"]) if "preset" in arrays else ""
-        num_frames = len(cache.label)
-        if len(packed) != -(-num_frames // 8) or len(action) not in (0, num_frames):
-            raise ValueError(f"{len(packed)} bytes and {len(action)} actions")
-    except Exception as error:  # zipfile and zlib have their own error classes
-        raise InputError(f"{store}: damaged ({type(error).__name__}); delete it") from None
-    return Stored(np.unpackbits(packed, count=num_frames).astype(bool), action, seconds, preset)
+        return found._replace(boxes=event_policy.from_arrays(arrays, cache))
+    except (KeyError, ValueError) as error:
+        raise InputError(f"{store}: damaged ({error}); delete it") from None
+
+
+def scored_boxes(
+    boxes: event_policy.Candidates, cache: Cache
+) -> dict[str, list[tuple[float, float, str, float]]]:
+    """Every candidate of every clip, as a PSDS takes it; clips without one are there too."""
+    found = {clip.filename: [] for clip in cache.clips}
+    onset, offset = event_policy.seconds_of(boxes, cache)
+    for index, *rest, rank in zip(
+        *(x.tolist() for x in (boxes.pair, onset, offset, boxes.rank)), strict=True
+    ):
+        pair = cache.pairs[index]
+        found[pair.filename].append((*rest, pair.event_label, rank))
+    return found
 
 
 def from_checkpoint(path: Path, cache: Cache, cfg: EvaluateConfig) -> tuple[str, Member]:
@@ -168,37 +182,71 @@ def from_checkpoint(path: Path, cache: Cache, cfg: EvaluateConfig) -> tuple[str,
     system: Any = (
         twins.load_twin(path, device) if is_twin else load_policy(path, device, cfg.preset)
     )
-    check_same_signals(system.signal, cache, path)
+    trained = Origin(system.signal, system.info.get("trained_on") or {})
+    window = system.network.window
+    notes = tuple(held_against(str(path), trained, cache, cfg.other_classes, window))
+    runfolder.trained_on(system.seen, cache, path)
     kind, store = "twin" if is_twin else "policy", store_of(path, cache)
     if not store.exists() or stored_decisions(store, cache).preset != preset:
-        known = () if is_twin else (system.classes, system.network.rivals)
-        signals = to_device(cache, system.bandit, device, *known)
         began = time.perf_counter()
-        action = torch.zeros(0)
-        batch = cfg.batch or fastest_batch(system.network, signals, system.bandit)
+        action, boxes = None, None
         if is_twin:
-            pred = twins.decisions(system, signals, batch, None, path.parent.name)
+            signals = to_device(cache, system.bandit, device)
+            batch = cfg.batch or fastest_batch(system.network, signals, system.bandit)
+            pred = twins.decisions(system, signals, batch, None, path.parent.name).cpu().numpy()
         else:
-            action = greedy_actions(
-                system.network, signals, system.bandit, batch, None, path.parent.name
+            pred, action, _, boxes, _ = decide_cache(
+                system, cache, device, cfg.batch, progress=path.parent.name
             )
-            pred = decide(signals.prob, thresholds(signals, action, system.bandit))
         seconds = time.perf_counter() - began
-        store.parent.mkdir(exist_ok=True)
+        with writing(store.parent):
+            store.parent.mkdir(exist_ok=True)
         with whole(store) as temporary, open(temporary, "wb") as stream:
             np.savez_compressed(
                 stream,
-                pred=np.packbits(pred.cpu().numpy()),
-                action=action.cpu().numpy().astype(np.int8),
+                pred=np.packbits(pred),
+                action=np.zeros(0, np.int8) if action is None else action,
                 seconds=seconds,
                 preset=preset,
+                **({} if boxes is None else event_policy.as_arrays(boxes)),
             )
     stored = stored_decisions(store, cache)
     threshold = None
     if len(stored.action):
         signals = to_device(cache, system.bandit, torch.device("cpu"))
-        threshold = thresholds(signals, torch.from_numpy(stored.action), system.bandit).numpy()
-    return kind, Member(str(path), stored.pred, stored.seconds, system.gate, threshold)
+        known = (stored.action >= 0) & (stored.action < system.bandit.num_actions)
+        if known.all():
+            threshold = thresholds(signals, torch.from_numpy(stored.action), system.bandit).numpy()
+        if not known.all() or ((cache.signals["prob"] > threshold) != stored.pred).any():
+            raise InputError(f"{store}: damaged (other actions than decisions); delete it")
+    boxes = None if stored.boxes is None else scored_boxes(stored.boxes, cache)
+    gate = None if boxes is not None else system.gate
+    member = Member(str(path), stored.pred, stored.seconds, gate, threshold, None, boxes)
+    return kind, member._replace(notes=notes)
+
+
+def fitted_rows(path: Path, cache: Cache) -> Labels:
+    """Events of another program in the cache's clips, under the names that these have there.
+
+    Clips that were left out of the cache are left out here, and counted. InputError for any other
+    clip that the cache does not have.
+    """
+    given = read_rows(path, empty=True)  # a header alone: a system that says nothing
+    same = same_clips(given.clips, cache.durations)
+    unknown = [name for name in given.clips if name not in same]
+    gone = (line.partition(": ")[0] for line in cache.manifest["left_out"])
+    left_out = same_clips(unknown, gone)
+    if strange := sorted(set(unknown) - set(left_out)):
+        raise InputError(f"{path}: {len(strange)} clips are not in {cache.folder}: {strange[0]}")
+    if left_out:
+        print(f"note: {path}: {len(left_out)} clips were left out of {cache.folder}, and here too")
+    found: dict[str, list[Event]] = {}
+    asides = [aside for aside in given.asides if aside.filename in same]
+    for name, clip in same.items():
+        kept, some = fit_events(name, given.clips[name], cache.durations[clip])
+        found.setdefault(clip, []).extend(kept)
+        asides += some
+    return Labels(found, asides)
 
 
 def from_events(path: Path, cache: Cache) -> Member:
@@ -208,10 +256,7 @@ def from_events(path: Path, cache: Cache) -> Member:
     for are left out, as they are of every system, and counted. InputError for a clip or class that
     the cache does not have.
     """
-    events = read_labels(path)
-    known = {clip.filename for clip in cache.clips}
-    if unknown := sorted(set(events) - known):
-        raise InputError(f"{path}: {len(unknown)} clips are not in {cache.folder}: {unknown[0]}")
+    events, asides = fitted_rows(path, cache)
     for name, found in events.items():
         if odd := sorted({event.event_label for event in found} - set(cache.classes)):
             raise InputError(
@@ -229,7 +274,7 @@ def from_events(path: Path, cache: Cache) -> Member:
         label_frames(events.get(pair.filename, []), pair.event_label, pair.edges)
         for pair in cache.pairs
     ]
-    return Member(str(path), np.concatenate(parts), 0.0, events=events)
+    return Member(str(path), np.concatenate(parts), 0.0, events=events, asides=tuple(asides))
 
 
 def fitted_rules(train: Cache, cfg: EvaluateConfig) -> list[Rule]:
@@ -237,25 +282,26 @@ def fitted_rules(train: Cache, cfg: EvaluateConfig) -> list[Rule]:
     path, key = cfg.out / "rules.json", f"{train.key}-{train.queries}"
     if path.exists():
         try:
-            stored = json.loads(path.read_text(encoding="utf-8"))
-            if stored["train"] == key:
+            stored = read_json(path, "tuning again", ())
+            if stored.get("train") == key:
                 return [Rule(**rule) for rule in stored["rules"]]
-        except (ValueError, KeyError, TypeError):
-            print(f"{path}: damaged; tuning again")
+        except (InputError, KeyError, TypeError) as error:
+            print(f"note: {error}")
     rules = fit_all(train, Bandit(), train.queries)
     write_json(path, {"train": key, "rules": [rule._asdict() for rule in rules]})
     return rules
 
 
-def from_rule(rule: Rule, cache: Cache) -> Member:
-    """Decisions of a tuned rule."""
+def from_rule(rule: Rule, cache: Cache, notes: tuple[str, ...] = ()) -> Member:
+    """Decisions of a tuned rule; `notes`: in what its training cache is another."""
     began = time.perf_counter()
     pred = decide_rule(rule, cache)
     seconds = time.perf_counter() - began
     boxes = sebbs(cache, rule.params) if rule.kind == "csebbs" else None
+    seconds = time.perf_counter() - began
     ranks = rule.kind == "median" and rule.metric.startswith("psds")
     scores = after_median(rule, cache) if ranks else None
-    return Member(rule.setting, pred, seconds, boxes=boxes, scores=scores, rule=rule)
+    return Member(rule.setting, pred, seconds, boxes=boxes, scores=scores, rule=rule, notes=notes)
 
 
 def kind_of_rule(rule: Rule) -> str:
@@ -293,19 +339,23 @@ def find_entrants(cfg: EvaluateConfig, cache: Cache, train: Cache) -> list[Entra
     check_names([BASE, *(spec.name for spec in specs.values())])
     folders = dict.fromkeys(spec.cache for spec in specs.values() if spec.cache)
     homes = {folder: same_pairs(folder, cache) for folder in folders}
+    asides: list[Aside] = []
     for text in cfg.compare:
         if text == "rules":
+            said = held_against("the rules", origin_of(train), cache, cfg.other_classes)
             rules = [rule for rule in fitted_rules(train, cfg) if rule.name != BASE]
             for rule in tqdm(rules, desc="Rules", unit="rule"):
-                member = from_rule(rule, cache)
+                member = from_rule(rule, cache, tuple(said))
                 rows.append(Entrant(rule.name, kind_of_rule(rule), rule.setting, [member]))
             continue
         name, files, elsewhere = specs[text]
         home = homes.get(elsewhere)
         kinds, members = set(), []
         for path in files:
-            if path.suffix == ".tsv":
+            if path.suffix.lower() in SUFFIXES or path.is_dir():
                 kind, member = "events", from_events(path, cache)
+                say_asides(str(path), member.asides, cfg.out / LEFT_OUT)
+                asides += member.asides
             else:
                 kind, member = from_checkpoint(path, home or cache, cfg)
             kinds.add(kind)
@@ -325,9 +375,11 @@ def find_entrants(cfg: EvaluateConfig, cache: Cache, train: Cache) -> list[Entra
             gated = behind_gate(row, cache)
             if gated is not None:
                 rows.append(gated)
-            elif row.kind in ("base", "policy", "twin"):
+            elif row.kind in ("base", "policy", "twin") and row.members[0].boxes is None:
                 print(f"note: {row.name} has no tag gate; it stands bare only")
     check_names([row.name for row in rows])
+    if asides or (cfg.out / LEFT_OUT).exists():
+        write_asides(cfg.out / LEFT_OUT, asides)
     return rows
 
 
@@ -341,12 +393,15 @@ def check_names(names: list[str]) -> None:
 
 
 def predicted_events(cache: Cache, pred: np.ndarray) -> dict[str, list[Event]]:
-    """Decisions (N,) -> events of each clip, by onset."""
+    """Decisions (N,) -> events of each clip, by onset, cut where a frame reaches past its end."""
     clips: dict[str, list[Event]] = {clip.filename: [] for clip in cache.clips}
     for index, pair in enumerate(cache.pairs):
         on = pred[cache.offsets[index] : cache.offsets[index + 1]]
         clips[pair.filename].extend(frames_to_events(on, pair.event_label, pair.edges))
-    return {name: sorted(events) for name, events in clips.items()}
+    durations = cache.durations
+    return {
+        name: fit_events(name, sorted(events), durations[name])[0] for name, events in clips.items()
+    }
 
 
 def events_of(member: Member, cache: Cache) -> dict[str, list[Event]]:

@@ -3,7 +3,7 @@
 Run:    python evaluate.py                        # best.pt of runs/slides on cache/validation
         python evaluate.py --run runs/original --cache cache/original
         python evaluate.py --preset original --checkpoint dqn_threshold.pt --out runs/authors
-        torchrun --nproc-per-node=2 evaluate.py
+        torchrun --nproc-per-node=2 -- evaluate.py
         python evaluate.py --compare DQN=runs/slides rules --out runs/table    # see comparison.py
 Reads:  <cache>/<split>/, <cache>/<train-split>/ (yardsticks), a checkpoint
 Writes: <out>/{results.json, events.tsv, onsets.tsv, decisions.npz}
@@ -13,8 +13,10 @@ Next:   report.py
 The metric: change it and old numbers are void.
 """
 
-import json
+import hashlib
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,21 +24,35 @@ import numpy as np
 import torch
 
 import comparison
+import event_policy
 import gate as tag_gate
 import runfolder
-from bandit import decide, near, thresholds, to_device
+from bandit import near
 from config import (
     Bandit,
     EvaluateConfig,
     InputError,
     VisualizeConfig,
     run_script,
-    whole,
     write_text,
 )
-from device import fastest_batch
-from DQN import decide_together, load_policy
-from entrants import BASE, check_same_signals, predicted_events
+from core.files import is_ours, keep_apart, mark, matching, own_folder, write_together
+from core.names import isolated
+from core.stored import (
+    Each,
+    check_form,
+    is_count,
+    is_number,
+    is_share,
+    is_text,
+    maybe,
+    read_json,
+    read_npz,
+    write_json,
+)
+from DQN import Policy, decide_cache, load_policy
+from entrants import BASE, Spec, kind_of_rule, predicted_events
+from matching import ENDS, Match, end_errors, match_events
 from metrics import (
     NAMES,
     bootstrap_mean,
@@ -48,9 +64,10 @@ from metrics import (
     scores_of,
 )
 from opponents import best_possible, class_of_pair, yardsticks
-from preprocess import Cache, Pair, load_cache, write_json
+from preprocess import Cache, Pair, load_cache
+from provenance import Origin, held_against, origin_of
 from ranks import Ranks, together
-from timeline import Event, frame_centres, frames_to_events, in_recording, write_labels
+from timeline import Event, frame_centres, frames_to_events, write_labels
 
 TITLES = {"accuracy": "Accuracy", "iou": "IoU", "f1": "F1 Score"}
 
@@ -67,12 +84,17 @@ def selection(cache: Cache, pred: np.ndarray, bandit: Bandit) -> dict[str, float
 
 
 def interval(
-    cache: Cache, ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]
+    cache: Cache,
+    ours: dict[str, np.ndarray],
+    theirs: dict[str, np.ndarray],
+    chosen: np.ndarray | None = None,
 ) -> dict[str, list[float]]:
-    """95 % interval of the mean over pairs of `ours - theirs`, clips resampled."""
-    _, clip = np.unique([pair.filename for pair in cache.pairs], return_inverse=True)
+    """95 % interval of the mean over pairs of `ours - theirs`, clips resampled; of `chosen` pairs
+    (P,) bool only where given."""
+    clip = np.array([pair.filename for pair in cache.pairs])
     gains = np.stack([ours[name] - theirs[name] for name in NAMES], axis=1)
-    low, high = bootstrap_mean(gains, clip)
+    chosen = slice(None) if chosen is None else chosen
+    low, high = bootstrap_mean(gains[chosen], clip[chosen])
     return {name: [float(low[i]), float(high[i])] for i, name in enumerate(NAMES)}
 
 
@@ -84,16 +106,18 @@ def tables(cache: Cache, pred: np.ndarray, bandit: Bandit, train: Cache | None) 
         "after": count_pairs(pred, cache.label, cache.offsets),
     }
     mean = {when: mean_over_pairs(each) for when, each in counts.items()}
-    labels = class_of_pair(cache)
+    labels, clips = class_of_pair(cache), np.array([pair.filename for pair in cache.pairs])
     classes = {when: per_class(each, labels) for when, each in counts.items()}
     wrong_before, wrong_after = base != cache.label, pred != cache.label
     scores = {when: scores_of(each) for when, each in counts.items()}
     rows = []
-    for rule in yardsticks(cache, train, bandit):
-        found = count_pairs(rule.pred, cache.label, cache.offsets)
-        row = {"name": rule.name, "setting": rule.setting, **mean_over_pairs(found)}
+    for rule, decided in yardsticks(cache, train, bandit):
+        found = count_pairs(decided, cache.label, cache.offsets)
+        row = {"name": rule.name, "kind": kind_of_rule(rule), "setting": rule.setting}
+        row |= {"params": rule.params, **mean_over_pairs(found)}
         rows.append(row | {"interval": interval(cache, scores["after"], scores_of(found))})
     return {
+        "num_clips": len(set(clips)),
         **mean,
         "gain": {name: mean["after"][name] - mean["before"][name] for name in NAMES},
         "interval": interval(cache, scores["after"], scores["before"]),
@@ -101,8 +125,10 @@ def tables(cache: Cache, pred: np.ndarray, bandit: Bandit, train: Cache | None) 
         "per_class": {
             label: {
                 "pairs": row.pop("pairs"),
+                "num_clips": len(set(clips[labels == label])),
                 "before": row,
                 "after": {name: classes["after"][label][name] for name in NAMES},
+                "interval": interval(cache, scores["after"], scores["before"], labels == label),
             }
             for label, row in classes["before"].items()
         },
@@ -129,6 +155,23 @@ def all_pairs_tables(
     }
 
 
+def verdict(results: dict[str, Any]) -> str:
+    """What the policy is worth, in one sentence: against its base threshold, and against the rule
+    that is best on this very split, which favours the rule. Frame F1, mean over present pairs."""
+    rules = [row for row in results["yardsticks"] if row["kind"] == "rule"]
+    rules = [row for row in rules if row["name"] not in comparison.NOT_OPPONENTS]
+    ours = results["after"]["f1"]
+    parts = [
+        comparison.judged(results, "f1", name, row["f1"], [ours - row["f1"], *between["f1"]])
+        for name, row, between in (
+            (BASE, results["before"], results["interval"]),
+            *((r["name"], r, r["interval"]) for r in sorted(rules, key=lambda r: -r["f1"])[:1]),
+        )
+    ]
+    said = f"DQN (F1 {100 * ours:.2f}) {' and '.join(parts)}."
+    return said if results["num_clips"] > 1 else f"{said} {comparison.ONE_CLIP}"
+
+
 def print_block(title: str, metrics: dict[str, float]) -> None:
     """One of the slides' two result blocks."""
     line = f"========== FINAL RESULTS ({title}) =========="
@@ -143,7 +186,8 @@ def print_rows(title: str, rows: list[tuple[str, dict[str, float]]]) -> None:
     width = max(len(name) for name, _ in rows)
     print(f"\n{title:<{width}} {'Accuracy':>9} {'IoU':>9} {'F1':>9}")
     for name, metrics in rows:
-        print(f"{name:<{width}} " + " ".join(f"{metrics[m]:>9.2%}" for m in NAMES))
+        line = f"{name:<{width}} " + " ".join(f"{metrics[m]:>9.2%}" for m in NAMES)
+        print(isolated(line))
 
 
 def print_margins(results: dict[str, Any]) -> None:
@@ -162,13 +206,16 @@ def print_margins(results: dict[str, Any]) -> None:
         print(f"{name:<{width}}" + "".join(f"{cell:>24}" for cell in cells))
 
 
-def print_onsets(onsets: dict[str, Any]) -> None:
-    """Median errors of the events that both thresholds found, one line an end."""
-    for end, row in onsets.items():
-        if row["events"]:
-            before, after = (row[when]["median_ms"] for when in ("before", "after"))
-            text = f"{before:.0f} ms before, {after:.0f} ms after"
-            print(f"median_{end}_error: {text} ({row['events']} events)")
+def print_ends(ends: dict[str, Any]) -> None:
+    """Median errors of the events that each threshold found, one line an end."""
+    for end in ENDS:
+        texts = [
+            f"{row['median_ms']:.0f} ms {when} ({row['events']} events)"
+            for when, table in ends.items()
+            if (row := table[end])["events"]
+        ]
+        if texts:
+            print(f"median_{end}_error: {', '.join(texts)}")
 
 
 def print_all_pairs(results: dict[str, Any]) -> None:
@@ -222,9 +269,17 @@ def print_results(results: dict[str, Any]) -> None:
     share = "none" if chosen["accuracy"] is None else f"{chosen['accuracy']:.4f}"
     print(f"threshold_selection_accuracy: {share}")
     print(f"threshold_selection_frames: {chosen['frames']}")
-    print_onsets(results["onsets"])
+    print_ends(results["ends"])
+    print(f"verdict: {results['verdict']}")
     print(f"fixed_frames: {results['fixed_frames']}")
     print(f"broken_frames: {results['broken_frames']}")
+    print(f"trained_on_pairs: {results['trained_on_pairs']}")
+    if gain["f1"] < 0:
+        low, high = results["interval"]["f1"]
+        print(
+            f"note: the policy does harm here: F1 {100 * gain['f1']:+.2f} points"
+            f" [{100 * low:+.2f}, {100 * high:+.2f}] over its base threshold"
+        )
 
 
 # ---------------------------------------------------------------------------- results, read back
@@ -237,13 +292,19 @@ def short(text: str, most: int) -> str:
 
 
 class Evaluated(NamedTuple):
-    """A split with the decisions before and after: `t_adj`, `before`, `after` are (N,)."""
+    """A split with the decisions before and after: `t_adj`, `before`, `after` are (N,); a policy
+    over events has no `t_adj`.
+
+    `boxes`: by index of a pair, what a policy over events had to choose from, each a dictionary
+    `onset`, `offset` (seconds), `confidence`, `chosen` (bool), `values` (name -> number).
+    """
 
     cache: Cache
     results: dict[str, Any]
-    t_adj: np.ndarray
+    t_adj: np.ndarray | None
     before: np.ndarray
     after: np.ndarray
+    boxes: dict[int, list[dict[str, Any]]] | None = None
 
 
 class View(NamedTuple):
@@ -267,59 +328,101 @@ class View(NamedTuple):
         return frames_to_events(on, self.pair.event_label, self.edges)
 
 
-class Match(NamedTuple):
-    """A true event of a pair with the one event that each threshold found there."""
-
-    index: int
-    true: Event
-    base: Event
-    dqn: Event
-    clip_s: float = float("inf")  # length of its clip
-
-    def late_s(self, found: Event, end: str = "onset") -> float:
-        """Seconds by which a found onset (or offset) comes after the true one."""
-        return getattr(found, end) - getattr(self.true, end)
-
-    def wrong_s(self, found: Event) -> float:
-        """Seconds by which a found event differs from the true one, both ends together."""
-        return abs(self.late_s(found)) + abs(self.late_s(found, "offset"))
-
-
-def read_json(path: Path, command: str) -> dict[str, Any]:
-    """JSON of a run folder; InputError names the command that makes it."""
-    if not path.exists():
-        raise InputError(f"{path}: not found; run: {command}")
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path}: damaged ({error}); run: {command}") from None
-
-
 NEEDED = {"split", "cache_key", "num_pairs", "num_frames", "before", "after", "per_class"}
-NEEDED |= {"yardsticks", "fixed_frames", "broken_frames"}
+NEEDED |= {"yardsticks", "fixed_frames", "broken_frames", "interval", "num_clips", "ends"}
+NEEDED |= {"verdict", "pooled", "threshold_selection"}
+
+
+SHARES = dict.fromkeys(NAMES, is_share)
+BOTH = {"before": SHARES, "after": SHARES}
+FORMS = {
+    **BOTH,
+    "split": lambda value: is_text(value) and value == Path(value).name,
+    **dict.fromkeys(("cache_key", "checkpoint"), is_text),
+    **dict.fromkeys(("num_pairs", "num_frames", "present_pairs", "present_frames"), is_count),
+    **dict.fromkeys(("fixed_frames", "broken_frames"), is_count),
+    "per_class": Each({"pairs": is_count, **BOTH}),
+    "yardsticks": [{"name": is_text, **SHARES}],
+    "pooled": BOTH,
+    "gain": Each(is_number),
+    "interval": Each((is_number, is_number)),
+    "threshold_selection": {"accuracy": maybe(is_share), "frames": is_count},
+    "decisions": is_text,
+    "num_clips": is_count,
+    "verdict": is_text,
+    "notes": [is_text],
+    "ends": {"before": Each({"events": is_count}), "after": Each({"events": is_count})},
+}
+# Keys of results.json of the versions that wrote no checksum.
+UNSEALED = FORMS.keys() - {"decisions", "num_clips", "verdict", "notes", "ends"}
+UNSEALED |= {"cache", "policy", "queries", "deciding_seconds", "processes", "batch", "all_pairs"}
+UNSEALED |= {"gate", "onsets"}
 
 
 def load_evaluated(cfg: VisualizeConfig) -> Evaluated:
-    """Results and decisions of evaluate.py with the cache they were made from."""
-    cure = f"python evaluate.py --run {cfg.run} --cache {cfg.cache}"
-    results, path = read_json(cfg.run / "results.json", cure), cfg.run / "decisions.npz"
-    if not path.exists():
-        raise InputError(f"{path}: not found; run: {cure}")
+    """Results and decisions of evaluate.py with the cache they were made from.
+
+    InputError where one is missing, damaged or of another evaluation.
+    """
+    cure = f"run: python evaluate.py --run {cfg.run} --cache {cfg.cache}"
+    where, path = cfg.run / "results.json", cfg.run / "decisions.npz"
+    results = read_json(where, cure, UNSEALED)
     if missing := sorted(NEEDED - set(results)):
-        raise InputError(f"{cfg.run / 'results.json'}: no {', '.join(missing)}; run: {cure}")
+        raise InputError(f"{where}: no {', '.join(missing)}; {cure}")
     try:
-        with np.load(path) as arrays:
-            t_adj, after = arrays["t_adj"], arrays["binary"].astype(bool)
-    except Exception as error:  # zipfile and zlib have their own error classes
-        raise InputError(f"{path}: damaged ({error!r}); run: {cure}") from None
+        check_form(results, {name: FORMS[name] for name in FORMS if name in results})
+    except ValueError as error:
+        raise InputError(f"{where}: damaged ({error}); {cure}") from None
+    if not path.exists():
+        raise InputError(f"{path}: not found; {cure}")
     cache = load_cache(cfg.cache / results["split"])
-    if results["cache_key"] != cache.key or not len(cache.label) == len(t_adj) == len(after):
+    if results["cache_key"] != cache.key:
         raise InputError(
-            f"{cfg.run / 'results.json'}: made from another cache than {cache.folder}"
-            f" (key {results['cache_key']}, now {cache.key}); run again: {cure}"
+            f"{where}: made from another cache than {cache.folder}"
+            f" (key {results['cache_key']}, now {cache.key}); {cure}"
         )
-    before = cache.signals["binary"] > 0.5
-    return Evaluated(cache, results, t_adj, before, after)
+    size = (len(cache.label),)
+    forms = {"action": ("i", size), "t_adj": ("f", size), "binary": ("ub", size)}
+    forms |= event_policy.FORMS
+    arrays = read_npz(path, forms, cure, ("action", "t_adj", *event_policy.FORMS))
+    t_adj, after, before = arrays.get("t_adj"), arrays["binary"] > 0, cache.signals["binary"] > 0.5
+    needed = ("action", "t_adj") if "decisions" in results else ("t_adj",)
+    if "box_pair" not in arrays and not all(name in arrays for name in needed):
+        raise InputError(f"{path}: damaged (no {' or no '.join(needed)}); {cure}")
+    # Results of older versions do not say which decisions they are about.
+    if "decisions" in results and results["decisions"] != digest_of(arrays):
+        raise InputError(f"{path}: not the decisions that {where} is about; {cure}")
+    try:
+        boxes = boxes_of_pairs(arrays, cache) if t_adj is None else None
+    except (KeyError, ValueError) as error:
+        raise InputError(f"{path}: damaged ({error}); {cure}") from None
+    heard = cache.present[cache.frames_of_pair] | (cache.queries == "present")
+    changed = [(after == truth) & (before != after) for truth in (cache.label, ~cache.label)]
+    counts = [int((some & heard).sum()) for some in changed]
+    fits = counts == [results["fixed_frames"], results["broken_frames"]]
+    if t_adj is not None:
+        fits &= not ((cache.signals["prob"] > t_adj) != after).any() and _are_shares(t_adj)
+    if not fits:
+        raise InputError(f"{path}: does not fit {where}; {cure}")
+    return Evaluated(cache, results, t_adj, before, after, boxes)
+
+
+def boxes_of_pairs(arrays: dict[str, np.ndarray], cache: Cache) -> dict[int, list[dict[str, Any]]]:
+    """Stored candidates as `Evaluated` holds them. ValueError where they cannot be of the cache."""
+    boxes = event_policy.from_arrays(arrays, cache)
+    ends, found = event_policy.seconds_of(boxes, cache), {}
+    columns = (boxes.pair, *ends, boxes.confidence, boxes.chosen, boxes.values, boxes.worth)
+    for pair, onset, offset, sure, chosen, values, worth in zip(
+        *(each.tolist() for each in columns), strict=True
+    ):
+        asked = dict(zip(event_policy.VALUES, values, strict=True)) | {"worth": worth}
+        row = {"onset": onset, "offset": offset, "confidence": sure, "chosen": chosen}
+        found.setdefault(pair, []).append(row | {"values": asked})
+    return found
+
+
+def _are_shares(values: np.ndarray) -> bool:
+    return bool(((values >= 0) & (values <= 1)).all())  # NaN is neither
 
 
 def view_of(data: Evaluated, index: int) -> View:
@@ -327,106 +430,114 @@ def view_of(data: Evaluated, index: int) -> View:
     pair, values = data.cache.pairs[index], data.cache.of_pair(index)
     span = slice(data.cache.offsets[index], data.cache.offsets[index + 1])
     label = values.pop("label")
-    values["t_adj"] = data.t_adj[span]
+    if data.t_adj is not None:
+        values["t_adj"] = data.t_adj[span]
     edges, before, after = pair.edges, data.before[span], data.after[span]
     return View(pair, edges, frame_centres(edges), values, before, after, label)
 
 
-def find_matches(data: Evaluated, indices: list[int]) -> list[Match]:
-    """True events that base and DQN both found as exactly one event, which meets no other."""
+class Matches(NamedTuple):
+    """The matches of the base threshold and of the policy, each judged by its own."""
 
-    def only(among: list[Event], event: Event) -> Event | None:
-        met = [one for one in among if one.onset < event.offset and one.offset > event.onset]
-        return met[0] if len(met) == 1 else None
+    before: list[Match]
+    after: list[Match]
 
-    found = []
-    for index in indices:
-        view = view_of(data, index)
-        truth = view.events(view.label)
-        base, dqn = view.events(view.before), view.events(view.after)
-        for event in truth:
-            a, b = only(base, event), only(dqn, event)
-            if a and b and only(truth, a) and only(truth, b):
-                found.append(Match(index, event, a, b, float(view.edges[-1])))
-    return found
+    def both(self) -> list[tuple[Match, Match]]:
+        """(base, policy) of the true events that both found, in the order of `after`."""
+        base = {(match.filename, match.true): match for match in self.before}
+        return [
+            (base[key], match)
+            for match in self.after
+            if (key := (match.filename, match.true)) in base
+        ]
 
 
-def onset_errors(matches: list[Match]) -> dict[str, Any]:
-    """How far found events are off, before and after: milliseconds, of onset and of offset.
-
-    A positive bias is late. An end at the clip's own end is left out: it is not in the recording.
-    """
-
-    def summary(late_s: list[float]) -> dict[str, float]:
-        late = 1000 * np.array(late_s)
-        size = np.abs(late)
-        return {
-            "median_ms": round(float(np.median(size)), 3),
-            "mean_ms": round(float(size.mean()), 3),
-            "bias_ms": round(float(late.mean()), 3),
-            "within_100_ms": float((size <= 100.0001).mean()),
-        }
-
-    table: dict[str, Any] = {}
-    for end in ("onset", "offset"):
-        chosen = [match for match in matches if in_recording(match.true, end, match.clip_s)]
-        late = {
-            "before": [match.late_s(match.base, end) for match in chosen],
-            "after": [match.late_s(match.dqn, end) for match in chosen],
-        }
-        table[end] = {"events": len(chosen)}
-        table[end] |= {when: summary(each) for when, each in late.items() if each}
-    return table
+def find_matches(data: Evaluated) -> Matches:
+    """What the base threshold and the policy found, over all pairs of the split."""
+    cache = data.cache
+    return Matches(
+        *(
+            match_events(cache.truth, predicted_events(cache, on), cache.durations)
+            for on in (data.before, data.after)
+        )
+    )
 
 
-def write_matches(path: Path, data: Evaluated, matches: list[Match]) -> None:
-    """A row an event that both thresholds found: true, base and DQN times in seconds."""
-    ends = [f"{who}_{end}" for who in ("true", "base", "dqn") for end in ("onset", "offset")]
-    lines = ["\t".join(["filename", "event_label", *ends])]
-    for match in matches:
-        pair = data.cache.pairs[match.index]
-        times = [*match.true[:2], *match.base[:2], *match.dqn[:2]]
-        cells = [pair.filename, pair.event_label, *(f"{time:.3f}" for time in times)]
-        lines.append("\t".join(cells))
+def write_matches(path: Path, matches: Matches) -> None:
+    """A row a true event that base or DQN found: true, base and DQN times in seconds; the cells of
+    what did not find it are empty."""
+    whose = [{(m.filename, m.true): m.found for m in some} for some in matches]
+    times = [f"{who}_{end}" for who in ("true", "base", "dqn") for end in ENDS]
+    lines = ["\t".join(["filename", "event_label", *times])]
+    for filename, true in sorted(whose[0].keys() | whose[1].keys()):
+        events = [true, *(found.get((filename, true)) for found in whose)]
+        cells = [
+            "" if event is None else f"{getattr(event, end):.3f}"
+            for event in events
+            for end in ENDS
+        ]
+        lines.append("\t".join([filename, true.event_label, *cells]))
     write_text(path, "\n".join(lines) + "\n")
 
 
 # ---------------------------------------------------------------------------- the evaluation
 
 
-def write_decisions(
-    path: Path, cache: Cache, actions: torch.Tensor, t_adj: torch.Tensor, pred: np.ndarray
-) -> None:
-    """Action, threshold and decision of every frame, (N,) each, with the cache they belong to."""
-    with whole(path) as temporary, open(temporary, "wb") as stream:
-        np.savez(
-            stream,
-            action=actions.cpu().numpy().astype(np.int8),
-            t_adj=t_adj.cpu().numpy().astype(np.float32),
-            binary=pred.astype(np.uint8),
-            cache_key=np.array(cache.key),
-        )
+def digest_of(arrays: dict[str, np.ndarray]) -> str:
+    """Hash of stored decisions; results.json names those that it is about. The file will not do: it
+    has the time in it."""
+    state = hashlib.sha256()
+    kinds = {"action": np.int8, "t_adj": np.float32, "binary": np.uint8}
+    for name in (*kinds, *event_policy.FORMS):
+        if name in arrays:
+            state.update(np.ascontiguousarray(arrays[name], kinds.get(name)))
+    return state.hexdigest()[:16]
+
+
+@contextmanager
+def held_results(out: Path, run: Path, ranks: Ranks) -> Iterator[None]:
+    """Be the only job that writes results into a folder: `run`, the policy's own, or another.
+
+    Of several processes the first one holds it. Raises what `own_folder` raises.
+    """
+    at_home = out.resolve() == run.resolve()
+    kinds = (runfolder.RUN, runfolder.EVALUATION) if at_home else (runfolder.EVALUATION,)
+
+    def hold() -> None:
+        known = any(is_ours(out, kind) for kind in kinds)
+        if at_home and not known and not matching(out, runfolder.RUN.files)[1]:
+            mark(out, runfolder.RUN)  # a policy that was copied without its training
+        held.enter_context(own_folder(out, *kinds))
+
+    with ExitStack() as held:
+        ranks.leader_first(hold)
+        yield
 
 
 def compare(cfg: EvaluateConfig) -> None:
     """The table of --compare: print it, write it in every form.
 
-    InputError for caches of different queries, and for a run folder as the output: its own
-    results.json would be lost.
+    InputError for caches of different queries, and for an output folder that is no table's: a run
+    folder's own results.json would be lost.
     """
-    if (cfg.out / "config.json").exists():
-        raise InputError(f"--out {cfg.out}: holds a run; give another folder for the table")
+    given = [path for text in cfg.compare if text != "rules" for path in Spec.parse(text).files]
+    keep_apart(cfg.out, [cfg.cache, cfg.cache / cfg.split, cfg.cache / cfg.train_split, *given])
+    keep_apart(cfg.out / "events", given, replaced=True)
+    with own_folder(cfg.out, comparison.TABLE, comparison.BEGUN):
+        make_table(cfg)
+
+
+def make_table(cfg: EvaluateConfig) -> None:
+    """The table itself; nobody else writes into the output folder meanwhile."""
     cache, train = (load_cache(cfg.cache / split) for split in (cfg.split, cfg.train_split))
     if cache.queries != train.queries:
         raise InputError(
             f"{cache.folder} holds {cache.queries} pairs but {train.folder} {train.queries} pairs;"
             " run preprocess.py for both with the same --pairs"
         )
-    cfg.out.mkdir(parents=True, exist_ok=True)
-    results = comparison.compare(cfg, cache, train)
+    results, entrants = comparison.compare(cfg, cache, train)
     deciding = sum(m["deciding_seconds"] for row in results["entrants"] for m in row["members"])
-    write_json(cfg.out / "results.json", results)
-    comparison.write_tables(cfg.out, results)
+    comparison.write_table(cfg.out, results, entrants, cache)
     print(comparison.markdown(results))
     print(f"deciding_seconds: {deciding:.1f} (once for each checkpoint and cache; stored)")
     print(f"tuning_and_deciding_seconds: {results['tuning_and_deciding_seconds']:.1f} (this time)")
@@ -441,24 +552,36 @@ def evaluate(cfg: EvaluateConfig, device: torch.device, ranks: Ranks) -> None:
     """
     path = cfg.checkpoint or cfg.run / "best.pt"
     policy = load_policy(path, device, cfg.preset)
+    out = cfg.out or (cfg.run if cfg.split == "validation" else cfg.run / cfg.split)
+    keep_apart(out, [cfg.cache, cfg.cache / cfg.split, cfg.cache / cfg.train_split])
+    with held_results(out, path.parent, ranks):
+        apply(cfg, path, policy, out, device, ranks)
+
+
+def apply(
+    cfg: EvaluateConfig, path: Path, policy: Policy, out: Path, device: torch.device, ranks: Ranks
+) -> None:
+    """The evaluation itself; nobody else writes into the output folder meanwhile."""
     cache = load_cache(cfg.cache / cfg.split)
-    check_same_signals(policy.signal, cache, path)
+    trained = Origin(policy.signal, policy.info.get("trained_on") or {})
+    notes = held_against(str(path), trained, cache, cfg.other_classes, policy.network.window)
+    seen = runfolder.trained_on(policy.seen, cache, path)
     if not cache.present.any():
         raise InputError(f"{cache.folder}: no clip has an event, so there is nothing to evaluate")
     train_folder = cfg.cache / cfg.train_split
     train = load_cache(train_folder) if (train_folder / "manifest.json").exists() else None
     if train is None:
         print(f"no cache in {train_folder}: yardsticks that need tuning are left out")
-    signals = to_device(cache, policy.bandit, device, policy.classes, policy.network.rivals)
+    else:
+        notes += held_against("the yardsticks", origin_of(train), cache, cfg.other_classes)
+    for note in notes:
+        print(f"note: {note}")
     began = time.perf_counter()
-    batch = cfg.batch or fastest_batch(policy.network, signals, policy.bandit)
-    actions = decide_together(
-        policy.network, signals, policy.bandit, batch, ranks, None, "Evaluating"
+    pred, action, t_adj, boxes, batch = decide_cache(
+        policy, cache, device, cfg.batch, ranks, "Evaluating"
     )
     if not ranks.leads:
         return
-    t_adj = thresholds(signals, actions, policy.bandit)
-    pred = decide(signals.prob, t_adj).cpu().numpy()
     seconds = time.perf_counter() - began
     results = {
         "split": cfg.split,
@@ -466,9 +589,12 @@ def evaluate(cfg: EvaluateConfig, device: torch.device, ranks: Ranks) -> None:
         "cache_key": cache.key,
         "checkpoint": str(path),
         "policy": policy.info,
+        "notes": notes,
+        **runfolder.made_with(),
         "queries": cache.queries,
         "num_pairs": len(cache.pairs),
         "present_pairs": int(cache.present.sum()),
+        "trained_on_pairs": seen,
         "num_frames": len(cache.label),
         "present_frames": int(cache.present[cache.frames_of_pair].sum()),
         "deciding_seconds": round(seconds, 3),
@@ -477,6 +603,7 @@ def evaluate(cfg: EvaluateConfig, device: torch.device, ranks: Ranks) -> None:
     }
     heard = pred[cache.present[cache.frames_of_pair]]  # the slides' tables: present classes only
     results |= tables(cache.present_only(), heard, policy.bandit, train)
+    results["verdict"] = verdict(results)
     events = pred
     if cache.queries == "all":
         results["all_pairs"] = all_pairs_tables(cache, pred, policy.gate)
@@ -484,15 +611,29 @@ def evaluate(cfg: EvaluateConfig, device: torch.device, ranks: Ranks) -> None:
         if policy.gate is not None:
             events = tag_gate.behind(policy.gate, cache, pred)
     before = cache.signals["binary"] > 0.5
-    data = Evaluated(cache, results, t_adj.cpu().numpy(), before, pred)
-    matches = find_matches(data, list(range(len(cache.pairs))))
-    results["onsets"] = onset_errors(matches)
-    out = cfg.out or (cfg.run if cfg.split == "validation" else cfg.run / cfg.split)
-    out.mkdir(parents=True, exist_ok=True)
-    write_decisions(out / "decisions.npz", cache, actions, t_adj, pred)
-    write_labels(out / "events.tsv", predicted_events(cache, events))
-    write_matches(out / "onsets.tsv", data, matches)
-    write_json(out / "results.json", results)
+    data = Evaluated(cache, results, t_adj, before, pred)
+    matches = find_matches(data)
+    results["ends"] = {when: end_errors(some) for when, some in matches._asdict().items()}
+    decided = {"binary": pred.astype(np.uint8)}
+    if boxes is None:
+        decided |= {"action": action, "t_adj": t_adj}
+    else:
+        decided |= event_policy.as_arrays(boxes)
+    results["decisions"] = digest_of(decided)
+    found = predicted_events(cache, events)
+
+    def write_decisions(place: Path) -> None:
+        with open(place, "wb") as stream:
+            np.savez(stream, **decided, cache_key=np.array(cache.key))
+
+    write_together(
+        {
+            out / "decisions.npz": write_decisions,
+            out / "events.tsv": lambda place: write_labels(place, found),
+            out / "onsets.tsv": lambda place: write_matches(place, matches),
+            out / "results.json": lambda place: write_json(place, results),
+        }
+    )
     print_results(results)  # last: nothing is lost where nobody reads to the end
     files = ("results.json", "events.tsv", "onsets.tsv", "decisions.npz")
     print("results: " + ", ".join(str(out / file) for file in files))

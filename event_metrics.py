@@ -10,10 +10,9 @@ with which the tests compare them.
 
 What is evaluated. `durations` names the clips. A clip that truth or prediction lacks has no events
 there (label files often leave such clips out); a clip or class that is not named is an InputError.
-Times are rounded to microseconds, events are cut to 0 .. duration, and events of one class that
-overlap or touch are one event, in truth and prediction alike. A predicted event that begins at the
-end of its clip or later is gone (frames may reach past it); a true one is an InputError, as labels
-and durations do not belong together.
+In truth and prediction alike, events are cut to 0 .. duration, those without length or outside the
+clip are left out (the rule of labels.fit_events), times are rounded to microseconds, and events of
+one class that overlap or touch are one event: the libraries refuse them.
 
 Defined values. A class with neither truth nor prediction has F1 = 1, as in metrics.py, but takes no
 part in the macro average, where it would flatter; `F1.num_classes` tells how many do. A class with
@@ -150,17 +149,12 @@ def _events(
         raise InputError(
             f"{found[0]}: {found[1].event_label!r} is not a class to evaluate ({known})"
         )
-    if found := first(~(np.isfinite(times[:, 0]) & (times[:, 0] < times[:, 1]))):
+    if found := first(~(np.isfinite(times[:, 0]) & (times[:, 0] <= times[:, 1]))):
         raise InputError(f"{found[0]}: {found[1].onset} .. {found[1].offset} s is not a time span")
     confidence = np.array([event[3] if len(event) > 3 else 1.0 for event in rows], np.float64)
     if found := first(~np.isfinite(confidence)):
         raise InputError(f"{found[0]}: confidence {found[1].confidence} in {found[1]}")
     end = np.array(list(durations.values()), np.float64)[clip]
-    if what == "truth" and (found := first(times[:, 0] >= end)):
-        raise InputError(
-            f"{found[0]}: {found[1].event_label} begins at {found[1].onset} s, after the end of the"
-            f" clip ({durations[names[clip[np.flatnonzero(times[:, 0] >= end)[0]]]]} s)"
-        )
     onset = np.rint(times[:, 0].clip(0) * TICKS).astype(np.int64)
     offset = np.rint(np.minimum(times[:, 1], end) * TICKS).astype(np.int64)
     return _Events(*(part[onset < offset] for part in (clip, label, onset, offset, confidence)))

@@ -33,6 +33,7 @@ Where a class is known to sound, pairs are judged one by one, by the IoU of thei
 are on that make the expected IoU highest, sum(on P) / (sum(on) + sum(off P)).
 """
 
+import math
 from collections import deque
 from collections.abc import Iterable, Iterator
 from itertools import islice, pairwise
@@ -45,7 +46,7 @@ from torch.nn import functional
 from tqdm import tqdm
 
 import runfolder
-from bandit import hold_out, query_of, reward_cells
+from bandit import hold_out, planned, query_of, reward_cells
 from candidates import propose, running_sum
 from config import Events, InputError, TrainConfig
 from metrics import mean_f1
@@ -73,13 +74,12 @@ NEAR_S, FAR_S, EDGE_S, STEP_S = 0.25, 1.0, 0.2, 0.1  # spans beside and inside t
 ALIKE = 0.8  # IoU above which candidates say the same
 LIMIT = 6.0  # deviations beyond which a feature is cut
 ROUNDS = 5  # of the fixed point
-EXTENT, TIGHT, HALF, LOOSE, COLLAR = range(
-    5
-)  # values of a box: IoU, overlaps of .7, .5, .1, collar
-VALUES = 5
-OVERLAPS = {TIGHT: 0.7, HALF: 0.5, LOOSE: 0.1}
-DECISIVE = HALF  # the overlap that the intersection F1 asks for
-RANKING = np.array([1.0, 1.0, 0.0, 0.0, 0.0])  # weights of the values in a confidence
+# What is asked about a box: its IoU with the best true event, whether the two overlap by 0.7 and by
+# 0.5 of either (PSDS 1, intersection F1), whether it is a hit by collars (event F1).
+VALUES = ("iou", "overlap_70", "overlap_50", "collar")
+IOU, TIGHT, OVERLAP, COLLAR = range(len(VALUES))
+SHARES = {TIGHT: 0.7, OVERLAP: 0.5}
+RANKING = [IOU, TIGHT]  # a confidence is their mean
 FIRST_F1 = 0.5  # of every class, before the first round
 SLACK_S = 1e-6  # rounding
 FEATURES = 44
@@ -270,7 +270,7 @@ class Values(nn.Module):
             self.of_class = nn.Parameter(0.1 * torch.randn(members, num_classes, width))
         self.inputs = Stacked(members, num_features, width)
         self.hidden = Stacked(members, width, width)
-        self.answers = Stacked(members, width, VALUES)
+        self.answers = Stacked(members, width, len(VALUES))
         self.drop = nn.Dropout(events.dropout)
         self.register_buffer("mean", torch.zeros(num_features))
         self.register_buffer("std", torch.ones(num_features))
@@ -308,7 +308,7 @@ def apply_values(
     """Mean values (B, V) that some networks give boxes."""
     was_training, members = network.training, len(network.inputs.weight[which])
     network.eval()
-    found = [np.zeros((0, VALUES), np.float32)]
+    found = [np.zeros((0, len(VALUES)), np.float32)]
     for start in range(0, len(features), BOXES_AT_ONCE):
         part = slice(start, start + BOXES_AT_ONCE)
         x = torch.from_numpy(features[part]).to(device).expand(members, -1, -1)
@@ -328,22 +328,18 @@ class Truth(NamedTuple):
 
 
 def true_values(
-    boxes: Boxes,
-    true: list[np.ndarray],
-    label: list[np.ndarray],
-    frame_s: np.ndarray,
+    boxes: Boxes, true: list[np.ndarray], label: list[np.ndarray], edges: list[np.ndarray]
 ) -> Truth:
-    """Events (E, 2) in seconds, label (T,) and frame length of each row -> what its boxes are."""
-    values, frames = np.zeros((len(boxes.row), VALUES), np.float32), np.zeros(len(boxes.row))
+    """Events (E, 2) in seconds, label (T,) and edges (T + 1,) of each row -> what its boxes are."""
+    values, frames = np.zeros((len(boxes.row), len(VALUES)), np.float32), np.zeros(len(boxes.row))
     ends = np.searchsorted(boxes.row, np.arange(len(true) + 1))
-    for row, (events, on) in enumerate(zip(true, label, strict=True)):
+    for row, (events, on, at) in enumerate(zip(true, label, edges, strict=True)):
         mine = slice(ends[row], ends[row + 1])
         total = running_sum(on)
         frames[mine] = total[boxes.end[mine]] - total[boxes.begin[mine]]
         if len(events):
-            begin, end = boxes.begin[mine] * frame_s[row], boxes.end[mine] * frame_s[row]
-            last = len(on) * frame_s[row]
-            values[mine] = values_against(begin, end, events[:, 0], events[:, 1].clip(max=last))
+            begin, end = at[boxes.begin[mine]], at[boxes.end[mine]]
+            values[mine] = values_against(begin, end, events[:, 0], events[:, 1].clip(max=at[-1]))
     row_frames = np.array([on.sum() for on in label], np.float64)
     return Truth(values, frames, row_frames, np.array([len(events) for events in true]))
 
@@ -355,9 +351,9 @@ def values_against(
     overlap by .7, .5, .1 of either; whether it is a hit by collars (DCASE Task 4)."""
     begin, end, length, size = begin[:, None], end[:, None], offset - onset, (end - begin)[:, None]
     both = np.maximum(np.minimum(end, offset) - np.maximum(begin, onset), 0)
-    found = np.zeros((len(begin), VALUES), np.float32)
-    found[:, EXTENT] = (both / (length + size - both)).max(axis=1)
-    for value, share in OVERLAPS.items():
+    found = np.zeros((len(begin), len(VALUES)), np.float32)
+    found[:, IOU] = (both / (length + size - both)).max(axis=1)
+    for value, share in SHARES.items():
         enough = (both >= share * size - SLACK_S) & (both >= share * length - SLACK_S)
         found[:, value] = enough.any(axis=1)
     late = np.maximum(0.2, 0.2 * length) + SLACK_S
@@ -389,7 +385,7 @@ def worth(
     return (
         events.frame_weight * (2 * boxes.soft - frame_f1 * length) / frames
         + events.collar_weight * (2 * values[:, COLLAR] - collar_f1) / number
-        + events.overlap_weight * (2 * values[:, DECISIVE] - overlap_f1) / number
+        + events.overlap_weight * (2 * values[:, OVERLAP] - overlap_f1) / number
     )
 
 
@@ -454,7 +450,7 @@ def fixed_point(
         number = of_class(mine, np.ones(len(mine))) + true_events
         hits = [
             of_class(mine, amount[on])
-            for amount in (truth.frames, truth.values[:, COLLAR], truth.values[:, DECISIVE])
+            for amount in (truth.frames, truth.values[:, COLLAR], truth.values[:, OVERLAP])
         ]
         f1 = [
             2 * hit / np.maximum(size, 1)
@@ -466,19 +462,23 @@ def fixed_point(
     return prices
 
 
-def confidences(boxes: Boxes, values: np.ndarray) -> np.ndarray:
-    """(B,): how sure each candidate is, for those who sweep a threshold.
+def surely(values: np.ndarray) -> np.ndarray:
+    """Values (B, V) -> confidences (B,): the mean of expected IoU and P(overlap of 0.7)."""
+    return values[:, RANKING].mean(axis=1, dtype=np.float64)
 
-    The surest box of a row keeps its own; every other is lowered by the share that surer ones cover
-    of it or it of them, so that of rivals one is left when the threshold is high.
+
+def ranks_of(boxes: Boxes, confidence: np.ndarray) -> np.ndarray:
+    """(B,): by what rivals are told apart where all boxes are handed over, for a PSDS.
+
+    The surest box of a row keeps its confidence; every other is lowered by the share that surer
+    ones cover of it or it of them, so that of rivals one is left when a threshold is high.
     """
-    own = values @ RANKING / RANKING.sum()
-    found = np.zeros(len(own))
+    found = np.zeros(len(confidence))
     ends = np.searchsorted(boxes.row, np.arange(boxes.row.max(initial=-1) + 2))
     for first, last in pairwise(ends):
         part = slice(first, last)
         covered = overlap(boxes.begin[part], boxes.end[part])[1]
-        left, open_ = own[part].copy(), np.ones(last - first, bool)
+        left, open_ = confidence[part].copy(), np.ones(last - first, bool)
         for _ in range(last - first):
             best = int(np.argmax(np.where(open_, left, -1.0)))
             found[first + best] = left[best]
@@ -493,31 +493,73 @@ def confidences(boxes: Boxes, values: np.ndarray) -> np.ndarray:
 class EventNetwork(nn.Module):
     """All that a policy has learned: networks of frames and of boxes, and the prices."""
 
+    window, rivals = None, False  # it sees the whole clip, the other queries included
+
     def __init__(self, events: Events, classes: tuple[str, ...], members: int):
         super().__init__()
         self.events, self.classes = events, classes
         self.posterior = Posterior(events, len(classes), members)
         self.values = Values(events, FEATURES, len(classes), members)
         shape = len(Prices._fields), len(classes) + 1
-        self.register_buffer("prices", torch.full(shape, FIRST_F1, dtype=torch.float64))
+        self.register_buffer("prices", torch.zeros(shape, dtype=torch.float64))  # 0: not yet found
 
     @classmethod
-    def like(cls, events: Events, classes: tuple[str, ...], weights: dict) -> "EventNetwork":
-        """A network that stored weights fit into."""
-        return cls(events, classes, len(weights["posterior.inputs.weight"]))
+    def like(cls, events: Events, classes: tuple[str, ...], weights: Any) -> "EventNetwork":
+        """A network with as many networks side by side as stored weights have."""
+        stored = weights.get("posterior.inputs.weight") if isinstance(weights, dict) else None
+        return cls(events, classes, len(stored) if isinstance(stored, torch.Tensor) else 1)
 
 
-class Decision(NamedTuple):
-    """What a policy says about a cache."""
+class Candidates(NamedTuple):
+    """Boxes that a policy had to choose from, by pair and begin."""
 
-    pred: np.ndarray  # (N,) bool
-    pair: np.ndarray  # (B,) of each candidate
+    pair: np.ndarray  # (B,) index of the pair
     begin: np.ndarray  # (B,) frames [begin, end) within the pair
     end: np.ndarray
     values: np.ndarray  # (B, V)
     worth: np.ndarray  # (B,)
-    confidence: np.ndarray  # (B,)
+    confidence: np.ndarray  # (B,) see `surely`
+    rank: np.ndarray  # (B,) see `ranks_of`
     chosen: np.ndarray  # (B,) bool, emitted
+
+
+_NONE = np.zeros(0, np.int64)
+NO_BOXES = Candidates(
+    _NONE, _NONE, _NONE, np.zeros((0, len(VALUES)), np.float32), *[np.zeros(0)] * 3, _NONE > 0
+)
+
+STORED = dict(zip(Candidates._fields, ("iu", "iu", "iu", "f", "f", "f", "f", "b"), strict=True))
+# Forms of the arrays that hold candidates in a file, see `core.stored.read_npz`.
+FORMS = {f"box_{name}": (kind, None) for name, kind in STORED.items()}
+
+
+def as_arrays(boxes: Candidates) -> dict[str, np.ndarray]:
+    """Candidates as they are stored."""
+    return dict(zip(FORMS, boxes, strict=True))
+
+
+def from_arrays(arrays: dict[str, np.ndarray], cache: Cache) -> Candidates:
+    """Candidates of a cache as they were stored. ValueError where they cannot be of it."""
+    boxes = Candidates(*(arrays[name] for name in FORMS))
+    count = len(boxes.pair)
+    if any(len(each) != count or each.ndim != 1 + (each is boxes.values) for each in boxes):
+        raise ValueError("boxes of different numbers")
+    if count and not 0 <= boxes.pair.min() <= boxes.pair.max() < len(cache.pairs):
+        raise ValueError("boxes of unknown pairs")
+    inside = (boxes.begin >= 0) & (boxes.end > boxes.begin)
+    inside &= boxes.end <= np.diff(cache.offsets)[boxes.pair]
+    if not inside.all() or not all(np.isfinite(each).all() for each in boxes):
+        raise ValueError("boxes outside their clips")
+    return boxes
+
+
+def seconds_of(boxes: Candidates, cache: Cache) -> tuple[np.ndarray, np.ndarray]:
+    """Onset and offset (B,) of candidates in seconds."""
+    ends = np.zeros((2, len(boxes.pair)))
+    for index in np.unique(boxes.pair):
+        mine, edges = boxes.pair == index, cache.pairs[index].edges
+        ends[:, mine] = edges[boxes.begin[mine]], edges[boxes.end[mine]]
+    return ends[0], ends[1]
 
 
 def chunks(asked: Iterable[Asked]) -> Iterator[list[Asked]]:
@@ -547,40 +589,49 @@ def best_iou(posterior: np.ndarray) -> np.ndarray:
     return on
 
 
+def decide_clips(
+    network: EventNetwork, asked: list[Asked], query: np.ndarray, device: torch.device
+) -> tuple[Candidates, np.ndarray, list[np.ndarray]]:
+    """Candidates of some clips' queries, the pair of each row and its log odds (N, 3); `query` (P,)
+    of each pair. InputError where the networks' answers are not finite."""
+    rows = rows_of(asked, query)
+    odds = apply(network.posterior, Resident.of(rows, device), np.arange(len(rows.pair)))
+    if not all(np.isfinite(each).all() for each in odds):
+        raise InputError("answers are not finite: the weights are damaged")
+    boxes = boxes_of(asked, odds)
+    known = rows.query[boxes.row]
+    values = apply_values(network.values, boxes.features, known, device)
+    gain = worth(boxes, values, known, Prices(*network.prices.cpu().numpy()), network.events)
+    sure, chosen = surely(values), decide(boxes, gain)
+    spans = rows.pair[boxes.row], boxes.begin, boxes.end
+    found = Candidates(*spans, values, gain, sure, ranks_of(boxes, sure), chosen)
+    return found, rows.pair, odds
+
+
 def decide_cache(
     network: EventNetwork, cache: Cache, device: torch.device, progress: str | None = None
-) -> Decision:
-    """Decisions about every pair of a cache; pairs below the tag limit have none.
+) -> tuple[np.ndarray, Candidates]:
+    """Decisions (N,) and candidates of every pair of a cache; pairs below the tag limit have none.
 
-    InputError where the networks' answers are not finite.
+    Raises what `decide_clips` raises.
     """
-    events, parts = network.events, []
     query = query_of((pair.event_label for pair in cache.pairs), network.classes)
-    known, pred = cache.queries == "present", np.zeros(len(cache.label), bool)
-    prices = Prices(*network.prices.cpu().numpy())
+    known, pred, parts = cache.queries == "present", np.zeros(len(cache.label), bool), [NO_BOXES]
     bar = tqdm(total=len(cache.clips), desc=progress, unit="clip", disable=progress is None)
-    for asked in chunks(asked_clips(cache, events.tag_limit)):
-        rows = rows_of(asked, query)
-        odds = apply(network.posterior, Resident.of(rows, device), np.arange(len(rows.pair)))
-        if not all(np.isfinite(each).all() for each in odds):
-            raise InputError("answers are not finite: the weights are damaged")
-        boxes = boxes_of(asked, odds)
-        values = apply_values(network.values, boxes.features, rows.query[boxes.row], device)
-        gain = worth(boxes, values, rows.query[boxes.row], prices, events)
-        chosen, pair = decide(boxes, gain), rows.pair[boxes.row]
-        found = (pair, boxes.begin, boxes.end, values, gain, confidences(boxes, values), chosen)
+    for asked in chunks(asked_clips(cache, network.events.tag_limit)):
+        found, pairs, odds = decide_clips(network, asked, query, device)
         parts.append(found)
-        first = cache.offsets[pair]
-        for begin, end in zip(*((first + x)[chosen] for x in found[1:3]), strict=True):
+        first = cache.offsets[found.pair]
+        for begin, end in zip(*((first + x)[found.chosen] for x in found[1:3]), strict=True):
             pred[begin:end] = not known
-        for index, each in zip(rows.pair, odds, strict=True) if known else ():
+        for index, each in zip(pairs, odds, strict=True) if known else ():
             span = slice(cache.offsets[index], cache.offsets[index + 1])
             steps = steps_of(span.stop - span.start, cache.pairs[index].frame_s)
             of_frames = frames_of_steps(each[:, 0].astype(np.float64), steps, len(pred[span]))
             pred[span] = best_iou(1 / (1 + np.exp(-of_frames)))
         bar.update(len(asked))
     bar.close()
-    return Decision(pred, *(np.concatenate(each) for each in zip(*parts, strict=True)))
+    return pred, Candidates(*(np.concatenate(each) for each in zip(*parts, strict=True)))
 
 
 # ---------------------------------------------------------------------------- training
@@ -614,11 +665,15 @@ class EventTrainer:
     follow from the weights, so that a resumed run repeats them.
     """
 
+    PASSES, FLOOR = 6, 600  # gradient steps, see "How much data" in the README
+    SCHEDULE = ""  # more passes than planned need a new run
+
     def __init__(self, cfg: TrainConfig, cache: Cache, device: torch.device, ranks: Ranks = ALONE):
         if ranks.size > 1:
             raise InputError("--method events trains in one process; leave out torchrun")
-        self.cfg, self.cache, self.device, self.ranks = cfg, cache, device, ranks
-        self.bandit, events = cfg.bandit, cfg.events
+        self.cache, self.device, self.ranks = cache, device, ranks
+        self.bandit, self.events = cfg.bandit, cfg.events
+        events = cfg.events
         train, self.held_out = hold_out(cache, cfg)
         self.held_out = self.held_out[cache.present[self.held_out]]
         chosen = np.zeros(len(cache.pairs), bool)
@@ -632,9 +687,9 @@ class EventTrainer:
         count = self.group.max() + 1
         self.left_out = np.arange(events.members * count) % count  # group of each network
         outside = [np.flatnonzero(self.group != k) for k in self.left_out]
-        size = max(map(len, outside))
-        self.frame_steps = max(1, cfg.passes * size // events.batch)
-        self.box_steps = max(1, events.box_passes * size * BOXES_A_ROW // events.box_batch)
+        self.pass_rows = max(map(len, outside))
+        self.cfg = cfg = planned(cfg, self.PASSES, self.FLOOR, self.gradient_steps)
+        self.frame_steps, self.box_steps = self.phases(cfg.passes)
         self.order = np.arange(self.frame_steps + self.box_steps)
         shown = self.frame_steps * events.batch
         self.rows_shown = self.deal(outside, shown, 5).view(len(outside), -1, events.batch)
@@ -663,11 +718,23 @@ class EventTrainer:
             "loss_count": 0,
             "best_f1": -1.0,
             "best_episode": -1,
+            "last_f1": -1.0,
         }
+
+    def phases(self, passes: int) -> tuple[int, int]:
+        """Gradient steps on frames and on boxes in so many passes."""
+        events, shown = self.events, passes * self.pass_rows
+        return -(-shown // events.batch), math.ceil(
+            events.box_passes * BOXES_A_ROW * shown / events.box_batch
+        )
+
+    def gradient_steps(self, passes: int) -> int:
+        """How many so many passes make."""
+        return sum(self.phases(passes))
 
     def asked(self) -> Iterator[Asked]:
         """The training clips as they are learned from, always in the same order."""
-        return asked_clips(self.train_cache, self.cfg.events.tag_limit, known_too=True)
+        return asked_clips(self.train_cache, self.events.tag_limit, known_too=True)
 
     def deal(self, items: list[np.ndarray], count: int, stream: int) -> torch.Tensor:
         """What each network is shown, (M, count), on the device."""
@@ -722,9 +789,9 @@ class EventTrainer:
             first += count
         cache, pair = self.train_cache, self.rows.pair
         label = [cache.label[cache.offsets[i] : cache.offsets[i + 1]] for i in pair]
-        true, frame_s = true_events(cache), np.array([cache.pairs[i].frame_s for i in pair])
+        true, edges = true_events(cache), [cache.pairs[i].edges for i in pair]
         self.boxes = boxes = joined(parts)
-        self.truth = true_values(boxes, [true[i] for i in pair], label, frame_s)
+        self.truth = true_values(boxes, [true[i] for i in pair], label, edges)
         self.network.values.fit_scale(boxes.features)
         outside = [np.flatnonzero(self.group[boxes.row] != k) for k in self.left_out]
         shown = self.box_steps * self.cfg.events.box_batch
@@ -740,14 +807,14 @@ class EventTrainer:
         found = self.network.values.train()(features, query)
         error = functional.binary_cross_entropy_with_logits(found, true, reduction="none")
         self.gradient_step("values", error.mean((1, 2)), step / self.box_steps)
-        extent, good = found.detach()[..., EXTENT], true[..., EXTENT] > 0.5
+        extent, good = found.detach()[..., IOU], true[..., IOU] > 0.5
         self.sums[1] += extent.sigmoid().mean()
         return self.cells(~good, (extent > 0) == good, torch.ones_like(good))  # before: nothing
 
     def find_prices(self) -> None:
         """F and N at the fixed point, over the boxes of clips whose tags are not known."""
         boxes, count = self.boxes, self.group.max() + 1
-        values = np.zeros((len(boxes.row), VALUES), np.float32)
+        values = np.zeros((len(boxes.row), len(VALUES)), np.float32)
         query = self.rows.query[boxes.row]
         for k in range(count):
             mine = np.flatnonzero(self.group[boxes.row] == k)
@@ -824,7 +891,7 @@ class EventTrainer:
     def policy(self) -> dict[str, Any]:
         """What best.pt and the numbered checkpoints hold: enough to apply the policy."""
         self.read_sums()
-        info = self.progress | {"trained_on": self.cache.facts, "complete": self.done}
+        info = self.progress | {"trained_on": self.cache.facts}
         content = runfolder.policy_content(self.cfg, self.cache, self.network, None, info)
         return {"classes": list(self.classes), "queries": self.cache.queries} | content
 
@@ -846,12 +913,15 @@ class EventTrainer:
         runfolder.restore_torch_rng(content["rng"], self.device)
 
     def held_out_f1(self) -> float:
-        """Mean-pair F1 on the present held-out pairs, asked for as the cache asks."""
+        """Mean-pair F1 on the present held-out pairs, asked for as the cache asks; -1 before the
+        boxes have their prices."""
+        if not self.done:
+            return -1.0
         chosen = np.zeros(len(self.cache.pairs), bool)
         chosen[self.held_out] = True
         some = self.cache.choose(chosen)
-        found = decide_cache(self.network, some, self.device)
-        return mean_f1(some, found.pred, np.arange(len(some.pairs)))
+        pred, _ = decide_cache(self.network, some, self.device)
+        return mean_f1(some, pred, np.arange(len(some.pairs)))
 
 
 def clip_each(parameters: Iterable[nn.Parameter], most: float = 1.0) -> None:

@@ -8,7 +8,7 @@ Next:   DQN.py
 Neither file is needed to go on: a heartbeat that cannot be written never stops a run.
 """
 
-import json
+import math
 import os
 import socket
 import time
@@ -21,8 +21,10 @@ import numpy as np
 import torch
 
 import runfolder
-from bandit import decide, epsilon_at
-from config import InputError, write_text
+from bandit import decide
+from config import InputError
+from core.errors import WriteError
+from core.stored import Each, check_form, is_count, is_number, is_text, maybe, read_json, write_json
 from metrics import mean_f1
 from shards import Shards
 
@@ -109,8 +111,8 @@ class Heartbeat:
         while now - self.recent[0][0] > RECENT_S:
             self.recent.popleft()
         content = self.identity | self.content(state)
-        with suppress(OSError):
-            write_text(self.path, json.dumps(content, indent=1))
+        with suppress(OSError, WriteError):
+            write_json(self.path, content)
             if now >= self.next_line or state != "running":
                 self.next_line = now + LINE_S
                 with open(self.log, "ab", buffering=0) as stream:
@@ -133,7 +135,7 @@ class Heartbeat:
             "left_s": round(left / speed, 1) if speed > 0 else None,
             "best_f1": self.progress["best_f1"],
             "best_episode": self.progress["best_episode"],
-            "metrics": self.metrics,
+            "metrics": {k: value for k, value in self.metrics.items() if math.isfinite(value)},
         }
 
     def __enter__(self) -> "Heartbeat":
@@ -162,12 +164,30 @@ def one_line(beat: dict[str, Any]) -> str:
 # ---------------------------------------------------------------------------- --status
 
 
+def is_time(value: Any) -> bool:
+    """Seconds, up to the year 5138: what a clock can show."""
+    return is_number(value) and 0 <= value < 1e11
+
+
+BEAT = {
+    **dict.fromkeys(("host", "boot", "pids", "state"), is_text),
+    **dict.fromkeys(("pid", "processes", "episodes", "frames", "gradient_steps"), is_count),
+    **dict.fromkeys(("total_episodes", "total_frames"), is_count),
+    **dict.fromkeys(("frames_per_s", "best_f1", "best_episode"), is_number),
+    **dict.fromkeys(("at", "elapsed_s"), is_time),
+    "left_s": maybe(is_time),
+    "started": maybe(is_count),
+    "metrics": Each(is_number),
+}
+
+
 def read_beat(folder: Path) -> dict[str, Any] | None:
     """The newest heartbeat of a run folder; None where there is none, or no whole one."""
     try:
-        beat = json.loads((folder / "status.json").read_text(encoding="utf-8"))
-        return beat if isinstance(beat, dict) else None
-    except (OSError, ValueError):
+        beat = read_json(folder / "status.json", "", BEAT)
+        check_form(beat, BEAT)
+        return beat
+    except (InputError, ValueError):
         return None
 
 
@@ -222,9 +242,14 @@ def status_of_checkpoint(folder: Path) -> str:
     """What the last checkpoint and the history say, where no heartbeat is left."""
     if not (folder / "last.pt").exists():
         raise InputError(f"--status {folder}: no run there; give a run folder, e.g. runs/slides")
-    info = runfolder.read_checkpoint(folder / "last.pt")["info"]
-    lines = [f"run: {folder}", "state: unknown, it left no heartbeat"]
-    lines += [f"{name}: {info[name]:,}" for name in ("finished", "frames", "steps") if name in info]
+    info = runfolder.read_checkpoint(folder / "last.pt").get("info")
+    what = (
+        "its heartbeat is damaged" if (folder / "status.json").exists() else "it left no heartbeat"
+    )
+    lines = [f"run: {folder}", f"state: unknown, {what}"]
+    counts = info if isinstance(info, dict) else {}
+    for name in ("finished", "frames", "steps"):
+        lines += [f"{name}: {counts[name]:,}"] if is_count(counts.get(name)) else []
     lines += [f"last_checkpoint: {checkpoint_age(folder)}"]
     return "\n".join(lines)
 
@@ -236,11 +261,11 @@ def announce(trainer: Any) -> None:
     """Say what is about to happen: device, memory, pairs, steps, estimated time."""
     cfg, order, learning = trainer.cfg, trainer.order, trainer.learning
     lengths = np.diff(trainer.cache.offsets)[order]
-    steps = int(lengths.sum()) // learning.frames_per_step
+    steps = trainer.gradient_steps(cfg.passes)
     resident = trainer.signals.channels.numel() * 4 + trainer.signals.label.numel()
     ring = sum(column.numel() * column.element_size() for column in trainer.replay.columns.values())
     inside = trainer.acts.mean()
-    epsilons = epsilon_at(np.arange(len(order)), len(order), learning)
+    epsilons = trainer.epsilon(np.arange(len(order)))
     asked = lengths.sum() * (1 if trainer.sequential else inside) * (1 - epsilons.mean())
     asked /= trainer.ranks.size
     step_s, frame_s = measure_speed(trainer)
@@ -263,6 +288,28 @@ def announce(trainer: Any) -> None:
     if epsilons[-1] > learning.epsilon_end + 1e-9:
         cure = f"--learning.epsilon-episodes {round(0.7 * len(order))} falls over 70 % of them"
         print(f"note: epsilon will fall to {epsilons[-1]:.2f} in {len(order)} episodes; {cure}")
+
+
+def refuse_no_step(trainer: Any) -> None:
+    """InputError where a run would end before it learns."""
+    passes = trainer.cfg.passes
+    if trainer.gradient_steps(passes) == 0:
+        stored = round(passes * trainer.pass_frames * trainer.stored_share)
+        raise InputError(
+            f"--passes {passes} makes no gradient step: about {stored:,} transitions would be"
+            f" stored, and learning waits for more than {trainer.learning.train_start:,}"
+            " (--learning.train-start); leave out --passes, which makes as many as learning needs"
+        )
+
+
+def warn_of_few_steps(trainer: Any) -> None:
+    """Say so where a run makes fewer gradient steps than a policy needs."""
+    steps = trainer.gradient_steps(trainer.cfg.passes)
+    if steps < trainer.FLOOR:
+        print(
+            f"note: about {steps:,} gradient steps are too few, a policy needs {trainer.FLOOR:,};"
+            f" leave out --passes {trainer.cfg.passes}, or give more"
+        )
 
 
 def measure_speed(trainer: Any) -> tuple[float, float]:
@@ -294,6 +341,12 @@ def summarise(trainer: Any, frames: int, seconds: float) -> None:
         print(f"{name}: {value:.2f}")
     if len(held_out):
         base = decide(cache.signals["prob"], cache.signals["t_base"])
-        print(f"held_out_f1_before: {mean_f1(cache, base, held_out):.4f}")
-        print(f"held_out_f1_best: {progress['best_f1']:.4f} (episode {progress['best_episode']})")
+        before, best = mean_f1(cache, base, held_out), progress["best_f1"]
+        print(f"held_out_f1_before: {before:.4f}")
+        print(f"held_out_f1_best: {best:.4f} (episode {progress['best_episode']})")
+        print(f"held_out_f1_last: {progress['last_f1']:.4f}")
+        if best <= before:
+            print("note: on the held-out clips the policy is no better than its base threshold")
+        elif progress["last_f1"] < before:
+            print("note: the run ended below the base threshold; best.pt is of an earlier episode")
     print(f"policy: {trainer.cfg.run / 'best.pt'}")

@@ -22,7 +22,6 @@ from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from scipy.ndimage import median_filter
 from tqdm import tqdm
 
 from bandit import decide, shift
@@ -32,6 +31,7 @@ from csebbs import FILTERS_S, MERGE, boxes_of
 from event_metrics import Changes, Regions, Sweep
 from metrics import f1_score, macro_average
 from preprocess import Cache
+from sed.signals import filter_frames, median
 
 Point = Literal["present", "all"]
 Setting = dict[str, Any]  # values of one rule's parameters, ready for JSON
@@ -64,10 +64,9 @@ class Rule(NamedTuple):
 
 
 class Yardstick(NamedTuple):
-    """A rule's decisions on the evaluated cache, (N,) bool, and how it was set."""
+    """A rule and its decisions on the evaluated cache, (N,) bool."""
 
-    name: str
-    setting: str
+    rule: Rule
     pred: np.ndarray
 
 
@@ -176,18 +175,13 @@ def tune_thresholds(aim: Objective, on: str) -> dict[str, Any]:
 # ---------------------------------------------------------------------------- median filter
 
 
-def median_size(seconds: float, frame_s: float) -> int:
-    """Odd number of frames nearest to a filter length; 1 changes nothing."""
-    return 2 * max(0, round((seconds / frame_s - 1) / 2)) + 1
-
-
 def smoothed(cache: Cache, on: str, seconds: np.ndarray) -> np.ndarray:
     """A signal (N,) after a median filter of its own length for each pair, `seconds` (P,)."""
     parts = []
     frame_s = frame_s_of_pair(cache)
     for score, length, step in zip(pieces(cache, cache.signals[on]), seconds, frame_s, strict=True):
-        size = median_size(length, step)
-        parts.append(median_filter(score, size) if size > 1 else score)
+        size = filter_frames(length, step)  # 1 changes nothing
+        parts.append(median(score, size))
     return np.concatenate(parts)
 
 
@@ -672,12 +666,16 @@ QUICK = ("all on", *(f"fixed 0.5 on {on}" for on in QUICK_ON))
 
 
 def yardsticks(cache: Cache, train: Cache | None, bandit: Bandit) -> list[Yardstick]:
-    """The quick rules, tuned on present pairs; without a training cache those without tuning."""
+    """The quick rules, tuned on present pairs; without a training cache those without tuning.
+
+    The ceiling says nothing of a policy that may shift a threshold from end to end: it is always 1.
+    """
     rules = [rule for rule in fixed_rules() if rule.name in QUICK]
     if train is not None:
         aim = Objective(train, "present")
         for on in QUICK_ON:
             rules += threshold_rules(aim, on)
         rules.append(constant_action(aim, bandit))
-    rules += ceilings(bandit)[:1]
-    return [Yardstick(rule.name, rule.setting, decide_rule(rule, cache)) for rule in rules]
+    if bandit.max_delta < 1:
+        rules += ceilings(bandit)[:1]
+    return [Yardstick(rule, decide_rule(rule, cache)) for rule in rules]

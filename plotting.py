@@ -6,15 +6,19 @@ Writes: PNG files, for those who draw them
 Shapes: T frames of a pair
 Next:   comparison_figures.py
 
-One table of colours for all figures; red is always the base threshold, green the DQN's.
+One table of colours for all figures; red is always the base threshold, green the DQN's. A change
+is dark green, dark red or grey: better, worse, may be chance.
 """
 
+import functools
+import warnings
 from pathlib import Path
 from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from comparison import in_the_noise
 from config import whole
 from evaluate import View
 from runfolder import versions
@@ -57,6 +61,9 @@ COLOURS = {
     "recurrent": "#d3f0d8",
     "attention": "#e6d9f7",
     "linear": "#ffe3c2",
+    "good": "#0d7031",
+    "bad": "#b3161c",
+    "quiet": "#54606f",
 }
 TEXT = {
     "prob": "Prob95",
@@ -101,7 +108,7 @@ def page(
 
     figure = Figure(figsize=(PAGE[0], height), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.12, h_pad=0.08)
-    figure.suptitle(fill(title, 84))
+    figure.suptitle("\n".join(fill(line, 84) for line in title.split("\n")))
     return figure, figure.subplots(rows, cols, squeeze=False, **layout)
 
 
@@ -140,7 +147,7 @@ def bars(ax: "Axes", on: list[Event], y: float, colour: str, text: str, mark: st
     first, last = ax.get_xlim()
     for onset, duration in spans:
         if mark and duration > 0.025 * (last - first):
-            ax.text(onset + duration / 2, y, mark, ha="center", va="center", fontsize=11)
+            ax.text(onset + duration / 2, y, mark, ha="center", va="center_baseline", fontsize=11)
 
 
 def percent(value: float) -> str:
@@ -148,19 +155,77 @@ def percent(value: float) -> str:
     return f"{100 * value:.2f} %"
 
 
+def points(value: float, digits: int = 2) -> str:
+    """0.0093 -> +0.93; what rounds to zero has no sign."""
+    text = f"{100 * value:+.{digits}f}"
+    return text if float(text) else text[1:]
+
+
+def tone(results: dict[str, Any], low: float, high: float) -> str:
+    """Colour of a difference by its interval: `quiet` where it may be chance."""
+    return "quiet" if in_the_noise(results, low, high) else "good" if low > 0 else "bad"
+
+
 def draw_curves(ax: "Axes", view: View, *names: str) -> None:
-    """Signals over seconds; the base threshold is dashed and on top of the DQN's."""
+    """Signals over seconds; the base threshold is a broad pale line below the DQN's, so that it is
+    seen where the DQN leaves it as it is."""
     for name in names:
-        line = {"linestyle": "--", "zorder": 3} if name == "t_base" else {}
-        ax.plot(view.centres, view.signals[name], **look(name), **line)
+        under = name == "t_base" and "t_adj" in names
+        below = {"linewidth": 5, "alpha": 0.55, "zorder": 1.9} if under else {}
+        ax.plot(view.centres, view.signals[name], **below, **look(name))
+
+
+# Fonts that draw Chinese, Japanese and Korean names, those of Linux, macOS and Windows.
+CJK = ("Noto Sans CJK KR", "Noto Sans CJK JP", "Noto Sans CJK SC", "Noto Sans KR", "NanumGothic")
+CJK += ("WenQuanYi Zen Hei", "Apple SD Gothic Neo", "Hiragino Sans", "PingFang SC")
+CJK += ("Malgun Gothic", "Yu Gothic", "Microsoft YaHei")
+
+
+@functools.cache
+def fonts() -> list[str]:
+    """The usual font, then those for what it lacks, as far as they are installed."""
+    from matplotlib.font_manager import fontManager
+
+    installed = {font.name for font in fontManager.ttflist}
+    return ["DejaVu Sans", *(name for name in CJK if name in installed)]
+
+
+@functools.cache
+def say_once(text: str) -> None:
+    """Print a note, the same one only once."""
+    print(text)
 
 
 def write(figure: "Figure", path: Path, dpi: int, what: str) -> None:
     """The figure as a PNG file, whole or not at all; prints its path."""
-    import matplotlib
-
     path.parent.mkdir(parents=True, exist_ok=True)
-    about = {"Description": f"{what}, made with {versions()}"}
-    with matplotlib.rc_context(STYLE), whole(path) as temporary:  # ticks are made while drawing
-        figure.savefig(temporary, dpi=dpi, format="png", metadata=about)
+    with whole(path) as temporary:
+        save(figure, temporary, dpi, what)
     print(path)
+
+
+def save(figure: "Figure", path: Path, dpi: int, what: str) -> None:
+    """The figure as a PNG file.
+
+    Characters that no installed font has are drawn as boxes, and one note says so.
+    """
+    import matplotlib
+    from matplotlib.text import Text
+
+    about = {"Description": f"{what}, made with {versions()}"}
+    for text in figure.findobj(Text):
+        text.set_fontfamily(fonts())
+    style = STYLE | {"font.family": fonts()}  # of ticks, which are made while drawing
+    heard = warnings.catch_warnings(record=True, action="always")
+    with matplotlib.rc_context(style), heard as caught:
+        figure.savefig(path, dpi=dpi, format="png", metadata=about)
+    for warning in caught:
+        if str(warning.message).startswith("Glyph "):
+            say_once(
+                "note: no installed font has some characters of the names, they are drawn as boxes;"
+                " on Debian and Ubuntu: apt install fonts-noto-cjk"
+            )
+        else:
+            warnings.warn_explicit(
+                warning.message, warning.category, warning.filename, warning.lineno
+            )

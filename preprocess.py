@@ -4,23 +4,29 @@ Run:    python preprocess.py                    # built-in corpus, made and scor
         python preprocess.py --split train --labels L.tsv --audio DIR --scores DIR
         python preprocess.py --split train --labels L.tsv --scores DIR   # no audio: r = 1
         python preprocess.py --split train --labels L.tsv --import-npz DIR
-        torchrun --nproc-per-node=2 preprocess.py
+        python preprocess.py --labels L.tsv --scores DIR --validation-share 0.2    # both splits
+        torchrun --nproc-per-node=2 -- preprocess.py
         python preprocess.py --pairs all --cache cache/all                  # absent classes too
 Reads:  <corpus>/<split>/{labels.tsv, audio/, scores/} or the files named
-Writes: <cache>/<split>/manifest.json + shard-*.npz, whole or not at all; a rerun skips the done
+Writes: <cache>/<split>/{manifest.json, left_out.tsv, shard-*.npz}, whole or not at all; a rerun
+        skips the done; scores.json there: score files that were held against their own checksums
 Shapes: S samples, T frames of a pair, N frames of all pairs together, P pairs, C clips, K classes
 Next:   DQN.py
 
-Formulas: slides, appendix 1; bracketed constants from the original program (see `config.Signal`).
+The formulas are in sed/signals.py.
 """
 
 import csv
 import hashlib
+import io
 import json
+import os
+import re
 import shutil
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import as_completed
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from operator import itemgetter
 from pathlib import Path
@@ -29,7 +35,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import soundfile
 import torch
-from scipy.ndimage import gaussian_filter1d, median_filter
 from tqdm import tqdm
 
 import scorers
@@ -46,102 +51,57 @@ from config import (
     to_dict,
     whole,
     with_preset,
-    write_text,
+)
+from core.files import Kind, contents, keep_apart, new_folder, work_folder, writing
+from core.names import isolated
+from core.stored import (
+    Each,
+    check_form,
+    is_count,
+    is_number,
+    is_share,
+    is_text,
+    maybe,
+    misfit,
+    read_json,
+    read_npz,
+    read_text,
+    regular,
+    write_json,
+)
+from labels import (
+    Aside,
+    Labels,
+    clip_id,
+    find_audio,
+    fit_events,
+    read_rows,
+    say_asides,
+    say_left_out,
+    write_asides,
 )
 from ranks import Ranks, together
-from timeline import SPLITS, Event, classes_of, frame_edges, label_frames, read_labels
+from sed.audio import SHORT_AUDIO, TRUNCATED, AudioFile, audio_seconds, wav_from
+from sed.audio import read_audio as read_audio
+from sed.signals import SIGNALS, compute_signals, falls_back, loudness_on_grid, tag_of
+from sed.signals import VERSION as FORMULAS
+from sed.signals import loudness as loudness
+from sed.signals import min_max as min_max
+from splits import two_splits
+from timeline import SPLITS, Event, classes_of, frame_edges, label_frames
 
-SIGNALS = ("rms", "d_raw", "d_adj", "prob", "t_base", "binary")
-EPS = 1e-8  # spec: mm(x) = (x - min) / (max - min + eps)
 CLIPS_PER_SHARD = 64  # a shard is what one process holds in memory and what a rerun can skip
 FORMAT = 2
-
-# ---------------------------------------------------------------------------- the formulas
-
-
-def min_max(x: np.ndarray) -> np.ndarray:
-    """Scale to 0..1 over the frames of one pair; a constant becomes 0."""
-    return (x - x.min()) / (x.max() - x.min() + EPS)
-
-
-def clip_percentile(x: np.ndarray, percentile: float) -> np.ndarray:
-    """Cut values above the percentile of x."""
-    return np.minimum(x, np.percentile(x, percentile))
-
-
-def size_in_frames(duration_s: float, frame_s: float) -> int:
-    """Filter length in frames of the grid at hand; 0.1 s is 5 frames of 20 ms."""
-    return max(1, round(duration_s / frame_s))
-
-
-def loudness(wav: np.ndarray, sample_rate: int, signal: Signal) -> np.ndarray:
-    """(S,) samples -> (R,) normalised log-RMS: mm(clip95(log(1 + RMS))), 0..1, at the RMS hop."""
-    import librosa  # slow to import; only needed where there is audio
-
-    frame = max(1, round(signal.rms_window_s * sample_rate))
-    hop = max(1, round(signal.rms_hop_s * sample_rate))
-    rms = librosa.feature.rms(y=wav, frame_length=frame, hop_length=hop, center=True)[0]
-    return min_max(clip_percentile(np.log1p(rms.astype(np.float64)), signal.clip_percentile))
-
-
-def interpolate(x: np.ndarray, num_frames: int) -> np.ndarray:
-    """Linear interpolation of (R,) to (T,), first on first and last on last."""
-    return np.interp(np.linspace(0, 1, num_frames), np.linspace(0, 1, len(x)), x)
-
-
-def adjust_score(d_raw: np.ndarray, frame_s: float, signal: Signal) -> np.ndarray:
-    """Raw score (T,) -> D_adj (T,): twice median filtered, sharpened, mixed, cut, scaled."""
-    smooth = median_filter(d_raw, size_in_frames(signal.score_median_s, frame_s))
-    median = median_filter(smooth, size_in_frames(signal.score_median2_s, frame_s))
-    power = smooth**signal.score_power
-    mix = signal.score_mix * min_max(median) + (1 - signal.score_mix) * min_max(power)
-    return min_max(clip_percentile(mix, signal.clip_percentile))
-
-
-def fuse(rms: np.ndarray, d_adj: np.ndarray, frame_s: float, signal: Signal) -> np.ndarray:
-    """Loudness and score (T,) -> probability (T,)."""
-    # The original adds eps to avoid dividing by zero.
-    harmonic = 2 / (1 / (rms + EPS) + 1 / (d_adj + EPS))
-    fused = rms * d_adj if signal.fusion == "product" else harmonic
-    scaled = min_max(clip_percentile(fused, signal.clip_percentile))
-    return gaussian_filter1d(scaled, signal.prob_sigma_s / frame_s)
-
-
-def dynamic_threshold(
-    rms: np.ndarray, d_adj: np.ndarray, frame_s: float, signal: Signal
-) -> np.ndarray:
-    """Base threshold (T,): background loudness where the class is not.
-
-    The slides' factor alpha = 0.7 is left out: the min-max that follows cancels it.
-    """
-    sigma = signal.background_sigma_s / frame_s
-    background = median_filter(rms, size_in_frames(signal.background_s, frame_s))
-    anti_mask = gaussian_filter1d((1 - d_adj) ** signal.beta, sigma)
-    return min_max(gaussian_filter1d(background, sigma) * anti_mask)
-
-
-def compute_signals(
-    rms: np.ndarray, d_raw: np.ndarray, frame_s: float, signal: Signal
-) -> dict[str, np.ndarray]:
-    """Loudness and raw score (T,) of one pair -> the six signals, each (T,) float32.
-
-    A score with less contrast than `flat_range` falls back on loudness alone (original program).
-    `binary` is decided on the stored float32 values, so that every reader repeats it exactly.
-    """
-    rms, d_raw = rms.astype(np.float64), d_raw.astype(np.float64)
-    d_adj = adjust_score(d_raw, frame_s, signal)
-    if signal.flat_fallback and d_raw.max() - d_raw.min() < signal.flat_range:
-        prob = rms
-        threshold = min(np.percentile(rms, 10), rms.mean() - rms.std())
-        t_base = np.full_like(rms, np.clip(threshold, 0, 1))
-    else:
-        prob = fuse(rms, d_adj, frame_s, signal)
-        t_base = dynamic_threshold(rms, d_adj, frame_s, signal)
-    values = {"rms": rms, "d_raw": d_raw, "d_adj": d_adj, "prob": prob, "t_base": t_base}
-    values = {name: array.astype(np.float32) for name, array in values.items()}
-    values["binary"] = (values["prob"] > values["t_base"]).astype(np.float32)
-    return values
-
+CHECKED = "scores.json"  # which score files were held against their own checksums
+LEFT_OUT = "left_out.tsv"  # clips that were left out; label rows that were cut or left out
+CACHE = Kind(
+    "cache",
+    ("manifest.json", "manifest-*.json", CHECKED, LEFT_OUT, f"shard-{5 * '[0-9]'}.*"),
+    (("manifest.json", "format"), ("manifest.json", "shards")),
+)
+SLACK = 1e-6  # by which a filter may leave 0..1: rounding of float32
+LONGEST_FRAME_S = 3600.0
+MOST_MANIFEST = 1 << 31  # bytes; a million clips are a third of it
 
 # ---------------------------------------------------------------------------- cache format
 
@@ -153,11 +113,12 @@ class Pair(NamedTuple):
     event_label: str
     num_frames: int
     frame_s: float
+    start_s: float = 0.0  # where the first frame would begin, were it as long as the others
 
     @property
     def edges(self) -> np.ndarray:
         """(T + 1,) frame edges in seconds."""
-        return frame_edges(self.num_frames, self.frame_s)
+        return frame_edges(self.num_frames, self.frame_s, self.start_s)
 
 
 class ClipRecord(NamedTuple):
@@ -218,6 +179,8 @@ class Cache:
             "longest_s": float(max(seconds)),
             "frame_s": float(np.median([pair.frame_s for pair in self.pairs])),
             "audio": None if imported else self.manifest["audio"] is not None,
+            "classes": sorted({pair.event_label for pair in self.pairs}),
+            "formulas": None if imported else FORMULAS,
         }
 
     @property
@@ -295,9 +258,92 @@ def write_shard(path: Path, values: list[dict[str, np.ndarray]], labels: list[np
         np.savez(stream, **arrays)
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON, whole or not at all."""
-    write_text(path, json.dumps(value, indent=1, allow_nan=False))
+def is_shard_name(value: Any) -> bool:
+    """A file beside the manifest, and no other."""
+    return isinstance(value, str) and re.fullmatch(r"shard-\d{5,}\.npz", value) is not None
+
+
+def is_pair(value: Any) -> bool:
+    """A row of `Pair`; those of older versions do not say where the first frame begins."""
+    form = (is_text, is_text, is_count, is_number, is_number)
+    return isinstance(value, (list, tuple)) and any(misfit(value, form[:n]) is None for n in (4, 5))
+
+
+SHARD = {
+    "file": is_shard_name,
+    "sha256": is_text,
+    "inputs": is_text,
+    "failed": [is_text],
+    "notices": Each([is_text]),
+    "pairs": [is_pair],
+    "clips": [(is_text, is_number, [(is_number, is_number, is_text)], maybe([is_share]))],
+}
+ASIDES = [(is_text, (is_number, is_number, is_text), is_text)]
+MANIFEST = {
+    "split": is_text,
+    "queries": ("present", "all").__contains__,
+    "classes": [is_text],
+    "key": is_text,
+    "signal": maybe(Each(lambda value: is_number(value) or isinstance(value, (str, bool)))),
+    "scores": Each(lambda _: True),
+    "audio": maybe(is_text),
+    "left_out": [is_text],
+    "shards": [SHARD],
+}
+# Parts that older versions have not written.
+NEWER = {
+    "formulas": maybe(is_count),
+    "sources": Each(maybe(is_text)),
+    "home": is_text,
+    "fell_back": is_count,
+    "groups": Each(is_text),
+}
+
+
+def read_manifest(path: Path, cure: str) -> dict[str, Any]:
+    """The manifest of a cache, every value of it checked. InputError ends with `cure`."""
+    manifest = read_json(path, cure, {"format", "versions", *MANIFEST}, MOST_MANIFEST)
+    if manifest.get("format") != FORMAT:
+        raise InputError(f"{path}: format {manifest.get('format')!r}, not {FORMAT}; {cure}")
+    try:
+        check_form(manifest, MANIFEST | {k: form for k, form in NEWER.items() if k in manifest})
+        classes, seen = manifest["classes"], set()
+        for shard in manifest["shards"]:
+            clips = {name: duration for name, duration, _, _ in shard["clips"]}
+            for name, duration_s, events, tag in shard["clips"]:
+                spans = all(onset <= offset for onset, offset, _ in events)
+                if duration_s < 0 or not spans or (tag and len(tag) != len(classes)):
+                    raise ValueError(f"clip {name[:60]!r} cannot be so")
+            check_form(shard.get("asides", []), ASIDES)
+            for name, label, num_frames, frame_s, *_ in shard["pairs"]:
+                known = name in clips and label in classes and (name, label) not in seen
+                if not (known and num_frames and 0 < frame_s <= LONGEST_FRAME_S):
+                    raise ValueError(f"pair {name[:60]!r} / {label[:60]!r} cannot be so")
+                seen.add((name, label))
+    except ValueError as error:
+        raise InputError(f"{path}: damaged ({error}); {cure}") from None
+    return manifest
+
+
+def read_shard(path: Path, pairs: list[Pair], cure: str) -> dict[str, np.ndarray]:
+    """Arrays of a shard, those of its pairs one after the other: finite, and from 0 to 1."""
+    lengths = [pair.num_frames for pair in pairs]
+    num_frames = sum(lengths)
+    forms = {name: ("u" if name == "binary" else "f", (num_frames,)) for name in SIGNALS}
+    forms |= {"label": ("u", (num_frames,)), "offsets": ("i", (len(pairs) + 1,))}
+    arrays = read_npz(path, forms, cure)
+    ends = np.cumsum(lengths)
+    if (arrays.pop("offsets") != [0, *ends]).any():
+        raise InputError(f"{path}: its pairs are not as long as the manifest says; {cure}")
+    for name, values in arrays.items():
+        bad = np.flatnonzero(~((values >= -SLACK) & (values <= 1 + SLACK)))  # NaN is neither
+        for i in bad[:1]:
+            pair = pairs[int(np.searchsorted(ends, i, "right"))]
+            raise InputError(
+                f"{path}: {name} is {values[i]} in {pair.filename!r} / {pair.event_label!r}, not in"
+                f" 0..1 (one of {len(bad):,}): the cache is damaged, or its inputs were; {cure}"
+            )
+    return arrays
 
 
 def load_cache(folder: Path) -> Cache:
@@ -306,32 +352,32 @@ def load_cache(folder: Path) -> Cache:
     cure = f"run: python preprocess.py --cache {folder.parent} --split {folder.name}"
     if not manifest_path.exists():
         raise InputError(f"no manifest in {folder}; {cure}")
-    try:
-        manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
-        if manifest["format"] != FORMAT:
-            raise InputError(f"{manifest_path}: format {manifest['format']}, not {FORMAT}; {cure}")
-        shards = [(folder / shard["file"], shard["sha256"]) for shard in manifest["shards"]]
-        pairs = [Pair(*row) for shard in manifest["shards"] for row in shard["pairs"]]
-        clips = [
+    manifest = read_manifest(manifest_path, cure)
+    formulas = manifest.get("formulas", 1)  # the first version did not say
+    if manifest["signal"] is not None and formulas != FORMULAS:
+        what = f"made by version {formulas} of the formulas, not {FORMULAS}"
+        raise InputError(f"{folder}: an old cache, {what} (filters are centred now); {cure}")
+    pairs: list[Pair] = []
+    clips: list[ClipRecord] = []
+    parts: dict[str, list[np.ndarray]] = {name: [] for name in (*SIGNALS, "label")}
+    for shard in manifest["shards"]:
+        some = [Pair(*row) for row in shard["pairs"]]
+        clips += [
             ClipRecord(name, duration_s, [Event(*event) for event in events], tag)
-            for shard in manifest["shards"]
             for name, duration_s, events, tag in shard["clips"]
         ]
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{manifest_path}: damaged ({error!r}); {cure}") from None
-    parts: dict[str, list[np.ndarray]] = {name: [] for name in (*SIGNALS, "label")}
-    for path, checksum in shards:
-        if not path.exists() or _sha256(path) != checksum:
+        path = folder / shard["file"]
+        if not path.exists() or (regular(path) and _sha256(path) != shard["sha256"]):
             what = "does not match its checksum" if path.exists() else "is missing"
             raise InputError(f"{path} {what}; {cure} (it rebuilds that shard only)")
-        with np.load(path) as arrays:
-            for name in parts:
-                parts[name].append(arrays[name])
+        for name, array in read_shard(path, some, cure).items():
+            parts[name].append(array)
+        pairs += some
+    if not pairs:
+        raise InputError(f"{manifest_path}: no pairs; {cure}")
     signals = {name: np.concatenate(parts[name]).astype(np.float32) for name in SIGNALS}
     label = np.concatenate(parts["label"]).astype(bool)
     offsets = np.concatenate(([0], np.cumsum([pair.num_frames for pair in pairs]))).astype(np.int64)
-    if any(len(array) != offsets[-1] for array in (*signals.values(), label)):
-        raise InputError(f"{manifest_path}: frame counts do not match the shards; {cure}")
     return Cache(folder, manifest, pairs, clips, signals, label, offsets)
 
 
@@ -348,114 +394,82 @@ class Clip(NamedTuple):
 
 class Outcome(NamedTuple):
     """What became of a shard: its pairs and clips, what failed (name: reason), clips behind each
-    notice."""
+    notice, label rows that were cut or left out."""
 
     pairs: list[Pair]
     clips: list[ClipRecord]
     failed: list[str]
     notices: dict[str, list[str]]
+    asides: list[Aside]
 
 
-class AudioFile:
-    """An open audio file, read from front to back. ValueError says what is wrong with it."""
-
-    def __init__(self, path: Path) -> None:
-        try:
-            self.stream = soundfile.SoundFile(path)
-        except (OSError, RuntimeError) as error:  # soundfile's errors are RuntimeErrors
-            raise ValueError(f"cannot be read ({error})") from None
-        self.num_samples, self.sample_rate = self.stream.frames, self.stream.samplerate
-        if self.num_samples == 0:
-            raise ValueError("no samples")
-        if self.num_samples >= 2**62:  # how libsndfile says that it does not know
-            raise ValueError("its header does not say how long it is; convert it once")
-
-    def read(self, num_samples: int) -> np.ndarray:
-        """The next samples, mono float32 (S,); fewer where a damaged file ends early."""
-        try:
-            wav = self.stream.read(num_samples, dtype="float32", always_2d=True)
-        except (OSError, RuntimeError) as error:
-            raise ValueError(f"cannot be read ({error})") from None
-        if not np.isfinite(wav).all():
-            raise ValueError("samples are not finite")
-        return wav.mean(axis=1)
-
-    def __enter__(self) -> "AudioFile":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stream.close()
-
-
-def read_audio(path: Path) -> tuple[np.ndarray, int]:
-    """Audio file -> mono float32 (S,) and sample rate. ValueError says what is wrong with it."""
-    with AudioFile(path) as audio:
-        return audio.read(audio.num_samples), audio.sample_rate
-
-
-SHORT_AUDIO = 0.1  # share of the scores' length that may be missing at the end of the audio
 PADDED = "scores run past the end of the audio (silence assumed)"
+LONGER = "audio goes on after the last frame of the scores (cut there)"
 SILENT = "audio is all zero"
 CUT = "events reach past the last frame (cut there)"
 TOO_SHORT = "events cover no frame centre, so the pair is off everywhere"
 DISAGREE = "imported decisions differ from prob > threshold in some frames"
 NO_AUDIO = "no audio (--audio not given): the normalised loudness is 1 everywhere"
-NOTICES = (PADDED, SILENT, CUT, TOO_SHORT, DISAGREE, NO_AUDIO)
+FELL_BACK = "score of little contrast: loudness decides alone (--signal.flat-range)"
+WINDOWS = "windows: a score stands for one step around its window's centre"
+NOTICES = (PADDED, LONGER, TRUNCATED, SILENT, CUT, TOO_SHORT, DISAGREE, NO_AUDIO, FELL_BACK)
+NOTICES += (WINDOWS,)
 
 
-def fit_length(wav: np.ndarray, num_samples: int) -> np.ndarray:
-    """Cut or zero-pad (S,) so that audio and scores span the same time."""
-    return np.pad(wav[:num_samples], (0, max(0, num_samples - len(wav))))
+def check_duration(duration: float, scores: scorers.ClipScores) -> str:
+    """The notice on audio of `duration` seconds that differs from its scores by over a frame.
 
-
-def loudness_on_grid(
-    wav: np.ndarray, sample_rate: int, duration_s: float, num_frames: int, signal: Signal
-) -> np.ndarray:
-    """Normalised loudness (T,) of the samples (S,) over the time that T frames of scores span."""
-    wav = fit_length(wav, round(duration_s * sample_rate))
-    return interpolate(loudness(wav, sample_rate, signal), num_frames)
-
-
-def check_duration(
-    filename: str, duration: float, scores: scorers.ClipScores, notices: dict[str, list[str]]
-) -> None:
-    """ValueError where the scores go on long after the end of the audio, `duration` seconds."""
-    end = float(scores.edges[-1])
-    # A truncated WAV or OGG reads as a short one, so a large gap is an error, not a notice.
-    if end > duration + max(scores.frame_s, SHORT_AUDIO * end):
-        raise ValueError(f"audio ends at {duration:.2f} s but its scores go to {end:.2f} s")
-    if end > duration + scores.frame_s:
-        notices[PADDED].append(filename)
+    ValueError above a tenth: a header with a wrong sample rate, scores of another clip.
+    """
+    end, slack = float(scores.edges[-1]), scores.frame_s + 1e-6
+    if abs(end - duration) > max(slack, SHORT_AUDIO * max(end, duration)):
+        cure = "look at the sample rate in its header, and whether these are its scores"
+        if end > duration:
+            cure += "; where the model padded its input, --cut-scores cuts them"
+        raise ValueError(f"audio lasts {duration:.2f} s, its scores {end:.2f} s; {cure}")
+    if abs(end - duration) <= slack:
+        return ""
+    return PADDED if end > duration else LONGER
 
 
 def clip_tag(scores: scorers.ClipScores, signal: Signal) -> np.ndarray:
-    """(K,) clip-level score of each class: the source's own, or a robust maximum of its frames.
-
-    The first median filter of the score (k1) takes away a peak that is too short to be a sound.
-    """
+    """(K,) clip-level score of each class: the source's own, or `signals.tag_of` its frames."""
     if scores.tag is not None:
         return scores.tag
-    size = (1, size_in_frames(signal.score_median_s, scores.frame_s))
-    return median_filter(scores.values, size).max(axis=1)
+    return tag_of(scores.values, scores.frame_s, signal)
+
+
+def clip_end(end: float, slack_s: float, events: list[Event]) -> float:
+    """Duration of a clip without audio, whose frames end at `end` seconds.
+
+    Grids of frames end up to a frame (`slack_s`) early: 9.984 of 10.0 s in DCASE. So the labels are
+    believed that far.
+    """
+    last = max((event.offset for event in events), default=0.0)
+    return max(end, last) if last <= end + slack_s + 1e-6 else end
 
 
 def clip_loudness(
     clip: Clip, scores: scorers.ClipScores, signal: Signal, notices: dict[str, list[str]]
-) -> tuple[np.ndarray, float]:
-    """Normalised loudness (T,) on the scores' grid and the clip's duration in seconds.
-
-    Without audio the loudness is 1 everywhere, which leaves the product with the score unchanged.
-    """
+) -> tuple[np.ndarray | None, float]:
+    """Normalised loudness (T,) on the scores' grid, None without audio, and the clip's duration in
+    seconds."""
     end, num_frames = float(scores.edges[-1]), len(scores.edges) - 1
     if clip.audio is None:
         notices[NO_AUDIO].append(clip.filename)
-        return np.ones(num_frames), max([end, *(event.offset for event in clip.events)])
-    wav, sample_rate = read_audio(clip.audio)
-    duration = len(wav) / sample_rate
-    check_duration(clip.filename, duration, scores, notices)
+        return None, clip_end(end, scores.frame_s + scores.start_s, clip.events)
+    with AudioFile(clip.audio) as audio:
+        wav = audio.read()
+    if notice := check_duration(audio.duration_s, scores):
+        notices[notice].append(clip.filename)
+    if audio.truncated:
+        notices[TRUNCATED].append(clip.filename)
     if not wav.any():
         notices[SILENT].append(clip.filename)
-    return loudness_on_grid(wav, sample_rate, end, num_frames, signal), duration
+    start_s, stop_s = scores.span_s(0, num_frames)
+    wav = wav_from(wav, audio.sample_rate, start_s)
+    rms = loudness_on_grid(wav, audio.sample_rate, stop_s - start_s, num_frames, signal)
+    return rms, audio.duration_s
 
 
 Row = tuple[Pair, dict[str, np.ndarray], np.ndarray]  # a pair, its signals, its label (T,)
@@ -467,29 +481,37 @@ def clip_signals(
     queries: str,
     signal: Signal,
     notices: dict[str, list[str]],
-) -> tuple[list[Row], ClipRecord]:
-    """Every queried pair of a clip and what else is known of it; ValueError on bad input."""
+    cut: bool = False,
+) -> tuple[list[Row], ClipRecord, list[Aside]]:
+    """Every queried pair of a clip, what else is known of it, and the label rows that were cut or
+    left out; ValueError on bad input. `cut`: the scores, at the end of the audio."""
     scores = source.scores(clip.filename)
+    if cut:
+        scores = scorers.cut_scores(scores, audio_seconds(clip.audio))
     edges, end = scores.edges, float(scores.edges[-1])
-    num_frames, frame_s = len(edges) - 1, float(scores.frame_s)
+    num_frames, frame_s, start_s = len(edges) - 1, float(scores.frame_s), scores.start_s
+    if start_s:
+        notices[WINDOWS].append(clip.filename)
     rms, duration = clip_loudness(clip, scores, signal, notices)
-    # Score grids end up to a frame early (DCASE: 9.984 of 10.0 s); more means the wrong files.
-    last_label = min(max((event.offset for event in clip.events), default=0.0), duration)
-    if last_label > end + frame_s + 1e-6:
+    events, asides = fit_events(clip.filename, clip.events, duration)
+    last_label = max((event.offset for event in events), default=0.0)
+    if last_label > end + frame_s + start_s + 1e-6:
         raise ValueError(f"scores end at {end:.2f} s but labels go to {last_label:.2f} s")
-    if any(event.offset > end + 1e-6 for event in clip.events):
+    if any(event.offset > end + 1e-6 for event in events):
         notices[CUT].append(clip.filename)
-    present = classes_of({clip.filename: clip.events})
+    present = classes_of({clip.filename: events})
     rows = []
     for event_label in source.classes if queries == "all" else present:
         d_raw = scores.values[source.classes.index(event_label)]
-        label = label_frames(clip.events, event_label, edges)
+        pair = Pair(clip.filename, event_label, num_frames, frame_s, start_s)
+        label = label_frames(events, event_label, edges)
         if event_label in present and not label.any():
             notices[TOO_SHORT].append(f"{clip.filename} / {event_label}")
-        values = compute_signals(rms, d_raw, frame_s, signal)
-        rows.append((Pair(clip.filename, event_label, num_frames, frame_s), values, label))
+        if falls_back(rms, d_raw, signal):
+            notices[FELL_BACK].append(f"{clip.filename} / {event_label}")
+        rows.append((pair, compute_signals(rms, d_raw, frame_s, signal), label))
     tag = [float(value) for value in clip_tag(scores, signal)]
-    return rows, ClipRecord(clip.filename, duration, clip.events, tag)
+    return rows, ClipRecord(clip.filename, duration, events, tag), asides
 
 
 ORIGINAL_NAMES = {
@@ -504,7 +526,7 @@ ORIGINAL_NAMES = {
 
 def npz_name(filename: str, event_label: str) -> str:
     """How the original program names the file of a pair."""
-    return f"{Path(filename).stem}_{event_label}.npz"
+    return f"{Path(clip_id(filename)).name}_{event_label}.npz"
 
 
 def imported_signals(
@@ -512,21 +534,21 @@ def imported_signals(
 ) -> tuple[Pair, dict[str, np.ndarray]]:
     """One per-pair NPZ of the original program -> its six signals. ValueError if it is damaged."""
     name = npz_name(filename, event_label)
+    forms = dict.fromkeys(ORIGINAL_NAMES.values(), ("fiub", None))
     try:
-        with np.load(folder / name) as arrays:
-            values = {
-                ours: np.asarray(arrays[theirs], dtype=np.float32).reshape(-1)
-                for ours, theirs in ORIGINAL_NAMES.items()
-            }
-    except (OSError, ValueError, KeyError, EOFError) as error:
-        raise ValueError(f"{name}: cannot be read ({error})") from None
-    except Exception as error:  # zipfile and zlib have their own error classes for damaged files
-        raise ValueError(f"{name}: cannot be read ({type(error).__name__}: {error})") from None
+        arrays = read_npz(folder / name, forms, "export it again")
+    except InputError as error:
+        raise ValueError(str(error).removeprefix(f"{folder}/")) from None
+    values = {
+        ours: arrays[theirs].astype(np.float32).reshape(-1)
+        for ours, theirs in ORIGINAL_NAMES.items()
+    }
     lengths = {ours: len(array) for ours, array in values.items()}
     if len(set(lengths.values())) != 1 or 0 in lengths.values():
         raise ValueError(f"{name}: arrays of different lengths {lengths}")
-    if not all(np.isfinite(array).all() for array in values.values()):
-        raise ValueError(f"{name}: values are not finite")
+    for ours, array in values.items():
+        if not ((array >= -SLACK) & (array <= 1 + SLACK)).all():  # NaN is neither
+            raise ValueError(f"{name}: values of {ORIGINAL_NAMES[ours]} are not from 0 to 1")
     return Pair(filename, event_label, lengths["rms"], frame_s), values
 
 
@@ -539,61 +561,81 @@ class Job(NamedTuple):
     queries: str  # present or all
     signal: Signal
     import_frame_s: float
+    cut_scores: bool = False  # at the end of the audio
 
 
 def imported_clip(
     clip: Clip, folder: Path, frame_s: float, notices: dict[str, list[str]]
-) -> tuple[list[Row], ClipRecord]:
+) -> tuple[list[Row], ClipRecord, list[Aside]]:
     """Every present pair of a clip of the original program; ValueError on a damaged file."""
-    rows, end = [], 0.0
+    arrays = []
     for event_label in classes_of({clip.filename: clip.events}):
         pair, values = imported_signals(folder, clip.filename, event_label, frame_s)
-        rows.append((pair, values, label_frames(clip.events, event_label, pair.edges)))
-        end = max(end, float(pair.edges[-1]))
+        arrays.append((pair, values))
         if ((values["prob"] > values["t_base"]) != (values["binary"] > 0.5)).any():
             notices[DISAGREE].append(npz_name(clip.filename, event_label))
-    return rows, ClipRecord(clip.filename, end, clip.events, None)
+    end = clip_end(max(float(pair.edges[-1]) for pair, _ in arrays), frame_s, clip.events)
+    events, asides = fit_events(clip.filename, clip.events, end)
+    present = classes_of({clip.filename: events})
+    rows = [
+        (pair, values, label_frames(events, pair.event_label, pair.edges))
+        for pair, values in arrays
+        if pair.event_label in present
+    ]
+    return rows, ClipRecord(clip.filename, end, events, None), asides
 
 
 def make_shard(job: Job) -> Outcome:
     """Compute and write one shard. Clips that fail are named, the others are written."""
     rows: list[Row] = []
-    clips: list[ClipRecord] = []
-    failed: list[str] = []
-    notices: dict[str, list[str]] = {name: [] for name in NOTICES}
+    outcome = Outcome([], [], [], {name: [] for name in NOTICES}, [])
     for clip in job.clips:
+        notices = outcome.notices
         try:
             if isinstance(job.source, Path):
-                found, record = imported_clip(clip, job.source, job.import_frame_s, notices)
+                made = imported_clip(clip, job.source, job.import_frame_s, notices)
             else:
-                found, record = clip_signals(clip, job.source, job.queries, job.signal, notices)
+                made = clip_signals(
+                    clip, job.source, job.queries, job.signal, notices, job.cut_scores
+                )
+            found, record, asides = made
             rows += found  # a clip whole or not at all
-            clips.append(record)
+            outcome.clips.append(record)
+            outcome.asides.extend(asides)
         except (ValueError, InputError) as error:
-            failed.append(f"{clip.filename}: {error}")
+            outcome.failed.append(f"{clip.filename}: {error}")
     if rows:
         write_shard(job.path, [row[1] for row in rows], [row[2] for row in rows])
-    return Outcome([row[0] for row in rows], clips, failed, notices)
+    return outcome._replace(pairs=[row[0] for row in rows])
 
 
 # ---------------------------------------------------------------------------- one split
 
 
 class Task(NamedTuple):
-    """Where a split's inputs are."""
+    """What a split is made from."""
 
     split: str
     labels: Path
+    rows: Labels  # of this split
     audio: Path | None
     scores: Path | None
     import_npz: Path | None
     classes: list[str]
     groups: dict[str, str]  # see Cache.groups
 
+    @property
+    def sources(self) -> dict[str, str | None]:
+        """Labels, audio, scores: what a cache of the split is made from."""
+        paths = {"labels": self.labels, "audio": self.audio, "scores": self.scores}
+        paths["import_npz"] = self.import_npz
+        return {name: path and str(path.resolve()) for name, path in paths.items()}
+
 
 def listed(names: list[str], most: int = 5) -> str:
     """The first few names, and how many more there are."""
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+    some = ", ".join(isolated(name) for name in names[:most])
+    return some + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def find_inputs(task: Task, cfg: PreprocessConfig) -> tuple[list[Clip], Any, list[str]]:
@@ -601,7 +643,7 @@ def find_inputs(task: Task, cfg: PreprocessConfig) -> tuple[list[Clip], Any, lis
 
     Everything that can be known without decoding is checked here, before anything is written.
     """
-    clips = read_labels(task.labels)
+    clips = task.rows.clips
     ready, missing = [], []
     queried = {name: events for name, events in clips.items() if events or cfg.pairs == "all"}
     if task.import_npz is not None:
@@ -616,23 +658,33 @@ def find_inputs(task: Task, cfg: PreprocessConfig) -> tuple[list[Clip], Any, lis
             else:
                 ready.append(Clip(name, events, None))
     else:
-        source = scorers.open_scores(task.scores, task.classes, cfg.rename)
+        checked = read_checked(cfg.cache / task.split / CHECKED)
+        source = scorers.open_scores(task.scores, task.classes, cfg.rename, checked)
         unscored = set(source.missing(list(queried)))
         for name, events in queried.items():
-            path = task.audio / name if task.audio else None
+            path = find_audio(task.audio, name) if task.audio else None
             if name in unscored:
                 missing.append(f"{name}: no scores in {task.scores}")
-            elif path is not None and not path.is_file():
+            elif task.audio is not None and path is None:
                 missing.append(f"{name}: no audio in {task.audio}")
             else:
                 try:
                     if path is not None:
-                        soundfile.info(path)
+                        AudioFile(path).stream.close()
                     ready.append(Clip(name, events, path))
-                except (OSError, RuntimeError) as error:
-                    missing.append(f"{name}: cannot be read ({error})")
+                except ValueError as error:
+                    missing.append(f"{name}: {error}")
     stop_on_failures(task, cfg, missing, len(clips))
     return ready, source, missing
+
+
+def read_checked(path: Path) -> dict[str, scorers.Stamp]:
+    """Stamps of the score files by path; none where there is no whole record of them."""
+    with suppress(InputError, ValueError):
+        files = read_json(path, "", ()).get("files")
+        check_form(files, Each((is_count, is_count, is_text)))
+        return files
+    return {}
 
 
 def stop_on_failures(task: Task, cfg: PreprocessConfig, failed: list[str], total: int) -> None:
@@ -643,9 +695,59 @@ def stop_on_failures(task: Task, cfg: PreprocessConfig, failed: list[str], total
         raise InputError(f"{what}: {listed(failed)}. {cure}")
 
 
+def known_manifest(folder: Path) -> dict[str, Any]:
+    """Manifest of a cache, or {} where there is none that can be read."""
+    with suppress(InputError):
+        return read_json(folder / "manifest.json", "", most=MOST_MANIFEST)
+    return {}
+
+
+def known_splits(cache: Path) -> list[str]:
+    """Names of the splits that a cache folder holds."""
+    names = (path.parent.name for path in cache.glob("*/manifest.json"))
+    return sorted(name for name in names if name[0] != ".")
+
+
+def check_sources(cache: Path, task: Task) -> None:
+    """InputError where a split was made from other files than it would be now.
+
+    Files that have moved together with the cache are the same ones.
+    """
+    found = known_manifest(cache / task.split)
+    theirs, home = found.get("sources"), found.get("home", str(cache.resolve()))
+    if found and theirs is None:  # an older version noted these two only
+        scores = (found.get("scores") or {}).get("folder")
+        theirs = {"audio": found.get("audio"), "scores": scores and str(Path(scores).resolve())}
+    for name, path in task.sources.items():
+        old = (theirs or {}).get(name, path)
+        moved = old and path and os.path.relpath(old, home) == os.path.relpath(path, cache)
+        if old != path and not moved:
+            flag = f"--{name.replace('_', '-')}"
+            made = f"with {flag} {old}" if old else f"without {flag}"
+            cure = "give its own, another --cache, or --replace if that is meant"
+            now = f"this is {path}" if path else f"now {flag} is left out"
+            raise InputError(f"{cache / task.split} was made {made}, {now}; {cure}")
+
+
+def check_classes(cache: Path, task: Task) -> None:
+    """InputError where another split of the cache has entirely other classes; some are named."""
+    for name in known_splits(cache):
+        others = set(known_manifest(cache / name).get("classes", task.classes))
+        new = sorted(set(task.classes) - others)
+        if name == task.split or not new:
+            continue
+        if not others & set(task.classes):
+            raise InputError(
+                f"{cache / name} holds other classes ({listed(sorted(others))}) than {task.labels}"
+                f" ({listed(new)}); give another --cache, or --replace if that is meant"
+            )
+        print(f"note: {cache / name} has no pairs of {listed(new)}")
+
+
 def fingerprint(job: Job) -> str:
     """Hash of everything a shard is made from: names, labels, file sizes and times, formulas."""
-    parts: list[Any] = [FORMAT, to_dict(job.signal), job.import_frame_s, job.queries]
+    parts: list[Any] = [FORMAT, FORMULAS, to_dict(job.signal), job.import_frame_s, job.queries]
+    parts += ["cut"] * job.cut_scores
     if not isinstance(job.source, Path):
         parts.append(job.source.classes)
     for clip in job.clips:
@@ -664,22 +766,31 @@ def reuse_shard(
 ) -> bool:
     """Take a shard over from an earlier run if it is whole, of the same inputs, unchanged."""
     entry, path = known.get(file), folder / file
-    if entry is None or entry["inputs"] != inputs or entry["failed"] or not path.exists():
+    if entry is None or entry["inputs"] != inputs or entry["failed"] or not path.is_file():
         return False
     if _sha256(path) != entry["sha256"]:
         print(f"{path} does not match its checksum: rebuilt")
         return False
     if folder != partial:
-        shutil.copy2(path, partial / file)
+        with writing(partial / file):
+            shutil.copy2(path, partial / file)
     return True
 
 
-def known_shards(path: Path) -> dict[str, dict]:
-    """Shards that an earlier manifest (finished or not) vouches for, by file name."""
-    try:
-        return {shard["file"]: shard for shard in json.loads(path.read_text())["shards"]}
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
+def known_shards(folder: Path, partial: Path) -> tuple[dict[str, dict], dict[str, dict]]:
+    """Shards that the manifest of an earlier run vouches for, and those of a run that was stopped,
+    by file name; what cannot be read is made again."""
+    old, begun = {}, {}
+    with suppress(InputError):
+        shards = read_manifest(folder / "manifest.json", "")["shards"]
+        old = {shard["file"]: shard for shard in shards}
+    for path in partial.glob("shard-*.json"):
+        with suppress(InputError, ValueError):
+            shard = read_json(path, "", ()).get("shard")
+            check_form(shard, SHARD)
+            check_form(shard.get("asides", []), ASIDES)
+            begun[shard["file"]] = shard
+    return old, begun
 
 
 def made_shards(todo: list[tuple[Job, str]], workers: int) -> Iterator[tuple[Job, str, Outcome]]:
@@ -700,9 +811,7 @@ def run_jobs(
 
     A shard with failed clips is written but never taken over: the next run tries them again.
     """
-    old, begun = known_shards(folder / "manifest.json"), {}
-    for path in partial.glob("manifest*.json"):  # one for each process of a run that was stopped
-        begun |= known_shards(path)
+    old, begun = known_shards(folder, partial)
     done: dict[str, dict] = {}
     todo = []
     for job, inputs in jobs:
@@ -725,7 +834,7 @@ def run_jobs(
     with bar:
         for job, inputs, outcome in made_shards(todo, workers):
             bar.update(len(job.clips))
-            done[job.path.name] = {
+            entry = done[job.path.name] = {
                 "file": job.path.name,
                 "sha256": _sha256(job.path) if outcome.pairs else "",
                 "inputs": inputs,
@@ -733,9 +842,9 @@ def run_jobs(
                 "notices": outcome.notices,
                 "pairs": outcome.pairs,
                 "clips": outcome.clips,
+                "asides": outcome.asides,
             }
-            name = f"manifest-{ranks.rank}.json"
-            write_json(partial / name, {"shards": list(done.values())})
+            write_json(job.path.with_suffix(".json"), {"shard": entry})
     return [done[file] for file in sorted(done)], reused
 
 
@@ -746,46 +855,59 @@ def preprocess_split(task: Task, cfg: PreprocessConfig, ranks: Ranks) -> None:
     """
     began = time.perf_counter()
     clips, source, left_out = find_inputs(task, cfg)
+    if not cfg.replace:
+        ranks.leader_first(lambda: check_sources(cfg.cache, task))
+        ranks.leader_first(lambda: check_classes(cfg.cache, task))
     if not clips:
         raise InputError(f"{task.labels}: no clip is left that has all its inputs")
     folder = cfg.cache / task.split
-    partial = cfg.cache / f".{task.split}.partial"
-    partial.mkdir(parents=True, exist_ok=True)
-    jobs = []
-    starts = list(enumerate(range(0, len(clips), CLIPS_PER_SHARD)))
-    for i, start in starts[ranks.rank :: ranks.size]:
-        some = clips[start : start + CLIPS_PER_SHARD]
-        path = partial / f"shard-{i:05d}.npz"
-        job = Job(path, some, source, cfg.pairs, cfg.signal, cfg.import_frame_s)
-        jobs.append((job, fingerprint(job)))
-    parts = ranks.gather(run_jobs(jobs, folder, partial, cfg, ranks))
-    entries = sorted((entry for some, _ in parts for entry in some), key=itemgetter("file"))
-    reused = sum(count for _, count in parts)
+    inputs = (task.labels, task.audio, task.scores, task.import_npz, cfg.clips)
+    keep_apart(folder, inputs, "--cache", replaced=True)
+    partial = work_folder(folder)  # of all processes; the first one holds it
+
+    def hold() -> None:
+        held.enter_context(new_folder(folder, CACHE, "--cache", keep=True))
+        if isinstance(source, scorers.ScoreArchive):
+            write_json(partial / CHECKED, {"files": source.checked})
 
     def finish() -> None:
-        finish_split(task, cfg, partial, folder, entries, source, left_out)
-        report(folder, read_labels(task.labels), left_out, began)
+        finish_split(task, cfg, partial, entries, source, left_out)
+        held.close()  # puts it in place
+        report(folder, task, left_out, began)
         print(f"  shards taken over from an earlier run: {reused} of {len(starts)}")
 
-    ranks.leader_first(finish)
+    with ExitStack() as held:
+        ranks.leader_first(hold)
+        jobs = []
+        starts = list(enumerate(range(0, len(clips), CLIPS_PER_SHARD)))
+        for i, start in starts[ranks.rank :: ranks.size]:
+            some = clips[start : start + CLIPS_PER_SHARD]
+            path = partial / f"shard-{i:05d}.npz"
+            job = Job(path, some, source, cfg.pairs, cfg.signal, cfg.import_frame_s, cfg.cut_scores)
+            jobs.append((job, fingerprint(job)))
+        parts = ranks.gather(run_jobs(jobs, folder, partial, cfg, ranks))
+        entries = sorted((entry for some, _ in parts for entry in some), key=itemgetter("file"))
+        reused = sum(count for _, count in parts)
+        ranks.leader_first(finish)
 
 
 def finish_split(
     task: Task,
     cfg: PreprocessConfig,
     partial: Path,
-    folder: Path,
     entries: list[dict],
     source: Any,
     left_out: list[str],
 ) -> None:
-    """Write the manifest of all shards and swap the finished folder in; names what was left out."""
+    """Write the manifest of all shards, remove what is not of it; names what was left out."""
     left_out += sorted(line for entry in entries for line in entry["failed"])
-    stop_on_failures(task, cfg, left_out, len(read_labels(task.labels)))
+    stop_on_failures(task, cfg, left_out, len(task.rows.clips))
+    asides, imported = task.rows.asides + shard_asides(entries), isinstance(source, Path)
+    if task.audio is None and not imported:
+        check_ends(task, entries, asides)
     entries = [entry for entry in entries if entry["pairs"]]
     if not entries:
         raise InputError(f"{task.labels}: no readable clip is left")
-    imported = isinstance(source, Path)
     signal = None if imported else to_dict(cfg.signal)
     manifest = {
         "format": FORMAT,
@@ -794,41 +916,69 @@ def finish_split(
         "classes": task.classes,
         "key": config_key_of(signal, entries),
         "signal": signal,  # None: imported from the original program
+        "formulas": None if imported else FORMULAS,
         "scores": {"source": "imported NPZ files"} if imported else source.meta(),
         "audio": str(task.audio.resolve()) if task.audio else None,
+        "sources": task.sources,
+        "home": str(cfg.cache.resolve()),
         "left_out": left_out,
+        "fell_back": sum(len(entry["notices"].get(FELL_BACK, [])) for entry in entries),
         "groups": task.groups,
         "versions": {"numpy": np.__version__, "soundfile": soundfile.__version__},
         "shards": entries,
     }
     write_json(partial / "manifest.json", manifest)
-    wanted = {entry["file"] for entry in entries} | {"manifest.json"}
-    for path in partial.iterdir():
-        if path.name not in wanted:
-            path.unlink()
-    old = cfg.cache / f".{task.split}.old"
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        folder.rename(old)
-    partial.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
+    write_asides(partial / LEFT_OUT, asides, [line.split(": ", 1) for line in left_out])
+    wanted = {entry["file"] for entry in entries} | {"manifest.json", CHECKED, LEFT_OUT}
+    for name in contents(partial):
+        if name not in wanted:
+            (partial / name).unlink()
+
+
+def shard_asides(entries: list[dict]) -> list[Aside]:
+    """Label rows that did not fit into their clips, of all shards."""
+    rows = [row for entry in entries for row in entry.get("asides", [])]
+    return [Aside(name, Event(*event), reason) for name, event, reason in rows]
+
+
+def check_ends(task: Task, entries: list[dict], asides: list[Aside]) -> None:
+    """InputError where most clips' labels go on long after their scores: these belong to others.
+
+    With audio this is known of each clip.
+    """
+    ends = {name: end for entry in entries for name, end, *_ in entry["clips"]}
+    late = [
+        name
+        for name, event, _ in asides
+        if name in ends and event.offset > (1 + SHORT_AUDIO) * ends[name]
+    ]
+    if 2 * len(set(late)) > len(ends):
+        name = late[0]
+        last = max(event.offset for other, event, _ in asides if other == name)
+        raise InputError(
+            f"{task.labels}: the labels of {len(set(late))} of {len(ends)} clips go on after the"
+            f" end of their scores (first: {name}, scores to {ends[name]:.2f} s, labels to"
+            f" {last:.2f} s); are these the scores of these clips?"
+        )
 
 
 def config_key_of(signal: dict | None, entries: list[dict]) -> str:
     """Hash of the formulas, of every shard's bytes, of the clips' labels and tags."""
     facts = [[entry["sha256"], entry["clips"]] for entry in entries]
-    text = json.dumps([signal, facts], sort_keys=True)
+    text = json.dumps([signal, FORMULAS, facts], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def report(folder: Path, labels: dict[str, list[Event]], left_out: list[str], began: float) -> None:
+def report(folder: Path, task: Task, left_out: list[str], began: float) -> None:
     """Say what was expected, found and left out."""
     cache = load_cache(folder)
+    labels = task.rows.clips | cache.truth
     num_clips = len(cache.clips)
     seconds = time.perf_counter() - began
     audio_s = sum({pair.filename: pair.edges[-1] for pair in cache.pairs}.values())
-    for line in left_out:
-        print(f"  left out: {line}")
+    say_left_out(left_out, folder / LEFT_OUT)
+    asides = task.rows.asides + shard_asides(cache.manifest["shards"])
+    say_asides(str(task.labels), asides, folder / LEFT_OUT)
     for notice in NOTICES:
         shards = cache.manifest["shards"]
         names = [name for shard in shards for name in shard["notices"].get(notice, [])]
@@ -842,6 +992,7 @@ def report(folder: Path, labels: dict[str, list[Event]], left_out: list[str], be
         expected = sum(bool(events) for events in labels.values())
         expected_pairs = sum(len(classes_of({name: events})) for name, events in labels.items())
         what = f"; {len(labels) - expected} clips without events make no pair"
+        num_clips = sum(bool(clip.events) for clip in cache.clips)
     on = np.add.reduceat(cache.label, cache.offsets[:-1]) / np.diff(cache.offsets)
     share = f"{on[present].mean():.1%}" if present.any() else "none"
     print(
@@ -853,8 +1004,21 @@ def report(folder: Path, labels: dict[str, list[Event]], left_out: list[str], be
     )
 
 
+def corpus_task(cfg: PreprocessConfig, split: str, rows: Labels, classes: list[str]) -> Task:
+    """The inputs of a split of a corpus folder."""
+    home = cfg.corpus / split
+    labels, audio, scores = (home / name for name in ("labels.tsv", "audio", "scores"))
+    groups = bank_folds(cfg.corpus, split)
+    return Task(split, labels, rows, audio, scores, None, classes, groups)
+
+
 def ensure_corpus(cfg: PreprocessConfig) -> None:
-    """Make the preset's own corpus and its scores where they are missing; no other."""
+    """Make the preset's own corpus and its scores where they are missing; no other.
+
+    InputError where the cache is of another one: somebody has forgotten --labels.
+    """
+    for split in [] if cfg.replace else known_splits(cfg.cache):
+        check_sources(cfg.cache, corpus_task(cfg, split, Labels({}, []), []))
     wanted = SPLITS if cfg.split is None else (cfg.split,)
     if not any((cfg.corpus / split / "labels.tsv").exists() for split in SPLITS):
         base = with_preset(SoundscapesConfig, cfg.preset)
@@ -876,10 +1040,9 @@ def bank_folds(corpus: Path, split: str) -> dict[str, str]:
     listing = corpus / "clips.tsv"
     if not listing.is_file():
         return {}
-    with open(listing, newline="", encoding="utf-8") as stream:
-        rows = csv.DictReader(stream, delimiter="\t")
-        mine = [row for row in rows if row.get("split") == split]
-        return {row["filename"]: row["fold"] for row in mine if row.get("fold")}
+    rows = csv.DictReader(io.StringIO(read_text(listing)), delimiter="\t")
+    mine = [row for row in rows if row.get("split") == split and row.get("fold")]
+    return {row["filename"]: row["fold"] for row in mine}
 
 
 def main(cfg: PreprocessConfig) -> None:
@@ -891,24 +1054,28 @@ def main(cfg: PreprocessConfig) -> None:
 def preprocess(cfg: PreprocessConfig, ranks: Ranks) -> None:
     """`main` as one of several processes."""
     if cfg.labels is not None:
-        classes = sorted({*classes_of(read_labels(cfg.labels)), *cfg.classes})
-        task = Task(cfg.split, cfg.labels, cfg.audio, cfg.scores, cfg.import_npz, classes, {})
-        if task.audio is not None and not task.audio.is_dir():
-            raise InputError(f"--audio {task.audio}: no such folder")
-        preprocess_split(task, cfg, ranks)
+        labels = read_rows(cfg.labels)
+        if cfg.audio is not None and not cfg.audio.is_dir():
+            raise InputError(f"--audio {cfg.audio}: no such folder")
+        # A class may occur in one split only: both are queried for the same ones.
+        classes = sorted({*classes_of(labels.clips), *cfg.classes})
+        splits = {cfg.split: list(labels.clips)}
+        if cfg.split is None:
+            say = print if ranks.leads else lambda _: None
+            splits = two_splits(labels.clips, cfg.validation_share, cfg.seed, cfg.clips, say)
+        for split, names in splits.items():
+            some = labels.of(names)
+            task = Task(split, cfg.labels, some, cfg.audio, cfg.scores, cfg.import_npz, classes, {})
+            preprocess_split(task, cfg, ranks)
         return
     ranks.leader_first(lambda: ensure_corpus(cfg))
-    # A class may occur in one split only: both are queried for the same ones.
     homes = {split: cfg.corpus / split for split in SPLITS}
-    files = [home / "labels.tsv" for home in homes.values()]
-    labels = [read_labels(path) for path in files if path.exists()]
-    classes = sorted({*cfg.classes}.union(*map(classes_of, labels)))
+    paths = {split: home / "labels.tsv" for split, home in homes.items()}
+    found = {split: read_rows(path) for split, path in paths.items() if path.exists()}
+    classes = sorted({*cfg.classes}.union(*(classes_of(labels.clips) for labels in found.values())))
     for split in SPLITS if cfg.split is None else (cfg.split,):
-        labels_tsv, audio, scores = (
-            homes[split] / name for name in ("labels.tsv", "audio", "scores")
-        )
-        folds = bank_folds(cfg.corpus, split)
-        preprocess_split(Task(split, labels_tsv, audio, scores, None, classes, folds), cfg, ranks)
+        labels = found.get(split) or read_rows(paths[split])
+        preprocess_split(corpus_task(cfg, split, labels, classes), cfg, ranks)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,14 @@
 """Several processes on one job, started by torchrun: who this one is, sums, means, pieces gathered.
 
-Run:    torchrun --nproc-per-node=2 DQN.py
+Run:    torchrun --nproc-per-node=2 -- DQN.py --run runs/slides
 Reads:  what torchrun sets: RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, TORCHELASTIC_*
 Writes: nothing
 Next:   timeline.py
 
 torchrun brings rendezvous, restarts and Slurm; nothing of that is here. Without it there is one
 process, and every method is the identity. The run folder, the caches and the data must be seen by
-all processes under the same names.
+all processes under the same names. `--` keeps torchrun from reading the script's flags: it would
+take --run for its own --run-path.
 """
 
 import os
@@ -23,9 +24,12 @@ import numpy as np
 import torch
 from torch import distributed
 
-from config import InputError
+from config import InputError, end_with
 
-PATIENCE = timedelta(hours=1)  # a process that died is noticed at once, one that hangs after this
+# A process that died is noticed at once, one that hangs after this: shares of a preprocessing or an
+# evaluation may end at different times, gradient steps may not.
+PATIENCE = timedelta(hours=1)
+TRAINING_PATIENCE = timedelta(minutes=10)
 
 
 def local_rank() -> int:
@@ -162,9 +166,14 @@ def meet() -> tuple[distributed.Store, int, int]:
 
 
 @contextmanager
-def together(device: torch.device) -> Iterator[Ranks]:
-    """The processes that torchrun started, connected; one without it. The others print nothing."""
+def together(device: torch.device, patience: timedelta = PATIENCE) -> Iterator[Ranks]:
+    """The processes that torchrun started, connected; one without it. The others print nothing.
+
+    They end with torchrun. One that waits for another for longer than `patience` says so.
+    """
     size = int(os.environ.get("WORLD_SIZE", "1"))
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        end_with(os.getppid(), save=True)
     if size == 1:
         yield ALONE
         return
@@ -172,7 +181,7 @@ def together(device: torch.device) -> Iterator[Ranks]:
     with lost_peer():
         store, rank, size = meet()
         distributed.init_process_group(
-            backend, store=store, rank=rank, world_size=size, timeout=PATIENCE
+            backend, store=store, rank=rank, world_size=size, timeout=patience
         )
     found = Ranks(rank, size)
     stdout = sys.stdout

@@ -1,6 +1,7 @@
 """A page to look at and listen to: one folder that a browser opens without server or network.
 
 Run:    python visualize.py --html              # writes runs/slides/report/index.html
+        python visualize.py --html --beside runs/best     # two policies side by side
 Reads:  what visualize.py has read, the audio of the chosen pairs, report/ of this repository
 Writes: <run>/report/{index.html, report.js, vendor/, data/*.js, clips/*.{mp3,webp}}
 Shapes: T frames of a pair, P pairs of the split, B bins of a waveform
@@ -11,9 +12,9 @@ is named after a clip, and nothing that a user named is ever written into the pa
 """
 
 import base64
+import io
 import json
 import math
-import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,18 +24,32 @@ import soundfile
 from tqdm import tqdm
 
 from config import InputError, TrainConfig, to_dict
-from evaluate import Evaluated, Match, find_matches, view_of
+from core.files import new_folder, write_bytes, writing
+from core.names import isolated
+from evaluate import Evaluated, interval, view_of
+from labels import find_audio
+from matching import BINS_MS
 from metrics import NAMES, count_pairs, scores_of
-from preprocess import Pair, read_audio
-from runfolder import FREE_FIELDS, last_ten, unchanged_rewards, versions
-from timeline import frames_to_events, in_recording
+from preprocess import Pair
+from runfolder import FREE_FIELDS, PAGE, last_ten, unchanged_rewards, versions
+from sed.audio import read_audio
+from timeline import frames_to_events
 
 ASSETS = Path(__file__).parent / "report"
-CURVES = ("rms", "d_raw", "d_adj", "prob", "t_base", "t_adj")  # the sixth signal is on or off
+CURVES = ("rms", "d_raw", "d_adj", "prob", "t_base")  # the sixth signal is on or off
 LEVELS = 65_535  # a signal from 0 to 1 becomes an unsigned 16-bit number
 POINTS = 1_000  # of a training curve and of a waveform: more than a screen shows
 
 # ---------------------------------------------------------------------------- script files
+
+
+def closed(value: Any) -> Any:
+    """A value with every text in it isolated: no name turns what stands after it."""
+    if isinstance(value, dict):
+        return {isolated(key): closed(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [closed(item) for item in value]
+    return isolated(value) if isinstance(value, str) else value
 
 
 def script(call: str, value: Any) -> str:
@@ -104,7 +119,9 @@ def write_mp3(path: Path, wav: np.ndarray, sample_rate: int) -> None:
         common = math.gcd(rate, sample_rate)
         wav = resample_poly(wav, rate // common, sample_rate // common)
     bits = {"bitrate_mode": "CONSTANT", "compression_level": 0.88}  # 64 of 320 .. 32 kbit/s
-    soundfile.write(path, np.clip(wav, -1, 1), rate, format="MP3", **bits)
+    sound = io.BytesIO()
+    soundfile.write(sound, np.clip(wav, -1, 1), rate, format="MP3", **bits)
+    write_bytes(path, sound.getvalue())
 
 
 def write_spectrogram(path: Path, wav: np.ndarray, sample_rate: int) -> dict[str, Any]:
@@ -120,7 +137,8 @@ def write_spectrogram(path: Path, wav: np.ndarray, sample_rate: int) -> dict[str
     )
     level = librosa.power_to_db(mel, ref=max(1e-10, float(mel.max())), top_db=70)
     look = {"cmap": "magma", "vmin": -70, "vmax": 0, "format": "webp"}
-    imsave(path, level[::-1], pil_kwargs={"quality": 75}, **look)
+    with writing(path):
+        imsave(path, level[::-1], pil_kwargs={"quality": 75}, **look)
     top = librosa.hz_to_mel(sample_rate / 2)
     marks = [hz for hz in (500, 1_000, 2_000, 4_000, 8_000, 16_000) if hz <= sample_rate / 2]
     step = hop / sample_rate  # column j is centred on j * step
@@ -152,31 +170,51 @@ def sounds_of(data: Evaluated, chosen: Iterable[int], folder: Path) -> dict[str,
     home, sounds = data.cache.manifest.get("audio"), {}
     names = list(dict.fromkeys(data.cache.pairs[index].filename for index in chosen))
     for name in tqdm(names if home else [], desc="Sounds", unit="clip"):
-        source = Path(home) / name
-        if source.is_file():
+        source = find_audio(Path(home), name)
+        if source is not None:
             try:
                 sounds[name] = write_sound(folder, len(sounds), source)
             except ValueError as error:
-                print(f"  without sound: {source}: {error}")
+                print(f"  without sound: {isolated(str(source))}: {error}")
     return sounds
 
 
 # ---------------------------------------------------------------------------- what the page shows
 
 
-def pair_data(data: Evaluated, index: int, sound: Sound | None) -> dict[str, Any]:
-    """One pair's signals and decisions."""
-    view = view_of(data, index)
-    right, changed = view.after == view.label, view.before != view.after
+class Shown(NamedTuple):
+    """A policy of the page: its run folder, evaluation and, where there is one, its training."""
+
+    run: Path
+    data: Evaluated
+    training: tuple[TrainConfig, dict[str, np.ndarray]] | None
+
+
+def changes_of(data: Evaluated, index: int) -> dict[str, np.ndarray]:
+    """(T,) bool of one pair: the policy's decisions, and where they fixed or broke one."""
+    span = slice(data.cache.offsets[index], data.cache.offsets[index + 1])
+    after, right = data.after[span], (data.after == data.cache.label)[span]
+    changed = (data.before != data.after)[span]
+    return {"after": after, "fixed": changed & right, "broken": changed & ~right}
+
+
+def policy_of_pair(data: Evaluated, index: int) -> dict[str, Any]:
+    """What a policy did in one pair; `boxes` where it chose among events."""
+    span = slice(data.cache.offsets[index], data.cache.offsets[index + 1])
+    runs = {name: runs_of(on) for name, on in changes_of(data, index).items()}
+    return {"t_adj": packed(data.t_adj[span]), **runs, "boxes": (data.boxes or {}).get(index)}
+
+
+def pair_data(shown: list[Shown], index: int, sound: Sound | None) -> dict[str, Any]:
+    """One pair's signals, and the decisions of each policy."""
+    view = view_of(shown[0].data, index)
     return {
         "frames": len(view.label),
         "frame_s": view.pair.frame_s,
         "signals": {name: packed(view.signals[name]) for name in CURVES},
         "label": runs_of(view.label),
         "before": runs_of(view.before),
-        "after": runs_of(view.after),
-        "fixed": runs_of(changed & right),
-        "broken": runs_of(changed & ~right),
+        "policies": [policy_of_pair(each.data, index) for each in shown],
         "sound": sound
         and {
             "duration": sound.duration,
@@ -187,21 +225,23 @@ def pair_data(data: Evaluated, index: int, sound: Sound | None) -> dict[str, Any
     }
 
 
+def scores_of_pairs(data: Evaluated, on: np.ndarray) -> dict[str, np.ndarray]:
+    """Accuracy, IoU and F1 (P,) of decisions (N,)."""
+    return scores_of(count_pairs(on, data.cache.label, data.cache.offsets))
+
+
 def pair_rows(
-    data: Evaluated, chosen: dict[int, str], sounds: dict[str, Sound]
+    shown: list[Shown], chosen: dict[int, str], sounds: dict[str, Sound]
 ) -> list[dict[str, Any]]:
     """The list of pairs: what the page filters and sorts by."""
-    cache = data.cache
-    scores = [
-        scores_of(count_pairs(on, cache.label, cache.offsets)) for on in (data.before, data.after)
-    ]
+    first = shown[0].data
+    before = scores_of_pairs(first, first.before)
+    after = [scores_of_pairs(each.data, each.data.after) for each in shown]
     number = {name: i for i, name in enumerate(sounds)}
-    right = data.after == cache.label
     rows = []
     for index, why in chosen.items():
-        span = slice(cache.offsets[index], cache.offsets[index + 1])
-        changed = (data.before != data.after)[span]
-        pair: Pair = cache.pairs[index]
+        pair: Pair = first.cache.pairs[index]
+        changes = [changes_of(each.data, index) for each in shown]
         rows.append(
             {
                 "n": index,
@@ -209,13 +249,28 @@ def pair_rows(
                 "label": pair.event_label,
                 "why": why,
                 "sound": number.get(pair.filename),
-                "before": numbers(scores[0][name][index] for name in NAMES),
-                "after": numbers(scores[1][name][index] for name in NAMES),
-                "fixed": int((changed & right[span]).sum()),
-                "broken": int((changed & ~right[span]).sum()),
+                "before": numbers(before[name][index] for name in NAMES),
+                "policies": [
+                    {
+                        "after": numbers(scores[name][index] for name in NAMES),
+                        "fixed": int(change["fixed"].sum()),
+                        "broken": int(change["broken"].sum()),
+                    }
+                    for scores, change in zip(after, changes, strict=True)
+                ],
             }
         )
     return rows
+
+
+def other_pairs(data: Evaluated, chosen: dict[int, str]) -> dict[str, Any]:
+    """The pairs of the split that are not on the page: labels, and by clip the numbers of its."""
+    labels = sorted({pair.event_label for pair in data.cache.pairs})
+    number, clips = {label: i for i, label in enumerate(labels)}, {}
+    for index, pair in enumerate(data.cache.pairs):
+        if index not in chosen:
+            clips.setdefault(pair.filename, []).append(number[pair.event_label])
+    return {"labels": labels, "clips": list(clips.items())}
 
 
 def training_curves(training: tuple[TrainConfig, dict[str, np.ndarray]] | None) -> dict | None:
@@ -246,23 +301,6 @@ def training_curves(training: tuple[TrainConfig, dict[str, np.ndarray]] | None) 
     return {"episodes": count, "each": each, "x": middle.tolist(), **curves}
 
 
-HISTOGRAM_MS, HISTOGRAM_BIN = 500, 50
-
-
-def error_histogram(matches: list[Match]) -> dict[str, Any]:
-    """How many found onsets and offsets are how late, before and after; the ends hold the rest."""
-    edges = np.arange(-HISTOGRAM_MS, HISTOGRAM_MS + 1, HISTOGRAM_BIN) - HISTOGRAM_BIN / 2
-    edges = np.append(edges, edges[-1] + HISTOGRAM_BIN)  # a bin is centred on 0
-    table: dict[str, Any] = {"centres": ((edges[:-1] + edges[1:]) / 2).tolist()}
-    for end in ("onset", "offset"):
-        some = [match for match in matches if in_recording(match.true, end, match.clip_s)]
-        for when, found in (("before", "base"), ("after", "dqn")):
-            late = [1000 * match.late_s(getattr(match, found), end) for match in some]
-            inside = np.clip(np.round(late, 6), edges[0], edges[-1] - 1e-6)
-            table[f"{end}_{when}"] = np.histogram(inside, edges)[0].tolist()
-    return table
-
-
 def data_facts(data: Evaluated) -> list[list[str]]:
     """What was evaluated, as rows of name and value."""
     cache, results = data.cache, data.results
@@ -278,6 +316,7 @@ def data_facts(data: Evaluated) -> list[list[str]]:
         ["Left out", f"{len(cache.manifest.get('left_out') or [])} clips"],
         ["Scores from", str((cache.manifest.get("scores") or {}).get("source", "unknown"))],
         ["Cache", f"{cache.folder} (key {cache.key})"],
+        *(["Note", note] for note in results.get("notes", [])),
     ]
 
 
@@ -298,76 +337,109 @@ def settings(data: Evaluated, config: TrainConfig | None) -> dict[str, list[list
     return {name: rows for name, rows in groups.items() if rows}
 
 
-SHOWN = ("split", "num_pairs", "num_frames", "before", "after", "gain", "interval", "per_class")
-SHOWN += ("yardsticks", "onsets", "fixed_frames", "broken_frames", "threshold_selection", "pooled")
+SHOWN = ("after", "gain", "interval", "num_clips", "per_class", "yardsticks", "ends", "pooled")
+SHOWN += ("fixed_frames", "broken_frames", "threshold_selection", "verdict")
+
+
+def policy_data(shown: Shown, name: str) -> dict[str, Any]:
+    """A policy's results and training; `curve` where its events can be swept by confidence:
+    `what`, `confidence`, `precision`, `recall`, `f1` (a list each), `chosen` (a confidence)."""
+    results = shown.data.results
+    return {
+        "name": name,
+        "checkpoint": str(results.get("checkpoint", "")),
+        "results": {key: results[key] for key in SHOWN},
+        "settings": settings(shown.data, shown.training and shown.training[0]),
+        "training": training_curves(shown.training),
+        "curve": results.get("curve"),
+    }
+
+
+def difference(shown: list[Shown]) -> dict[str, Any] | None:
+    """The second policy minus the first over the present pairs, paired; None for one policy."""
+    if len(shown) == 1:
+        return None
+    ours, theirs = (scores_of_pairs(each.data, each.data.after) for each in shown[::-1])
+    cache = shown[0].data.cache
+    gain = {name: float((ours[name] - theirs[name])[cache.present].mean()) for name in NAMES}
+    return {"gain": gain, "interval": interval(cache, ours, theirs, cache.present)}
+
 
 # ---------------------------------------------------------------------------- the folder
 
 
 def copy_assets(folder: Path) -> None:
     """Page, script and libraries with their licences."""
-    shutil.copy(ASSETS / "template.html", folder / "index.html")
-    shutil.copy(ASSETS / "report.js", folder / "report.js")
-    shutil.copytree(ASSETS / "vendor", folder / "vendor")
+    names = {"template.html": "index.html", "report.js": "report.js"}
+    vendored = [path for path in (ASSETS / "vendor").rglob("*") if path.is_file()]
+    names |= {name: name for name in (path.relative_to(ASSETS).as_posix() for path in vendored)}
+    for source, name in names.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(folder / name, (ASSETS / source).read_bytes())
 
 
-def write_folder(
-    folder: Path,
-    run: Path,
-    data: Evaluated,
-    training: tuple[TrainConfig, dict[str, np.ndarray]] | None,
-    count: int,
-) -> int:
+def names_of(shown: list[Shown]) -> list[str]:
+    """What the page calls the policies: the name of the run folder, its path where that is twice
+    the same."""
+    names = [each.run.resolve().name for each in shown]
+    return names if len(set(names)) == len(names) else [str(each.run) for each in shown]
+
+
+def write_folder(folder: Path, shown: list[Shown], count: int) -> int:
     """Everything of the page; returns the number of pairs on it."""
     copy_assets(folder)
-    scores = [
-        scores_of(count_pairs(on, data.cache.label, data.cache.offsets))
-        for on in (data.before, data.after)
-    ]
-    gains = np.stack([scores[1][name] - scores[0][name] for name in ("f1", "accuracy")], axis=1)
+    data = shown[0].data
+    before, after = (scores_of_pairs(data, on) for on in (data.before, data.after))
+    gains = np.stack([after[name] - before[name] for name in ("f1", "accuracy")], axis=1)
     chosen = choose_pairs(gains, count)
     sounds = sounds_of(data, chosen, folder / "clips")
-    matches = find_matches(data, list(range(len(data.cache.pairs))))
+    results = data.results
+    names = names_of(shown)
     page = {
-        "run": run.resolve().name,
-        "checkpoint": str(data.results.get("checkpoint", "")),
-        "results": {name: data.results[name] for name in SHOWN}
-        | {"present_pairs": data.results.get("present_pairs", data.results["num_pairs"])},
+        "split": results["split"],
+        "num_pairs": results["num_pairs"],
+        "present_pairs": results.get("present_pairs", results["num_pairs"]),
+        "num_frames": results.get("present_frames", results["num_frames"]),
+        "before": results["before"],
         "facts": data_facts(data),
-        "settings": settings(data, training and training[0]),
-        "training": training_curves(training),
-        "errors": error_histogram(matches),
+        "policies": [policy_data(*each) for each in zip(shown, names, strict=True)],
+        "difference": difference(shown),
+        "error_bins": BINS_MS.tolist(),
         "audio": bool(data.cache.manifest.get("audio")),
-        "pairs": pair_rows(data, chosen, sounds),
+        "pairs": pair_rows(shown, chosen, sounds),
     }
+
+    def write(name: str, call: str, value: Any) -> None:
+        (folder / "data" / f"{name}.js").write_text(script(call, value), encoding="ascii")
+
     (folder / "data").mkdir()
-    (folder / "data" / "index.js").write_text(script("REPORT", page), encoding="ascii")
+    write("index", "REPORT", closed(page))
+    write("others", "REPORT_OTHERS", closed(other_pairs(data, chosen)))
     for index in chosen:
-        content = pair_data(data, index, sounds.get(data.cache.pairs[index].filename))
-        text = script("REPORT_PAIR", [index, content])
-        (folder / "data" / f"pair-{index:05d}.js").write_text(text, encoding="ascii")
+        content = pair_data(shown, index, sounds.get(data.cache.pairs[index].filename))
+        write(f"pair-{index:05d}", "REPORT_PAIR", [index, content])
     return len(chosen)
 
 
-def write_report(
-    run: Path,
-    data: Evaluated,
-    training: tuple[TrainConfig, dict[str, np.ndarray]] | None,
-    count: int,
-) -> Path:
-    """Write <run>/report whole, in place of an earlier one; prints and returns the page's path."""
-    if missing := [name for name in SHOWN if name not in data.results]:
-        cure = f"run: python evaluate.py --run {run} --cache {data.cache.folder.parent}"
-        raise InputError(f"{run / 'results.json'}: no {', '.join(missing)}; {cure}")
-    folder, partial, old = (run / name for name in ("report", ".report.partial", ".report.old"))
-    for leftover in (partial, old):
-        shutil.rmtree(leftover, ignore_errors=True)
-    partial.mkdir(parents=True)
-    pairs = write_folder(partial, run, data, training, count)
-    if folder.exists():
-        folder.rename(old)
-    partial.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
+def write_report(shown: list[Shown], count: int) -> Path:
+    """Write report/ of the first policy's run whole, in place of an earlier one; prints and
+    returns the page's path. InputError for policies that decided on different splits or caches, and
+    for results of an older version."""
+    run, first = shown[0].run, shown[0].data
+    for each in shown:
+        if missing := [name for name in SHOWN if name not in each.data.results]:
+            cure = f"run: python evaluate.py --run {each.run} --cache {first.cache.folder.parent}"
+            raise InputError(f"{each.run / 'results.json'}: no {', '.join(missing)}; {cure}")
+        for key in ("split", "cache_key"):
+            ours, theirs = first.results[key], each.data.results[key]
+            if ours != theirs:
+                raise InputError(
+                    f"{each.run / 'results.json'}: {key} {theirs}, but {ours} in {run}; evaluate"
+                    " both on the same cache"
+                )
+    folder = run / "report"
+    with new_folder(folder, PAGE) as partial:
+        pairs = write_folder(partial, shown, count)
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     print(f"report: {folder / 'index.html'} ({pairs} pairs, {size / 1e6:.1f} MB)")
     return folder / "index.html"

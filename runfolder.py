@@ -9,97 +9,133 @@ import errno
 import hashlib
 import json
 import os
+import platform
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 import ranks
-from config import Bandit, InputError, TrainConfig, TwinsConfig, from_dict, to_dict
+from bandit import hold_out
+from config import (
+    MOST_LANES,
+    Bandit,
+    InputError,
+    TrainConfig,
+    TwinsConfig,
+    from_dict,
+    to_dict,
+    whole,
+    write_text,
+)
+from core import tensors
+from core.errors import WriteError
+from core.files import Kind, own_folder, remove_ours, writing
+from core.stored import (
+    Each,
+    check_form,
+    is_number,
+    is_text,
+    maybe,
+    misfit,
+    parse_json,
+    read_text,
+    why,
+    write_json,
+)
+from core.tensors import digest as digest  # the suite asks here for everything about checkpoints
+from core.tensors import with_digest
 from gate import Gate
-from preprocess import Cache, write_json
+from preprocess import Cache
+
+# What is written where; only this is ever deleted.
+_SHOWN = ("thresholds", "preprocessing", "signals", "decisions", "onset", "events", "epsilon")
+_SHOWN += ("avg10", "before_after", "network", "yardsticks", "per_class", "pair-*")
+FIGURES = Kind(
+    "folder of figures", tuple(f"{name}.png" for name in _SHOWN), (("before_after.png", ""),)
+)
+PAGE = Kind(
+    "page",
+    (
+        *("index.html", "report.js", "vendor/*", "vendor/*/*", "data/*.js"),
+        *("clips/[0-9]*.mp3", "clips/[0-9]*.webp"),
+    ),
+    (("report.js", ""), ("data/index.js", "")),
+)
+RESULTS = ("results.json", "decisions.npz", "events.tsv", "onsets.tsv")
+EVALUATION = Kind(
+    "evaluation", RESULTS, (("results.json", "cache_key"), ("results.json", "before"))
+)
+CHECKPOINTS = ("last.pt", "best.pt", "episode-[0-9]*.pt")
+RUN = Kind(
+    "run",
+    (
+        *CHECKPOINTS,
+        *(f"{name}.tmp" for name in CHECKPOINTS),  # of an older version that was killed
+        *("reward_history.tsv", "status.json", "train.log", *RESULTS, "decisions/*.npz"),
+        "tensorboard/events.out.tfevents.*",
+        *(f"figures/{name}" for name in FIGURES.files),
+        *(f"report/{name}" for name in PAGE.files),
+    ),
+    (("config.json", "cache"), ("config.json", "run"), ("config.json", "seed")),
+)
 
 # ---------------------------------------------------------------------------- checkpoint files
 
 
 def write_checkpoint(path: Path, content: dict[str, Any]) -> None:
     """Write under a temporary name, flush to disk, rename: never a half-written file."""
-    temporary = path.with_name(path.name + ".tmp")
     try:
-        with open(temporary, "wb") as stream:
-            torch.save(content, stream)
+        with whole(path) as temporary, open(temporary, "wb") as stream:
+            torch.save(with_digest(content), stream)
             stream.flush()
             os.fsync(stream.fileno())
-        temporary.replace(path)
         flush_folder(path.parent)
-    except (OSError, RuntimeError) as error:  # torch wraps a full disk in a RuntimeError
-        temporary.unlink(missing_ok=True)
-        raise InputError(
-            f"{path}: cannot be written ({reason(error)}); the last good one is kept"
-        ) from None
+    except WriteError as error:
+        raise WriteError(f"{error}; the last good one is kept") from None
 
 
 def flush_folder(folder: Path) -> None:
     """Make a renaming in a folder outlast a power failure."""
-    handle = os.open(folder, os.O_RDONLY)
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except PermissionError:  # Windows opens no folders
+        return
     try:
         os.fsync(handle)
     finally:
         os.close(handle)
 
 
-def reason(error: BaseException) -> str:
-    """One line of why a file could not be written; torch hides the system's own word for it."""
-    while error.__context__ is not None and not isinstance(error, OSError):
-        error = error.__context__
-    return os.strerror(error.errno) if getattr(error, "errno", 0) else str(error).splitlines()[0]
-
-
 def read_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """Read a checkpoint without running code from it (`weights_only`)."""
+    """Read a checkpoint without running code from it; InputError where it is damaged."""
     if not path.exists():
         raise InputError(f"{path}: not found; train first: python DQN.py --run {path.parent}")
-    try:
-        content = torch.load(path, map_location=device, weights_only=True)
-    except Exception as error:  # pickle, zip and torch each have their own errors
-        reason = type(error).__name__  # torch's own text advises to load without safety
-        raise InputError(f"{path}: damaged, or not a checkpoint ({reason})") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: holds a {type(content).__name__}, not a checkpoint")
-    return content
+    return tensors.read_checkpoint(path, device)
 
 
-def digest(value: Any) -> str:
-    """SHA-256 of nested dictionaries, lists, tensors and plain values, independent of the file."""
-    state = hashlib.sha256()
+def processor() -> str:
+    """What decides how sums are rounded: the processor, and the instructions that torch uses on it.
 
-    def feed(item: Any) -> None:
-        if isinstance(item, dict):
-            for key in sorted(item, key=str):
-                state.update(f"{{{key}".encode())
-                feed(item[key])
-        elif isinstance(item, (list, tuple)):
-            state.update(f"[{len(item)}".encode())
-            for each in item:
-                feed(each)
-        elif isinstance(item, torch.Tensor):
-            state.update(f"{item.dtype}{tuple(item.shape)}".encode())
-            state.update(item.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-        else:
-            state.update(repr(item).encode())
-
-    feed(value)
-    return state.hexdigest()
+    The same seed gives the same numbers on one kind only.
+    """
+    name = platform.processor() or platform.machine()
+    with suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as stream:  # Linux
+        models = (line.partition(":")[2] for line in stream if line.startswith("model name"))
+        name = next(models, name).strip()
+    return f"{name}, {torch.backends.cpu.get_cpu_capability()}"
 
 
 def versions() -> dict[str, str]:
-    """What made a checkpoint: torch, numpy and the suite's commit ('unknown' outside git)."""
+    """What made a checkpoint: torch, numpy, the suite's commit ('unknown' outside git), and the
+    processor."""
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
     try:
         commit = subprocess.run(command, capture_output=True, text=True).stdout.strip()
@@ -109,7 +145,13 @@ def versions() -> dict[str, str]:
         "torch": str(torch.__version__),
         "numpy": np.__version__,
         "code": commit or "unknown",
+        "processor": processor(),
     }
+
+
+def made_with() -> dict[str, Any]:
+    """What is kept beside results and weights: `versions`, and the kernels that torch has."""
+    return {"versions": versions(), "kernels": torch.__config__.show()}
 
 
 def pick_device(name: str, threads: int) -> torch.device:
@@ -126,17 +168,26 @@ def pick_device(name: str, threads: int) -> torch.device:
     return torch.device("cuda", ranks.local_rank())
 
 
+# Ctrl-C, kill, a closed terminal, and what Slurm and its like send before the time is up.
+STOP_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
+
+
 def catch_signals() -> list[int]:
-    """From now on SIGINT, SIGTERM and SIGHUP are noted in the returned list; a second one stops."""
+    """From now on `STOP_SIGNALS` are noted in the returned list; a second Ctrl-C stops at once.
+
+    A batch system sends several, to torchrun and to its processes: none may end a run that saves.
+    """
     received: list[int] = []
 
     def note(number: int, _: Any) -> None:
-        if received:
+        if received and number == signal.SIGINT:
             raise KeyboardInterrupt
         received.append(number)
 
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, note)
+    for name in STOP_SIGNALS:
+        number = getattr(signal, name, None)  # Windows has not all of them
+        if number and (name != "SIGHUP" or signal.getsignal(number) != signal.SIG_IGN):  # nohup
+            signal.signal(number, note)
     return received
 
 
@@ -144,6 +195,7 @@ def catch_signals() -> list[int]:
 FREE_FIELDS = (
     "resume",
     "overwrite",
+    "init",
     "digest",
     "status",
     "checkpoint_minutes",
@@ -194,11 +246,112 @@ def policy_content(
         "cache_key": cache.key,
         "signal": json.dumps(cache.manifest["signal"]),
         "gate": json.dumps(gate and gate._asdict()),
-        "versions": versions(),
+        **made_with(),
         "device": next(network.parameters()).device.type,
         "info": info,
+        "seen": torch.from_numpy(prints_of(cache, hold_out(cache, cfg)[0])),
         "network": network.state_dict(),
     }
+
+
+def is_plain(value: Any) -> bool:
+    """A value of a setting."""
+    return value is None or is_number(value) or isinstance(value, (str, bool))
+
+
+def is_told(value: Any) -> bool:
+    """A value of what a checkpoint tells of its training: plain, texts, a dictionary of these."""
+
+    def is_leaf(item: Any) -> bool:
+        return is_plain(item) or misfit(item, [is_text]) is None
+
+    return is_leaf(value) or misfit(value, Each(is_leaf)) is None
+
+
+PLAIN = {
+    "signal": maybe(Each(is_plain)),
+    "gate": maybe({"thresholds": Each(is_number), "fallback": is_number}),
+}
+
+
+class Facts(NamedTuple):
+    """What a checkpoint says of itself."""
+
+    config: Any
+    signal: dict[str, Any] | None  # formulas of the cache that it was trained on
+    gate: Gate | None
+    info: dict[str, Any]
+
+
+def facts_of(cls: type, content: dict[str, Any], path: Path) -> Facts:
+    """Settings (of the config class `cls`), formulas, tag gate and progress of a checkpoint.
+
+    InputError where one is missing, damaged, or of another script.
+    """
+    try:
+        config = config_of(cls, parse_json(content["config"]))
+        signal, gate = (parse_json(content.get(name, "null")) for name in PLAIN)
+        check_form({"signal": signal, "gate": gate}, PLAIN)
+        info = content["info"]
+        check_form(info, Each(is_told))
+        return Facts(config, signal, gate and Gate(gate["thresholds"], gate["fallback"]), info)
+    except (KeyError, TypeError, ValueError, InputError) as error:
+        raise InputError(f"{path}: damaged, or of another script ({why(error)})") from None
+
+
+def queries_of(content: dict[str, Any], path: Path) -> tuple[tuple[str, ...], str]:
+    """Classes that a policy knows apart, none for a windowed one, and the queries it learned."""
+    classes, queries = content.get("classes", ()), content.get("queries", "present")
+    if misfit(classes, [is_text]) is not None or queries not in ("present", "all"):
+        raise InputError(f"{path}: damaged (classes {classes!r}, queries {queries!r})")
+    return tuple(classes), queries
+
+
+def seen_of(content: dict[str, Any], path: Path) -> torch.Tensor | None:
+    """Hashes of the pairs that a policy was trained on, see `prints_of`; None in older versions."""
+    seen = content.get("seen")
+    if seen is not None and not (isinstance(seen, torch.Tensor) and seen.dtype == torch.int64):
+        raise InputError(f"{path}: damaged (seen is no list of pairs)")
+    return seen
+
+
+@contextmanager
+def restoring(path: Path) -> Iterator[None]:
+    """Inside, a run takes over the state of a checkpoint; InputError where that does not fit."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        if "out of memory" in str(error).lower():
+            raise
+        raise InputError(f"{path}: cannot be resumed, it does not fit ({why(error)})") from None
+
+
+def prints_of(cache: Cache, pairs: np.ndarray) -> np.ndarray:
+    """(n,) int64: hash of class, loudness and score of some pairs, by which they are known again in
+    another cache, whatever their clips are called there; pairs without any contrast have none."""
+    found = []
+    for i in pairs:
+        span = slice(cache.offsets[i], cache.offsets[i + 1])
+        values = [cache.signals[name][span] for name in ("rms", "d_raw")]
+        if any(np.ptp(value) for value in values):
+            state = hashlib.blake2b(cache.pairs[i].event_label.encode(), digest_size=8)
+            for value in values:
+                state.update(value.tobytes())
+            found.append(int.from_bytes(state.digest(), signed=True))
+    return np.array(found, np.int64)
+
+
+def trained_on(seen: torch.Tensor | None, cache: Cache, path: Path) -> int:
+    """How many pairs of a cache a checkpoint was trained on, which is said; 0: none, or unknown."""
+    if seen is None:
+        return 0
+    known = int(np.isin(prints_of(cache, np.arange(len(cache.pairs))), seen.cpu().numpy()).sum())
+    if known:
+        print(
+            f"note: {path} was trained on {known} of these {len(cache.pairs)} pairs: how it does on"
+            " them says nothing about recordings that it has never met"
+        )
+    return known
 
 
 def load_weights(network: torch.nn.Module, weights: dict[str, Any], path: Path) -> None:
@@ -236,22 +389,37 @@ def differences(old: dict, new: dict, prefix: str = "") -> list[tuple[str, Any, 
 
 
 def resume_command(processes: int = 1) -> str:
-    """The command line of this run with --resume."""
+    """The command line of this run with --resume; of several machines, that of each of them."""
     words = [word for word in sys.argv if word not in ("--resume", "--overwrite")]
-    start = ["python"] if processes == 1 else ["torchrun", f"--nproc-per-node={processes}"]
+    start = ["python"]
+    if processes > 1:
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", processes))
+        start = ["torchrun", f"--nproc-per-node={here}"]
+        if here < processes:
+            start += [f"--nnodes={processes // here}", "--rdzv-backend=c10d"]
+            start.append(f"--rdzv-endpoint={os.environ['MASTER_ADDR']}:29500")
+        start.append("--")  # see ranks.py
     return shlex.join([*start, *words, "--resume"])
 
 
-def remove_run(folder: Path) -> None:
-    """Delete what an earlier run left, results and pictures of its policy too; nothing else."""
-    ours = ("last.pt", "best.pt", "episode-*.pt", "*.tmp", "reward_history.tsv")
-    for pattern in (*ours, "status.json", "train.log"):
-        for path in folder.glob(pattern):
-            path.unlink()
-    for name in ("results.json", "decisions.npz", "events.tsv", "onsets.tsv"):
-        (folder / name).unlink(missing_ok=True)
-    for name in ("decisions", "figures", "report", "tensorboard"):
-        shutil.rmtree(folder / name, ignore_errors=True)
+@contextmanager
+def held_run(folder: Path, job: ranks.Ranks = ranks.ALONE) -> Iterator[None]:
+    """Be the only job that writes into a run folder; of several processes the first one holds it.
+
+    Raises what `own_folder` raises.
+    """
+    with ExitStack() as held:
+        job.leader_first(lambda: held.enter_context(own_folder(folder, RUN, flag="--run")))
+        yield
+
+
+def begun_passes(cfg: TrainConfig) -> int | None:
+    """Passes of the run that is resumed without a number of its own; else the config's."""
+    last = cfg.run / "last.pt"
+    goes_on = (cfg.resume or ranks.restarted()) and last.exists()
+    if cfg.passes is not None or not goes_on:
+        return cfg.passes
+    return facts_of(type(cfg), read_checkpoint(last), last).config.passes
 
 
 def open_run(
@@ -261,7 +429,8 @@ def open_run(
     processes: int = 1,
     again: bool = False,
 ) -> dict[str, Any] | None:
-    """Create the run folder (None), or return the last.pt to resume from.
+    """Clear the run folder (None), or return the last.pt to resume from, with more passes too;
+    `held_run` holds it.
 
     `again`: a job that torchrun has restarted resumes, whatever the flags. InputError where an
     earlier run would be lost, or mixed with another config, cache or number of processes.
@@ -271,19 +440,14 @@ def open_run(
         if last.exists() and not cfg.overwrite:
             cure = "--resume goes on, --overwrite starts anew"
             raise InputError(f"{cfg.run} already holds a run; {cure}")
-        if cfg.run.exists() and not cfg.run.is_dir():
-            raise InputError(f"--run {cfg.run}: is a file, not a folder")
-        if cfg.run.exists() and any(cfg.run.iterdir()) and not (cfg.run / "config.json").exists():
-            raise InputError(f"--run {cfg.run}: holds other files and no run; give another folder")
-        cfg.run.mkdir(parents=True, exist_ok=True)
-        remove_run(cfg.run)
+        remove_ours(cfg.run, RUN.files)  # results and pictures of the earlier policy too
         write_json(cfg.run / "config.json", to_dict(cfg))
         return None
     if not last.exists():
         raise InputError(f"{last}: not found, so there is nothing to resume; leave out --resume")
     content = read_checkpoint(last, device)
     script, mark = ("twins.py", "twin") if isinstance(cfg, TwinsConfig) else ("DQN.py", "recent")
-    for key in ("config", "optimizer", mark):
+    for key in ("config", "cache_key", "device", "optimizer", mark):
         if key not in content:
             raise InputError(f"{last}: holds no {key}; only a last.pt of {script} can be resumed")
     begun = len(content.get("others", ())) + 1
@@ -292,14 +456,22 @@ def open_run(
         raise InputError(
             f"{last}: begun with {begun} process(es), cannot go on with {processes}; {cure}"
         )
-    rows = differences(known_config(type(cfg), json.loads(content["config"])), stored_config(cfg))
-    if rows:
+    was = to_dict(facts_of(type(cfg), content, last).config)
+    rows = differences(was, stored_config(cfg))
+    goes_on = getattr(cfg, "method", "") != "events"  # its passes end before its boxes begin
+    more = [row for row in rows if goes_on and row[0] == "passes" and (row[1] or 0) < row[2]]
+    if rows := [row for row in rows if row not in more]:
         text = "; ".join(f"--{flag} was {was}, now {now}" for flag, was, now in rows)
         raise InputError(f"{last}: cannot resume with another config: {text}")
     if content["cache_key"] != cache_key:
         raise InputError(f"{last}: the cache has changed since; it cannot be resumed on this one")
+    if more:
+        write_json(cfg.run / "config.json", to_dict(cfg))
     if content["device"] != device.type:
         print(f"note: begun on {content['device']}, resumed on {device.type}: not bit-exact")
+    begun = content["versions"].get("processor", here := processor())
+    if begun != here:
+        print(f"note: begun on {begun}, resumed on {here}: not bit-exact")
     return content
 
 
@@ -329,13 +501,12 @@ class History:
 
     def __init__(self, folder: Path, rows: int):
         self.path = folder / "reward_history.tsv"
-        known = self.path.read_text() if rows and self.path.exists() else ""
+        there = rows and self.path.exists()
+        known = self.path.read_text(encoding="utf-8", errors="replace") if there else ""
         lines = known.splitlines(keepends=True)[: rows + 1]
         if rows and len(lines) < rows + 1:  # after a power failure; the training is not harmed
             print(f"note: {self.path} lost {rows + 1 - len(lines)} of its rows")
-        temporary = folder / "reward_history.tsv.tmp"
-        temporary.write_text("".join(lines) or "\t".join(HISTORY) + "\n")
-        temporary.replace(self.path)
+        write_text(self.path, "".join(lines) or "\t".join(HISTORY) + "\n")
         # Unbuffered: a line is there at once, and nothing is left over that a full disk refused.
         self.stream = open(self.path, "ab", buffering=0)  # noqa: SIM115 (open for the whole run)
         self.board = None
@@ -353,13 +524,12 @@ class History:
         ]
         line = ("\t".join(cells) + "\n").encode()
         try:
-            if self.stream.write(line) != len(line):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        except OSError as error:
-            raise InputError(
-                f"{self.path}: cannot be written ({reason(error)}); the last good checkpoint is"
-                " kept: make room, then go on with --resume"
-            ) from None
+            with writing(self.path):
+                if self.stream.write(line) != len(line):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except WriteError as error:
+            cure = "make room, then go on with --resume"
+            raise WriteError(f"{error}; the last good checkpoint is kept: {cure}") from None
         if self.board:
             for name in HISTORY[1:]:
                 self.board.add_scalar(f"train/{name}", row[name], row["Episode"])
@@ -379,15 +549,19 @@ def read_history(folder: Path) -> dict[str, np.ndarray]:
     path, cure = folder / "reward_history.tsv", f"run: python DQN.py --run {folder}"
     if not path.exists():
         raise InputError(f"{path}: not found; {cure}")
-    with open(path, encoding="utf-8", errors="replace") as stream:
-        names = stream.readline().rstrip("\n").split("\t")
-        lines = [line.split("\t") for line in stream]
+    names, *lines = [line.split("\t") for line in read_text(path, cure).rstrip("\n").split("\n")]
     if names[: len(HISTORY) - 1] != list(HISTORY[:-1]) or any(len(x) != len(names) for x in lines):
         raise InputError(f"{path}: damaged; {cure}")
     if not lines:
         raise InputError(f"{path}: no finished episode; {cure}")
     try:
         rows = np.array(lines, dtype=np.float64)
+        episodes = rows[:, names.index("Episode")]
+        counted = [i for i, name in enumerate(names) if name not in ("Loss", "Q")]
+        if not np.isfinite(rows[:, counted]).all() or episodes.min() < 0:
+            raise ValueError("a number that is none")
+        if episodes.max() >= len(rows) + MOST_LANES:  # lanes run side by side, so some are ahead
+            raise ValueError(f"episode {episodes.max():.0f} in {len(rows)} rows")
     except ValueError as error:
         raise InputError(f"{path}: damaged ({error}); {cure}") from None
     return dict(zip(names, rows.T, strict=True))

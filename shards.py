@@ -21,7 +21,7 @@ from contextlib import suppress
 import numpy as np
 import torch
 
-from ranks import PATIENCE, Ranks, lost_peer
+from ranks import TRAINING_PATIENCE, Ranks, lost_peer
 
 MOMENTS = ("exp_avg", "exp_avg_sq")  # of torch.optim.Adam
 LINE = 16  # floats of a cache line: no two processes write into the same one
@@ -65,7 +65,7 @@ class Meeting:
         """Go on when all have come here. InputError where one has ended."""
         counts, mine = self.counts, int(self.counts[self.rank]) + 1
         counts[self.rank] = mine
-        glances, give_up = 0, time.monotonic() + PATIENCE.total_seconds()
+        glances, give_up = 0, time.monotonic() + TRAINING_PATIENCE.total_seconds()
         for i in range(len(counts)):
             while counts[i] < mine:
                 glances += 1
@@ -79,7 +79,7 @@ class Meeting:
             if self.others.poll(0):
                 raise RuntimeError("its gradients did not come")
             if time.monotonic() > give_up:
-                raise RuntimeError(f"nothing was heard of it for {PATIENCE}")
+                raise RuntimeError(f"nothing was heard of it for {TRAINING_PATIENCE}")
 
 
 class Shards(Message):

@@ -14,7 +14,7 @@ bank fold, named in clips.tsv, and a validation clip plays `--validation-fold` o
 """
 
 import difflib
-import json
+import io
 import math
 import re
 import shutil
@@ -30,9 +30,27 @@ import soundfile
 from scipy.signal import resample_poly
 from tqdm import tqdm
 
-from config import InputError, SoundscapesConfig, num_workers, process_pool, run_script, to_dict
-from timeline import CLIP_COLUMNS, SPLITS, Event, classes_of, read_labels, write_labels
+from config import (
+    InputError,
+    SoundscapesConfig,
+    name_flaw,
+    num_workers,
+    process_pool,
+    run_script,
+    to_dict,
+)
+from core.files import Kind, contents, keep_apart, new_folder, write_bytes, write_text, writing
+from core.stored import read_json, read_text, write_json
+from labels import read_labels
+from sed.audio import TRUNCATED, AudioFile
+from timeline import CLIP_COLUMNS, SPLITS, Event, classes_of, write_labels
 
+# An earlier corpus is never replaced; what is half made is deleted.
+CORPUS = Kind(
+    "corpus",
+    ("corpus.json", "clips.tsv", "*/labels.tsv", "*/audio/*.flac", "bank/[0-9]*.npy"),
+    (("corpus.json", "validation_fold"), ("corpus.json", "out")),
+)
 RATE = 16_000  # samples a second of everything written; the built-in sounds end at 8 kHz
 AUDIO = (".wav", ".flac", ".ogg")
 FADE = RATE // 100  # 10 ms where sounds are cut and joined: no click, and the label stays true
@@ -338,10 +356,11 @@ def list_bank(bank: Path | None, seed: int) -> list[Recording]:
         raise InputError(f"--bank {bank}: no <class>/*({endings}) found; give a folder per class")
     names = [f"{file.parent.name}/{file.name}" for file in files]
     for name in names:
-        if re.search(r'[;"\t\r\n]', name):
-            raise InputError(
-                f"--bank {bank}: {name!r} has a tab, quote or semicolon in it; rename it"
-            )
+        flaw = name_flaw(name, path=True)
+        if re.search('[;"]', name):
+            flaw = "has a quote or semicolon in it"
+        if flaw:
+            raise InputError(f"--bank {bank}: {name!r} {flaw}; rename it")
     prefixes = [re.match(r"(\d+)-", file.name) for file in files]
     folds = [int(prefix[1]) if prefix else 0 for prefix in prefixes]
     if not all(prefixes):
@@ -359,10 +378,7 @@ def read_class_map(path: Path | None, bank_classes: list[str]) -> dict[str, str]
     """Event label -> bank class; without a file every bank class plays itself."""
     if path is None:
         return {name: name for name in bank_classes}
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--class-map {path}: cannot be read ({error})") from None
+    lines = read_text(path).split("\n")
     rows = [[cell.strip() for cell in line.split("\t")] for line in lines]
     if not rows or rows[0] != ["event_label", "bank_class"]:
         found = ", ".join(rows[0]) if rows else "an empty file"
@@ -377,6 +393,8 @@ def read_class_map(path: Path | None, bank_classes: list[str]) -> dict[str, str]
         if len(row) != 2 or not all(row):
             raise InputError(f"{path} line {line}: expected event_label<TAB>bank_class, got {row}")
         label, bank_class = row
+        if flaw := name_flaw(label):
+            raise InputError(f"{path} line {line}: the label {label!r} {flaw}")
         if label in class_map:
             raise InputError(f"{path} line {line}: {label!r} is mapped twice; keep one row")
         if bank_class not in bank_classes:
@@ -392,15 +410,14 @@ def read_class_map(path: Path | None, bank_classes: list[str]) -> dict[str, str]
 def read_recording(path: Path) -> np.ndarray:
     """Mono wave (S,) float32 at 16 kHz. Raises InputError naming a damaged or silent file."""
     try:
-        with soundfile.SoundFile(path) as stream:
-            told, rate = stream.frames, stream.samplerate
-            wave = stream.read(dtype="float32", always_2d=True).mean(axis=1)
-    except (OSError, RuntimeError) as error:  # soundfile's own error is a RuntimeError
-        raise InputError(f"bank file {path}: cannot be read ({error}); replace it") from None
-    if len(wave) < told:
-        raise InputError(f"bank file {path}: ends at {len(wave)} of {told} samples; replace it")
-    if not np.isfinite(wave).all() or np.abs(wave).max(initial=0) < SILENT:
-        raise InputError(f"bank file {path}: empty, silent or not finite; replace or remove it")
+        with AudioFile(path) as audio:
+            wave, rate = audio.read().mean(axis=1), audio.sample_rate
+        if audio.truncated:
+            raise ValueError(TRUNCATED)
+    except ValueError as error:
+        raise InputError(f"bank file {path}: {error}; replace it") from None
+    if np.abs(wave).max() < SILENT:
+        raise InputError(f"bank file {path}: silent; replace or remove it")
     if rate != RATE:
         shared = math.gcd(rate, RATE)
         wave = resample_poly(wave, RATE // shared, rate // shared)
@@ -435,7 +452,9 @@ def decode(recording: Recording, seed: int, folder: Path) -> Recording:
         wave = read_recording(recording.source)
     else:
         wave = synthesise(seed, recording.bank_class, recording.fold, recording.source)
-    np.save(folder / f"{recording.number}.npy", wave)
+    path = folder / f"{recording.number}.npy"
+    with writing(path):
+        np.save(path, wave)
     return recording._replace(parts=active_parts(wave))
 
 
@@ -648,7 +667,9 @@ def mix(clip: Clip, cfg: SoundscapesConfig, bank_dir: Path) -> np.ndarray:
 def render(clip: Clip, cfg: SoundscapesConfig, bank_dir: Path, folder: Path) -> None:
     """Write the clip's FLAC file."""
     path = folder / clip.split / "audio" / clip.filename
-    soundfile.write(path, mix(clip, cfg, bank_dir), RATE, format="FLAC", subtype="PCM_16")
+    sound = io.BytesIO()
+    soundfile.write(sound, mix(clip, cfg, bank_dir), RATE, format="FLAC", subtype="PCM_16")
+    write_bytes(path, sound.getvalue())
 
 
 # ---------------------------------------------------------------------------- corpus folder
@@ -669,20 +690,17 @@ def write_clips(path: Path, clips: list[Clip], duration: float) -> None:
     for clip in clips:
         played = ";".join(sorted({sound.recording.name for sound in clip.sounds}))
         lines.append(f"{clip.split}\t{clip.filename}\t{clip.fold}\t{duration:.6g}\t{played}")
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_text(path, "\n".join(lines) + "\n")
 
 
 def is_complete(cfg: SoundscapesConfig, out: Path) -> bool:
     """True where this very corpus exists; InputError where something else is in its place."""
     path = out / "corpus.json"
     if not path.exists():
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        if out.exists() and (not out.is_dir() or contents(out)):
             raise InputError(f"--out {cfg.out}: exists and is no corpus; give another --out")
         return False
-    try:
-        made = dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, TypeError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read ({error}); delete the corpus folder") from None
+    made = read_json(path, "delete the corpus folder")
     asked = to_dict(cfg)
     for name in ("preset", "out", "workers"):  # none of them changes a sample
         made.pop(name, None)
@@ -724,10 +742,8 @@ def write_corpus(cfg: SoundscapesConfig, folder: Path) -> list[Clip]:
     """Make the whole corpus inside an empty folder."""
     bank, class_map, given = read_inputs(cfg)
     workers, bank_dir = num_workers(cfg.workers), folder / "bank"
-    try:
-        bank_dir.mkdir(parents=True)
-    except OSError as error:
-        raise InputError(f"--out {cfg.out}: cannot be written ({error})") from None
+    with writing(bank_dir):
+        bank_dir.mkdir()
     bank = in_parallel(partial(decode, seed=cfg.seed, folder=bank_dir), bank, workers, "bank")
     clips: list[Clip] = []
     for split in SPLITS:
@@ -739,7 +755,7 @@ def write_corpus(cfg: SoundscapesConfig, folder: Path) -> list[Clip]:
     task = partial(render, cfg=cfg, bank_dir=bank_dir, folder=folder)
     in_parallel(task, clips, workers, "clips")
     write_clips(folder / "clips.tsv", clips, round(cfg.clip_s * RATE) / RATE)
-    (folder / "corpus.json").write_text(json.dumps(to_dict(cfg), indent=2) + "\n")
+    write_json(folder / "corpus.json", to_dict(cfg))
     shutil.rmtree(bank_dir)
     return clips
 
@@ -761,16 +777,12 @@ def summarise(cfg: SoundscapesConfig, clips: list[Clip], seconds: float) -> None
 def main(cfg: SoundscapesConfig) -> int:
     """Make the corpus or say that it is there. An InputError leaves nothing behind."""
     started, out = time.perf_counter(), cfg.out.resolve()
+    keep_apart(cfg.out, [cfg.bank, cfg.class_map, cfg.train_timeline, cfg.validation_timeline])
     if is_complete(cfg, out):
         print(f"corpus {cfg.out} is complete, nothing to do")
         return 0
-    folder = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed
-    try:
+    with new_folder(out, CORPUS, fresh=True) as folder:
         clips = write_corpus(cfg, folder)
-        folder.rename(out)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
     summarise(cfg, clips, time.perf_counter() - started)
     return 0
 

@@ -1,27 +1,20 @@
-"""Labels and the frame clock: label files, seconds <-> frames, frames <-> events.
+"""Events and the frame clock: seconds <-> frames, frames <-> events; label files written.
 
-Reads:  label TSV `filename, onset, offset, event_label` (DESED/DCASE; seconds)
-Writes: the same form
+Writes: label TSV `filename, onset, offset, event_label` (DESED/DCASE; seconds), Audacity tracks
 Shapes: T frames; `edges` (T + 1,) seconds, frame t spans [edges[t], edges[t + 1])
-Next:   soundscapes.py
+Next:   matching.py
 """
 
-import csv
-import math
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from config import (
-    InputError,
-    write_text,
-)
+from config import write_text
 
 SPLITS = ("train", "validation")  # folders of a corpus and of a cache
 CLIP_COLUMNS = ("split", "filename", "fold", "duration", "recordings")  # of a corpus's clips.tsv
 COLUMNS = ("filename", "onset", "offset", "event_label")
-EMPTY = ("", "nan", "na", "none")  # how an empty cell is written in DESED-like files
 
 
 class Event(NamedTuple):
@@ -40,62 +33,16 @@ def in_recording(event: Event, end: str, clip_s: float) -> bool:
     return event.onset > 1e-3 if end == "onset" else event.offset < clip_s - 1e-3
 
 
-def read_labels(path: Path) -> dict[str, list[Event]]:
-    """Label TSV -> events of each clip, clips in file order, events by onset.
-
-    A row without a label is a clip without events. Raises InputError naming file and line.
-    """
-    clips: dict[str, list[Event]] = {}
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as stream:
-            rows = list(csv.reader(stream, delimiter="\t", quoting=csv.QUOTE_NONE))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"labels {path}: cannot be read ({error})") from None
-    if not rows or tuple(cell.strip() for cell in rows[0]) != COLUMNS:
-        found = ", ".join(rows[0]) if rows else "an empty file"
-        expected = ", ".join(COLUMNS)
-        raise InputError(
-            f"{path} line 1: the header must be {expected} (tab separated); found {found}"
-        )
-    for line, row in enumerate(rows[1:], start=2):
-        if not any(cell.strip() for cell in row):
-            continue
-        cells = [cell.strip() for cell in row] + [""] * (len(COLUMNS) - len(row))
-        if len(row) > len(COLUMNS) or not cells[0]:
-            raise InputError(
-                f"{path} line {line}: unknown column layout; expected {', '.join(COLUMNS)}"
-            )
-        filename, onset, offset, label = cells
-        events = clips.setdefault(filename, [])
-        if label.lower() in EMPTY and onset.lower() in EMPTY and offset.lower() in EMPTY:
-            continue
-        try:
-            event = Event(float(onset), float(offset), label)
-        except ValueError:
-            raise InputError(
-                f"{path} line {line}: onset {onset!r} or offset {offset!r} is not a number"
-            ) from None
-        if label.lower() in EMPTY:
-            raise InputError(f"{path} line {line}: an event without event_label")
-        if not (math.isfinite(event.onset) and math.isfinite(event.offset)) or event.onset < 0:
-            raise InputError(
-                f"{path} line {line}: onset {onset} .. offset {offset} is not a time span"
-            )
-        if event.offset <= event.onset:
-            raise InputError(f"{path} line {line}: offset {offset} is not after onset {onset}")
-        events.append(event)
-    if not clips:
-        raise InputError(f"labels {path}: no clips in the file")
-    return {name: sorted(events) for name, events in clips.items()}
-
-
-def write_labels(path: Path, clips: dict[str, list[Event]]) -> None:
-    """Write the form that `read_labels` reads, in milliseconds; no events: one empty row."""
-    lines = ["\t".join(COLUMNS)]
+def write_labels(path: Path, clips: dict[str, list[Any]], more: tuple[str, ...] = ()) -> None:
+    """Write the form of DESED, in milliseconds; no events: one empty row. `more`: numbers that the
+    events have beside, each a column."""
+    lines = ["\t".join(COLUMNS + more)]
     for filename, events in clips.items():
-        lines += [f"{filename}\t{e.onset:.3f}\t{e.offset:.3f}\t{e.event_label}" for e in events]
+        for e in events:
+            beside = "".join(f"\t{getattr(e, name):.4f}" for name in more)
+            lines.append(f"{filename}\t{e.onset:.3f}\t{e.offset:.3f}\t{e.event_label}{beside}")
         if not events:
-            lines.append(f"{filename}\t\t\t")
+            lines.append(filename + "\t" * (len(COLUMNS + more) - 1))
     write_text(path, "\n".join(lines) + "\n")
 
 
@@ -136,9 +83,14 @@ def tidy_events(events: list[Event], min_duration_s: float, merge_gap_s: float) 
     return [event for event in merged if event.offset - event.onset >= min_duration_s - SLACK_S]
 
 
-def frame_edges(num_frames: int, frame_s: float) -> np.ndarray:
-    """Edges (T + 1,) in seconds of a grid of equal frames."""
-    return np.arange(num_frames + 1) * frame_s
+def frame_edges(num_frames: int, frame_s: float, start_s: float = 0.0) -> np.ndarray:
+    """Edges (T + 1,) in seconds of a grid of equal frames.
+
+    Where the first frame would not begin at 0, but at `start_s`, it begins at 0 all the same.
+    """
+    edges = start_s + np.arange(num_frames + 1) * frame_s
+    edges[0] = 0.0
+    return edges
 
 
 def frame_centres(edges: np.ndarray) -> np.ndarray:

@@ -18,9 +18,9 @@ rewards     the Q-network itself, squared error against the rewards of all actio
 A twin always sees cached arrays, as in the independent reading: it has taken no earlier decision.
 """
 
-import json
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,6 +45,8 @@ from bandit import (
     to_device,
 )
 from config import Bandit, InputError, Network, TwinsConfig, run_script
+from core.files import keep_apart
+from core.tensors import fitted
 from DQN import QNetwork, greedy_actions
 from gate import Gate, tune_gate
 from metrics import mean_f1
@@ -59,6 +61,8 @@ class Twin(NamedTuple):
     bandit: Bandit
     signal: dict | None  # formulas of the cache it was trained on; None: unknown
     gate: Gate | None
+    info: dict[str, Any]
+    seen: torch.Tensor | None = None  # see `runfolder.prints_of`; None: unknown
 
 
 def make_network(kind: str, bandit: Bandit, network: Network) -> QNetwork:
@@ -138,7 +142,8 @@ class Trainer:
     def twin(self) -> Twin:
         """The network as it is now."""
         signal = self.cache.manifest["signal"]
-        return Twin(self.cfg.kind, self.network, self.bandit, signal, self.gate)
+        info = self.progress | {"trained_on": self.cache.facts}
+        return Twin(self.cfg.kind, self.network, self.bandit, signal, self.gate, info)
 
     def gradient_step(self) -> float:
         """One step of Adam on a batch of frames drawn at random; returns the loss."""
@@ -171,7 +176,7 @@ class Trainer:
 
     def policy(self) -> dict[str, Any]:
         """What best.pt holds: enough to apply the twin."""
-        info = dict(self.progress)
+        info = self.twin.info
         content = runfolder.policy_content(self.cfg, self.cache, self.network, self.gate, info)
         return {"twin": self.cfg.kind} | content
 
@@ -184,7 +189,7 @@ class Trainer:
         """Take over the state of last.pt."""
         self.network.load_state_dict(content["network"])
         self.optimizer.load_state_dict(content["optimizer"])
-        self.progress = dict(content["info"])
+        self.progress = {name: content["info"][name] for name in self.progress}
         self.rng.bit_generator.state = content["rng"]["draws"]
         runfolder.restore_torch_rng(content["rng"], self.device)
 
@@ -192,18 +197,14 @@ class Trainer:
 def load_twin(path: Path, device: torch.device) -> Twin:
     """Open a checkpoint of this script. InputError if it is another's, damaged or does not fit."""
     content = runfolder.read_checkpoint(path, device)
-    if "twin" not in content:
+    if not {"twin", "gate", "signal"} <= content.keys():
         raise InputError(f"{path}: not a checkpoint of twins.py")
-    try:
-        cfg = runfolder.config_of(TwinsConfig, json.loads(content["config"]))
-        gate, signal = (json.loads(content[name]) for name in ("gate", "signal"))
-        gate, weights = gate and Gate(**gate), content["network"]
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path}: damaged, or not a checkpoint of twins.py ({error!r})") from None
+    cfg, signal, gate, info = runfolder.facts_of(TwinsConfig, content, path)
     bandit = replace(cfg.bandit, reading="independent")
-    network = make_network(cfg.kind, bandit, cfg.network).to(device)
-    runfolder.load_weights(network, weights, path)
-    return Twin(cfg.kind, network.eval(), bandit, signal, gate)
+    make = partial(make_network, cfg.kind, bandit, cfg.network)
+    network = fitted(make, content.get("network"), path).to(device)
+    seen = runfolder.seen_of(content, path)
+    return Twin(cfg.kind, network.eval(), bandit, signal, gate, info, seen)
 
 
 def keep_best(trainer: Trainer) -> None:
@@ -214,16 +215,23 @@ def keep_best(trainer: Trainer) -> None:
         runfolder.write_checkpoint(trainer.cfg.run / "best.pt", trainer.policy())
 
 
-def main(cfg: TwinsConfig) -> int:
-    """Train a twin. Returns the exit code."""
+def main(cfg: TwinsConfig, cache: Cache | None = None) -> int:
+    """Train a twin on the cache that is configured, or on a part of it. Returns the exit code."""
+    keep_apart(cfg.run, [cfg.cache, cfg.cache / cfg.split], "--run")
     device = runfolder.pick_device(cfg.device, cfg.threads)
-    cache = load_cache(cfg.cache / cfg.split)
+    with runfolder.held_run(cfg.run):
+        return train(cfg, device, cache or load_cache(cfg.cache / cfg.split))
+
+
+def train(cfg: TwinsConfig, device: torch.device, cache: Cache) -> int:
+    """The run: from the cache to last.pt and best.pt. Returns the exit code."""
     trainer = Trainer(cfg, cache, device)
     content = runfolder.open_run(cfg, cache.key, device)
     if content is None:
         runfolder.write_checkpoint(cfg.run / "last.pt", trainer.state())
     else:
-        trainer.restore(content)
+        with runfolder.restoring(cfg.run / "last.pt"):
+            trainer.restore(content)
     if trainer.progress["steps"] == trainer.steps:
         print(f"{cfg.run}: this run is complete ({trainer.steps} gradient steps)")
         return 0

@@ -4,6 +4,7 @@ Run:    python visualize.py                     # every figure of runs/slides
         python visualize.py --run runs/demo --cache cache/demo
         python visualize.py --clip a.wav --event-label Speech     # one (clip, class) pair only
         python visualize.py --html              # and a page to look at and listen to
+        python visualize.py --html --beside runs/best     # the page of two policies
         python visualize.py --table runs/table  # figures of evaluate.py --compare
 Reads:  <run>/{config.json, reward_history.tsv, results.json, decisions.npz}, <cache>/<split>/;
         with --table what comparison_figures.py reads
@@ -14,7 +15,8 @@ Next:   README.md
 
 import re
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
+from dataclasses import replace
 from pathlib import Path
 from textwrap import fill
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -23,21 +25,24 @@ import numpy as np
 from torch import nn
 
 import comparison_figures
-from bandit import episode_order
+from comparison import NOT_OPPONENTS, TABLE
 from config import Bandit, TrainConfig, VisualizeConfig, run_script
+from core.files import is_ours, keep_apart, made, own_folder, whole
+from core.stored import read_json
 from dense import DenseQNetwork, training_pairs
 from DQN import QNetwork, epsilon_at
 from evaluate import (
     Evaluated,
-    Match,
+    Matches,
     View,
     find_matches,
     load_evaluated,
-    read_json,
     short,
     view_of,
 )
-from metrics import NAMES, count_pairs, scores_of
+from labels import find_audio
+from matching import Match
+from metrics import DRAWS, NAMES, count_pairs, scores_of
 from plotting import (
     COLOURS,
     MOST_CLASSES,
@@ -50,14 +55,27 @@ from plotting import (
     look,
     page,
     percent,
+    points,
+    save,
     time_axis,
+    tone,
     unit_axis,
-    write,
 )
-from preprocess import load_cache, read_audio
-from report import write_report
-from runfolder import config_of, last_ten, read_checkpoint, read_history, unchanged_rewards
-from timeline import in_recording
+from preprocess import load_cache
+from report import Shown, write_report
+from runfolder import (
+    EVALUATION,
+    FIGURES,
+    RUN,
+    config_of,
+    facts_of,
+    last_ten,
+    queries_of,
+    read_checkpoint,
+    read_history,
+    unchanged_rewards,
+)
+from sed.audio import read_audio
 
 if TYPE_CHECKING:  # matplotlib is imported where a figure is drawn: it builds a font cache
     from matplotlib.axes import Axes
@@ -73,6 +91,7 @@ class Training(NamedTuple):
     config: TrainConfig
     history: dict[str, np.ndarray]
     planned: int
+    schedule: int  # episodes that epsilon was planned for; fewer where a run got more passes
     classes: tuple[str, ...] = ()  # those that a dense network knows apart
     queries: str = "present"  # those of the cache that it was trained on
 
@@ -80,22 +99,27 @@ class Training(NamedTuple):
 def load_training(cfg: VisualizeConfig) -> Training:
     """Settings and reward history of the run."""
     cure = f"python DQN.py --run {cfg.run} --cache {cfg.cache}"
-    config = config_of(TrainConfig, read_json(cfg.run / "config.json", cure))
+    config = config_of(TrainConfig, read_json(cfg.run / "config.json", f"run: {cure}"))
     history = read_history(cfg.run)
     planned = int(history["Episode"].max()) + 1
     folder = cfg.cache / config.split
     if (folder / "manifest.json").exists():  # a run that was stopped has planned more
         cache = load_cache(folder)
         train, _ = training_pairs(cache, config)
-        planned = max(planned, len(episode_order(cache, train, config)))
+        planned = max(planned, (config.passes or 1) * len(train))
+    best = cfg.run / "best.pt"
     if config.method == "windowed":
-        return Training(config, history, planned)
-    content = read_checkpoint(cfg.run / "best.pt")
-    return Training(config, history, planned, tuple(content["classes"]), content["queries"])
+        info = {}
+        if best.exists():
+            info = facts_of(TrainConfig, read_checkpoint(best), best).info
+        return Training(config, history, planned, info.get("planned", planned))
+    known = queries_of(read_checkpoint(best), best)
+    return Training(config, history, planned, planned, *known)
 
 
-def focus_pair(data: Evaluated) -> int:
-    """The pair whose F1 rose most, among those that are on in a part of the clip only."""
+def focus_pair(data: Evaluated) -> tuple[int, str]:
+    """The pair whose F1 rose most, among those that are on in a part of the clip only; and what is
+    to be said of this choice."""
     offsets = data.cache.offsets
     before, after = (
         scores_of(count_pairs(on, data.cache.label, offsets))["f1"]
@@ -103,21 +127,50 @@ def focus_pair(data: Evaluated) -> int:
     )
     share = np.add.reduceat(data.cache.label.astype(float), offsets[:-1]) / np.diff(offsets)
     partly = (share > 0) & (share < 1)
-    return int(np.argmax(np.where(partly | ~partly.any(), after - before, -np.inf)))
+    index = int(np.argmax(np.where(partly | ~partly.any(), after - before, -np.inf)))
+    change = f"F1 {100 * before[index]:.1f} to {100 * after[index]:.1f} %"
+    among = (
+        f"the {partly.sum():,} pairs on in a part of their clip" if partly.any() else "all pairs"
+    )
+    return index, f"chosen: largest gain ({change}) of {among}"
+
+
+def titled(what: str, view: View, why: str) -> str:
+    """Title of a figure of one pair, with the reason why it is this pair where we chose it."""
+    return f"{what}: {view.name}" + f"\n{why}" * bool(why)
 
 
 # ---------------------------------------------------------------------------- figures of a pair
 
 
-def draw_thresholds(view: View) -> "Figure":
-    """Detection under a high, a middle and a low constant threshold (slides, page 3)."""
-    title = f"Detection under different thresholds: {view.name}"
+TUNED_RULE = "best per-class threshold on d_adj"
+
+
+def constant_thresholds(results: dict[str, Any], event_label: str) -> list[tuple[str, float]]:
+    """What they are and the thresholds of the figure, highest first: the slides' high and low one,
+    and between them the one that was tuned on the training clips for this class, where it was."""
+    rows = [row for row in results["yardsticks"] if row["name"] == TUNED_RULE]
+    levels = [("High threshold", 0.9), ("Low threshold", 0.1)]
+    if rows:
+        params = rows[0]["params"]
+        known = event_label in params["classes"]
+        tuned = params["classes"][event_label] if known else params["fallback"]
+        what = "this class" if known else "all classes (this one is not among them)"
+        levels.append((f"Threshold tuned on the training clips for {what}", tuned["t"]))
+    else:
+        levels.append(("Middle threshold (none was tuned: no training cache)", 0.5))
+    return sorted(levels, key=lambda level: -level[1])
+
+
+def draw_thresholds(view: View, results: dict[str, Any], why: str) -> "Figure":
+    """Detection under a high, a tuned and a low constant threshold (slides, page 3)."""
+    title = titled("Detection under constant thresholds", view, why)
     figure, axes = page(title, 6, sharex=True, height_ratios=(5, 2) * 3)
-    levels = [("High", 0.9), ("Middle", 0.5), ("Low", 0.1)]
+    levels = constant_thresholds(results, view.pair.event_label)
     for (name, threshold), curve, row in zip(levels, axes[::2, 0], axes[1::2, 0], strict=True):
         found = view.signals["d_adj"] > threshold
         f1 = scores_of(count_pairs(found, view.label, np.array([0, len(found)])))["f1"][0]
-        curve.set_title(f"{name} threshold {threshold}: frame F1 {percent(f1)}")
+        curve.set_title(f"{name}, {threshold:.3g}: frame F1 {percent(f1)}")
         curve.plot(view.centres, view.signals["d_adj"], **look("d_adj", "Frame-level score D_adj"))
         curve.axhline(threshold, **look("constant", "Constant threshold"))
         unit_axis(curve, "Score")
@@ -142,9 +195,9 @@ def draw_thresholds(view: View) -> "Figure":
 FUSED = {"product": "RMS x score", "harmonic": "Harmonic mean of RMS and score"}
 
 
-def draw_preprocessing(view: View, fusion: str) -> "Figure":
+def draw_preprocessing(view: View, fusion: str, why: str) -> "Figure":
     """RMS, score as heat strip, RMS x score, dynamic threshold (slides, page 5)."""
-    figure, axes = page(f"Preprocessing: {view.name}", 2, 2)
+    figure, axes = page(titled("Preprocessing", view, why), 2, 2)
     first, last = view.edges[0], view.edges[-1]
     panels = {
         "1  RMS": ("Normalised loudness", "rms"),
@@ -166,11 +219,11 @@ def draw_preprocessing(view: View, fusion: str) -> "Figure":
     return legend(figure)
 
 
-def draw_signals(view: View) -> "Figure":
+def draw_signals(view: View, why: str) -> "Figure":
     """Prob95 / thresholds / all three, shaded where the decision changed (slides, page 11)."""
     changed, right = view.before != view.after, view.after == view.label
     none = "" if changed.any() else " (no decision changed)"
-    figure, axes = page(f"Prob95 and thresholds{none}: {view.name}", 3, sharex=True)
+    figure, axes = page(titled(f"Prob95 and thresholds{none}", view, why), 3, sharex=True)
     panels = {
         "Prob95": ("Probability", "prob"),
         "Thresholds: Base_T and DQN_T": ("Threshold", "t_base", "t_adj"),
@@ -189,9 +242,9 @@ def draw_signals(view: View) -> "Figure":
     return legend(figure)
 
 
-def draw_decisions(view: View) -> "Figure":
+def draw_decisions(view: View, why: str) -> "Figure":
     """Base and DQN decision over ground truth as steps (slides, page 11)."""
-    figure, axes = page(f"Decisions over ground truth: {view.name}", 2, sharex=True)
+    figure, axes = page(titled("Decisions over ground truth", view, why), 2, sharex=True)
     rows = [("Base decision", view.before, "t_base"), ("DQN decision", view.after, "t_adj")]
     for ax, (text, on, colour) in zip(axes[:, 0], rows, strict=True):
         scores = scores_of(count_pairs(on, view.label, np.array([0, len(on)])))
@@ -208,60 +261,66 @@ def draw_decisions(view: View) -> "Figure":
 CLOSE_UP_S = 0.75  # an onset that was further off does not fit a close-up
 
 
-def choose_onset(matches: list[Match]) -> tuple[Match, bool] | None:
-    """The onset that the DQN moved closest to the truth (largest move first), and whether it did.
-
-    Events that begin with the clip are left out: their onset is not in the recording.
-    """
+def choose_onset(both: list[tuple[Match, Match]]) -> tuple[Match, Match, bool] | None:
+    """The onset that the DQN moved closest to the truth (largest move first), base and DQN, and
+    whether it did. Only onsets that can be heard."""
     errors = [
-        (round(abs(match.late_s(match.dqn)), 6), -round(abs(match.late_s(match.base)), 6), i)
-        for i, match in enumerate(matches)
-        if in_recording(match.true, "onset", match.clip_s)
+        (round(abs(dqn.late_s()), 6), -round(abs(base.late_s()), 6), i)
+        for i, (base, dqn) in enumerate(both)
+        if dqn.heard("onset")
     ]
     moved = [row for row in errors if row[0] < -row[1]]
     near = [row for row in moved if -row[1] <= CLOSE_UP_S]
     best = min(near or moved or errors, default=None)
-    return None if best is None else (matches[best[2]], bool(moved))
+    return None if best is None else (*both[best[2]], bool(moved))
 
 
-def draw_onset(data: Evaluated, matches: list[Match]) -> "Figure | None":
+NO_EVENT = "no event that both thresholds found shows it"
+
+
+def draw_onset(data: Evaluated, matches: Matches) -> "Figure | str":
     """Audio around an onset with the true, the base and the DQN's onset (slides, page 10)."""
-    chosen = choose_onset(matches)
+    both = matches.both()
+    chosen = choose_onset(both)
     if chosen is None:
-        return None
-    match, moved = chosen
-    view, onset = view_of(data, match.index), match.true.onset
-    none = "" if moved else " (no onset was moved towards the truth)"
-    figure, axes = page(f"Onset close-up{none}: {view.name}")
+        return NO_EVENT
+    base, dqn, moved = chosen
+    event_label, onset = dqn.true.event_label, dqn.true.onset
+    view = view_of(data, data.cache.find(dqn.filename, event_label))
+    which = "moved closest to the truth" if moved else "none was moved towards the truth"
+    why = f"chosen: {which}, of {len(both):,} events that both thresholds found"
+    figure, axes = page(titled("Onset close-up", view, why))
     ax = axes[0, 0]
-    reach = max(0.4, *(1.6 * abs(match.late_s(event)) for event in (match.base, match.dqn)))
+    reach = max(0.4, *(1.6 * abs(match.late_s()) for match in (base, dqn)))
     first, last = max(0.0, onset - reach), min(view.edges[-1], onset + reach)
     draw_audio(ax, data, view, first, last)
-    ax.axvline(onset, linewidth=9, alpha=0.6, **look("label", f"True onset: {onset:.2f} s"))
-    for event, colour, text, line in (
-        (match.base, "t_base", "Base onset", "--"),
-        (match.dqn, "t_adj", "DQN onset", "-"),
+    ax.axvline(onset, linewidth=9, alpha=0.6, **look("label", f"True onset: {onset:.3f} s"))
+    for match, colour, text, line in (
+        (base, "t_base", "Base onset", "--"),
+        (dqn, "t_adj", "DQN onset", "-"),
     ):
-        late = round(1000 * match.late_s(event))
+        late = round(1000 * match.late_s())
         error = f"{abs(late)} ms {'late' if late > 0 else 'early'}" if late else "exact"
-        text = f"{text}: {event.onset:.2f} s, {error}"
+        text = f"{text}: {match.found.onset:.3f} s, {error}"
         above = 3 if line == "--" else 2  # both can be seen where they are one
-        ax.axvline(event.onset, linewidth=3, linestyle=line, zorder=above, **look(colour, text))
-    if match.base.onset != match.dqn.onset:
+        place = {"linewidth": 3, "linestyle": line, "zorder": above}
+        ax.axvline(match.found.onset, **place, **look(colour, text))
+    if base.found.onset != dqn.found.onset:
         arrow = {"arrowstyle": "-|>", "color": COLOURS["t_adj"], "lw": 2}
-        ends = (match.dqn.onset, 0.93), (match.base.onset, 0.93)
+        ends = (dqn.found.onset, 0.93), (base.found.onset, 0.93)
         ax.annotate("", *ends, xycoords=ax.get_xaxis_transform(), arrowprops=arrow)
     time_axis(ax, first, last)
-    ax.set_title(f"All onsets on the clock of the decisions: frames of {view.pair.frame_s:g} s")
+    step = 1000 * view.pair.frame_s
+    ax.set_title(f"Thresholds decide in frames of {step:g} ms; the true onset is the label file's")
     return legend(figure)
 
 
 def draw_audio(ax: "Axes", data: Evaluated, view: View, first: float, last: float) -> None:
     """The waveform between two times where the audio is at hand, else the loudness."""
     folder, wav = data.cache.manifest.get("audio"), None
-    if folder and (Path(folder) / view.pair.filename).is_file():
+    if folder and (path := find_audio(Path(folder), view.pair.filename)):
         with suppress(ValueError):  # not readable any more: the loudness is in the cache
-            wav, sample_rate = read_audio(Path(folder) / view.pair.filename)
+            wav, sample_rate = read_audio(path)
     if wav is None:
         ax.plot(view.centres, view.signals["rms"], **look("rms"))
         unit_axis(ax, "Normalised loudness")
@@ -273,24 +332,27 @@ def draw_audio(ax: "Axes", data: Evaluated, view: View, first: float, last: floa
     ax.set_ylabel("Amplitude (full scale = 1)")
 
 
-def draw_events(data: Evaluated, matches: list[Match]) -> "Figure | None":
+def draw_events(data: Evaluated, matches: Matches) -> "Figure | str":
     """Bars of an event that was narrowed and of one that was widened (slides, page 11)."""
+    both = matches.both()
     kinds: dict[str, list[tuple[float, int]]] = {"Narrowed": [], "Widened": []}
-    for i, match in enumerate(matches):
-        gain = round(match.wrong_s(match.base) - match.wrong_s(match.dqn), 6)
-        base, dqn = (event.offset - event.onset for event in (match.base, match.dqn))
-        if gain > 0 and round(dqn - base, 6):
-            kinds["Narrowed" if dqn < base else "Widened"].append((gain, -i))
-    none = "".join(f" (none usefully {kind.lower()})" for kind in kinds if not kinds[kind])
-    best = {kind: matches[-max(found)[1]] for kind, found in kinds.items() if found}
+    for i, (base, dqn) in enumerate(both):
+        gain = round(base.wrong_s() - dqn.wrong_s(), 6)
+        was, now = (match.found.offset - match.found.onset for match in (base, dqn))
+        if gain > 0 and round(now - was, 6):
+            kinds["Narrowed" if now < was else "Widened"].append((gain, -i))
+    none = "".join(f"; none usefully {kind.lower()}" for kind in kinds if not kinds[kind])
+    best = {kind: both[-max(found)[1]] for kind, found in kinds.items() if found}
     if not best:
-        return None
-    title = f"Events under Base Threshold and DQN Threshold{none}"
+        return NO_EVENT
+    why = f"chosen: the most improved of {len(both):,} that both found{none}"
+    title = f"Events under Base Threshold and DQN Threshold\n{why}"
     figure, axes = page(title, 1, len(best), 5.6)
     rows = [("Ground Truth", "label"), ("Base Threshold", "t_base"), ("DQN Threshold", "t_adj")]
-    for ax, (kind, match) in zip(axes[0], best.items(), strict=True):
-        view, three = view_of(data, match.index), (match.true, match.base, match.dqn)
-        wrong = f"{match.wrong_s(match.base):.2f} s to {match.wrong_s(match.dqn):.2f} s"
+    for ax, (kind, (base, dqn)) in zip(axes[0], best.items(), strict=True):
+        view = view_of(data, data.cache.find(dqn.filename, dqn.true.event_label))
+        three = (dqn.true, base.found, dqn.found)
+        wrong = f"{base.wrong_s():.2f} s to {dqn.wrong_s():.2f} s"
         title = fill(f"{kind}: {view.name}", 48)
         ax.set_title(f"{title}\nonset error + offset error: {wrong}")
         first, last = min(e.onset for e in three), max(e.offset for e in three)
@@ -298,7 +360,7 @@ def draw_events(data: Evaluated, matches: list[Match]) -> "Figure | None":
         time_axis(ax, max(0.0, first - margin), min(view.edges[-1], last + margin))
         for y, ((text, colour), event) in enumerate(zip(rows, three, strict=True)):
             bars(ax, [event], -y, colour, text)
-        for edge in match.true[:2]:
+        for edge in dqn.true[:2]:
             ax.axvline(edge, linestyle=":", **look("constant", "True onset and offset"))
         names = [
             f"{text}\n{event.onset:.2f} to {event.offset:.2f} s"
@@ -312,20 +374,21 @@ def draw_events(data: Evaluated, matches: list[Match]) -> "Figure | None":
 # ---------------------------------------------------------------------------- figures of the run
 
 
-def draw_epsilon(run: Training) -> "Figure":
+def draw_epsilon(run: Training) -> "Figure | str":
     """Exploration rate over episodes, planned and logged, with the gradient steps."""
-    figure, axes = page("Epsilon decay over the episodes of this run")
-    ax, learning, order = axes[0, 0], run.config.learning, np.argsort(run.history["Episode"])
-    rows = {name: values[order] for name, values in run.history.items()}
-    logged = "Logged"
+    learning = run.config.learning
     if run.config.method == "dense":
-        logged = "Logged: 0, as the rewards of all actions are known"
-    else:
-        planned = [epsilon_at(episode, run.planned, learning) for episode in range(run.planned)]
-        text = f"Planned: {learning.epsilon_start:g} to {learning.epsilon_end:g}"
-        ax.fill_between(range(run.planned), planned, color=COLOURS["epsilon"], alpha=0.12)
-        ax.plot(planned, linewidth=5, alpha=0.7, **look("epsilon", text))
-    ax.plot(rows["Episode"], rows["Epsilon"], "--", **look("logged", logged))
+        return "this policy does not explore: the rewards of all actions are known"
+    if not max(learning.epsilon_start, learning.epsilon_end):
+        return "this run does not explore: epsilon is 0"
+    figure, axes = page("Epsilon decay over the episodes of this run")
+    ax, order = axes[0, 0], np.argsort(run.history["Episode"])
+    rows = {name: values[order] for name, values in run.history.items()}
+    planned = [epsilon_at(episode, run.schedule, learning) for episode in range(run.planned)]
+    text = f"Planned: {learning.epsilon_start:g} to {learning.epsilon_end:g}"
+    ax.fill_between(range(run.planned), planned, color=COLOURS["epsilon"], alpha=0.12)
+    ax.plot(planned, linewidth=5, alpha=0.7, **look("epsilon", text))
+    ax.plot(rows["Episode"], rows["Epsilon"], "--", **look("logged", "Logged"))
     ax.set_xlabel(f"Episode (one pair each; {len(order):,} of {run.planned:,} finished)")
     unit_axis(ax, "Epsilon: share of random actions")
     ax.set_xlim(0, max(1, run.planned - 1))
@@ -377,24 +440,37 @@ def draw_before_after(results: dict[str, Any]) -> "Figure":
     """Table and bars of the three metrics before and after (slides, page 10)."""
     pairs, before, after = judged_pairs(results), results["before"], results["after"]
     figure, axes = page(
-        f"Before and after the DQN: {pairs}, {results['split']} split", 1, 2, width_ratios=(6, 5)
+        f"Before and after the DQN: {pairs}, {results['split']} split", 1, 2, width_ratios=(7, 5)
     )
     table, ax = axes[0]
     table.set_axis_off()
-    gains = {name: f"{100 * (after[name] - before[name]):+.2f}" for name in NAMES}
-    cells = [["Metric", "Before DQN\n(Base_T)", "After DQN\n(DQN_T)", "Gain\n(points)"]]
-    cells += [[TEXT[n], percent(before[n]), percent(after[n]), gains[n]] for n in NAMES]
-    drawn = table.table(cells, bbox=(0, 0.24, 1, 0.66), cellLoc="center")
+    gains = {name: after[name] - before[name] for name in NAMES}
+    tones = {name: tone(results, *results["interval"][name]) for name in NAMES}
+    marks = {name: f"{'▼' if gains[name] < 0 else '▲'} {points(gains[name])}" for name in NAMES}
+    ranges = {name: " to ".join(map(points, results["interval"][name])) for name in NAMES}
+    cells = [
+        ["Metric", "Before DQN\n(Base_T)", "After DQN\n(DQN_T)", "Gain (points)\n95 % interval"]
+    ]
+    cells += [
+        [TEXT[n], percent(before[n]), percent(after[n]), f"{marks[n]}\n{ranges[n]}"] for n in NAMES
+    ]
+    drawn = table.table(
+        cells, bbox=(0, 0.3, 1, 0.66), cellLoc="center", colWidths=(0.19, 0.25, 0.25, 0.31)
+    )
     drawn.auto_set_font_size(False)
     for (row, column), cell in drawn.get_celld().items():
         cell.set(edgecolor="#d5dae1", facecolor="white" if row else "#eef2f8")
         cell.set_text_props(size=15, weight="normal" if row and column != 2 else "bold")
+        if row and column == 3:
+            cell.set_text_props(color=COLOURS[tones[NAMES[row - 1]]])
     frames = results.get("present_frames", results["num_frames"])
     counts = [f"{n:,}" for n in (results["fixed_frames"], results["broken_frames"], frames)]
     text = (
         "Each metric per pair, then the mean over {}.\n{} decisions fixed, {} broken, of {} frames."
+        "\n▲ rose, ▼ fell; grey: may be chance, as the interval"
+        f"\n({DRAWS:,} bootstraps of clips) covers 0."
     )
-    table.text(0, 0.08, text.format(pairs, *counts), linespacing=1.6)
+    table.text(0, 0.05, text.format(pairs, *counts), linespacing=1.6)
     for x, values, colour, text in (
         (-0.2, before, "t_base", "Before DQN (Base_T)"),
         (0.2, after, "t_adj", "After DQN (DQN_T)"),
@@ -403,11 +479,12 @@ def draw_before_after(results: dict[str, Any]) -> "Figure":
         ax.bar_label(ax.bar(place, height, 0.38, **look(colour, text)), fmt="%.1f", padding=2)
     for x, name in enumerate(NAMES):
         top = 100 * max(before[name], after[name]) + 7
-        ax.text(x, top, f"{gains[name]} points", ha="center", weight="bold")
+        said = {"ha": "center", "weight": "bold", "color": COLOURS[tones[name]]}
+        ax.text(x, top, marks[name], **said)
     ax.set_xticks(range(len(NAMES)), [TEXT[name] for name in NAMES])
     ax.set_ylim(0, 115)
     ax.set_yticks(range(0, 101, 20))
-    ax.set_ylabel("Mean over pairs (%)")
+    ax.set_ylabel("Mean over pairs (%); above: gain (points)")
     ax.grid(axis="x", visible=False)
     return legend(figure)
 
@@ -491,67 +568,127 @@ def draw_network(run: Training) -> "Figure":
 
 
 def draw_yardsticks(results: dict[str, Any]) -> "Figure":
-    """Before, after and the yardsticks, one panel a metric."""
-    rows = [("t_base", "Before DQN", {"name": "Base_T", **results["before"]})]
-    rows += [("t_adj", "After DQN", {"name": "DQN_T", **results["after"]})]
-    rows += [("yardstick", "Yardstick", row) for row in results["yardsticks"]]
-    title = f"Yardsticks: {judged_pairs(results)}, {results['split']} split"
-    figure, axes = page(title, 1, len(NAMES), max(PAGE[1], 2 + 0.46 * len(rows)), sharey=True)
-    for ax, name in zip(axes[0], NAMES, strict=True):
-        for i, (colour, text, row) in enumerate(rows):
-            ax.barh(-i, 100 * row[name], 0.7, **look(colour, text))
-            ax.text(122, -i, f"{100 * row[name]:.1f}", ha="right", va="center")
-        ax.axvline(100 * results["after"][name], color=COLOURS["t_adj"], linestyle=":")
-        ax.set_title(TEXT[name])
-        ax.set_xlabel("Mean over pairs (%)")
-        ax.set_xlim(0, 123)
-        ax.set_xticks(range(0, 101, 25))
-        ax.grid(axis="y", visible=False)
+    """Before, after and the yardsticks by F1, one panel a metric.
+
+    The whiskers are the interval of the difference to the DQN, laid from the DQN's value: where one
+    reaches its line, the two cannot be told apart.
+    """
+    base = {"name": "Before: Base_T", "kind": "base", "interval": results["interval"]}
+    ours = {"name": "After: DQN_T", "kind": "policy", "interval": None}
+    rows = [base | results["before"], ours | results["after"], *results["yardsticks"]]
+    rows.sort(key=lambda row: -row["f1"])
+    title = (
+        f"Rules beside the DQN, best F1 first: {judged_pairs(results)}, {results['split']} split"
+    )
+    height = max(PAGE[1], 3 + 0.4 * len(rows))
+    figure, axes = page(title, 1, len(NAMES), height, sharey=True)
+    for ax, metric in zip(axes[0], NAMES, strict=True):
+        draw_yardstick(ax, rows, metric, results["after"][metric])
     names = []
-    for _, text, row in rows:
+    for row in rows:
         setting = str(row.get("setting") or "")
-        more = f"\n{setting}" if 0 < len(setting) <= 34 else ""  # a longer one is in results.json
-        names.append(
-            short(row["name"], 40) + more if text == "Yardstick" else f"{text}: {row['name']}"
-        )
+        more = f" ({setting})" if 0 < len(setting) <= 24 else ""  # longer ones: results.json
+        names.append(short(row["name"] + more, 46))
     axes[0, 0].set_yticks(-np.arange(len(rows)), names)
-    return legend(figure)
+    axes[0, 0].set_ylim(-len(rows) + 0.4, 0.6)
+    for text, row in zip(axes[0, 0].get_yticklabels(), rows, strict=True):
+        text.set_weight("bold" if row["kind"] in ("base", "policy") else "normal")
+    note = "Lines: the DQN's value minus the 95 % interval of its (paired) difference to the row.\n"
+    note += "A line that reaches the dotted one: the row and the DQN cannot be told apart."
+    return legend(figure, 5, note)
+
+
+YARDSTICKS = {  # kind of a row -> colour, legend entry
+    "base": ("t_base", "Before DQN"),
+    "policy": ("t_adj", "After DQN"),
+    "rule": ("yardstick", "Rule (best ..: tuned on training clips)"),
+    "ceiling": ("ceiling", "Ceiling: knows the labels"),
+}
+
+
+def draw_yardstick(ax: "Axes", rows: list[dict[str, Any]], metric: str, ours: float) -> None:
+    """One metric of all rows: points, whiskers, numbers, the level of the DQN."""
+    spans = [
+        np.array([row[metric], row[metric]])
+        if row["interval"] is None
+        else ours - np.array(row["interval"][metric])[::-1]
+        for row in rows
+    ]
+    near = [span for span, row in zip(spans, rows, strict=True) if row["name"] not in NOT_OPPONENTS]
+    first, last = 100 * np.min(near), 100 * np.max(near)
+    margin = 0.05 * max(last - first, 1)
+    ax.set_xlim(first - margin, last + margin)
+    ax.axvline(100 * ours, linestyle=":", **look("t_adj", "Level of the DQN"))
+    for i, (row, span) in enumerate(zip(rows, spans, strict=True)):
+        if i % 2:
+            ax.axhspan(-i - 0.5, -i + 0.5, color="#f4f6f9", lw=0, zorder=0)
+        colour, text = YARDSTICKS[row["kind"]]
+        value = 100 * row[metric]
+        place = {"transform": ax.get_yaxis_transform(), "va": "center", "fontsize": 11}
+        weight = "bold" if row["kind"] in ("base", "policy") else "normal"
+        ax.text(1.02, -i, f"{value:.1f}", weight=weight, **place)
+        if not first - margin <= value <= last + margin:
+            side = {"ha": "left"} if value < first else {"ha": "right"}
+            said = "◂ off the scale" if value < first else "off the scale ▸"
+            ax.text(
+                0.01 if value < first else 0.99, -i, said, color=COLOURS[colour], **side, **place
+            )
+            continue
+        ax.plot(100 * span, [-i, -i], color=COLOURS[colour])
+        ax.plot([value], [-i], "o", markersize=8, **look(colour, text))
+    ax.set_title(TEXT[metric])
+    ax.set_xlabel("Mean over pairs (%)")
+    ax.grid(axis="y", visible=False)
+    ax.tick_params(left=False)
 
 
 def draw_per_class(results: dict[str, Any]) -> "Figure":
-    """Gain of each class in points: accuracy, IoU, F1."""
+    """Gain of each class in points: accuracy, IoU, F1, with intervals."""
     table = results["per_class"]
     names = sorted(table, key=lambda name: (-table[name]["pairs"], name))[:MOST_CLASSES]
     which = f" ({len(names)} most frequent of {len(table)})" if len(names) < len(table) else ""
     title = f"Gain of the DQN by class{which}: {results['split']} split"
-    figure, axes = page(title, height=max(PAGE[1], 2 + 0.55 * len(names)))
+    figure, axes = page(title, height=max(PAGE[1], 2 + 0.65 * len(names)))
     ax, place = axes[0, 0], -np.arange(len(names))
     for i, metric in enumerate(NAMES):
-        gains = [100 * (table[n]["after"][metric] - table[n]["before"][metric]) for n in names]
-        drawn = ax.barh(place + 0.27 * (1 - i), gains, 0.26, **look(metric))
-        ax.bar_label(drawn, fmt="%+.1f", fontsize=11, padding=3)
+        gains = np.array([table[n]["after"][metric] - table[n]["before"][metric] for n in names])
+        ends = np.array([table[n]["interval"][metric] for n in names])
+        y = place + 0.27 * (1 - i)
+        ax.barh(y, 100 * gains, 0.26, **look(metric))
+        ax.hlines(y, *(100 * ends.T), color=COLOURS["constant"], linewidth=1.2)
+        # beside bar and line, on the side where the bar points to
+        right = np.round(100 * gains, 1) >= 0
+        edge = np.where(right, np.maximum(gains, ends[:, 1]), np.minimum(gains, ends[:, 0]))
+        for at, row, gain, side in zip(100 * edge, y, gains, right, strict=True):
+            where = {"xytext": (4 if side else -4, 0), "textcoords": "offset points"}
+            where |= {"ha": "left" if side else "right", "va": "center", "fontsize": 10.5}
+            ax.annotate(points(gain, 1), (at, row), **where)
     ax.axvline(0, color=COLOURS["constant"], linewidth=1)
     ax.use_sticky_edges = False  # leave room for the numbers on both sides of 0
     ax.margins(x=0.1, y=0.02)
     ax.set_yticks(place, [f"{short(name, 30)}\npairs: {table[name]['pairs']}" for name in names])
     ax.set_xlabel("Gain: after minus before, mean over the pairs of the class (percentage points)")
     ax.grid(axis="y", visible=False)
-    return legend(figure)
+    note = f"Lines: 95 % of {DRAWS:,} bootstraps of clips; one that covers 0 may be chance"
+    return legend(figure, note=note)
 
 
 # ---------------------------------------------------------------------------- all of them
 
-Drawing = Callable[[], "Figure | None"]
+Drawing = Callable[[], "Figure | str"]
 
 
-def pair_drawings(data: Evaluated, index: int, matches: list[Match]) -> dict[str, Drawing]:
-    """Figures that one pair is enough for; `matches` are the events to choose from."""
+def pair_drawings(
+    data: Evaluated, index: int, matches: Matches, why: str = ""
+) -> dict[str, Drawing]:
+    """Figures that one pair is enough for, chosen because of `why`; `matches` are the events to
+    choose from."""
     view = view_of(data, index)
     fusion = (data.cache.manifest["signal"] or {}).get("fusion", "")  # imported signals: unknown
     return {
-        "preprocessing": lambda: draw_preprocessing(view, fusion),
-        "signals": lambda: draw_signals(view),
-        "decisions": lambda: draw_decisions(view),
+        "preprocessing": lambda: draw_preprocessing(view, fusion, why),
+        "signals": lambda: draw_signals(view, why),
+        "decisions": lambda: draw_decisions(view, why),
         "onset": lambda: draw_onset(data, matches),
         "events": lambda: draw_events(data, matches),
     }
@@ -559,10 +696,10 @@ def pair_drawings(data: Evaluated, index: int, matches: list[Match]) -> dict[str
 
 def run_drawings(data: Evaluated, run: Training) -> dict[str, Drawing]:
     """Every figure of the slides; pair and events are chosen as the clearest of the split."""
-    index, everywhere = focus_pair(data), list(range(len(data.cache.pairs)))
+    index, why = focus_pair(data)
     return {
-        "thresholds": lambda: draw_thresholds(view_of(data, index)),
-        **pair_drawings(data, index, find_matches(data, everywhere)),
+        "thresholds": lambda: draw_thresholds(view_of(data, index), data.results, why),
+        **pair_drawings(data, index, find_matches(data), why),
         "epsilon": lambda: draw_epsilon(run),
         "avg10": lambda: draw_avg10(run),
         "before_after": lambda: draw_before_after(data.results),
@@ -577,16 +714,24 @@ def safe(text: str) -> str:
     return re.sub(r"[^\w.-]+", "_", text)[:80]
 
 
-def figures(cfg: VisualizeConfig) -> Iterator[tuple[str, "Figure | None"]]:
-    """(file name, figure); None where the data hold nothing to draw."""
+def figures(cfg: VisualizeConfig) -> Iterator[tuple[str, "Figure | str"]]:
+    """(file name, figure); a text says why a figure is left out."""
     import matplotlib
 
     data, prefix = load_evaluated(cfg), ""
+    for note in data.results.get("notes", []):  # older results have none
+        print(f"note: {note}")
     if cfg.clip is None:
         drawings = run_drawings(data, load_training(cfg))
     else:
         index = data.cache.find(cfg.clip, cfg.event_label)
-        drawings = pair_drawings(data, index, find_matches(data, [index]))
+        found = find_matches(data)
+        asked = (cfg.clip, cfg.event_label)
+        own = found._make(
+            [match for match in some if (match.filename, match.true.event_label) == asked]
+            for some in found
+        )
+        drawings = pair_drawings(data, index, own)
         prefix = f"pair-{safe(Path(cfg.clip).stem)}-{safe(cfg.event_label)}-"
     for name, draw in drawings.items():
         with matplotlib.rc_context(STYLE):  # not around the yield: the caller's style is its own
@@ -594,32 +739,31 @@ def figures(cfg: VisualizeConfig) -> Iterator[tuple[str, "Figure | None"]]:
         yield f"{prefix}{name}.png", figure
 
 
-def write_figures(cfg: VisualizeConfig) -> None:
-    """Draw and write every figure; prints each file."""
-    out = cfg.out or cfg.run / "figures"
-    for name, figure in figures(cfg):
-        if figure is None:
-            print(f"{name}: not drawn, no event that both thresholds found shows it")
-            continue
-        write(figure, out / name, cfg.dpi, f"run {cfg.run}")
-
-
-def write_table_figures(cfg: VisualizeConfig, table: Path) -> None:
-    """The figures of a comparison; prints each file, and why one is left out."""
-    for name, figure in comparison_figures.figures(table, cfg.preset):
-        if isinstance(figure, str):
-            print(f"{name}: not drawn, {figure}")
-        else:
-            write(figure, (cfg.out or table / "figures") / name, cfg.dpi, f"table {table}")
+def write_figures(
+    drawn: Iterator[tuple[str, "Figure | str"]], folder: Path, dpi: int, what: str
+) -> None:
+    """Write all figures or none; prints each file, and why one is left out."""
+    files = []
+    with made(folder), ExitStack() as stack:
+        for name, figure in drawn:
+            if isinstance(figure, str):
+                print(f"{name}: not drawn, {figure}")
+                continue
+            files.append(folder / name)
+            save(figure, stack.enter_context(whole(files[-1])), dpi, what)
+    print("\n".join(map(str, files)))
 
 
 def write_page(cfg: VisualizeConfig) -> None:
     """The page of report.py. A policy without a training log, as an imported one, has no curves."""
-    training = None
-    if (cfg.run / "config.json").exists():
-        run = load_training(cfg)
-        training = run.config, run.history
-    write_report(cfg.run, load_evaluated(cfg), training, cfg.pairs)
+    shown = []
+    for run in (cfg.run, cfg.beside):
+        if run is not None:
+            own = replace(cfg, run=run, beside=None)
+            log = load_training(own) if (run / "config.json").exists() else None
+            training = None if log is None else (log.config, log.history)
+            shown.append(Shown(run, load_evaluated(own), training))
+    write_report(shown, cfg.pairs)
 
 
 def main(cfg: VisualizeConfig) -> int:
@@ -628,13 +772,27 @@ def main(cfg: VisualizeConfig) -> int:
     The page comes last, so that its path is the last line; without a training log, which most
     figures need, there is the page only.
     """
+    home, kinds = cfg.run, (EVALUATION, RUN)
     if cfg.table is not None:
-        write_table_figures(cfg, cfg.table)
-        return 0
-    if not cfg.html or (cfg.run / "config.json").exists():
-        write_figures(cfg)
-    if cfg.html:
-        write_page(cfg)
+        home, kinds = cfg.table, (TABLE,)
+    drawn = cfg.table is not None or not cfg.html or (cfg.run / "config.json").exists()
+    out = cfg.out or home / "figures"
+    if cfg.out is not None:
+        inputs = [home, cfg.beside, cfg.cache, cfg.cache / "train", cfg.cache / "validation"]
+        keep_apart(cfg.out, inputs)
+    with ExitStack() as held:
+        ours = any(is_ours(home, kind) for kind in kinds)  # else reading it says what it lacks
+        if ours and (cfg.html or cfg.out is None):
+            held.enter_context(own_folder(home, *kinds))
+        if cfg.out is not None and drawn:
+            held.enter_context(own_folder(cfg.out, FIGURES))
+        if cfg.table is not None:
+            found = comparison_figures.figures(cfg.table, cfg.preset)
+            write_figures(found, out, cfg.dpi, f"table {cfg.table}")
+        elif drawn:
+            write_figures(figures(cfg), out, cfg.dpi, f"run {cfg.run}")
+        if cfg.html:
+            write_page(cfg)
     return 0
 
 

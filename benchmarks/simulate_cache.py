@@ -17,14 +17,12 @@ formulas. A process holds one shard of 64 clips at a time, whatever the size.
 """
 
 import itertools
-import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import tyro
 from scipy.ndimage import gaussian_filter1d
 from tqdm import tqdm
 
@@ -37,22 +35,25 @@ from config import (  # noqa: E402
     num_workers,
     number,
     process_pool,
-    run_main,
+    run_script,
     to_dict,
 )
+from core.files import keep_apart, new_folder  # noqa: E402
+from core.stored import write_json  # noqa: E402
+from labels import read_labels  # noqa: E402
 from preprocess import (  # noqa: E402
+    CACHE,
     CLIPS_PER_SHARD,
     FORMAT,
     ClipRecord,
     Pair,
     _sha256,
-    compute_signals,
     config_key_of,
-    min_max,
-    write_json,
     write_shard,
 )
-from timeline import Event, classes_of, frame_edges, label_frames, read_labels  # noqa: E402
+from sed.signals import VERSION as FORMULAS  # noqa: E402
+from sed.signals import compute_signals, min_max  # noqa: E402
+from timeline import Event, classes_of, frame_edges, label_frames  # noqa: E402
 
 CLASSES = (
     "Alarm_bell_ringing",
@@ -190,35 +191,33 @@ def simulate_split(
     """Write one split, a shard at a time, and put it in place whole."""
     clips = list(timelines(labels, pairs, cfg.frames * cfg.frame_s, cfg.seed))
     classes = sorted({*CLASSES, *classes_of(dict(clips))})
-    partial = folder / f".{split}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    starts = range(0, len(clips), CLIPS_PER_SHARD)
-    jobs = []
-    for i, start in enumerate(starts):
-        some = clips[start : start + CLIPS_PER_SHARD]
-        path = partial / f"shard-{i:05d}.npz"
-        jobs.append((path, some, classes, cfg.frames, cfg.frame_s, (cfg.seed, pairs, i)))
-    bar = tqdm(made_shards(jobs, num_workers(cfg.workers)), total=len(jobs), unit="shard")
-    bar.set_description(f"Simulating {split}")
-    entries = list(bar)
-    signal = to_dict(Signal())
-    manifest = {
-        "format": FORMAT,
-        "split": split,
-        "queries": "present",
-        "classes": classes,
-        "key": config_key_of(signal, entries),
-        "signal": signal,
-        "scores": {"source": "simulated"},
-        "audio": None,
-        "left_out": [],
-        "versions": {"numpy": np.__version__},
-        "shards": entries,
-    }
-    write_json(partial / "manifest.json", manifest)
-    shutil.rmtree(folder / split, ignore_errors=True)
-    partial.rename(folder / split)
+    keep_apart(folder / split, labels, replaced=True)
+    with new_folder(folder / split, CACHE) as partial:
+        starts = range(0, len(clips), CLIPS_PER_SHARD)
+        jobs = []
+        for i, start in enumerate(starts):
+            some = clips[start : start + CLIPS_PER_SHARD]
+            path = partial / f"shard-{i:05d}.npz"
+            jobs.append((path, some, classes, cfg.frames, cfg.frame_s, (cfg.seed, pairs, i)))
+        bar = tqdm(made_shards(jobs, num_workers(cfg.workers)), total=len(jobs), unit="shard")
+        bar.set_description(f"Simulating {split}")
+        entries = list(bar)
+        signal = to_dict(Signal())
+        manifest = {
+            "format": FORMAT,
+            "split": split,
+            "queries": "present",
+            "classes": classes,
+            "key": config_key_of(signal, entries),
+            "signal": signal,
+            "formulas": FORMULAS,
+            "scores": {"source": "simulated"},
+            "audio": None,
+            "left_out": [],
+            "versions": {"numpy": np.__version__},
+            "shards": entries,
+        }
+        write_json(partial / "manifest.json", manifest)
     count = sum(len(entry["pairs"]) for entry in entries)
     print(f"{folder / split}: {len(clips):,} clips, {count:,} pairs of {cfg.frames} frames")
 
@@ -231,4 +230,4 @@ def main(cfg: SimulateConfig) -> None:
 
 
 if __name__ == "__main__":
-    run_main(lambda: main(tyro.cli(SimulateConfig, description=SimulateConfig.__doc__)))
+    run_script(SimulateConfig, main)

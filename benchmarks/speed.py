@@ -37,7 +37,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import soundfile
 import torch
-import tyro
 from torch import nn
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -58,19 +57,23 @@ from config import (  # noqa: E402
     Network,
     PreprocessConfig,
     TrainConfig,
+    num_cores,
     number,
-    run_main,
+    run_script,
     with_preset,
     write_text,
 )
+from core.files import Kind, keep_apart, own_folder  # noqa: E402
 from device import fastest_batch, wait  # noqa: E402
 from DQN import AGREE_EVERY, QNetwork, Trainer, decide_together, greedy_actions  # noqa: E402
 from metrics import count_pairs, scores_of  # noqa: E402
 from preprocess import Cache, load_cache  # noqa: E402
 from ranks import ALONE, Ranks, together  # noqa: E402
+from sed.audio import AudioFile  # noqa: E402
 from timeline import Event  # noqa: E402
 
 CPU = torch.device("cpu")
+MEASURED = Kind("folder of measurements", older=(("speed.json", "machine"), ("speed.json", "rows")))
 SLIDES = {"train": 28_592, "validation": 5_570, "frames": 500}
 # Epsilon falls from 1 to 0.05 over 70 % of the episodes: Simpson's rule over the fall, then 30 %.
 EPSILONS = {1.0: 0.7 / 6, 0.525: 0.7 * 4 / 6, 0.05: 0.7 / 6 + 0.3}
@@ -181,7 +184,7 @@ def threads(count: int) -> Iterator[None]:
 def best_threads(make: Callable[[], Iterator[int]], seconds: float) -> int:
     """The thread count at which the naive version is fastest."""
     found = {}
-    for count in range(1, len(os.sched_getaffinity(0)) + 1):
+    for count in range(1, num_cores() + 1):
         with threads(count):
             found[count] = rate(make(), seconds / 4)
     return max(found, key=found.__getitem__)
@@ -398,7 +401,7 @@ def over_schedule(rates: dict[float, float]) -> float:
 def training(cfg: SpeedConfig, cache: Cache) -> list[Row]:
     """Training over the epsilon schedule, one and two processes, and the gradient step alone."""
     slow, fast, wide, double = [], [], [], []
-    seconds, cores = cfg.seconds / len(EPSILONS), len(os.sched_getaffinity(0))
+    seconds, cores = cfg.seconds / len(EPSILONS), num_cores()
     make = lambda e: naive_training(cache, plain(sharp(Bandit(), cfg.network)), e)  # noqa: E731
     count = best_threads(lambda: make(0.525), cfg.seconds)
     for _ in range(cfg.times):
@@ -661,7 +664,6 @@ def preprocessing(cfg: SpeedConfig, cache: Cache) -> list[Row]:
             scores=home / "scores.npz",
             workers=1,
         )
-        preprocess.loudness(rng.normal(0, 1, sample_rate), sample_rate, job.signal)  # warm-up
         spent, total = profile(job)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     shares = ", ".join(f"{name} {value / total:.0%}" for name, value in spent.items())
@@ -673,12 +675,13 @@ def preprocessing(cfg: SpeedConfig, cache: Cache) -> list[Row]:
 def profile(job: PreprocessConfig) -> tuple[dict[str, float], float]:
     """Seconds spent in each step of preprocess.py, and in all."""
     steps = {
-        "decode": "read_audio",
-        "RMS": "loudness",
-        "filters": "compute_signals",
-        "write": "write_shard",
+        "decode": (AudioFile, "read"),
+        "RMS": (preprocess, "loudness_on_grid"),
+        "filters": (preprocess, "compute_signals"),
+        "write": (preprocess, "write_shard"),
     }
-    spent, originals = dict.fromkeys(steps, 0.0), {}
+    spent = dict.fromkeys(steps, 0.0)
+    originals = [(home, name, getattr(home, name)) for home, name in steps.values()]
 
     def timed(name: str, work: Callable) -> Callable:
         def run(*args: Any) -> Any:
@@ -690,15 +693,14 @@ def profile(job: PreprocessConfig) -> tuple[dict[str, float], float]:
 
         return run
 
-    for name, function in steps.items():
-        originals[function] = getattr(preprocess, function)
-        setattr(preprocess, function, timed(name, originals[function]))
+    for step, (home, name, original) in zip(steps, originals, strict=True):
+        setattr(home, name, timed(step, original))
     began = time.perf_counter()
     try:
         preprocess.main(job)
     finally:
-        for function, original in originals.items():
-            setattr(preprocess, function, original)
+        for place in originals:
+            setattr(*place)
     return spent, time.perf_counter() - began
 
 
@@ -851,15 +853,11 @@ def markdown(rows: list[Row]) -> str:
 
 def machine() -> str:
     """What the figures depend on."""
-    cores, load = len(os.sched_getaffinity(0)), os.getloadavg()[0]
-    name = platform.processor() or platform.machine()
-    with open("/proc/cpuinfo") as stream:
-        name = next((x.split(": ")[1].strip() for x in stream if x.startswith("model name")), name)
-    peak = matmul_peak() / 1e9
+    load, peak = os.getloadavg()[0], matmul_peak() / 1e9
     return (
-        f"{name}, {cores} cores, load {load:.1f} at the start; Python {platform.python_version()},"
-        f" torch {torch.__version__}, numpy {np.__version__}; float32 matmul on one thread"
-        f" {peak:.0f} GFLOP/s"
+        f"{runfolder.processor()}, {num_cores()} cores, load {load:.1f} at the start;"
+        f" Python {platform.python_version()}, torch {torch.__version__}, numpy {np.__version__};"
+        f" float32 matmul on one thread {peak:.0f} GFLOP/s"
     )
 
 
@@ -880,7 +878,13 @@ def main(cfg: SpeedConfig) -> None:
         serve(cfg)
         return
     torch.set_num_threads(1)
-    cfg.out.mkdir(parents=True, exist_ok=True)
+    keep_apart(cfg.out, [cfg.cache])
+    with own_folder(cfg.out, MEASURED):
+        measure(cfg)
+
+
+def measure(cfg: SpeedConfig) -> None:
+    """All sections that are asked for, the caches made first where there are none."""
     if cfg.cache is None:
         folder = cfg.out / ("cache-quick" if cfg.quick else "cache")
         sizes = (40, 20) if cfg.quick else (SLIDES["train"], SLIDES["validation"])
@@ -919,4 +923,4 @@ def main(cfg: SpeedConfig) -> None:
 
 
 if __name__ == "__main__":
-    run_main(lambda: main(tyro.cli(SpeedConfig, description=SpeedConfig.__doc__)))
+    run_script(SpeedConfig, main)

@@ -23,7 +23,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from config import InputError, run_main  # noqa: E402
+from config import ENDS_WITH_PARENT, InputError, run_main  # noqa: E402
 
 PROCESSES = 2
 FOLDS = (5, 4)
@@ -61,9 +61,10 @@ def run(log: str, *command: object) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     words = [sys.executable, *map(str, command)]
     print("python", *words[1:], flush=True)
+    environ = os.environ | {ENDS_WITH_PARENT: "1"}
     with open(path, "a") as stream:
-        code = subprocess.run(words, cwd=ROOT, stdout=stream, stderr=subprocess.STDOUT).returncode
-    if code:
+        done = subprocess.run(words, cwd=ROOT, stdout=stream, stderr=stream, env=environ)
+    if code := done.returncode:
         raise InputError(f"{' '.join(words)} ended with exit code {code}; see {path}")
 
 

@@ -53,6 +53,7 @@ from config import (  # noqa: E402
     whole,
     write_text,
 )
+from core.stored import parse_json, read_npz, read_text  # noqa: E402
 from dense import iou_gain, union_weight  # noqa: E402
 from entrants import predicted_events  # noqa: E402
 from metrics import NAMES, bootstrap_mean, count_pairs, scores_of  # noqa: E402
@@ -646,8 +647,8 @@ def split(fold: int, dev: int, queries: str = "present") -> tuple[Cache, Cache]:
     path = ROOT / "data" / f"esc10-fold{fold}" / "clips.tsv"
     if not path.exists():
         raise InputError(f"{path}: not found; run: python studies/benchmark.py DATA")
-    rows = [line.split("\t") for line in path.read_text().splitlines()[1:]]
-    held = {name for kind, name, number, *_ in rows if kind == "train" and int(number) == dev}
+    rows = [line.split("\t") for line in read_text(path).split("\n")[1:]]
+    held = {row[1] for row in rows if row[:1] == ["train"] and row[2:3] == [str(dev)]}
     cache = load_cache(ROOT / "cache" / f"esc10-fold{fold}-slides-{queries}" / "train")
     names = {clip.filename for clip in cache.clips}
     if not held & names or not names - held:
@@ -676,7 +677,10 @@ def settings_of(name: str) -> str:
 
 def is_of(stored: str, name: str) -> bool:
     """Whether stored settings are a variant's; one that is newer than they are has its default."""
-    return known_config(Variant, json.loads(stored)) == to_dict(VARIANTS[name])
+    try:
+        return known_config(Variant, parse_json(stored)) == to_dict(VARIANTS[name])
+    except ValueError:
+        return False
 
 
 def keep(path: Path, **arrays: Any) -> None:
@@ -690,10 +694,8 @@ def run_one(name: str, fold: int, dev: int, seed: int) -> str:
     """Train a variant, keep its decisions; what is there already is left alone."""
     path = home_of(fold, dev) / f"{name.replace(' ', '_')}-seed{seed}.npz"
     variant = VARIANTS[name]
-    if path.exists():
-        with np.load(path) as stored:
-            if is_of(str(stored["settings"]), name):
-                return f"{name}, seed {seed}: done before"
+    if path.exists() and is_of(str(read_npz(path, None, "delete it").get("settings")), name):
+        return f"{name}, seed {seed}: done before"
     torch.set_num_threads(1)
     train_cache, dev_cache = split(fold, dev)
     fitted = fit(train_cache)
@@ -727,9 +729,9 @@ def rules_of(fold: int, dev: int, queries: str = "present") -> dict[str, np.ndar
     path = home_of(fold, dev) / ("rules.npz" if queries == "present" else f"rules-{queries}.npz")
     train_cache, dev_cache = split(fold, dev, queries)
     if path.exists():
-        with np.load(path) as stored:
-            if str(stored["keys"]) == train_cache.key + dev_cache.key:
-                return {name: stored[name] for name in stored if name != "keys"}
+        stored = read_npz(path, None, "delete it")
+        if str(stored.pop("keys", "")) == train_cache.key + dev_cache.key:
+            return stored
     found = {"T_base": dev_cache.signals["binary"] > 0.5}
     for rule in opponents.fit_all(train_cache, Bandit(), queries):
         found[rule.name] = opponents.decide_rule(rule, dev_cache)
@@ -750,13 +752,13 @@ def table(cfg: TableConfig) -> None:
     rows = {name: [pred] for name, pred in rules_of(cfg.fold, cfg.dev).items()}
     times: dict[str, list[np.ndarray]] = {}
     for path in sorted(home.glob("*-seed*.npz")):
-        with np.load(path) as stored:
-            name = str(stored["name"])
-            if name not in VARIANTS or not is_of(str(stored["settings"]), name):
-                print(f"note: {path} is of other settings and left out")
-                continue
-            rows.setdefault(name, []).append(stored["pred"])
-            times.setdefault(name, []).append(stored["seconds"])
+        stored = read_npz(path, None, "delete it")
+        name = str(stored.get("name"))
+        if name not in VARIANTS or not is_of(str(stored.get("settings")), name):
+            print(f"note: {path} is of other settings and left out")
+            continue
+        rows.setdefault(name, []).append(stored["pred"])
+        times.setdefault(name, []).append(stored["seconds"])
     clip = np.array([pair.filename for pair in cache.pairs])
     pairs, events = {}, {}
     for name, preds in tqdm(rows.items(), desc="Metrics", unit="row"):

@@ -34,6 +34,7 @@ from comparison import HEADLINE, Resampler, headline, interval  # noqa: E402
 from config import (  # noqa: E402
     Checked,
     Dense,
+    InputError,
     TrainConfig,
     number,
     process_pool,
@@ -42,6 +43,7 @@ from config import (  # noqa: E402
     with_preset,
     write_text,
 )
+from core.stored import parse_json, read_npz  # noqa: E402
 from dense import DenseTrainer, greedy  # noqa: E402
 from metrics import count_pairs  # noqa: E402
 from preprocess import Cache  # noqa: E402
@@ -77,7 +79,8 @@ def single(seed: int, **changes: Any) -> TrainConfig:
     """The preset with one member, and changes to how it learns."""
     best = with_preset(TrainConfig, "best")
     dense = replace(best.dense, **({"members": 1, "rival_members": 0} | changes))
-    return replace(best, seed=seed, dense=dense)
+    passes = best.passes or DenseTrainer.PASSES
+    return replace(best, seed=seed, dense=dense, passes=passes)
 
 
 def text_of(queries: str, cfg: TrainConfig) -> str:
@@ -89,10 +92,13 @@ def stored_run(path: Path, text: str) -> dict[str, np.ndarray] | None:
     """What was kept of a network; None if that is not there or of other settings."""
     if not path.exists():
         return None
-    with np.load(path) as stored:
-        queries, bandit, dense, passes = json.loads(str(stored["settings"]))
-        known = [queries, bandit, known_config(Dense, dense), passes]
-        return dict(stored) if known == json.loads(text) else None
+    stored = read_npz(path, None, "delete it")
+    try:
+        queries, bandit, dense, passes = parse_json(str(stored.get("settings")))
+    except (ValueError, TypeError):
+        raise InputError(f"{path}: holds no settings; delete it") from None
+    known = [queries, bandit, known_config(Dense, dense), passes]
+    return stored if known == json.loads(text) else None
 
 
 def trained(cfg: TrainConfig, cache: Cache) -> DenseTrainer:

@@ -13,7 +13,6 @@ Next:   nothing
 Two processes, one thread each. What is finished is skipped, so the study can be interrupted.
 """
 
-import json
 import statistics
 import sys
 import time
@@ -27,7 +26,8 @@ import policy  # noqa: E402
 from benchmark import in_parallel, run  # noqa: E402
 
 import comparison  # noqa: E402
-from config import Bandit, InputError, run_main  # noqa: E402
+from config import Bandit, InputError, run_main, write_text  # noqa: E402
+from core.stored import read_json  # noqa: E402
 from entrants import GATED  # noqa: E402
 from metrics import NAMES  # noqa: E402
 from runfolder import learning_curve  # noqa: E402
@@ -64,7 +64,7 @@ def demo(seed: int) -> None:
 
 def results_of(name: str) -> dict:
     """results.json of a run."""
-    return json.loads((ROOT / "runs" / name / "results.json").read_text())
+    return read_json(ROOT / "runs" / name / "results.json", "evaluate it again")
 
 
 def mean_and_std(rows: list[list[float]], signed: bool = False) -> list[str]:
@@ -105,9 +105,7 @@ def demo_table() -> str:
 def table_of(folder: str) -> dict:
     """results.json of a comparison."""
     path = ROOT / "runs" / folder / "results.json"
-    if not path.exists():
-        raise InputError(f"{path}: not found; run: python studies/reproduce.py benchmark")
-    return json.loads(path.read_text())
+    return read_json(path, "run: python studies/reproduce.py benchmark")
 
 
 def claim(name: str, key: str, tables: list[dict]) -> str:
@@ -197,7 +195,7 @@ def write_table(name: str) -> None:
     head, _, rest = text.partition(begin)
     _, _, tail = rest.partition(end)
     table = TABLES[name]()
-    path.write_text(f"{head}{begin}\n{table}\n{end}{tail}", encoding="utf-8")
+    write_text(path, f"{head}{begin}\n{table}\n{end}{tail}")
     print(table)
 
 

@@ -62,14 +62,18 @@ from config import (  # noqa: E402
     needed,
     number,
     run_script,
+    split_name,
     to_dict,
     with_preset,
 )
+from core.files import Kind, keep_apart, own_folder, write_together  # noqa: E402
+from core.stored import write_json  # noqa: E402
 from DQN import QNetwork, greedy_actions  # noqa: E402
 from evaluate import print_rows, tables  # noqa: E402
 from metrics import NAMES  # noqa: E402
-from preprocess import Cache, load_cache, write_json  # noqa: E402
-from runfolder import pick_device, versions  # noqa: E402
+from preprocess import Cache, load_cache  # noqa: E402
+from provenance import held_against, origin_of  # noqa: E402
+from runfolder import made_with, pick_device  # noqa: E402
 
 try:  # the environments are classes of gymnasium's, so there is no way around it
     gymnasium = needed("gymnasium", __file__)
@@ -429,9 +433,9 @@ class ThresholdEnvConfig(Checked):
     """a set of defaults; flags after it still win"""
     cache: Path = Path("cache")
     """folder with the caches"""
-    train_split: str = "train"
+    train_split: str = split_name("train")
     """cache to train on, and to tune the yardsticks on"""
-    split: str = "validation"
+    split: str = split_name("validation")
     """cache to report on"""
     out: Path = Path("runs/sb3")
     """folder for model.zip and results.json"""
@@ -529,6 +533,11 @@ def learn(model: Any, steps: int, progress: str | None = None) -> None:
         model.learn(steps, callback=go_on)
 
 
+SB3 = Kind(
+    "run of threshold_env.py", older=(("results.json", "algorithm"), ("results.json", "cache_key"))
+)
+
+
 def mean_reward(signals: Signals, actions: torch.Tensor, bandit: Bandit) -> float:
     """Reward per frame of the actions (N,), over all frames."""
     before = decide(signals.prob, signals.t_base) == signals.label
@@ -556,8 +565,19 @@ def main(cfg: ThresholdEnvConfig) -> None:
     check(cfg)
     needed("stable_baselines3", __file__)
     device = pick_device(cfg.device, cfg.threads)
-    train, cache = load_cache(cfg.cache / cfg.train_split), load_cache(cfg.cache / cfg.split)
-    cfg.out.mkdir(parents=True, exist_ok=True)
+    homes = [cfg.cache / cfg.train_split, cfg.cache / cfg.split]
+    keep_apart(cfg.out, [cfg.cache, *homes])
+    with own_folder(cfg.out, SB3):
+        train_and_judge(cfg, device, *map(load_cache, homes))
+
+
+def train_and_judge(
+    cfg: ThresholdEnvConfig, device: torch.device, train: Cache, cache: Cache
+) -> None:
+    """The study itself; nobody else writes into the output folder meanwhile."""
+    notes = held_against("the agent", origin_of(train), cache)
+    for note in notes:
+        print(f"note: {note}")
     model = make_dqn(cfg, train, device)
     began = time.perf_counter()
     learn(model, cfg.steps, "Training")
@@ -573,20 +593,28 @@ def main(cfg: ThresholdEnvConfig) -> None:
         "cache": str(cache.folder),
         "cache_key": cache.key,
         "num_pairs": len(cache.pairs),
+        "notes": notes,
         "train_seconds": round(seconds, 1),
         "train_frames_per_s": round(model.num_timesteps / seconds),
         "gradient_steps": model._n_updates,
         "mean_reward_before": mean_reward(signals, same, cfg.bandit),
         "mean_reward_after": mean_reward(signals, actions, cfg.bandit),
-        "versions": versions() | libraries,
+        **made_with(),
+        "libraries": libraries,
         "config": to_dict(cfg),
         **tables(cache, pred, cfg.bandit, train),
     }
-    temporary = cfg.out / "model.zip.tmp"
-    with open(temporary, "wb") as stream:
-        model.save(stream)
-    temporary.replace(cfg.out / "model.zip")
-    write_json(cfg.out / "results.json", results)
+
+    def save(path: Path) -> None:
+        with open(path, "wb") as stream:
+            model.save(stream)
+
+    write_together(
+        {
+            cfg.out / "model.zip": save,
+            cfg.out / "results.json": lambda path: write_json(path, results),
+        }
+    )
     print_table(results)
     print(f"results: {cfg.out / 'results.json'}, {cfg.out / 'model.zip'}")
 

@@ -6,7 +6,8 @@ Next:   test_structure.py
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,38 @@ def run_script() -> Callable[..., subprocess.CompletedProcess]:
         )
 
     return run
+
+
+DISK = 32 << 20  # bytes of the small file system
+
+
+@pytest.fixture
+def disk() -> Iterator[Path]:
+    """A small file system of its own; the test is skipped where it cannot be had."""
+    folder = Path(tempfile.mkdtemp(prefix="disk-"))
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={DISK}", "tmpfs", str(folder)]
+    if os.name != "posix" or os.geteuid() or subprocess.run(mount, capture_output=True).returncode:
+        folder.rmdir()
+        pytest.skip("a file system of its own needs root and the right to mount")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+        folder.rmdir()
+
+
+@pytest.fixture
+def fill_disk(disk) -> Callable[[int], None]:
+    """`fill_disk(n)` leaves n bytes of `disk`; without its file `ballast` there is room again."""
+
+    def fill(free: int) -> None:
+        left = os.statvfs(disk)
+        size = left.f_bavail * left.f_frsize - free
+        with open(disk / "ballast", "wb") as stream:
+            if size > 0:
+                os.posix_fallocate(stream.fileno(), 0, size)
+
+    return fill
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -8,6 +8,7 @@ from scipy.ndimage import gaussian_filter1d
 
 import preprocess
 import runfolder
+from bandit import make_states
 from config import Bandit, Network, Signal, TrainConfig, to_dict
 from DQN import Trainer
 from timeline import frame_edges, frames_to_events
@@ -66,6 +67,7 @@ def write_cache(
         "classes": sorted(labels),
         "key": preprocess.config_key_of(signal, [entry]),
         "signal": signal,
+        "formulas": preprocess.FORMULAS,
         "scores": {"source": "fabricated"},
         "audio": str(audio) if audio else None,
         "left_out": [],
@@ -92,8 +94,13 @@ def write_policy(
         seed=seed,
     )
     trainer = Trainer(cfg, preprocess.load_cache(cache_folder), torch.device("cpu"))
-    with torch.no_grad():
-        trainer.network.head[2].weight *= 20  # so that actions differ between frames
+    network, signals = trainer.network.eval(), trainer.signals
+    frame = torch.arange(len(trainer.cache.label))
+    with torch.no_grad():  # large and centred on these frames, so that actions differ between them
+        network.head[2].weight *= 20
+        owner = torch.from_numpy(trainer.cache.frames_of_pair)
+        q_values = network(make_states(signals, owner, frame, trainer.bandit))
+        network.head[2].bias -= q_values.mean(0)
     run.mkdir(parents=True, exist_ok=True)
     runfolder.write_checkpoint(run / "best.pt", trainer.policy())
     return run / "best.pt"

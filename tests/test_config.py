@@ -30,6 +30,7 @@ from config import (
     TrainConfig,
     VisualizeConfig,
     from_dict,
+    name_flaw,
     parse,
     to_dict,
     with_preset,
@@ -105,7 +106,7 @@ def test_slides_preset_has_the_numbers_of_the_slides():
     assert (learning.train_start, learning.frames_per_step) == (2_000, 32)
     epsilon = (learning.epsilon_start, learning.epsilon_end, learning.epsilon_fraction)
     assert epsilon == (1.0, 0.05, 0.7) and learning.epsilon_episodes is None
-    assert (learning.episode_order, learning.acting, cfg.passes) == ("shuffled", "eval", 1)
+    assert (learning.episode_order, learning.acting, cfg.passes) == ("shuffled", "eval", None)
     signal = with_preset(PreprocessConfig, "slides").signal
     assert (signal.fusion, signal.flat_fallback, signal.flat_range) == ("product", True, 0.03)
 
@@ -118,7 +119,7 @@ def test_original_preset_is_what_produced_the_published_numbers():
     assert cfg.learning == replace(slides.learning, **learning)
     assert cfg.network == slides.network
     signal = with_preset(PreprocessConfig, "original").signal
-    assert signal == replace(Signal(), fusion="harmonic")
+    assert signal == Signal(fusion="harmonic", loudness="original")
 
 
 def test_a_preset_keeps_its_files_apart():
@@ -137,7 +138,6 @@ ORDERS = {
     "before": ["--preset", "original", "--seed", "3", "--learning.batch", "16"],
     "after": ["--seed", "3", "--learning.batch", "16", "--preset", "original"],
     "joined": ["--seed", "3", "--preset=original", "--learning.batch", "16"],
-    "twice": ["--preset", "demo", "--seed", "3", "--learning.batch", "16", "--preset=original"],
 }
 
 
@@ -146,6 +146,81 @@ def test_preset_may_stand_anywhere(args):
     expected = with_preset(TrainConfig, "original")
     learning = replace(expected.learning, batch=16)
     assert parse(TrainConfig, args) == replace(expected, seed=3, learning=learning)
+
+
+TWICE = {
+    "a number": ["--seed", "1", "--seed", "2"],
+    "the preset": ["--preset", "demo", "--preset=original"],
+    "joined": ["--seed=1", "--seed=1"],
+    "other spelling": ["--checkpoint_every", "1", "--checkpoint-every", "2"],
+    "a group": ["--learning.lr", "1", "--seed", "1", "--learning.lr", "2"],
+    "for and against": ["--resume", "--no-resume"],
+}
+
+
+@pytest.mark.parametrize("args", TWICE.values(), ids=TWICE)
+def test_a_flag_given_twice_is_refused(args):
+    with pytest.raises(InputError, match="given 2 times"):
+        parse(TrainConfig, args)
+
+
+@pytest.mark.parametrize(
+    "args", ["--map a=A b=B c=C", "--map a=A --map b=B c=C", "--map a=A b=B --map=c=C"]
+)
+def test_a_flag_of_many_values_adds_up(args):
+    given = ["--labels", "l", "--split", "x", "--scores", "s", *args.split(), "--workers", "1"]
+    assert parse(PreprocessConfig, given).map == ("a=A", "b=B", "c=C")
+
+
+def test_the_same_in_scripts_of_several_commands():
+    made = {"one": Bandit, "many": DetectConfig, "default": PreprocessConfig(workers=2)}
+    assert parse(made, ["many", "--classes", "a", "--classes", "b"]).classes == ("a", "b")
+    flags = ["default", "--pairs", "all", "--classes", "a", "--classes", "b"]
+    assert parse(made, flags) == PreprocessConfig(workers=2, pairs="all", classes=("a", "b"))
+    with pytest.raises(InputError, match="--context is given 2 times"):
+        parse(made, ["one", "--context", "1", "--context", "2"])
+
+
+BAD_NAMES = [
+    "",
+    " ",
+    "a\tb",
+    "a\nb",
+    "a\rb",
+    "a\x00",
+    "a\x85b",
+    "a\u2028b",
+    "..",
+    "../a",
+    "a/../b",
+    "a\\..\\b",
+]
+
+
+@pytest.mark.parametrize("name", BAD_NAMES)
+def test_names_that_no_table_can_hold_or_that_lead_elsewhere(name):
+    assert name_flaw(name) and name_flaw(name, path=True)
+
+
+def test_names_of_clips_and_of_classes():
+    for name in ("a.wav", "deep/a.wav", "Y--x_30.000", "개.wav", "a b", ".a", "...", "-a", "a..b"):
+        assert not name_flaw(name) and not name_flaw(name, path=True)
+    for name in ("/m/04rlf", "C:/Windows", "a\\b"):  # a class may be called so, a clip may not
+        assert not name_flaw(name) and name_flaw(name, path=True)
+
+
+@pytest.mark.parametrize("name", ["../../evil", "a/b", "/tmp", "..", ".hidden", "", "a\nb", "a\\b"])
+def test_a_split_is_the_plain_name_of_a_folder(name):
+    given = {"labels": Path("l"), "scores": Path("s")}
+    for cls, key, more in (
+        (PreprocessConfig, "split", given),
+        (TrainConfig, "split", {}),
+        (EvaluateConfig, "split", {}),
+        (EvaluateConfig, "train_split", {}),
+    ):
+        with pytest.raises(ValueError, match=key.replace("_", "-")):
+            cls(**{key: name}, **more)
+        assert getattr(cls(**{key: "dev-2"}, **more), key) == "dev-2"
 
 
 def test_flags_win_over_the_preset():
@@ -265,6 +340,12 @@ COMBINATIONS = [
     (TrainConfig, ["--resume", "--overwrite"], "--resume must be used without --overwrite but"),
     (PreprocessConfig, [*LABELS, *AUDIO, *SCORES], "--split must be given with --labels but None"),
     (PreprocessConfig, [*LABELS, *SPLIT, *AUDIO], "--scores must be given with --labels"),
+    (PreprocessConfig, ["--validation-share", "0.2"], "--validation-share must be given together"),
+    (PreprocessConfig, ["--clips", "c"], "--clips must be given together with --labels"),
+    (PreprocessConfig, [*LABELS, *SPLIT, *SCORES, "--clips", "c"], "--split must be given with"),
+    (PreprocessConfig, [*LABELS, *SPLIT, *SCORES, "--seed", "1"], "--seed must be given together"),
+    (PreprocessConfig, [*LABELS, *SPLIT, *SCORES, "--cut-scores"], "--cut-scores must be given"),
+    (DetectConfig, [*SCORES, "--cut-scores"], "--cut-scores must be given together with --audio"),
     (PreprocessConfig, ["--classes", "Dog"], "--classes must be used together with --pairs all"),
     (
         PreprocessConfig,
@@ -465,8 +546,9 @@ def test_config_key_follows_every_field():
     keys = {config.config_key(Signal())}
     for spec in fields(Signal):
         value = getattr(Signal(), spec.name)
-        if spec.name == "fusion":
-            changed = "harmonic"
+        others = {"fusion": "harmonic", "loudness": "original"}
+        if spec.name in others:
+            changed = others[spec.name]
         else:
             changed = not value if isinstance(value, bool) else value * 0.9
         keys.add(config.config_key(replace(Signal(), **{spec.name: changed})))

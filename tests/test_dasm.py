@@ -5,6 +5,7 @@ Next:   test_preprocess.py
 
 import json
 import math
+import os
 import shutil
 import sys
 import types
@@ -19,6 +20,8 @@ import config
 import dasm
 import preprocess
 from config import DasmEmbedConfig, DasmScoreConfig, PreprocessConfig
+from core.files import contents, own_folder
+from core.tensors import with_digest
 from scorers import open_scores
 from timeline import Event, write_labels
 
@@ -420,7 +423,7 @@ def test_a_stopped_run_goes_on_and_a_finished_one_is_left_alone(home, monkeypatc
     with pytest.raises(KeyboardInterrupt):
         dasm.main(score_config(batch=1))
     out = Path("scores/train")
-    assert sorted(path.name for path in out.iterdir()) == ["part-00000.npz", "part-00001.npz"]
+    assert contents(out) == ["part-00000.npz", "part-00001.npz"]
     assert len(content(out)) == 3
     write(out / "part-00002.npz.tmp", "of a run that was killed")
     dasm.main(score_config(batch=1))
@@ -449,7 +452,7 @@ OTHERS = {
 def resave(path: Path, name: str, change) -> None:
     values = torch.load(path, weights_only=True)
     values[name] = change(values[name])
-    torch.save(values, path)
+    torch.save(with_digest(values) if "sha256" in values else values, path)
 
 
 @pytest.mark.parametrize("what", OTHERS)
@@ -578,7 +581,7 @@ FAILURES = {
     "not weights": (
         lambda: write(Path("dasm.pt"), "hello"),
         SCORE,
-        "dasm.pt: not weights, or more than tensors in it",
+        "dasm.pt: damaged, or not a file of tensors",
     ),
     "no config": (
         lambda: Path("text_query/config.yaml").unlink(),
@@ -674,7 +677,7 @@ FAILURES = {
     "no query file": (
         drop("queries.pt", "vectors"),
         SCORE,
-        "queries queries.pt: not a file of python dasm.py embed",
+        "queries.pt: damaged",
     ),
     "frames": (
         edit("text_query/config.yaml", "upsample_ratio: 5", "upsample_ratio: 4.8"),
@@ -746,8 +749,8 @@ FAILURES = {
     "mga weights with objects": (
         lambda: torch.save({"model": Path("x")}, "mga.pt"),
         EMBED,
-        "mga.pt: not weights, or more than tensors in it; if you trust where it comes from,"
-        " --trust-pickle loads it all the same",
+        "mga.pt: damaged, or not a file of tensors (UnpicklingError); if you trust where it comes"
+        " from, --trust-pickle loads it all the same",
     ),
     "other mga weights": (
         lambda: torch.save({"state": {}}, "mga.pt"),
@@ -814,6 +817,31 @@ def test_every_failure_is_one_line_and_exit_code_2(home, monkeypatch, capfd, cas
     left = sorted(path.name for path in Path("scores").iterdir()) if Path("scores").is_dir() else []
     assert left == LEAVES.get(case, [])
     assert not list(Path().rglob("*.tmp"))
+
+
+def test_a_full_disk(home, disk, fill_disk):
+    """One line that names the file, nothing half-written; with room it goes on."""
+    score, embed = score_config(out=disk / "scores"), embed_config(out=disk / "q" / "queries.pt")
+    fill_disk(0)
+    for cfg in (score, embed):
+        with pytest.raises(config.InputError, match=str(disk)):
+            dasm.main(cfg)
+        assert [path.name for path in disk.rglob("*")] == ["ballast"]
+    (disk / "ballast").unlink()
+    for cfg in (score, embed):
+        dasm.main(cfg)
+    assert len(content(disk / "scores")) == 5 and (disk / "q" / "queries.pt").is_file()
+
+
+def test_a_foreign_folder_or_a_second_process(home):
+    write(Path("theirs") / "mine.txt", "x")
+    for out in (Path("theirs"), Path("audio"), Path("audio") / ".."):
+        with pytest.raises(config.InputError, match="--out"):
+            dasm.main(score_config(out=out))
+    refused = pytest.raises(config.InputError, match=f"process {os.getpid()} on")
+    with own_folder(Path("mine"), dasm.PARTS), refused:
+        dasm.main(score_config(out=Path("mine")))
+    assert [path.name for path in Path("theirs").iterdir()] == ["mine.txt"]
 
 
 def test_cuda_that_is_not_there(home, monkeypatch):

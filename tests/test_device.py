@@ -31,7 +31,9 @@ def cache(tmp_path_factory):
 
 def config(bandit, **changes) -> TrainConfig:
     given = {"lanes": 4, "batch": 16, "train_start": 20, "lr": 3e-3, "replay": 30} | changes
-    return TrainConfig(bandit=bandit, network=TINY, learning=Learning(**given), holdout=0.0)
+    return TrainConfig(
+        bandit=bandit, network=TINY, learning=Learning(**given), holdout=0.0, passes=1
+    )
 
 
 def played(trainer) -> list:

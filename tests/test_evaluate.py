@@ -19,12 +19,15 @@ from naive import METRICS, moved, slow_mean
 
 import evaluate
 import opponents
+import preprocess
 import runfolder
 from bandit import to_device
 from config import Bandit, EvaluateConfig, InputError, Learning, Network, TrainConfig
+from core import files
 from DQN import QNetwork, Trainer, greedy_actions
+from labels import read_labels
 from preprocess import load_cache
-from timeline import label_frames, read_labels
+from timeline import label_frames
 
 CPU = torch.device("cpu")
 LENGTHS = [80, 61, 75, 40, 1, 90]
@@ -222,17 +225,27 @@ def test_the_two_blocks_of_the_slides(finished):
 def test_yardsticks_stand_in_the_table(finished, train, cache):
     rows = {row["name"]: row for row in finished.results["yardsticks"]}
     for yardstick in opponents.yardsticks(cache, train, finished.trainer.bandit):
-        row = rows.pop(yardstick.name)
+        name = yardstick.rule.name
+        row = rows.pop(name)
+        assert row["params"] == yardstick.rule.params
         assert {name: row[name] for name in METRICS} == pytest.approx(
             slow_mean(cache, yardstick.pred)
         )
-        assert re.search(rf"^{re.escape(yardstick.name)} .*{row['f1']:.2%}$", finished.text, re.M)
+        assert re.search(rf"^{re.escape(name)} .*{row['f1']:.2%}$", finished.text, re.M)
     assert not rows
 
 
+def test_a_name_in_a_table_does_not_turn_its_numbers(capsys):
+    values = {"accuracy": 0.5, "iou": 0.25, "f1": 0.125}
+    evaluate.print_rows("x", [("\u05e9\u05dc\u05d5\u05dd", values), ("\u202edog", values)])
+    one, two = capsys.readouterr().out.splitlines()[-2:]
+    assert one.startswith("\u2068") and two.startswith("\u2068\u202e\u2069dog")
+    assert one.endswith("50.00%    25.00%    12.50%")
+
+
 def test_no_half_written_file_is_left(finished):
-    names = {path.name for path in finished.run.iterdir()}
-    assert names == {"best.pt", "results.json", "events.tsv", "onsets.tsv", "decisions.npz"}
+    names = ["best.pt", "decisions.npz", "events.tsv", "onsets.tsv", "results.json"]
+    assert files.contents(finished.run) == names
 
 
 @pytest.mark.parametrize("reading", READINGS)
@@ -254,7 +267,7 @@ def test_batch_size_and_output_folder_change_no_number(caches, tmp_path):
     other = run_evaluate(caches, tmp_path / "run", out=tmp_path / "deep" / "other")
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["best.pt"]
     for results in (one, other):
-        results.pop("deciding_seconds")
+        del results["deciding_seconds"], results["sha256"]
     assert (one.pop("batch"), other.pop("batch")) == (5, 256)
     assert one == other
 
@@ -277,7 +290,7 @@ def test_a_policy_of_other_signals_is_refused(caches, tmp_path):
     path = tmp_path / "cache" / "train" / "manifest.json"
     manifest = json.loads(path.read_text())
     manifest["signal"] |= {"beta": 1.3, "fusion": "harmonic"}
-    path.write_text(json.dumps(manifest))
+    preprocess.write_json(path, manifest)
     write_policy(tmp_path / "run", tmp_path / "cache" / "train")
     with pytest.raises(InputError) as error:
         run_evaluate(caches, tmp_path / "run")

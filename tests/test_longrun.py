@@ -32,8 +32,9 @@ def folder(tmp_path, monkeypatch):
 
 
 def config(**changes) -> TrainConfig:
-    learning = Learning(lanes=4, train_start=64, lr=3e-3)
+    learning = Learning(lanes=4, batch=8, train_start=8, lr=3e-3)
     base = {"run": Path("runs/a"), "network": TINY, "learning": learning, "device": "cpu"}
+    base["passes"] = 1
     return TrainConfig(**(base | changes))
 
 
@@ -190,7 +191,7 @@ def test_a_disk_that_fills_up_keeps_the_last_good_checkpoint(
     folder, small_disk, monkeypatch, capsys
 ):
     """A run on a full disk ends with one line and exit code 2; after making room it goes on."""
-    learning = Learning(lanes=4, train_start=64, lr=3e-3, replay=2000)
+    learning = Learning(lanes=4, batch=8, train_start=8, lr=3e-3, replay=2000)
     run, ballast = small_disk / "a", small_disk / "ballast"
     cfg = config(run=run, learning=learning, checkpoint_minutes=1e-9)
     tick = Trainer.tick
@@ -221,5 +222,5 @@ def test_a_checkpoint_of_before_a_free_field_can_be_resumed(folder):
     content = torch.load(path, weights_only=True)
     stored = json.loads(content["config"])
     del stored["status"]
-    torch.save(content | {"config": json.dumps(stored)}, path)
+    runfolder.write_checkpoint(path, content | {"config": json.dumps(stored)})
     assert main(config(resume=True)) == 0

@@ -600,7 +600,7 @@ def test_nothing_beats_the_ceilings(caches):
 
 
 def wordings(rows):
-    return {row.name: row.setting for row in rows}
+    return {row.rule.name: row.rule.setting for row in rows}
 
 
 def test_yardsticks(caches):
@@ -617,14 +617,16 @@ def test_yardsticks(caches):
         "best constant action",
         "best action per frame (ceiling)",
     ]
-    assert [row.name for row in rows] == names
+    assert [row.rule.name for row in rows] == names
     without = opponents.yardsticks(cache, None, Bandit())
-    assert [row.name for row in without] == [*names[:4], names[-1]]
+    assert [row.rule.name for row in without] == [*names[:4], names[-1]]
     for one, other in zip([*rows[:4], rows[-1]], without, strict=True):
         assert np.array_equal(one.pred, other.pred)
     retuned = opponents.yardsticks(cache, replace(train, label=~train.label), Bandit())
     changed = {name for name, text in wordings(retuned).items() if text != wordings(rows)[name]}
     assert "best single threshold on prob" in changed and "best constant action" in changed
+    free = opponents.yardsticks(cache, train, Bandit(max_delta=1.0))  # its ceiling would be 1
+    assert [row.rule.name for row in free] == names[:-1]
 
 
 def test_best_constant_action(caches):

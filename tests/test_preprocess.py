@@ -1,4 +1,4 @@
-"""The six signals against slow versions written from the specification; the cache end to end.
+"""The cache end to end: against slow signals, on reruns, of damaged and unusual inputs.
 
 Next:   test_metrics.py
 """
@@ -14,224 +14,15 @@ import numpy as np
 import pytest
 import soundfile
 from corpora import write_cache
-from hypothesis import given
-from hypothesis import strategies as st
+from test_signals import slow_loudness, slow_on_grid, slow_signals
 
 import preprocess
 import scorers
 from config import InputError, PreprocessConfig, Signal, to_dict
-from preprocess import SIGNALS, compute_signals, load_cache, loudness
+from core import files
+from preprocess import SIGNALS, load_cache
 from scorers import write_scores
 from timeline import Event, frame_edges, write_labels
-
-# ---------------------------------------------------------------------------- slow versions
-
-
-def mm(x, eps=1e-8):
-    low, high = min(x), max(x)
-    return [(v - low) / (high - low + eps) for v in x]
-
-
-def clip95(x):
-    ordered, at = sorted(x), 0.95 * (len(x) - 1)
-    low = math.floor(at)
-    high = min(low + 1, len(x) - 1)
-    top = ordered[low] + (at - low) * (ordered[high] - ordered[low])
-    return [min(v, top) for v in x]
-
-
-def mirrored(x, i):
-    """scipy's default border: d c b a | a b c d | d c b a."""
-    i %= 2 * len(x)
-    return x[i] if i < len(x) else x[2 * len(x) - 1 - i]
-
-
-def median(x, size):
-    """scipy's windows of even size reach one frame further to the left; of the two middle values
-    the upper one counts."""
-    first = -(size // 2)
-    return [
-        sorted(mirrored(x, i + k) for k in range(first, first + size))[size // 2]
-        for i in range(len(x))
-    ]
-
-
-def gauss(x, sigma):
-    reach = int(4 * sigma + 0.5)
-    weights = [math.exp(-k * k / (2 * sigma * sigma)) for k in range(-reach, reach + 1)]
-    return [
-        sum(w * mirrored(x, i + k - reach) for k, w in enumerate(weights)) / sum(weights)
-        for i in range(len(x))
-    ]
-
-
-def slow_signals(rms, score, fusion="product", flat=0.03, alpha=0.7):
-    """Specification, section 2, on frames of 20 ms -> d_adj, prob, t_base."""
-    s1 = median(score, 5)
-    s_med, s_pow = median(s1, 8), [v**2.2 for v in s1]
-    mix = [0.7 * a + 0.3 * b for a, b in zip(mm(s_med), mm(s_pow), strict=True)]
-    d_adj = mm(clip95(mix))
-    if max(score) - min(score) < flat:
-        ordered, at = sorted(rms), 0.1 * (len(rms) - 1)
-        low = math.floor(at)
-        p10 = ordered[low] + (at - low) * (ordered[min(low + 1, len(rms) - 1)] - ordered[low])
-        mean = sum(rms) / len(rms)
-        std = math.sqrt(sum((v - mean) ** 2 for v in rms) / len(rms))
-        return d_adj, list(rms), [min(max(min(p10, mean - std), 0), 1)] * len(rms)
-    fused = []
-    for r, d in zip(rms, d_adj, strict=True):
-        harmonic = 2 / (1 / r + 1 / d) if r > 0 and d > 0 else 0
-        fused.append(r * d if fusion == "product" else harmonic)
-    prob = gauss(mm(clip95(fused)), 2)
-    background = gauss(median(rms, 200), 3)
-    away = gauss([(1 - d) ** 1.2 for d in d_adj], 3)
-    return d_adj, prob, mm([alpha * b * w for b, w in zip(background, away, strict=True)])
-
-
-def slow_loudness(wav, window, hop):
-    """Centred windows, zeros outside: mm(clip95(log(1 + RMS)))."""
-    levels = []
-    for centre in range(0, len(wav) + 1, hop):
-        inside = wav[max(0, centre - window // 2) : centre + window // 2]
-        levels.append(math.log1p(math.sqrt(sum(float(v) ** 2 for v in inside) / window)))
-    return mm(clip95(levels))
-
-
-def random_pair(seed, num_frames=230):
-    """Loudness (0..1) and score (0.05..0.9) of T frames, with bursts and plateaus."""
-    rng = np.random.default_rng(seed)
-    rms = rng.random(num_frames) * np.repeat(rng.random(num_frames // 10 + 1), 10)[:num_frames]
-    score = np.repeat(rng.random(num_frames // 15 + 1), 15)[:num_frames] * rng.random(num_frames)
-    score[20:40], score[60:80] = 0, 1
-    return preprocess.min_max(rms), (0.05 + 0.85 * score).astype(np.float32)
-
-
-# ---------------------------------------------------------------------------- formulas
-
-VALUES = st.lists(st.integers(0, 1000).map(lambda n: n / 1000), min_size=1, max_size=40)
-
-
-@given(VALUES)
-def test_min_max_and_percentile(x):
-    assert preprocess.min_max(np.array(x)) == pytest.approx(mm(x))
-    assert preprocess.clip_percentile(np.array(x), 95) == pytest.approx(clip95(x))
-
-
-def test_a_constant_becomes_zero():
-    assert preprocess.min_max(np.full(5, 0.7)).tolist() == [0] * 5
-
-
-@pytest.mark.parametrize("fusion", ["product", "harmonic"])
-@pytest.mark.parametrize("num_frames", [1, 2, 7, 60, 230])
-def test_signals_against_the_specification(fusion, num_frames):
-    rms, score = random_pair(num_frames, num_frames)
-    signal = Signal(fusion=fusion)
-    values = compute_signals(rms, score, 0.02, signal)
-    if num_frames == 1:  # a single frame has no contrast at all
-        assert values["prob"] == pytest.approx(rms)
-        return
-    d_adj, prob, t_base = slow_signals(rms.tolist(), score.tolist(), fusion)
-    assert values["rms"] == pytest.approx(rms, abs=1e-6)
-    assert np.array_equal(values["d_raw"], score)
-    assert values["d_adj"] == pytest.approx(d_adj, abs=1e-5)
-    assert values["prob"] == pytest.approx(prob, abs=1e-5)
-    assert values["t_base"] == pytest.approx(t_base, abs=1e-5)
-
-
-@pytest.mark.parametrize("spread", [0.0, 0.029, 0.031])
-def test_flat_score_falls_back_on_loudness(spread):
-    rms, _ = random_pair(3)
-    rms = 0.5 + 0.5 * rms if spread else rms
-    score = np.linspace(0.4, 0.4 + spread, len(rms))
-    values = compute_signals(rms, score, 0.02, Signal())
-    _, prob, t_base = slow_signals(rms.tolist(), score.tolist())
-    assert values["prob"] == pytest.approx(prob, abs=1e-5)
-    assert values["t_base"] == pytest.approx(t_base, abs=1e-5)
-    assert (values["prob"] == values["rms"]).all() == (spread < 0.03)
-    off = compute_signals(rms, score, 0.02, Signal(flat_fallback=False))
-    _, prob, t_base = slow_signals(rms.tolist(), score.tolist(), flat=-1)
-    assert off["prob"] == pytest.approx(prob, abs=1e-5)
-    assert off["t_base"] == pytest.approx(t_base, abs=1e-5)
-
-
-def test_alpha_cancels():
-    rms, score = (x.tolist() for x in random_pair(1))
-    with_alpha = slow_signals(rms, score, alpha=0.7)[2]
-    assert with_alpha == pytest.approx(slow_signals(rms, score, alpha=1.0)[2], abs=1e-6)
-
-
-def test_constants_on_frames_of_20_ms(monkeypatch):
-    seen = {"median_filter": [], "gaussian_filter1d": []}
-    for name in seen:
-        real = getattr(preprocess, name)
-
-        def spy(x, size, name=name, real=real):
-            seen[name].append(size)
-            return real(x, size)
-
-        monkeypatch.setattr(preprocess, name, spy)
-    rms, score = random_pair(0)
-    compute_signals(rms, score, 0.02, Signal())
-    assert sorted(seen["median_filter"]) == [5, 8, 200]
-    assert sorted(seen["gaussian_filter1d"]) == pytest.approx([2, 3, 3], abs=1e-12)
-    for sizes in seen.values():
-        sizes.clear()
-    compute_signals(rms, score, 0.064, Signal())
-    for frames, seconds in zip(sorted(seen["median_filter"]), (0.1, 0.16, 4.0), strict=True):
-        assert isinstance(frames, int) and abs(frames * 0.064 - seconds) <= 0.032 + 1e-9
-    assert sorted(seen["gaussian_filter1d"]) == pytest.approx([0.625, 0.9375, 0.9375])
-    compute_signals(rms, score, 10.0, Signal())  # no window is shorter than a frame
-    assert min(seen["median_filter"]) == 1
-
-
-@given(VALUES, VALUES, st.sampled_from(["product", "harmonic"]), st.booleans())
-def test_signals_are_float32_within_0_and_1_and_decided_strictly(rms, score, fusion, fallback):
-    size = min(len(rms), len(score))
-    signal = Signal(fusion=fusion, flat_fallback=fallback)
-    values = compute_signals(np.array(rms[:size]), np.array(score[:size]), 0.02, signal)
-    assert set(values) == set(SIGNALS)
-    for name, array in values.items():
-        assert array.dtype == np.float32 and array.shape == (size,), name
-        assert (array >= 0).all() and (array <= 1).all(), name
-    assert np.array_equal(values["binary"] == 1, values["prob"] > values["t_base"])
-    assert set(values["binary"]) <= {0.0, 1.0}
-
-
-def test_equal_is_off():
-    """Silence under a flat score: probability and threshold are both 0."""
-    values = compute_signals(np.zeros(10), np.full(10, 0.5), 0.02, Signal())
-    assert (values["prob"] == values["t_base"]).all() and not values["binary"].any()
-
-
-@pytest.mark.parametrize(
-    ("sample_rate", "window", "hop"), [(32_000, 2048, 512), (16_000, 1024, 256)]
-)
-def test_loudness_is_centred_log_rms(sample_rate, window, hop):
-    rng = np.random.default_rng(0)
-    wav = rng.normal(0, 0.2, sample_rate // 4 + 100) * np.linspace(0, 1, sample_rate // 4 + 100)
-    found = loudness(wav.astype(np.float32), sample_rate, Signal())
-    assert found == pytest.approx(slow_loudness(wav.astype(np.float32), window, hop), abs=1e-4)
-    assert len(found) == 1 + len(wav) // hop
-
-
-def test_loudness_of_silence_and_of_a_few_samples():
-    assert not loudness(np.zeros(16_000, np.float32), 16_000, Signal()).any()
-    assert np.isfinite(loudness(np.ones(3, np.float32), 16_000, Signal())).all()
-
-
-@pytest.mark.parametrize(("size", "num_frames"), [(63, 50), (10, 50), (50, 50), (1, 4), (5, 1)])
-def test_interpolation_puts_first_on_first_and_last_on_last(size, num_frames):
-    x = np.random.default_rng(0).random(size)
-    found = preprocess.interpolate(x, num_frames)
-    assert len(found) == num_frames and found[0] == x[0]
-    if num_frames > 1:
-        assert found[-1] == x[-1]
-        for t in range(num_frames):
-            at = t * (size - 1) / (num_frames - 1)
-            low = min(math.floor(at), size - 1)
-            high = min(low + 1, size - 1)
-            assert found[t] == pytest.approx(x[low] + (at - low) * (x[high] - x[low]))
-
 
 # ---------------------------------------------------------------------------- cache files
 
@@ -265,9 +56,10 @@ def rewrite(folder, **changes):
     """Change entries of the manifest, or of its first shard."""
     path = folder / "manifest.json"
     manifest = json.loads(path.read_text())
+    del manifest["sha256"]
     for key, value in changes.items():
         (manifest if key in manifest else manifest["shards"][0])[key] = value
-    path.write_text(json.dumps(manifest))
+    preprocess.write_json(path, manifest)
 
 
 def flip(path):
@@ -277,6 +69,20 @@ def flip(path):
     path.write_bytes(data)
 
 
+def edit(folder, old, new):
+    """Change a text in the manifest, as an editor does."""
+    path = folder / "manifest.json"
+    path.write_text(path.read_text().replace(old, new))
+
+
+def pipe(folder):
+    """A pipe in place of the manifest: whoever opens it waits forever."""
+    (folder / "manifest.json").unlink()
+    os.mkfifo(folder / "manifest.json")
+
+
+LONGER = [["0.wav", "Dog", 30, 0.02], ["0.wav", "Speech", 21, 0.02]]
+MOVED = [["0.wav", "Dog", 31, 0.02], ["0.wav", "Speech", 19, 0.02]]
 DAMAGED = {
     "no manifest": (lambda f: (f / "manifest.json").unlink(), "no manifest in "),
     "no folder": (shutil.rmtree, "no manifest in "),
@@ -287,8 +93,43 @@ DAMAGED = {
     "other format": (lambda f: rewrite(f, format=0), "format 0, not 2"),
     "no shard": (lambda f: (f / "shard-00000.npz").unlink(), "shard-00000.npz is missing"),
     "changed": (lambda f: flip(f / "shard-00000.npz"), "shard-00000.npz does not match its check"),
-    "lengths": (lambda f: rewrite(f, pairs=[["a.wav", "A", 9, 0.02]]), "frame counts do not match"),
+    "unknown clip": (lambda f: rewrite(f, pairs=[["a.wav", "Dog", 30, 0.02]]), "damaged ("),
+    "lengths": (lambda f: rewrite(f, pairs=LONGER), "shard-00000.npz: damaged ("),
+    "other lengths": (lambda f: rewrite(f, pairs=MOVED), "not as long as the manifest says"),
+    "no frames": (lambda f: rewrite(f, pairs=[["0.wav", "Dog", 0, 0.02]]), "damaged ("),
+    "terabytes": (lambda f: rewrite(f, pairs=[["0.wav", "Dog", 2**42, 0.02]]), "damaged ("),
+    "no tag": (lambda f: rewrite(f, clips=[["0.wav", 1.0, [], [0.5]]]), "damaged ("),
+    "file elsewhere": (lambda f: rewrite(f, file="../train/shard-00000.npz"), "damaged ("),
+    "edited": (lambda f: edit(f, '"Dog"', '"Cat"'), "does not match its checksum"),
+    "one pipe": (pipe, "is a pipe, not a file"),
+    "brackets": (lambda f: (f / "manifest.json").write_text("[" * 200_000), "too deep"),
+    "nan": (lambda f: spoil(f, "prob", np.nan), "prob is nan in '0.wav' / 'Speech'"),
+    "range": (lambda f: spoil(f, "d_adj", 5.0), "d_adj is 5.0 in '0.wav' / 'Speech'"),
+    "label": (lambda f: spoil(f, "label", 2), "label is 2 in '0.wav' / 'Speech'"),
 }
+
+
+def spoil(folder, name, value):
+    """A value that no formula gives, in a shard with the right checksum."""
+    path = folder / "shard-00000.npz"
+    with np.load(path) as stored:
+        arrays = dict(stored)
+    arrays[name][35] = value
+    np.savez(path, **arrays)
+    rewrite(folder, sha256=preprocess._sha256(path))
+
+
+def test_a_manifest_without_checksum_is_read_as_older_versions_wrote_it(tmp_path):
+    folder = tmp_path / "cache" / "train"
+    write_cache(folder, [30, 20])
+    path, pairs = folder / "manifest.json", load_cache(folder).pairs
+    manifest = json.loads(path.read_text())
+    del manifest["sha256"]
+    path.write_text(json.dumps(manifest))
+    assert load_cache(folder).pairs == pairs
+    path.write_text(json.dumps(manifest | {"sha257": ""}))  # a checksum, its name damaged
+    with pytest.raises(InputError, match="no checksum"):
+        load_cache(folder)
 
 
 @pytest.mark.parametrize(("damage", "message"), DAMAGED.values(), ids=DAMAGED)
@@ -387,10 +228,11 @@ def test_pairs_signals_and_labels_of_a_corpus(done):
     assert {(pair.num_frames, pair.frame_s) for pair in cache.pairs} == {(50, 0.02)}
     for index, (filename, event_label) in enumerate(PAIRS):
         values = cache.of_pair(index)
-        wav, sample_rate = soundfile.read(done / "corpus" / "audio" / filename, dtype="float32")
-        wav = wav.mean(axis=1) if wav.ndim == 2 else wav
-        wav = np.append(wav, np.zeros(sample_rate - len(wav)))  # scores go on where audio ends
-        rms = preprocess.interpolate(np.array(slow_loudness(wav, 1024, 256)), 50)
+        path = done / "corpus" / "audio" / filename
+        wav, sample_rate = soundfile.read(path, dtype="float32", always_2d=True)
+        wav = np.pad(wav, [(0, sample_rate - len(wav)), (0, 0)])  # scores go on where audio ends
+        level = slow_loudness(wav, 1024, 256)
+        rms = slow_on_grid(level, 256, len(wav), 50)
         rows = (done / "corpus" / "scores" / f"{filename.rpartition('.')[0]}.tsv").read_text()
         column = 2 + CLASSES.index(event_label)
         score = [float(row.split("\t")[column]) for row in rows.splitlines()[1:]]
@@ -412,7 +254,8 @@ def test_manifest(done):
     assert manifest["audio"] == str((done / "corpus" / "audio").resolve())
     assert manifest["scores"]["classes"] == sorted(CLASSES)
     assert [len(shard["pairs"]) for shard in manifest["shards"]] == [3, 2, 1]
-    assert sorted(path.name for path in folder.iterdir()) == [
+    assert files.contents(folder) == [
+        "left_out.tsv",
         "manifest.json",
         *(f"shard-{i:05d}.npz" for i in range(3)),
     ]
@@ -473,6 +316,9 @@ def test_a_score_archive_gives_the_same_cache_and_is_taken_over(home, capsys):
     cache = load_cache(home / "new" / "train")
     assert cache.pairs == first.pairs and cache.key == first.key
     assert cache.manifest["scores"]["source"] == "archive"
+    record = cfg.cache / "train" / preprocess.CHECKED
+    stamps = preprocess.read_checked(record)
+    assert stamps[str(archive)][2] == preprocess._sha256(archive)
     preprocess.main(cfg)
     assert "taken over from an earlier run: 3 of 3" in capsys.readouterr().out
     scores = scorers.open_scores(archive)
@@ -481,6 +327,9 @@ def test_a_score_archive_gives_the_same_cache_and_is_taken_over(home, capsys):
     scorers.write_archive(archive, scores.classes, clips.items())
     preprocess.main(cfg)
     assert "taken over from an earlier run: 2 of 3" in capsys.readouterr().out
+    assert preprocess.read_checked(record) != stamps  # the file is another one: checked again
+    record.write_text("{")
+    assert preprocess.read_checked(record) == {}
 
 
 def test_mapped_classes(home, capsys):
@@ -546,11 +395,20 @@ def samples(path, values):
     soundfile.write(path, np.array(values, np.float32), 16_000, "FLOAT", format="WAV")
 
 
+def claim(path):
+    """2^36 - 1 samples, 256 GB, in the header of a FLAC file (RFC 9639, 8.2)."""
+    data = bytearray(path.read_bytes())
+    data[21] |= 0x0F
+    data[22:26] = b"\xff" * 4
+    path.write_bytes(data)
+
+
 BAD = {
+    "claimed length": ("audio/a.flac", claim, "a.flac: its header claims"),
     "missing audio": ("audio/b.wav", Path.unlink, "b.wav: no audio in "),
     "missing scores": ("scores/a.tsv", Path.unlink, "a.flac: no scores in "),
     "cut flac": ("audio/a.flac", cut, "a.flac: cannot be read ("),
-    "cut wav": ("audio/b.wav", cut, "b.wav: audio ends at 0.50 s but its scores go to 1.00 s"),
+    "cut wav": ("audio/b.wav", cut, "b.wav: truncated: ends at 0.50 s, its header"),
     "nothing but a header": ("audio/b.wav", lambda p: samples(p, []), "b.wav: no samples"),
     "no byte": ("audio/b.wav", lambda p: p.write_bytes(b""), "b.wav: cannot be read ("),
     "text": ("audio/b.wav", lambda p: p.write_text("hello"), "b.wav: cannot be read ("),
@@ -562,7 +420,7 @@ BAD = {
     "scores end early": (
         "scores/b.tsv",
         half_of_the_scores,
-        "b.wav: scores end at 0.50 s but labels go to 0.90 s",
+        "b.wav: audio lasts 1.00 s, its scores 0.50 s",
     ),
     "cut scores": ("scores/b.tsv", cut, "b.wav: "),
     "empty scores": ("scores/b.tsv", lambda p: p.write_text(""), "b.tsv line 1"),
@@ -610,17 +468,17 @@ def test_a_repaired_clip_comes_back(home, done, capsys):
 def test_a_clip_that_failed_is_tried_again(home, monkeypatch):
     """A reading error may pass without the file having changed."""
     shutil.rmtree(home / "cache")
-    real = preprocess.read_audio
+    real = preprocess.clip_loudness
 
-    def fail(path):
-        if path.name == "stereo.wav":
+    def fail(clip, *rest):
+        if clip.filename == "stereo.wav":
             raise ValueError("cannot be read (stale file handle)")
-        return real(path)
+        return real(clip, *rest)
 
-    monkeypatch.setattr(preprocess, "read_audio", fail)
+    monkeypatch.setattr(preprocess, "clip_loudness", fail)
     with pytest.raises(InputError, match=r"stereo\.wav: cannot be read \(stale"):
         preprocess.main(config_of(home))
-    monkeypatch.setattr(preprocess, "read_audio", real)
+    monkeypatch.setattr(preprocess, "clip_loudness", real)
     preprocess.main(config_of(home))
     assert len(load_cache(home / "cache" / "train").pairs) == 6
 
@@ -636,7 +494,7 @@ def test_many_bad_clips_are_counted_and_some_named(home):
 
 def test_no_readable_clip(home):
     for name in CLIPS:
-        samples(home / "corpus" / "audio" / name, [])
+        samples(home / "corpus" / "audio" / name, [0, np.nan])
     with pytest.raises(InputError, match="no readable clip is left"):
         preprocess.main(config_of(home, allow_missing=True))
     assert load_cache(home / "cache" / "train").pairs
@@ -666,14 +524,168 @@ def test_notices(tmp_path, monkeypatch, capsys):
     for notice in (
         "1 x audio is all zero: silent.wav",
         "1 x events cover no frame centre, so the pair is off everywhere: tick.wav / Dog",
-        "1 x events reach past the last frame (cut there): late.wav",
         "1 x scores run past the end of the audio (silence assumed): short.wav",
     ):
         assert f"note: {notice}\n" in text
+    assert "1 x ends after the clip (cut there): late.wav 0.5 .. 1.5 Dog\n" in text
     cache = load_cache(tmp_path / "cache" / "train")
     silent = cache.of_pair(0)
     assert not silent["prob"].any() and not silent["binary"].any()
     assert not cache.of_pair(1)["label"].any() and cache.of_pair(2)["label"][-1]
+
+
+def test_pairs_that_fall_back_on_loudness_are_counted(home, capsys):
+    scores = home / "corpus" / "scores" / "b.tsv"
+    values = np.full((3, 50), 0.2)
+    values[1, 10:20] = 0.21
+    write_scores(scores, frame_edges(50, 0.02), CLASSES, values)
+    preprocess.main(config_of(home))
+    assert f"2 x {preprocess.FELL_BACK}: b.wav / Cat, b.wav / Dog" in capsys.readouterr().out
+    cache = load_cache(home / "cache" / "train")
+    assert cache.manifest["fell_back"] == 2
+    values = cache.of_pair(cache.find("b.wav", "Dog"))
+    assert np.array_equal(values["prob"], values["rms"])
+    preprocess.main(config_of(home, audio=None, replace=True))
+    assert preprocess.FELL_BACK not in capsys.readouterr().out
+    cache = load_cache(home / "cache" / "train")
+    assert cache.manifest["fell_back"] == 0
+    assert cache.of_pair(cache.find("b.wav", "Dog"))["binary"][10:18].all()
+
+
+def test_channels_in_antiphase_are_a_sound(tmp_path, monkeypatch, capsys):
+    work_here(monkeypatch)
+    write_corpus(tmp_path / "corpus", {"a.wav": [Event(0.2, 0.6, "Dog")]})
+    path = tmp_path / "corpus" / "audio" / "a.wav"
+    mono, rate = soundfile.read(path)
+    preprocess.main(config_of(tmp_path))
+    expected = load_cache(tmp_path / "cache" / "train")
+    soundfile.write(path, np.column_stack([mono, -mono]), rate)
+    preprocess.main(config_of(tmp_path))
+    assert "audio is all zero" not in capsys.readouterr().out
+    cache = load_cache(tmp_path / "cache" / "train")
+    assert cache.signals["rms"] == pytest.approx(expected.signals["rms"], abs=1e-3)
+    assert cache.signals["binary"].any()
+
+
+DURATIONS = {  # seconds of audio where the scores span 1 s -> what is said
+    "a frame less": (0.985, ""),
+    "some frames less": (0.93, preprocess.PADDED),
+    "a frame more": (1.015, ""),
+    "some frames more": (1.07, preprocess.LONGER),
+    "half": (0.5, "audio lasts 0.50 s, its scores 1.00 s"),
+    "twice, as of a wrong rate": (2.0, "audio lasts 2.00 s, its scores 1.00 s"),
+}
+
+
+@pytest.mark.parametrize(("seconds", "said"), DURATIONS.values(), ids=DURATIONS)
+def test_audio_and_scores_of_other_lengths(tmp_path, monkeypatch, capsys, seconds, said):
+    work_here(monkeypatch)
+    clips = {name: [Event(0.1, 0.4, "Dog")] for name in ("a.wav", "b.wav")}
+    write_corpus(tmp_path / "corpus", clips)
+    wav = np.random.default_rng(0).normal(0, 0.1, round(16_000 * seconds))
+    soundfile.write(tmp_path / "corpus" / "audio" / "a.wav", wav, 16_000)
+    if "lasts" in said:
+        with pytest.raises(InputError, match=f"a.wav: {said}.*sample rate"):
+            preprocess.main(config_of(tmp_path))
+        preprocess.main(config_of(tmp_path, allow_missing=True))
+        assert len(load_cache(tmp_path / "cache" / "train").pairs) == 1
+        return
+    preprocess.main(config_of(tmp_path))
+    text = capsys.readouterr().out
+    for notice in (preprocess.PADDED, preprocess.LONGER):
+        assert (f"1 x {notice}: a.wav" in text) == (notice == said)
+
+
+def test_a_header_of_half_the_rate(tmp_path, monkeypatch):
+    """16 kHz samples under a header that says 8 kHz: twice as long as their scores."""
+    work_here(monkeypatch)
+    write_corpus(tmp_path / "corpus", {"a.wav": [Event(0.1, 0.4, "Dog")]})
+    path = tmp_path / "corpus" / "audio" / "a.wav"
+    soundfile.write(path, soundfile.read(path)[0], 8_000)
+    with pytest.raises(InputError, match=r"a\.wav: audio lasts 2\.00 s, its scores 1\.00 s"):
+        preprocess.main(config_of(tmp_path))
+
+
+def test_a_truncated_file_is_named(home, capsys):
+    path = home / "corpus" / "audio" / "b.wav"
+    path.write_bytes(path.read_bytes()[: 44 + 2 * 15_500])
+    preprocess.main(config_of(home))
+    assert f"1 x {preprocess.TRUNCATED}: b.wav" in capsys.readouterr().out
+
+
+# ---------------------------------------------------------------------------- other sources
+
+
+def test_a_cache_of_other_sources_is_not_replaced_unless_told(home, tmp_path, capsys):
+    before = content_of(home / "cache" / "train")
+    other = write_corpus(tmp_path / "other", {"x.wav": [Event(0.1, 0.4, "Dog")]})
+    cases = {
+        "labels": {"labels": other / "labels.tsv", "audio": other / "audio"}
+        | {"scores": other / "scores"},
+        "audio": {"audio": None},
+        "scores": {"scores": shutil.copytree(home / "corpus" / "scores", tmp_path / "scores")},
+    }
+    for flag, inputs in cases.items():
+        with pytest.raises(InputError, match=f"was made with --{flag} .*--replace"):
+            preprocess.main(config_of(home, **inputs))
+        assert content_of(home / "cache" / "train") == before
+    preprocess.main(config_of(home, **cases["labels"], replace=True))
+    assert load_cache(home / "cache" / "train").pairs[0].filename == "x.wav"
+
+
+def test_a_cache_that_has_moved_with_its_sources_is_made_again(home):
+    """`home` is a copy: the paths in its manifest are those of the original."""
+    manifest = json.loads((home / "cache" / "train" / "manifest.json").read_text())
+    assert manifest["sources"]["labels"] != str(home / "corpus" / "labels.tsv")
+    preprocess.main(config_of(home, signal=Signal(beta=1.3)))
+    assert load_cache(home / "cache" / "train").manifest["signal"]["beta"] == 1.3
+
+
+def test_other_classes_in_the_other_split(home, tmp_path, capsys):
+    """Entirely other ones are refused; some new ones are said."""
+    clips = {"x.wav": [Event(0.1, 0.4, "Dog")]}
+    other = write_corpus(tmp_path / "other", clips)
+    labels = other / "labels.tsv"
+    inputs = {"labels": labels, "audio": other / "audio", "scores": other / "scores"}
+    inputs |= {"split": "validation", "map": ("Dog=Owl",)}
+    labels.write_text(labels.read_text().replace("Dog", "Owl"))
+    with pytest.raises(InputError, match=r"other classes .*Owl.*--replace"):
+        preprocess.main(config_of(home, **inputs))
+    assert not (home / "cache" / "validation").exists()
+    preprocess.main(config_of(home, **inputs, pairs="all", classes=("Cat",)))
+    assert "has no pairs of Owl" in capsys.readouterr().out
+    preprocess.main(config_of(home, **inputs, replace=True))
+    assert load_cache(home / "cache" / "validation").classes == ["Owl"]
+
+
+@pytest.mark.parametrize("split", [None, "validation"])
+def test_forgotten_labels_make_no_corpus_in_another_cache(home, monkeypatch, split):
+    def fail(_):
+        raise AssertionError("a corpus was made")
+
+    monkeypatch.setattr(preprocess.soundscapes, "main", fail)
+    monkeypatch.chdir(home)
+    before = content_of(home / "cache" / "train")
+    with pytest.raises(InputError, match="was made with --labels"):
+        preprocess.main(PreprocessConfig(cache=home / "cache", workers=1, split=split))
+    assert content_of(home / "cache" / "train") == before
+    with pytest.raises(AssertionError, match="a corpus was made"):
+        preprocess.main(PreprocessConfig(cache=home / "cache", split=split, replace=True))
+
+
+def test_a_cache_of_older_formulas_is_named_and_made_again(home, capsys):
+    folder = home / "cache" / "train"
+    manifest = json.loads((folder / "manifest.json").read_text())
+    key = manifest["key"]
+    for name in ("formulas", "sources", "home"):  # older versions did not know them
+        del manifest[name]
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"key": "older"}))
+    with pytest.raises(InputError, match=r"an old cache, .*run: python preprocess\.py"):
+        load_cache(folder)
+    with pytest.raises(InputError, match="was made with --audio"):  # these two it knows
+        preprocess.main(config_of(home, audio=None))
+    preprocess.main(config_of(home, replace=True))
+    assert load_cache(folder).key == key
 
 
 def test_frames_of_64_ms(tmp_path, monkeypatch):
@@ -708,7 +720,8 @@ def write_npz(home):
 
 
 def npz_config(home, **changes):
-    return config_of(home, audio=None, scores=None, import_npz=home / "npz", **changes)
+    inputs = {"audio": None, "scores": None, "import_npz": home / "npz", "replace": True}
+    return config_of(home, **(inputs | changes))
 
 
 def test_import_of_original_files(home):
@@ -743,11 +756,14 @@ def resave(path, **changes):
 
 BAD_NPZ = {
     "missing": (Path.unlink, "b.wav: no b_Dog.npz in "),
-    "cut": (cut, "b.wav: b_Dog.npz: cannot be read ("),
-    "text": (lambda p: p.write_text("hello"), "b.wav: b_Dog.npz: cannot be read ("),
-    "no T_norm": (lambda p: resave(p, T_norm=None), "b.wav: b_Dog.npz: cannot be read ("),
+    "cut": (cut, "b.wav: b_Dog.npz: damaged ("),
+    "text": (lambda p: p.write_text("hello"), "b.wav: b_Dog.npz: damaged ("),
+    "no T_norm": (lambda p: resave(p, T_norm=None), "b.wav: b_Dog.npz: damaged ("),
     "lengths": (lambda p: resave(p, rms=np.zeros(49)), "b.wav: b_Dog.npz: arrays of different"),
-    "nan": (lambda p: resave(p, rms=np.full(50, np.nan)), "b.wav: b_Dog.npz: values are not fin"),
+    "nan": (
+        lambda p: resave(p, rms=np.full(50, np.nan)),
+        "b.wav: b_Dog.npz: values of rms are not from 0",
+    ),
 }
 
 
@@ -790,6 +806,6 @@ def test_the_built_in_corpus_is_made_where_it_is_missing(home, monkeypatch):
     preprocess.main(replace(cfg, split="validation"))
     assert asked == [("soundscapes", made, 0), ("scorers", made, 0)]
     with pytest.raises(InputError, match=r"no corpus there; make one: python soundscapes\.py"):
-        preprocess.main(replace(cfg, corpus=home / "typo"))
+        preprocess.main(replace(cfg, corpus=home / "typo", cache=home / "another"))
     caches = [load_cache(home / "both" / split) for split in ("train", "validation")]
     assert [len(cache.pairs) for cache in caches] == [6, 6]

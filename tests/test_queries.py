@@ -5,10 +5,11 @@ import pytest
 from test_preprocess import CLASSES, CLIPS, config_of, write_corpus
 
 import preprocess
+from labels import read_labels
 from metrics import count_pairs, mean_over_pairs, over_all_pairs
 from opponents import class_of_pair
 from preprocess import load_cache
-from timeline import classes_of, read_labels, write_labels
+from timeline import classes_of, write_labels
 
 
 @pytest.fixture(scope="module")

@@ -4,8 +4,11 @@ import json
 import multiprocessing
 import os
 import platform
+import re
+import shlex
 import signal
 import socket
+import sys
 import time
 from contextlib import redirect_stdout
 from dataclasses import replace
@@ -16,6 +19,7 @@ import pytest
 import torch
 from corpora import write_cache, write_policy
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+from torch.distributed.run import parse_args
 
 import evaluate
 import preprocess
@@ -30,6 +34,7 @@ from config import (
     PreprocessConfig,
     TrainConfig,
 )
+from core.files import contents
 from DQN import Trainer, main
 from ranks import Ranks
 
@@ -98,7 +103,7 @@ def config(**changes) -> TrainConfig:
     learning = Learning(lanes=4, batch=8, train_start=64, lr=3e-3, frames_per_step=16)
     bandit = Bandit(boundary_width=1, max_delta=1)  # every frame is stored: learning starts early
     base = {"cache": Path("cache"), "run": Path("runs/a"), "network": TINY, "holdout": 0.25}
-    base |= {"bandit": bandit, "learning": learning, "device": "cpu"}
+    base |= {"bandit": bandit, "learning": learning, "device": "cpu", "passes": 1}
     return TrainConfig(**(base | changes))
 
 
@@ -135,6 +140,39 @@ def test_deal_is_even_in_both_kinds():
 def test_a_batch_must_be_even():
     with pytest.raises(InputError, match=r"--learning.batch 32 cannot be split evenly over 3"):
         Ranks(0, 3).share(32, "learning.batch")
+
+
+# ---------------------------------------------------------------------------- torchrun's flags
+
+
+def documented() -> dict[str, str]:
+    """Every torchrun command with a script of the README and of the scripts' own texts, and its
+    line's beginning."""
+    found = {}
+    for path in [ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("*.py")]:
+        for start, command in re.findall(
+            r"(?m)(.*?)(torchrun(?: --\S*)* \S+\.py[^`#\n]*)", path.read_text(encoding="utf-8")
+        ):
+            found[command.strip()] = start.strip()
+    return found
+
+
+def test_torchrun_reads_the_commands_as_they_are_meant(monkeypatch):
+    """By its own parser: the script with all of its flags, none of them taken for torchrun's."""
+    commands = documented()
+    assert len(commands) >= 6
+    monkeypatch.setattr(sys, "argv", ["DQN.py", "--run", "my run", "--overwrite"])
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setenv("MASTER_ADDR", "node1")
+    printed = [runfolder.resume_command(2), runfolder.resume_command(4)]
+    for command in [*commands, *printed]:
+        words = shlex.split(command)
+        at = words.index("--")
+        args = parse_args(words[1:])
+        assert [args.training_script, *args.training_script_args] == words[at + 1 :]
+        assert int(args.nproc_per_node) >= 2
+    assert parse_args(shlex.split(printed[1])[1:]).nnodes == "2"
+    assert shlex.split(printed[0])[-3:] == ["--run", "my run", "--resume"]
 
 
 # ---------------------------------------------------------------------------- two processes
@@ -349,7 +387,7 @@ def test_two_processes_decide_what_one_decides(folder, fork_server):
     results = [json.loads(Path(f"runs/{n}/results.json").read_text()) for n in ("one", "two")]
     assert [found.pop("processes") for found in results] == [1, 2]
     for found in results:
-        del found["deciding_seconds"]
+        del found["deciding_seconds"], found["sha256"]
     assert results[0] == results[1]
     for name in ("events.tsv", "onsets.tsv"):
         assert Path(f"runs/one/{name}").read_bytes() == Path(f"runs/two/{name}").read_bytes()
@@ -385,8 +423,8 @@ def test_two_processes_make_the_cache_that_one_makes(folder, fork_server, monkey
     caches = [preprocess.load_cache(Path(name) / "train") for name in ("one", "two")]
     assert caches[0].key == caches[1].key and caches[0].pairs == caches[1].pairs
     assert len(caches[1].manifest["shards"]) == 4 and not list(Path("two").glob(".*"))
-    names = sorted(path.name for path in Path("two/train").iterdir())
-    assert names == ["manifest.json", *(f"shard-0000{i}.npz" for i in range(4))]
+    shards = [f"shard-0000{i}.npz" for i in range(4)]
+    assert contents(Path("two/train")) == ["manifest.json", *shards]
     capsys.readouterr()
     preprocess.main(two)  # one process takes over what two have made
     assert "taken over from an earlier run: 4 of 4" in capsys.readouterr().out

@@ -10,11 +10,13 @@ import hashlib
 import json
 import re
 import shutil
+import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import matplotlib.image
 import numpy as np
 import pytest
 import soundfile
@@ -24,6 +26,7 @@ from hypothesis import strategies as st
 
 import config
 import evaluate
+import matching
 import preprocess
 import report
 import runfolder
@@ -52,20 +55,8 @@ def write_run(home: Path, audio: bool = True) -> VisualizeConfig:
     lengths = [FRAMES] * (len(CLIPS) * len(LABELS))
     more = {"labels": LABELS, "clips": CLIPS, "audio": folder if audio else None}
     write_cache(home / "cache" / "validation", lengths, seed=5, frame_s=FRAME_S, **more)
-    cache = preprocess.load_cache(home / "cache" / "validation")
-    prob, t_base = cache.signals["prob"], cache.signals["t_base"]
-    noise = rng.normal(0, 0.1, len(prob))
-    t_adj = np.clip(t_base + np.where(cache.label, -0.1, 0.1) + noise, 0, 1).astype(np.float32)
-    before, after = prob > t_base, prob > t_adj
-    results = {"split": "validation", "cache_key": cache.key, "num_pairs": len(cache.pairs)}
-    results |= {"num_frames": len(after), **evaluate.tables(cache, after, Bandit(), cache)}
-    data = evaluate.Evaluated(cache, results, t_adj, before, after)
-    matches = evaluate.find_matches(data, list(range(len(cache.pairs))))
-    results["onsets"] = evaluate.onset_errors(matches)
     run = home / "run"
-    run.mkdir()
-    np.savez(run / "decisions.npz", t_adj=t_adj, binary=after)
-    preprocess.write_json(run / "results.json", results)
+    write_policy(run, home / "cache", 0.1, Bandit())
     cfg = replace(TrainConfig(), cache=home / "cache", holdout=0.0)
     preprocess.write_json(run / "config.json", config.to_dict(cfg))
     rows = [
@@ -74,6 +65,24 @@ def write_run(home: Path, audio: bool = True) -> VisualizeConfig:
     ]
     (run / "reward_history.tsv").write_text("\n".join(["\t".join(runfolder.HISTORY), *rows, ""]))
     return VisualizeConfig(run=run, cache=home / "cache", html=True, dpi=30)
+
+
+def write_policy(run: Path, folder: Path, shift: float, bandit: Bandit) -> None:
+    """Decisions of a threshold that moves by `shift` to the right side, with noise, evaluated."""
+    cache = preprocess.load_cache(folder / "validation")
+    prob, t_base = cache.signals["prob"], cache.signals["t_base"]
+    noise = np.random.default_rng(4).normal(0, 0.1, len(prob))
+    t_adj = np.clip(t_base + np.where(cache.label, -shift, shift) + noise, 0, 1)
+    t_adj = t_adj.astype(np.float32)
+    before, after = prob > t_base, prob > t_adj
+    results = {"split": "validation", "cache_key": cache.key, "num_pairs": len(cache.pairs)}
+    results |= {"num_frames": len(after), **evaluate.tables(cache, after, bandit, cache)}
+    results["verdict"] = evaluate.verdict(results)
+    found = evaluate.find_matches(evaluate.Evaluated(cache, results, t_adj, before, after))
+    results["ends"] = {when: matching.end_errors(some) for when, some in found._asdict().items()}
+    run.mkdir()
+    np.savez(run / "decisions.npz", t_adj=t_adj, binary=after)
+    preprocess.write_json(run / "results.json", results)
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +116,14 @@ def test_script_holds_any_value_and_no_markup(value):
     assert json.loads(text.removeprefix("CALL(").removesuffix(");\n")) == value
 
 
+def test_names_on_the_page_turn_nothing():
+    page = {"per_class": {"\u05e9": 1}, "pairs": [{"clip": "\u202ea.wav", "n": 3, "why": None}]}
+    assert report.closed(page) == {
+        "per_class": {"\u2068\u05e9\u2069": 1},
+        "pairs": [{"clip": "\u2068\u202e\u2069a.wav", "n": 3, "why": None}],
+    }
+
+
 def test_what_is_not_a_number_is_left_out():
     assert report.numbers([0.123456789, float("nan"), float("inf")]) == [0.12346, None, None]
     with pytest.raises(ValueError):
@@ -133,14 +150,17 @@ def test_pair_files_hold_what_the_cache_holds(cfg, data):
         n, pair = value_in(cfg.run / "report" / "data" / f"pair-{row['n']:05d}.js")
         view = evaluate.view_of(data, n)
         assert (row["clip"], row["label"]) == (view.pair.filename, view.pair.event_label)
+        (did,), (listed,) = pair["policies"], row["policies"]
         for name in report.CURVES:
             np.testing.assert_allclose(unpack(pair["signals"][name]), view.signals[name], atol=1e-5)
+        np.testing.assert_allclose(unpack(did["t_adj"]), view.signals["t_adj"], atol=1e-5)
         changed, right = view.before != view.after, view.after == view.label
-        on = {"before": view.before, "after": view.after, "label": view.label}
-        on |= {"fixed": changed & right, "broken": changed & ~right}
+        assert pair["before"] == report.runs_of(view.before)
+        assert pair["label"] == report.runs_of(view.label)
+        on = {"after": view.after, "fixed": changed & right, "broken": changed & ~right}
         for name, frames in on.items():
-            assert pair[name] == report.runs_of(frames)
-        assert row["fixed"] == on["fixed"].sum() and row["broken"] == on["broken"].sum()
+            assert did[name] == report.runs_of(frames)
+        assert listed["fixed"] == on["fixed"].sum() and listed["broken"] == on["broken"].sum()
 
 
 def test_files_have_numbers_for_names_and_each_clip_is_there_once(cfg):
@@ -149,7 +169,8 @@ def test_files_have_numbers_for_names_and_each_clip_is_there_once(cfg):
     ours = {name for name in names if not name.startswith("vendor/")}
     clips = {f"clips/{i:05d}.{kind}" for i in range(len(CLIPS)) for kind in ("mp3", "webp")}
     pairs = {f"data/pair-{i:05d}.js" for i in range(len(CLIPS) * len(LABELS))}
-    assert ours == {"index.html", "report.js", "data/index.js", *clips, *pairs}
+    files = {"index.html", "report.js", "data/index.js", "data/others.js", *clips, *pairs}
+    assert ours == {".threshold-dqn", *files}
 
 
 def test_five_hundred_pairs_fit(cfg):
@@ -188,10 +209,70 @@ def test_typical_pairs_lie_between():
 
 
 def test_fewer_pairs(cfg, data, tmp_path, capsys):
-    report.write_report(tmp_path, data, None, 4)
+    report.write_report([report.Shown(tmp_path, data, None)], 4)
     page = value_in(tmp_path / "report" / "data" / "index.js")
-    assert len(page["pairs"]) == 4 and page["training"] is None
+    assert len(page["pairs"]) == 4 and page["policies"][0]["training"] is None
     assert "(4 pairs, " in capsys.readouterr().out
+    others = value_in(tmp_path / "report" / "data" / "others.js")
+    left = {(clip, others["labels"][k]) for clip, ks in others["clips"] for k in ks}
+    shown = {(row["clip"], row["label"]) for row in page["pairs"]}
+    every = {(pair.filename, pair.event_label) for pair in data.cache.pairs}
+    assert left == every - shown and not left & shown
+
+
+# ---------------------------------------------------------------------------- two policies
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory) -> VisualizeConfig:
+    """A page of the policy and of a better one, on the same cache."""
+    made = write_run(tmp_path_factory.mktemp("beside"))
+    better = made.run.parent / "better <b>"
+    write_policy(better, made.cache, 0.3, Bandit(max_delta=1.0))
+    made = replace(made, run=better, beside=made.run)
+    visualize.write_page(made)
+    return made
+
+
+def test_two_policies_stand_side_by_side(two):
+    page = index_of(two)
+    runs = [two.run, two.beside]
+    assert [policy["name"] for policy in page["policies"]] == [run.name for run in runs]
+    both = [evaluate.load_evaluated(replace(two, run=run, beside=None)) for run in runs]
+    for policy, data in zip(page["policies"], both, strict=True):
+        assert policy["results"]["after"] == data.results["after"]
+        assert policy["results"]["verdict"] == data.results["verdict"]
+    assert page["policies"][0]["training"] is None and page["policies"][1]["training"]
+    f1 = [data.results["after"]["f1"] for data in both]
+    assert page["difference"]["gain"]["f1"] == pytest.approx(f1[1] - f1[0])
+    low, high = page["difference"]["interval"]["f1"]
+    assert low <= f1[1] - f1[0] <= high < 0
+    for row in page["pairs"]:
+        n, pair = value_in(two.run / "report" / "data" / f"pair-{row['n']:05d}.js")
+        for did, data in zip(pair["policies"], both, strict=True):
+            view = evaluate.view_of(data, n)
+            assert did["after"] == report.runs_of(view.after)
+            np.testing.assert_allclose(unpack(did["t_adj"]), view.signals["t_adj"], atol=1e-5)
+
+
+def test_policies_of_different_caches_are_refused(cfg, data, tmp_path):
+    for key in ("split", "cache_key"):
+        other = data._replace(results=data.results | {key: "another"})
+        shown = [report.Shown(tmp_path, data, None), report.Shown(tmp_path / "b", other, None)]
+        with pytest.raises(InputError, match=f"{key} another"):
+            report.write_report(shown, 4)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("more", [{}, {"html": True, "run": Path("runs/best")}])
+def test_beside_needs_a_page_and_another_run(more):
+    with pytest.raises(ValueError, match="--beside must be"):
+        VisualizeConfig(beside=Path("runs/best"), **more)
+
+
+def test_runs_of_one_name_are_told_apart(data):
+    shown = [report.Shown(Path(home) / "run", data, None) for home in ("a", "b")]
+    assert report.names_of(shown) == ["a/run", "b/run"]
 
 
 # ---------------------------------------------------------------------------- sound
@@ -230,15 +311,15 @@ def test_damaged_audio_is_named_and_left_out(tmp_path, capsys):
 # ---------------------------------------------------------------------------- the folder
 
 
-@pytest.mark.filterwarnings("ignore:Glyph")
 def test_a_rerun_replaces_the_page_whole(tmp_path, capsys):
     made = write_run(tmp_path)
-    (made.run / "report").mkdir()
-    (made.run / "report" / "stale.txt").write_text("old")
+    for name in ("report.js", "data/index.js", "clips/00099.mp3"):  # of an older version
+        (made.run / "report" / name).parent.mkdir(parents=True, exist_ok=True)
+        (made.run / "report" / name).write_text("old")
     (made.run / ".report.partial").mkdir()
     assert visualize.main(made) == 0
     assert {path.name for path in made.run.iterdir() if path.is_dir()} == {"figures", "report"}
-    assert not (made.run / "report" / "stale.txt").exists()
+    assert not (made.run / "report" / "clips" / "00099.mp3").exists()
     last = capsys.readouterr().out.splitlines()[-1]
     assert re.fullmatch(rf"report: {made.run}/report/index.html \(15 pairs, \d\.\d MB\)", last)
 
@@ -248,14 +329,19 @@ def test_a_policy_without_a_log_gets_the_page_only(tmp_path, capsys):
     (made.run / "config.json").unlink()
     (made.run / "reward_history.tsv").unlink()
     assert visualize.main(replace(made, pairs=3)) == 0
-    assert index_of(made)["training"] is None and not (made.run / "figures").exists()
+    assert index_of(made)["policies"][0]["training"] is None
+    assert not (made.run / "figures").exists()
 
 
-def test_results_of_an_older_version(cfg, data, tmp_path):
-    results = {key: value for key, value in data.results.items() if key != "interval"}
+def test_results_of_an_older_version(tmp_path):
+    made = write_run(tmp_path)
+    path = made.run / "results.json"
+    results = json.loads(path.read_text())
+    del results["interval"]
+    preprocess.write_json(path, results)
     with pytest.raises(InputError, match=r"no interval; run: python evaluate\.py"):
-        report.write_report(tmp_path, data._replace(results=results), None, 4)
-    assert not list(tmp_path.iterdir())
+        visualize.write_page(made)
+    assert not (made.run / "report").exists()
 
 
 def test_one_pair_and_the_page_exclude_each_other():
@@ -302,7 +388,20 @@ def colours_of(theme: str) -> dict[str, str]:
 
 def test_colours_are_those_of_the_figures():
     light = colours_of("light")
-    for name in ("prob", "t_base", "t_adj", "label", "rms", "d_raw", "d_adj", "fixed", "broken"):
+    for name in (
+        "prob",
+        "t_base",
+        "t_adj",
+        "good",
+        "bad",
+        "quiet",
+        "label",
+        "rms",
+        "d_raw",
+        "d_adj",
+        "fixed",
+        "broken",
+    ):
         assert light[name] == visualize.COLOURS[name]
     assert set(light) == set(colours_of("dark"))
 
@@ -326,7 +425,7 @@ def test_contrast(theme):
         for text in ("text", "quiet", "good", "bad", "accent"):
             assert contrast(colours[text], colours[ground]) >= 4.5, (text, ground)
     assert contrast(colours["accent"], colours["on-accent"]) >= 4.5
-    for curve in ("prob", "t_base", "t_adj", "rms", "d_raw", "d_adj", "label"):
+    for curve in ("prob", "t_base", "t_adj", "t_adj2", "rms", "d_raw", "d_adj", "label"):
         assert contrast(colours[curve], colours["card"]) >= 3, curve
 
 
@@ -424,6 +523,9 @@ def test_opens_with_an_overview(opened, cfg, data):
         assert row["name"] in text
     for part in ("Training", "Gain by class", "Onset and offset errors", "Configuration", "Data"):
         assert part in text
+    assert data.results["verdict"] in text
+    top = page.locator(".verdict").bounding_box()
+    assert top["y"] < 120
     for part in ("Reward", "Avg10", "Epsilon", "Loss", "Q:"):
         assert part in text
     assert page.locator("#overview canvas").count() == 6
@@ -451,12 +553,12 @@ def test_names_are_text(opened, cfg):
 
 def test_filter_search_sort(page, cfg):
     rows = {row["n"]: row for row in index_of(cfg)["pairs"]}
-    gain = {n: row["after"][2] - row["before"][2] for n, row in rows.items()}
+    gain = {n: row["policies"][0]["after"][2] - row["before"][2] for n, row in rows.items()}
     for sort, order in (
         ("gain", lambda n: (-gain[n], n)),
         ("loss", lambda n: (gain[n], n)),
-        ("broken", lambda n: (-rows[n]["broken"], n)),
-        ("fixed", lambda n: (-rows[n]["fixed"], n)),
+        ("broken", lambda n: (-rows[n]["policies"][0]["broken"], n)),
+        ("fixed", lambda n: (-rows[n]["policies"][0]["fixed"], n)),
     ):
         page.select_option("#sort", sort)
         assert numbers_in(page) == sorted(rows, key=order)
@@ -466,7 +568,8 @@ def test_filter_search_sort(page, cfg):
     assert [rows[n]["clip"] for n in numbers_in(page)] == [CLIPS[2]]
     wait_pair(page, numbers_in(page)[0])  # the chosen pair is always one of the list
     page.fill("#search", "nothing like it")
-    assert numbers_in(page) == [] and page.inner_text("#count") == "no pair matches"
+    page.wait_for_function("document.querySelector('#count').textContent.includes('nor in')")
+    assert numbers_in(page) == []
 
 
 def test_a_pair_shows_the_numbers_of_the_cache(page, data):
@@ -478,7 +581,7 @@ def test_a_pair_shows_the_numbers_of_the_cache(page, data):
         for frame in (20, 111):
             share = (frame + 0.5) / FRAMES
             page.mouse.move(box["x"] + share * box["width"], box["y"] + 20)
-            for name in report.CURVES:
+            for name in (*report.CURVES, "t_adj"):
                 value = view.signals[name][frame]
                 near = {f"{view.signals[name][f]:.3f}" for f in (frame - 1, frame, frame + 1)}
                 assert page.text_content(f"#value-{name}") in near, (name, value)
@@ -557,7 +660,7 @@ def test_a_selection_loops(page):
 def test_jumps_to_changed_stretches(page, cfg):
     order = numbers_in(page)
     n, first = shown(page), None
-    pair = value_in(cfg.run / "report" / "data" / f"pair-{n:05d}.js")[1]
+    pair = value_in(cfg.run / "report" / "data" / f"pair-{n:05d}.js")[1]["policies"][0]
     wanted = sorted(a * FRAME_S for a, _ in [*pair["fixed"], *pair["broken"]])
     for expected in wanted[:3]:
         page.keyboard.press("n")
@@ -568,7 +671,9 @@ def test_jumps_to_changed_stretches(page, cfg):
     assert not sound(page).paused  # it is heard, not only seen
     page.wait_for_function("document.querySelector('#audio').paused")  # up to its end, then silent
     assert sound(page).currentTime == pytest.approx(page.evaluate("state.selection[1]"), abs=0.3)
-    later = [m for m in order[order.index(n) + 1 :] if index_of(cfg)["pairs"][m]["broken"]]
+    later = [
+        m for m in order[order.index(n) + 1 :] if index_of(cfg)["pairs"][m]["policies"][0]["broken"]
+    ]
     for _ in range(len(pair["broken"]) + 1):  # past the last one of this pair
         page.keyboard.press("b")
         page.wait_for_timeout(150)
@@ -610,7 +715,7 @@ def ranges(page) -> list[list[float]]:
 
 def test_zoom_and_pan_together(page):
     whole = [0, FRAMES * FRAME_S]
-    assert ranges(page) == [whole] * 5
+    assert ranges(page) == [whole] * len(ranges(page))
     box = plot_box(page, "scores")
     page.mouse.move(box["x"] + box["width"] / 2, box["y"] + 20)
     page.mouse.wheel(0, -100)
@@ -623,11 +728,11 @@ def test_zoom_and_pan_together(page):
     assert len({tuple(each) for each in ranges(page)}) == 1
     page.keyboard.press("0")
     page.wait_for_function("panels.every(p => p.scales.x.min === 0)")
-    assert ranges(page) == [whole] * 5
+    assert ranges(page) == [whole] * len(ranges(page))
     drag(page, 0.2, 0.6)
     page.keyboard.press("z")
     page.wait_for_function("panels.every(p => p.scales.x.min > 0.9)")
-    np.testing.assert_allclose(ranges(page), [[1.0, 3.0]] * 5, atol=0.03)
+    np.testing.assert_allclose(ranges(page), [[1.0, 3.0]] * len(ranges(page)), atol=0.03)
 
 
 def test_deep_link(opened, cfg):
@@ -659,7 +764,7 @@ def test_fits_1024_pixels(opened, cfg):
     assert page.evaluate(wide, "#overview") <= 0
     page.click("#tab-pairs")
     page.wait_for_selector("html[data-pair]")
-    for part in ("html", "#detail", "#side"):
+    for part in ("html", "#view", "#side"):
         assert page.evaluate(wide, part) <= 0, part
 
 
@@ -675,3 +780,211 @@ def test_works_without_sound(opened, tmp_path):
     box = plot_box(page)
     page.mouse.click(box["x"] + box["width"] / 2, box["y"] + 20)
     assert page.inner_text("#clock").startswith("2.5")
+
+
+# ---------------------------------------------------------------------------- grey, honest, narrow
+
+
+def colours_of_gains(page, name: str) -> set[str]:
+    """Text colours, #rrggbb, of the differences in the rows that begin with a name."""
+    code = """(name) => [...document.querySelectorAll("#overview tr")]
+      .filter((row) => row.cells[0].textContent === name)
+      .flatMap((row) => [...row.querySelectorAll("td:has(small)")])
+      .map((cell) => getComputedStyle(cell).color)"""
+    numbers = [re.findall(r"\d+", text)[:3] for text in page.evaluate(code, name)]
+    return {"#" + "".join(f"{int(number):02x}" for number in three) for three in numbers}
+
+
+def test_what_may_be_chance_is_grey(opened, tmp_path):
+    """Whatever the sign: an interval that covers zero, or one of a single clip."""
+    made = write_run(tmp_path)
+    path = made.run / "results.json"
+    results = json.loads(path.read_text())
+    rows = {"good": [0.01, 0.02], "bad": [-0.02, -0.01], "quiet": [-0.01, 0.02]}
+    names = list(results["per_class"])
+    for name, ends in zip(names, rows.values(), strict=True):
+        results["per_class"][name]["interval"] = dict.fromkeys(("accuracy", "iou", "f1"), ends)
+    preprocess.write_json(path, results)
+    visualize.write_page(replace(made, pairs=1))
+    page = opened(made.run / "report")
+    palette = colours_of("light")
+    for name, kind in zip(names, rows, strict=True):
+        assert colours_of_gains(page, name) == {palette[kind]}, kind
+    results["num_clips"] = 1
+    preprocess.write_json(path, results)
+    visualize.write_page(replace(made, pairs=1))
+    page = opened(made.run / "report")
+    assert colours_of_gains(page, "Gain (points)") == {palette["quiet"]}
+
+
+def test_an_empty_list_says_why(opened, data, tmp_path):
+    """A pair that is merely not on the page is not denied."""
+    report.write_report([report.Shown(tmp_path, data, None)], 4)
+    listed = value_in(tmp_path / "report" / "data" / "index.js")["pairs"]
+    on_page = {(row["clip"], row["label"]) for row in listed}
+    pairs = [(pair.filename, pair.event_label) for pair in data.cache.pairs]
+    clip, label = next(pair for pair in pairs if pair not in on_page)
+    page = opened(tmp_path / "report", "#view=pairs")
+    page.select_option("#class", label=label)
+    page.fill("#search", clip)
+    page.wait_for_function("document.querySelector('#count').textContent.includes('--pairs')")
+    said = page.inner_text("#count")
+    assert f"{label} in {clip}" in said and f"--pairs {len(pairs)}" in said
+    page.fill("#search", "nothing like it")
+    page.wait_for_function("document.querySelector('#count').textContent.includes('nor in')")
+    page.fill("#search", "")
+    page.select_option("#class", label="all classes")
+    assert len(numbers_in(page)) == 4 and "4 of 4" in page.inner_text("#count")
+
+
+PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True}
+
+
+@pytest.mark.parametrize("context", [{"viewport": {"width": 683, "height": 768}}, PHONE])
+def test_one_column(opened, cfg, context):
+    page = opened(cfg.run / "report", **context)
+    width, height = context["viewport"].values()
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    title = page.locator("h1").bounding_box()
+    assert title["width"] > 100 and title["height"] < 60
+    for card in page.locator("#overview > .cards > .card").all():
+        assert card.bounding_box()["width"] > width - 30
+    page.click("#tab-pairs")
+    page.wait_for_selector("html[data-pair]")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    box = plot_box(page)
+    assert box["width"] > 0.65 * width and box["y"] + box["height"] / 2 < height
+    first = shown(page)
+    page.keyboard.press("ArrowDown")  # scrolls, as there is more below
+    page.wait_for_function("scrollY > 0")
+    assert shown(page) == first
+    page.click("#next-pair")
+    page.wait_for_function(f"document.documentElement.dataset.pair !== '{first}'", polling=20)
+    assert not page.is_visible("#list")
+    page.click("#choose")
+    page.click(f"#list button[data-n='{first}']")
+    wait_pair(page, first)
+    assert not page.is_visible("#list")
+
+
+def touch(page, *steps: list[tuple[float, float]]) -> None:
+    """Fingers on the main plot: each step has a place for each finger, as shares of its size."""
+    box, session = plot_box(page), page.context.new_cdp_session(page)
+    for i, places in enumerate(steps):
+        points = [
+            {"x": box["x"] + x * box["width"], "y": box["y"] + y * box["height"], "id": k}
+            for k, (x, y) in enumerate(places)
+        ]
+        kind = "touchMove" if i else "touchStart"
+        session.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+    session.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+
+
+def test_fingers(opened, cfg):
+    page = opened(cfg.run / "report", "#view=pairs", **PHONE)
+    page.wait_for_selector("html[data-pair]")
+    page.locator("#panel-main").scroll_into_view_if_needed()
+    touch(page, [(0.4, 0.5)], [(0.5, 0.5)], [(0.6, 0.5)])  # drag: select
+    page.wait_for_function("state.selection !== null")
+    seconds = FRAMES * FRAME_S
+    chosen = page.evaluate("state.selection")
+    assert chosen == pytest.approx([0.4 * seconds, 0.6 * seconds], abs=0.15)
+    touch(page, [(0.2, 0.5)])  # tap: seek
+    page.wait_for_function(f"Math.abs(state.time - {0.2 * seconds}) < 0.1")
+    touch(page, [(0.4, 0.5), (0.6, 0.5)], [(0.3, 0.5), (0.7, 0.5)], [(0.2, 0.5), (0.8, 0.5)])
+    page.wait_for_function(f"state.range[1] - state.range[0] < {0.5 * seconds}")
+    first, last = page.evaluate("state.range")
+    assert (first + last) / 2 == pytest.approx(seconds / 2, abs=0.2)
+    assert page.evaluate("state.selection") == chosen  # two fingers select nothing
+    top = page.evaluate("scrollY")
+    touch(page, [(0.5, 0.9)], [(0.5, 0.5)], [(0.5, 0.1)], [(0.5, -0.5)])  # up and down: scroll
+    page.wait_for_function(f"scrollY !== {top}")
+    assert page.evaluate("state.selection") == chosen
+
+
+def test_keys_are_in_view(opened, cfg):
+    page = opened(cfg.run / "report", "#view=pairs", viewport={"width": 1366, "height": 768})
+    page.wait_for_selector("html[data-pair]")
+    help_ = page.locator(".help").bounding_box()
+    assert help_["y"] > 600 and help_["y"] + help_["height"] <= 768
+    for key in ("space", "n", "f", "b", "l", "z", "esc"):
+        assert page.locator(f".help kbd:text-is('{key}')").is_visible()
+    assert page.locator("#panel-strips").bounding_box()["y"] + 100 < help_["y"]  # so are the plots
+
+
+# ---------------------------------------------------------------------------- two policies, events
+
+
+def test_the_other_policy(opened, two):
+    page = opened(two.run / "report", "#view=overview")
+    text = page.inner_text("#overview")
+    names = [run.name for run in (two.run, two.beside)]
+    for policy in index_of(two)["policies"]:
+        assert policy["results"]["verdict"] in text and f"Configuration: {policy['name']}" in text
+    assert f"{names[1]} minus {names[0]}" in text and page.locator("#overview b b").count() == 0
+    page.click("#tab-pairs")
+    page.wait_for_selector("html[data-pair]")
+    n = shown(page)
+    row = next(row for row in index_of(two)["pairs"] if row["n"] == n)
+    for i, name in enumerate(names):
+        page.click(f"#pair-scores button:text-is('{name}')")
+        assert page.evaluate("state.policy") == i
+        did = row["policies"][i]
+        assert f"{did['fixed']} fixed" in page.inner_text(f"#pair-scores tr:has-text('{name}')")
+        gains = {each["n"]: each["policies"][i]["after"][2] - each["before"][2]
+                 for each in index_of(two)["pairs"]}  # fmt: skip
+        assert numbers_in(page) == sorted(gains, key=lambda m: (-gains[m], m))
+        pair = value_in(two.run / "report" / "data" / f"pair-{n:05d}.js")[1]["policies"][i]
+        assert page.evaluate("mine().stretches.length") == len(pair["fixed"] + pair["broken"])
+    page.keyboard.press("p")
+    assert page.evaluate("state.policy") == 0
+    assert page.is_visible("#value-t_adj") and page.is_visible("#value-t_adj2")
+
+
+def test_candidates_and_their_curve(opened, data, tmp_path):
+    """A policy over events: its candidates are named under the pointer, its curve is drawn."""
+    both = {"confidence": 0.9, "chosen": True, "values": {"expected IoU": 0.75}}
+    boxes = [
+        {"onset": 1.0, "offset": 2.0, **both},
+        {"onset": 1.5, "offset": 3.0, "confidence": 0.2, "chosen": False, "values": {}},
+    ]
+    curve = {"what": "Event F1", "confidence": [0.0, 0.5, 1.0], "precision": [0.2, 0.5, 0.9]}
+    curve |= {"recall": [0.9, 0.5, 0.0], "f1": [0.3, 0.5, 0.0], "chosen": 0.5}
+    given = data._replace(results=data.results | {"curve": curve}, boxes={0: boxes})
+    report.write_report([report.Shown(tmp_path, given, None)], 15)
+    page = opened(tmp_path / "report")
+    assert "Operating curve" in page.inner_text("#overview")
+    page.evaluate("location.hash = '#pair=0'")
+    wait_pair(page, 0)
+    box = plot_box(page, "boxes")
+    for time, said in ((1.2, 1), (1.7, 2), (2.5, 1), (4.0, 0)):
+        page.mouse.move(box["x"] + time / (FRAMES * FRAME_S) * box["width"], box["y"] + 5)
+        assert page.locator("#candidates:visible li").count() == said
+    page.mouse.move(box["x"] + 1.7 / (FRAMES * FRAME_S) * box["width"], box["y"] + 5)
+    first, second = page.locator("#candidates li").all_inner_texts()
+    assert first.startswith("chosen") and "0.900" in first and "expected IoU 0.750" in first
+    assert second.startswith("not chosen") and "0.200" in second
+    page.evaluate("location.hash = '#pair=1'")
+    wait_pair(page, 1)
+    assert not page.is_visible("#panel-boxes")  # no candidate, no panel
+
+
+# ---------------------------------------------------------------------------- another browser
+
+
+@pytest.mark.parametrize("size", ["1366,768", "390,844"])
+def test_firefox_draws_it_too(cfg, tmp_path, size):
+    firefox = shutil.which("firefox-esr")
+    if firefox is None:
+        pytest.skip("no firefox-esr; on Debian: apt-get install firefox-esr")
+    picture, profile = tmp_path / "page.png", tmp_path / "profile"
+    profile.mkdir()
+    (profile / "user.js").write_text('user_pref("ui.systemUsesDarkTheme", 0);')
+    url = f"{(cfg.run / 'report' / 'index.html').resolve().as_uri()}#view=pairs"
+    command = [firefox, "--headless", "--profile", profile, "--window-size", size]
+    subprocess.run([*command, "--screenshot", picture, url], check=True, timeout=120)
+    pixels = np.round(255 * matplotlib.image.imread(picture)[..., :3]).astype(int)
+    assert pixels.shape[1] == int(size.partition(",")[0])
+    for name in ("prob", "t_adj", "fixed"):  # what the script draws, in the colours of the page
+        colour = [int(colours_of("light")[name][i : i + 2], 16) for i in (1, 3, 5)]
+        assert (np.abs(pixels - colour).max(-1) < 8).sum() > 100, name

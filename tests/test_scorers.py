@@ -3,8 +3,10 @@
 Next:   test_preprocess.py
 """
 
+import itertools
 import json
 import pickle
+import resource
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +18,8 @@ import torch
 
 import scorers
 from config import InputError, ScorersConfig
+from core.tensors import with_digest
+from labels import read_labels
 from scorers import (
     ClipScores,
     ScoreFiles,
@@ -24,7 +28,7 @@ from scorers import (
     write_archive,
     write_scores,
 )
-from timeline import Event, classes_of, frame_edges, label_frames, read_labels, write_labels
+from timeline import Event, classes_of, frame_edges, label_frames, write_labels
 
 GOOD = "onset\toffset\tCat\tDog\n0\t0.5\t0.1\t0.2\n0.5\t1\t0.3\t0.4\n1\t1.4\t0.5\t1\n"
 
@@ -74,8 +78,8 @@ def test_blank_lines_windows_line_ends_and_a_byte_order_mark(tmp_path):
 
 
 ROWS = [
-    ("", "a.tsv line 1: first two columns must be onset, offset (tab separated)"),
-    (GOOD.replace("\t", ","), "found 'onset,offset,Cat,Dog': is it comma separated?"),
+    ("", "a.tsv line 1: no columns onset and offset"),
+    (GOOD.replace("\t", ";"), "a.tsv line 1: no columns onset and offset"),
     (
         GOOD.replace("Dog", "dog"),
         "a.tsv: no column for class 'Dog' (columns: Cat, dog). --map 'dog=",
@@ -92,7 +96,10 @@ ROWS = [
     (GOOD.replace("\n0\t0.5", "\n0.2\t0.5"), "a.tsv line 2: first frame starts at 0.2, not 0"),
     (GOOD.replace("\t0.4", "\t0.4\t0.4"), "a.tsv line 3: 5 columns, the header has 4"),
     (GOOD.replace("1.4", "2.4"), "a.tsv line 4: a frame of 1.4 s among frames of 0.5 s"),
-    (GOOD + "1.4\t1.9\t0\t0\n" + "1.9\t2.4\t0\t0\n", "a.tsv line 4: a frame of 0.4 s among"),
+    (
+        GOOD.replace("1.4", "1.37") + "1.37\t1.9\t0\t0\n1.9\t2.4\t0\t0\n",
+        "line 4: a frame of 0.37 s",
+    ),
     ("onset\toffset\tCat\tDog\n\n", "a.tsv: no frames below the header"),
     (GOOD.replace("0.5\t1\t0.3\t0.4", "\n0.5\t1\t0.3\t9"), "a.tsv line 4, column Dog: 9 is out"),
 ]
@@ -148,6 +155,197 @@ def test_other_class_names_are_mapped(tmp_path):
         open_scores(tmp_path, ["cat"]).missing(["a.wav"])
     expected = "no column for class 'cat' (columns: Cat, Dog). --map 'Cat=cat' renames"
     assert str(error.value) == f"{tmp_path / 'a.tsv'}: {expected}"
+
+
+# ---------------------------------------------------------------------------- forms people have
+
+
+@pytest.mark.parametrize("sign", ["\t", ","])
+def test_columns_by_name_tabs_or_commas(tmp_path, sign):
+    rows = ["Dog,filename,offset,Cat,onset,", "0.2,a.wav,0.5,0.1,0,x", "0.4,a.wav,1,0.3,0.5,y"]
+    clip = put(tmp_path, "\n".join(rows).replace(",", sign)).scores("a.wav")
+    np.testing.assert_allclose(clip.values, [[0.2, 0.4], [0.1, 0.3]], rtol=1e-6)
+    np.testing.assert_allclose(clip.edges, [0, 0.5, 1])
+
+
+@pytest.mark.parametrize(
+    "name", ["Yab_30.000_40.000", "Yab_30.000_40.000.wav", "Yab_30.000_40.mp3"]
+)
+@pytest.mark.parametrize("form", ["files", "archive"])
+def test_ids_with_dots_with_and_without_extension(tmp_path, name, form):
+    ids = ["Yab_30.000_40.000", "Yab_30.000_40"]
+    for i, clip in enumerate(ids):
+        put(tmp_path, GOOD.replace("0.4", f"0.{4 + i}"), f"{clip}.tsv")
+    path = tmp_path
+    if form == "archive":
+        convert(tmp_path, tmp_path.parent / f"{tmp_path.name}.npz")
+        path = tmp_path.parent / f"{tmp_path.name}.npz"
+    source = open_scores(path, ["Dog"])
+    assert source.missing([name, "Yab_31.000_40.000"]) == ["Yab_31.000_40.000"]
+    expected = 0.4 + 0.1 * name.endswith("mp3")
+    assert source.scores(name).values[0, 1] == pytest.approx(expected)
+    assert source.identity(name) != source.identity("Yab_30.000_40.ogg") or name.endswith("mp3")
+
+
+def test_foreign_tsvs_among_the_scores_are_named_once(tmp_path, capsys):
+    put(tmp_path, GOOD)
+    (tmp_path / "audio_durations.tsv").write_text("filename\tduration\na.wav\t1.4\n")
+    (tmp_path / "utf16.tsv").write_bytes(GOOD.encode("utf-16"))
+    source = open_scores(tmp_path)
+    assert source.clips() == ["a"] and source.classes == ["Cat", "Dog"]
+    source.meta()
+    told = capsys.readouterr().out
+    assert told.count("audio_durations.tsv") == 1 and "utf16.tsv" in told
+    convert(tmp_path, tmp_path.parent / f"{tmp_path.name}.npz")
+    assert open_scores(tmp_path.parent / f"{tmp_path.name}.npz").clips() == ["a"]
+    (tmp_path / "a.tsv").unlink()
+    with pytest.raises(InputError, match="no columns onset and offset"):
+        open_scores(tmp_path)
+
+
+@pytest.mark.parametrize("form", ["files", "archive"])
+def test_scores_within_rounding_of_0_and_1(tmp_path, form):
+    edges, values = frame_edges(3, 0.5), np.array([[1.0000001, -1e-9, 0.5]])
+    tag = np.array([[1.0000001]], np.float32)
+    if form == "files":
+        write_scores(tmp_path / "a.tsv", edges, ["Dog"], values)
+        text = (tmp_path / "a.tsv").read_text().replace("\t1\n", "\t1.0000001\n")
+        (tmp_path / "a.tsv").write_text(text)
+        found = open_scores(tmp_path).scores("a")
+    else:
+        archive = {"classes": ["Dog"], "clips": ["a"], "lengths": [3], "values": values.T}
+        np.savez(tmp_path / "x.npz", **archive, edges=edges, tag=tag)
+        found = open_scores(tmp_path / "x.npz").scores("a")
+        assert found.tag.tolist() == [1.0]
+    assert found.values.tolist() == [[1.0, 0.0, 0.5]]
+
+
+@pytest.mark.parametrize(("value", "logit"), [(1.001, False), (-0.1, False), (4.2, True)])
+def test_the_hint_at_logits_is_for_what_lies_far_outside(tmp_path, value, logit):
+    with pytest.raises(InputError) as error:
+        put(tmp_path, GOOD.replace("0.4", str(value))).scores("a.wav")
+    assert ("sigmoid" in str(error.value)) == logit
+
+
+@pytest.mark.parametrize(("frame_s", "decimals"), [(0.016, 2), (0.032, 2), (0.012, 2), (0.3, 1)])
+def test_times_rounded_to_few_decimals_are_equal_frames(tmp_path, frame_s, decimals):
+    for name, count in (("a", 625), ("b", 40)):
+        edges = frame_edges(count, frame_s)
+        times = [f"{a:.{decimals}f}\t{b:.{decimals}f}\t0.5" for a, b in itertools.pairwise(edges)]
+        (tmp_path / f"{name}.tsv").write_text("onset\toffset\tDog\n" + "\n".join(times))
+    source = open_scores(tmp_path)
+    clip = source.scores("a")
+    np.testing.assert_allclose(clip.edges, frame_edges(625, frame_s), atol=0.6 * 10**-decimals)
+    assert clip.frame_s == pytest.approx(frame_s, rel=2e-3) and clip.start_s == 0
+    assert np.ptp(np.diff(clip.edges[:-1])) < 1e-9  # no jitter is left
+    assert source.scores("b").values.shape == (1, 40)
+
+
+def test_a_missing_row_is_found_at_any_precision(tmp_path):
+    for frame_s, decimals in ((0.016, 2), (0.02, 2), (0.02, 3), (0.5, 1), (1.0, 0)):
+        edges = frame_edges(50, frame_s)
+        rows = [f"{a:.{decimals}f}\t{b:.{decimals}f}\t0.5" for a, b in itertools.pairwise(edges)]
+        del rows[20]
+        (tmp_path / "a.tsv").write_text("onset\toffset\tDog\n" + "\n".join(rows))
+        with pytest.raises(InputError, match="line 22: starts at"):
+            open_scores(tmp_path).scores("a")
+
+
+def windows_of(folder: Path, onsets: np.ndarray, length: float, name: str = "a") -> None:
+    """A score file of windows; the k-th has the score k / 100."""
+    rows = [f"{t:.6g}\t{t + length:.6g}\t{k / 100:g}" for k, t in enumerate(onsets)]
+    (folder / f"{name}.tsv").write_text("onset\toffset\tDog\n" + "\n".join(rows))
+
+
+@pytest.mark.parametrize(
+    ("begin", "length", "step"),
+    [
+        (0, 3, 1.5),
+        (0, 0.062, 0.017),
+        (-0.031, 0.062, 0.017),
+        (0, 1, 2),
+        (-1.5, 3, 0.5),
+        (0, 3, 0.5),
+    ],
+)
+def test_a_window_is_a_frame_of_one_step_around_its_centre(tmp_path, begin, length, step):
+    onsets = begin + step * np.arange(40)
+    windows_of(tmp_path, onsets, length)
+    windows_of(tmp_path, onsets[:7], length, "b")
+    source = open_scores(tmp_path)
+    clip = source.scores("a")
+    centres = onsets + length / 2
+    assert clip.frame_s == pytest.approx(step)
+    assert clip.start_s == pytest.approx(centres[0] - step / 2, abs=1e-9)
+    inner = np.stack([centres - step / 2, centres + step / 2])
+    np.testing.assert_allclose(clip.edges[1:-1], inner[0, 1:], atol=1e-6)
+    np.testing.assert_allclose(clip.edges[1:-1], inner[1, :-1], atol=1e-6)
+    assert clip.edges[0] == 0 and clip.edges[-1] >= inner[1, -1] - 1e-6
+    assert source.scores("b").values.shape == (1, 7)
+    convert(tmp_path, tmp_path / "x" / "x.npz")  # and the other form says the same
+    again = open_scores(tmp_path / "x" / "x.npz").scores("a")
+    np.testing.assert_allclose(again.edges, clip.edges, atol=1e-9)
+    assert (again.frame_s, again.start_s) == pytest.approx((clip.frame_s, clip.start_s))
+
+
+@pytest.mark.parametrize(
+    "onsets",
+    [[0, 1.5, 3, 5.5, 7], [5, 6.5, 8, 9.5], [0, 1.5, 1.5, 3]],
+    ids=["gap", "late", "twice"],
+)
+def test_windows_without_a_constant_step_are_refused(tmp_path, onsets):
+    windows_of(tmp_path, np.array(onsets), 3.0)
+    with pytest.raises(InputError, match="constant step"):
+        open_scores(tmp_path).scores("a")
+
+
+def test_scores_are_cut_at_the_end_of_the_audio():
+    values = np.arange(20, dtype=np.float32)[None] / 20
+    clip = ClipScores(values, frame_edges(20, 0.5), np.array([0.7]))
+    for seconds, count, end in ((6.3, 13, 6.3), (6.0, 12, 6.0), (10.0, 20, 10.0), (12.0, 20, 10.0)):
+        cut = scorers.cut_scores(clip, seconds)
+        assert cut.values.shape == (1, count) and cut.edges[-1] == end
+        np.testing.assert_array_equal(cut.values, values[:, :count])
+        np.testing.assert_array_equal(cut.edges[:-1], clip.edges[:count])
+        assert cut.frame_s == pytest.approx(0.5) and cut.start_s == 0 and cut.tag is clip.tag
+
+
+def test_more_parts_than_a_process_may_open_files(tmp_path):
+    clips = [
+        (f"c{i}", ClipScores(np.full((1, 3), i / 300), frame_edges(3, 0.5))) for i in range(300)
+    ]
+    for name, scores in clips:
+        write_archive(tmp_path / f"{name}.npz", ["Dog"], [(name, scores)])
+    used = len(list(Path("/proc/self/fd").iterdir())) if Path("/proc/self/fd").is_dir() else 64
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (used + 150, limits[1]))
+    try:
+        source = open_scores(tmp_path)
+        for name, scores in [*clips, *clips[::-1]]:
+            np.testing.assert_allclose(source.scores(name).values, scores.values, atol=1e-6)
+            source.identity(name)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def test_names_that_would_leave_the_folder_or_forge_rows(tmp_path):
+    for name in ("../evil", "/tmp/evil", "a\nb", "a\tb", "..\\evil"):
+        archive_of(tmp_path / "x.npz", clips=np.array(["a", name]))
+        with pytest.raises(InputError, match="clip"):
+            open_scores(tmp_path / "x.npz")
+    for name in ("Dog\nCat", "Dog\tCat", "../Dog", " "):
+        archive_of(tmp_path / "x.npz", classes=np.array(["Cat", name]))
+        with pytest.raises(InputError, match="class"):
+            open_scores(tmp_path / "x.npz")
+    folder = tmp_path / "files"
+    folder.mkdir()
+    put(folder, GOOD.replace("Dog", "../Dog"))
+    with pytest.raises(InputError, match="leads out"):
+        open_scores(folder)
+    (folder / "a.tsv").unlink()
+    put(folder, GOOD, "a\nb.tsv")
+    with pytest.raises(InputError, match="no table can hold"):
+        open_scores(folder).clips()
 
 
 # ---------------------------------------------------------------------------- score archives
@@ -212,7 +410,8 @@ def test_archive_round_trip_in_parts_with_tags(tmp_path):
 
 def test_an_archive_stays_on_disk(tmp_path):
     source = open_scores(archive_of(tmp_path / "x.npz"))
-    (part,) = source._parts
+    source.scores("a.wav")
+    (part,) = source._maps.values()
     assert isinstance(part.values, np.memmap) and isinstance(part.edges, np.memmap)
     assert len(pickle.dumps(source)) < 1000
 
@@ -253,7 +452,7 @@ def score(row, column, value):
 ARCHIVES = [
     (nothing, "x.npz: cannot be read (File is not a zip file)"),
     (shorten, "x.npz: cannot be read ("),
-    (pickled, "x.npz: cannot be read (array values.npy holds Python objects)"),
+    (pickled, "x.npz: cannot be read (array 'values' holds Python objects)"),
     (compressed, "x.npz: cannot be read (compressed; numpy.savez writes what can be mapped)"),
     (changed(edges=None), "x.npz: no array 'edges'; a score archive has classes, clips, lengths"),
     (changed(clips=np.array([1, 2])), "x.npz: array 'clips' is of type int64"),
@@ -266,7 +465,7 @@ ARCHIVES = [
     (changed(clips=np.array(["a", "a"])), "x.npz: clip 'a' occurs twice"),
     (changed(classes=np.array(["Dog", "Dog"])), "x.npz: class 'Dog' occurs twice"),
     (changed(classes=np.array(["Cat", "dog"])), "(columns: Cat, dog). --map 'dog=Dog' renames"),
-    (changed(meta=np.array("{")), "x.npz: array 'meta' is not JSON"),
+    (changed(meta=np.array("{")), "x.npz: array 'meta' is no JSON"),
     (score(1, 1, np.nan), "x.npz clip a frame 1, column Dog: nan is not finite"),
     (score(1, 1, 4.2), "x.npz clip a frame 1, column Dog: 4.2 is outside 0..1; these look like"),
     (score(4, 0, -0.1), "x.npz clip b frame 1, column Cat: -0.1 is outside 0..1"),
@@ -519,7 +718,7 @@ def test_same_seed_same_bytes_with_two_workers_and_a_rerun_skips(scored, tmp_pat
     shutil.copytree(scored, corpus, ignore=ignored)
     cfg = replace(CONFIG, corpus=corpus, workers=2)
     scorers.main(cfg)
-    assert files_of(corpus) == files_of(scored) and len(files_of(corpus)) == 20
+    assert files_of(corpus) == files_of(scored) and len(files_of(corpus)) == 20 + 2  # and markers
     assert sorted(path.name for path in corpus.iterdir()) == [
         "clips.tsv",
         "scorer.json",
@@ -552,12 +751,12 @@ def test_a_scorer_that_is_none(scored, tmp_path):
 
     fails(r"scorer\.pt: no such scorer; python scorers\.py --corpus .* writes one")
     content = torch.load(scored / "scorer.pt", weights_only=True)
-    torch.save(content | {"version": 0}, tmp_path / "scorer.pt")
+    torch.save(with_digest(content | {"version": 0}), tmp_path / "scorer.pt")
     fails("made by version 0 of the scorer, not 1; run python scorers")
-    torch.save(content | {"classes": ["noise"]}, tmp_path / "scorer.pt")
-    fails(r"damaged, or no scorer of scorers\.py \(RuntimeError\)")
+    torch.save(with_digest(content | {"classes": ["noise"]}), tmp_path / "scorer.pt")
+    fails("weights do not fit the network")
     (tmp_path / "scorer.pt").write_bytes((scored / "scorer.pt").read_bytes()[:2000])
-    fails("damaged, or no scorer")
+    fails("damaged, or not a file of tensors")
 
 
 def test_other_configuration_or_missing_file_is_not_up_to_date(scored, tmp_path, capsys):

@@ -18,8 +18,8 @@ import pytest
 import soundfile
 import torch
 
+import labels
 import preprocess
-import timeline
 from config import Bandit, Network
 from DQN import QNetwork
 
@@ -29,7 +29,7 @@ SMALL = {
     "soundscapes.py": "--train-clips 8 --validation-clips 4 --clip-s 2 --workers 1",
     "scorers.py": "--epochs 1 --channels 4 --workers 1",
     "preprocess.py": "--workers 1",
-    "DQN.py": f"{TINY} --device cpu",
+    "DQN.py": f"{TINY} --device cpu --passes 1",
     "twins.py": "--network.hidden 8 --network.heads 2 --device cpu",
     "studies/threshold_env.py": "--steps 300 --learning.train-start 100 --learning.lanes 8",
     "evaluate.py": "--device cpu --workers 1",
@@ -47,13 +47,17 @@ def commands() -> list[str]:
 
 
 def small(command: str) -> list[str]:
-    """Script and flags of a README line, with small sizes added."""
+    """Script and flags of a README line, with small sizes in place of its own."""
     script, *flags = shlex.split(command)[1:]
     if script in ("DQN.py", "twins.py") and "--digest" not in flags and "--resume" not in flags:
         flags.append("--overwrite")
+    sizes = [] if "--digest" in flags else shlex.split(SMALL[script])
     if script == "DQN.py" and "best" in flags:
-        return [script, *flags, "--dense.hidden", "8", "--passes", "2", "--device", "cpu"]
-    return [script, *flags, *([] if "--digest" in flags else shlex.split(SMALL[script]))]
+        sizes = ["--dense.hidden", "8", "--passes", "2", "--device", "cpu"]
+    for flag in set(sizes[::2]) & set(flags):
+        at = flags.index(flag)
+        del flags[at : at + 2]
+    return [script, *flags, *sizes]
 
 
 def run(command: str, folder: Path) -> subprocess.CompletedProcess:
@@ -162,7 +166,7 @@ def test_readme_commands(workspace, monkeypatch, capfd):
             assert {"gain_accuracy", "gain_iou", "gain_f1"} <= set(names)
     for number, handler in handlers.items():
         signal.signal(number, handler)
-    events = timeline.read_labels(workspace / "runs" / "mine" / "events.tsv")
+    events = labels.read_labels(workspace / "runs" / "mine" / "events.tsv")
     assert set(events) <= {path.name for path in (workspace / "audio" / "validation").iterdir()}
 
 
@@ -199,7 +203,7 @@ def test_the_original_preset_trains_and_evaluates(workspace, monkeypatch):
 MISTAKES = [
     ("DQN.py --cache nowhere", "no manifest in nowhere/train; run: python preprocess.py"),
     ("DQN.py --run runs/none --resume", "runs/none/last.pt: not found"),
-    ("DQN.py --digest labels/train.tsv", "labels/train.tsv: damaged, or not a checkpoint"),
+    ("DQN.py --digest labels/train.tsv", "labels/train.tsv: damaged, or not a file of tensors"),
     ("evaluate.py --run runs/none", "runs/none/best.pt: not found; train first"),
     ("evaluate.py --run runs/demo --cache nowhere", "no manifest in nowhere/validation"),
     ("evaluate.py --compare runs/none --out x", "runs/none not found; give a run folder"),

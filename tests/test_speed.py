@@ -16,9 +16,9 @@ import simulate_cache
 import speed
 
 from config import Bandit, Network
+from labels import read_labels
 from network import QNetwork
 from preprocess import load_cache
-from timeline import read_labels
 
 TINY = Network(hidden=8, heads=2)
 

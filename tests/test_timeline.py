@@ -1,123 +1,28 @@
-"""Label files and the frame clock, against slow loops and the real label files.
+"""The frame clock and events, against slow loops.
 
-Next:   test_preprocess.py
+Next:   test_labels.py
 """
 
 import itertools
-import tempfile
-from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from config import InputError
-from metrics import count_pairs, mean_over_pairs
 from timeline import (
     Event,
-    classes_of,
     frame_centres,
     frame_edges,
     frames_to_events,
     label_frames,
     merge_events,
-    read_labels,
-    write_labels,
 )
 
-HEADER = "filename\tonset\toffset\tevent_label\n"
 GRIDS = [0.02, 0.064, 512 / 22050, 1 / 64]
 
 
-def put(folder: Path, text: str | bytes) -> Path:
-    path = folder / "labels.tsv"
-    path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    return path
-
-
-# ---------------------------------------------------------------------------- label files
-
-
-def test_reading(tmp_path):
-    text = HEADER + "b.wav\t2.5\t3\tDog\na.wav\t0\t10\tAlarm_bell_ringing\nb.wav\t0.25\t1\tCat\n"
-    clips = read_labels(put(tmp_path, text))
-    assert list(clips) == ["b.wav", "a.wav"]  # in file order
-    assert clips["b.wav"] == [Event(0.25, 1.0, "Cat"), Event(2.5, 3.0, "Dog")]  # by onset
-    assert classes_of(clips) == ["Alarm_bell_ringing", "Cat", "Dog"]
-
-
-@pytest.mark.parametrize("row", ["a.wav\t\t\t", "a.wav", "a.wav\tNaN\tnan\tNA", "a.wav\t\t\tNone"])
-def test_clip_without_events(tmp_path, row):
-    clips = read_labels(put(tmp_path, HEADER + row + "\nb.wav\t0\t1\tDog\n"))
-    assert clips == {"a.wav": [], "b.wav": [Event(0, 1, "Dog")]}
-
-
-def test_byte_order_mark_windows_line_ends_and_blank_lines(tmp_path):
-    text = HEADER + "a.wav\t0\t1\tDog\n\nb.wav\t\t\t\n\n"
-    plain = read_labels(put(tmp_path, text))
-    marked = put(tmp_path, b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode())
-    assert read_labels(marked) == plain == {"a.wav": [Event(0, 1, "Dog")], "b.wav": []}
-
-
-def test_quotes_and_non_ascii_names_are_kept(tmp_path):
-    clips = {'a "1.wav': [Event(0, 1, "개 짖는 소리")]}
-    write_labels(tmp_path / "l.tsv", clips)
-    assert read_labels(tmp_path / "l.tsv") == clips
-
-
-BROKEN = [
-    ("", "line 1: the header must be filename, onset, offset, event_label", "an empty file"),
-    ("filename,onset,offset,event_label\n", "line 1: the header must be", "found filename,onset"),
-    ("a.wav\t0\t1\tDog\n", "line 1: the header must be", "found a.wav, 0, 1, Dog"),
-    (HEADER + "a.wav\t0\t1\tDog\tx\n", "line 2: unknown column layout", "filename, onset"),
-    (HEADER + "\t0\t1\tDog\n", "line 2: unknown column layout", ""),
-    (HEADER + "a.wav\t0\t1\tDog\nb.wav\tx\t1\tDog\n", "line 3: onset 'x'", "is not a number"),
-    (HEADER + "a.wav\t0\t1\tDog\n\nb.wav\t0\t1,5\tDog\n", "line 4: onset '0' or offset '1,5'", ""),
-    (HEADER + "a.wav\t0\t\tDog\n", "line 2: onset '0' or offset ''", "is not a number"),
-    (HEADER + "a.wav\tnan\t1\tDog\n", "line 2: onset nan .. offset 1 is not a time span", ""),
-    (HEADER + "a.wav\tnan\tnan\tDog\n", "line 2: onset nan", "is not a time span"),
-    (HEADER + "a.wav\t0\tinf\tDog\n", "line 2: onset 0 .. offset inf is not a time span", ""),
-    (HEADER + "a.wav\t-0.1\t1\tDog\n", "line 2: onset -0.1 .. offset 1 is not a time span", ""),
-    (HEADER + "a.wav\t1\t1\tDog\n", "line 2: offset 1 is not after onset 1", ""),
-    (HEADER + "a.wav\t2\t1\tDog\n", "line 2: offset 1 is not after onset 2", ""),
-    (HEADER + "a.wav\t0\t1\t\n", "line 2: an event without event_label", ""),
-    (HEADER + "a.wav\t0\t1\tNaN\n", "line 2: an event without event_label", ""),
-    (HEADER, "no clips in the file", ""),
-    (HEADER.encode() + b"a\xff.wav\t0\t1\tDog\n", "cannot be read", ""),
-    ("x" * 200_000, "cannot be read", "field larger"),
-]
-
-
-@pytest.mark.parametrize(("text", "message", "more"), BROKEN)
-def test_broken_label_file_is_named_with_its_line(tmp_path, text, message, more):
-    path = put(tmp_path, text)
-    with pytest.raises(InputError) as error:
-        read_labels(path)
-    assert str(path) in str(error.value)
-    assert message in str(error.value) and more in str(error.value)
-
-
-def test_absent_label_file(tmp_path):
-    for path in (tmp_path / "none.tsv", tmp_path):
-        with pytest.raises(InputError, match=r"labels .*cannot be read"):
-            read_labels(path)
-
-
 MILLISECONDS = st.tuples(st.integers(0, 9000), st.integers(1, 4000), st.sampled_from(["A", "b c"]))
-
-
-@given(st.lists(st.lists(MILLISECONDS, max_size=4), min_size=1, max_size=4))
-def test_round_trip(rows):
-    clips = {
-        f"Y--x_{i}.000.wav": sorted(Event(a / 1000, (a + n) / 1000, c) for a, n, c in events)
-        for i, events in enumerate(rows)
-    }
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "labels.tsv"
-        write_labels(path, clips)
-        assert read_labels(path) == clips
-        assert [each.name for each in Path(folder).iterdir()] == ["labels.tsv"]
 
 
 # ---------------------------------------------------------------------------- the frame clock
@@ -188,37 +93,3 @@ def test_merged_events_cover_the_same_and_never_meet(rows):
         own = [event for event in merged if event.event_label == label]
         assert all(a.offset < b.onset for a, b in itertools.pairwise(own))
         assert np.array_equal(label_frames(events, label, edges), label_frames(own, label, edges))
-
-
-# ---------------------------------------------------------------------------- real label files
-
-
-@pytest.mark.parametrize(
-    ("name", "num_clips", "num_pairs"),
-    [
-        ("synthetic21_train", 10_000, 21_383),
-        ("synthetic21_validation", 2_500, 5_570),
-        ("audioset_strong", 3_470, 7_209),
-    ],
-)
-def test_clips_and_pairs_of_the_slides(shared_data, name, num_clips, num_pairs):
-    clips = read_labels(shared_data / "desed_timelines" / f"{name}.tsv")
-    pairs = {(clip, event.event_label) for clip, events in clips.items() for event in events}
-    assert (len(clips), len(pairs)) == (num_clips, num_pairs)
-    assert len(classes_of(clips)) == 10
-
-
-def test_all_on_scores_what_the_label_file_says(shared_data):
-    """On the slides' validation pairs, saying "on" everywhere gives 49.4 / 49.4 / 57.9 %."""
-    clips = read_labels(shared_data / "desed_timelines" / "synthetic21_validation.tsv")
-    edges = frame_edges(500, 0.02)
-    label = np.concatenate(
-        [
-            label_frames(events, name, edges)
-            for events in clips.values()
-            for name in {event.event_label for event in events}
-        ]
-    )
-    offsets = np.arange(0, len(label) + 1, 500)
-    mean = mean_over_pairs(count_pairs(np.ones(len(label), bool), label, offsets))
-    assert mean == pytest.approx({"accuracy": 0.4937, "iou": 0.4937, "f1": 0.5792}, abs=1e-4)

@@ -16,7 +16,7 @@ from torch.nn import functional
 
 import DQN
 import runfolder
-from bandit import hold_out, near, to_device
+from bandit import hold_out, make_states, near, to_device
 from config import Bandit, InputError, Learning, TrainConfig, TwinsConfig, with_preset
 from metrics import mean_f1
 from preprocess import load_cache
@@ -57,12 +57,17 @@ def config(caches, run, **changes):
     return TwinsConfig(**(defaults | changes))
 
 
-def random_twin(kind, seed=0):
+def random_twin(kind, cache, seed=0):
+    """Its outputs are centred on these frames, so that decisions differ between them."""
     torch.manual_seed(seed)
-    network = make_network(kind, SHORT, SMALLEST)
+    network = make_network(kind, SHORT, SMALLEST).eval()
+    signals = to_device(cache, SHORT, CPU)
+    frame = torch.arange(len(cache.label))
     with torch.no_grad():
-        network.head[-1].weight *= 50  # so that decisions differ between frames
-    return Twin(kind, network, SHORT, None, None)
+        network.head[-1].weight *= 50
+        states = make_states(signals, torch.from_numpy(cache.frames_of_pair), frame, SHORT)
+        network.head[-1].bias -= network(states).median(0).values
+    return Twin(kind, network, SHORT, None, None, {})
 
 
 # ---------------------------------------------------------------------------- targets
@@ -153,7 +158,7 @@ def test_an_easy_task_is_learned_and_noise_is_not(tmp_path, kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_batch_and_chosen_pairs_change_no_decision(cache, kind):
-    twin, signals = random_twin(kind), to_device(cache, SHORT, CPU)
+    twin, signals = random_twin(kind, cache), to_device(cache, SHORT, CPU)
     twin.network.train()
     full = decisions(twin, signals, 256)
     assert twin.network.training  # as it was
@@ -171,7 +176,7 @@ def test_what_a_twin_decides(cache):
     signals = to_device(cache, SHORT, CPU)
     frames = torch.arange(int(cache.offsets[1]), int(cache.offsets[2]))
     for kind in KINDS:
-        twin = random_twin(kind)
+        twin = random_twin(kind, cache)
         on = decisions(twin, signals, 64)
         twin.network.eval()
         for frame in frames.tolist():
@@ -188,7 +193,7 @@ def test_what_a_twin_decides(cache):
 
 def test_damaged_weights_never_decide_and_are_never_saved(caches, cache, tmp_path):
     for kind in KINDS:
-        twin = random_twin(kind)
+        twin = random_twin(kind, cache)
         with torch.no_grad():
             twin.network.head[-1].bias[0] = float("nan")
         with pytest.raises(InputError, match="not finite"):
@@ -307,13 +312,15 @@ def test_refusals(caches, tmp_path):
     with pytest.raises(InputError, match="nothing to resume"):
         main(replace(cfg, run=tmp_path / "none", resume=True))
     (tmp_path / "twin" / "decisions").mkdir()
+    (tmp_path / "twin" / "decisions" / "best-0-0.npz").touch()
     assert main(replace(cfg, overwrite=True)) == 0
     assert not (tmp_path / "twin" / "decisions").exists()  # of the twin that is gone
 
 
 def test_a_policy_is_no_twin_and_the_other_way_round(caches, cache, tmp_path):
     same = {"cache": caches, "network": SMALLEST, "bandit": SHORT, "device": "cpu"}
-    policy = TrainConfig(**same, run=tmp_path / "dqn", learning=Learning(lanes=4, train_start=32))
+    learning = Learning(lanes=4, batch=8, train_start=8)
+    policy = TrainConfig(**same, run=tmp_path / "dqn", learning=learning, passes=1)
     twin = config(caches, tmp_path / "twin")
     assert DQN.main(policy) == main(twin) == 0
     with pytest.raises(InputError, match=r"holds no twin; only a last\.pt of twins\.py"):
@@ -345,7 +352,7 @@ def test_foreign_checkpoints_end_in_one_line(caches, tmp_path, change):
     content["config"] = "{" if change == "text" else json.dumps(config_)
     if change == "no gate":
         del content["gate"]
-    torch.save({"twin": "classifier"} if change == "bare" else content, path)
+    runfolder.write_checkpoint(path, {"twin": "classifier"} if change == "bare" else content)
     with pytest.raises(InputError) as error:
         load_twin(path, CPU)
     assert "\n" not in str(error.value)

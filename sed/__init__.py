@@ -1,0 +1,1 @@
+"""Sound event detection: recordings, labels, signals, metrics. Knows no policy."""

@@ -1,0 +1,197 @@
+"""The six signals of a (clip, class) pair: loudness and score -> probability, base threshold.
+
+Reads:  nothing
+Writes: nothing
+Shapes: S samples, C channels, R loudness values, T frames of a pair, K classes
+Next:   soundscapes.py
+
+Formulas: slides, appendix 1; bracketed constants from the original program (see `config.Signal`).
+"""
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+from scipy.ndimage import gaussian_filter1d, median_filter
+
+from config import Signal
+from sed.audio import fit_length, resample
+
+SIGNALS = ("rms", "d_raw", "d_adj", "prob", "t_base", "binary")
+VERSION = 2  # raise it with any change of the numbers; 1: even filters, which lag, on most grids
+ORIGINAL_RATE = 32_000  # to which the original program brings all audio, mixed to mono
+EPS = 1e-8  # spec: mm(x) = (x - min) / (max - min + eps)
+
+# ---------------------------------------------------------------------------- scaling
+
+
+def min_max(x: np.ndarray) -> np.ndarray:
+    """Scale to 0..1 over the frames of one pair; a constant becomes 0."""
+    return (x - x.min()) / (x.max() - x.min() + EPS)
+
+
+def clip_percentile(x: np.ndarray, percentile: float) -> np.ndarray:
+    """Cut values above the percentile of x."""
+    return np.minimum(x, np.percentile(x, percentile))
+
+
+# ---------------------------------------------------------------------------- filter lengths
+
+
+def filter_frames(duration_s: float, frame_s: float, least: int = 1, odd: bool = True) -> int:
+    """Length of a filter in frames of the grid at hand: the nearest odd number, at least `least`.
+
+    A filter of odd length is centred on a frame; one of even length would lag. A filter that is
+    centred on the edge between two frames needs the nearest even number instead (`odd=False`).
+    """
+    length = round(duration_s / frame_s, 6)  # 9.999999999 is 10
+    return max(least, odd + 2 * round((length - odd) / 2))
+
+
+SLIDES_FRAME_S = 0.02
+SLIDES_FRAMES = {0.16: 8, 4.0: 200}  # the slides' own lengths, kept on their grid to repeat them
+
+
+def slides_frames(duration_s: float, frame_s: float) -> int:
+    """`filter_frames`, but at exactly 20 ms the slides' own even lengths, which lag by a frame."""
+    theirs = SLIDES_FRAMES.get(duration_s)
+    if theirs is not None and abs(frame_s - SLIDES_FRAME_S) < 1e-6:
+        return theirs
+    return filter_frames(duration_s, frame_s)
+
+
+def median(x: np.ndarray, size: int) -> np.ndarray:
+    """Median filter of (T,) or (K, T) over time, mirrored at the ends.
+
+    Odd sizes are padded here: scipy 1.17 mirrors wrongly, and not alike at both ends, where a
+    filter reaches further than there are frames. Even ones are the slides', as scipy has them.
+    """
+    reach = size // 2 if size % 2 else 0
+    rest = x.ndim - 1
+    padded = np.pad(x, [*[(0, 0)] * rest, (reach, reach)], mode="symmetric")
+    return median_filter(padded, (1, size) if rest else size)[..., reach : reach + x.shape[-1]]
+
+
+# ---------------------------------------------------------------------------- loudness
+
+
+def rms_hop(sample_rate: int, signal: Signal) -> int:
+    """Samples between two loudness values."""
+    return max(1, round(signal.rms_hop_s * sample_rate))
+
+
+def loudness(wav: np.ndarray, sample_rate: int, signal: Signal) -> np.ndarray:
+    """Samples (S,) or (S, C) -> (R,) normalised log-RMS: mm(clip95(log(1 + RMS))), 0..1.
+
+    Value j is of a window centred on sample j * `rms_hop`, zeros outside the recording; the power
+    of several channels is the mean of their squares. The numbers are those of
+    `librosa.feature.rms`, bit for bit.
+    """
+    power = np.square(np.atleast_2d(wav.T)).mean(axis=0)
+    size, hop = max(1, round(signal.rms_window_s * sample_rate)), rms_hop(sample_rate, signal)
+    windows = sliding_window_view(np.pad(power, size // 2), size)[::hop]  # (R, window)
+    rms = np.sqrt(windows.mean(axis=1))
+    return min_max(clip_percentile(np.log1p(rms.astype(np.float64)), signal.clip_percentile))
+
+
+def on_grid(x: np.ndarray, step: float, num_frames: int) -> np.ndarray:
+    """Linear interpolation of (R,) to (T,) frames, the first at 0, the last at the end.
+
+    Value j lies at j * `step`, in shares of the time that the frames span; after the last one it
+    goes on.
+    """
+    return np.interp(np.linspace(0, 1, num_frames), np.arange(len(x)) * step, x)
+
+
+def loudness_on_grid(
+    wav: np.ndarray, sample_rate: int, duration_s: float, num_frames: int, signal: Signal
+) -> np.ndarray:
+    """Normalised loudness (T,) of samples (S,) or (S, C) over the time that T frames span.
+
+    Each value lies at its own time. The original program puts the last one on the last frame, which
+    stretches time by up to a hop.
+    """
+    wav = fit_length(wav, round(duration_s * sample_rate))
+    if signal.loudness == "original":
+        mono = wav if wav.ndim == 1 else wav.mean(axis=1)
+        x = loudness(resample(mono, sample_rate, ORIGINAL_RATE), ORIGINAL_RATE, signal)
+        return on_grid(x, 1 / max(1, len(x) - 1), num_frames)
+    step = rms_hop(sample_rate, signal) / max(1, len(wav))
+    return on_grid(loudness(wav, sample_rate, signal), step, num_frames)
+
+
+# ---------------------------------------------------------------------------- score
+
+
+def adjust_score(d_raw: np.ndarray, frame_s: float, signal: Signal) -> np.ndarray:
+    """Raw score (T,) -> D_adj (T,): twice median filtered, sharpened, mixed, cut, scaled."""
+    smooth = median(d_raw, slides_frames(signal.score_median_s, frame_s))
+    again = median(smooth, slides_frames(signal.score_median2_s, frame_s))
+    power = smooth**signal.score_power
+    mix = signal.score_mix * min_max(again) + (1 - signal.score_mix) * min_max(power)
+    return min_max(clip_percentile(mix, signal.clip_percentile))
+
+
+def tag_of(values: np.ndarray, frame_s: float, signal: Signal) -> np.ndarray:
+    """Scores (K, T) -> (K,) clip-level scores: the maximum after the first median filter (k1).
+
+    It spans three frames at least, so that it takes away a peak that is too short to be a sound.
+    """
+    size = filter_frames(signal.score_median_s, frame_s, least=3)
+    return median(values, size).max(axis=1)
+
+
+# ---------------------------------------------------------------------------- the six signals
+
+
+def fuse(rms: np.ndarray, d_adj: np.ndarray, frame_s: float, signal: Signal) -> np.ndarray:
+    """Loudness and score (T,) -> probability (T,)."""
+    # The original adds eps to avoid dividing by zero.
+    harmonic = 2 / (1 / (rms + EPS) + 1 / (d_adj + EPS))
+    fused = rms * d_adj if signal.fusion == "product" else harmonic
+    scaled = min_max(clip_percentile(fused, signal.clip_percentile))
+    return gaussian_filter1d(scaled, signal.prob_sigma_s / frame_s)
+
+
+def dynamic_threshold(
+    rms: np.ndarray, d_adj: np.ndarray, frame_s: float, signal: Signal
+) -> np.ndarray:
+    """Base threshold (T,): background loudness where the class is not.
+
+    The slides' factor alpha = 0.7 is left out: the min-max that follows cancels it.
+    """
+    sigma = signal.background_sigma_s / frame_s
+    background = median(rms, slides_frames(signal.background_s, frame_s))
+    anti_mask = gaussian_filter1d((1 - d_adj) ** signal.beta, sigma)
+    return min_max(gaussian_filter1d(background, sigma) * anti_mask)
+
+
+def falls_back(rms: np.ndarray | None, d_raw: np.ndarray, signal: Signal) -> bool:
+    """Whether a score (T,) has so little contrast that loudness decides alone (original program).
+
+    Without audio it never does: there the score is all that is known.
+    """
+    flat = float(d_raw.max()) - float(d_raw.min()) < signal.flat_range
+    return rms is not None and signal.flat_fallback and flat
+
+
+def compute_signals(
+    rms: np.ndarray | None, d_raw: np.ndarray, frame_s: float, signal: Signal
+) -> dict[str, np.ndarray]:
+    """Loudness (None: no audio, 1 everywhere) and raw score (T,) -> the six signals, (T,) float32.
+
+    `binary` is decided on the stored float32 values, so that every reader repeats it exactly.
+    """
+    flat = falls_back(rms, d_raw, signal)
+    d_raw = d_raw.astype(np.float64)
+    rms = np.ones_like(d_raw) if rms is None else rms.astype(np.float64)
+    d_adj = adjust_score(d_raw, frame_s, signal)
+    if flat:
+        prob = rms
+        threshold = min(np.percentile(rms, 10), rms.mean() - rms.std())
+        t_base = np.full_like(rms, np.clip(threshold, 0, 1))
+    else:
+        prob = fuse(rms, d_adj, frame_s, signal)
+        t_base = dynamic_threshold(rms, d_adj, frame_s, signal)
+    values = {"rms": rms, "d_raw": d_raw, "d_adj": d_adj, "prob": prob, "t_base": t_base}
+    values = {name: array.astype(np.float32) for name, array in values.items()}
+    values["binary"] = (values["prob"] > values["t_base"]).astype(np.float32)
+    return values

@@ -1,0 +1,1 @@
+"""Programs beside the suite; each package has its README.md."""

@@ -1,0 +1,750 @@
+"""Active learning with a bandit DQN: which images are worth a label?
+
+Run:    python -m studies.active_learning             # digits, eight strategies, six seeds
+        python -m studies.active_learning steps       # gradient steps 100 .. 500, one seed
+        python -m studies.active_learning repeats     # the best of them on five more seeds
+        python -m studies.active_learning --dataset cifar10 --seeds 1 --strategies random margin dqn
+        python -m studies.active_learning evaluate --classifier RUN/classifier.pt
+Reads:  a data set (images.py), downloaded where it is missing
+Writes: <out>/seed-<s>/<strategy>/{state.pt, classifier.pt}, <out>/<command>/{table.md,
+        results.json, accuracy.tsv, accuracy.png}
+Shapes: N training images, L labelled, K classes; per cycle, seed and strategy an accuracy
+Next:   README.md
+
+A cycle trains the classifier on the labelled images, tests it, and buys labels for the next one.
+Runs of a seed share the first labels, and in each cycle the initial weights and the random draws of
+training: strategies differ by what they buy. What is finished is never done again: a stopped
+command continues with the cycle that it was in.
+"""
+
+import json
+import math
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import as_completed
+from dataclasses import dataclass, fields, replace
+from functools import cache, partial
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, get_args
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from config import (
+    Checked,
+    Device,
+    InputError,
+    num_workers,
+    number,
+    parse,
+    process_pool,
+    require,
+    to_dict,
+    write_text,
+)
+from core.files import Kind, check_replaceable, keep_apart, own_folder, remove_ours, write_together
+from core.stored import is_count, read_json, write_json
+from runfolder import (
+    differences,
+    digest,
+    load_weights,
+    pick_device,
+    processor,
+    read_checkpoint,
+    versions,
+    write_checkpoint,
+)
+from studies.active_learning import tables
+from studies.active_learning.classifier import (
+    Classifier,
+    NetworkName,
+    Recipe,
+    accuracy,
+    fit,
+    make_classifier,
+    normalisation,
+    predict,
+)
+from studies.active_learning.images import (
+    PART,
+    DatasetName,
+    Images,
+    load_images,
+    to_device,
+    write_cifar,
+)
+from studies.active_learning.strategies import (
+    UNCERTAINTY,
+    Agent,
+    Selector,
+    View,
+    badge,
+    balance,
+    highest,
+    k_centre,
+    make_states,
+    ranking,
+)
+
+StrategyName = Literal[
+    "random", "entropy", "margin", "least-confidence", "k-centre", "badge", "dqn", "dqn-warm"
+]
+STRATEGIES: tuple[StrategyName, ...] = get_args(StrategyName)
+IMAGE_FOLDER = Path("data/images")
+STUDY = Kind("study of active learning", older=(("seed-*/first.pt", ""),))
+
+# ---------------------------------------------------------------------------- settings
+
+# Where a flag is not given. "slides": the source's protocol; the digits are this study's own.
+SLIDES: dict[str, Any] = {
+    "network": "resnet18",
+    "width": 64,
+    "first": 1000,
+    "per_cycle": 1000,
+    "epochs": 200,
+    "batch": 128,
+    "lr": 0.1,
+}
+DEFAULTS: dict[DatasetName, dict[str, Any]] = {
+    "cifar10": SLIDES,
+    "cifar100": SLIDES | {"first": 2000, "per_cycle": 2000},
+    "fashion-mnist": SLIDES,
+    "digits": {
+        "network": "small",
+        "width": 16,
+        "first": 20,
+        "per_cycle": 20,
+        "epochs": 40,
+        "batch": 32,
+        "lr": 0.05,
+    },
+}
+AUGMENT = {"digits": (1, False)}  # padding of the crop, mirrored; the slides' is (4, True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protocol(Checked):
+    """What changes a number of a run."""
+
+    dataset: DatasetName = "digits"
+    """what is labelled"""
+    cycles: int = number(10, 2)
+    """trainings of the classifier, each but the last followed by a query (slides)"""
+    first: int | None = number(None, 1)
+    """labels at the start, drawn at random (cifar100 2,000, digits 20, else 1,000; slides)"""
+    per_cycle: int | None = number(None, 1)
+    """labels bought after each cycle (cifar100 2,000, digits 20, else 1,000; slides)"""
+    network: NetworkName | None = None
+    """the classifier (digits: small, else resnet18; slides)"""
+    width: int | None = number(None, 2)
+    """channels of its first layer, 2 at least (digits 16, else 64, which is ResNet-18)"""
+    epochs: int | None = number(None, 1)
+    """passes over the labelled images in each cycle (digits 40, else 200; slides)"""
+    batch: int | None = number(None, 2)
+    """images in a step of SGD (digits 32, else 128; slides)"""
+    lr: float | None = number(None, above=0)
+    """learning rate of SGD (digits 0.05, else 0.1; slides)"""
+    momentum: float = number(0.9, 0, 0.999)
+    """of SGD (slides)"""
+    weight_decay: float = number(5e-4, 0, 1)
+    """of SGD (slides)"""
+    decay_at: float = number(0.8, above=0, high=1)
+    """share of the epochs after which the learning rate is a tenth (slides: epoch 160 of 200)"""
+    augment: bool = True
+    """random crop of the padded image and, but for digits, random mirror image (slides)"""
+    carry_over: bool = False
+    """go on with the classifier of the cycle before, as the original program did, instead of new
+    weights in every cycle"""
+    dqn_hidden: int = number(128, 1)
+    """width of both hidden layers of the Q-network (slides)"""
+    dqn_lr: float = number(1e-3, above=0, high=1)
+    """learning rate of Adam (slides)"""
+    dqn_replay: int = number(10_000, 2)
+    """transitions kept (slides)"""
+    dqn_batch: int = number(64, 1)
+    """transitions in a gradient step (slides)"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.per_cycle is not None:
+            rule = f"at least 2 x per-cycle = {2 * self.per_cycle} (what one query stores)"
+            require(self.dqn_replay >= 2 * self.per_cycle, "dqn-replay", rule, self.dqn_replay)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study(Protocol):
+    """What every command has beside the protocol."""
+
+    data: Path | None = None
+    """folder with the official files, packed or not (default: data/images, downloaded)"""
+    out: Path | None = None
+    """folder for runs and tables (default: runs/active-<dataset>)"""
+    overwrite: bool = False
+    """do the runs of this command anew"""
+    device: Device = "auto"
+    """auto takes CUDA where there is one"""
+    threads: int = number(1, 1)
+    """CPU threads of each process"""
+    workers: int | None = number(None, 1)
+    """processes, a run each (default: all cores; with CUDA one)"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        embedded = self.dataset == "digits" and self.data is not None
+        require(not embedded, "data", "left out, as the digits are in scikit-learn,", self.data)
+
+    @property
+    def folder(self) -> Path:
+        """Where runs and tables go."""
+        return self.out or Path("runs") / f"active-{self.dataset}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareConfig(Study):
+    """DQN and opponents. Other commands: draw, steps, repeats, evaluate (each has a --help)."""
+
+    strategies: tuple[StrategyName, ...] = STRATEGIES
+    """who takes part; random is always among them"""
+    seeds: int = number(6, 1)
+    """seeds 0, 1, ..: first labels, weights, order, augmentation, draws of the strategies"""
+    gradient_steps: tuple[int, ...] = (200,)
+    """of the DQN after each query; a row for each (slides: 200 is the best for CIFAR-10)"""
+    dqn_warm_start: Literal["margin", "entropy", "least-confidence"] = "margin"
+    """what makes the first queries of dqn-warm, while the Q-network knows little"""
+    dqn_warm_queries: tuple[int, ...] = (1, 3)
+    """how many queries it makes before the DQN takes over; a row for each"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("gradient_steps", "dqn_warm_queries"):
+            values = getattr(self, name)
+            fine = 0 < len(set(values)) == len(values) and min(values) > 0
+            require(fine, self.flag(name), "different numbers above 0", values)
+        require("random" in self.strategies, "strategies", "a list with random", self.strategies)
+        different = len(set(self.strategies)) == len(self.strategies)
+        require(different, "strategies", "all different", self.strategies)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepsConfig(Study):
+    """The source's first study: several numbers of gradient steps."""
+
+    gradient_steps: tuple[int, ...] = (100, 200, 300, 400, 500)
+    """of the DQN after each query (slides)"""
+    seed: int = number(0, 0)
+    """the first seed (slides: 0)"""
+    seeds: int = number(1, 1)
+    """how many (slides: 1)"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        fine = len(set(self.gradient_steps)) == len(self.gradient_steps) > 1
+        fine = fine and min(self.gradient_steps) > 0
+        rule = "two or more different numbers above 0"
+        require(fine, "gradient-steps", rule, self.gradient_steps)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RepeatsConfig(Study):
+    """The source's second study: the best number of gradient steps on more seeds."""
+
+    gradient_steps: int | None = number(None, 1)
+    """of the DQN after each query (default: the best of `steps` in the same folder)"""
+    repeats: int = number(5, 1)
+    """how many seeds (slides: 5, drawn from the clock)"""
+    seed: int = number(0, 0)
+    """the last one of `steps`; the repeats have the next ones, none of which chose the best"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig(Checked):
+    """Accuracy of a saved classifier on the test images, overall and for each class."""
+
+    classifier: Path
+    """classifier.pt of a finished run"""
+    data: Path | None = None
+    """folder with the official files (default: data/images, downloaded)"""
+    device: Device = "auto"
+    """auto takes CUDA where there is one"""
+    threads: int = number(1, 1)
+    """CPU threads"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrawConfig(Checked):
+    """A small part of CIFAR-10 or CIFAR-100, every class as often, for a computer without a GPU."""
+
+    dataset: Literal["cifar10", "cifar100"] = "cifar10"
+    """what is drawn from"""
+    data: Path | None = None
+    """folder with the official files, packed or not (default: data/images, downloaded)"""
+    train: int = number(4_000, 1)
+    """training images"""
+    test: int = number(1_000, 1)
+    """test images, of the official test images"""
+    seed: int = number(0, 0)
+    """which images"""
+    out: Path | None = None
+    """folder to make, for --data of the other commands (default: data/<dataset>-small)"""
+
+
+COMMANDS: dict[str, type] = {
+    "draw": DrawConfig,
+    "compare": CompareConfig,
+    "steps": StepsConfig,
+    "repeats": RepeatsConfig,
+    "evaluate": EvaluateConfig,
+}
+
+
+def settle(cfg: Study) -> Any:
+    """The config with the data set's own numbers where no flag was given."""
+    missing = {
+        name: value for name, value in DEFAULTS[cfg.dataset].items() if getattr(cfg, name) is None
+    }
+    try:
+        return replace(cfg, **missing)
+    except ValueError as error:  # a default of the data set against a flag
+        raise InputError(str(error)) from None
+
+
+def recipe_of(cfg: Protocol) -> Recipe:
+    """How the classifier is trained."""
+    padding, flip = AUGMENT.get(cfg.dataset, (4, True)) if cfg.augment else (0, False)
+    sgd = (cfg.epochs, cfg.batch, cfg.lr, cfg.momentum, cfg.weight_decay, cfg.decay_at)
+    return Recipe(*sgd, padding, flip)
+
+
+# ---------------------------------------------------------------------------- random numbers
+
+LABELS, WEIGHTS, TRAINING, QUERY, AGENT = range(5)  # what a generator is for
+
+
+def generator(seed: int, purpose: int, cycle: int = 0) -> np.random.Generator:
+    """Random numbers that depend on nothing but these three: no state needs saving."""
+    return np.random.default_rng([seed, purpose, cycle])
+
+
+def torch_seed(rng: np.random.Generator) -> int:
+    """A seed for torch."""
+    return int(rng.integers(2**63 - 1))
+
+
+def on_device(rng: np.random.Generator, device: torch.device) -> torch.Generator:
+    """A generator for draws on the device."""
+    return torch.Generator(device).manual_seed(torch_seed(rng))
+
+
+# ---------------------------------------------------------------------------- a run
+
+
+class Run(NamedTuple):
+    """One strategy with one seed."""
+
+    seed: int
+    strategy: StrategyName
+    steps: int  # gradient steps of the DQN after each query; 0 where there is none
+    warm: int = 0  # queries that the uncertainty rule makes before the DQN
+
+    @property
+    def name(self) -> str:
+        """dqn-200, dqn-warm3-200, margin, .."""
+        warm = str(self.warm or "")
+        return f"{self.strategy}{warm}-{self.steps}" if self.steps else self.strategy
+
+    def folder(self, cfg: Study) -> Path:
+        """Where it keeps its files."""
+        return cfg.folder / f"seed-{self.seed}" / self.name
+
+
+class Bench(NamedTuple):
+    """What all runs of a process share."""
+
+    images: Images
+    norm: tuple[torch.Tensor, torch.Tensor]
+    key: str  # digest of images and labels
+
+
+def open_bench(dataset: DatasetName, folder: Path | None, device: torch.device) -> Bench:
+    """Load a data set."""
+    images = load_images(dataset, folder or IMAGE_FOLDER)
+    key = digest([images.train, images.train_labels, images.test, images.test_labels])
+    images = to_device(images, device)
+    return Bench(images, normalisation(images.train), key)
+
+
+@cache
+def worker_bench(dataset: DatasetName, folder: Path | None, device: str) -> Bench:
+    """The same, once in a process."""
+    return open_bench(dataset, folder, torch.device(device))
+
+
+def stored(cfg: Study, run: Run, key: str) -> dict[str, Any]:
+    """The settings that a run's numbers depend on."""
+    values = to_dict(cfg)
+    names = [spec.name for spec in fields(Protocol)]
+    if run.steps == 0:
+        names = [name for name in names if not name.startswith("dqn_")]
+    elif run.warm:
+        names.append("dqn_warm_start")
+    kept = {name: values[name] for name in names}
+    mine = {"seed": run.seed, "gradient_steps": run.steps, "dqn_warm_queries": run.warm}
+    return kept | mine | {"data": key}
+
+
+def reopen(path: Path, settings: dict[str, Any], device: torch.device) -> dict[str, Any] | None:
+    """What a file of a run holds, None where there is none; InputError for other settings."""
+    if not path.exists():
+        return None
+    state = read_checkpoint(path, device)
+    for flag, was, now in differences(json.loads(state["settings"]), settings):
+        what = "other images" if flag == "data" else f"--{flag} {was}, not {now}"
+        raise InputError(f"{path} was made with {what}; give --overwrite or another --out")
+    return state
+
+
+def new_classifier(cfg: Study, bench: Bench, seed: int, cycle: int, device: torch.device):
+    """Weights at the start of a cycle, the same for every strategy of a seed."""
+    weights = torch_seed(generator(seed, WEIGHTS, cycle))
+    return make_classifier(cfg.network, cfg.width, bench.images, weights, device)
+
+
+def train(
+    classifier: Classifier, labelled: torch.Tensor, run: Run, cycle: int, cfg: Study, bench: Bench
+) -> float:
+    """Train in place on the labelled images -> accuracy on the test images."""
+    draws = on_device(generator(run.seed, TRAINING, cycle), labelled.device)
+    where = f"seed {run.seed}, {run.name}, cycle {cycle}"
+    shown = where if cfg.workers == 1 else None
+    fit(classifier, bench.images, labelled, bench.norm, recipe_of(cfg), draws, shown)
+    return accuracy(predict(classifier, bench.images.test, bench.norm), bench.images.test_labels)
+
+
+def begin(run: Run, cfg: Study, bench: Bench, device: torch.device) -> dict[str, Any]:
+    """The first cycle of a seed: the same for every strategy, so it is trained once."""
+    start = Run(run.seed, "random", 0)
+    settings = stored(cfg, start, bench.key)
+    path = start.folder(cfg).parent / "first.pt"
+    state = reopen(path, settings, device)
+    if state is None:
+        began = time.perf_counter()
+        total = len(bench.images.train)
+        labelled = generator(run.seed, LABELS).choice(total, cfg.first, replace=False)
+        labelled = torch.from_numpy(labelled).to(device)
+        classifier = new_classifier(cfg, bench, run.seed, 1, device)
+        result = train(classifier, labelled, start, 1, cfg, bench)
+        state = {
+            "settings": json.dumps(settings),
+            "labelled": labelled,
+            "accuracy": [result],
+            "weights": classifier.state_dict(),
+            "seconds": [time.perf_counter() - began],
+        }
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_checkpoint(path, state)
+    return state
+
+
+def query(
+    run: Run, cycle: int, view: View, scores: torch.Tensor | None, cfg: Study
+) -> torch.Tensor:
+    """Positions (per_cycle,) of the images to buy, among the unlabelled ones of `view`.
+
+    `scores` (U,) are those of the strategy, None where it has none.
+    """
+    device, rng = view.probabilities.device, generator(run.seed, QUERY, cycle)
+    if cycle <= run.warm:
+        return highest(UNCERTAINTY[cfg.dqn_warm_start](view.probabilities), cfg.per_cycle)
+    if scores is not None:
+        return highest(scores, cfg.per_cycle)
+    rule = run.strategy
+    if rule == "k-centre":
+        return k_centre(view, cfg.per_cycle)
+    if rule == "badge":
+        return badge(view, cfg.per_cycle, on_device(rng, device))
+    few = rng.choice(len(view.probabilities), cfg.per_cycle, replace=False)
+    return torch.from_numpy(few).to(device)
+
+
+def buy(
+    classifier: Classifier,
+    state: dict[str, Any],
+    run: Run,
+    selector: Selector | None,
+    cfg: Study,
+    bench: Bench,
+) -> None:
+    """Choose images, see their labels, let the DQN learn from them; changes `state`."""
+    labelled, cycle = state["labelled"], len(state["accuracy"])
+    images, device = bench.images, labelled.device
+    free = torch.ones(len(images.train), dtype=torch.bool, device=device)
+    free[labelled] = False
+    unlabelled = free.nonzero()[:, 0]
+    probabilities, features = predict(classifier, images.train, bench.norm)
+    view = View(probabilities[unlabelled], features[unlabelled], features[labelled])
+    states = make_states(view.probabilities)
+    scores = None
+    if selector is not None:
+        scores = selector.scores(states)
+    elif run.strategy in UNCERTAINTY:
+        scores = UNCERTAINTY[run.strategy](view.probabilities)
+    chosen = query(run, cycle, view, scores, cfg)
+    bought = unlabelled[chosen]
+    errors = probabilities[unlabelled].argmax(1) != images.train_labels[unlabelled]
+    wrong = errors[chosen]
+    likely = highest(UNCERTAINTY["margin"](view.probabilities), cfg.per_cycle)
+    if selector is not None:
+        rng = generator(run.seed, AGENT, cycle)
+        selector.store(states, chosen, wrong, rng)
+        selector.learn(rng)
+    state["labelled"] = torch.cat([labelled, bought])
+    state["wrong"].append(float(wrong.double().mean()))
+    state["as_margin"].append(float(torch.isin(chosen, likely).double().mean()))
+    # What nobody knows who buys labels; for the tables only.
+    state["wrong_left"].append(float(errors.double().mean()))
+    state["ranking"].append(math.nan if scores is None else ranking(scores, errors))
+    state["balance"].append(balance(images.train_labels[bought], len(images.classes)))
+
+
+def play(run: Run, cfg: Study, bench: Bench, device: torch.device) -> Iterator[int]:
+    """Advance a run to its last cycle, saving after each one; yields the cycles that are done."""
+    settings, folder = stored(cfg, run, bench.key), run.folder(cfg)
+    state = reopen(folder / "state.pt", settings, device)
+    if state is None:
+        state = {name: [] for name in tables.QUERIES} | begin(run, cfg, bench, device)
+        state["settings"] = json.dumps(settings)
+        folder.mkdir(parents=True, exist_ok=True)
+    cycle = len(state["accuracy"])
+    yield cycle
+    if cycle == cfg.cycles:
+        return
+    selector = None
+    if run.steps:
+        agent = Agent(cfg.dqn_hidden, cfg.dqn_lr, cfg.dqn_replay, cfg.dqn_batch, run.steps)
+        weights = torch_seed(generator(run.seed, AGENT))
+        selector = Selector(len(bench.images.classes), agent, weights, device)
+        if "selector" in state:
+            selector.restore(state["selector"])
+    classifier = new_classifier(cfg, bench, run.seed, cycle, device)
+    classifier.load_state_dict(state["weights"])
+    while cycle < cfg.cycles:
+        began = time.perf_counter()
+        buy(classifier, state, run, selector, cfg, bench)
+        cycle += 1
+        if not cfg.carry_over:
+            classifier = new_classifier(cfg, bench, run.seed, cycle, device)
+        state["accuracy"].append(train(classifier, state["labelled"], run, cycle, cfg, bench))
+        state["seconds"].append(time.perf_counter() - began)
+        state["weights"] = classifier.state_dict()
+        if selector is not None:
+            state["selector"] = selector.state()
+        if cycle == cfg.cycles:
+            save_classifier(folder / "classifier.pt", state, cfg, bench)
+            state["weights"] = {}  # they are in classifier.pt now
+        write_checkpoint(folder / "state.pt", state)
+        yield cycle
+
+
+def save_classifier(path: Path, state: dict[str, Any], cfg: Study, bench: Bench) -> None:
+    """The final classifier with all that is needed to apply it."""
+    content = {
+        "dataset": cfg.dataset,
+        "network": cfg.network,
+        "width": cfg.width,
+        "classes": list(bench.images.classes),
+        "mean": bench.norm[0],
+        "std": bench.norm[1],
+        "accuracy": state["accuracy"][-1],
+        "labels": len(state["labelled"]),
+        "versions": versions(),
+        "weights": state["weights"],
+    }
+    write_checkpoint(path, content)
+
+
+# ---------------------------------------------------------------------------- many runs
+
+
+def work(job: tuple[Study, Run, bool], device: str) -> int:
+    """A run in a worker process, or only the first cycle of its seed; returns its cycles."""
+    cfg, run, only_first = job
+    bench = worker_bench(cfg.dataset, cfg.data, device)
+    if only_first:
+        return len(begin(run, cfg, bench, torch.device(device))["accuracy"])
+    *_, cycles = play(run, cfg, bench, torch.device(device))
+    return cycles
+
+
+def play_all(runs: list[Run], cfg: Study) -> Bench:
+    """Bring every run to its end, several at a time where there are CPU cores for it."""
+    device = pick_device(cfg.device, cfg.threads)
+    torch.backends.cudnn.benchmark = device.type == "cuda"
+    bench = open_bench(cfg.dataset, cfg.data, device)
+    needs = cfg.first + (cfg.cycles - 1) * cfg.per_cycle
+    total, test = len(bench.images.train), len(bench.images.test)
+    print(f"{cfg.dataset}: {total:,} training and {test:,} test images; {bench.images.source}")
+    if needs > total:
+        cure = "fewer --cycles, or a smaller --first or --per-cycle"
+        raise InputError(f"{needs:,} labels are to be bought, there are {total:,} images; {cure}")
+    if cfg.overwrite:
+        for run in runs:
+            remove_ours(run.folder(cfg), ("state.pt", "classifier.pt"))
+            (run.folder(cfg).parent / "first.pt").unlink(missing_ok=True)
+    workers = 1 if device.type == "cuda" else num_workers(cfg.workers)
+    workers = min(workers, len(runs))
+    cfg = replace(cfg, workers=workers)
+    print(f"{len(runs)} runs of {cfg.cycles} cycles, {workers} process(es), device {device}")
+    print(f"folder {cfg.folder}; a stopped command continues where it was")
+    with tqdm(total=len(runs) * cfg.cycles, desc="Cycles", smoothing=0.05) as bar:
+        if workers == 1:
+            for run in runs:
+                before = 0
+                for cycles in play(run, cfg, bench, device):
+                    bar.set_postfix_str(f"seed {run.seed}, {run.name}")
+                    bar.update(cycles - before)
+                    before = cycles
+            return bench
+        start = partial(torch.set_num_threads, cfg.threads)
+        with process_pool(workers, start) as pool:
+            seeds = {run.seed: run for run in runs}.values()
+            for only_first, jobs in ((True, seeds), (False, runs)):
+                futures = [pool.submit(work, (cfg, run, only_first), device.type) for run in jobs]
+                for future in as_completed(futures):
+                    cycles = future.result()
+                    bar.update(0 if only_first else cycles)
+    return bench
+
+
+def collect(runs: list[Run], cfg: Study, bench: Bench) -> tables.Outcome:
+    """What the finished runs say, seeds and strategies in the order of the runs."""
+    names = list(dict.fromkeys(run.name for run in runs))
+    seeds = list(dict.fromkeys(run.seed for run in runs))
+    states = {}
+    for run in runs:
+        path = run.folder(cfg) / "state.pt"
+        states[run.name, run.seed] = reopen(path, stored(cfg, run, bench.key), torch.device("cpu"))
+
+    def gather(key: str) -> np.ndarray:
+        return np.array([[states[name, seed][key] for seed in seeds] for name in names])
+
+    labels = cfg.first + cfg.per_cycle * np.arange(cfg.cycles)
+    queries = {name: gather(name) for name in tables.QUERIES}
+    return tables.Outcome(names, seeds, labels, gather("accuracy"), gather("seconds"), queries)
+
+
+def report(command: str, cfg: Study, outcome: tables.Outcome, text: str, **more: Any) -> None:
+    """Write and print what came out of a command."""
+    folder = cfg.folder / command
+    folder.mkdir(parents=True, exist_ok=True)
+    text += f"\nMade on {processor()}; the trainings took {tables.hours(outcome)} of it.\n"
+    about = {"command": command, "config": to_dict(cfg), "versions": versions()}
+    results = about | tables.as_dict(outcome) | more
+    write_together(
+        {
+            folder / "table.md": lambda path: write_text(path, text),
+            folder / "accuracy.tsv": lambda p: write_text(p, tables.as_tsv(outcome)),
+            folder / "results.json": lambda path: write_json(path, results),
+        }
+    )
+    print(f"\n{text}")
+    print(f"tables: {folder}")
+    tables.draw(outcome, cfg.dataset, folder / "accuracy.png")
+
+
+# ---------------------------------------------------------------------------- commands
+
+
+def rows_of(cfg: CompareConfig, seed: int) -> list[Run]:
+    """The runs of one seed: a strategy without a DQN has one, others one for each setting."""
+    runs = []
+    for name in cfg.strategies:
+        steps = cfg.gradient_steps if name.startswith("dqn") else (0,)
+        warm = cfg.dqn_warm_queries if name == "dqn-warm" else (0,)
+        runs += [Run(seed, name, count, queries) for queries in warm for count in steps]
+    return runs
+
+
+def compare(cfg: CompareConfig) -> None:
+    """All strategies on all seeds."""
+    runs = [run for seed in range(cfg.seeds) for run in rows_of(cfg, seed)]
+    outcome = collect(runs, cfg, play_all(runs, cfg))
+    report("compare", cfg, outcome, tables.comparison(outcome))
+
+
+def steps(cfg: StepsConfig) -> None:
+    """Several numbers of gradient steps, and the best of them by the source's rule."""
+    runs = []
+    for seed in range(cfg.seed, cfg.seed + cfg.seeds):
+        runs.append(Run(seed, "random", 0))
+        runs += [Run(seed, "dqn", count) for count in cfg.gradient_steps]
+    outcome = collect(runs, cfg, play_all(runs, cfg))
+    wins = tables.wins(outcome)
+    best = max(cfg.gradient_steps, key=lambda count: wins[f"dqn-{count}"])
+    text = tables.steps_table(outcome, wins, f"dqn-{best}")
+    report("steps", cfg, outcome, text, best_steps=best, wins=wins)
+
+
+def repeats(cfg: RepeatsConfig) -> None:
+    """The best number of gradient steps on more seeds."""
+    count, path = cfg.gradient_steps, cfg.folder / "steps" / "results.json"
+    if count is None:
+        cure = "run `steps` first, or give --gradient-steps"
+        count = read_json(path, cure).get("best_steps")
+        if not is_count(count) or not count:
+            raise InputError(f"{path}: damaged (no best_steps); {cure}")
+    seeds = range(cfg.seed + 1, cfg.seed + 1 + cfg.repeats)
+    runs = []
+    for seed in seeds:
+        runs += [Run(seed, "random", 0), Run(seed, "margin", 0), Run(seed, "dqn", count)]
+    outcome = collect(runs, cfg, play_all(runs, cfg))
+    report("repeats", cfg, outcome, tables.comparison(outcome), gradient_steps=count)
+
+
+def evaluate(cfg: EvaluateConfig) -> None:
+    """A saved classifier on the test images."""
+    device = pick_device(cfg.device, cfg.threads)
+    if not cfg.classifier.exists():
+        raise InputError(f"{cfg.classifier}: not found; a finished run has a classifier.pt")
+    content = read_checkpoint(cfg.classifier, device)
+    if not {"dataset", "network", "width", "classes", "mean", "std", "weights"} <= set(content):
+        raise InputError(f"{cfg.classifier}: not a classifier.pt of this study")
+    if content["dataset"] == "digits" and cfg.data is not None:
+        raise InputError(f"--data {cfg.data}: left out, as the digits are in scikit-learn")
+    images = to_device(load_images(content["dataset"], cfg.data or IMAGE_FOLDER), device)
+    classifier = make_classifier(content["network"], content["width"], images, 0, device)
+    load_weights(classifier, content["weights"], cfg.classifier)
+    outlook = predict(classifier, images.test, (content["mean"], content["std"]))
+    print(f"labels: {content['labels']}")
+    print(f"test_images: {len(images.test)}")
+    print(f"accuracy: {100 * accuracy(outlook, images.test_labels):.2f}")
+    right = outlook.probabilities.argmax(1) == images.test_labels
+    for number_, name in enumerate(images.classes):
+        share = right[images.test_labels == number_].double().mean()
+        print(f"accuracy_{name.replace(' ', '_')}: {100 * share:.2f}")
+
+
+def draw(cfg: DrawConfig) -> None:
+    """Write a part of a data set."""
+    folder = cfg.out or Path("data") / f"{cfg.dataset}-small"
+    check_replaceable(folder, PART, fresh=True)
+    images = load_images(cfg.dataset, cfg.data or IMAGE_FOLDER)
+    write_cifar(cfg.dataset, images, cfg.train, cfg.test, cfg.seed, folder)
+    print(f"{folder}: {cfg.train:,} training and {cfg.test:,} test images of {images.source}")
+
+
+def main(args: list[str] | None = None) -> None:
+    """The command line: a command and its flags; without a command, `compare`."""
+    args = sys.argv[1:] if args is None else args
+    if not args or args[0].startswith("-"):
+        args = ["compare", *args]
+    cfg = parse(COMMANDS, args)
+    alone = {EvaluateConfig: evaluate, DrawConfig: draw}
+    if type(cfg) in alone:
+        alone[type(cfg)](cfg)
+        return
+    functions = {CompareConfig: compare, StepsConfig: steps, RepeatsConfig: repeats}
+    keep_apart(cfg.folder, [cfg.data])
+    with own_folder(cfg.folder, STUDY):
+        functions[type(cfg)](settle(cfg))

@@ -1,0 +1,378 @@
+"""Labelled images for the active learning study, read from the official files.
+
+Run:    nothing here runs; see commands.py
+Reads:  CIFAR-10 and CIFAR-100 (binary versions), Fashion-MNIST (IDX files), scikit-learn's digits
+Writes: what is downloaded, into the folder of the files
+Shapes: N images of C channels, H x W pixels
+Next:   classifier.py
+
+Archives must be the official ones, by their MD5; they are read where they lie, not unpacked.
+Unpacked files are taken from anybody: their checksum is unknown, so format and size are checked.
+"""
+
+import gzip
+import hashlib
+import tarfile
+import urllib.request
+from collections.abc import Callable
+from http.client import HTTPException
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch.nn import functional
+from tqdm import tqdm
+
+from config import InputError, whole
+from core.files import Kind, new_folder, write_bytes
+
+DatasetName = Literal["digits", "cifar10", "cifar100", "fashion-mnist"]
+SIZE = 32  # pixels, of everything but the digits
+BLOCK = 1 << 20  # bytes read at a time
+TIMEOUT_S = 30.0
+
+
+class Images(NamedTuple):
+    """A data set in memory, all on one device."""
+
+    name: str
+    train: torch.Tensor  # (N, C, H, W) uint8
+    train_labels: torch.Tensor  # (N,) int64
+    test: torch.Tensor  # (N, C, H, W) uint8
+    test_labels: torch.Tensor  # (N,) int64
+    classes: tuple[str, ...]
+    source: str  # where it came from, and whether its checksum was checked
+
+
+class Official(NamedTuple):
+    """A file as its authors publish it."""
+
+    name: str
+    url: str
+    md5: str
+
+
+class Cifar(NamedTuple):
+    """Layout of a binary version: label bytes, then planes R, G, B, row by row."""
+
+    archive: Official
+    folder: str  # inside the archive
+    train: tuple[str, ...]
+    test: str
+    names: str  # a class a line
+    label_bytes: int  # CIFAR-100 has the superclass before the class
+    num_classes: int
+
+
+# Checksums are those of https://www.cs.toronto.edu/~kriz/cifar.html and, for Fashion-MNIST, of the
+# README of https://github.com/zalandoresearch/fashion-mnist
+CIFAR_URL = "https://www.cs.toronto.edu/~kriz"
+CIFAR = {
+    "cifar10": Cifar(
+        Official(
+            "cifar-10-binary.tar.gz",
+            f"{CIFAR_URL}/cifar-10-binary.tar.gz",
+            "c32a1d4ab5d03f1284b67883e8d87530",
+        ),
+        "cifar-10-batches-bin",
+        tuple(f"data_batch_{number}.bin" for number in range(1, 6)),
+        "test_batch.bin",
+        "batches.meta.txt",
+        label_bytes=1,
+        num_classes=10,
+    ),
+    "cifar100": Cifar(
+        Official(
+            "cifar-100-binary.tar.gz",
+            f"{CIFAR_URL}/cifar-100-binary.tar.gz",
+            "03b5dce01913d631647c71ecec9e9cb8",
+        ),
+        "cifar-100-binary",
+        ("train.bin",),
+        "test.bin",
+        "fine_label_names.txt",
+        label_bytes=2,
+        num_classes=100,
+    ),
+}
+FASHION_URL = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com"
+FASHION = tuple(
+    Official(f"{name}.gz", f"{FASHION_URL}/{name}.gz", md5)
+    for name, md5 in (
+        ("train-images-idx3-ubyte", "8d4fb7e6c68d591d4c3dfef9ec88bf0d"),
+        ("train-labels-idx1-ubyte", "25c81989df183df01b3e8a0aad5dffbe"),
+        ("t10k-images-idx3-ubyte", "bef4ecab320f06d8554ea6380940ec79"),
+        ("t10k-labels-idx1-ubyte", "bb300cfdad3c16e7a12a480ee83cd310"),
+    )
+)
+FASHION_CLASSES = (
+    "T-shirt/top",
+    "Trouser",
+    "Pullover",
+    "Dress",
+    "Coat",
+    "Sandal",
+    "Shirt",
+    "Sneaker",
+    "Bag",
+    "Ankle boot",
+)
+DIGITS_TEST = 500  # of 1,797; which ones never changes
+
+
+# ---------------------------------------------------------------------------- files
+
+
+def md5_of(path: Path) -> str:
+    """MD5 of a file, in hexadecimal."""
+    state = hashlib.md5(usedforsecurity=False)
+    with open(path, "rb") as stream:
+        while block := stream.read(BLOCK):
+            state.update(block)
+    return state.hexdigest()
+
+
+def download(file: Official, path: Path) -> None:
+    """Fetch a file with a progress bar, whole or not at all.
+
+    InputError where it cannot be had, or is not the official one.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with (
+            urllib.request.urlopen(file.url, timeout=TIMEOUT_S) as answer,
+            whole(path) as temporary,
+        ):
+            length = answer.headers.get("Content-Length")
+            total = int(length) if length else None
+            bar = tqdm(total=total, desc=file.name, unit="B", unit_scale=True)
+            with open(temporary, "wb") as stream, bar:
+                while block := answer.read(BLOCK):
+                    stream.write(block)
+                    bar.update(len(block))
+            found = md5_of(temporary)
+            if found != file.md5:
+                temporary.unlink()
+                raise InputError(
+                    f"{file.url}: not the official file (MD5 {found}); nothing is kept"
+                )
+    except (OSError, HTTPException) as error:  # URLError and timeouts are OSErrors
+        reason = getattr(error, "reason", None) or error or type(error).__name__
+        cure = f"put {file.name} into {path.parent}, or name its folder with --data"
+        raise InputError(f"{file.url} cannot be downloaded ({reason}); {cure}") from None
+
+
+def official(file: Official, folder: Path) -> Path:
+    """Path of an official file, downloaded where it is missing; InputError for another content."""
+    path = folder / file.name
+    if not path.exists():
+        download(file, path)
+    elif (found := md5_of(path)) != file.md5:
+        raise InputError(f"{path}: not the official file: MD5 {found} instead of {file.md5}")
+    return path
+
+
+# ---------------------------------------------------------------------------- CIFAR
+
+
+def read_records(
+    raw: bytes, label_bytes: int, num_classes: int, where: object
+) -> tuple[np.ndarray, np.ndarray]:
+    """Records of a CIFAR binary file -> images (N, 3, 32, 32) uint8, labels (N,) int64.
+
+    The class is the last label byte. InputError naming the file for a wrong size or label.
+    """
+    record = label_bytes + 3 * SIZE * SIZE
+    if not raw or len(raw) % record:
+        raise InputError(f"{where}: {len(raw)} bytes are not records of {record} bytes each")
+    rows = np.frombuffer(raw, dtype=np.uint8).reshape(-1, record)
+    labels = rows[:, label_bytes - 1].astype(np.int64)
+    if labels.max() >= num_classes:
+        at = int(np.argmax(labels >= num_classes))
+        raise InputError(
+            f"{where}: record {at} has label {labels[at]}; {num_classes} classes begin at 0"
+        )
+    return rows[:, label_bytes:].reshape(-1, 3, SIZE, SIZE), labels
+
+
+def read_names(raw: bytes, num_classes: int, where: object) -> tuple[str, ...]:
+    """Class names, one a line; InputError for another number of them."""
+    names = tuple(line.strip() for line in raw.decode("utf-8", "replace").splitlines())
+    names = tuple(name for name in names if name)
+    if len(names) != num_classes:
+        raise InputError(f"{where}: {len(names)} class names instead of {num_classes}")
+    return names
+
+
+def load_cifar(name: str, folder: Path) -> Images:
+    """CIFAR-10 or CIFAR-100 from unpacked files in `folder`, else from the official archive."""
+    layout = CIFAR[name]
+    places = [place for place in (folder, folder / layout.folder) if (place / layout.test).exists()]
+    if places:
+        present = [(places[0] / file).exists() for file in layout.train]
+        count = present.index(False) if False in present else len(present)
+        if not count or any(present[count:]):  # a gap would be a silently smaller training set
+            raise InputError(f"{places[0] / layout.train[count]}: not found")
+        files = layout.train[:count]
+        source = f"{places[0]}, {count} of {len(present)} training files, checksum unknown"
+        return assemble_cifar(name, files, lambda file: (places[0] / file).read_bytes(), source)
+    path = official(layout.archive, folder)
+    try:
+        with tarfile.open(path) as archive:
+
+            def member(file: str) -> bytes:
+                stream = archive.extractfile(f"{layout.folder}/{file}")
+                return stream.read() if stream else b""
+
+            return assemble_cifar(name, layout.train, member, f"{path}, checksum right")
+    except (tarfile.TarError, KeyError, EOFError) as error:
+        raise InputError(f"{path}: cannot be read ({error})") from None
+
+
+def assemble_cifar(
+    name: str, train: tuple[str, ...], read: Callable[[str], bytes], source: str
+) -> Images:
+    """Put the files of a binary version together; `read` gives the bytes of one."""
+    layout = CIFAR[name]
+    expected = (layout.label_bytes, layout.num_classes)
+    parts = [read_records(read(file), *expected, file) for file in train]
+    images, labels = (np.concatenate(part) for part in zip(*parts, strict=True))
+    test, test_labels = read_records(read(layout.test), *expected, layout.test)
+    classes = read_names(read(layout.names), layout.num_classes, layout.names)
+    arrays = (images, labels, test.copy(), test_labels)
+    return Images(name, *map(torch.from_numpy, arrays), classes, source)
+
+
+def even_choice(labels: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+    """Places (count,) of images, as many of each class; InputError where a class has too few."""
+    classes = np.unique(labels)
+    each = count // len(classes)
+    if not each or count % len(classes):
+        raise InputError(f"{count} images: must be a multiple of the {len(classes)} classes")
+    places = [np.flatnonzero(labels == name) for name in classes]
+    least = min(len(place) for place in places)
+    if least < each:
+        raise InputError(f"{count} images: {each} of each class are wanted, one class has {least}")
+    chosen = np.concatenate([rng.choice(place, each, replace=False) for place in places])
+    return rng.permutation(chosen)
+
+
+PART = Kind(
+    "part of a data set",
+    tuple(file for one in CIFAR.values() for file in (one.names, *one.train, one.test)),
+)
+
+
+def write_cifar(name: str, images: Images, train: int, test: int, seed: int, folder: Path) -> None:
+    """A part of CIFAR-10 or CIFAR-100 in the official layout, in a new folder, whole or not at all.
+
+    InputError where there are too few images.
+    """
+    layout = CIFAR[name]
+    names = "\n".join(images.classes) + "\n"
+    content = {layout.names: names.encode()}
+    parts = (
+        (layout.train[0], images.train, images.train_labels, train),
+        (layout.test, images.test, images.test_labels, test),
+    )
+    for place, (file, pixels, labels, count) in enumerate(parts):
+        rng = np.random.default_rng([seed, place])
+        rows = even_choice(labels.numpy(), count, rng)
+        column = labels.numpy()[rows, None].astype(np.uint8)
+        columns = [np.zeros_like(column)] * (layout.label_bytes - 1)  # the superclass is not kept
+        columns += [column, pixels.numpy()[rows].reshape(len(rows), -1)]
+        content[file] = np.concatenate(columns, 1).tobytes()
+    with new_folder(folder, PART, fresh=True) as work:
+        for file, raw in content.items():
+            write_bytes(work / file, raw)
+
+
+# ---------------------------------------------------------------------------- Fashion-MNIST
+
+
+def read_idx(raw: bytes, where: object) -> np.ndarray:
+    """An IDX file of bytes -> array; InputError naming the file where it is none.
+
+    Layout: two zero bytes, type 8 (unsigned byte), number of axes, each axis as big-endian int32.
+    """
+    axes = raw[3] if len(raw) > 3 else 0
+    if raw[:3] != b"\x00\x00\x08" or len(raw) < 4 + 4 * axes:
+        raise InputError(f"{where}: not an IDX file of unsigned bytes")
+    shape = np.frombuffer(raw, dtype=">i4", count=axes, offset=4).astype(int)
+    if (shape <= 0).any() or len(raw) != 4 + 4 * axes + shape.prod():
+        raise InputError(f"{where}: {len(raw)} bytes do not hold {tuple(shape.tolist())} bytes")
+    return np.frombuffer(raw, dtype=np.uint8, offset=4 + 4 * axes).reshape(shape)
+
+
+def load_fashion(folder: Path) -> Images:
+    """Fashion-MNIST from unpacked IDX files in `folder`, else from the official gz files.
+
+    As in the source: bilinear from 28 to 32 pixels, the one channel three times.
+    """
+    plain = [folder / file.name.removesuffix(".gz") for file in FASHION]
+    if any(path.exists() for path in plain):
+        missing = [path for path in plain if not path.exists()]
+        if missing:
+            raise InputError(f"{missing[0]}: not found")
+        arrays = [read_idx(path.read_bytes(), path) for path in plain]
+        source = f"{folder}, checksum unknown"
+    else:
+        arrays = []
+        for file in FASHION:
+            path = official(file, folder)
+            try:
+                arrays.append(read_idx(gzip.decompress(path.read_bytes()), path))
+            except (OSError, EOFError) as error:
+                raise InputError(f"{path}: cannot be read ({error})") from None
+        source = f"{folder}, checksums right"
+    pairs = []
+    for images, labels, file in ((*arrays[:2], FASHION[0]), (*arrays[2:], FASHION[2])):
+        if images.ndim != 3 or images.shape[1:] != (28, 28) or labels.shape != images.shape[:1]:
+            shapes = f"{images.shape} and labels {labels.shape}"
+            raise InputError(f"{folder}: {file.name}: images {shapes}, not (N, 28, 28) and (N,)")
+        if labels.max() >= len(FASHION_CLASSES):
+            raise InputError(f"{folder}: {file.name}: label {labels.max()} is none of 0 to 9")
+        pixels = torch.from_numpy(images.copy())[:, None].float()
+        large = functional.interpolate(pixels, size=(SIZE, SIZE), mode="bilinear").round()
+        pairs += [large.byte().repeat(1, 3, 1, 1), torch.from_numpy(labels.astype(np.int64))]
+    return Images("fashion-mnist", *pairs, FASHION_CLASSES, source)
+
+
+# ---------------------------------------------------------------------------- all
+
+
+def load_digits() -> Images:
+    """scikit-learn's 1,797 digits of 8 x 8 pixels (1, 8, 8), 500 of them as test set."""
+    try:
+        from sklearn.datasets import load_digits as embedded
+    except ModuleNotFoundError as error:
+        cure = "run: pip install -r requirements-studies.txt"
+        raise InputError(f"the digits need {error.name}; {cure}") from None
+    bunch = embedded()
+    order = torch.from_numpy(np.random.default_rng(0).permutation(len(bunch.target)))
+    pixels = torch.from_numpy(bunch.images * 15).byte()[order][:, None]  # 0..16 -> 0..240
+    labels = torch.from_numpy(bunch.target.astype(np.int64))[order]
+    train, test = slice(DIGITS_TEST, None), slice(0, DIGITS_TEST)
+    classes = tuple(str(name) for name in bunch.target_names)
+    source = "embedded in scikit-learn"
+    return Images(
+        "digits", pixels[train], labels[train], pixels[test], labels[test], classes, source
+    )
+
+
+def load_images(name: DatasetName, folder: Path) -> Images:
+    """A data set on the CPU; files in `folder`, downloaded into it where they are missing."""
+    if name == "digits":
+        return load_digits()
+    return load_fashion(folder) if name == "fashion-mnist" else load_cifar(name, folder)
+
+
+def to_device(images: Images, device: torch.device) -> Images:
+    """The same with all tensors on a device."""
+    tensors = {
+        field: value.to(device)
+        for field, value in images._asdict().items()
+        if isinstance(value, torch.Tensor)
+    }
+    return images._replace(**tensors)

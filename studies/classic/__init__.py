@@ -1,0 +1,1 @@
+"""Classic reinforcement learning: `python -m studies.classic --help`, README.md."""

@@ -1,0 +1,263 @@
+"""Tabular reinforcement learning: value iteration, Q-value iteration, TD(0), Q-learning.
+
+Run:    not a program; see commands.py
+Reads:  nothing
+Writes: nothing
+Shapes: S states, A actions
+Next:   agents.py
+
+On the lecture's 3-state MDP, and on gymnasium's FrozenLake and Taxi. All three are environments
+with a table `P[state][action] = [(probability, next state, reward, terminated), ...]`, gymnasium's
+own form for them. The planners read the table; the learners only take steps. Formulas: Sutton and
+Barto, *Reinforcement Learning*, 2nd edition, chapters 4 and 6.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from tqdm import trange
+
+from config import Checked, needed, number
+from qlearning import anneal
+
+SCRIPT = "python -m studies.classic"  # what the user started
+TabularEnv = Literal["three-state", "FrozenLake-v1", "Taxi-v4"]
+Table = dict[int, dict[int, list[tuple[float, int, float, bool]]]]
+
+# The lecture's MDP: probabilities [state][action] -> next states 0, 1, 2; {} is not possible.
+PROBABILITIES = (
+    {0: (0.7, 0.3, 0.0), 1: (1.0, 0.0, 0.0), 2: (0.8, 0.2, 0.0)},
+    {0: (0.0, 1.0, 0.0), 2: (0.0, 0.0, 1.0)},
+    {1: (0.8, 0.1, 0.1)},
+)
+REWARDS = {(0, 0, 0): 10.0, (1, 2, 2): -50.0, (2, 1, 0): 40.0}  # (state, action, next state)
+
+
+def stream(seed: int, number: int) -> int:
+    """Seed of one of the independent streams of a run."""
+    return int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
+
+
+class ThreeState:
+    """The lecture's MDP behind gymnasium's reset and step. It never ends."""
+
+    def __init__(self) -> None:
+        self.P: Table = {
+            state: {
+                action: [
+                    (p, after, REWARDS.get((state, action, after), 0.0), False)
+                    for after, p in enumerate(probabilities)
+                    if p
+                ]
+                for action, probabilities in actions.items()
+            }
+            for state, actions in enumerate(PROBABILITIES)
+        }
+        self.unwrapped = self
+
+    def reset(self, *, seed: int | None = None) -> tuple[int, dict]:
+        """Start in state 0."""
+        if seed is not None:
+            self.rng = np.random.default_rng(seed)
+        self.state = 0
+        return self.state, {}
+
+    def step(self, action: int) -> tuple[int, float, bool, bool, dict]:
+        """Next state, reward, terminated, truncated, info."""
+        outcomes, mass = self.P[self.state][action], self.rng.random()
+        for p, after, reward, over in outcomes:  # noqa: B007
+            mass -= p
+            if mass < 0:
+                break
+        self.state = after
+        return after, reward, over, False, {}
+
+
+def make_tabular(name: TabularEnv) -> Any:
+    """The environment of that name."""
+    return ThreeState() if name == "three-state" else needed("gymnasium", SCRIPT).make(name)
+
+
+class Mdp(NamedTuple):
+    """A table as arrays."""
+
+    moves: np.ndarray  # (S, A, S): probability to go on in the next state; an end is left out
+    reward: np.ndarray  # (S, A): expected; -inf where the action is not possible
+
+    @property
+    def possible(self) -> np.ndarray:
+        """(S, A) bool."""
+        return np.isfinite(self.reward)
+
+
+def as_mdp(table: Table) -> Mdp:
+    """Gymnasium's table as arrays."""
+    num_actions = 1 + max(action for actions in table.values() for action in actions)
+    moves = np.zeros((len(table), num_actions, len(table)))
+    reward = np.full(moves.shape[:2], -np.inf)
+    for state, actions in table.items():
+        for action, outcomes in actions.items():
+            reward[state, action] = sum(p * gain for p, _, gain, _ in outcomes)
+            for p, after, _, over in outcomes:
+                moves[state, action, after] += 0.0 if over else p
+    return Mdp(moves, reward)
+
+
+# ---------------------------------------------------------------------------- planning
+
+
+def q_of(mdp: Mdp, values: np.ndarray, gamma: float) -> np.ndarray:
+    """Q (S, A) of acting once and being worth `values` (S,) afterwards; -inf: not possible."""
+    return mdp.reward + gamma * mdp.moves @ values
+
+
+class Iterated(NamedTuple):
+    """What an iteration ends with."""
+
+    values: np.ndarray  # V (S,) or Q (S, A)
+    sweeps: int
+
+
+def value_iteration(mdp: Mdp, gamma: float, tolerance: float, most: int) -> Iterated:
+    """V <- max over a of r + gamma E V, until no state moves by more than `tolerance`."""
+    values, sweep, moved = np.zeros(len(mdp.reward)), 0, np.inf
+    while moved > tolerance and sweep < most:
+        before, values = values, q_of(mdp, values, gamma).max(1)
+        moved, sweep = np.abs(values - before).max(), sweep + 1
+    return Iterated(values, sweep)
+
+
+def q_value_iteration(mdp: Mdp, gamma: float, tolerance: float, most: int) -> Iterated:
+    """Q <- r + gamma E max over a' of Q, until no pair moves by more than `tolerance`."""
+    q, sweep, moved = np.where(mdp.possible, 0.0, -np.inf), 0, np.inf
+    while moved > tolerance and sweep < most:
+        before, q = q, q_of(mdp, q.max(1), gamma)
+        moved, sweep = np.abs(q[mdp.possible] - before[mdp.possible]).max(), sweep + 1
+    return Iterated(q, sweep)
+
+
+def policy_values(mdp: Mdp, policy: np.ndarray, gamma: float) -> np.ndarray:
+    """V (S,) of a policy (S, A) of probabilities: the solution of V = r + gamma P V."""
+    reward = (policy * np.where(mdp.possible, mdp.reward, 0.0)).sum(1)
+    moves = np.einsum("sa,sat->st", policy, mdp.moves)
+    return np.linalg.solve(np.eye(len(reward)) - gamma * moves, reward)
+
+
+def uniform_policy(mdp: Mdp) -> np.ndarray:
+    """Every possible action equally often, (S, A)."""
+    return mdp.possible / mdp.possible.sum(1, keepdims=True)
+
+
+def analytic(mdp: Mdp, gamma: float) -> np.ndarray:
+    """V* (S,) without a limit process: policy iteration, each policy's values solved exactly."""
+    actions = mdp.reward.argmax(1)
+    while True:
+        values = policy_values(mdp, np.eye(mdp.reward.shape[1])[actions], gamma)
+        q = q_of(mdp, values, gamma)
+        here = q[np.arange(len(q)), actions]
+        better = q.max(1) > here + 1e-12 * (1 + np.abs(here))
+        if not better.any():
+            return values
+        actions = np.where(better, q.argmax(1), actions)
+
+
+# ---------------------------------------------------------------------------- learning
+
+
+@dataclass(frozen=True, kw_only=True)
+class TabularLearning(Checked):
+    """What TD(0) and Q-learning need beside the environment."""
+
+    GROUP = "learning"
+    steps: int = number(200_000, 1)
+    """steps in the environment"""
+    alpha: float = number(1.0, above=0, high=1)
+    """learning rate at the start"""
+    decay: float = number(0.05, 0)
+    """how fast it falls: alpha / (1 + decay * count) ^ power"""
+    power: float = number(1.0, 0)
+    """exponent of the fall"""
+    count: Literal["visits", "steps"] = "visits"
+    """what is counted for it: visits of the state (and action), or all steps"""
+    epsilon_start: float = number(1.0, 0, 1)
+    """share of random actions at the start (Q-learning)"""
+    epsilon_end: float = number(0.2, 0, 1)
+    """share of random actions at the end (Q-learning)"""
+    curiosity: float = number(10.0, 0)
+    """an action tried n times looks better by this over 1 + n (Q-learning); 0: no such bonus"""
+
+
+def rate(cfg: TabularLearning, visits: float, step: int) -> float:
+    """Learning rate of one update."""
+    count = visits if cfg.count == "visits" else step
+    return cfg.alpha / (1.0 + cfg.decay * count) ** cfg.power
+
+
+def td0(
+    env: Any, gamma: float, cfg: TabularLearning, seed: int, progress: bool = False
+) -> np.ndarray:
+    """V (S,) of the random policy from its steps: V(s) += alpha (r + gamma V(s') - V(s))."""
+    options = {state: list(actions) for state, actions in env.unwrapped.P.items()}
+    values, visits = np.zeros(len(options)), np.zeros(len(options))
+    rng = np.random.default_rng([seed, 1])
+    state, _ = env.reset(seed=stream(seed, 3))
+    for step in trange(cfg.steps, desc="TD(0)", unit="step", disable=not progress):
+        actions = options[state]
+        action = actions[int(rng.random() * len(actions))]
+        after, reward, terminated, truncated, _ = env.step(action)
+        ahead = 0.0 if terminated else values[after]
+        values[state] += rate(cfg, visits[state], step) * (reward + gamma * ahead - values[state])
+        visits[state] += 1
+        state = env.reset()[0] if terminated or truncated else after
+    return values
+
+
+def q_learning(
+    env: Any, gamma: float, cfg: TabularLearning, seed: int, progress: bool = False
+) -> np.ndarray:
+    """Q (S, A) learned from steps; -inf: not possible.
+
+    Epsilon-greedy. What has been tried n times looks better by curiosity / (1 + n), to the greedy
+    choice and in the target: r + gamma max over a' of f(Q(s', a'), n(s', a')).
+    """
+    options = {state: list(actions) for state, actions in env.unwrapped.P.items()}
+    num_actions = 1 + max(action for actions in options.values() for action in actions)
+    q = np.full((len(options), num_actions), -np.inf)
+    for state, actions in options.items():
+        q[state, actions] = 0.0
+    visits = np.zeros_like(q)
+
+    def hopeful(state: int) -> np.ndarray:
+        return q[state] + cfg.curiosity / (1.0 + visits[state]) if cfg.curiosity else q[state]
+
+    rng = np.random.default_rng([seed, 1])
+    state, _ = env.reset(seed=stream(seed, 3))
+    for step in trange(cfg.steps, desc="Q-learning", unit="step", disable=not progress):
+        epsilon = anneal(cfg.epsilon_start, cfg.epsilon_end, step / cfg.steps)
+        if rng.random() < epsilon:
+            actions = options[state]
+            action = actions[int(rng.random() * len(actions))]
+        else:
+            action = int(hopeful(state).argmax())
+        after, reward, terminated, truncated, _ = env.step(action)
+        ahead = 0.0 if terminated else float(hopeful(after).max())
+        alpha = rate(cfg, visits[state, action], step)
+        q[state, action] += alpha * (reward + gamma * ahead - q[state, action])
+        visits[state, action] += 1
+        state = env.reset()[0] if terminated or truncated else after
+    return q
+
+
+def greedy_returns(env: Any, q: np.ndarray, episodes: int, seed: int) -> np.ndarray:
+    """Undiscounted return of each episode of the greedy policy; for environments that end."""
+    best = q.argmax(1)
+    returns = np.zeros(episodes)
+    for episode in range(episodes):
+        state, _ = env.reset(seed=stream(seed, 100 + episode))
+        over = False
+        while not over:
+            state, reward, terminated, truncated, _ = env.step(int(best[state]))
+            returns[episode] += reward
+            over = terminated or truncated
+    return returns

@@ -1,0 +1,328 @@
+"""Few labelled clips? Each is decided by a policy and by rules that never saw it: K-fold by clip.
+
+Run:    python studies/crossval.py --labels labels.tsv --scores scores --audio audio --out runs/mine
+        python studies/crossval.py --labels labels.tsv --scores scores --pairs all --out runs/mine
+Reads:  labels, score files and audio in any form that preprocess.py takes
+Writes: <out>/cache/, a run folder and its log for each part and seed, <out>/final/ (all clips),
+        <out>/parts.tsv, <out>/{present,all}/{results.json, table.md, table.tex, pairs.csv, events/}
+Next:   dcase.py
+
+The clips are preprocessed once and dealt to K parts; clips of one recording stay together where a
+list says so. For each part a policy learns from the other parts, the rules are tuned on them, and
+the tag gate too. What is finished is kept, so the study can be interrupted; other labels, scores or
+settings train anew. Few clips are a few gradient steps a pass, so the passes follow from a floor of
+steps. 20 clips are few: read the intervals.
+"""
+
+import sys
+from contextlib import redirect_stderr, redirect_stdout, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import comparison  # noqa: E402
+import csebbs  # noqa: E402
+import DQN  # noqa: E402
+import gate  # noqa: E402
+import opponents  # noqa: E402
+import preprocess  # noqa: E402
+import runfolder  # noqa: E402
+import twins  # noqa: E402
+from config import (  # noqa: E402
+    Bandit,
+    Checked,
+    EvaluateConfig,
+    InputError,
+    PreprocessConfig,
+    PresetName,
+    TrainConfig,
+    TwinsConfig,
+    config_key,
+    num_workers,
+    number,
+    process_pool,
+    run_script,
+    with_preset,
+    write_text,
+)
+from core.files import Kind, keep_apart, own_folder  # noqa: E402
+from core.stored import read_json, write_json  # noqa: E402
+from entrants import BASE, GATED, Entrant, Member, from_checkpoint, kind_of_rule  # noqa: E402
+from preprocess import Cache, load_cache  # noqa: E402
+from ranks import ALONE  # noqa: E402
+from splits import draw_parts, groups_of, read_list  # noqa: E402
+
+SPLIT = "train"  # folder of the cache, which holds all clips
+CROSSVAL = Kind("cross-validation")
+MARK = "crossval.json"  # of a finished run folder: what it was trained on, and how
+
+
+@dataclass(frozen=True, kw_only=True)
+class CrossvalConfig(Checked):
+    """K-fold cross-validation of a policy by clip, with the tuned rules beside it."""
+
+    labels: Path
+    """your labels, in any form that preprocess.py takes"""
+    scores: Path
+    """your scores: a folder with a TSV a clip, or NPZ"""
+    audio: Path | None = None
+    """your audio folder; without one the loudness is 1 everywhere and the scores decide alone"""
+    map: tuple[str, ...] = ()
+    """classes named otherwise in the scores: SCORES=LABELS"""
+    cut_scores: bool = False
+    """cut scores that go on after the end of the audio"""
+    allow_missing: bool = False
+    """leave out clips whose audio or scores are missing or damaged"""
+    clips: Path | None = None
+    """list with columns filename and recording: clips of one recording stay in one part"""
+    pairs: Literal["present", "all"] = "present"
+    """query each clip for the classes of its labels (slides), or for every class"""
+    policy: PresetName = "best"
+    """preset of the policy that is trained"""
+    parts: int = number(5, 2)
+    """K: each part is decided by what was trained on the others"""
+    passes: int | None = number(None, 1)
+    """passes over the training pairs (default: the preset's, more where clips are few)"""
+    seeds: int = number(1, 1)
+    """policies for each part, one a seed"""
+    seed: int = number(0, 0)
+    """how the clips are dealt to the parts"""
+    out: Path = Path("runs/crossval")
+    """folder to write"""
+    workers: int | None = number(None, 1)
+    """processes (default: all cores)"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _ = self.inputs  # what preprocess.py cannot take is refused here
+
+    @property
+    def inputs(self) -> PreprocessConfig:
+        """How the clips are preprocessed."""
+        return PreprocessConfig(
+            cache=self.out / "cache",
+            split=SPLIT,
+            labels=self.labels,
+            audio=self.audio,
+            scores=self.scores,
+            map=self.map,
+            pairs=self.pairs,
+            cut_scores=self.cut_scores,
+            allow_missing=self.allow_missing,
+            workers=num_workers(self.workers),
+        )
+
+
+class Learned(NamedTuple):
+    """A row that is trained: its name, and the settings; cache, run folder and seed are set here.
+
+    `queries`: the pairs that it learns from; None: those of the table.
+    """
+
+    name: str
+    cfg: TrainConfig | TwinsConfig
+    queries: Literal["present", "all"] | None = None
+
+    @property
+    def kind(self) -> str:
+        """As in entrants.py."""
+        return "policy" if isinstance(self.cfg, TrainConfig) else "twin"
+
+
+class Study(NamedTuple):
+    """Where everything is, and how the clips are dealt to the parts."""
+
+    cache: Path  # folder of the cache of all clips
+    out: Path
+    divisions: list[list[list[str]]]  # rules are tuned on each; the policies' parts are the first's
+    seeds: range
+    workers: int
+
+    def run(self, learned: Learned, queries: str, part: int, seed: int) -> Path:
+        """Run folder of one training."""
+        name = learned.name.replace(" ", "-") + ("-all" if queries == "all" else "")
+        return self.out / f"{name}-part{part}-seed{seed}"
+
+
+class Training(NamedTuple):
+    """One training: on the clips of `names`, and on their pairs of `queries`."""
+
+    cfg: TrainConfig | TwinsConfig
+    cache: Path
+    queries: str
+    names: list[str]
+
+
+def some_clips(cache: Cache, names: list[str], queries: str) -> Cache:
+    """The cache of some clips, with the pairs that are asked for."""
+    part = cache.subset(names)
+    return part.present_only() if queries == "present" else part
+
+
+def train_one(job: Training) -> None:
+    """Train in a run folder; skipped where this very training is finished there."""
+    cache = some_clips(load_cache(job.cache), job.names, job.queries)
+    mark = {"cache": cache.key, "config": config_key(job.cfg)}
+    path = job.cfg.run / MARK
+    with suppress(InputError):
+        if read_json(path, "") == mark:
+            return
+    path.unlink(missing_ok=True)
+    job.cfg.run.parent.mkdir(parents=True, exist_ok=True)
+    log = job.cfg.run.with_suffix(".log")  # many at a time: their bars would mix on the screen
+    with (
+        open(log, "w", encoding="utf-8") as stream,
+        redirect_stdout(stream),
+        redirect_stderr(stream),
+    ):
+        if isinstance(job.cfg, TrainConfig):
+            with runfolder.held_run(job.cfg.run):
+                DQN.train(job.cfg, runfolder.pick_device(job.cfg.device, 1), ALONE, cache)
+        else:
+            twins.main(job.cfg, cache)
+    write_json(path, mark)
+
+
+def trainings(study: Study, learned: list[Learned], tables: list[str]) -> list[Training]:
+    """Every training that the tables need, each once."""
+    found: dict[Path, Training] = {}
+    names = [name for part in study.divisions[0] for name in part]
+    for one in learned:
+        for queries in tables:
+            queries = one.queries or queries
+            for part, test in enumerate(study.divisions[0]):
+                for seed in study.seeds:
+                    run = study.run(one, queries, part, seed)
+                    cfg = replace(
+                        one.cfg,
+                        cache=study.cache.parent,
+                        split=study.cache.name,
+                        run=run,
+                        seed=seed,
+                        holdout=0.0,  # a part of few clips would choose by chance
+                        looks=1,
+                        overwrite=True,
+                    )
+                    rest = sorted(set(names) - set(test))
+                    found[run] = Training(cfg, study.cache, queries, rest)
+    return list(found.values())
+
+
+def put(whole: np.ndarray, cache: Cache, names: list[str], part: np.ndarray) -> None:
+    """Write the decisions of some clips, in the order of `cache.subset`, into those of all."""
+    mine = np.array([pair.filename in set(names) for pair in cache.pairs])
+    whole[mine[cache.frames_of_pair]] = part
+
+
+def rule_rows(study: Study, cache: Cache) -> list[Entrant]:
+    """Every rule, tuned and applied out of fold, a member for each division."""
+    rows: dict[str, list[Member]] = {}
+    kinds: dict[str, str] = {}
+    for number_, parts in enumerate(study.divisions):
+        names = [name for part in parts for name in part]
+        found: dict[str, np.ndarray] = {}
+        boxes: dict[str, dict] = {}
+        for test in parts:
+            train = cache.subset(set(names) - set(test))
+            part = cache.subset(test)
+            for rule in opponents.fit_all(train, Bandit(), cache.queries, quiet=True):
+                kinds[rule.name] = kind_of_rule(rule)
+                whole = found.setdefault(rule.name, np.zeros(len(cache.label), bool))
+                put(whole, cache, test, opponents.decide_rule(rule, part))
+                if rule.kind == "csebbs":
+                    boxes.setdefault(rule.name, {}).update(csebbs.sebbs(part, rule.params))
+        for name, pred in found.items():
+            member = Member(f"split {number_}", pred, 0.0, boxes=boxes.get(name))
+            rows.setdefault(name, []).append(member)
+    fixed = ("all o", "fixed", BASE)  # the same in every division
+    return [
+        Entrant(name, kinds[name], "", found[:1] if name.startswith(fixed) else found)
+        for name, found in rows.items()
+        if name != BASE
+    ]
+
+
+def learned_rows(study: Study, cache: Cache, learned: list[Learned]) -> list[Entrant]:
+    """T_base and the learned rows, out of fold; over all pairs also behind each part's gate."""
+    parts = study.divisions[0]
+    names = [name for part in parts for name in part]
+    rows = [Entrant(BASE, "base", "", [Member("", cache.signals["binary"] > 0.5, 0.0)])]
+    closed = np.zeros(len(cache.label), bool)
+    for test in parts:
+        train_gate = gate.tune_gate(cache.subset(set(names) - set(test)))
+        part = cache.subset(test)
+        put(closed, cache, test, ~gate.behind(train_gate, part, np.ones(len(part.label), bool)))
+    for one in learned:
+        members = []
+        for seed in study.seeds:
+            whole = np.zeros(len(cache.label), bool)
+            for number_, test in enumerate(parts):
+                run = study.run(one, one.queries or cache.queries, number_, seed)
+                part = cache.subset(test)
+                decided = from_checkpoint(run / "best.pt", part, EvaluateConfig())[1]
+                put(whole, cache, test, decided.pred)
+            members.append(Member(f"seed {seed}", whole, 0.0))
+        setting = f"{len(members)} seeds" if len(members) > 1 else ""
+        rows.append(Entrant(one.name, one.kind, setting, members))
+    if cache.queries == "all":
+        for row in list(rows):
+            members = [m._replace(pred=m.pred & ~closed) for m in row.members]
+            rows.append(row._replace(name=f"{row.name}, {GATED}", members=members, gated=True))
+    return rows
+
+
+def cross_validate(study: Study, learned: list[Learned], tables: list[str]) -> None:
+    """Train what is not trained yet, decide every clip out of fold, write and print the tables.
+
+    InputError where a part is left without pairs.
+    """
+    cache = load_cache(study.cache)
+    jobs = trainings(study, learned, tables)
+    with process_pool(min(study.workers, len(jobs))) as pool:
+        list(tqdm(pool.map(train_one, jobs), total=len(jobs), desc="Trainings", unit="run"))
+    for queries in tables:
+        chosen = cache.present_only() if queries == "present" else cache
+        out = study.out / queries
+        with own_folder(out, comparison.TABLE):
+            rows = learned_rows(study, chosen, learned) + rule_rows(study, chosen)
+            results = comparison.measure(rows, chosen, study.workers)
+            comparison.write_table(out, results, rows, chosen)
+        print(comparison.markdown(results))
+
+
+def main(cfg: CrossvalConfig) -> None:
+    """Preprocess once, cross-validate, train the policy of all clips."""
+    keep_apart(cfg.out, (cfg.labels, cfg.scores, cfg.audio, cfg.clips), replaced=True)
+    with own_folder(cfg.out, CROSSVAL):
+        run(cfg)
+
+
+def run(cfg: CrossvalConfig) -> None:
+    """The study; nobody else writes into its folder meanwhile."""
+    preprocess.main(cfg.inputs)
+    folder = cfg.out / "cache" / SPLIT
+    cache = load_cache(folder)
+    names = sorted({pair.filename for pair in cache.pairs})
+    listed = None if cfg.clips is None else read_list(cfg.clips, names)
+    parts = draw_parts(groups_of(names, listed), cfg.parts, cfg.seed)
+    lines = [f"{name}\t{part}" for part, clips in enumerate(parts) for name in clips]
+    write_text(cfg.out / "parts.tsv", "filename\tpart\n" + "\n".join(lines) + "\n")
+    settings = replace(with_preset(TrainConfig, cfg.policy), passes=cfg.passes)
+    print(f"{len(names)} clips, {cfg.parts} parts")
+    learned = Learned(f"DQN {cfg.policy}", settings)
+    study = Study(folder, cfg.out, [parts], range(cfg.seeds), cfg.inputs.workers)
+    (example, *_) = trainings(study, [learned], [cfg.pairs])
+    final = replace(example.cfg, run=cfg.out / "final")
+    cross_validate(study, [learned], [cfg.pairs])
+    train_one(Training(final, folder, cfg.pairs, names))
+    print(f"policy of all clips, for detect.py: {final.run / 'best.pt'}")
+
+
+if __name__ == "__main__":
+    run_script(CrossvalConfig, main)

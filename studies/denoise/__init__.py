@@ -1,0 +1,1 @@
+"""Choosing denoisers by reinforcement learning: `python -m studies.denoise --help`, README.md."""

@@ -1,0 +1,340 @@
+"""Does reinforcement learning choose denoisers better than a constant chain? The study's commands.
+
+Run:    python -m studies.denoise mix        # noisy speech; without folders it is synthesised
+        python -m studies.denoise features   # what the policy sees, what the noisy clips score
+        python -m studies.denoise train --algo ppo
+        python -m studies.denoise tune       # the constant chain and the other opponents
+        python -m studies.denoise metrics --checkpoint runs/denoise/ppo
+        python -m studies.denoise infer --input noisy.wav --output denoised.wav
+        python -m studies.denoise sweep --config experiments.json
+        python -m studies.denoise cross      # every speaker and every fold of the noise held out
+Reads:  data/denoise/<split>/{meta.csv, features.csv}, runs/denoise/*
+Writes: runs/denoise/<name>/{model.zip, agent.json, metrics.json, history.csv}; others: --help
+Shapes: none
+Next:   table.py
+
+Needs requirements-studies.txt. README.md has the formulas, the tables and the verdict.
+"""
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import soundfile
+import torch
+
+from config import ENDS_WITH_PARENT, InputError, from_dict, parse, to_dict
+from core.files import Kind, check_file, keep_apart, made, own_folder
+from core.stored import read_json, write_json
+from studies.denoise import cross, data, environment
+from studies.denoise.data import MEASURES, FeaturesConfig, MixConfig, write_csv
+from studies.denoise.denoisers import batch_of, pystoi_pair, si_sdr
+from studies.denoise.environment import Agent, Chain, Reward, load_agent, load_corpus
+from studies.denoise.settings import (
+    CrossConfig,
+    InferConfig,
+    MetricsConfig,
+    SweepConfig,
+    TrainConfig,
+    TuneConfig,
+)
+from studies.denoise.training import train
+
+NOISEREDUCE = [(steady, share) for steady in (False, True) for share in (0.3, 0.5, 0.7, 0.85, 1.0)]
+
+
+# ---------------------------------------------------------------------------- tune
+
+
+def tune(cfg: TuneConfig) -> None:
+    """Write the constant chain and the setting of noisereduce that gain most on training clips."""
+    keep_apart(cfg.out, [cfg.features])
+    check_file(cfg.out, '{\n "chain"')
+    corpus = load_corpus(cfg.features)
+    order = np.random.default_rng(cfg.seed).permutation(len(corpus.clips))
+    few = cross.subset(corpus, order[: cfg.clips])
+    began = time.perf_counter()
+    chain, _ = environment.tune_constant(few, cfg, cfg.beam, print)
+    many = cross.subset(corpus, order[: 4 * cfg.clips])
+    finalists = [chain[:length] for length in range(len(chain) + 1)]
+    scored = [
+        float(environment.evaluate(many, cfg, environment.constant(one)).gain.mean())
+        for one in finalists
+    ]
+    chain = finalists[int(np.argmax(scored))]
+    print(f"constant chain: {max(scored):+.4f}  {environment.told(chain)}")
+    reduced = {}
+    for steady, share in NOISEREDUCE:
+        waves = environment.noisereduce_waves(few, steady, share)
+        scores = data.measure(few.clips, waves, few.sample_rate)
+        gains = environment.worth(scores, cfg) - environment.worth(few.scores, cfg)
+        reduced[steady, share] = float(gains.mean())
+        print(f"noisereduce stationary={steady} prop_decrease={share}: {gains.mean():+.4f}")
+    steady, share = max(reduced, key=reduced.get)
+    content = {
+        "chain": chain,
+        "told": environment.told(chain),
+        "gain": max(scored),
+        "clips": len(many.clips),
+        "noisereduce": {"stationary": steady, "prop_decrease": share},
+        "task": {name: getattr(cfg, name) for name in Reward.__dataclass_fields__},
+        "seconds": round(time.perf_counter() - began, 1),
+    }
+    with made(cfg.out.parent):
+        write_json(cfg.out, content)
+    print(f"opponents: {cfg.out}")
+
+
+# ---------------------------------------------------------------------------- infer
+
+
+MOST_APART = 0.1  # share by which a clean recording may be longer or shorter than the noisy one
+
+
+def infer(cfg: InferConfig) -> None:
+    """Denoise one recording at its own rate; the chosen chain is printed."""
+    names = [environment.home_of(path).name for path in cfg.checkpoint]
+    if len(set(names)) < len(names):
+        raise InputError(f"--checkpoint: two folders have the same name: {', '.join(names)}")
+    agents = [load_agent(path) for path in cfg.checkpoint]
+    kind = cfg.output.suffix[1:] or "wav"
+    if not soundfile.check_format(kind, "PCM_16"):
+        raise InputError(f"--output {cfg.output}: no format of 16 bits; give .wav or .flac")
+    paths = [cfg.output]
+    if len(agents) > 1:
+        paths = [cfg.output.with_stem(f"{cfg.output.stem}__{name}") for name in names]
+    for path in paths:
+        keep_apart(path, [cfg.input, cfg.clean], "--output")
+        if path.exists():
+            raise InputError(f"--output {path}: is there already; remove it or give another name")
+    noisy, rate = data.read_own(cfg.input)
+    clean = read_clean(cfg, len(noisy), rate) if cfg.clean else None
+    for name, agent, path in zip(names, agents, paths, strict=True):
+        if rate < agent.sample_rate:
+            learned = f"{name} learned from {agent.sample_rate} Hz"
+            print(f"note: {cfg.input} has {rate} Hz, {learned}; it may choose badly")
+        wave, chain, expected = denoised(noisy, rate, agent, cfg.max_steps)
+        with made(path.parent):
+            data.write_wave(path, unclipped(path, wave), rate, kind)
+        print(f"{name}: {environment.told(chain)}")
+        print(f"  expected return {expected:+.2f} (leave it alone: 0)\n{path}")
+        if clean is not None:
+            print_scores(clean, noisy, wave, rate)
+
+
+def denoised(
+    noisy: np.ndarray, rate: int, agent: Agent, max_steps: int | None
+) -> tuple[np.ndarray, Chain, float]:
+    """Wave, chain, and what the policy expected of it before its first choice."""
+    expected: list[float] = []
+
+    def choose(raw: np.ndarray, step: int) -> tuple[np.ndarray, np.ndarray]:
+        expected.append(float(agent.value(raw)[0]))
+        return agent.choose(raw, step)
+
+    most = max_steps or agent.task.max_steps
+    (wave,), (chain,) = environment.run_chains([noisy], rate, most, choose, agent.sample_rate)
+    return wave, chain, expected[0]
+
+
+def unclipped(path: Path, wave: np.ndarray) -> np.ndarray:
+    """A wave (S,), scaled down and said where it would clip."""
+    peak = float(np.abs(wave).max())
+    if peak > 1:
+        print(f"note: {path} is {20 * np.log10(peak):.1f} dB softer, or it would clip")
+        wave = wave / peak
+    return wave
+
+
+def read_clean(cfg: InferConfig, length: int, rate: int) -> np.ndarray:
+    """The clean recording at the noisy one's rate; its length may differ a little, and is cut."""
+    clean = data.resampled(*data.read_own(cfg.clean), rate)
+    if abs(len(clean) - length) > MOST_APART * length:
+        apart = f"has {len(clean) / rate:.2f} s, the noisy recording {length / rate:.2f} s"
+        raise InputError(f"{cfg.clean}: {apart}; give the recording that the noise was added to")
+    if len(clean) != length:
+        print(f"note: measured over the first {min(len(clean), length)} samples of both")
+    return clean
+
+
+def print_scores(clean: np.ndarray, noisy: np.ndarray, wave: np.ndarray, rate: int) -> None:
+    """SI-SDR, STOI, ESTOI before and after."""
+    count = min(len(clean), len(noisy))
+    for name, audio in (("noisy", noisy[:count]), ("denoised", wave[:count])):
+        value = float(si_sdr(batch_of([clean[:count]]).audio, batch_of([audio]))[0])
+        stoi, estoi = pystoi_pair(clean[:count], audio, rate)
+        print(f"  {name:9s} SI-SDR {value:6.2f} dB  STOI {stoi:.3f}  ESTOI {estoi:.3f}")
+
+
+# ---------------------------------------------------------------------------- sweep
+
+
+class Planned(NamedTuple):
+    """One training of a sweep."""
+
+    name: str
+    folder: Path
+    swept: dict[str, Any]
+    cfg: TrainConfig
+
+
+def text_of(value: Any) -> str:
+    """A setting as part of a folder's name, without = and comma; 0.00003 stays 3e-05."""
+    if isinstance(value, (list, tuple)):
+        return "x".join(text_of(item) for item in value)
+    return f"{value:g}" if isinstance(value, float) else str(value).replace("/", "-")
+
+
+def plan(cfg: SweepConfig) -> list[Planned]:
+    """All trainings of the file, checked before the first one starts."""
+    try:
+        experiments = read_json(cfg.config, "give a list of experiments")["experiments"]
+        names = [one["name"] for one in experiments]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"--config {cfg.config}: not a list of experiments ({error!r})") from None
+    unknown = sorted(set(cfg.only) - set(names))
+    if unknown:
+        raise InputError(f"--only {unknown[0]}: the file has {', '.join(names)}")
+    if len(set(names)) < len(names):
+        raise InputError(f"--config {cfg.config}: two experiments have the same name")
+    planned = []
+    for one in experiments:
+        if cfg.only and one["name"] not in cfg.only:
+            continue
+        base = {"algo": one.get("algo", "ppo"), **one.get("base_args", {})}
+        if cfg.features:
+            base.setdefault("features", str(cfg.features))
+        if cfg.wandb_project:
+            base["wandb_project"] = cfg.wandb_project
+        grid = one.get("sweep_params", {})
+        for index, values in enumerate(itertools.product(*grid.values())):
+            swept = dict(zip(grid, values, strict=True))
+            tag = "_".join(f"{key}-{text_of(value)}" for key, value in swept.items()) or "base"
+            folder = cfg.output_root / one["name"] / f"{index:02d}_{tag}"
+            given = {**base, **swept, "run": str(folder), "overwrite": True}
+            try:
+                settings = from_dict(TrainConfig, to_dict(TrainConfig()) | given)
+            except InputError as error:
+                raise InputError(f"--config {cfg.config}: {one['name']}: {error}") from None
+            planned.append(Planned(one["name"], folder, swept, settings))
+    return planned
+
+
+def flags_of(cfg: TrainConfig) -> list[str]:
+    """Command line of a training."""
+    words: list[str] = []
+    for spec in fields(cfg):
+        value = getattr(cfg, spec.name)
+        flag = f"--{spec.name.replace('_', '-')}"
+        if value is None or value is False:
+            continue
+        words.append(flag)
+        if value is not True:
+            words += [str(item) for item in value] if isinstance(value, tuple) else [str(value)]
+    return words
+
+
+def is_finished(one: Planned) -> bool:
+    """Whether its folder holds a run with exactly these settings."""
+    path = one.folder / "metrics.json"
+    if not path.exists():
+        return False
+    args = read_json(path, "delete the folder").get("args")
+    return args == json.loads(json.dumps(to_dict(one.cfg)))
+
+
+SWEEP = Kind("sweep", older=(("summary.csv", ""), ("*/*/agent.json", "algo")))
+
+
+def sweep(cfg: SweepConfig) -> int:
+    """One process after the other; a failure does not stop the rest. Exit code 1 if any did."""
+    keep_apart(cfg.output_root, [cfg.config, cfg.features], "--output-root")
+    planned = plan(cfg)
+    with own_folder(cfg.output_root, SWEEP, flag="--output-root"):
+        return train_all(cfg, planned)
+
+
+def train_all(cfg: SweepConfig, planned: list[Planned]) -> int:
+    """The trainings of a sweep and their summary."""
+    rows: list[dict[str, Any]] = []
+    for place, one in enumerate(planned, 1):
+        print(f"[{place}/{len(planned)}] {one.folder}", flush=True)
+        if not is_finished(one):
+            one.folder.parent.mkdir(exist_ok=True)
+            log = one.folder.with_name(one.folder.name + ".log")
+            with open(log, "w", encoding="utf-8") as stream:
+                command = [sys.executable, "-m", "studies.denoise", "train", *flags_of(one.cfg)]
+                environ = os.environ | {ENDS_WITH_PARENT: "1"}
+                done = subprocess.run(command, stdout=stream, stderr=stream, env=environ)
+            if done.returncode:
+                print(f"  failed with exit code {done.returncode}; see {log}")
+        row = {"experiment": one.name, "run": one.folder.name, "algo": one.cfg.algo, **one.swept}
+        row["finished"] = is_finished(one)
+        if row["finished"]:
+            metrics = read_json(one.folder / "metrics.json", "delete the folder")
+            row |= {name: metrics["best"][name] for name in ("validation_gain", *MEASURES)}
+            row["steps_per_s"] = metrics["steps_per_s"]
+            print(f"  validation gain {row['validation_gain']:+.4f}")
+        rows.append(row)
+        columns = tuple(dict.fromkeys(key for row in rows for key in row))
+        write_csv(cfg.output_root / "summary.csv", columns, rows)
+    print(f"summary: {cfg.output_root / 'summary.csv'}")
+    return int(not all(row["finished"] for row in rows))
+
+
+# ---------------------------------------------------------------------------- all commands
+
+
+def read_tuned(path: Path) -> tuple[Chain, dict[str, Any], Reward] | None:
+    """What `tune` wrote, or None where there is no file."""
+    if not path.exists():
+        return None
+    try:
+        content = read_json(path, "run `tune` again")
+        chain = [(int(method), tuple(params)) for method, params in content["chain"]]
+        return chain, content["noisereduce"], Reward(**content["task"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: is not a file of `tune` ({error!r}); run it again") from None
+
+
+def main(args: list[str] | None = None) -> int | None:
+    """The command line: a command and its flags."""
+    return run(parse(NAMES, args))
+
+
+def run(cfg: Any) -> int | None:
+    """The command that was given."""
+    torch.set_num_threads(1)  # small tensors are slower on two
+    if isinstance(cfg, MetricsConfig):
+        from studies.denoise import table  # matplotlib, pystoi, noisereduce
+
+        return table.metrics(cfg, read_tuned(cfg.tuned))
+    return COMMANDS[type(cfg)](cfg)
+
+
+COMMANDS = {
+    MixConfig: data.mix,
+    FeaturesConfig: data.write_features,
+    TrainConfig: train,
+    TuneConfig: tune,
+    SweepConfig: sweep,
+    CrossConfig: cross.cross,
+    InferConfig: infer,
+}
+NAMES = {
+    "mix": MixConfig,
+    "features": FeaturesConfig,
+    "train": TrainConfig,
+    "tune": TuneConfig,
+    "sweep": SweepConfig,
+    "cross": CrossConfig,
+    "infer": InferConfig,
+    "metrics": MetricsConfig,
+}

@@ -1,0 +1,722 @@
+"""Choosing denoisers as a game: the environment, the agents of stable-baselines3, their opponents.
+
+Run:    not a script; see commands.py
+Reads:  <split>/features.csv (`python -m studies.denoise features`), <run>/{agent.json, model.zip}
+Writes: <run>/{agent.json, model.zip}
+Shapes: L lanes, B clips, S samples, D numbers of an observation
+Next:   commands.py
+
+An episode is a clip, a step one denoiser on what the last one left:
+
+- observation (D,) float32: `denoisers.features` of the audio as it is now, what was taken away so
+  far, the previous method (one of METHODS or none) and its parameters, the share of the steps used;
+- action: a method or `stop`, and three parameters. PPO takes one of JOINT, or (`ppo-separate`)
+  MultiDiscrete: method, three levels. SAC and TD3 know boxes only: a preference for each choice,
+  the highest counts, and the parameters;
+- reward: the gain in SI-SDR / reward_scale + weights x gains in STOI and ESTOI + diversity;
+- `stop`, or the last of max_steps, terminates the episode.
+"""
+
+import io
+import itertools
+import math
+import pickle
+import zipfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+
+from config import Checked, InputError, needed, number
+from core.files import write_together
+from core.stored import read_json, write_json
+from runfolder import pick_device, versions
+from studies.denoise import data, denoisers
+from studies.denoise.data import MEASURES, NOISY, Clip
+from studies.denoise.denoisers import FEATURES, METHODS, PARAMETERS, STOP
+from studies.threshold_env import gymnasium, sb3_env
+
+SCRIPT = "python -m studies.denoise"  # the program that a message names
+CHOICES = (*METHODS, "stop")
+MEMORY = ("removed_db", *METHODS, *PARAMETERS, "share_of_steps")
+OBSERVATION = len(FEATURES) + len(MEMORY)
+LEVELS = 6  # of each parameter, for PPO, the constant chain and the searches: 0, 0.2 .. 1
+COARSE = ((0.0, 0.4, 0.8), (0.2, 0.8), (0.4, 1.0))  # strength, depth, tracking of JOINT
+# PPO's one discrete choice: every method with every coarse setting, then stop. A draw of method and
+# levels one by one (ppo-separate) cannot know that a setting suits one method and not the other.
+JOINT: tuple[tuple[int, tuple[float, ...]], ...] = (
+    *itertools.product(range(len(METHODS)), itertools.product(*COARSE)),
+    (STOP, (0.0,) * len(PARAMETERS)),
+)
+CLIPPED = 5.0  # standard deviations an observation may lie from the mean
+Algo = Literal["ppo", "ppo-separate", "sac", "td3"]
+Chain = list[tuple[int, tuple[float, float, float]]]  # (method, parameters) of each step
+# (observations (B, D), step) -> choices (B,), parameters (B, 3)
+Chooser = Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reward(Checked):
+    """What an episode is and what it pays."""
+
+    max_steps: int = number(3, 1, 20)
+    """denoisers in a chain, at most"""
+    reward_scale: float = number(4.0, above=0)
+    """dB of SI-SDR that are worth 1 (HEAR's recipe)"""
+    stoi_weight: float = number(10.0)
+    """worth of 1 STOI (HEAR's recipe)"""
+    estoi_weight: float = number(10.0)
+    """worth of 1 ESTOI (HEAR's recipe)"""
+    diversity_weight: float = number(0.0)
+    """paid for another method than the step before, half of it charged for the same (HEAR: 0.1;
+    0 here, see studies/denoise/README.md)"""
+    quality_interval: int = number(1, 0)
+    """steps from one measurement of STOI and ESTOI to the next; 0: at the end only (HEAR)"""
+    quality_stride: int = number(4, 1)
+    """training: every so many of STOI's overlapping segments (1: all); tables always take all"""
+
+
+def worth(scores: np.ndarray, task: Reward) -> np.ndarray:
+    """SI-SDR, STOI, ESTOI (..., 3) -> what they are worth; a NaN (too short) is worth nothing."""
+    weights = np.array([1 / task.reward_scale, task.stoi_weight, task.estoi_weight])
+    return (np.nan_to_num(scores) * weights).sum(-1)
+
+
+# ---------------------------------------------------------------------------- clips in memory
+
+
+class Corpus(NamedTuple):
+    """Clips of a split with what `features` found out about them."""
+
+    clips: list[Clip]
+    seen: np.ndarray  # (n, len(FEATURES)) of the noisy clips
+    scores: np.ndarray  # (n, 3) SI-SDR, STOI, ESTOI of the noisy clips
+    sample_rate: int
+
+
+def load_corpus(path: Path) -> Corpus:
+    """A features.csv with its audio. InputError where it is missing or does not fit the audio."""
+    cure = f"run: python -m studies.denoise features --meta {path.with_name('meta.csv')}"
+    columns = ("utt_id", "clean_path", "noisy_path", "snr_db", *NOISY, *FEATURES)
+    rows = data.read_table(path, columns, cure)
+    sample_rate = data.rate_of(path, rows)
+    clips = data.read_clips(path, rows, sample_rate)
+    try:
+        seen = np.array([[float(row[name]) for name in FEATURES] for row in rows], np.float32)
+        scores = np.array([[float(row[name]) for name in NOISY] for row in rows])
+    except ValueError as error:
+        raise InputError(f"{path}: {error}; {cure}") from None
+    now = denoisers.features(denoisers.batch_of([clips[0].noisy]), sample_rate)[0].numpy()
+    if not np.allclose(now, seen[0], atol=1e-2):
+        raise InputError(f"{path}: was made from other audio or by another version; {cure}")
+    return Corpus(clips, seen, scores, sample_rate)
+
+
+# ---------------------------------------------------------------------------- observations
+
+
+class Scaler(NamedTuple):
+    """Mean and standard deviation of the observations, from training clips only."""
+
+    mean: np.ndarray  # (D,)
+    std: np.ndarray  # (D,)
+
+    def __call__(self, raw: np.ndarray) -> np.ndarray:
+        """Raw observations (B, D) -> those that networks see, float32."""
+        return ((raw - self.mean) / self.std).clip(-CLIPPED, CLIPPED).astype(np.float32)
+
+
+AS_IT_IS = Scaler(np.zeros(OBSERVATION), np.ones(OBSERVATION))
+
+
+class Memory:
+    """What an observation holds beside the audio's features, for B clips."""
+
+    def __init__(self, count: int):
+        self.before = np.ones(count)  # RMS of the noisy clip
+        self.choice = np.full(count, -1)
+        self.params = np.zeros((count, len(PARAMETERS)))
+        self.steps = np.zeros(count, int)
+
+    def start(self, index: int, rms: float) -> None:
+        """Forget all of one clip."""
+        self.before[index], self.choice[index] = rms, -1
+        self.params[index], self.steps[index] = 0, 0
+
+    def observe(self, seen: np.ndarray, rms: np.ndarray, max_steps: int) -> np.ndarray:
+        """Features (B, F) and RMS (B,) of the audio now -> raw observations (B, D)."""
+        removed = 20 * np.log10(np.maximum(self.before, 1e-12) / np.maximum(rms, 1e-12))
+        previous = self.choice[:, None] == np.arange(len(METHODS))
+        share = self.steps[:, None] / max_steps
+        parts = (seen, removed.clip(-60, 60)[:, None], previous, self.params, share)
+        return np.concatenate(parts, axis=1).astype(np.float32)
+
+
+# ---------------------------------------------------------------------------- lanes
+
+
+class Lanes:
+    """Clips that are denoised together, one step a tick: what both environments are made of."""
+
+    def __init__(self, corpus: Corpus, task: Reward, num_lanes: int, scaler: Scaler):
+        longest = max(len(clip.noisy) for clip in corpus.clips)
+        self.corpus, self.task, self.scaler = corpus, task, scaler
+        self.first = corpus.scores  # of the noisy clips, measured as those of later steps are
+        if task.quality_stride > 1 and (task.stoi_weight or task.estoi_weight):
+            noisy = [clip.noisy for clip in corpus.clips]
+            self.first = data.measure(corpus.clips, noisy, corpus.sample_rate, task.quality_stride)
+        self.audio = torch.zeros(num_lanes, longest)
+        self.clean = torch.zeros(num_lanes, longest)
+        self.lengths = torch.ones(num_lanes, dtype=torch.int64)
+        self.seen = np.zeros((num_lanes, len(FEATURES)), np.float32)
+        self.scores = np.zeros((num_lanes, len(MEASURES)))
+        self.clip = np.zeros(num_lanes, int)
+        self.memory = Memory(num_lanes)
+        self.queue: list[int] = []
+
+    def draw(self, rng: np.random.Generator) -> int:
+        """The next clip: one random order of all after the other."""
+        if not self.queue:
+            self.queue = rng.permutation(len(self.corpus.clips)).tolist()
+        return self.queue.pop()
+
+    def start(self, lane: int, index: int) -> None:
+        """Begin a clip; nothing is computed, as its features and scores are known."""
+        clip = self.corpus.clips[index]
+        length = len(clip.noisy)
+        for buffer, wave in ((self.audio, clip.noisy), (self.clean, clip.clean)):
+            buffer[lane] = 0
+            buffer[lane, :length] = torch.from_numpy(wave)
+        self.lengths[lane], self.clip[lane] = length, index
+        self.seen[lane], self.scores[lane] = self.corpus.seen[index], self.first[index]
+        self.memory.start(lane, float(np.sqrt(np.mean(clip.noisy**2))))
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """What a lane is beside its audio; with `audio`, all that `restore` needs."""
+        mine = {name: getattr(self, name) for name in ("seen", "scores", "clip")}
+        memory = {name: getattr(self.memory, name) for name in vars(self.memory)}
+        return {name: value.copy() for name, value in (mine | memory).items()}
+
+    def restore(self, arrays: dict[str, np.ndarray]) -> None:
+        """Go on where `arrays` and `audio` were taken."""
+        for lane, index in enumerate(arrays["clip"]):
+            self.start(lane, int(index))
+        self.audio[:] = torch.from_numpy(arrays["audio"])
+        for name in ("seen", "scores", "clip"):
+            setattr(self, name, arrays[name].copy())
+        for name in vars(self.memory):
+            setattr(self.memory, name, arrays[name].copy())
+
+    def batch(self) -> denoisers.Batch:
+        """The audio as it is now, without the padding that no lane needs."""
+        return denoisers.Batch(self.audio[:, : int(self.lengths.max())], self.lengths)
+
+    def observe(self) -> np.ndarray:
+        """Scaled observations (L, D)."""
+        rms = denoisers.level(self.batch()).numpy()[:, 0]
+        return self.scaler(self.memory.observe(self.seen, rms, self.task.max_steps))
+
+    def measure(self, over: np.ndarray) -> np.ndarray:
+        """Scores (L, 3) of the audio now; where STOI is not due, the last one."""
+        task, batch, scores = self.task, self.batch(), self.scores.copy()
+        scores[:, 0] = denoisers.si_sdr(self.clean[:, : batch.audio.shape[1]], batch).numpy()
+        if task.stoi_weight or task.estoi_weight:
+            every = task.quality_interval
+            due = over | (every > 0 and self.memory.steps % max(every, 1) == 0)
+            clips = [self.corpus.clips[index] for index in self.clip]
+            rows = [i for i in np.flatnonzero(due) if clips[i].reference is not None]
+            if rows:
+                part = denoisers.Batch(batch.audio[rows], batch.lengths[rows])
+                references = [clips[i].reference for i in rows]
+                pair = denoisers.stoi_pair(
+                    references, part, self.corpus.sample_rate, task.quality_stride
+                )
+                scores[rows, 1:] = pair.numpy()
+        return scores
+
+    def tick(self, choices: np.ndarray, params: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """One denoiser in each lane -> rewards (L,), whether the episode is over (L,)."""
+        memory, rate = self.memory, self.corpus.sample_rate
+        batch, stop = self.batch(), choices == STOP
+        audio = denoisers.denoise(
+            batch, torch.from_numpy(choices), torch.from_numpy(params).float(), rate
+        )
+        self.audio[:, : audio.shape[1]] = audio
+        again, first = choices == memory.choice, memory.choice < 0
+        diversity = np.where(first | stop, 0.0, np.where(again, -0.5, 1.0))
+        memory.steps += 1
+        memory.choice, memory.params = choices.copy(), params.copy()
+        over = stop | (memory.steps >= self.task.max_steps)
+        scores = self.measure(over)
+        gain = worth(scores, self.task) - worth(self.scores, self.task)
+        self.scores = scores
+        self.seen = denoisers.features(self.batch(), rate).numpy()
+        return gain + self.task.diversity_weight * diversity, over
+
+
+# ---------------------------------------------------------------------------- environments
+
+
+def action_space(algo: Algo) -> Any:
+    """What stable-baselines3's algorithm can choose from."""
+    if algo == "ppo":
+        return gymnasium.spaces.Discrete(len(JOINT))
+    if algo == "ppo-separate":
+        return gymnasium.spaces.MultiDiscrete([len(CHOICES), *[LEVELS] * len(PARAMETERS)])
+    return gymnasium.spaces.Box(-1.0, 1.0, (len(CHOICES) + len(PARAMETERS),), np.float32)
+
+
+def read_actions(algo: Algo, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Actions (B, ...) -> choices (B,) and parameters (B, 3), 0..1."""
+    if algo == "ppo":
+        methods, params = zip(*(JOINT[action] for action in actions), strict=True)
+        return np.array(methods), np.array(params)
+    if algo == "ppo-separate":
+        return actions[:, 0].astype(int), actions[:, 1:] / (LEVELS - 1)
+    names = len(CHOICES)
+    return actions[:, :names].argmax(1), (actions[:, names:].astype(float) + 1).clip(0, 2) / 2
+
+
+def observation_space() -> Any:
+    """Scaled observations."""
+    return gymnasium.spaces.Box(-CLIPPED, CLIPPED, (OBSERVATION,), np.float32)
+
+
+class DenoiseEnv(gymnasium.Env):
+    """One clip an episode. `reset(options={"clip": index})` begins with that one."""
+
+    metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012 (gymnasium's own form)
+
+    def __init__(self, corpus: Corpus, task: Reward, algo: Algo = "ppo", scaler: Scaler = AS_IT_IS):
+        self.lanes, self.algo = Lanes(corpus, task, 1, scaler), algo
+        self.observation_space, self.action_space = observation_space(), action_space(algo)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """Begin the next clip -> observation (D,), info."""
+        super().reset(seed=seed)
+        if seed is not None:
+            self.lanes.queue = []
+        index = (options or {}).get("clip")
+        self.lanes.start(0, self.lanes.draw(self.np_random) if index is None else index)
+        return self.lanes.observe()[0], {"clip": int(self.lanes.clip[0])}
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        """One denoiser -> observation, reward, terminated, truncated (never), info."""
+        reward, over = self.lanes.tick(*read_actions(self.algo, np.asarray(action)[None]))
+        info = dict(zip(MEASURES, self.lanes.scores[0].tolist(), strict=True))
+        return self.lanes.observe()[0], float(reward[0]), bool(over[0]), False, info
+
+
+class DenoiseVectorEnv(gymnasium.vector.VectorEnv):
+    """Many clips in lockstep, one batched call a step; an ended lane begins its next clip at once.
+
+    With one lane the clips come in the order of DenoiseEnv.
+    """
+
+    metadata: dict[str, Any] = {  # noqa: RUF012 (gymnasium's own form)
+        "render_modes": [],
+        "autoreset_mode": gymnasium.vector.AutoresetMode.SAME_STEP,
+    }
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        task: Reward,
+        num_envs: int,
+        algo: Algo = "ppo",
+        scaler: Scaler = AS_IT_IS,
+    ):
+        self.num_envs, self.algo = num_envs, algo
+        self.lanes = Lanes(corpus, task, num_envs, scaler)
+        self.single_observation_space = observation_space()
+        self.single_action_space = action_space(algo)
+        batch_space = gymnasium.vector.utils.batch_space
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+        self.returns = np.zeros(num_envs)
+        self.finished: list[float] = []  # returns of the episodes that ended
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """Begin a clip in every lane -> observations (L, D)."""
+        super().reset(seed=seed)
+        if seed is not None:
+            self.lanes.queue = []
+        self.returns[:] = 0
+        for lane in range(self.num_envs):
+            self.lanes.start(lane, self.lanes.draw(self.np_random))
+        return self.lanes.observe(), {}
+
+    def step(
+        self, actions: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        """One denoiser in every lane."""
+        rewards, over = self.lanes.tick(*read_actions(self.algo, np.asarray(actions)))
+        seen, infos = self.lanes.observe(), {}
+        self.returns += rewards
+        if over.any():
+            last = np.full(self.num_envs, None, dtype=object)
+            for lane in np.flatnonzero(over):
+                last[lane] = seen[lane]
+                self.finished.append(self.returns[lane])
+                self.returns[lane] = 0
+                self.lanes.start(lane, self.lanes.draw(self.np_random))
+            infos = {"final_obs": last, "_final_obs": over.copy()}
+            seen = self.lanes.observe()
+        return seen, rewards, over, np.zeros_like(over), infos
+
+
+def fit_scaler(corpus: Corpus, task: Reward, steps: int, seed: int) -> Scaler:
+    """Mean and std of what random chains on these clips show."""
+    envs = DenoiseVectorEnv(corpus, task, 32, "ppo-separate")
+    rng = np.random.default_rng(seed)
+    raw = [envs.reset(seed=seed)[0]]
+    highs = envs.single_action_space.nvec
+    for _ in range(-(-steps // envs.num_envs)):
+        actions = rng.integers(0, highs, (envs.num_envs, len(highs)))
+        raw += [envs.step(actions)[0]]
+    raw = np.concatenate(raw).astype(np.float64)
+    return Scaler(raw.mean(0), np.maximum(raw.std(0), 1e-3))
+
+
+# ---------------------------------------------------------------------------- applying a policy
+
+
+def run_chains(
+    waves: Sequence[np.ndarray],
+    sample_rate: int,
+    max_steps: int,
+    choose: Chooser,
+    seen_rate: int | None = None,
+) -> tuple[list[np.ndarray], list[Chain]]:
+    """Denoise waves (S,) by what `choose` says -> waves, chains. No clean clip is needed.
+
+    `choose` sees the audio at `seen_rate` (default: the waves' own); it is denoised at its own.
+    """
+    seen_rate = seen_rate or sample_rate
+    outs: list[np.ndarray] = []
+    chains: list[Chain] = []
+    for first in range(0, len(waves), data.BATCH):
+        batch = denoisers.batch_of(list(waves[first : first + data.BATCH]))
+        count = len(batch.lengths)
+        memory, going = Memory(count), np.ones(count, bool)
+        memory.before = denoisers.level(batch).numpy()[:, 0]
+        mine: list[Chain] = [[] for _ in range(count)]
+        for step in range(max_steps):
+            rms = denoisers.level(batch).numpy()[:, 0]
+            shown = batch
+            if seen_rate != sample_rate:
+                pairs = zip(batch.audio.numpy(), batch.lengths, strict=True)
+                own = [data.resampled(wave[:n], sample_rate, seen_rate) for wave, n in pairs]
+                shown = denoisers.batch_of(own)
+            seen = denoisers.features(shown, seen_rate).numpy()
+            choices, params = choose(memory.observe(seen, rms, max_steps), step)
+            choices = np.where(going, choices, STOP)
+            going &= choices != STOP
+            for index in np.flatnonzero(going):
+                mine[index].append((int(choices[index]), tuple(params[index].tolist())))
+            if not going.any():
+                break
+            audio = denoisers.denoise(
+                batch, torch.from_numpy(choices), torch.from_numpy(params).float(), sample_rate
+            )
+            batch = batch._replace(audio=audio)
+            memory.choice, memory.params = choices, params
+            memory.steps += 1
+        outs += [
+            wave[:length].numpy() for wave, length in zip(batch.audio, batch.lengths, strict=True)
+        ]
+        chains += mine
+    return outs, chains
+
+
+def constant(chain: Chain) -> Chooser:
+    """The same chain for every clip."""
+
+    def choose(raw: np.ndarray, step: int) -> tuple[np.ndarray, np.ndarray]:
+        choice, params = chain[step] if step < len(chain) else (STOP, (0.0, 0.0, 0.0))
+        return np.full(len(raw), choice), np.tile(params, (len(raw), 1))
+
+    return choose
+
+
+def random_policy(seed: int) -> Chooser:
+    """Every choice and level as likely as every other."""
+    rng = np.random.default_rng(seed)
+
+    def choose(raw: np.ndarray, step: int) -> tuple[np.ndarray, np.ndarray]:
+        count = len(raw)
+        levels = rng.integers(0, LEVELS, (count, len(PARAMETERS)))
+        return rng.integers(0, len(CHOICES), count), levels / (LEVELS - 1)
+
+    return choose
+
+
+def noisereduce_waves(corpus: Corpus, stationary: bool, share: float) -> list[np.ndarray]:
+    """What the package noisereduce makes of the noisy clips; `share` is its prop_decrease."""
+    reduce_noise = needed("noisereduce", SCRIPT).reduce_noise
+    rate, options = corpus.sample_rate, {"stationary": stationary, "prop_decrease": share}
+    return [
+        reduce_noise(y=clip.noisy, sr=rate, **options).astype(np.float32) for clip in corpus.clips
+    ]
+
+
+def told(chain: Chain) -> str:
+    """A chain in words."""
+    steps = []
+    for choice, params in chain:
+        values = zip(PARAMETERS, params, strict=True)
+        steps.append(f"{METHODS[choice]}({', '.join(f'{n}={v:.2f}' for n, v in values)})")
+    return " -> ".join(steps) or "stop at once"
+
+
+# ---------------------------------------------------------------------------- agents
+
+
+class Agent(NamedTuple):
+    """A trained policy, ready to choose."""
+
+    algo: Algo
+    policy: torch.nn.Module
+    scaler: Scaler
+    sample_rate: int
+    task: Reward
+
+    def choose(self, raw: np.ndarray, _: int) -> tuple[np.ndarray, np.ndarray]:
+        """The policy's first choice for raw observations (B, D)."""
+        with torch.inference_mode():
+            actions, _ = self.policy.predict(self.scaler(raw), deterministic=True)
+        return read_actions(self.algo, actions)
+
+    def value(self, raw: np.ndarray) -> np.ndarray:
+        """What it expects the rest of the chain to gain (B,); to stop is worth 0."""
+        with torch.inference_mode():
+            seen = torch.from_numpy(self.scaler(raw))
+            if self.algo.startswith("ppo"):
+                return self.policy.predict_values(seen)[:, 0].numpy()
+            action = self.policy._predict(seen, deterministic=True)
+            return torch.cat(self.policy.critic(seen, action), 1).amin(1).numpy()
+
+
+def save_agent(folder: Path, model: Any, agent: Agent, about: dict[str, Any]) -> None:
+    """agent.json, all that is needed beside the weights, and stable-baselines3's own archive."""
+    content = {
+        "algo": agent.algo,
+        "sample_rate": agent.sample_rate,
+        "task": {name: getattr(agent.task, name) for name in Reward.__dataclass_fields__},
+        "features": [*FEATURES, *MEMORY],
+        "choices": CHOICES,
+        "levels": LEVELS,
+        "scaler": {"mean": agent.scaler.mean.tolist(), "std": agent.scaler.std.tolist()},
+        "versions": versions() | {"stable_baselines3": version("stable_baselines3")},
+        **about,
+    }
+
+    def save(path: Path) -> None:
+        with open(path, "wb") as stream:
+            model.save(stream)
+
+    write_together(
+        {
+            folder / "model.zip": save,
+            folder / "agent.json": lambda path: write_json(path, content),
+        }
+    )
+
+
+def empty_policy(algo: Algo, hidden: list[int]) -> torch.nn.Module:
+    """stable-baselines3's policy network with random weights."""
+    policies = {
+        "ppo": ("stable_baselines3.common.policies", "ActorCriticPolicy"),
+        "ppo-separate": ("stable_baselines3.common.policies", "ActorCriticPolicy"),
+        "sac": ("stable_baselines3.sac.policies", "SACPolicy"),
+        "td3": ("stable_baselines3.td3.policies", "TD3Policy"),
+    }
+    module, name = policies[algo]
+    kind = getattr(needed(module, SCRIPT), name)
+    spaces = observation_space(), action_space(algo)
+    return kind(*spaces, lambda _: 0.0, net_arch=hidden, activation_fn=torch.nn.ReLU)
+
+
+def home_of(path: Path) -> Path:
+    """The run folder of a checkpoint, which is named by itself or by its model.zip."""
+    return path.parent if path.suffix == ".zip" else path
+
+
+def load_agent(path: Path) -> Agent:
+    """The policy of a run folder, or of the model.zip in it. Nothing is unpickled: the archive's
+    `data`, which stable-baselines3 writes with cloudpickle, is not opened, and its weights are read
+    as tensors only."""
+    folder = home_of(path)
+    try:
+        content = read_json(folder / "agent.json", f"train first: {SCRIPT} train")
+        if content["features"] != [*FEATURES, *MEMORY] or content["choices"] != [*CHOICES]:
+            raise InputError(f"{folder}: was trained on other features or denoisers; train again")
+        with zipfile.ZipFile(folder / "model.zip") as archive:
+            weights = io.BytesIO(archive.read("policy.pth"))
+        policy = empty_policy(content["algo"], content["hidden"])
+        policy.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
+        scaler = Scaler(*(np.array(content["scaler"][name]) for name in ("mean", "std")))
+        task = Reward(**content["task"])
+    except FileNotFoundError as error:
+        cure = "train first: python -m studies.denoise train"
+        raise InputError(f"{folder}: no {Path(error.filename).name}; {cure}") from None
+    except pickle.UnpicklingError:
+        raise InputError(
+            f"{folder}: is not a run of this study: its weights are no tensors"
+        ) from None
+    except InputError:
+        raise
+    except Exception as error:  # zipfile, zlib and torch have their own classes for damaged files
+        raise InputError(f"{folder}: is not a run of this study ({error})") from None
+    policy.set_training_mode(False)
+    return Agent(content["algo"], policy, scaler, content["sample_rate"], task)
+
+
+class Evaluation(NamedTuple):
+    """What a chooser made of a corpus."""
+
+    waves: list[np.ndarray]
+    chains: list[Chain]
+    scores: np.ndarray  # (n, 3)
+    gain: np.ndarray  # (n,) return without diversity: what the scores gained is worth
+
+
+def evaluate(corpus: Corpus, task: Reward, choose: Chooser) -> Evaluation:
+    """Every clip once."""
+    noisy = [clip.noisy for clip in corpus.clips]
+    waves, chains = run_chains(noisy, corpus.sample_rate, task.max_steps, choose)
+    scores = data.measure(corpus.clips, waves, corpus.sample_rate)
+    return Evaluation(waves, chains, scores, worth(scores, task) - worth(corpus.scores, task))
+
+
+def part_of(model: Any, name: str) -> Any:
+    """A part of a model by stable-baselines3's dotted name, e.g. actor.optimizer."""
+    for word in name.split("."):
+        model = getattr(model, word)
+    return model
+
+
+def make_model(cfg: Any, envs: DenoiseVectorEnv) -> Any:
+    """PPO, SAC or TD3 with the settings of TrainConfig."""
+    sb3 = needed("stable_baselines3", SCRIPT)
+    same = {
+        "policy": "MlpPolicy",
+        "env": sb3_env(envs),
+        "learning_rate": cfg.learning_rate,
+        "batch_size": cfg.batch_size,
+        "gamma": cfg.gamma,
+        "seed": cfg.seed,
+        "device": pick_device(cfg.device, 1),
+        "policy_kwargs": {"net_arch": [*cfg.hidden], "activation_fn": torch.nn.ReLU},
+    }
+    if cfg.algo.startswith("ppo"):
+        return sb3.PPO(
+            **same,
+            n_steps=cfg.rollout_steps // cfg.num_envs,
+            n_epochs=cfg.update_epochs,
+            clip_range=cfg.clip_range,
+            ent_coef=cfg.entropy_coef,
+        )
+    same |= {
+        "buffer_size": cfg.replay,
+        "learning_starts": cfg.random_steps,
+        "tau": cfg.tau,
+        "train_freq": 1,  # tick of all lanes
+        "gradient_steps": max(1, round(cfg.num_envs * cfg.updates_per_step)),
+    }
+    if cfg.algo == "sac":
+        return sb3.SAC(**same)
+    size = action_space("td3").shape
+    noise = needed("stable_baselines3.common.noise", SCRIPT).NormalActionNoise(
+        np.zeros(size), np.full(size, cfg.exploration)
+    )
+    return sb3.TD3(**same, action_noise=noise)
+
+
+# ---------------------------------------------------------------------------- searches
+
+
+def grid_actions(rng: np.random.Generator, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Random methods (count,), each as often as the others, and levels (count, 3)."""
+    methods = np.arange(count) % len(METHODS)
+    return methods, rng.integers(0, LEVELS, (count, len(PARAMETERS))) / (LEVELS - 1)
+
+
+def search_clip(
+    clip: Clip, task: Reward, sample_rate: int, tries: int, beam: int, seed: int, known: Chain
+) -> tuple[np.ndarray, Chain]:
+    """Best chain found for one clip with its clean version known -> wave (S,), chain.
+
+    A beam search with `tries` random candidates a step; `known` is among them, so what it finds is
+    worth at least as much. A lower bound of the best possible.
+    """
+    rng = np.random.default_rng(seed)
+    best = [(0.0, clip.noisy, [])]  # (worth, wave, chain)
+    before = worth(data.measure([clip], [clip.noisy], sample_rate), task)[0]
+    waves, chains = run_chains([clip.noisy], sample_rate, task.max_steps, constant(known))
+    gain = worth(data.measure([clip], waves, sample_rate), task)[0] - before
+    finished = [*best, (gain, waves[0], chains[0])]
+    for _ in range(task.max_steps):
+        found = []
+        for _, wave, chain in best:
+            methods, params = grid_actions(rng, tries // len(best))
+            batch = denoisers.batch_of([wave] * len(methods))
+            audio = denoisers.denoise(
+                batch, torch.from_numpy(methods), torch.from_numpy(params).float(), sample_rate
+            )
+            scores = data.measure([clip] * len(methods), [*audio.numpy()], sample_rate)
+            for i, value in enumerate(worth(scores, task) - before):
+                step = (int(methods[i]), tuple(params[i].tolist()))
+                found.append((value, audio[i].numpy(), [*chain, step]))
+        best = sorted(found, key=lambda item: -item[0])[:beam]
+        finished += best
+    _, wave, chain = max(finished, key=lambda item: item[0])
+    return wave, chain
+
+
+def tune_constant(
+    corpus: Corpus, task: Reward, beam: int, report: Callable[[str], None]
+) -> tuple[Chain, float]:
+    """Best constant chain on these clips: a beam of prefixes, each step by coordinate search.
+
+    For each method all levels of one parameter are tried after another, twice round, from the
+    middle of the grid. Returns the chain and what it gains on average.
+    """
+    noisy, before = [clip.noisy for clip in corpus.clips], worth(corpus.scores, task)
+
+    def tried(waves: list[np.ndarray], step: tuple) -> tuple[float, list[np.ndarray]]:
+        outs, _ = run_chains(waves, corpus.sample_rate, 1, constant([step]))
+        scores = data.measure(corpus.clips, outs, corpus.sample_rate)
+        return float(np.mean(worth(scores, task) - before)), outs
+
+    best: list[tuple[float, list[np.ndarray], Chain]] = [(0.0, noisy, [])]
+    finished = list(best)
+    for depth in range(task.max_steps):
+        found = []
+        for _, waves, chain in best:
+            for method in range(len(METHODS)):
+                point, top, known = [LEVELS // 2 - 1] * len(PARAMETERS), -math.inf, {}
+                for axis in (*range(len(PARAMETERS)),) * 2:
+                    for value in range(LEVELS):
+                        place = (*point[:axis], value, *point[axis + 1 :])
+                        if place in known:
+                            continue
+                        step = (method, tuple(level / (LEVELS - 1) for level in place))
+                        known[place], outs = tried(waves, step)
+                        if known[place] > top:
+                            top, kept = known[place], (outs, [*chain, step])
+                    point = list(max(known, key=known.get))
+                found.append((top, *kept))
+        best = sorted(found, key=lambda item: -item[0])[:beam]
+        finished += best
+        report(f"{depth + 1} denoisers: {best[0][0]:+.4f}  {told(best[0][2])}")
+    gain, _, chain = max(finished, key=lambda item: item[0])
+    return chain, gain

@@ -1,0 +1,286 @@
+"""Training a policy of the denoising study: looks at the validation clips, stopping, resuming.
+
+Run:    python -m studies.denoise train [--resume]
+Reads:  the features.csv of training and validation clips, <run>/last.pt
+Writes: <run>/{model.zip, agent.json, metrics.json, history.csv}, <run>/last.pt until it is finished
+Shapes: L lanes, D numbers of an observation
+Next:   cross.py
+
+A run can stop between two updates only: after PPO's update on a rollout, after a tick of SAC or
+TD3. There it is looked at and saved, so that a resumed run equals an uninterrupted one bit for bit.
+"""
+
+import json
+import math
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from config import InputError, needed, to_dict
+from core.files import Kind, contents, keep_apart, own_folder, remove_ours
+from core.stored import write_json
+from runfolder import catch_signals, differences, read_checkpoint, write_checkpoint
+from studies.denoise import environment
+from studies.denoise.data import write_csv
+from studies.denoise.environment import SCRIPT, Agent, Corpus, DenoiseVectorEnv, load_corpus
+from studies.denoise.settings import TrainConfig
+
+
+class Watch(NamedTuple):
+    """What is noted at each look at the validation clips."""
+
+    step: int
+    seconds: float  # of CPU
+    steps_per_s: float  # a second of CPU, environment and learning together, looks left out
+    train_return: float  # mean of the episodes since the last look
+    validation_gain: float  # mean return without diversity, greedy
+    si_sdr: float
+    stoi: float
+    estoi: float
+
+
+def plain(value: float) -> float | None:
+    """A number for JSON, which has none for what is not defined."""
+    return None if math.isnan(value) else value
+
+
+# ---------------------------------------------------------------------------- one training
+
+
+def learn(
+    model: Any, envs: DenoiseVectorEnv, total: int, every: int, look: Callable[[int], bool]
+) -> bool:
+    """Train until `total` steps; `look(step)` every so many, between updates; True ends it.
+
+    Returns whether it came to its end.
+    """
+    callbacks = needed("stable_baselines3.common.callbacks", SCRIPT)
+    begin = model.num_timesteps
+    state = {"due": (begin // every + 1) * every, "stopped": False}
+
+    class Between(callbacks.BaseCallback):
+        """Looks before a rollout; of SAC and TD3 each tick is one."""
+
+        def _on_rollout_start(self) -> None:
+            if model.num_timesteps >= state["due"]:
+                state["due"] = (model.num_timesteps // every + 1) * every
+                state["stopped"] = look(model.num_timesteps)
+
+        def _on_step(self) -> bool:
+            bar.update(envs.num_envs)
+            return not state["stopped"]
+
+    with tqdm(total=total, initial=begin, desc=envs.algo, unit="step", smoothing=0.05) as bar:
+        model.learn(total - begin, callback=Between(), reset_num_timesteps=begin == 0)
+    return not state["stopped"]
+
+
+# ---------------------------------------------------------------------------- stop and go on
+
+
+def snapshot(model: Any, envs: DenoiseVectorEnv) -> dict[str, Any]:
+    """Everything that the next step depends on, as tensors, numbers and text."""
+    names, variables = model._get_torch_save_params()
+    lanes, random = envs.lanes, np.random.get_state()  # noqa: NPY002 (stable-baselines3 draws from it)
+    seeds = {"lanes": envs.np_random, "actions": model.action_space.np_random}
+    content = {
+        "weights": {name: environment.part_of(model, name).state_dict() for name in names},
+        "variables": {name: environment.part_of(model, name).detach() for name in variables},
+        "steps": model.num_timesteps,
+        "updates": model._n_updates,
+        "episodes": getattr(model, "_episode_num", 0),
+        "seen": torch.from_numpy(model._last_obs),
+        "starts": torch.from_numpy(np.asarray(model._last_episode_starts, bool)),
+        "torch": torch.get_rng_state(),
+        "numpy": [torch.from_numpy(random[1].astype(np.int64)), *random[2:]],
+        "generators": {name: json.dumps(rng.bit_generator.state) for name, rng in seeds.items()},
+        "lanes": {name: torch.from_numpy(value) for name, value in lanes.arrays().items()}
+        | {"audio": lanes.audio.clone(), "returns": torch.from_numpy(envs.returns.copy())},
+        "queue": list(lanes.queue),
+        "finished": [float(value) for value in envs.finished],
+    }
+    replay = getattr(model, "replay_buffer", None)
+    if replay is not None:
+        filled = replay.buffer_size if replay.full else replay.pos
+        content["replay"] = {
+            name: torch.from_numpy(getattr(replay, name)[:filled]) for name in REPLAY
+        } | {"pos": replay.pos, "full": replay.full}
+    return content
+
+
+REPLAY = ("observations", "next_observations", "actions", "rewards", "dones", "timeouts")
+
+
+def restore(model: Any, envs: DenoiseVectorEnv, content: dict[str, Any]) -> None:
+    """Inverse of `snapshot`, on a new model and new lanes of the same settings."""
+    for name, weights in content["weights"].items():
+        environment.part_of(model, name).load_state_dict(weights)
+    for name, value in content["variables"].items():
+        environment.part_of(model, name).data.copy_(value)
+    model.num_timesteps, model._n_updates = content["steps"], content["updates"]
+    model._last_obs = content["seen"].numpy()
+    model._last_episode_starts = content["starts"].numpy()
+    if hasattr(model, "_episode_num"):
+        model._episode_num = content["episodes"]
+    envs.reset(seed=0)
+    envs.lanes.restore({name: value.numpy() for name, value in content["lanes"].items()})
+    envs.returns = content["lanes"]["returns"].numpy().copy()
+    envs.lanes.queue, envs.finished = list(content["queue"]), list(content["finished"])
+    replay = getattr(model, "replay_buffer", None)
+    if replay is not None:
+        for name in REPLAY:
+            stored = content["replay"][name].numpy()
+            getattr(replay, name)[: len(stored)] = stored
+        replay.pos, replay.full = content["replay"]["pos"], content["replay"]["full"]
+    seeds = {"lanes": envs.np_random, "actions": model.action_space.np_random}
+    for name, rng in seeds.items():
+        rng.bit_generator.state = json.loads(content["generators"][name])
+    keys, *rest = content["numpy"]
+    np.random.set_state(("MT19937", keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
+    torch.set_rng_state(content["torch"])
+
+
+# ---------------------------------------------------------------------------- the command
+
+
+def start_wandb(cfg: TrainConfig) -> Callable[[dict[str, float], int], None]:
+    """Logging to Weights & Biases, or nothing where it is not wanted."""
+    if cfg.wandb_project is None:
+        return lambda values, step: None
+    try:
+        import wandb
+    except ModuleNotFoundError:
+        raise InputError("--wandb-project needs wandb; run: pip install wandb") from None
+    wandb.init(project=cfg.wandb_project, name=cfg.folder.name, config=to_dict(cfg))
+    return lambda values, step: wandb.log(values, step=step)
+
+
+RUN = Kind(
+    "run of this study",
+    ("model.zip", "agent.json", "metrics.json", "history.csv", "last.pt"),
+    (("agent.json", "algo"), ("agent.json", "scaler")),
+)
+FREE = ("run", "overwrite", "resume", "wandb_project")  # may change on resumption
+
+
+def settings_of(cfg: TrainConfig) -> dict[str, Any]:
+    """The settings that the numbers of a run depend on."""
+    return {name: value for name, value in to_dict(cfg).items() if name not in FREE}
+
+
+def reopen(cfg: TrainConfig) -> dict[str, Any] | None:
+    """The state to go on from, None for a new run; InputError where the folder says otherwise."""
+    path = cfg.folder / "last.pt"
+    if path.exists() and not (cfg.resume or cfg.overwrite):
+        raise InputError(f"{cfg.folder} holds a stopped run; give --resume or --overwrite")
+    held = contents(cfg.folder) and not path.exists()
+    if held and not cfg.overwrite:
+        raise InputError(f"{cfg.folder} holds a run; give --overwrite or another --run")
+    if not cfg.resume:
+        return None
+    if not path.exists():
+        raise InputError(f"{path}: not found; leave out --resume")
+    content = read_checkpoint(path)
+    now = json.loads(json.dumps(settings_of(cfg)))
+    for flag, was, is_now in differences(json.loads(content["settings"]), now):
+        raise InputError(f"{path} was made with --{flag} {was}, not {is_now}; leave out --resume")
+    return content
+
+
+def train(cfg: TrainConfig) -> None:
+    """Train one policy, in a folder that nobody else writes into."""
+    keep_apart(cfg.folder, [cfg.features.parent, cfg.validation.parent], "--run")
+    with own_folder(cfg.folder, RUN, flag="--run"):
+        train_one(cfg)
+
+
+def train_one(cfg: TrainConfig) -> None:
+    """The training itself; the best policy on the validation clips is kept."""
+    stored = reopen(cfg)
+    needed("stable_baselines3", SCRIPT)
+    log = start_wandb(cfg)
+    corpus, validation = load_corpus(cfg.features), load_corpus(cfg.validation)
+    check_apart(cfg, corpus, validation)
+    scaler = environment.fit_scaler(corpus, cfg, cfg.scaler_steps, cfg.seed)
+    envs = DenoiseVectorEnv(corpus, cfg, cfg.num_envs, cfg.algo, scaler)
+    model = environment.make_model(cfg, envs)
+    agent = Agent(cfg.algo, model.policy, scaler, corpus.sample_rate, cfg)
+    history: list[Watch] = []
+    spent = 0.0  # CPU seconds of the runs before this one
+    if stored is None:
+        remove_ours(cfg.folder, RUN.files)
+    else:
+        restore(model, envs, stored)
+        history = [Watch(int(step), *row) for step, *row in stored["history"]]
+        spent = history[-1].seconds if history else 0.0
+    received = catch_signals()
+    clock = {"looking": 0.0, "began": time.process_time(), "step": model.num_timesteps}
+
+    def look(step: int) -> bool:
+        began = time.process_time()
+        watch = watched(step, spent + began - clock["began"] - clock["looking"])
+        if watch.validation_gain > max([w.validation_gain for w in history], default=-math.inf):
+            about = {"hidden": [*cfg.hidden], "step": step}
+            about |= {"train_table": str(cfg.features), "validation_table": str(cfg.validation)}
+            environment.save_agent(cfg.folder, model, agent, about)
+        history.append(watch)
+        write_csv(cfg.folder / "history.csv", Watch._fields, [w._asdict() for w in history])
+        rows = [[float(value) for value in watch] for watch in history]
+        content = {"settings": json.dumps(settings_of(cfg)), "history": rows}
+        write_checkpoint(cfg.folder / "last.pt", content | snapshot(model, envs))
+        log(watch._asdict(), step)
+        tqdm.write(
+            f"{step:7d} steps, {watch.steps_per_s:6.1f} a second: training return"
+            f" {watch.train_return:+.3f}, validation gain {watch.validation_gain:+.4f},"
+            f" SI-SDR {watch.si_sdr:.2f} dB"
+        )
+        clock["looking"] += time.process_time() - began
+        return bool(received)
+
+    def watched(step: int, seconds: float) -> Watch:
+        random = torch.get_rng_state()
+        model.policy.set_training_mode(False)
+        found = environment.evaluate(validation, cfg, agent.choose)
+        torch.set_rng_state(random)
+        recent = envs.finished or [math.nan]
+        envs.finished = []
+        means = (float(value) for value in np.nanmean(found.scores, axis=0))
+        speed = step / max(seconds, 1e-9)
+        gain = float(found.gain.mean())
+        return Watch(step, round(seconds, 1), round(speed, 1), float(np.mean(recent)), gain, *means)
+
+    if not learn(model, envs, cfg.total_steps, cfg.eval_every, look):
+        raise InputError(f"stopped at step {history[-1].step}; go on with the same and --resume")
+    if not history or history[-1].step < model.num_timesteps:
+        look(model.num_timesteps)
+    best = max(history, key=lambda watch: watch.validation_gain)
+    metrics = {
+        "algo": cfg.algo,
+        "best": {name: plain(value) for name, value in best._asdict().items()},
+        "steps": model.num_timesteps,
+        "gradient_steps": int(model._n_updates),
+        "steps_per_s": history[-1].steps_per_s,
+        "args": to_dict(cfg),
+    }
+    write_json(cfg.folder / "metrics.json", metrics)
+    (cfg.folder / "last.pt").unlink()
+    print(f"best: step {best.step}, validation gain {best.validation_gain:+.4f}; {cfg.folder}")
+
+
+def check_apart(cfg: TrainConfig, corpus: Corpus, validation: Corpus) -> None:
+    """InputError where training and validation share a speaker or a noise recording."""
+    if corpus.sample_rate != validation.sample_rate:
+        raise InputError(
+            f"{cfg.validation}: has {validation.sample_rate} Hz, training {corpus.sample_rate} Hz"
+        )
+    for name in ("speaker_id", "noise_source"):
+        both = {clip.row.get(name) for clip in corpus.clips}
+        both &= {clip.row.get(name) for clip in validation.clips}
+        shared = sorted(value for value in both if value)
+        if shared:
+            where = f"{cfg.features} too; use splits of `mix`"
+            raise InputError(f"{cfg.validation}: {name} {shared[0]} is in {where}")

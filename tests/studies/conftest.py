@@ -1,0 +1,22 @@
+"""What the tests of the studies share: a package run as `python -m` runs it, in this process."""
+
+import runpy
+import sys
+from collections.abc import Callable
+
+import pytest
+
+
+@pytest.fixture
+def run_module(monkeypatch, capsys) -> Callable[..., tuple[int, str, str]]:
+    """`run_module("studies.classic", "angle")` -> exit code, what it printed, its errors."""
+
+    def run(package: str, *args: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        monkeypatch.setattr(sys, "argv", [package, *map(str, args)])
+        with pytest.raises(SystemExit) as stop:
+            runpy.run_module(package, run_name="__main__", alter_sys=True)
+        text = capsys.readouterr()
+        return int(stop.value.code or 0), text.out, text.err
+
+    return run

@@ -1,0 +1,161 @@
+"""Cross-validation of the denoising study: what a round may see, looked-up chains, the table."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("stable_baselines3")
+pytest.importorskip("pystoi")
+pytest.importorskip("pywt")
+
+from config import InputError
+from studies.denoise import commands, cross, data, environment
+from studies.denoise.data import FeaturesConfig, MixConfig
+from studies.denoise.environment import JOINT
+from studies.denoise.settings import CrossConfig
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> environment.Corpus:
+    """Two clips of each of 20 built-in speakers with each of 5 folds would take long: 3 x 2 x 2."""
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("cells") / "cells"
+    all_speech, all_noise = data.list_speech, data.list_noise
+    with pytest.MonkeyPatch.context() as patch:
+        few = {"11", "12", "23"}
+        patch.setattr(
+            data, "list_speech", lambda _: [s for s in all_speech(None) if s.group in few]
+        )
+        patch.setattr(data, "list_noise", lambda *a: [n for n in all_noise(*a) if n.fold < 3])
+        data.mix(MixConfig(out=folder, cells=2, join=1))
+    data.write_features(FeaturesConfig(meta=(folder / "meta.csv",)))
+    return environment.load_corpus(folder / "features.csv"), folder / "features.csv"
+
+
+@pytest.fixture(scope="module")
+def search(corpus, tmp_path_factory) -> cross.Search:
+    return cross.Search(corpus[0], CrossConfig(max_steps=2), tmp_path_factory.mktemp("search"))
+
+
+def test_a_round_hears_neither_speaker_nor_fold(corpus):
+    rounds = cross.rounds_of(corpus[0], "all")
+    assert len(rounds) == len({one.name for one in rounds}) == 6
+    rows = [clip.row for clip in corpus[0].clips]
+    assert sorted(np.concatenate([one.test for one in rounds])) == list(range(len(rows)))
+    for one in rounds:
+        assert {rows[i]["speaker_id"] for i in one.test} == {one.speaker}
+        assert {rows[i]["fold"] for i in one.test} == {one.fold}
+        assert one.speaker not in {rows[i]["speaker_id"] for i in one.train}
+        assert one.fold not in {rows[i]["fold"] for i in one.train}
+        heard = {rows[i]["noise_source"] for i in one.train}
+        assert not heard & {rows[i]["noise_source"] for i in one.test}
+    diagonal = cross.rounds_of(corpus[0], "diagonal")
+    assert len({one.speaker for one in diagonal}) == 3 and {one.fold for one in diagonal} == {
+        "1",
+        "2",
+    }
+
+
+def test_looked_up_gains_are_what_the_environment_pays(corpus, search):
+    gains = search.gains(())
+    assert gains.shape == (12, len(JOINT) - 1)
+    again = cross.Search(search.corpus, search.task, search.folder).gains(())
+    assert np.array_equal(again, gains)  # from the file
+    chain, place = (7, 20), 3
+    env = environment.DenoiseEnv(corpus[0], search.task)
+    env.reset(options={"clip": place})
+    paid = [env.step(np.array(action))[1] for action in chain]
+    assert paid[0] == pytest.approx(gains[place, 7], abs=1e-3)
+    assert sum(paid) == pytest.approx(search.gains((7,))[place, 20], abs=1e-3)
+
+
+def test_the_constant_chain_is_the_best_on_the_training_clips_only(search):
+    rows = np.arange(6)
+    chain = search.best_constant(rows)
+    means = search.gains(())[rows].mean(0)
+    assert chain[:1] == ((int(means.argmax()),) if means.max() > 0 else ())
+    spoiled = cross.Search(search.corpus, search.task, search.folder)
+    for prefix in list(search.known):
+        spoiled.known[prefix] = search.gains(prefix).copy()
+        spoiled.known[prefix][6:] = 1000 * np.random.default_rng(0).standard_normal(
+            (6, len(JOINT) - 1)
+        )
+    assert spoiled.best_constant(rows) == chain
+
+
+def test_complementary_columns_beat_the_best_ones():
+    gains = np.array([[1.0, 0.9, -5.0], [1.0, 0.9, -5.0], [-5.0, -5.0, 0.5]])
+    assert cross.complementary(gains, 2) == [0, 2]
+
+
+def test_what_nobody_gains_from_is_left_alone():
+    values = np.array([[0.2, 0.1], [-0.1, -0.2], [-0.3, 0.4]])
+    chains = cross.chosen([(0,), (5, 6)], values, np.array([0, 1, 2]))
+    assert chains == [[JOINT[0]], [], [JOINT[5], JOINT[6]]]
+
+
+def test_the_selector_learns_from_the_training_rows(corpus):
+    rng = np.random.default_rng(0)
+    seen = rng.standard_normal((80, 5))
+    gains = np.stack([seen[:, 0], -seen[:, 0]], 1)
+    train = np.arange(60)
+    gains[60:] *= -1  # what is held out says the contrary, and is not listened to
+    found = cross.predicted(seen, gains, train)
+    assert np.corrcoef(found[60:, 0], seen[60:, 0])[0, 1] > 0.8
+
+
+def test_intervals_are_students_over_speakers():
+    values = np.array([1.0, 3.0, 5.0, 5.0, 9.0])
+    mean, low, high = cross.over_speakers(values, np.array(["a", "a", "b", "b", "c"]))
+    assert mean == pytest.approx(np.mean([2.0, 5.0, 9.0]))
+    half = 4.302653 * np.std([2.0, 5.0, 9.0], ddof=1) / np.sqrt(3)
+    assert (low, high) == pytest.approx((mean - half, mean + half), abs=1e-4)
+
+
+def test_cross_validates_and_goes_on(corpus, tmp_path, capsys):
+    given = ["cross", "--features", str(corpus[1]), "--out", str(tmp_path / "out")]
+    rounds = cross.rounds_of(corpus[0], "diagonal")
+    given += ["--total-steps", "256", "--eval-every", "256", "--rounds", "diagonal"]
+    given += ["--max-steps", "2", "--kept", "3", "--agents", "ppo", "td3"]
+    commands.main(given)
+    table = (tmp_path / "out" / "table.md").read_text()
+    assert table in capsys.readouterr().out
+    for name in (*cross.YARDSTICKS, "ppo", "td3"):
+        assert f"| {name} | 3 |" in table
+    assert (tmp_path / "out" / "cross.png").stat().st_size > 10_000
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert results["rows"]["constant chain"]["minus_constant"][0] == 0
+    known, search = (results["rows"][name]["gain"][0] for name in (cross.KNOWN, cross.SEARCH))
+    assert search >= known - 0.1 >= results["rows"][cross.CONSTANT]["gain"][0] - 0.2
+    files = {
+        path: path.stat().st_mtime_ns
+        for path in tmp_path.rglob("*.json")
+        if path.parent.name != "out"
+    }
+    commands.main([*given, "--present"])
+    assert all(path.stat().st_mtime_ns == when for path, when in files.items())
+    with pytest.raises(InputError, match="other settings"):
+        commands.main([*given[: given.index("--kept")], "--kept", "2", "--agents", "ppo"])
+    path = tmp_path / "out" / rounds[0].name / "ppo.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"curve": [[256, 9.0]]}))
+    with pytest.raises(InputError, match="checksum"):
+        commands.main([*given, "--present"])
+
+
+def test_folders_of_others_are_left_alone(corpus, tmp_path):
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "thesis.tex").write_text("years")
+    given = ["cross", "--features", str(corpus[1]), "--agents", "ppo", "--out"]
+    for out in (tmp_path / "theirs", corpus[1].parent):
+        before = sorted(out.rglob("*"))
+        with pytest.raises(InputError, match="--out"):
+            commands.main([*given, str(out)])
+        assert sorted(out.rglob("*")) == before
+
+
+def test_tables_without_folds_are_refused(tmp_path, corpus):
+    clips = [clip._replace(row={**clip.row, "fold": ""}) for clip in corpus[0].clips]
+    with pytest.raises(InputError, match="mix --cells"):
+        cross.rounds_of(corpus[0]._replace(clips=clips), "all")
