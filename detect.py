@@ -358,6 +358,7 @@ class Sight(NamedTuple):
     """What a policy over events sees of one block, and where its boxes go."""
 
     clip: Queried
+    classes: list[str]
     block: Block
     sheet: Sheet
 
@@ -452,7 +453,7 @@ def recording_rows(
             clip = scores.values[:, part.start : part.stop].astype(np.float32)
             loud = np.ones(clip.shape[1], np.float32) if rms is None else rms.astype(np.float32)
             tags = block_tags(scores, part, plan)
-            yield Sight(Queried(clip, loud, tags, frame_s, False), part, sheet)
+            yield Sight(Queried(clip, loud, tags, frame_s, False), source.classes, part, sheet)
             continue
         opened = opened_classes(scores, source.classes, part, plan)
         ever_open |= opened
@@ -525,13 +526,14 @@ def decide_rows(rows: list[Row], plan: Plan) -> None:
         row.on[:] = pred[start + row.skip :][: len(row.on)]
 
 
-def decide_sights(sights: list[Sight], classes: list[str], plan: Plan) -> None:
+def decide_sights(sights: list[Sight], plan: Plan) -> None:
     """Write the boxes that a policy over events chooses in some blocks into their sheets.
 
     Of a box the frames count that count in its block; what two blocks say of a sound at the seam
     touches there, and is one event.
     """
     network, asked = plan.policy.network, []
+    classes = sights[0].classes if sights else []
     for i, sight in enumerate(sights):
         wanted = np.flatnonzero(sight.clip.tags > network.events.tag_limit)
         if len(wanted):
@@ -575,12 +577,9 @@ def detect_all(
     rows: list[Row | Sight] = []
     sheets: list[Sheet] = []
     frames = 0
-    work = partial(decide_rows, plan=plan)
-    if plan.policy.over_events:
-        work = partial(decide_sights, classes=source.classes, plan=plan)
 
     def finished() -> Iterator[tuple[str, list[Event]]]:
-        work(rows)
+        (decide_sights if plan.policy.over_events else decide_rows)(rows, plan)
         for sheet in sheets:
             found = zip(sheet.on, source.classes, strict=True)
             events = [
