@@ -868,8 +868,8 @@ class EventTrainer:
         work = self.box_step if in_boxes else self.frame_step
         cells = [work(step - self.frame_steps * in_boxes) for step in steps]
         self.progress["finished"] = steps.stop
-        if not in_boxes:
-            self.progress["frames"] += round(self.total_frames * len(steps) / self.frame_steps)
+        seen = min(steps.stop / self.frame_steps, 1)
+        self.progress["frames"] = round(self.total_frames * seen)
         if not self.sums.isfinite().all():
             raise InputError(
                 f"loss is not finite near gradient step {self.progress['steps']}; last.pt holds a"
