@@ -36,6 +36,7 @@ from torch.nn import functional
 from tqdm import tqdm
 
 import dense
+import event_policy
 import heartbeat
 import longrun
 import runfolder
@@ -67,7 +68,8 @@ from config import (
 from core.files import keep_apart
 from core.tensors import fitted
 from dense import DenseQNetwork, DenseTrainer
-from device import FixedSteps
+from device import FixedSteps, fastest_batch
+from event_policy import EventNetwork
 from gate import Gate, tune_gate
 from metrics import mean_f1
 from network import QNetwork
@@ -159,13 +161,18 @@ def decide_together(
 class Policy(NamedTuple):
     """A trained network with what is needed to apply it."""
 
-    network: QNetwork | DenseQNetwork
+    network: QNetwork | DenseQNetwork | EventNetwork
     bandit: Bandit
     signal: dict | None  # formulas of the cache it was trained on; None: unknown
     info: dict[str, Any]
     gate: Gate | None = None  # for queries without known tags; None: unknown
     classes: tuple[str, ...] = ()  # those that it knows apart
     seen: torch.Tensor | None = None  # see `runfolder.prints_of`; None: unknown
+
+    @property
+    def over_events(self) -> bool:
+        """Whether it decides about boxes of a whole clip, not about thresholds of frames."""
+        return isinstance(self.network, EventNetwork)
 
 
 def load_policy(path: Path, device: torch.device, preset: str = "slides") -> Policy:
@@ -187,8 +194,44 @@ def load_policy(path: Path, device: torch.device, preset: str = "slides") -> Pol
     make = partial(QNetwork, config.bandit, config.network)
     if config.method == "dense":
         make = partial(DenseQNetwork, config.bandit, config.dense, classes, queries)
+    if config.method == "events":
+        make = partial(EventNetwork.like, config.events, classes, weights)
     network, seen = fitted(make, weights, path).to(device).eval(), runfolder.seen_of(content, path)
+    if config.method == "events" and not network.prices.any():
+        raise InputError(f"{path}: training has not ended, nothing can be decided; use --resume")
     return Policy(network, config.bandit, facts.signal, facts.info, facts.gate, classes, seen)
+
+
+class Decided(NamedTuple):
+    """What a policy says about a cache: thresholds of frames, or boxes."""
+
+    pred: np.ndarray  # (N,) bool
+    action: np.ndarray | None  # (N,) int8
+    t_adj: np.ndarray | None  # (N,) float32
+    boxes: event_policy.Candidates | None
+    batch: int | None
+
+
+def decide_cache(
+    policy: Policy,
+    cache: Cache,
+    device: torch.device,
+    batch: int | None = None,
+    ranks: Ranks = ALONE,
+    progress: str | None = None,
+) -> Decided:
+    """Decisions about all frames of a cache; `batch` frames at a time (default: the fastest)."""
+    if policy.over_events:
+        progress = progress if ranks.leads else None
+        pred, boxes = event_policy.decide_cache(policy.network, cache, device, progress)
+        return Decided(pred, None, None, boxes, None)
+    signals = to_device(cache, policy.bandit, device, policy.classes, policy.network.rivals)
+    batch = batch or fastest_batch(policy.network, signals, policy.bandit)
+    actions = decide_together(policy.network, signals, policy.bandit, batch, ranks, None, progress)
+    t_adj = thresholds(signals, actions, policy.bandit)
+    pred = decide(signals.prob, t_adj).cpu().numpy()
+    arrays = actions.cpu().numpy().astype(np.int8), t_adj.cpu().numpy().astype(np.float32)
+    return Decided(pred, *arrays, None, batch)
 
 
 def begin_from(trainer: "Trainer | DenseTrainer", path: Path) -> None:
@@ -514,8 +557,8 @@ def train(cfg: TrainConfig, device: torch.device, ranks: Ranks, cache: Cache | N
     """
     cache = cache or load_cache(cfg.cache / cfg.split)
     cfg = replace(cfg, passes=runfolder.begun_passes(cfg))
-    kind = DenseTrainer if cfg.method == "dense" else Trainer
-    trainer = kind(cfg, cache, device, ranks)
+    kinds = {"windowed": Trainer, "dense": DenseTrainer, "events": event_policy.EventTrainer}
+    trainer = kinds[cfg.method](cfg, cache, device, ranks)
     cfg = trainer.cfg
     longrun.refuse_no_step(trainer)
     if cfg.init is not None and not cfg.resume:
@@ -532,7 +575,7 @@ def train(cfg: TrainConfig, device: torch.device, ranks: Ranks, cache: Cache | N
     if trainer.done:
         print(f"{cfg.run}: this run is complete ({len(trainer.order)} episodes)")
         return 0
-    (dense if cfg.method == "dense" else longrun).announce(trainer)
+    {"windowed": longrun, "dense": dense, "events": event_policy}[cfg.method].announce(trainer)
     longrun.warn_of_few_steps(trainer)
     stopped = runfolder.catch_signals()
     began, frames = time.perf_counter(), trainer.progress["frames"]

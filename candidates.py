@@ -1,7 +1,7 @@
 """Stretches of a score that may be sound events: changes, the merging of boxes, runs above a level.
 
 Shapes: T frames of a pair, B boxes; positions in frames, not always whole: frame t is [t, t + 1)
-Next:   csebbs.py
+Next:   event_policy.py
 
 Change detection and merging are those of Ebbers, Germain, Wichern, Le Roux, "Sound Event Bounding
 Boxes" (Interspeech 2024, arXiv 2406.04212): a step filter turns scores into changes; a box runs
@@ -14,6 +14,7 @@ the same, and confidences differ by less than one part in 10,000.
 from typing import NamedTuple
 
 import numpy as np
+from scipy.ndimage import median_filter
 
 DIGITS = 6  # positions are rounded: the same one comes from three sums
 NOISE_DIGITS = 9  # changes are rounded: sums of equal scores differ in their last bits
@@ -96,3 +97,80 @@ def runs_of(on: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(T,) bool -> begin and end (B,) of its true runs, whole frames."""
     step = np.diff(np.concatenate(([0], on.astype(np.int8), [0])))
     return np.flatnonzero(step == 1), np.flatnonzero(step == -1)
+
+
+# ---------------------------------------------------------------------------- candidates
+
+FILTERS_S = (0.32, 0.64)
+MERGING = (("difference", 0.1), ("difference", 0.2), ("difference", 0.35), ("ratio", 2.0))
+MERGING += (("ratio", 4.0),)
+LEVELS = (0.08, 0.15, 0.25, 0.4, 0.55, 0.7)  # above which a run is a candidate
+MEDIAN_S = 0.3  # runs of the posterior as it is, and after a median filter
+GAP_S = 0.15  # shorter gaps between runs are closed
+EDGE = 0.05  # least probability of an onset or offset that boxes are made of
+MOST_EDGES = 6  # the surest onsets and offsets of a pair, which all combine
+MOST_PAIRED = 15  # of their combinations, the fullest
+LEAST_PAIRED = 0.15  # mean posterior inside such a box
+LEAST_MEAN = 0.03  # and inside any
+SHORTEST = 2  # frames of a box between a paired onset and offset
+
+
+def peaks(x: np.ndarray, least: float) -> np.ndarray:
+    """Where (T,) is highest around and above `least`; of equals the last."""
+    wide = np.concatenate(([-np.inf], x, [-np.inf]))
+    return np.flatnonzero((x >= wide[:-2]) & (x > wide[2:]) & (x > least))
+
+
+def paired(
+    posterior: np.ndarray, begins: np.ndarray, ends: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Boxes between probable onsets and offsets (T,), the fullest of all combinations.
+
+    The clip's own ends count where the posterior there is not low.
+    """
+    count = len(posterior)
+    first, last = peaks(begins, EDGE), peaks(ends, EDGE) + 1
+    first = first[np.argsort(-begins[first], kind="stable")][:MOST_EDGES]
+    last = last[np.argsort(-ends[last - 1], kind="stable")][:MOST_EDGES]
+    first = np.unique(np.append(first, 0) if posterior[0] > EDGE else first)
+    last = np.unique(np.append(last, count) if posterior[-1] > EDGE else last)
+    begin, end = (each.ravel() for each in np.meshgrid(first, last, indexing="ij"))
+    some = end - begin >= SHORTEST
+    begin, end = begin[some], end[some]
+    total = running_sum(posterior)
+    mean = (total[end] - total[begin]) / (end - begin)
+    best = np.argsort(-mean, kind="stable")[:MOST_PAIRED]
+    best = best[mean[best] > LEAST_PAIRED]
+    return begin[best], end[best]
+
+
+def close_gaps(begin: np.ndarray, end: np.ndarray, gap: int) -> tuple[np.ndarray, np.ndarray]:
+    """Runs with gaps of up to so many frames between them made into one."""
+    apart = begin[1:] - end[:-1] > gap
+    some = np.ones(min(len(begin), 1), bool)
+    return begin[np.append(some, apart)], end[np.append(apart, some)]
+
+
+def propose(
+    posterior: np.ndarray, begins: np.ndarray, ends: np.ndarray, frame_s: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Posterior and probabilities of onset and offset (T,) -> begin and end (B,) in whole frames of
+    the boxes that may be events, by begin, and how many ways each was found.
+
+    Ways: change detection with several filters and mergings, runs above several levels, pairs of
+    probable onsets and offsets. Merging, splitting and shifting an event are choices among them.
+    """
+    found = [paired(posterior, begins, ends)]
+    for filter_s in FILTERS_S:
+        changes = find_changes(posterior, filter_s / 2 / frame_s)
+        found += [merge(posterior, *changes, by, limit)[:2] for by, limit in MERGING]
+    size, gap = 2 * max(0, round((MEDIAN_S / frame_s - 1) / 2)) + 1, round(GAP_S / frame_s)
+    for score in (posterior, median_filter(posterior, size)):
+        found += [close_gaps(*runs_of(score > level), gap) for level in LEVELS]
+    begin, end = (first_frame(np.concatenate(side)) for side in zip(*found, strict=True))
+    count = len(posterior) + 1
+    boxes, ways = np.unique(begin * count + end, return_counts=True)
+    begin, end = boxes // count, boxes % count
+    total = running_sum(posterior)
+    full = (end > begin) & (total[end] - total[begin] > LEAST_MEAN * (end - begin))
+    return begin[full], end[full], ways[full]

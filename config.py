@@ -40,7 +40,7 @@ from core.files import whole as whole
 from core.files import write_text as write_text
 from core.names import isolated
 
-PresetName = Literal["slides", "original", "demo", "best"]
+PresetName = Literal["slides", "original", "demo", "best", "best_events"]
 Device = Literal["auto", "cpu", "cuda"]
 
 
@@ -370,6 +370,52 @@ class Dense(Checked):
         require(seeing <= self.members, self.flag("rival_members"), most, seeing)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Events(Checked):
+    """The networks of `--method events`, how they are trained and what is decided for."""
+
+    GROUP: ClassVar[str] = "events"
+    folds: int = number(4, 2, 32)
+    """groups of clips, each left out by one network, where a cache does not know bank folds"""
+    members: int = number(1, 1, 16)
+    """networks for each group that is left out, of frames and of boxes alike"""
+    tag_limit: float = number(0.03, 0, 1)
+    """queries with a clip-level score up to this are answered with nothing"""
+    class_context: bool = True
+    """learn something about each class; without it any class may be asked for alike"""
+    hidden: int = number(32, 4, 4096)
+    """width of the convolutions over frames"""
+    layers: int = number(7, 1, 12)
+    """dilated convolutions, dilation doubling from 1; 7 of 3 steps see 5 s to each side"""
+    kernel: int = number(3, 1, 31)
+    """width of each convolution in steps of 40 ms, odd"""
+    dropout: float = number(0.1, 0, 0.9)
+    """dropout behind each layer, of frames and of boxes"""
+    batch: int = number(32, 1)
+    """queries in a gradient step of each network"""
+    lr: float = number(3e-3, above=0, high=1)
+    """highest learning rate of AdamW; it rises over 30 % of the steps and falls to 0"""
+    weight_decay: float = number(1e-2, 0, 1)
+    """weight decay of AdamW"""
+    box_hidden: int = number(64, 4, 4096)
+    """width of the two layers that value a box"""
+    box_passes: float = number(2.5, above=0)
+    """passes over the boxes for each pass over the queries"""
+    box_batch: int = number(256, 1)
+    """boxes in a gradient step of each network"""
+    frame_weight: float = number(1.0, 0)
+    """how much the frame F1 counts in a decision"""
+    collar_weight: float = number(1.0, 0)
+    """how much the event F1 (collars) counts in a decision"""
+    overlap_weight: float = number(1.0, 0)
+    """how much the intersection F1 counts in a decision"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        odd = "odd, so that a step stays in the middle of it"
+        require(self.kernel % 2 == 1, self.flag("kernel"), odd, self.kernel)
+
+
 # ---------------------------------------------------------------------------- one class a script
 
 
@@ -646,13 +692,14 @@ class TrainConfig(Checked):
     """CPU threads; another number rounds otherwise; several pay for wide networks on idle cores"""
     cuda_steps: Literal["auto", "plain", "graphs", "graphs-bf16"] = "auto"
     """how a GPU trains: as recorded CUDA graphs (auto), step by step, or in bfloat16 too"""
-    method: Literal["windowed", "dense"] = "windowed"
-    """Q-values of a frame from its window, learned by trying (slides), or those of all frames of a
-    clip at once, learned from the rewards of all actions"""
+    method: Literal["windowed", "dense", "events"] = "windowed"
+    """Q-values of a frame from its window, learned by trying (slides); those of all frames of a
+    clip at once, learned from the rewards of all actions; or values of whole events"""
     bandit: Bandit = field(default_factory=Bandit)
     network: Network = field(default_factory=Network)
     learning: Learning = field(default_factory=Learning)
     dense: Dense = field(default_factory=Dense)
+    events: Events = field(default_factory=Events)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -662,13 +709,19 @@ class TrainConfig(Checked):
         graphs = self.device != "cpu" or self.cuda_steps in ("auto", "plain")
         require(graphs, self.flag("cuda_steps"), "auto or plain on a CPU", self.cuda_steps)
         # No flag that does nothing: each method has its own.
+        own = {"windowed": ("network", "learning"), "dense": ("dense",), "events": ("events",)}
+        groups = {name: type(getattr(self, name))() for each in own.values() for name in each}
+        unused = {
+            name: (getattr(self, name), default)
+            for name, default in groups.items()
+            if name not in own[self.method]
+        }
         if self.method == "dense":
-            unused = {"network": (self.network, Network()), "learning": (self.learning, Learning())}
             reading = self.bandit.reading
             rule = "independent with --method dense"
             require(reading == "independent", "bandit.reading", rule, reading)
-        else:
-            unused = {"dense": (self.dense, Dense())}
+        if self.method == "events":
+            unused["bandit"] = (self.bandit, Bandit())
         for name, (given, default) in unused.items():
             rule = f"left alone with --method {self.method}, which has no such part,"
             require(given == default, f"{name}.*", rule, "another value")
@@ -784,7 +837,7 @@ class DetectConfig(Checked):
     classes: tuple[str, ...] = ()
     """classes to look for (default: all that the scores have)"""
     out: Path = Path("events.tsv")
-    """TSV to write: filename, onset, offset, event_label"""
+    """TSV to write: filename, onset, offset, event_label, confidence of a policy over events"""
     audacity: Path | None = None
     """folder for a label file a recording, to be imported in Audacity"""
     gate: bool = True
@@ -798,6 +851,8 @@ class DetectConfig(Checked):
     """events shorter than this many seconds are dropped, after gaps were closed"""
     merge_gap: float = number(0.0, 0)
     """gaps shorter than this many seconds between two events of a class are closed"""
+    min_confidence: float = number(0.0, 0, 1)
+    """of a policy over events: what it is less sure of is dropped"""
     batch: int = number(256, 1, MOST_BATCH)
     """frames in a forward pass"""
     device: Device = "auto"
@@ -893,6 +948,14 @@ PRESETS: dict[str, dict[str, Any]] = {
         "validation_clips": 100,
         "network.hidden": 32,
         "learning.lr": 1e-3,
+    },
+    # Not the slides: boxes instead of frames. Trained on a cache of all pairs.
+    "best_events": {
+        "run": Path("runs/best_events"),
+        "policy": Path("runs/best_events/best.pt"),
+        "method": "events",
+        "looks": 1,
+        "holdout": 0.0,  # the learning rate ends the run: its last policy is taken
     },
     # Not the slides: the policy that wins in RESULTS.md.
     "best": {

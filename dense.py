@@ -13,7 +13,6 @@ and is paid by what a decision changes in the IoU of its pair (`iou_gain`). The 
 actions are known, so it learns from all of them and needs no exploration.
 """
 
-import math
 from collections import deque
 from typing import Any, NamedTuple
 
@@ -42,6 +41,7 @@ from config import Bandit, Dense, InputError, TrainConfig
 from gate import Gate, lowered, open_pairs, tune_gate
 from metrics import mean_f1
 from preprocess import Cache
+from qlearning import rate_at
 from ranks import ALONE, Ranks
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -50,7 +50,6 @@ MIN_UNION = 15  # frames; below, a pair's weight grows no more
 POOL = 0.98  # share of a class's counts that is left after a gradient step
 FLAT = 1e-4  # deviation of a channel that says nothing
 TINY = 1e-6  # of a value, for each unit of shift
-RISE = 0.3  # share of the steps over which the learning rate rises
 
 # ---------------------------------------------------------------------------- clips
 
@@ -334,13 +333,6 @@ def class_weight(clips: Clips, counts: torch.Tensor) -> torch.Tensor:
 
 
 # ---------------------------------------------------------------------------- training
-
-
-def rate_at(share: float) -> float:
-    """Learning rate of a run's `share` relative to the highest: up for `RISE` of it, then down."""
-    if share < RISE:
-        return 0.04 + 0.96 * (1 - math.cos(math.pi * share / RISE)) / 2
-    return (1 + math.cos(math.pi * (share - RISE) / (1 - RISE))) / 2
 
 
 def lessons(cache: Cache, gate: Gate | None, share: float) -> np.ndarray:

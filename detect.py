@@ -61,8 +61,11 @@ from core.names import isolated
 from core.stored import check_form, is_text, read_json
 from dense import DenseQNetwork
 from DQN import Policy, greedy_actions, load_policy
+from event_metrics import ScoredEvent
+from event_policy import decide_clips
 from gate import Gate, opens
 from labels import AUDIO, clip_id, fit_events
+from posterior import Asked, Queried
 from preprocess import (
     FELL_BACK,
     MOST_MANIFEST,
@@ -77,6 +80,7 @@ from sed.audio import TRUNCATED, AudioFile, audio_seconds, wav_from
 from sed.signals import VERSION, compute_signals, falls_back, loudness_on_grid
 from timeline import (
     COLUMNS,
+    SLACK_S,
     Event,
     frame_edges,
     frames_to_events,
@@ -133,6 +137,9 @@ class Plan:
     cut_scores: bool  # at the end of the audio
     block_s: float
     longest_s: float  # recordings up to this long are one block
+    min_duration: float
+    merge_gap: float
+    min_confidence: float
     device: torch.device
     batch: int
 
@@ -193,9 +200,11 @@ def make_plan(cfg: DetectConfig, device: torch.device) -> Plan:
         )
     if policy.signal is None:
         print(f"note: {cfg.policy} does not know its formulas: those of preset {cfg.preset}")
-    if not cfg.gate:
+    if policy.over_events and not cfg.gate:
+        print("note: --no-gate says nothing here: a policy over events has no tag gate")
+    elif not cfg.gate:
         print("note: no tag gate (--no-gate): the signals of every class peak somewhere")
-    elif policy.gate is None:
+    elif policy.gate is None and not policy.over_events:
         print(
             "note: this policy has no tag gate (imported, or of an older version): every class of"
             " every recording may have events; train again to get one"
@@ -222,7 +231,13 @@ def plan_of(policy: Policy, cfg: DetectConfig, device: torch.device) -> Plan:
         longest_s = max(longest_s, known.get("longest_s", 0.0))
     gate = policy.gate if cfg.gate else None
     cut = cfg.cut_scores
-    return Plan(policy, signal, gate, listen, cut, block_s, longest_s, device, cfg.batch)
+    if cfg.min_confidence and not policy.over_events:
+        raise InputError(
+            f"--min-confidence {cfg.min_confidence:g}: {cfg.policy} decides frames and is sure of"
+            " no event; leave it out, or take a policy of DQN.py --method events"
+        )
+    tidy = (cfg.min_duration, cfg.merge_gap, cfg.min_confidence)
+    return Plan(policy, signal, gate, listen, cut, block_s, longest_s, *tidy, device, cfg.batch)
 
 
 # ---------------------------------------------------------------------------- scores
@@ -331,12 +346,30 @@ def find_recordings(cfg: DetectConfig, source: Source) -> list[Recording]:
 
 
 class Sheet(NamedTuple):
-    """Decisions of one recording, (K, T) bool, between edges (T + 1,); it ends at `duration_s`."""
+    """Decisions of one recording, (K, T) bool, between edges (T + 1,); it ends at `duration_s`.
+
+    `boxes`: of a policy over events, by class, the boxes that are on and their confidences.
+    """
 
     filename: str
     on: np.ndarray
     edges: np.ndarray
     duration_s: float
+    boxes: dict[int, list[tuple[int, int, float]]]
+
+
+class Sight(NamedTuple):
+    """What a policy over events sees of one block, and where its boxes go."""
+
+    clip: Queried
+    classes: list[str]
+    block: Block
+    sheet: Sheet
+
+    @property
+    def num_frames(self) -> int:
+        """What counts for `FRAMES_AT_ONCE`."""
+        return self.clip.scores.size
 
 
 class Row(NamedTuple):
@@ -346,6 +379,11 @@ class Row(NamedTuple):
     signals: dict[str, np.ndarray]
     skip: int
     on: np.ndarray  # where the decisions go: a part of a sheet
+
+    @property
+    def num_frames(self) -> int:
+        """What counts for `FRAMES_AT_ONCE`."""
+        return len(self.signals["prob"])
 
 
 def block_loudness(
@@ -376,25 +414,28 @@ def block_loudness(
             tally.note(TRUNCATED, recording.filename)
 
 
+def block_tags(scores: scorers.ClipScores, part: Block, plan: Plan) -> np.ndarray:
+    """(K,) clip-level scores of a block; of the whole recording where the source has its own."""
+    edges = scores.edges[part.start : part.stop + 1]
+    values = scores.values[:, part.start : part.stop]
+    return clip_tag(scorers.ClipScores(values, edges - edges[0], scores.tag), plan.signal)
+
+
 def opened_classes(
     scores: scorers.ClipScores, classes: list[str], part: Block, plan: Plan
 ) -> np.ndarray:
-    """(K,) bool: classes that the gate lets through in a block.
-
-    Where the source gives tags of its own, they are of the whole recording.
-    """
+    """(K,) bool: classes that the gate lets through in a block."""
     if plan.gate is None:
         return np.ones(len(classes), bool)
-    edges = scores.edges[part.start : part.stop + 1]
-    values = scores.values[:, part.start : part.stop]
-    tag = clip_tag(scorers.ClipScores(values, edges - edges[0], scores.tag), plan.signal)
-    return np.array([opens(plan.gate, *cell) for cell in zip(classes, tag.tolist(), strict=True)])
+    tag = block_tags(scores, part, plan).tolist()
+    return np.array([opens(plan.gate, *cell) for cell in zip(classes, tag, strict=True)])
 
 
 def recording_rows(
     recording: Recording, source: Source, plan: Plan, tally: Tally
-) -> Iterator["Row | Sheet"]:
-    """Every row of a recording that the gate lets through, then its sheet, all off as yet.
+) -> Iterator["Row | Sight | Sheet"]:
+    """Every row of a recording that the gate lets through (of a policy over events: every block),
+    then its sheet, all off as yet.
 
     ValueError or InputError where the recording or its scores are bad.
     """
@@ -407,10 +448,17 @@ def recording_rows(
         tally.note(WINDOWS, recording.filename)
     edges = frame_edges(num_frames, frame_s, scores.start_s)
     on = np.zeros((len(source.classes), num_frames), bool)
-    sheet = Sheet(recording.filename, on, edges, min(duration_s, float(scores.edges[-1])))
+    over_events = plan.policy.over_events
+    sheet = Sheet(recording.filename, on, edges, min(duration_s, float(scores.edges[-1])), {})
     parts, ever_open = plan.cut(num_frames, frame_s), np.zeros(len(source.classes), bool)
     for part, rms in zip(parts, block_loudness(recording, scores, parts, plan, tally), strict=True):
         tally.blocks += 1
+        if over_events:
+            clip = scores.values[:, part.start : part.stop].astype(np.float32)
+            loud = np.ones(clip.shape[1], np.float32) if rms is None else rms.astype(np.float32)
+            tags = block_tags(scores, part, plan)
+            yield Sight(Queried(clip, loud, tags, frame_s, False), source.classes, part, sheet)
+            continue
         opened = opened_classes(scores, source.classes, part, plan)
         ever_open |= opened
         values = scores.values[:, part.start : part.stop]
@@ -423,7 +471,7 @@ def recording_rows(
                 signals["rival"] = rival[k]
             yield cut_row(source.classes[k], signals, part, sheet.on[k], plan)
     tally.seconds += num_frames * frame_s
-    tally.pairs += len(ever_open)
+    tally.pairs += len(ever_open)  # counted where there is a gate
     tally.closed += int((~ever_open).sum())
     if num_frames > 1:  # of a single frame the length says nothing
         tally.frame_lengths.add(round(frame_s, 6))
@@ -452,8 +500,8 @@ def cut_row(
 
 def all_rows(
     recordings: list[Recording], source: Source, plan: Plan, tally: Tally, quiet: bool = False
-) -> Iterator[Row | Sheet]:
-    """Rows and sheets of all recordings; what fails is named in the tally and left out."""
+) -> Iterator[Row | Sight | Sheet]:
+    """Rows, blocks and sheets of all recordings; what fails is named in the tally and left out."""
     with tqdm(total=len(recordings), desc="Detecting", unit="recording", disable=quiet) as bar:
         for recording in recordings:
             try:
@@ -482,26 +530,70 @@ def decide_rows(rows: list[Row], plan: Plan) -> None:
         row.on[:] = pred[start + row.skip :][: len(row.on)]
 
 
+def decide_sights(sights: list[Sight], plan: Plan) -> None:
+    """Write the boxes that a policy over events chooses in some blocks into their sheets.
+
+    Of a box the frames count that count in its block; what two blocks say of a sound at the seam
+    touches there, and is one event.
+    """
+    network, asked = plan.policy.network, []
+    classes = sights[0].classes if sights else []
+    for i, sight in enumerate(sights):
+        wanted = np.flatnonzero(sight.clip.tags > network.events.tag_limit)
+        if len(wanted):
+            asked.append(Asked(sight.clip, wanted, i * len(classes) + wanted))
+    if not asked:
+        return
+    query = query_of(classes * len(sights), network.classes)
+    boxes, *_ = decide_clips(network, asked, query, plan.device)
+    some = boxes.chosen & (boxes.confidence >= plan.min_confidence)
+    columns = (boxes.pair, boxes.begin, boxes.end, boxes.confidence)
+    for pair, begin, end, sure in zip(*(each[some] for each in columns), strict=True):
+        sight, k = sights[pair // len(classes)], pair % len(classes)
+        block = sight.block
+        span = slice(max(block.start + begin, block.first), min(block.start + end, block.last))
+        if span.start < span.stop:
+            sight.sheet.on[k, span] = True
+            sight.sheet.boxes.setdefault(k, []).append((span.start, span.stop, sure))
+
+
+def scored(sheet: Sheet, classes: list[str], events: list[Event]) -> list[ScoredEvent]:
+    """Events with the highest confidence of the boxes that each is made of."""
+    boxes = {classes[k]: np.array(some) for k, some in sheet.boxes.items()}
+    found = []
+    for event in events:
+        begin, end, sure = boxes[event.event_label].T
+        begin, end = sheet.edges[begin.astype(int)], sheet.edges[end.astype(int)]
+        mine = (begin < event.offset - SLACK_S) & (end > event.onset + SLACK_S)
+        found.append(ScoredEvent(*event, float(sure[mine].max())))
+    return found
+
+
 def detect_all(
     recordings: list[Recording], source: Source, plan: Plan, tally: Tally, quiet: bool = False
-) -> Iterator[tuple[str, list[Event]]]:
-    """Name and events of every recording that could be read, in order, events by onset.
+) -> Iterator[tuple[str, list[Event] | list[ScoredEvent]]]:
+    """Name and events of every recording that could be read, in order, events by onset; those of a
+    policy over events with their confidences.
 
     Rows of many classes, blocks and recordings are decided together; memory holds the rows of
     `FRAMES_AT_ONCE` frames and the sheets that wait for them.
     """
-    rows: list[Row] = []
+    rows: list[Row | Sight] = []
     sheets: list[Sheet] = []
     frames = 0
 
     def finished() -> Iterator[tuple[str, list[Event]]]:
-        decide_rows(rows, plan)
+        (decide_sights if plan.policy.over_events else decide_rows)(rows, plan)
         for sheet in sheets:
             found = zip(sheet.on, source.classes, strict=True)
             events = [
                 event for on, name in found for event in frames_to_events(on, name, sheet.edges)
             ]
-            yield sheet.filename, fit_events(sheet.filename, sorted(events), sheet.duration_s)[0]
+            events = fit_events(sheet.filename, sorted(events), sheet.duration_s)[0]
+            events = tidy_events(events, plan.min_duration, plan.merge_gap)
+            if plan.policy.over_events:
+                events = scored(sheet, source.classes, events)
+            yield sheet.filename, events
         rows.clear()
         sheets.clear()
 
@@ -510,7 +602,7 @@ def detect_all(
             sheets.append(item)
         else:
             rows.append(item)
-            frames += len(item.signals["prob"])
+            frames += item.num_frames
         if frames >= FRAMES_AT_ONCE or len(sheets) >= SHEETS_AT_ONCE:
             yield from finished()
             frames = 0
@@ -533,13 +625,15 @@ def detect(
     block_s: float | None = None,
     min_duration: float = 0.0,
     merge_gap: float = 0.0,
+    min_confidence: float = 0.0,
     device: Device = "auto",
-) -> list[Event]:
+) -> list[Event] | list[ScoredEvent]:
     """Events of one recording, by onset: what detect.py finds in files, in arrays.
 
     `values` (K, T) are frame scores 0..1 of K classes, `edges` (T + 1,) the frames' edges in
     seconds, `policy` a checkpoint or what `load_policy` opened. `wav` (S,) or (S, channels) are the
-    samples; without them the loudness is 1 everywhere. The rest are the flags of detect.py. Raises
+    samples; without them the loudness is 1 everywhere. The rest are the flags of detect.py. Events
+    of a policy over events have a `confidence`. Raises
     InputError for arrays that do not fit each other, scores out of 0..1 and unequal frames.
     """
     if (wav is None) != (sample_rate is None):
@@ -556,6 +650,7 @@ def detect(
             block_s=block_s,
             min_duration=min_duration,
             merge_gap=merge_gap,
+            min_confidence=min_confidence,
             device=device,
         )
         scores, audio = scorers.checked_scores(values, edges, list(classes)), None
@@ -569,12 +664,12 @@ def detect(
     torch_device = runfolder.pick_device(cfg.device, cfg.threads)
     if isinstance(policy, (str, Path)):
         policy = load_policy(path, torch_device, cfg.preset)
-    source, tally = Source(list(classes), lambda _, __: scores, "arrays"), Tally()
+    source, tally = Source(list(classes), lambda *_: scores, "arrays"), Tally()
     plan = plan_of(policy, cfg, torch_device)
     found = dict(detect_all([Recording("wav", audio)], source, plan, tally, quiet=True))
     if tally.failed:
         raise InputError(f"detect: {tally.failed[0]}")
-    return tidy_events(found["wav"], cfg.min_duration, cfg.merge_gap)
+    return found["wav"]
 
 
 # ---------------------------------------------------------------------------- what is said
@@ -623,7 +718,7 @@ def check_outputs(cfg: DetectConfig) -> None:
     """InputError where an output is an input, or would replace what is not a list of events."""
     inputs = (cfg.policy, cfg.audio, cfg.scores, cfg.scorer)
     keep_apart(cfg.out, inputs)
-    check_file(cfg.out, "\t".join(COLUMNS) + "\n")
+    check_file(cfg.out, "\t".join(COLUMNS))
     if cfg.audacity is not None:
         keep_apart(cfg.audacity, inputs, "--audacity")
         check_ours(cfg.audacity, TRACKS, flag="--audacity")
@@ -640,10 +735,7 @@ def main(cfg: DetectConfig) -> int:
     recordings = find_recordings(cfg, source)
     describe(cfg, source, plan, len(recordings))
     tally, began = Tally(), time.perf_counter()
-    clips = {
-        filename: tidy_events(events, cfg.min_duration, cfg.merge_gap)
-        for filename, events in detect_all(recordings, source, plan, tally)
-    }
+    clips = dict(detect_all(recordings, source, plan, tally))
     seconds = time.perf_counter() - began
     if not clips:
         raise InputError(f"none of {len(recordings)} recordings could be done: {tally.failed[0]}")
@@ -654,7 +746,7 @@ def main(cfg: DetectConfig) -> int:
             path = cfg.audacity / f"{clip_id(filename)}.txt"
             stack.enter_context(made(path.parent))
             write_audacity(stack.enter_context(whole(path)), events)
-        write_labels(cfg.out, clips)
+        write_labels(cfg.out, clips, ("confidence",) if plan.policy.over_events else ())
     summarise(tally, plan, sum(map(len, clips.values())), len(recordings), seconds)
     print(f"results: {cfg.out}" + (f", {cfg.audacity}" if cfg.audacity else ""))
     return 1 if tally.failed else 0

@@ -15,10 +15,11 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+import event_policy
 import gate as tag_gate
 import runfolder
 import twins
-from bandit import decide, thresholds, to_device
+from bandit import thresholds, to_device
 from config import (
     Bandit,
     EvaluateConfig,
@@ -29,7 +30,7 @@ from core.files import writing
 from core.stored import file_sha256, read_json, read_npz, write_json
 from csebbs import sebbs
 from device import fastest_batch
-from DQN import greedy_actions, load_policy
+from DQN import decide_cache, load_policy
 from labels import (
     SUFFIXES,
     Aside,
@@ -130,22 +131,43 @@ class Stored(NamedTuple):
     """What is kept of a checkpoint's decisions on a cache."""
 
     pred: np.ndarray  # (N,) bool
-    action: np.ndarray  # (N,) int64; of a twin (0,)
+    action: np.ndarray  # (N,) int64; of a twin and of a policy over events (0,)
     seconds: float
     preset: str  # by which a bare state dict was read; empty for others
+    boxes: event_policy.Candidates | None = None
 
 
 def stored_decisions(store: Path, cache: Cache) -> Stored:
     """Read decisions back; InputError where they are damaged."""
     num_frames = len(cache.label)
     forms = {"pred": ("u", (-(-num_frames // 8),)), "action": ("i", ((0, num_frames),))}
-    forms |= {"seconds": ("f", ()), "preset": ("U", ())}
-    arrays = read_npz(store, forms, "delete it", ("preset",))
+    forms |= {"seconds": ("f", ()), "preset": ("U", ()), **event_policy.FORMS}
+    arrays = read_npz(store, forms, "delete it", ("preset", *event_policy.FORMS))
     action, seconds = arrays["action"].astype(np.int64), float(arrays["seconds"])
     if not 0 <= seconds < np.inf:
         raise InputError(f"{store}: damaged ({seconds} s); delete it")
     pred = np.unpackbits(arrays["pred"], count=num_frames).astype(bool)
-    return Stored(pred, action, seconds, str(arrays.get("preset", "")))
+    found = Stored(pred, action, seconds, str(arrays.get("preset", "")))
+    if "box_pair" not in arrays:
+        return found
+    try:
+        return found._replace(boxes=event_policy.from_arrays(arrays, cache))
+    except (KeyError, ValueError) as error:
+        raise InputError(f"{store}: damaged ({error}); delete it") from None
+
+
+def scored_boxes(
+    boxes: event_policy.Candidates, cache: Cache
+) -> dict[str, list[tuple[float, float, str, float]]]:
+    """Every candidate of every clip, as a PSDS takes it; clips without one are there too."""
+    found = {clip.filename: [] for clip in cache.clips}
+    onset, offset = event_policy.seconds_of(boxes, cache)
+    for index, *rest, rank in zip(
+        *(x.tolist() for x in (boxes.pair, onset, offset, boxes.rank)), strict=True
+    ):
+        pair = cache.pairs[index]
+        found[pair.filename].append((*rest, pair.event_label, rank))
+    return found
 
 
 def from_checkpoint(path: Path, cache: Cache, cfg: EvaluateConfig) -> tuple[str, Member]:
@@ -166,28 +188,27 @@ def from_checkpoint(path: Path, cache: Cache, cfg: EvaluateConfig) -> tuple[str,
     runfolder.trained_on(system.seen, cache, path)
     kind, store = "twin" if is_twin else "policy", store_of(path, cache)
     if not store.exists() or stored_decisions(store, cache).preset != preset:
-        known = () if is_twin else (system.classes, system.network.rivals)
-        signals = to_device(cache, system.bandit, device, *known)
         began = time.perf_counter()
-        action = torch.zeros(0)
-        batch = cfg.batch or fastest_batch(system.network, signals, system.bandit)
+        action, boxes = None, None
         if is_twin:
-            pred = twins.decisions(system, signals, batch, None, path.parent.name)
+            signals = to_device(cache, system.bandit, device)
+            batch = cfg.batch or fastest_batch(system.network, signals, system.bandit)
+            pred = twins.decisions(system, signals, batch, None, path.parent.name).cpu().numpy()
         else:
-            action = greedy_actions(
-                system.network, signals, system.bandit, batch, None, path.parent.name
+            pred, action, _, boxes, _ = decide_cache(
+                system, cache, device, cfg.batch, progress=path.parent.name
             )
-            pred = decide(signals.prob, thresholds(signals, action, system.bandit))
         seconds = time.perf_counter() - began
         with writing(store.parent):
             store.parent.mkdir(exist_ok=True)
         with whole(store) as temporary, open(temporary, "wb") as stream:
             np.savez_compressed(
                 stream,
-                pred=np.packbits(pred.cpu().numpy()),
-                action=action.cpu().numpy().astype(np.int8),
+                pred=np.packbits(pred),
+                action=np.zeros(0, np.int8) if action is None else action,
                 seconds=seconds,
                 preset=preset,
+                **({} if boxes is None else event_policy.as_arrays(boxes)),
             )
     stored = stored_decisions(store, cache)
     threshold = None
@@ -198,8 +219,10 @@ def from_checkpoint(path: Path, cache: Cache, cfg: EvaluateConfig) -> tuple[str,
             threshold = thresholds(signals, torch.from_numpy(stored.action), system.bandit).numpy()
         if not known.all() or ((cache.signals["prob"] > threshold) != stored.pred).any():
             raise InputError(f"{store}: damaged (other actions than decisions); delete it")
-    member = Member(str(path), stored.pred, stored.seconds, system.gate, threshold, notes=notes)
-    return kind, member
+    boxes = None if stored.boxes is None else scored_boxes(stored.boxes, cache)
+    gate = None if boxes is not None else system.gate
+    member = Member(str(path), stored.pred, stored.seconds, gate, threshold, None, boxes)
+    return kind, member._replace(notes=notes)
 
 
 def fitted_rows(path: Path, cache: Cache) -> Labels:
@@ -352,7 +375,7 @@ def find_entrants(cfg: EvaluateConfig, cache: Cache, train: Cache) -> list[Entra
             gated = behind_gate(row, cache)
             if gated is not None:
                 rows.append(gated)
-            elif row.kind in ("base", "policy", "twin"):
+            elif row.kind in ("base", "policy", "twin") and row.members[0].boxes is None:
                 print(f"note: {row.name} has no tag gate; it stands bare only")
     check_names([row.name for row in rows])
     if asides or (cfg.out / LEFT_OUT).exists():

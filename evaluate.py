@@ -31,9 +31,10 @@ import numpy as np
 import torch
 
 import comparison
+import event_policy
 import gate as tag_gate
 import runfolder
-from bandit import decide, near, thresholds, to_device
+from bandit import near
 from config import (
     Bandit,
     EvaluateConfig,
@@ -57,8 +58,7 @@ from core.stored import (
     write_json,
 )
 from core.versions import made_with
-from device import fastest_batch
-from DQN import Policy, decide_together, load_policy
+from DQN import Policy, decide_cache, load_policy
 from entrants import BASE, Spec, kind_of_rule, predicted_events
 from matching import ENDS, Match, end_errors, match_events
 from metrics import (
@@ -320,7 +320,8 @@ def short(text: str, most: int) -> str:
 
 
 class Evaluated(NamedTuple):
-    """A split with the decisions before and after: `t_adj`, `before`, `after` are (N,).
+    """A split with the decisions before and after: `t_adj`, `before`, `after` are (N,); a policy
+    over events has no `t_adj`.
 
     `boxes`: by index of a pair, what a policy over events had to choose from, each a dictionary
     `onset`, `offset` (seconds), `confidence`, `chosen` (bool), `values` (name -> number).
@@ -328,7 +329,7 @@ class Evaluated(NamedTuple):
 
     cache: Cache
     results: dict[str, Any]
-    t_adj: np.ndarray
+    t_adj: np.ndarray | None
     before: np.ndarray
     after: np.ndarray
     boxes: dict[int, list[dict[str, Any]]] | None = None
@@ -410,18 +411,42 @@ def load_evaluated(cfg: VisualizeConfig) -> Evaluated:
         )
     size = (len(cache.label),)
     forms = {"action": ("i", size), "t_adj": ("f", size), "binary": ("ub", size)}
-    arrays = read_npz(path, forms, cure, () if "decisions" in results else ("action",))
+    forms |= event_policy.FORMS
+    arrays = read_npz(path, forms, cure, ("action", "t_adj", *event_policy.FORMS))
+    t_adj, after, before = arrays.get("t_adj"), arrays["binary"] > 0, cache.signals["binary"] > 0.5
+    needed = ("action", "t_adj") if "decisions" in results else ("t_adj",)
+    if "box_pair" not in arrays and not all(name in arrays for name in needed):
+        raise InputError(f"{path}: damaged (no {' or no '.join(needed)}); {cure}")
     # Results of older versions do not say which decisions they are about.
-    if "decisions" in results and results["decisions"] != digest_of(**arrays):
+    if "decisions" in results and results["decisions"] != digest_of(arrays):
         raise InputError(f"{path}: not the decisions that {where} is about; {cure}")
-    t_adj, after, before = arrays["t_adj"], arrays["binary"] > 0, cache.signals["binary"] > 0.5
+    try:
+        boxes = boxes_of_pairs(arrays, cache) if t_adj is None else None
+    except (KeyError, ValueError) as error:
+        raise InputError(f"{path}: damaged ({error}); {cure}") from None
     heard = cache.present[cache.frames_of_pair] | (cache.queries == "present")
     changed = [(after == truth) & (before != after) for truth in (cache.label, ~cache.label)]
     counts = [int((some & heard).sum()) for some in changed]
-    right = counts == [results["fixed_frames"], results["broken_frames"]]
-    if not right or ((cache.signals["prob"] > t_adj) != after).any() or not _are_shares(t_adj):
+    fits = counts == [results["fixed_frames"], results["broken_frames"]]
+    if t_adj is not None:
+        fits &= not ((cache.signals["prob"] > t_adj) != after).any() and _are_shares(t_adj)
+    if not fits:
         raise InputError(f"{path}: does not fit {where}; {cure}")
-    return Evaluated(cache, results, t_adj, before, after)
+    return Evaluated(cache, results, t_adj, before, after, boxes)
+
+
+def boxes_of_pairs(arrays: dict[str, np.ndarray], cache: Cache) -> dict[int, list[dict[str, Any]]]:
+    """Stored candidates as `Evaluated` holds them. ValueError where they cannot be of the cache."""
+    boxes = event_policy.from_arrays(arrays, cache)
+    ends, found = event_policy.seconds_of(boxes, cache), {}
+    columns = (boxes.pair, *ends, boxes.confidence, boxes.chosen, boxes.values, boxes.worth)
+    for pair, onset, offset, sure, chosen, values, worth in zip(
+        *(each.tolist() for each in columns), strict=True
+    ):
+        asked = dict(zip(event_policy.VALUES, values, strict=True)) | {"worth": worth}
+        row = {"onset": onset, "offset": offset, "confidence": sure, "chosen": chosen}
+        found.setdefault(pair, []).append(row | {"values": asked})
+    return found
 
 
 def _are_shares(values: np.ndarray) -> bool:
@@ -433,7 +458,8 @@ def view_of(data: Evaluated, index: int) -> View:
     pair, values = data.cache.pairs[index], data.cache.of_pair(index)
     span = slice(data.cache.offsets[index], data.cache.offsets[index + 1])
     label = values.pop("label")
-    values["t_adj"] = data.t_adj[span]
+    if data.t_adj is not None:
+        values["t_adj"] = data.t_adj[span]
     edges, before, after = pair.edges, data.before[span], data.after[span]
     return View(pair, edges, frame_centres(edges), values, before, after, label)
 
@@ -485,12 +511,14 @@ def write_matches(path: Path, matches: Matches) -> None:
 # ---------------------------------------------------------------------------- the evaluation
 
 
-def digest_of(action: np.ndarray, t_adj: np.ndarray, binary: np.ndarray) -> str:
-    """Hash of stored decisions, (N,) each; results.json names those that it is about. The file will
-    not do: it has the time in it."""
+def digest_of(arrays: dict[str, np.ndarray]) -> str:
+    """Hash of stored decisions; results.json names those that it is about. The file will not do: it
+    has the time in it."""
     state = hashlib.sha256()
-    for array, kind in ((action, np.int8), (t_adj, np.float32), (binary, np.uint8)):
-        state.update(np.ascontiguousarray(array, kind))
+    kinds = {"action": np.int8, "t_adj": np.float32, "binary": np.uint8}
+    for name in (*kinds, *event_policy.FORMS):
+        if name in arrays:
+            state.update(np.ascontiguousarray(arrays[name], kinds.get(name)))
     return state.hexdigest()[:16]
 
 
@@ -581,16 +609,12 @@ def apply(
         notes += held_against("the yardsticks", origin_of(train), cache, cfg.other_classes)
     for note in notes:
         print(f"note: {note}")
-    signals = to_device(cache, policy.bandit, device, policy.classes, policy.network.rivals)
     began = time.perf_counter()
-    batch = cfg.batch or fastest_batch(policy.network, signals, policy.bandit)
-    actions = decide_together(
-        policy.network, signals, policy.bandit, batch, ranks, None, "Evaluating"
+    pred, action, t_adj, boxes, batch = decide_cache(
+        policy, cache, device, cfg.batch, ranks, "Evaluating"
     )
     if not ranks.leads:
         return
-    t_adj = thresholds(signals, actions, policy.bandit)
-    pred = decide(signals.prob, t_adj).cpu().numpy()
     seconds = time.perf_counter() - began
     results = {
         "split": cfg.split,
@@ -620,15 +644,15 @@ def apply(
         if policy.gate is not None:
             events = tag_gate.behind(policy.gate, cache, pred)
     before = cache.signals["binary"] > 0.5
-    data = Evaluated(cache, results, t_adj.cpu().numpy(), before, pred)
+    data = Evaluated(cache, results, t_adj, before, pred)
     matches = find_matches(data)
     results["ends"] = {when: end_errors(some) for when, some in matches._asdict().items()}
-    decided = {
-        "action": actions.cpu().numpy().astype(np.int8),
-        "t_adj": t_adj.cpu().numpy().astype(np.float32),
-        "binary": pred.astype(np.uint8),
-    }
-    results["decisions"] = digest_of(**decided)
+    decided = {"binary": pred.astype(np.uint8)}
+    if boxes is None:
+        decided |= {"action": action, "t_adj": t_adj}
+    else:
+        decided |= event_policy.as_arrays(boxes)
+    results["decisions"] = digest_of(decided)
     found = predicted_events(cache, events)
 
     def write_decisions(place: Path) -> None:

@@ -9,12 +9,14 @@ Next:   DQN.py
 Replay ring and its prioritised kin, TD target (plain, double), dueling head, target network.
 """
 
+import math
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import nn
 
+RISE = 0.3  # share of the steps over which a learning rate rises
 Columns = dict[str, tuple[tuple[int, ...], torch.dtype]]  # name -> (shape of one row, dtype)
 
 
@@ -170,3 +172,10 @@ def sync(target: nn.Module, online: nn.Module, share: float = 1.0) -> None:
         old.lerp_(new, share)
     for old, new in zip(target.buffers(), online.buffers(), strict=True):
         old.copy_(new)
+
+
+def rate_at(share: float) -> float:
+    """Learning rate of a run's `share` relative to the highest: up for `RISE` of it, then down."""
+    if share < RISE:
+        return 0.04 + 0.96 * (1 - math.cos(math.pi * share / RISE)) / 2
+    return (1 + math.cos(math.pi * (share - RISE) / (1 - RISE))) / 2

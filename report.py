@@ -203,7 +203,9 @@ def policy_of_pair(data: Evaluated, index: int) -> dict[str, Any]:
     """What a policy did in one pair; `boxes` where it chose among events."""
     span = slice(data.cache.offsets[index], data.cache.offsets[index + 1])
     runs = {name: runs_of(on) for name, on in changes_of(data, index).items()}
-    return {"t_adj": packed(data.t_adj[span]), **runs, "boxes": (data.boxes or {}).get(index)}
+    # A policy over events leaves the threshold where it was.
+    shown = data.cache.signals["t_base"] if data.t_adj is None else data.t_adj
+    return {"t_adj": packed(shown[span]), **runs, "boxes": (data.boxes or {}).get(index)}
 
 
 def pair_data(shown: list[Shown], index: int, sound: Sound | None) -> dict[str, Any]:

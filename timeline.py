@@ -6,7 +6,7 @@ Next:   matching.py
 """
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -33,13 +33,16 @@ def in_recording(event: Event, end: str, clip_s: float) -> bool:
     return event.onset > 1e-3 if end == "onset" else event.offset < clip_s - 1e-3
 
 
-def write_labels(path: Path, clips: dict[str, list[Event]]) -> None:
-    """Write the form of DESED, in milliseconds; no events: one empty row."""
-    lines = ["\t".join(COLUMNS)]
+def write_labels(path: Path, clips: dict[str, list[Any]], more: tuple[str, ...] = ()) -> None:
+    """Write the form of DESED, in milliseconds; no events: one empty row. `more`: numbers that the
+    events have beside, each a column."""
+    lines = ["\t".join(COLUMNS + more)]
     for filename, events in clips.items():
-        lines += [f"{filename}\t{e.onset:.3f}\t{e.offset:.3f}\t{e.event_label}" for e in events]
+        for e in events:
+            beside = "".join(f"\t{getattr(e, name):.4f}" for name in more)
+            lines.append(f"{filename}\t{e.onset:.3f}\t{e.offset:.3f}\t{e.event_label}{beside}")
         if not events:
-            lines.append(f"{filename}\t\t\t")
+            lines.append(filename + "\t" * (len(COLUMNS + more) - 1))
     write_text(path, "\n".join(lines) + "\n")
 
 

@@ -108,7 +108,8 @@ def load_training(cfg: VisualizeConfig) -> Training:
     history = read_history(cfg.run)
     planned = int(history["Episode"].max()) + 1
     folder = cfg.cache / config.split
-    if (folder / "manifest.json").exists():  # a run that was stopped has planned more
+    steps = config.method == "events"  # its episodes are gradient steps
+    if (folder / "manifest.json").exists() and not steps:  # a run that was stopped has planned more
         cache = load_cache(folder)
         train, _ = training_pairs(cache, config)
         planned = max(planned, (config.passes or 1) * len(train))
@@ -224,8 +225,10 @@ def draw_preprocessing(view: View, fusion: str, why: str) -> "Figure":
     return legend(figure)
 
 
-def draw_signals(view: View, why: str) -> "Figure":
+def draw_signals(view: View, why: str) -> "Figure | str":
     """Prob95 / thresholds / all three, shaded where the decision changed (slides, page 11)."""
+    if "t_adj" not in view.signals:
+        return "a policy over events shifts no threshold; --html shows its boxes"
     changed, right = view.before != view.after, view.after == view.label
     none = "" if changed.any() else " (no decision changed)"
     figure, axes = page(titled(f"Prob95 and thresholds{none}", view, why), 3, sharex=True)
@@ -542,11 +545,13 @@ def dense_boxes(
     ]
 
 
-def draw_network(run: Training) -> "Figure":
+def draw_network(run: Training) -> "Figure | str":
     """The Q-network as a row of boxes, sizes from the run's config."""
     from matplotlib.patches import FancyBboxPatch
 
     config = run.config
+    if config.method == "events":
+        return "a policy over events is no row of layers; see event_policy.py"
     if config.method == "dense":
         network = DenseQNetwork(config.bandit, config.dense, run.classes, run.queries)
         boxes = dense_boxes(network, config.bandit)

@@ -637,7 +637,7 @@ def test_what_is_printed(home, tmp_path, monkeypatch, capsys):
 
 def test_a_second_table_decides_nothing(home, tables, tmp_path, monkeypatch):
     """The same numbers from what is stored, in another order of rows."""
-    monkeypatch.setattr(entrants, "greedy_actions", None)
+    monkeypatch.setattr(entrants, "decide_cache", None)
     monkeypatch.setattr(entrants, "fit_all", None)
     shutil.copy(tables / "present" / "rules.json", tmp_path / "rules.json")
     seeds = ",".join(str(home / "runs" / f"dqn-{seed}") for seed in (0, 1))

@@ -144,11 +144,11 @@ def test_items_that_make_no_sense(home, monkeypatch, text, said):
 
 
 def test_mistakes_are_found_before_anything_is_decided(home, tmp_path, monkeypatch):
-    def never(*_):
+    def never(*_, **__):
         raise AssertionError("tuned or decided although an item is wrong")
 
     monkeypatch.setattr(entrants, "fit_all", never)
-    monkeypatch.setattr(entrants, "greedy_actions", never)
+    monkeypatch.setattr(entrants, "decide_cache", never)
     one, two = str(home / "runs" / "dqn-0"), str(home / "runs" / "dqn-1")
     shutil.copytree(home / "runs" / "dqn-0", tmp_path / "new")  # nothing is stored beside it
     for items, said in (
@@ -190,11 +190,11 @@ def test_decisions_are_stored_once(home, present, every, tmp_path, monkeypatch):
     (stored,) = (run / "decisions").iterdir()
     assert present.key in stored.name and stored.suffix == ".npz"
 
-    def never(*_):
+    def never(*_, **__):
         raise AssertionError("decided again")
 
     with monkeypatch.context() as patch:
-        patch.setattr(entrants, "greedy_actions", never)
+        patch.setattr(entrants, "decide_cache", never)
         again = from_checkpoint(run / "best.pt", present, cfg)[1]
         assert np.array_equal(again.pred, member.pred) and again.seconds == member.seconds
         assert np.array_equal(again.threshold, member.threshold)

@@ -1,0 +1,452 @@
+"""The policy over events: candidates, decoder, prices, out of fold, learning, resume, the scripts.
+
+Next:   nothing
+"""
+
+import itertools
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from corpora import write_cache, write_policy
+
+import detect
+import evaluate
+from candidates import propose
+from config import DetectConfig, EvaluateConfig, Events, InputError, TrainConfig, with_preset
+from core.stored import read_json
+from DQN import decide_cache, load_policy, main
+from entrants import predicted_events
+from evaluate import VisualizeConfig, load_evaluated
+from event_policy import (
+    COLLAR,
+    IOU,
+    OVERLAP,
+    TIGHT,
+    VALUES,
+    Boxes,
+    EventTrainer,
+    Prices,
+    Truth,
+    as_arrays,
+    best_iou,
+    best_set,
+    fixed_point,
+    from_arrays,
+    groups_of,
+    ranks_of,
+    values_against,
+    worth,
+)
+from labels import read_labels
+from metrics import mean_f1
+from posterior import highest_others, share_above, sum_of_others
+from preprocess import load_cache
+from runfolder import digest, read_checkpoint
+from scorers import write_scores
+from timeline import Event, frame_edges, label_frames
+
+CPU = torch.device("cpu")
+SMALL = Events(hidden=8, layers=3, batch=4, box_hidden=8, box_batch=32, tag_limit=0.0)
+LENGTHS = [120, 120, 90, 90, 160, 160, 104, 104, 132, 132, 142, 142, 98, 98, 118, 118]
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    """Eight clips of two classes, one class absent from each of three clips."""
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("events") / "cache"
+    write_cache(folder / "train", LENGTHS, seed=1, absent=(1, 4, 9))
+    write_cache(folder / "validation", LENGTHS, seed=2, absent=(0, 7, 10))
+    return load_cache(folder / "train")
+
+
+@pytest.fixture
+def cfg(cache, tmp_path):
+    best = with_preset(TrainConfig, "best_events")
+    home = {"cache": cache.folder.parent, "run": tmp_path / "run", "device": "cpu"}
+    return replace(best, **home, events=SMALL, passes=4)
+
+
+@pytest.fixture(scope="module")
+def trained(cache, tmp_path_factory):
+    """Run folder of a policy that learned from the small cache until it had learned enough."""
+    run = tmp_path_factory.mktemp("runs") / "events"
+    best = with_preset(TrainConfig, "best_events")
+    home = {"cache": cache.folder.parent, "run": run, "device": "cpu"}
+    assert main(replace(best, **home, events=replace(SMALL, hidden=16), passes=60)) == 0
+    return run
+
+
+# ---------------------------------------------------------------------------- decisions
+
+
+def test_the_best_set_is_that_of_brute_force():
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        count = int(rng.integers(0, 9))
+        begin = rng.integers(0, 20, count)
+        end = begin + rng.integers(1, 9, count)
+        gain = rng.normal(0.3, 1, count).round(2)
+        best = 0.0
+        for size in range(count + 1):
+            for some in itertools.combinations(range(count), size):
+                spans = sorted((begin[i], end[i]) for i in some)
+                if all(a[1] < b[0] for a, b in itertools.pairwise(spans)):
+                    best = max(best, gain[list(some)].sum())
+        found = best_set(begin, end, gain)
+        assert gain[found].sum() == pytest.approx(best)
+        assert (begin[found][1:] > end[found][:-1]).all()
+
+
+def test_a_box_is_worth_what_it_changes_in_the_three_f1():
+    """One box more in a class of many: the difference of the metrics, to first order."""
+    tp, predicted, true = 3_000.0, 5_000.0, 6_000.0  # frames
+    hits, found, events = 200.0, 350.0, 400.0
+
+    def f1(tp: float, size: float) -> float:
+        return 2 * tp / size
+
+    prices = Prices(
+        *(np.array([value]) for value in (f1(tp, predicted + true), predicted + true)),
+        *(np.array([f1(hits, found + events)]) for _ in range(2)),
+        np.array([found + events]),
+    )
+    boxes = Boxes(*(np.array([value]) for value in (0, 10, 40, 18.0)), np.zeros((1, 1)))
+    values = np.zeros((1, len(VALUES)), np.float32)
+    values[0, COLLAR] = 1.0  # a hit by collars, none by overlap
+    ours = worth(boxes, values, np.zeros(1, int), prices, Events())[0]
+    frames = f1(tp + 18, predicted + true + 30) - f1(tp, predicted + true)
+    collar = f1(hits + 1, found + events + 1) - f1(hits, found + events)
+    overlap = f1(hits, found + events + 1) - f1(hits, found + events)
+    assert ours == pytest.approx(frames + collar + overlap, rel=0.01)
+    only = worth(boxes, values, np.zeros(1, int), prices, Events(collar_weight=0, overlap_weight=0))
+    assert only[0] == pytest.approx(frames, rel=0.01)
+
+
+def test_prices_of_boxes_that_are_known_are_those_of_their_best_set():
+    """Of a true box and a wrong one in each of ten clips the true ones are taken: F1 is 1."""
+    row = np.repeat(np.arange(10), 2)
+    begin, end = np.tile([10, 50], 10), np.tile([30, 60], 10)
+    true = np.tile([True, False], 10)
+    boxes = Boxes(row, begin, end, np.where(true, 20.0, 0.0), np.zeros((20, 1)))
+    values = np.repeat(true[:, None], len(VALUES), axis=1).astype(np.float32)
+    truth = Truth(values, boxes.soft, np.full(10, 20.0), np.ones(10))
+    query, rows = np.zeros(20, int), np.zeros(10, int)
+    prices = fixed_point(boxes, values, query, rows, truth, 1, Events())
+    assert prices.frames[0] == 400 and prices.events[0] == 20
+    for f1 in (prices.frame_f1, prices.collar_f1, prices.overlap_f1):
+        assert f1[0] == pytest.approx(1 - 0.5 / 2**5)  # from 0.5 halfway to 1, five times
+        assert f1[1] == f1[0]  # of a class that nobody knows: the mean
+
+
+def test_values_of_boxes_against_true_events():
+    onset, offset = np.array([1.0, 6.0]), np.array([3.0, 7.0])
+    begin, end = np.array([1.1, 1.0, 2.9, 6.25, 4.0]), np.array([3.3, 2.3, 4.9, 7.0, 5.0])
+    found = values_against(begin, end, onset, offset)
+    assert found[:, IOU] == pytest.approx([1.9 / 2.3, 0.65, 0.1 / 3.9, 0.75, 0])
+    assert found[:, TIGHT].tolist() == [1, 0, 0, 1, 0]
+    assert found[:, OVERLAP].tolist() == [1, 1, 0, 1, 0]
+    assert found[:, COLLAR].tolist() == [1, 0, 0, 0, 0]  # 0.2 s, or a fifth of the event
+
+
+def test_rivals_of_a_surer_box_rank_lower():
+    boxes = Boxes(*np.array([[0, 0, 0, 1], [0, 5, 20, 0], [10, 15, 30, 10]]), None, None)
+    rank = ranks_of(boxes, np.array([0.8, 0.6, 0.5, 0.3]))
+    assert rank == pytest.approx([0.8, 0.3, 0.5, 0.3])  # half of the second lies in the first
+
+
+def test_the_best_frames_by_expected_iou_are_those_of_brute_force():
+    rng = np.random.default_rng(1)
+    for _ in range(50):
+        p = rng.random(7)
+
+        def expected(on: np.ndarray, p: np.ndarray = p) -> float:
+            return p[on].sum() / (on.sum() + p[~on].sum())
+
+        sets = [np.array(bits) for bits in itertools.product([False, True], repeat=7)]
+        assert expected(best_iou(p)) == pytest.approx(max(expected(on) for on in sets))
+
+
+# ---------------------------------------------------------------------------- what is seen
+
+
+def test_candidates_hold_the_events_of_a_clean_posterior():
+    on = np.zeros(200)
+    on[20:60] = on[100:130] = 0.9
+    begin, end, ways = propose(on, np.zeros(200), np.zeros(200), 0.02)
+    found = set(zip(begin.tolist(), end.tolist(), strict=True))
+    assert {(20, 60), (100, 130)} <= found and len(found) == len(begin)
+    assert ways[begin == 20].max() > 5  # many ways find what is clear
+    assert (begin >= 0).all() and (end > begin).all() and (end <= 200).all()
+    assert len(propose(np.zeros(200), np.zeros(200), np.zeros(200), 0.02)[0]) == 0
+    edges = np.zeros((2, 200))  # an onset in the midst of what sounds: a box begins there
+    edges[0, 40] = edges[1, 59] = 0.8
+    begin, end, _ = propose(on, *edges, 0.02)
+    assert (40, 60) in set(zip(begin.tolist(), end.tolist(), strict=True))
+
+
+def test_what_a_query_is_told_of_the_others():
+    x = np.array([2.0, -1.0, 0.5, 2.0])
+    assert sum_of_others(x[:, None])[1, 0] == pytest.approx(np.log(2 * np.exp(2.0) + np.exp(0.5)))
+    assert highest_others(x).tolist()[0] == [2.0, 2.0, 2.0, 2.0]
+    assert highest_others(x).tolist()[1] == [0.5, 2.0, 2.0, 0.5]
+    assert sorted(share_above(x).tolist()) == pytest.approx([0, 1 / 3, 2 / 3, 1])
+
+
+def test_groups_are_bank_folds_where_they_are_known(cache):
+    names = [clip.filename for clip in cache.clips]
+    dealt = groups_of(cache, 4, 0)
+    assert sorted(dealt.values()) == [0, 0, 1, 1, 2, 2, 3, 3] and set(dealt) == set(names)
+    known = {name: "ab"[i % 2] for i, name in enumerate(names)}
+    folds = replace(cache, manifest=cache.manifest | {"groups": known})
+    assert groups_of(folds, 4, 0) == {name: i % 2 for i, name in enumerate(names)}
+    with pytest.raises(InputError, match="needs two"):
+        groups_of(cache.subset(names[:1]), 4, 0)
+
+
+def test_boxes_are_made_by_networks_that_never_saw_their_clip(cache, cfg):
+    """The labels of a group change: the boxes of its own clips do not, those of others do."""
+    group = groups_of(cache, SMALL.folds, cfg.seed)
+    mine = {name for name, k in group.items() if k == 0}
+    label = cache.label.copy()
+    for index, pair in enumerate(cache.pairs):
+        if pair.filename in mine and cache.present[index]:
+            label[cache.offsets[index] : cache.offsets[index + 1]] ^= True
+    found = []
+    for some in (cache, replace(cache, label=label)):
+        trainer = EventTrainer(cfg, some, CPU)
+        while trainer.boxes is None:
+            trainer.tick()
+        own = trainer.group[trainer.boxes.row] == 0
+        found.append((trainer.boxes.soft[own], trainer.boxes.soft[~own]))
+    assert np.array_equal(found[0][0], found[1][0]) and len(found[0][0])
+    assert not np.array_equal(found[0][1], found[1][1])
+
+
+# ---------------------------------------------------------------------------- learning
+
+
+def test_it_learns(cache, trained):
+    """Half as many wrong frames as the base threshold at the most, on clips never seen too."""
+    policy = load_policy(trained / "best.pt", CPU)
+    for split in ("train", "validation"):
+        some = load_cache(cache.folder.parent / split)
+        found = decide_cache(policy, some, CPU)
+        ours, base = ((on != some.label).sum() for on in (found.pred, some.signals["binary"] > 0.5))
+        assert ours < base / 2
+        boxes = found.boxes
+        on = np.zeros(len(some.label), bool)
+        for pair, begin, end in zip(
+            *(x[boxes.chosen] for x in (boxes.pair, boxes.begin, boxes.end)), strict=True
+        ):
+            on[some.offsets[pair] + begin : some.offsets[pair] + end] = True
+        assert (on == found.pred).all()
+
+
+def test_of_known_actions_the_best_is_learned(cache, cfg):
+    """Boxes whose first feature says what they are: good ones are valued, others are not."""
+    trainer = EventTrainer(replace(cfg, passes=40), cache, CPU)
+    trainer.make_boxes()
+    good = np.arange(len(trainer.boxes.row)) % 2 == 0
+    features, query, true = trainer.box_tensors
+    features[:, 0] = torch.from_numpy(good).float()
+    true[:] = torch.from_numpy(good).float()[:, None]
+    for step in range(trainer.box_steps):
+        trainer.box_step(step)
+    with torch.inference_mode():
+        count = len(trainer.left_out)
+        given = features.expand(count, -1, -1), query.expand(count, -1)
+        value = trainer.network.values.eval()(*given).sigmoid().mean(0).numpy()
+    assert ((value > 0.5) == good[:, None]).mean() > 0.99
+
+
+def test_the_same_seed_gives_the_same_numbers_and_resume_is_exact(cache, cfg):
+    """Stopped after every tick and taken up again by a new trainer."""
+    whole = EventTrainer(cfg, cache, CPU)
+    while not whole.done:
+        whole.tick()
+    parts = EventTrainer(cfg, cache, CPU)
+    while not parts.done:
+        parts.tick()
+        kept = parts.state()
+        torch.manual_seed(99)
+        parts = EventTrainer(cfg, cache, CPU)
+        parts.restore(kept)
+    assert digest(whole.state()) == digest(parts.state())
+    assert whole.network.prices.all()
+    other = EventTrainer(replace(cfg, seed=1), cache, CPU)
+    assert digest(other.state()) != digest(EventTrainer(cfg, cache, CPU).state())
+
+
+def test_little_data_gets_as_many_steps_as_it_needs(cache, cfg):
+    trainer = EventTrainer(replace(cfg, passes=None), cache, CPU)
+    assert trainer.FLOOR <= len(trainer.order) == trainer.gradient_steps(trainer.cfg.passes)
+    assert trainer.gradient_steps(trainer.cfg.passes - 1) < trainer.FLOOR
+
+
+def test_the_script_trains_and_resumes_and_unfinished_policies_decide_nothing(
+    cache, cfg, capsys, monkeypatch
+):
+    ticks = itertools.count()
+    tick = EventTrainer.tick
+
+    def stopping(self):
+        if next(ticks) == 2:
+            raise KeyboardInterrupt
+        return tick(self)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(EventTrainer, "tick", stopping)
+        main(cfg)
+    with pytest.raises(InputError, match="training has not ended"):
+        load_policy(cfg.run / "last.pt", CPU)
+    with pytest.raises(InputError, match="passes"):
+        main(replace(cfg, resume=True, passes=9))
+    assert main(replace(cfg, resume=True)) == 0
+    assert "networks of frames" in capsys.readouterr().out
+    policy = load_policy(cfg.run / "best.pt", CPU)
+    assert policy.classes == tuple(cache.classes) and policy.over_events
+    whole = EventTrainer(cfg, cache, CPU)
+    while not whole.done:
+        whole.tick()
+    weights = read_checkpoint(cfg.run / "last.pt")["network"]
+    for name, weight in whole.network.state_dict().items():
+        assert torch.equal(weight, weights[name]), name
+
+
+# ---------------------------------------------------------------------------- the scripts
+
+
+def test_it_is_evaluated_on_all_and_on_present_pairs(cache, trained, tmp_path):
+    home = {"cache": cache.folder.parent, "run": trained, "device": "cpu"}
+    evaluate.main(EvaluateConfig(**home, out=tmp_path / "one"))
+    results = read_json(tmp_path / "one" / "results.json", "")
+    some = load_cache(cache.folder.parent / "validation")
+    found = decide_cache(load_policy(trained / "best.pt", CPU), some, CPU)
+    assert results["after"]["f1"] == pytest.approx(
+        mean_f1(some, found.pred, some.present.nonzero()[0])
+    )
+    events = read_labels(tmp_path / "one" / "events.tsv")
+    expected = predicted_events(some, found.pred)
+    assert {k: len(v) for k, v in events.items()} == {k: len(v) for k, v in expected.items()}
+    data = load_evaluated(VisualizeConfig(run=tmp_path / "one", cache=cache.folder.parent))
+    assert data.t_adj is None and sum(map(len, data.boxes.values())) == len(found.boxes.pair)
+    one = data.boxes[int(found.boxes.pair[0])][0]
+    assert set(one["values"]) == {*VALUES, "worth"} and 0 <= one["confidence"] <= 1
+
+
+def test_it_is_compared_with_rules_and_its_boxes_are_ranked(cache, trained, tmp_path):
+    cfg = EvaluateConfig(
+        cache=cache.folder.parent,
+        out=tmp_path / "table",
+        compare=(f"Events={trained}", "rules"),
+        device="cpu",
+        workers=1,
+    )
+    evaluate.main(cfg)
+    rows = {
+        row["name"]: row for row in read_json(tmp_path / "table" / "results.json", "")["entrants"]
+    }
+    ours = rows["Events"]["mean"]
+    assert not any(name.startswith("Events,") for name in rows)  # it needs no tag gate
+    assert 0 < ours["psds1"] <= ours["psds2"] <= 1
+    assert ours["macro_f1"] > rows["T_base"]["mean"]["macro_f1"]
+    again = evaluate.main(replace(cfg, out=tmp_path / "again"))  # by the stored decisions
+    rows = {
+        row["name"]: row for row in read_json(tmp_path / "again" / "results.json", "")["entrants"]
+    }
+    assert again is None and rows["Events"]["mean"] == ours
+
+
+def test_stored_boxes_are_checked(cache, trained):
+    some = load_cache(cache.folder.parent / "validation")
+    boxes = decide_cache(load_policy(trained / "best.pt", CPU), some, CPU).boxes
+    arrays = as_arrays(boxes)
+    assert all(map(np.array_equal, from_arrays(arrays, some), boxes))
+    for name, value in (("pair", len(some.pairs)), ("end", 10_000), ("confidence", np.nan)):
+        wrong = {k: v.copy() for k, v in arrays.items()}
+        wrong[f"box_{name}"][0] = value
+        with pytest.raises(ValueError, match="boxes"):
+            from_arrays(wrong, some)
+    with pytest.raises(ValueError, match="numbers"):
+        from_arrays(arrays | {"box_rank": boxes.rank[1:]}, some)
+
+
+def scores_of(cache, folder):
+    """Scores of a cache's clips as files; returns the clips' values (K, T)."""
+    found = {}
+    for clip in cache.clips:
+        rows = [cache.find(clip.filename, name) for name in cache.classes]
+        values = np.stack([cache.of_pair(i)["d_raw"] for i in rows])
+        found[clip.filename] = values
+        edges = cache.pairs[rows[0]].edges
+        write_scores(folder / f"{clip.filename[:-4]}.tsv", edges, cache.classes, values)
+    return found
+
+
+def test_detect_finds_the_events_of_evaluate_with_their_confidences(cache, trained, tmp_path):
+    """Without audio: caches of scores alone, a policy trained on them."""
+    folder = tmp_path / "scores"
+    folder.mkdir()
+    some = load_cache(cache.folder.parent / "validation")
+    values = scores_of(some, folder)
+    silent = replace(some, signals=some.signals | {"rms": np.ones_like(some.signals["rms"])})
+    policy = load_policy(trained / "best.pt", CPU)
+    expected = predicted_events(silent, decide_cache(policy, silent, CPU).pred)
+    assert sum(map(len, expected.values())) > 5
+    total, sure = 0, []
+    for name, rows in values.items():
+        edges = frame_edges(rows.shape[1], 0.02)
+        events = detect.detect(rows, edges, some.classes, policy, device="cpu")
+        assert [Event(*event[:3]) for event in events] == expected[name]
+        sure += [event.confidence for event in events]
+        total += len(events)
+    assert all(0 < each <= 1 for each in sure)
+    out = {"policy": trained / "best.pt", "scores": folder, "device": "cpu"}
+    assert detect.main(DetectConfig(**out, out=tmp_path / "all.tsv")) == 0
+    lines = (tmp_path / "all.tsv").read_text().splitlines()
+    assert lines[0].split("\t")[-1] == "confidence"
+    assert sorted(float(x.split("\t")[4]) for x in lines[1:] if x.split("\t")[4]) == pytest.approx(
+        sorted(sure), abs=1e-4
+    )
+    assert sum(map(len, read_labels(tmp_path / "all.tsv").values())) == total
+    least = float(np.mean(sorted(sure)[len(sure) // 2 - 1 : len(sure) // 2 + 1]))
+    detect.main(DetectConfig(**out, out=tmp_path / "sure.tsv", min_confidence=least))
+    kept = sum(map(len, read_labels(tmp_path / "sure.tsv").values()))
+    assert kept == sum(each >= least for each in sure) < total
+
+
+def test_a_sound_over_the_seam_of_two_blocks_is_one_event(cache, trained):
+    count = 400
+    edges = frame_edges(count, 0.02)
+    label = label_frames([Event(2.6, 5.1, "Dog")], "Dog", edges)
+    rng = np.random.default_rng(3)
+    values = np.stack([0.1 + 0.8 * label, np.full(count, 0.05)]).astype(np.float32)
+    values += rng.uniform(0, 0.02, values.shape).astype(np.float32)
+    policy = load_policy(trained / "best.pt", CPU)
+    found = [
+        detect.detect(values, edges, cache.classes, policy, block_s=s, device="cpu")
+        for s in (8.0, 3.0)
+    ]
+    for events in found:
+        dogs = [event for event in events if event.event_label == "Dog"]
+        assert len(dogs) == 1
+        assert dogs[0].onset == pytest.approx(2.6, abs=0.1)
+        assert dogs[0].offset == pytest.approx(5.1, abs=0.1)
+
+
+def test_frame_policies_are_sure_of_no_event(cache, tmp_path):
+    path = write_policy(tmp_path / "frames", cache.folder)
+    values, edges = np.full((2, 50), 0.2, np.float32), frame_edges(50, 0.02)
+    with pytest.raises(InputError, match="min-confidence"):
+        detect.detect(values, edges, cache.classes, path, min_confidence=0.5, device="cpu")
+
+
+def test_clips_below_the_tag_limit_are_not_asked_for(cache, trained):
+    policy = load_policy(trained / "best.pt", CPU)
+    some = load_cache(cache.folder.parent / "validation")
+    quiet = [clip._replace(tag=[0.0] * len(clip.tag)) for clip in some.clips]
+    found = decide_cache(policy, replace(some, clips=quiet), CPU)
+    assert not found.pred.any() and len(found.boxes.pair) == 0
