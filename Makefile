@@ -52,8 +52,8 @@ test: $(DEV_STAMP)  ## all tests but the slow ones
 	@OMP_NUM_THREADS=1 MPLBACKEND=Agg $(PY) -m pytest -m "not slow" \
 		-n $(PROCESSES) --dist loadfile
 
-test-slow: $(DEV_STAMP)  ## the slow tests, an hour: scripts killed again and again, the container
-	@OMP_NUM_THREADS=1 MPLBACKEND=Agg $(PY) -m pytest -m slow
+test-slow: $(DEV_STAMP)  ## the slow tests, an hour: scripts killed again and again; SLOW=FILES for some
+	@OMP_NUM_THREADS=1 MPLBACKEND=Agg $(PY) -m pytest -m slow -n $(PROCESSES) $(SLOW)
 
 # Hours on two cores; what is finished is skipped. DATA holds esc10/, desed_timelines/ and
 # dcase2023_baseline/.

@@ -1052,7 +1052,7 @@ def check_known(args: list[str], known: Iterable[str]) -> None:
         near += [whole[word]] if word in whole else []
         near += difflib.get_close_matches(name, known, 1, 0.6)
         hint = f"did you mean {near[0]}?" if near else "see --help"
-        raise InputError(f"{name}: no such flag; {hint}")
+        raise InputError(f"{arg.partition('=')[0]}: no such flag; {hint}")
 
 
 def once_each(args: list[str], many: set[str]) -> list[str]:

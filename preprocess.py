@@ -798,6 +798,17 @@ def known_shards(folder: Path, partial: Path) -> tuple[dict[str, dict], dict[str
     return old, begun
 
 
+WORK_OF_A_PROCESS = 300e6  # bytes of audio that take longer than to start a process for them
+SCORES_ONLY = 300e3  # bytes that a clip without audio counts for
+
+
+def worth_starting(jobs: list[Job]) -> int:
+    """How many processes the work is enough for."""
+    clips = [clip for job in jobs for clip in job.clips]
+    size = sum(clip.audio.stat().st_size if clip.audio else SCORES_ONLY for clip in clips)
+    return 1 + int(size / WORK_OF_A_PROCESS)
+
+
 def made_shards(todo: list[tuple[Job, str]], workers: int) -> Iterator[tuple[Job, str, Outcome]]:
     """Shards as they are finished; one worker stays in this process and saves its start."""
     if workers == 1:
@@ -835,7 +846,8 @@ def run_jobs(
         disable=not ranks.leads,
     )
     bar.update(bar.total - sum(len(job.clips) for job, _ in todo))
-    workers = min(num_workers(cfg.workers), len(todo)) or 1
+    workers = cfg.workers or min(num_workers(None), worth_starting([job for job, _ in todo]))
+    workers = min(workers, len(todo)) or 1
     with bar:
         for job, inputs, outcome in made_shards(todo, workers):
             bar.update(len(job.clips))

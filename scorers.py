@@ -33,7 +33,6 @@ if __name__ == "__main__":  # before torch, which takes seconds to import
 
     parse_first(ScorersConfig)
 
-import librosa
 import numpy as np
 import torch
 from torch import nn
@@ -989,6 +988,8 @@ def features_of(wav: np.ndarray, rate: int) -> np.ndarray:
 
     The power of several channels is their mean: that of their mix is none where they cancel.
     """
+    import librosa  # takes a second, and who reads score files needs none of it
+
     channels = np.atleast_2d(resample(wav, rate, SAMPLE_RATE).T)  # (C, S)
     num_samples = channels.shape[1]
     num_frames = -(-num_samples // HOP)

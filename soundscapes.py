@@ -32,7 +32,6 @@ if __name__ == "__main__":  # before torch, which takes seconds to import
 
 import numpy as np
 import soundfile
-from scipy.signal import resample_poly
 from tqdm import tqdm
 
 from config import (
@@ -425,6 +424,8 @@ def read_recording(path: Path) -> np.ndarray:
         raise InputError(f"bank file {path}: silent; replace or remove it")
     if rate != RATE:
         shared = math.gcd(rate, RATE)
+        from scipy.signal import resample_poly  # most of a second to import
+
         wave = resample_poly(wave, RATE // shared, rate // shared)
     return wave.astype(np.float32)
 

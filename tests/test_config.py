@@ -385,11 +385,6 @@ COMBINATIONS = [
     (TrainConfig, ["--preset=slide"], "slide --preset slides original demo"),
     (TrainConfig, ["--bandit.reading", "both"], "both --bandit.reading independent sequential"),
     (TrainConfig, ["--device", "gpu"], "gpu --device auto cpu cuda"),
-    (TrainConfig, ["--sead", "1"], "--sead Perhaps --seed"),
-    (TrainConfig, ["--learning.batchs", "1"], "--learning.batchs Perhaps --learning.batch"),
-    (TrainConfig, ["--bandit.num-action", "5"], "--bandit.num-action Perhaps --bandit.num-actions"),
-    (TrainConfig, ["--signal.beta", "1"], "--signal.beta"),
-    (PreprocessConfig, ["--learning.lr", "1"], "--learning.lr"),
     (TrainConfig, ["--seed", "many"], "--seed many"),
     (TrainConfig, ["--learning.lr", "many"], "--learning.lr many"),
     (TrainConfig, ["--learning.epsilon-episodes", "nan"], "--learning.epsilon-episodes nan"),
@@ -408,6 +403,23 @@ def test_bad_command_line_says_what_is_wrong(refused, cls, args, words):
     """The message holds these words in this order."""
     text = refused(cls, *args)
     assert re.search(".*".join(map(re.escape, words.split())), text), text
+
+
+@pytest.mark.parametrize(
+    ("cls", "flag", "ours"),
+    [
+        (TrainConfig, "--sead", "--seed"),
+        (TrainConfig, "--learning.batchs", "--learning.batch"),
+        (TrainConfig, "--bandit.num-action", "--bandit.num-actions"),
+        (TrainConfig, "--epochs", "--passes"),
+        (TrainConfig, "--signal.beta", "--help"),
+        (PreprocessConfig, "--learning.lr", "--help"),
+    ],
+)
+def test_an_unknown_flag_is_named_with_the_nearest(cls, flag, ours):
+    for args in ([flag, "1"], [f"{flag}=1"]):
+        with pytest.raises(InputError, match=rf"^{flag}: .*{ours}\b"):
+            parse(cls, args)
 
 
 GOOD = [

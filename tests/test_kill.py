@@ -206,7 +206,7 @@ CASES = {
     ),
     "visualize": Case("visualize.py --cache cache --run shown --html --dpi 30"),
 }
-QUICK = {"preprocess": 3, "slides": 2, "detect": 2}
+QUICK = {"preprocess": 2, "slides": 2, "detect": 2}
 
 
 @pytest.fixture(scope="module")

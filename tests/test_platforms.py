@@ -74,7 +74,7 @@ def test_the_whole_path_without_what_linux_alone_has(tmp_path, kind):
     small = "--network.hidden 8 --learning.train-start 64 --device cpu"
     scripts = [
         "preprocess.py --cache own --split train --labels labels.tsv --audio audio --scores scores",
-        f"DQN.py --cache cache --run run {small}",
+        f"DQN.py --cache cache --run run --passes 2 {small}",
         "DQN.py --status run",
         "twins.py --cache cache --run twin --network.hidden 8 --device cpu",
         "evaluate.py --cache cache --run run --device cpu",

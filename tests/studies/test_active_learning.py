@@ -669,7 +669,6 @@ def test_steps_choose_and_repeats_take_the_best(tmp_path, capsys):
         (["--data", "somewhere"], "scikit-learn but somewhere was given"),
         (["--cycles", "1"], "at least 2"),
         (["steps", "--gradient-steps", "5"], "two or more"),
-        (["--no-such-flag"], "no-such-flag"),
     ],
 )
 def test_a_wrong_flag_is_explained(flags, said, capsys):

@@ -114,6 +114,7 @@ def test_intervals_are_students_over_speakers():
     assert (low, high) == pytest.approx((mean - half, mean + half), abs=1e-4)
 
 
+@pytest.mark.slow  # a minute
 def test_cross_validates_and_goes_on(corpus, tmp_path, capsys):
     given = ["cross", "--features", str(corpus[1]), "--out", str(tmp_path / "out")]
     rounds = cross.rounds_of(corpus[0], "diagonal")

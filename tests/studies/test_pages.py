@@ -143,6 +143,7 @@ def test_every_command_is_on_its_page(package):
     assert not [name for name in known if f"{name}" not in text]
 
 
+@pytest.mark.slow  # a minute
 def test_denoise_page(tmp_path, monkeypatch):
     for speaker in ("george", "jackson", "lucas"):
         write_voice(Path("DATA/fsdd"), speaker, 8000, 3)
