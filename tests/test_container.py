@@ -187,6 +187,8 @@ def test_installation_replayed(tmp_path):
             run("sh", "-c", rest)
     for script in ROOT.glob("*.py"):
         shutil.copy(script, folder)
+    for name in ("core", "sed"):
+        shutil.copytree(ROOT / name, folder / name)
 
     run("python", "-c", "import torch, librosa, soundfile, tyro, matplotlib.pyplot, scipy, tqdm")
     assert "torch" in run("pip", "freeze")
