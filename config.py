@@ -404,7 +404,9 @@ class Events(Checked):
     box_batch: int = number(256, 1)
     """boxes in a gradient step of each network"""
     frame_weight: float = number(1.0, 0)
-    """how much the frame F1 counts in a decision"""
+    """how much the frame F1 of the class counts in a decision"""
+    micro_weight: float = number(0.5, 0)
+    """how much the frame F1 of all classes together (micro-F1) counts"""
     collar_weight: float = number(1.0, 0)
     """how much the event F1 (collars) counts in a decision"""
     overlap_weight: float = number(1.0, 0)

@@ -20,11 +20,15 @@ by (2 h - F) / (N + 1). Emitting nothing is worth 0. So a box is worth
     (2 S - F_f d) / N_f + (2 Q_c - F_c) / N_e + (2 Q_o - F_o) / N_e
 
 with S the expected true frames, Q_c and Q_o the probabilities that it is a hit by collars and by
-overlap, and F_f, F_c, F_o, N_f, N_e of its class. Where one decision moves the metric little, a set
-of boxes is worth the sum. Rivals exclude each other: of each query the set of boxes that do not
-overlap with the highest sum is taken, which weighted interval scheduling finds exactly. F and N
-depend on the decisions and these on F and N: a few rounds over the training clips, each by networks
-that did not see it, find the fixed point. No threshold and no tag gate is tuned.
+overlap, and F_f, F_c, F_o, N_f, N_e of its class: that is K times what it changes in the averages
+over K classes. In the F1 of all frames together (micro) it changes (2 S - F_m d) / sum N_f, so that
+K times it, (2 S - F_m d) / mean N_f, is added with a weight of its own.
+
+Where one decision moves the metric little, a set of boxes is worth the sum. Rivals exclude each
+other: of each query the set of boxes that do not overlap with the highest sum is taken, which
+weighted interval scheduling finds exactly. F and N depend on the decisions and these on F and N: a
+few rounds over the training clips, each by networks that did not see it, find the fixed point. No
+threshold and no tag gate is tuned.
 
 For one event alone this is the rule for frames: on where P > F / 2 (Lipton et al., arXiv
 1402.1892).
@@ -381,9 +385,11 @@ def worth(
 ) -> np.ndarray:
     """(B,): the expected difference that emitting each box makes, see the module's text."""
     frame_f1, frames, collar_f1, overlap_f1, number = (each[query] for each in prices)
-    length = boxes.end - boxes.begin
+    length, known = boxes.end - boxes.begin, prices.frames[:-1]
+    micro_f1 = (prices.frame_f1[:-1] * known).sum() / known.sum()
     return (
         events.frame_weight * (2 * boxes.soft - frame_f1 * length) / frames
+        + events.micro_weight * (2 * boxes.soft - micro_f1 * length) / known.mean()
         + events.collar_weight * (2 * values[:, COLLAR] - collar_f1) / number
         + events.overlap_weight * (2 * values[:, OVERLAP] - overlap_f1) / number
     )
