@@ -23,7 +23,7 @@ import numpy as np
 import soundfile
 from tqdm import tqdm
 
-from config import InputError, TrainConfig, to_dict
+from config import InputError, TrainConfig, to_dict, write_text
 from core.files import new_folder, write_bytes, writing
 from core.names import isolated
 from core.versions import versions
@@ -413,7 +413,7 @@ def write_folder(folder: Path, shown: list[Shown], count: int) -> int:
     }
 
     def write(name: str, call: str, value: Any) -> None:
-        (folder / "data" / f"{name}.js").write_text(script(call, value), encoding="ascii")
+        write_text(folder / "data" / f"{name}.js", script(call, value))
 
     (folder / "data").mkdir()
     write("index", "REPORT", closed(page))
