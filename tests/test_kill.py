@@ -293,7 +293,6 @@ def test_a_script_killed_twenty_times(home, tmp_path, name):
 POOLED = {
     "soundscapes": CASES["soundscapes"].command.replace("--workers 1", "--workers 2"),
     "scorers": CASES["scorers"].command.replace("--workers 1", "--workers 2"),
-    "compare": CASES["compare"].command.replace("--workers 1", "--workers 2"),
 }
 POOL = """
 import sys, time
@@ -324,8 +323,6 @@ def test_a_pool_ends_with_its_killed_parent(tmp_path):
 def test_workers_end_with_their_killed_script(home, tmp_path, name):
     shutil.copytree(home, tmp_path / "home")
     folder = tmp_path / "home"
-    if name == "compare":  # only where there is something for more than one to do
-        pytest.importorskip("sed_scores_eval")
     for _ in range(3):
         job = Job([sys.executable, *Case(POOLED[name]).words(folder)], folder)
         until(lambda job=job: len(job.children()) >= 3, job)  # two workers and their tracker
