@@ -29,6 +29,7 @@ import torch
 from test_ranks import documented, free_port
 
 import runfolder
+from core.files import MARKER, TEMPORARY
 
 ROOT = Path(__file__).resolve().parent.parent
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--monitor-interval=0.1"]
@@ -151,6 +152,11 @@ def content(path: Path) -> object:
 def snapshot(folder: Path) -> dict[str, object]:
     """Every file of a folder but the volatile ones, by name."""
     files = {str(path.relative_to(folder)): path for path in folder.rglob("*") if path.is_file()}
+    # The next writer sweeps a folder of ours; in one of the user's the hidden file of a writer that
+    # was killed while it wrote stays, as it might be that of another one.
+    for name, path in list(files.items()):
+        if TEMPORARY.fullmatch(path.name) and not (path.parent / MARKER).exists():
+            del files[name]
     return {
         name: content(path)
         for name, path in sorted(files.items())
