@@ -294,18 +294,9 @@ class Trainer:
         )
         self.cells = torch.zeros(lanes, 4, dtype=torch.int64, device=device)
         self.recent: deque[float] = deque(maxlen=10)
-        self.progress = {
+        self.progress = runfolder.new_progress() | {
             "next_episode": 0,
-            "finished": 0,
-            "steps": 0,
-            "frames": 0,
             "owed": 0,  # frames visited since the last gradient step
-            "loss_sum": 0.0,  # of these three since the last finished episode; see `sums`
-            "q_sum": 0.0,
-            "loss_count": 0,
-            "best_f1": -1.0,
-            "best_episode": -1,
-            "last_f1": -1.0,
             "planned": len(self.order),  # episodes that the schedule of epsilon is made for
         }
         self.sums = torch.zeros(2, dtype=torch.float64, device=device)  # of loss and Q

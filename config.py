@@ -1044,8 +1044,8 @@ def check_known(args: list[str], known: Iterable[str]) -> None:
     """InputError for a flag that a script does not have; it names the nearest one."""
     whole = {flag.split(".")[-1]: flag for flag in reversed(list(known))}
     for arg in args:
-        name = re.sub(r"(^--|\.)no-", r"\1", arg.partition("=")[0].replace("_", "-"))
-        if not re.match(r"--[A-Za-z]", name) or name in known or name in ("--help", "--version"):
+        name = flag_of(arg)
+        if name is None or name in known or name in ("--help", "--version"):
             continue
         word = name.removeprefix("--")
         near = [f"--{flag}" for flag in ELSEWHERE.get(word, ()) if f"--{flag}" in known]
@@ -1053,6 +1053,13 @@ def check_known(args: list[str], known: Iterable[str]) -> None:
         near += difflib.get_close_matches(name, known, 1, 0.6)
         hint = f"did you mean {near[0]}?" if near else "see --help"
         raise InputError(f"{arg.partition('=')[0]}: no such flag; {hint}")
+
+
+def flag_of(arg: str) -> str | None:
+    """The flag that a word of the command line gives, `--no-gate` being `--gate`; None: a value."""
+    if not re.match(r"--[A-Za-z]", arg):
+        return None
+    return re.sub(r"(^--|\.)no-", r"\1", arg.partition("=")[0].replace("_", "-"))
 
 
 def once_each(args: list[str], many: set[str]) -> list[str]:
@@ -1064,13 +1071,12 @@ def once_each(args: list[str], many: set[str]) -> list[str]:
     given: dict[str, list[list[str]]] = {}  # flag -> the words of each time that it is given
     words = command
     for arg in args:
-        if not re.match(r"--[A-Za-z]", arg):
+        flag = flag_of(arg)
+        if flag is None:
             words.append(arg)
             continue
         name, equals, value = arg.partition("=")
-        name = name.replace("_", "-")
-        flag = re.sub(r"(^--|\.)no-", r"\1", name)  # --gate and --no-gate are one flag
-        words = [name, *[value] * bool(equals)]
+        words = [name.replace("_", "-"), *[value] * bool(equals)]
         given.setdefault(flag, []).append(words)
     found = command
     for flag, times in given.items():

@@ -383,17 +383,7 @@ class DenseTrainer:
             self.network.parameters(), cfg.dense.lr, weight_decay=cfg.dense.weight_decay
         )
         self.recent: deque[float] = deque(maxlen=10)
-        self.progress = {
-            "finished": 0,
-            "steps": 0,
-            "frames": 0,
-            "loss_sum": 0.0,  # of these three since the last finished episode
-            "q_sum": 0.0,
-            "loss_count": 0,
-            "best_f1": -1.0,
-            "best_episode": -1,
-            "last_f1": -1.0,
-        }
+        self.progress = runfolder.new_progress()
 
     @property
     def done(self) -> bool:

@@ -715,17 +715,7 @@ class EventTrainer:
         self.boxes: Boxes | None = None
         self.recent: deque[float] = deque(maxlen=10)
         self.sums = torch.zeros(2, dtype=torch.float64, device=device)  # of loss and mean answer
-        self.progress = {
-            "finished": 0,
-            "steps": 0,
-            "frames": 0,
-            "loss_sum": 0.0,  # of these three since the last finished episode
-            "q_sum": 0.0,
-            "loss_count": 0,
-            "best_f1": -1.0,
-            "best_episode": -1,
-            "last_f1": -1.0,
-        }
+        self.progress = runfolder.new_progress()
 
     def phases(self, passes: int) -> tuple[int, int]:
         """Gradient steps on frames and on boxes in so many passes."""

@@ -62,6 +62,7 @@ from core.names import isolated
 from core.stored import (
     Each,
     check_form,
+    file_sha256,
     is_count,
     is_number,
     is_share,
@@ -87,11 +88,8 @@ from labels import (
 )
 from ranks import Ranks, together
 from sed.audio import SHORT_AUDIO, TRUNCATED, AudioFile, audio_seconds, wav_from
-from sed.audio import read_audio as read_audio
 from sed.signals import SIGNALS, compute_signals, falls_back, loudness_on_grid, tag_of
 from sed.signals import VERSION as FORMULAS
-from sed.signals import loudness as loudness
-from sed.signals import min_max as min_max
 from splits import two_splits
 from timeline import SPLITS, Event, classes_of, frame_edges, label_frames
 
@@ -247,11 +245,6 @@ class Cache:
         return {name: self.signals[name][span] for name in SIGNALS} | {"label": self.label[span]}
 
 
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
 def write_shard(path: Path, values: list[dict[str, np.ndarray]], labels: list[np.ndarray]) -> None:
     """Write the pairs of a shard: flat float32 signals, uint8 decisions and labels, offsets."""
     lengths = [len(label) for label in labels]
@@ -372,7 +365,7 @@ def load_cache(folder: Path) -> Cache:
             for name, duration_s, events, tag in shard["clips"]
         ]
         path = folder / shard["file"]
-        if not path.exists() or (regular(path) and _sha256(path) != shard["sha256"]):
+        if not path.exists() or (regular(path) and file_sha256(path) != shard["sha256"]):
             what = "does not match its checksum" if path.exists() else "is missing"
             raise InputError(f"{path} {what}; {cure} (it rebuilds that shard only)")
         for name, array in read_shard(path, some, cure).items():
@@ -773,7 +766,7 @@ def reuse_shard(
     entry, path = known.get(file), folder / file
     if entry is None or entry["inputs"] != inputs or entry["failed"] or not path.is_file():
         return False
-    if _sha256(path) != entry["sha256"]:
+    if file_sha256(path) != entry["sha256"]:
         print(f"{path} does not match its checksum: rebuilt")
         return False
     if folder != partial:
@@ -853,7 +846,7 @@ def run_jobs(
             bar.update(len(job.clips))
             entry = done[job.path.name] = {
                 "file": job.path.name,
-                "sha256": _sha256(job.path) if outcome.pairs else "",
+                "sha256": file_sha256(job.path) if outcome.pairs else "",
                 "inputs": inputs,
                 "failed": outcome.failed,
                 "notices": outcome.notices,

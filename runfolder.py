@@ -225,6 +225,13 @@ def policy_content(
     }
 
 
+def new_progress() -> dict[str, Any]:
+    """What every training counts; sums of loss and answers are since the last finished episode."""
+    counts = dict.fromkeys(("finished", "steps", "frames"), 0)
+    sums = {"loss_sum": 0.0, "q_sum": 0.0, "loss_count": 0}
+    return counts | sums | {"best_f1": -1.0, "best_episode": -1, "last_f1": -1.0}
+
+
 def is_plain(value: Any) -> bool:
     """A value of a setting."""
     return value is None or is_number(value) or isinstance(value, (str, bool))

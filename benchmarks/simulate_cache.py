@@ -39,7 +39,7 @@ from config import (  # noqa: E402
     to_dict,
 )
 from core.files import keep_apart, new_folder  # noqa: E402
-from core.stored import write_json  # noqa: E402
+from core.stored import file_sha256, write_json  # noqa: E402
 from labels import read_labels  # noqa: E402
 from preprocess import (  # noqa: E402
     CACHE,
@@ -47,7 +47,6 @@ from preprocess import (  # noqa: E402
     FORMAT,
     ClipRecord,
     Pair,
-    _sha256,
     config_key_of,
     write_shard,
 )
@@ -168,7 +167,7 @@ def simulate_shard(
             pairs.append(Pair(name, event_label, frames, frame_s))
         records.append(ClipRecord(name, float(edges[-1]), events, tag))
     write_shard(path, values, labels)
-    entry = {"file": path.name, "sha256": _sha256(path), "inputs": "simulated", "failed": []}
+    entry = {"file": path.name, "sha256": file_sha256(path), "inputs": "simulated", "failed": []}
     return entry | {"notices": {}, "pairs": pairs, "clips": records}
 
 

@@ -10,7 +10,9 @@ import preprocess
 import runfolder
 from bandit import make_states
 from config import Bandit, Network, Signal, TrainConfig, to_dict
+from core.stored import file_sha256
 from DQN import Trainer
+from sed.signals import min_max
 from timeline import frame_edges, frames_to_events
 
 
@@ -40,7 +42,7 @@ def write_cache(
         noise = gaussian_filter1d(rng.normal(0, 1, length), 6) * 1.2
         d_raw = 1 / (1 + np.exp(-(2.0 * label - 1.0 + 2.0 * noise)))
         loud = gaussian_filter1d(label * rng.uniform(0.3, 1) + rng.normal(0, 0.6, length), 4)
-        rms = preprocess.min_max(np.abs(loud))
+        rms = min_max(np.abs(loud))
         values.append(preprocess.compute_signals(rms, d_raw, frame_s, Signal()))
         truths.append(label)
         name = labels[index % len(labels)]
@@ -58,7 +60,7 @@ def write_cache(
     preprocess.write_shard(path, values, truths)
     entry = {"file": path.name, "inputs": "", "failed": [], "notices": {}, "pairs": pairs}
     entry["clips"] = list(records.values())
-    entry["sha256"] = preprocess._sha256(path)
+    entry["sha256"] = file_sha256(path)
     signal = to_dict(Signal())
     manifest = {
         "format": preprocess.FORMAT,

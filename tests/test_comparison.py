@@ -52,6 +52,7 @@ from config import (
 )
 from core.files import contents
 from core.names import isolated
+from core.stored import file_sha256
 from entrants import BASE, GATED, Entrant, Member
 from labels import read_labels
 from metrics import count_pairs
@@ -78,7 +79,7 @@ def write_present(source, target):
     manifest = json.loads((source / "manifest.json").read_text())
     (entry,) = manifest["shards"]
     entry["pairs"] = [entry["pairs"][index] for index in chosen]
-    entry["sha256"] = preprocess._sha256(target / "shard-00000.npz")
+    entry["sha256"] = file_sha256(target / "shard-00000.npz")
     manifest |= {"queries": "present", "key": manifest["key"] + "-present"}
     preprocess.write_json(target / "manifest.json", manifest)
 

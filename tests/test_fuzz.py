@@ -58,9 +58,10 @@ from config import (  # noqa: E402
     VisualizeConfig,
     to_dict,
 )
-from core.stored import read_json  # noqa: E402
+from core.stored import file_sha256, read_json  # noqa: E402
 from core.tensors import digest, read_checkpoint, with_digest  # noqa: E402
 from labels import read_labels  # noqa: E402
+from sed.audio import read_audio  # noqa: E402
 from timeline import Event, frame_edges, write_labels  # noqa: E402
 
 CPU = torch.device("cpu")
@@ -228,7 +229,7 @@ def scores_to_the_letter(content: Any, data: bytes) -> bool:
 def whole_audio(path: Path) -> Any:
     """Samples and rate. What is wrong with a recording is a ValueError, which names no file."""
     try:
-        wav, rate = preprocess.read_audio(path)
+        wav, rate = read_audio(path)
     except ValueError as error:
         raise InputError(f"{path}: {error}") from None
     return [torch.tensor(wav), rate]
@@ -442,7 +443,7 @@ def sign(path: Path) -> None:
     manifest = path.parent / "manifest.json"
     if manifest.exists():
         content = json.loads(manifest.read_text())
-        content["shards"][0]["sha256"] = preprocess._sha256(path)
+        content["shards"][0]["sha256"] = file_sha256(path)
         preprocess.write_json(manifest, content)
 
 

@@ -20,6 +20,7 @@ import preprocess
 import scorers
 from config import InputError, PreprocessConfig, Signal, to_dict
 from core import files
+from core.stored import file_sha256
 from preprocess import SIGNALS, load_cache
 from scorers import write_scores
 from timeline import Event, frame_edges, write_labels
@@ -38,7 +39,7 @@ def test_shard_and_cache_round_trip(tmp_path):
     labels = [rng.random(n) > 0.5 for n in lengths]
     write_cache(tmp_path / "train", lengths)
     preprocess.write_shard(tmp_path / "train" / "shard-00000.npz", values, labels)
-    rewrite(tmp_path / "train", sha256=preprocess._sha256(tmp_path / "train" / "shard-00000.npz"))
+    rewrite(tmp_path / "train", sha256=file_sha256(tmp_path / "train" / "shard-00000.npz"))
     cache = load_cache(tmp_path / "train")
     assert cache.offsets.tolist() == [0, 30, 31, 78]
     for index, (value, label) in enumerate(zip(values, labels, strict=True)):
@@ -116,7 +117,7 @@ def spoil(folder, name, value):
         arrays = dict(stored)
     arrays[name][35] = value
     np.savez(path, **arrays)
-    rewrite(folder, sha256=preprocess._sha256(path))
+    rewrite(folder, sha256=file_sha256(path))
 
 
 def test_a_manifest_without_checksum_is_read_as_older_versions_wrote_it(tmp_path):
@@ -319,7 +320,7 @@ def test_a_score_archive_gives_the_same_cache_and_is_taken_over(home, capsys):
     assert cache.manifest["scores"]["source"] == "archive"
     record = cfg.cache / "train" / preprocess.CHECKED
     stamps = preprocess.read_checked(record)
-    assert stamps[str(archive)][2] == preprocess._sha256(archive)
+    assert stamps[str(archive)][2] == file_sha256(archive)
     preprocess.main(cfg)
     assert "taken over from an earlier run: 3 of 3" in capsys.readouterr().out
     scores = scorers.open_scores(archive)

@@ -27,7 +27,9 @@ import runfolder
 import visualize
 from config import Bandit, InputError, TrainConfig, VisualizeConfig
 from core.files import contents
+from core.stored import file_sha256
 from matching import Match
+from sed.signals import min_max
 from timeline import Event, frame_edges, frames_to_events
 
 RUN_FIGURES = {
@@ -58,12 +60,12 @@ class Folders:
         folder.mkdir(parents=True)
         rng, values = np.random.default_rng(1), []
         for _, _, frames, frame_s, truth, score in rows:
-            rms = preprocess.min_max(truth + 0.2 * rng.random(frames))
+            rms = min_max(truth + 0.2 * rng.random(frames))
             values.append(preprocess.compute_signals(rms, score, frame_s, signal))
         preprocess.write_shard(folder / "shard-00000.npz", values, [row[4] for row in rows])
         shard = {
             "file": "shard-00000.npz",
-            "sha256": preprocess._sha256(folder / "shard-00000.npz"),
+            "sha256": file_sha256(folder / "shard-00000.npz"),
             "pairs": [row[:4] for row in rows],
             "clips": [clip_of(*row[:5]) for row in rows],
             **{"inputs": "", "failed": [], "notices": {}},

@@ -25,7 +25,7 @@ from tqdm import tqdm
 from config import InputError, whole, write_text
 from core.files import Kind, check_file, keep_apart, own_folder, write_together, writing
 from core.names import markdown
-from core.stored import read_json, read_npz, write_json
+from core.stored import file_sha256, read_json, read_npz, write_json
 from core.versions import processor, versions
 from metrics import DRAWS, bootstrap_mean
 from plotting import COLOURS, page, write
@@ -81,7 +81,7 @@ class Judge:
         self.corpus, self.task, self.folder = corpus, task, cfg.out / "measured"
         sources = [Path(module.__file__) for module in (denoisers, data, environment)]
         ids = [clip.row["utt_id"] for clip in corpus.clips]
-        self.known = [*map(digest, (cfg.meta, *sources)), ids, vars(task)]
+        self.known = [*map(file_sha256, (cfg.meta, *sources)), ids, vars(task)]
 
     def __call__(self, about: Any, make: Callable[[], Made]) -> tuple[np.ndarray, list[Chain]]:
         """Scores (n, 4) with the return, and chains, of what `make` makes of the noisy clips."""
@@ -100,11 +100,6 @@ class Judge:
         gain = worth(found, self.task) - worth(self.corpus.scores, self.task)
         read = [[(method, tuple(params)) for method, params in chain] for chain in chains]
         return np.column_stack((found, gain)), read
-
-
-def digest(path: Path) -> str:
-    """SHA-256 of a file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def row_of(name: str, kind: str, members: list[tuple[np.ndarray, list[Chain]]], *agents) -> Row:
@@ -134,7 +129,7 @@ def policy_rows(cfg: "MetricsConfig", judge: Judge) -> list[Row]:
                     f" {corpus.sample_rate} Hz"
                 )
             home = environment.home_of(folder)
-            files = [digest(home / file) for file in ("model.zip", "agent.json")]
+            files = [file_sha256(home / file) for file in ("model.zip", "agent.json")]
             make = partial(applied, corpus, agent.task.max_steps, agent.choose)
             members.append(judge(files, make))
             agents.append(agent)
