@@ -35,7 +35,6 @@ import torch
 from torch.nn import functional
 from tqdm import tqdm
 
-import dense
 import event_policy
 import heartbeat
 import longrun
@@ -47,6 +46,7 @@ from bandit import (
     episode_order,
     epsilon_at,
     frames_of,
+    hold_out,
     make_states,
     near,
     outcome,
@@ -67,7 +67,6 @@ from config import (
 )
 from core.files import keep_apart
 from core.tensors import fitted
-from dense import DenseQNetwork, DenseTrainer
 from device import FixedSteps, fastest_batch
 from event_policy import EventNetwork
 from gate import Gate, tune_gate
@@ -97,9 +96,6 @@ def greedy_actions(
     Frames that are not decided hold the no-change action: in the independent reading those whose
     answer no action can change, in the sequential one the first frame of each pair.
     """
-    if isinstance(network, DenseQNetwork):
-        chosen = np.arange(len(signals.start)) if pairs is None else pairs
-        return dense.greedy(network, signals, bandit, chosen, progress)
     device, was_training = signals.prob.device, network.training
     finite = torch.ones((), dtype=torch.bool, device=device)
     network.eval()
@@ -161,7 +157,7 @@ def decide_together(
 class Policy(NamedTuple):
     """A trained network with what is needed to apply it."""
 
-    network: QNetwork | DenseQNetwork | EventNetwork
+    network: QNetwork | EventNetwork
     bandit: Bandit
     signal: dict | None  # formulas of the cache it was trained on; None: unknown
     info: dict[str, Any]
@@ -190,10 +186,8 @@ def load_policy(path: Path, device: torch.device, preset: str = "slides") -> Pol
     else:
         facts = runfolder.facts_of(TrainConfig, content, path)
     config, weights = facts.config, content if bare else content.get("network")
-    classes, queries = runfolder.queries_of(content, path)
+    classes = runfolder.classes_of(content, path)
     make = partial(QNetwork, config.bandit, config.network)
-    if config.method == "dense":
-        make = partial(DenseQNetwork, config.bandit, config.dense, classes, queries)
     if config.method == "events":
         make = partial(EventNetwork.like, config.events, classes, weights)
     network, seen = fitted(make, weights, path).to(device).eval(), runfolder.seen_of(content, path)
@@ -225,7 +219,7 @@ def decide_cache(
         progress = progress if ranks.leads else None
         pred, boxes = event_policy.decide_cache(policy.network, cache, device, progress)
         return Decided(pred, None, None, boxes, None)
-    signals = to_device(cache, policy.bandit, device, policy.classes, policy.network.rivals)
+    signals = to_device(cache, policy.bandit, device)
     batch = batch or fastest_batch(policy.network, signals, policy.bandit)
     actions = decide_together(policy.network, signals, policy.bandit, batch, ranks, None, progress)
     t_adj = thresholds(signals, actions, policy.bandit)
@@ -234,7 +228,7 @@ def decide_cache(
     return Decided(pred, *arrays, None, batch)
 
 
-def begin_from(trainer: "Trainer | DenseTrainer", path: Path) -> None:
+def begin_from(trainer: "Trainer | event_policy.EventTrainer", path: Path) -> None:
     """Give a new run the weights of a checkpoint. InputError where they would mean another thing:
     states, actions or rewards differ, the classes that it tells apart, or the network."""
     policy, network = load_policy(path, trainer.device, trainer.cfg.preset), trainer.network
@@ -242,6 +236,8 @@ def begin_from(trainer: "Trainer | DenseTrainer", path: Path) -> None:
     known = list(getattr(network, "classes", policy.classes))
     if list(policy.classes) != known:
         rows.append(("classes of the cache", ", ".join(policy.classes), ", ".join(known)))
+    if type(policy.network) is not type(network):
+        rows.insert(0, ("--method", "another", trainer.cfg.method))
     if rows:
         text = "; ".join(f"{flag} was {was}, now {now}" for flag, was, now in rows)
         raise InputError(f"--init {path}: was trained otherwise: {text}")
@@ -262,7 +258,7 @@ class Trainer:
         on_gpu = device.type == "cuda"
         self.bandit, self.learning = cfg.bandit, cfg.learning
         self.sequential = self.bandit.reading == "sequential"
-        train, self.held_out = dense.training_pairs(cache, cfg)
+        train, self.held_out = hold_out(cache, cfg)
         self.signals = to_device(cache, self.bandit, device)
         _, frame = frames_of(self.signals, torch.from_numpy(train).to(device))
         self.pass_frames = len(frame)
@@ -548,7 +544,7 @@ def train(cfg: TrainConfig, device: torch.device, ranks: Ranks, cache: Cache | N
     """
     cache = cache or load_cache(cfg.cache / cfg.split)
     cfg = replace(cfg, passes=runfolder.begun_passes(cfg))
-    kinds = {"windowed": Trainer, "dense": DenseTrainer, "events": event_policy.EventTrainer}
+    kinds = {"windowed": Trainer, "events": event_policy.EventTrainer}
     trainer = kinds[cfg.method](cfg, cache, device, ranks)
     cfg = trainer.cfg
     longrun.refuse_no_step(trainer)
@@ -566,7 +562,7 @@ def train(cfg: TrainConfig, device: torch.device, ranks: Ranks, cache: Cache | N
     if trainer.done:
         print(f"{cfg.run}: this run is complete ({len(trainer.order)} episodes)")
         return 0
-    {"windowed": longrun, "dense": dense, "events": event_policy}[cfg.method].announce(trainer)
+    {"windowed": longrun, "events": event_policy}[cfg.method].announce(trainer)
     longrun.warn_of_few_steps(trainer)
     stopped = runfolder.catch_signals()
     began, frames = time.perf_counter(), trainer.progress["frames"]
@@ -586,7 +582,7 @@ def train(cfg: TrainConfig, device: torch.device, ranks: Ranks, cache: Cache | N
     return 0
 
 
-def save_last(trainer: Trainer | DenseTrainer) -> None:
+def save_last(trainer: Trainer | event_policy.EventTrainer) -> None:
     """Write last.pt."""
     content = trainer.state()
     if trainer.ranks.leads:
@@ -594,7 +590,7 @@ def save_last(trainer: Trainer | DenseTrainer) -> None:
 
 
 def run_episodes(
-    trainer: Trainer | DenseTrainer, beat: heartbeat.Heartbeat, stopped: list[int]
+    trainer: Trainer | event_policy.EventTrainer, beat: heartbeat.Heartbeat, stopped: list[int]
 ) -> None:
     """Tick until all episodes have finished or a signal was caught; writes the run folder."""
     cfg, total, ranks = trainer.cfg, len(trainer.order), trainer.ranks
@@ -634,7 +630,7 @@ def run_episodes(
 
 
 def record(
-    trainer: Trainer | DenseTrainer,
+    trainer: Trainer | event_policy.EventTrainer,
     history: runfolder.History | None,
     episode: int,
     cells: list[int],
@@ -656,7 +652,7 @@ def record(
     return {"epsilon": epsilon, "reward": reward, "avg10": average, **learned}
 
 
-def keep_best(trainer: Trainer | DenseTrainer) -> None:
+def keep_best(trainer: Trainer | event_policy.EventTrainer) -> None:
     """Write best.pt if the held-out F1 rose; without held-out clips the newest is the best."""
     f1 = trainer.held_out_f1() if len(trainer.held_out) else -1.0  # -1: nothing to measure on
     trainer.progress["last_f1"] = f1

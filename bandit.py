@@ -36,8 +36,6 @@ class Signals(NamedTuple):
     label: torch.Tensor  # (N,) bool
     start: torch.Tensor  # (P,) int64, first frame of each pair
     end: torch.Tensor  # (P,) int64, one past the last
-    query: torch.Tensor | None = None  # (P,) int64, index of the class asked for; -1: unknown
-    rival: torch.Tensor | None = None  # (N,) float32, see `rivals`
 
 
 def resident(
@@ -46,13 +44,10 @@ def resident(
     offsets: np.ndarray,
     bandit: Bandit,
     device: torch.device,
-    query: np.ndarray | None = None,
-    rival: np.ndarray | None = None,
 ) -> Signals:
     """Signals and label (N,) of pairs back to back, bounds `offsets` (P + 1,), on the device.
 
-    `prob` and `t_base` are rows of `channels`, not copies. `query` (P,) see `query_of`, `rival`
-    (N,) see `rivals`.
+    `prob` and `t_base` are rows of `channels`, not copies.
     """
     order = bandit.channels
     channels = torch.from_numpy(np.stack([signals[name] for name in order])).to(device)
@@ -64,8 +59,6 @@ def resident(
         torch.from_numpy(label).to(device),
         bounds[:-1],
         bounds[1:],
-        None if query is None else torch.from_numpy(query).to(device),
-        None if rival is None else torch.from_numpy(rival).to(device),
     )
 
 
@@ -75,41 +68,9 @@ def query_of(labels: Iterable[str], classes: Sequence[str]) -> np.ndarray:
     return np.array([index.get(label, -1) for label in labels], dtype=np.int64)
 
 
-def rivals(cache: Cache) -> np.ndarray:
-    """(N,) float32: the highest raw score that the clip's other queries have on the same frames;
-    0 where there is no other, or none on the same frames."""
-    score, found = cache.signals["d_raw"], np.zeros(len(cache.label), np.float32)
-    of_clip: dict[tuple[str, int], list[int]] = {}
-    for index, pair in enumerate(cache.pairs):
-        of_clip.setdefault((pair.filename, pair.num_frames), []).append(index)
-    for pairs in of_clip.values():
-        spans = [slice(cache.offsets[i], cache.offsets[i + 1]) for i in pairs]
-        values = np.stack([score[span] for span in spans])
-        for span, highest in zip(spans, highest_other(values), strict=True):
-            found[span] = highest
-    return found
-
-
-def highest_other(values: np.ndarray) -> np.ndarray:
-    """(K, T) -> (K, T): the highest value of the other rows; 0 where there is none."""
-    if len(values) < 2:
-        return np.zeros_like(values)
-    first, second = -np.partition(-values, 1, axis=0)[:2]
-    best = np.arange(len(values))[:, None] == values.argmax(axis=0)
-    return np.where(best, second, first)
-
-
-def to_device(
-    cache: Cache,
-    bandit: Bandit,
-    device: torch.device,
-    classes: Sequence[str] = (),
-    with_rivals: bool = False,
-) -> Signals:
-    """Cache -> resident signals; `classes` are those that the policy that sees them knows apart."""
-    query = query_of((pair.event_label for pair in cache.pairs), classes)
-    rival = rivals(cache) if with_rivals else None
-    return resident(cache.signals, cache.label, cache.offsets, bandit, device, query, rival)
+def to_device(cache: Cache, bandit: Bandit, device: torch.device) -> Signals:
+    """Cache -> resident signals."""
+    return resident(cache.signals, cache.label, cache.offsets, bandit, device)
 
 
 def frames_of(signals: Signals, pairs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -40,7 +40,7 @@ from core.files import whole as whole
 from core.files import write_text as write_text
 from core.names import isolated
 
-PresetName = Literal["slides", "original", "demo", "best", "best_events"]
+PresetName = Literal["slides", "original", "demo", "best"]
 Device = Literal["auto", "cpu", "cuda"]
 
 
@@ -324,50 +324,6 @@ class Learning(Checked):
         require(self.train_start < self.replay, self.flag("train_start"), rule, self.train_start)
         rule = f"at least learning.batch = {self.batch}"
         require(self.train_start >= self.batch, self.flag("train_start"), rule, self.train_start)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Dense(Checked):
-    """The network of `--method dense` and how it is trained. A change gives other weights."""
-
-    GROUP: ClassVar[str] = "dense"
-    hidden: int = number(32, 4, 4096)
-    """width of the convolutions"""
-    layers: int = number(7, 1, 12)
-    """dilated convolutions, dilation doubling from 1; 7 of 5 frames see 2.5 s to each side"""
-    kernel: int = number(5, 1, 31)
-    """width of each convolution in frames, odd"""
-    dropout: float = number(0.2, 0, 0.9)
-    """dropout behind each convolution"""
-    members: int = number(1, 1, 32)
-    """networks that start differently; their mean Q-value decides"""
-    class_context: bool = True
-    """learn something about each class; without it any class may be asked for alike"""
-    rival_context: bool = True
-    """show the highest raw score of the clip's other queries as well: trained on all pairs, to all
-    members; on present pairs, to `rival_members` of them"""
-    rival_members: int = number(0, 0, 32)
-    """trained on present pairs: the last so many members see the other queries' scores"""
-    known_head: bool = False
-    """trained on all pairs: a second head learns from the present ones what a decision is worth to
-    one who knows that the class sounds; it decides nothing, but the layers before it learn more"""
-    gate_share: float = number(0.5, 0, 1)
-    """trained on all pairs: learn from present ones and from those whose clip-level score is above
-    this share of the tag gate's threshold; below 1, of what the gate may let through elsewhere"""
-    batch: int = number(32, 1, MOST_BATCH)
-    """pairs in a gradient step"""
-    lr: float = number(2e-3, above=0, high=1)
-    """highest learning rate of AdamW; it rises over 30 % of the steps and falls to 0"""
-    weight_decay: float = number(1e-2, 0, 1)
-    """weight decay of AdamW"""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        odd = "odd, so that a frame stays in the middle of it"
-        require(self.kernel % 2 == 1, self.flag("kernel"), odd, self.kernel)
-        most = f"at most dense.members = {self.members}"
-        seeing = self.rival_members
-        require(seeing <= self.members, self.flag("rival_members"), most, seeing)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -666,7 +622,7 @@ class TrainConfig(Checked):
     run: Path = Path("runs/slides")
     """run folder: last.pt, best.pt, reward_history.tsv, config.json"""
     passes: int | None = number(None, 1)
-    """passes over the training pairs (default: 1 (slides), dense 15, more of few pairs); on
+    """passes over the training pairs (default: 1 (slides), events 6, more of few pairs); on
     resume there may be more than before"""
     holdout: float = number(0.1, 0, 0.9)
     """share of the training clips kept aside to choose best.pt; 0 trains on all"""
@@ -694,13 +650,12 @@ class TrainConfig(Checked):
     """CPU threads; another number rounds otherwise; several pay for wide networks on idle cores"""
     cuda_steps: Literal["auto", "plain", "graphs", "graphs-bf16"] = "auto"
     """how a GPU trains: as recorded CUDA graphs (auto), step by step, or in bfloat16 too"""
-    method: Literal["windowed", "dense", "events"] = "windowed"
-    """Q-values of a frame from its window, learned by trying (slides); those of all frames of a
-    clip at once, learned from the rewards of all actions; or values of whole events"""
+    method: Literal["windowed", "events"] = "windowed"
+    """Q-values of a frame from its window, learned by trying (slides), or values of whole events,
+    learned from the rewards of all actions"""
     bandit: Bandit = field(default_factory=Bandit)
     network: Network = field(default_factory=Network)
     learning: Learning = field(default_factory=Learning)
-    dense: Dense = field(default_factory=Dense)
     events: Events = field(default_factory=Events)
 
     def __post_init__(self) -> None:
@@ -711,17 +666,13 @@ class TrainConfig(Checked):
         graphs = self.device != "cpu" or self.cuda_steps in ("auto", "plain")
         require(graphs, self.flag("cuda_steps"), "auto or plain on a CPU", self.cuda_steps)
         # No flag that does nothing: each method has its own.
-        own = {"windowed": ("network", "learning"), "dense": ("dense",), "events": ("events",)}
+        own = {"windowed": ("network", "learning"), "events": ("events",)}
         groups = {name: type(getattr(self, name))() for each in own.values() for name in each}
         unused = {
             name: (getattr(self, name), default)
             for name, default in groups.items()
             if name not in own[self.method]
         }
-        if self.method == "dense":
-            reading = self.bandit.reading
-            rule = "independent with --method dense"
-            require(reading == "independent", "bandit.reading", rule, reading)
         if self.method == "events":
             unused["bandit"] = (self.bandit, Bandit())
         for name, (given, default) in unused.items():
@@ -952,22 +903,12 @@ PRESETS: dict[str, dict[str, Any]] = {
         "learning.lr": 1e-3,
     },
     # Not the slides: boxes instead of frames. Trained on a cache of all pairs.
-    "best_events": {
-        "run": Path("runs/best_events"),
-        "policy": Path("runs/best_events/best.pt"),
-        "method": "events",
-        "looks": 1,
-        "holdout": 0.0,  # the learning rate ends the run: its last policy is taken
-    },
-    # Not the slides: the policy that wins in RESULTS.md.
     "best": {
         "run": Path("runs/best"),
         "policy": Path("runs/best/best.pt"),
-        "method": "dense",
-        "holdout": 0.0,  # the learning rate ends the run: its last policy is taken
-        "bandit.max_delta": 1.0,
-        "dense.members": 3,
-        "dense.rival_members": 2,
+        "method": "events",
+        "looks": 1,
+        "holdout": 0.0,  # the learning-rate schedule ends the run: its last policy is taken
     },
 }
 
@@ -1020,8 +961,8 @@ def flags_of(cls: type, prefix: str = "--") -> dict[str, bool]:
 ELSEWHERE = {
     "epochs": ("passes",),
     "epoch": ("passes", "epochs"),
-    "lr": ("learning.lr", "dense.lr"),
-    "learning-rate": ("learning.lr", "dense.lr", "lr"),
+    "lr": ("learning.lr", "events.lr"),
+    "learning-rate": ("learning.lr", "events.lr", "lr"),
     "batch-size": ("learning.batch", "batch"),
     "gpu": ("device",),
     "cuda": ("device",),

@@ -37,7 +37,7 @@ from tqdm import tqdm
 
 import runfolder
 import scorers
-from bandit import decide, highest_other, query_of, resident, thresholds
+from bandit import decide, query_of, resident, thresholds
 from config import (
     DetectConfig,
     Device,
@@ -59,7 +59,6 @@ from core.files import (
 )
 from core.names import isolated
 from core.stored import check_form, is_text, read_json
-from dense import DenseQNetwork
 from DQN import Policy, greedy_actions, load_policy
 from event_metrics import ScoredEvent
 from event_policy import decide_clips
@@ -462,13 +461,10 @@ def recording_rows(
         opened = opened_classes(scores, source.classes, part, plan)
         ever_open |= opened
         values = scores.values[:, part.start : part.stop]
-        rival = highest_other(values).astype(np.float32) if plan.policy.network.rivals else None
         for k in np.flatnonzero(opened):
             if falls_back(rms, values[k], plan.signal):
                 tally.note(FELL_BACK, f"{recording.filename} / {source.classes[k]}")
             signals = compute_signals(rms, values[k], frame_s, plan.signal)
-            if rival is not None:
-                signals["rival"] = rival[k]
             yield cut_row(source.classes[k], signals, part, sheet.on[k], plan)
     tally.seconds += num_frames * frame_s
     tally.pairs += len(ever_open)  # counted where there is a gate
@@ -484,13 +480,9 @@ def cut_row(
     """The part of a block's signals (n,) that its counting frames depend on; `on` (T,).
 
     A state reaches `context` frames to both sides; in the sequential reading it also shows what
-    was decided on its left, which goes back to the start of the block. A dense policy sees all of
-    the block.
+    was decided on its left, which goes back to the start of the block.
     """
     bandit = plan.policy.bandit
-    if isinstance(plan.policy.network, DenseQNetwork):
-        skip = block.first - block.start
-        return Row(event_label, signals, skip, on[block.first : block.last])
     before = bandit.context if bandit.reading == "independent" else block.first - block.start
     start = max(block.start, block.first - before)
     span = slice(start - block.start, min(block.stop, block.last + bandit.context) - block.start)
@@ -521,9 +513,7 @@ def decide_rows(rows: list[Row], plan: Plan) -> None:
     values = {name: np.concatenate([row.signals[name] for row in rows]) for name in rows[0].signals}
     starts = np.cumsum([0] + [len(row.signals["prob"]) for row in rows])
     label = np.zeros(starts[-1], bool)  # nobody knows
-    query = query_of((row.event_label for row in rows), policy.classes)
-    rival = values.get("rival")
-    signals = resident(values, label, starts, policy.bandit, plan.device, query, rival)
+    signals = resident(values, label, starts, policy.bandit, plan.device)
     actions = greedy_actions(policy.network, signals, policy.bandit, plan.batch)
     pred = decide(signals.prob, thresholds(signals, actions, policy.bandit)).cpu().numpy()
     for row, start in zip(rows, starts, strict=False):

@@ -22,7 +22,6 @@ from torch.nn import functional
 
 from bandit import Signals, make_states, outcome
 from config import Bandit, InputError
-from dense import PAIRS, DenseQNetwork
 
 CPU_BATCHES = (256, 64, 128, 512)  # the first is the reference, and what small jobs take
 CUDA_BATCHES = (256, 1024, 4096, 16_384)
@@ -41,10 +40,8 @@ def fastest_batch(network: nn.Module, signals: Signals, bandit: Bandit) -> int:
 
     On a CPU a size takes part only if its Q-values equal those of the reference bit for bit, so
     that the choice changes no decision. On a GPU two actions that tie within float rounding may
-    change places. A dense network is asked for whole clips: so many pairs at a time.
+    change places.
     """
-    if isinstance(network, DenseQNetwork):
-        return PAIRS
     device, num_frames = signals.prob.device, len(signals.prob)
     sizes = CUDA_BATCHES if device.type == "cuda" else CPU_BATCHES
     if num_frames < SMALL_JOB:

@@ -445,23 +445,19 @@ def fixed_point(
     true_frames = of_class(row_query, truth.row_frames)
     true_events = of_class(row_query, truth.row_events)
     start = np.full(num_classes + 1, FIRST_F1)
-    prices = Prices(start, 2 * true_frames, start, start, 2 * true_events)
+    # At least 1, as of a class without a true event: worth divides by them.
+    frames, number = (np.maximum(2 * true, 1) for true in (true_frames, true_events))
+    prices = Prices(start, frames, start, start, number)
     for _ in range(ROUNDS):
-        prices = prices._replace(
-            frames=np.maximum(prices.frames, 1), events=np.maximum(prices.events, 1)
-        )
         on = decide(boxes, worth(boxes, values, query, prices, events))
         mine = query[on]
-        length = of_class(mine, (boxes.end - boxes.begin)[on]) + true_frames
-        number = of_class(mine, np.ones(len(mine))) + true_events
+        length = np.maximum(of_class(mine, (boxes.end - boxes.begin)[on]) + true_frames, 1)
+        number = np.maximum(of_class(mine, np.ones(len(mine))) + true_events, 1)
         hits = [
             of_class(mine, amount[on])
             for amount in (truth.frames, truth.values[:, COLLAR], truth.values[:, OVERLAP])
         ]
-        f1 = [
-            2 * hit / np.maximum(size, 1)
-            for hit, size in zip(hits, (length, number, number), strict=True)
-        ]
+        f1 = [2 * hit / size for hit, size in zip(hits, (length, number, number), strict=True)]
         # Halfway: two sets of decisions could lead to each other for ever.
         f1 = [(old + new) / 2 for old, new in zip((prices.frame_f1, *prices[2:4]), f1, strict=True)]
         prices = Prices(f1[0], length, f1[1], f1[2], number)
@@ -499,7 +495,7 @@ def ranks_of(boxes: Boxes, confidence: np.ndarray) -> np.ndarray:
 class EventNetwork(nn.Module):
     """All that a policy has learned: networks of frames and of boxes, and the prices."""
 
-    window, rivals = None, False  # it sees the whole clip, the other queries included
+    window = None  # it sees the whole clip
 
     def __init__(self, events: Events, classes: tuple[str, ...], members: int):
         super().__init__()

@@ -109,8 +109,6 @@ class BiGRU(nn.GRU):
 class QNetwork(nn.Module):
     """TCN -> BiGRU -> Transformer -> head on the centre frame; (B, C, W) -> Q-values (B, A)."""
 
-    rivals = False  # a state holds nothing of the clip's other queries
-
     def __init__(self, bandit: Bandit, network: Network):
         super().__init__()
         hidden, width = network.hidden, network.width

@@ -28,7 +28,6 @@ from scipy.ndimage import gaussian_filter1d
 from torch import nn
 from torch.nn import functional
 
-from bandit import highest_other
 from config import Events
 from preprocess import Cache
 from timeline import merge_events
@@ -89,6 +88,15 @@ class Queried(NamedTuple):
     tags: np.ndarray  # (Q,) clip-level scores
     frame_s: float
     present: bool  # the queries are known to sound
+
+
+def highest_other(values: np.ndarray) -> np.ndarray:
+    """(K, T) -> (K, T): the highest value of the other rows; 0 where there is none."""
+    if len(values) < 2:
+        return np.zeros_like(values)
+    first, second = -np.partition(-values, 1, axis=0)[:2]
+    best = np.arange(len(values))[:, None] == values.argmax(axis=0)
+    return np.where(best, second, first)
 
 
 def share_above(x: np.ndarray) -> np.ndarray:

@@ -162,6 +162,7 @@ def catch_signals() -> list[int]:
     return received
 
 
+FORMER_METHOD = "dense"  # of `best` before it decided over events
 # Fields that may differ between a run and its resumption: they change no number.
 FREE_FIELDS = (
     "resume",
@@ -194,6 +195,12 @@ def known_config(cls: type, stored: Any) -> Any:
         known = {name: completed(value, defaults.get(name)) for name, value in found.items()}
         return defaults | known
 
+    if cls is TrainConfig and isinstance(stored, dict):
+        stored = {name: value for name, value in stored.items() if name != FORMER_METHOD}
+        if stored.get("method") == FORMER_METHOD:
+            raise InputError(f"--method {FORMER_METHOD} is gone; --preset best decides over events")
+        if stored.get("preset") == "best_events":  # what `best` was called before
+            stored["preset"] = "best"
     return completed(stored, to_dict(cls()))
 
 
@@ -277,12 +284,12 @@ def facts_of(cls: type, content: dict[str, Any], path: Path) -> Facts:
         raise InputError(f"{path}: damaged, or of another script ({why(error)})") from None
 
 
-def queries_of(content: dict[str, Any], path: Path) -> tuple[tuple[str, ...], str]:
-    """Classes that a policy knows apart, none for a windowed one, and the queries it learned."""
-    classes, queries = content.get("classes", ()), content.get("queries", "present")
-    if misfit(classes, [is_text]) is not None or queries not in ("present", "all"):
-        raise InputError(f"{path}: damaged (classes {classes!r}, queries {queries!r})")
-    return tuple(classes), queries
+def classes_of(content: dict[str, Any], path: Path) -> tuple[str, ...]:
+    """Classes that a policy knows apart; none for a windowed one."""
+    classes = content.get("classes", ())
+    if misfit(classes, [is_text]) is not None:
+        raise InputError(f"{path}: damaged (classes {classes!r})")
+    return tuple(classes)
 
 
 def seen_of(content: dict[str, Any], path: Path) -> torch.Tensor | None:

@@ -30,12 +30,11 @@ import numpy as np
 from torch import nn
 
 import comparison_figures
+from bandit import epsilon_at, hold_out
 from comparison import NOT_OPPONENTS, TABLE
 from config import Bandit, TrainConfig, VisualizeConfig, run_script
 from core.files import is_ours, keep_apart, made, own_folder, whole
 from core.stored import read_json
-from dense import DenseQNetwork, training_pairs
-from DQN import QNetwork, epsilon_at
 from evaluate import (
     Evaluated,
     Matches,
@@ -48,6 +47,7 @@ from evaluate import (
 from labels import find_audio
 from matching import Match
 from metrics import DRAWS, NAMES, count_pairs, scores_of
+from network import QNetwork
 from plotting import (
     COLOURS,
     MOST_CLASSES,
@@ -75,7 +75,6 @@ from runfolder import (
     config_of,
     facts_of,
     last_ten,
-    queries_of,
     read_checkpoint,
     read_history,
     unchanged_rewards,
@@ -97,8 +96,6 @@ class Training(NamedTuple):
     history: dict[str, np.ndarray]
     planned: int
     schedule: int  # episodes that epsilon was planned for; fewer where a run got more passes
-    classes: tuple[str, ...] = ()  # those that a dense network knows apart
-    queries: str = "present"  # those of the cache that it was trained on
 
 
 def load_training(cfg: VisualizeConfig) -> Training:
@@ -111,16 +108,11 @@ def load_training(cfg: VisualizeConfig) -> Training:
     steps = config.method == "events"  # its episodes are gradient steps
     if (folder / "manifest.json").exists() and not steps:  # a run that was stopped has planned more
         cache = load_cache(folder)
-        train, _ = training_pairs(cache, config)
+        train, _ = hold_out(cache, config)
         planned = max(planned, (config.passes or 1) * len(train))
     best = cfg.run / "best.pt"
-    if config.method == "windowed":
-        info = {}
-        if best.exists():
-            info = facts_of(TrainConfig, read_checkpoint(best), best).info
-        return Training(config, history, planned, info.get("planned", planned))
-    known = queries_of(read_checkpoint(best), best)
-    return Training(config, history, planned, planned, *known)
+    info = facts_of(TrainConfig, read_checkpoint(best), best).info if best.exists() else {}
+    return Training(config, history, planned, info.get("planned", planned))
 
 
 def focus_pair(data: Evaluated) -> tuple[int, str]:
@@ -385,7 +377,7 @@ def draw_events(data: Evaluated, matches: Matches) -> "Figure | str":
 def draw_epsilon(run: Training) -> "Figure | str":
     """Exploration rate over episodes, planned and logged, with the gradient steps."""
     learning = run.config.learning
-    if run.config.method == "dense":
+    if run.config.method != "windowed":
         return "this policy does not explore: the rewards of all actions are known"
     if not max(learning.epsilon_start, learning.epsilon_end):
         return "this run does not explore: epsilon is 0"
@@ -520,31 +512,6 @@ def network_boxes(network: QNetwork, bandit: Bandit) -> list[tuple[str, str, str
     ]
 
 
-def dense_boxes(
-    network: DenseQNetwork, bandit: Bandit
-) -> list[tuple[str, str, str, int | str, int | str]]:
-    """The same of a dense network."""
-    member, count = network.members[0], len(network.members)
-    rival = "rival's d_raw" + (f"\n({count - network.blind} of {count})" if network.blind else "")
-    names = [*bandit.channels, *([rival] if network.rivals else [])]
-    channels = len(names)
-    convs, hidden = member.convs, member.inputs.out_channels
-    reach = f"{len(convs)} x Conv1d\nkernel {convs[0].kernel_size[0]}\ndilation\n1 to"
-    reach += f" {convs[-1].dilation[0]}\n\nsees {network.window}\nframes"
-    known = f"{member.of_clip.in_features} statistics\nof the clip\n\n"
-    known += "class vector" if member.of_class is not None else "no class"
-    head = f"Linear {hidden}\nto {hidden}\n\nLinear {hidden}\nto 2: off, on"
-    values = "one for each\nshift of Base_T:\nof the decision\nit leads to\n\nmean of\n"
-    values += f"{count} networks"
-    return [
-        ("data", "Clip", "\n".join(names), channels, "T"),
-        ("linear", "Context", f"Linear {channels}\nto {hidden}\n\n{known}", hidden, "T"),
-        ("convolution", "TCN", reach, hidden, "T"),
-        ("linear", "Head", head, 2, "T"),
-        ("data", "Q-values", values, bandit.num_actions, "T"),
-    ]
-
-
 def draw_network(run: Training) -> "Figure | str":
     """The Q-network as a row of boxes, sizes from the run's config."""
     from matplotlib.patches import FancyBboxPatch
@@ -552,12 +519,8 @@ def draw_network(run: Training) -> "Figure | str":
     config = run.config
     if config.method == "events":
         return "a policy over events is no row of layers; see event_policy.py"
-    if config.method == "dense":
-        network = DenseQNetwork(config.bandit, config.dense, run.classes, run.queries)
-        boxes = dense_boxes(network, config.bandit)
-    else:
-        network = QNetwork(config.bandit, config.network)
-        boxes = network_boxes(network, config.bandit)
+    network = QNetwork(config.bandit, config.network)
+    boxes = network_boxes(network, config.bandit)
     parameters = sum(weights.numel() for weights in network.parameters())
     figure, axes = page(f"Q-network: {parameters:,} parameters", height=5.0)
     ax, shape = axes[0, 0], {"boxstyle": "round,pad=0,rounding_size=0.05", "edgecolor": "#5a6b85"}

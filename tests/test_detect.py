@@ -25,10 +25,9 @@ import gate
 import preprocess
 import runfolder
 import scorers
-from bandit import decide, query_of, resident, thresholds, to_device
+from bandit import decide, resident, thresholds, to_device
 from config import (
     Bandit,
-    Dense,
     DetectConfig,
     EvaluateConfig,
     InputError,
@@ -36,9 +35,7 @@ from config import (
     PreprocessConfig,
     Signal,
     TrainConfig,
-    with_preset,
 )
-from dense import DenseTrainer
 from DQN import Trainer, greedy_actions, load_policy
 from entrants import predicted_events
 from labels import clip_id, read_labels
@@ -120,16 +117,6 @@ def write_policy(run: Path, cache: Path, bandit: Bandit) -> None:
     runfolder.write_checkpoint(run / "best.pt", trainer.policy())
 
 
-def write_dense(run: Path, cache: Path) -> None:
-    """A checkpoint of a dense policy with random weights."""
-    best = with_preset(TrainConfig, "best")
-    dense = Dense(hidden=8, layers=3, members=2)
-    cfg = replace(best, cache=cache, run=run, dense=dense, seed=3)
-    trainer = DenseTrainer(cfg, preprocess.load_cache(cache / "train"), CPU)
-    run.mkdir(parents=True, exist_ok=True)
-    runfolder.write_checkpoint(run / "best.pt", trainer.policy())
-
-
 @pytest.fixture(scope="module")
 def home(tmp_path_factory) -> Path:
     """Two splits of mixed lengths, caches with and without audio, a policy for each reading."""
@@ -142,7 +129,6 @@ def home(tmp_path_factory) -> Path:
             preprocess_split(folder, split, "silent", audio=False)
         for name, bandit in READINGS.items():
             write_policy(folder / name, folder / "cache", bandit)
-        write_dense(folder / "dense", folder / "cache")
         write_policy(folder / "scores-only", folder / "silent", Bandit())
     return folder
 
@@ -171,7 +157,7 @@ def evaluated_events(policy: Path, cache: Path, out: Path) -> dict:
 def policy_events(policy: Path, cache: Path, out: Path, gated: bool = True) -> dict:
     """The same from the parts of it, in milliseconds; with or without the gate."""
     loaded, data = load_policy(policy / "best.pt", CPU), preprocess.load_cache(cache)
-    signals = to_device(data, loaded.bandit, CPU, loaded.classes, loaded.network.rivals)
+    signals = to_device(data, loaded.bandit, CPU)
     actions = greedy_actions(loaded.network, signals, loaded.bandit, 256)
     pred = decide(signals.prob, thresholds(signals, actions, loaded.bandit)).numpy()
     if gated:
@@ -186,7 +172,7 @@ def policy_events(policy: Path, cache: Path, out: Path, gated: bool = True) -> d
 # ---------------------------------------------------------------------------- as evaluate.py
 
 
-@pytest.mark.parametrize("reading", [*READINGS, "dense"])
+@pytest.mark.parametrize("reading", READINGS)
 @pytest.mark.parametrize("gated", [True, False])
 def test_events_are_those_of_evaluate(home, tmp_path, capsys, reading, gated):
     code, events = run(home, tmp_path, reading, gate=gated)
@@ -205,7 +191,7 @@ def test_events_are_those_of_evaluate(home, tmp_path, capsys, reading, gated):
     assert (line in text) == gated and ("--no-gate" in text) != gated
 
 
-@pytest.mark.parametrize("reading", [*READINGS, "dense"])
+@pytest.mark.parametrize("reading", READINGS)
 def test_how_rows_are_gathered_changes_nothing(home, tmp_path, monkeypatch, reading):
     usual = run(home, tmp_path, reading)
     monkeypatch.setattr(detect, "FRAMES_AT_ONCE", 150)
@@ -304,13 +290,8 @@ def slow_long(policy: Path, wav: np.ndarray, values: np.ndarray, size: int, fold
     assert 0 < sum(opened) < len(opened)
     signals = {name: np.concatenate([row[name] for row in found]) for name in preprocess.SIGNALS}
     offsets = np.arange(len(found) + 1) * size
-    query = query_of(CLASSES * len(starts), loaded.classes)
     nobody_knows = np.zeros(offsets[-1], bool)
-    blocks = [values[:, start : start + size] for start in starts]
-    rival = np.concatenate([np.delete(b, k, 0).max(0) for b in blocks for k in range(len(b))])
-    there = resident(
-        signals, nobody_knows, offsets, loaded.bandit, CPU, query, rival.astype(np.float32)
-    )
+    there = resident(signals, nobody_knows, offsets, loaded.bandit, CPU)
     actions = greedy_actions(loaded.network, there, loaded.bandit, 64)
     pred = decide(there.prob, thresholds(there, actions, loaded.bandit)).numpy()
     pieces = pred.reshape(len(starts), len(CLASSES), size)
@@ -325,7 +306,7 @@ def slow_long(policy: Path, wav: np.ndarray, values: np.ndarray, size: int, fold
     return sorted(event for row, name in rows for event in frames_to_events(row, name, edges))
 
 
-@pytest.mark.parametrize("reading", [*READINGS, "dense"])
+@pytest.mark.parametrize("reading", READINGS)
 def test_a_long_recording_is_decided_in_blocks(home, tmp_path, capsys, reading):
     rng = np.random.default_rng(5)
     clips = [make_clip(rng, 100) for _ in range(5)]
@@ -345,7 +326,7 @@ def test_a_long_recording_is_decided_in_blocks(home, tmp_path, capsys, reading):
         slow = slow_long(home / reading, wav, values, size, tmp_path)
         write_labels(tmp_path / "slow.tsv", {"long.wav": slow})
         assert events == read_labels(tmp_path / "slow.tsv")
-    if reading in ("independent", "dense"):
+    if reading == "independent":
         _, whole = run(home, tmp_path, reading, block_s=10.0, **here)
         assert "blocks: 1\n" in capsys.readouterr().out and whole != events
 

@@ -516,10 +516,17 @@ def test_a_checkpoint_of_an_older_version(small):
         path = small / "runs" / "a" / name
         content = torch.load(path, weights_only=True)
         config = json.loads(content["config"])
-        del config["dense"], config["bandit"]["boundary_test"], config["looks"]
+        del config["events"], config["bandit"]["boundary_test"], config["looks"]
         runfolder.write_checkpoint(path, content | {"config": json.dumps(config)})
     assert load_policy(path, CPU).bandit == Bandit()
     assert main(small_config(small, resume=True)) == 0
+    former = config | {"dense": {"hidden": 32}, "method": "dense", "preset": "best"}
+    runfolder.write_checkpoint(path, content | {"config": json.dumps(former)})
+    with pytest.raises(InputError, match="--method dense is gone"):
+        load_policy(path, CPU)
+    of_then = config | {"dense": {"hidden": 32}}  # a group of settings that it did not use
+    runfolder.write_checkpoint(path, content | {"config": json.dumps(of_then)})
+    assert load_policy(path, CPU).bandit == Bandit()
     del config["learning"]["lr"]
     runfolder.write_checkpoint(path, content | {"config": json.dumps(config)})
     with pytest.raises(InputError, match=r"--learning\.lr was 0\.0001, now 0\.003"):

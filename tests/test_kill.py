@@ -198,7 +198,7 @@ CASES = {
         f"DQN.py --cache cache --run new {TINY} {LEARN} {OFTEN} --passes 4 --holdout 0.3", "new"
     ),
     "best": Case(
-        f"DQN.py --preset best --cache cache --run new {OFTEN} --dense.hidden 4 --dense.batch 2"
+        f"DQN.py --preset best --cache cache --run new {OFTEN} --events.hidden 4 --events.batch 2"
         " --passes 8 --holdout 0.3",
         "new",
     ),

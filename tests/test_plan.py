@@ -20,8 +20,8 @@ import runfolder
 from bandit import near, planned
 from config import (
     Bandit,
-    Dense,
     EvaluateConfig,
+    Events,
     InputError,
     Learning,
     Network,
@@ -29,8 +29,8 @@ from config import (
     run_main,
     with_preset,
 )
-from dense import DenseTrainer
 from DQN import Trainer, load_policy, main
+from event_policy import EventTrainer
 from preprocess import load_cache
 
 CPU = torch.device("cpu")
@@ -52,8 +52,8 @@ def config(**changes) -> TrainConfig:
 
 
 def best(**changes) -> TrainConfig:
-    dense = Dense(hidden=4, layers=2, batch=4)
-    base = {"run": Path("runs/best"), "dense": dense, "device": "cpu", "passes": 3}
+    events = Events(hidden=4, layers=2, batch=4, box_hidden=4, box_batch=32, tag_limit=0.0)
+    base = {"run": Path("runs/best"), "events": events, "device": "cpu", "passes": 3}
     return replace(with_preset(TrainConfig, "best"), **(base | changes))
 
 
@@ -66,12 +66,14 @@ def info_of(run: Path | str) -> dict:
 
 def test_few_pairs_get_as_many_passes_as_learning_needs(folder, monkeypatch):
     cache = load_cache(folder / "cache" / "train")
-    for cfg, kind in ((config(), Trainer), (best(), DenseTrainer)):
+    for cfg, kind in ((config(), Trainer), (best(), EventTrainer)):
         monkeypatch.setattr(kind, "FLOOR", 40)
         trainer = kind(replace(cfg, passes=None), cache, CPU)
         passes = trainer.cfg.passes
         assert trainer.gradient_steps(passes) >= 40 > trainer.gradient_steps(passes - 1)
-        assert len(trainer.order) == passes * (len(cache.pairs) - len(trainer.held_out))
+        pairs = len(cache.pairs) - len(trainer.held_out)
+        episodes = passes * pairs if kind is Trainer else trainer.gradient_steps(passes)
+        assert len(trainer.order) == episodes
         monkeypatch.setattr(kind, "FLOOR", 1)  # where there is enough, the method's own number
         assert kind(replace(cfg, passes=None), cache, CPU).cfg.passes >= kind.PASSES
         assert kind(replace(cfg, passes=2), cache, CPU).cfg.passes == 2  # what is given counts
@@ -97,10 +99,10 @@ def test_the_estimate_is_what_is_made(folder, test):
     assert trainer.progress["steps"] == pytest.approx(
         expected, rel=0.1 if test == "before" else 0.4
     )
-    dense = DenseTrainer(best(), cache, CPU)
-    while not dense.done:
-        dense.tick()
-    assert dense.progress["steps"] == dense.gradient_steps(3)
+    over_events = EventTrainer(best(), cache, CPU)
+    while not over_events.done:
+        over_events.tick()
+    assert over_events.progress["steps"] == over_events.gradient_steps(3)
 
 
 def test_a_run_that_would_never_learn_is_refused(folder):
@@ -127,22 +129,21 @@ def test_no_frame_inside_the_boundary_is_refused(folder):
 
 
 def test_too_few_steps_are_said(folder, capsys):
-    for cfg, kind in ((config(), Trainer), (best(), DenseTrainer)):
+    for cfg, kind in ((config(), Trainer), (best(), EventTrainer)):
         assert main(cfg) == 0
         assert f"{kind.FLOOR:,}" in capsys.readouterr().out
     enough = replace(best(), passes=None, overwrite=True)
     assert main(enough) == 0
     said = capsys.readouterr().out
     assert "too few" not in said
-    assert info_of("runs/best")["steps"] >= DenseTrainer.FLOOR
+    assert info_of("runs/best")["steps"] >= EventTrainer.FLOOR
 
 
 # ---------------------------------------------------------------------------- more passes
 
 
-@pytest.mark.parametrize("preset", ["slides", "best"])
-def test_a_finished_run_is_trained_further(folder, capsys, preset):
-    cfg = config(passes=1) if preset == "slides" else best(passes=1)
+def test_a_finished_run_is_trained_further(folder, capsys):
+    cfg = config(passes=1)
     main(cfg)
     first = runfolder.read_history(cfg.run)
     steps = info_of(cfg.run)["steps"]
@@ -152,15 +153,15 @@ def test_a_finished_run_is_trained_further(folder, capsys, preset):
     assert main(again(cfg, passes=3)) == 0
     said = capsys.readouterr().out
     assert "3 passes in place of 1" in said
-    assert ("epsilon" in said) if preset == "slides" else ("learning rate" in said)
+    assert "epsilon" in said
     history = runfolder.read_history(cfg.run)
     count = len(first["Episode"])
     assert len(history["Episode"]) == 3 * count
     for name in first:
         assert np.array_equal(history[name][:count], first[name])
     assert info_of(cfg.run)["steps"] > steps
-    if preset == "slides":  # exploration is over, and stays so
-        assert (history["Epsilon"][count:] == cfg.learning.epsilon_end).all()
+    # Exploration is over, and stays so.
+    assert (history["Epsilon"][count:] == cfg.learning.epsilon_end).all()
     assert json.loads((cfg.run / "config.json").read_text())["passes"] == 3
     with pytest.raises(InputError, match="--passes was 3, now 2"):
         main(again(cfg, passes=2))

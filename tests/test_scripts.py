@@ -61,8 +61,6 @@ def small(command: str) -> list[str]:
         flags.append("--overwrite")
     sizes = [] if "--digest" in flags else shlex.split(SMALL[script])
     if script == "DQN.py" and "best" in flags:
-        sizes = ["--dense.hidden", "8", "--passes", "2", "--device", "cpu"]
-    if script == "DQN.py" and "best_events" in flags:
         sizes = ["--events.hidden", "8", "--passes", "20", "--device", "cpu"]
     for flag in set(sizes[::2]) & set(flags):
         at = flags.index(flag)

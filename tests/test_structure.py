@@ -42,7 +42,6 @@ ORDER = (
     "longrun",
     "dasm",
     "network",
-    "dense",
     "device",
     "candidates",
     "posterior",

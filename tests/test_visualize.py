@@ -416,9 +416,9 @@ def test_base_is_broader_where_the_dqn_covers_it(drawn):
 
 def test_no_exploration_no_figure(folders):
     run = visualize.load_training(folders.cfg)
-    dense = run._replace(config=TrainConfig(method="dense"))
+    over_events = run._replace(config=TrainConfig(method="events"))
     never = replace(run.config.learning, epsilon_start=0.0, epsilon_end=0.0)
-    for one in (dense, run._replace(config=replace(run.config, learning=never))):
+    for one in (over_events, run._replace(config=replace(run.config, learning=never))):
         assert isinstance(visualize.draw_epsilon(one), str)
 
 
@@ -475,7 +475,7 @@ def test_missing_and_damaged_files_name_the_command(copied, file, command):
 def test_settings_of_an_older_version(copied):
     path = copied.run / "config.json"
     settings = json.loads(path.read_text())
-    del settings["dense"]["known_head"], settings["looks"]
+    del settings["events"]["lr"], settings["looks"]
     preprocess.write_json(path, settings)
     assert visualize.load_training(copied).config.network.hidden == 16
 
