@@ -528,6 +528,14 @@ class Trainer:
         runfolder.restore_torch_rng(own["rng"], self.device)
         self.fill_lanes()  # with pairs of further passes
 
+    def learned(self) -> tuple[dict[str, str], str]:
+        """Rewards of the run, for grep and in words."""
+        curve = runfolder.learning_curve(self.cfg.run, self.bandit)
+        first, last = curve["avg10_first_tenth"], curve["avg10_last_tenth"]
+        said = "the reward of an episode (avg10, its mean over ten) went from"
+        lines = {name: f"{value:.2f}" for name, value in curve.items()}
+        return lines, f"{said} {first:.1f} in the first tenth of the run to {last:.1f} in the last"
+
     def held_out_f1(self) -> float:
         """Mean-pair F1 of the greedy policy on the held-out pairs."""
         actions = decide_together(

@@ -66,12 +66,11 @@ from metrics import (
     bootstrap_mean,
     count_pairs,
     mean_over_pairs,
-    over_all_pairs,
     per_class,
     pooled,
     scores_of,
 )
-from opponents import best_possible, class_of_pair, yardsticks
+from opponents import best_possible, class_of_pair, yardsticks, yardsticks_of_all
 from preprocess import Cache, Pair, load_cache
 from provenance import Origin, held_against, origin_of
 from ranks import Ranks, together
@@ -106,8 +105,11 @@ def interval(
     return {name: [float(low[i]), float(high[i])] for i, name in enumerate(NAMES)}
 
 
-def tables(cache: Cache, pred: np.ndarray, bandit: Bandit, train: Cache | None) -> dict[str, Any]:
-    """Everything that goes into results.json about decisions (N,) after the policy."""
+def tables(
+    cache: Cache, pred: np.ndarray, bandit: Bandit | None, train: Cache | None
+) -> dict[str, Any]:
+    """Everything that goes into results.json about decisions (N,) after the policy; `bandit` None:
+    of one that shifts no threshold."""
     base = cache.signals["binary"] > 0.5
     counts = {
         "before": count_pairs(base, cache.label, cache.offsets),
@@ -140,7 +142,9 @@ def tables(cache: Cache, pred: np.ndarray, bandit: Bandit, train: Cache | None) 
             }
             for label, row in classes["before"].items()
         },
-        "threshold_selection": selection(cache, pred, bandit),
+        "threshold_selection": {"accuracy": None, "frames": 0}
+        if bandit is None
+        else selection(cache, pred, bandit),
         "fixed_frames": int((wrong_before & ~wrong_after).sum()),
         "broken_frames": int((~wrong_before & wrong_after).sum()),
         "yardsticks": rows,
@@ -148,18 +152,32 @@ def tables(cache: Cache, pred: np.ndarray, bandit: Bandit, train: Cache | None) 
 
 
 def all_pairs_tables(
-    cache: Cache, pred: np.ndarray, gate: tag_gate.Gate | None
-) -> dict[str, dict[str, float]]:
-    """T_base and the policy over all pairs, bare and behind the policy's tag gate."""
-    base = cache.signals["binary"] > 0.5
-    rows = {BASE: base, "DQN": pred}
+    cache: Cache, train: Cache | None, pred: np.ndarray, gate: tag_gate.Gate | None
+) -> dict[str, dict[str, Any]]:
+    """Over all pairs: T_base and the policy, bare and behind the tag gate, and the rules.
+
+    The gate is the policy's; of one without, that of the training cache stands before T_base.
+    Each row has its `kind` and `behind`: by how much the policy's last row is better in macro-F1,
+    with the interval.
+    """
+    base, rows = cache.signals["binary"] > 0.5, {}
+    rows[BASE], rows["DQN"] = ("base", base), ("policy", pred)
+    of_base = gate or (train and train.queries == "all" and tag_gate.tune_gate(train)) or None
+    if of_base is not None:
+        rows[f"{BASE}, gated"] = ("base", tag_gate.behind(of_base, cache, base))
     if gate is not None:
-        rows[f"{BASE}, gated"] = tag_gate.behind(gate, cache, base)
-        rows["DQN, gated"] = tag_gate.behind(gate, cache, pred)
-    labels, present = class_of_pair(cache), cache.present
+        rows["DQN, gated"] = ("policy", tag_gate.behind(gate, cache, pred))
+    if train is not None and train.queries == "all":
+        rows |= {rule.name: ("rule", on) for rule, on in yardsticks_of_all(cache, train)}
+    counts = {name: count_pairs(on, cache.label, cache.offsets) for name, (_, on) in rows.items()}
+    sampler = comparison.Resampler(cache)
+    found = {name: (comparison.headline(c, cache), sampler.draws(c)) for name, c in counts.items()}
+    ours = found["DQN" if gate is None else "DQN, gated"]
+    names = comparison.HEADLINE["all"]
     return {
-        name: over_all_pairs(count_pairs(on, cache.label, cache.offsets), labels, present)
-        for name, on in rows.items()
+        name: found[name][0]
+        | {"kind": kind, "behind": comparison.difference(names, ours, found[name])["macro_f1"]}
+        for name, (kind, _) in rows.items()
     }
 
 
@@ -170,18 +188,31 @@ def best_rule(results: dict[str, Any]) -> list[dict[str, Any]]:
     return sorted(rules, key=lambda row: -row["f1"])[:1]
 
 
+def best_of(rows: dict[str, dict[str, Any]], kind: str) -> str | None:
+    """Name of the row of a kind that is best over all pairs."""
+    names = [name for name, row in rows.items() if row["kind"] == kind]
+    return max(names, key=lambda name: rows[name]["macro_f1"], default=None)
+
+
 def verdict(results: dict[str, Any]) -> str:
-    """What the policy is worth, in one sentence: against its base threshold, and against the rule
-    that is best on this very split, which favours the rule. Frame F1, mean over present pairs."""
-    ours = results["after"]["f1"]
+    """The policy's worth in one sentence: against its base threshold, and against the rule that is
+    best on this very split, which favours the rule.
+
+    On present pairs by the mean F1 of a pair, on all pairs by macro-F1, behind the gate.
+    """
+    if rows := results.get("all_pairs"):
+        metric, name = "macro_f1", "DQN, gated" if "DQN, gated" in rows else "DQN"
+        ours, others = rows[name]["macro_f1"], (best_of(rows, "base"), best_of(rows, "rule"))
+        against = [(other, rows[other], rows[other]["behind"]) for other in others if other]
+    else:
+        metric, name, ours = "f1", "DQN", results["after"]["f1"]
+        whole = [(BASE, results["before"], results["interval"])]
+        whole += [(row["name"], row, row["interval"]) for row in best_rule(results)]
+        against = [(who, row, [ours - row["f1"], *ends["f1"]]) for who, row, ends in whole]
     parts = [
-        comparison.judged(results, "f1", name, row["f1"], [ours - row["f1"], *between["f1"]])
-        for name, row, between in (
-            (BASE, results["before"], results["interval"]),
-            *((r["name"], r, r["interval"]) for r in best_rule(results)),
-        )
+        comparison.judged(results, metric, who, row[metric], change) for who, row, change in against
     ]
-    said = f"DQN (F1 {100 * ours:.2f}) {' and '.join(parts)}."
+    said = f"{name} ({comparison.TITLES[metric]} {100 * ours:.2f}) {' and '.join(parts)}."
     return said if results["num_clips"] > 1 else f"{said} {comparison.ONE_CLIP}"
 
 
@@ -231,18 +262,21 @@ def print_ends(ends: dict[str, Any]) -> None:
             print(f"median_{end}_error: {', '.join(texts)}")
 
 
-def print_all_pairs(results: dict[str, Any]) -> None:
+def print_all_pairs(results: dict[str, Any], full: bool) -> None:
     """What a cache of all pairs adds: false alarms count."""
     rows = results["all_pairs"]
     title = f"all {results['num_pairs']} pairs"
     width = max(map(len, [title, *rows]))
     print(f"\n{title:<{width}} {'macro-F1':>9} {'micro-F1':>9} {'absent pairs on':>16}")
+    best = best_of(rows, "rule")
     for name, row in rows.items():
+        if row["kind"] == "rule" and name != best and not full:
+            continue
         values = f"{row['macro_f1']:>9.2%} {row['micro_f1']:>9.2%} {row['false_alarms']:>16.2%}"
         print(f"{name:<{width}} {values}")
-    if results["gate"] is None:
+    if results["gate"] is None and not results["over_events"]:
         print("note: the policy has no tag gate, so nothing is gated and the events are all of its")
-    else:
+    if results["gate"] is not None:
         gate = results["gate"]
         print(f"gate_precision: {gate['precision']:.4f}\ngate_recall: {gate['recall']:.4f}")
 
@@ -261,7 +295,7 @@ def print_results(results: dict[str, Any], full: bool = False) -> None:
     if full:
         print_details(results)
     if "all_pairs" in results:
-        print_all_pairs(results)
+        print_all_pairs(results, full)
     print()
     for name in NAMES:
         low, high = results["interval"][name]
@@ -269,7 +303,7 @@ def print_results(results: dict[str, Any], full: bool = False) -> None:
     if full:
         print_numbers(results)
     print_ends(results["ends"])
-    if gain["f1"] < 0:
+    if gain["f1"] < 0 and "all_pairs" not in results:  # there T_base hears what is not there
         low, high = results["interval"]["f1"]
         print(
             f"note: the policy does harm here: F1 {100 * gain['f1']:+.2f} points"
@@ -622,6 +656,7 @@ def apply(
         "cache_key": cache.key,
         "checkpoint": str(path),
         "policy": policy.info,
+        "over_events": policy.over_events,
         "notes": notes,
         **made_with(),
         "queries": cache.queries,
@@ -635,14 +670,16 @@ def apply(
         "batch": batch,
     }
     heard = pred[cache.present[cache.frames_of_pair]]  # the slides' tables: present classes only
-    results |= tables(cache.present_only(), heard, policy.bandit, train)
-    results["verdict"] = verdict(results)
+    results |= tables(
+        cache.present_only(), heard, None if policy.over_events else policy.bandit, train
+    )
     events = pred
     if cache.queries == "all":
-        results["all_pairs"] = all_pairs_tables(cache, pred, policy.gate)
+        results["all_pairs"] = all_pairs_tables(cache, train, pred, policy.gate)
         results["gate"] = policy.gate and tag_gate.tagging(policy.gate, cache)
         if policy.gate is not None:
             events = tag_gate.behind(policy.gate, cache, pred)
+    results["verdict"] = verdict(results)
     before = cache.signals["binary"] > 0.5
     data = Evaluated(cache, results, t_adj, before, pred)
     matches = find_matches(data)

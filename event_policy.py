@@ -904,6 +904,21 @@ class EventTrainer:
         self.sums.copy_(torch.tensor(sums, dtype=torch.float64))
         runfolder.restore_torch_rng(content["rng"], self.device)
 
+    def learned(self) -> tuple[dict[str, str], str]:
+        """Losses of the run, for grep and in words; an episode is a gradient step."""
+        loss = runfolder.read_history(self.cfg.run)["Loss"]
+        lines = {}
+        for name, part in (("frame", loss[: self.frame_steps]), ("box", loss[self.frame_steps :])):
+            some = part[part > 0]  # a tick of several steps has one loss, their mean
+            tenth = math.ceil(len(some) / 10)
+            lines[f"{name}_loss_first_tenth"] = f"{some[:tenth].mean():.4f}"
+            lines[f"{name}_loss_last_tenth"] = f"{some[-tenth:].mean():.4f}"
+        frames, frames_end, boxes, boxes_end = lines.values()
+        return lines, (
+            f"from the first to the last tenth of the steps the loss went from {frames} to"
+            f" {frames_end} on frames and from {boxes} to {boxes_end} on boxes"
+        )
+
     def held_out_f1(self) -> float:
         """Mean-pair F1 on the present held-out pairs, asked for as the cache asks; -1 before the
         boxes have their prices."""

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 
-import runfolder
 from bandit import decide
 from config import InputError
 from metrics import mean_f1
@@ -100,14 +99,9 @@ def summarise(trainer: Any, frames: int, seconds: float) -> None:
     print(f"gradient_steps: {progress['steps']}")
     print(f"train_seconds: {seconds:.1f}")
     print(f"train_frames_per_s: {frames / seconds:.0f}")
-    curve = runfolder.learning_curve(trainer.cfg.run, trainer.bandit)
+    curve, said = trainer.learned()
     for name, value in curve.items():
-        print(f"{name}: {value:.2f}")
-    said = (
-        f"in words: the reward of an episode (avg10, its mean over ten) went from"
-        f" {curve['avg10_first_tenth']:.1f} in the first tenth of the run to"
-        f" {curve['avg10_last_tenth']:.1f} in the last"
-    )
+        print(f"{name}: {value}")
     if len(held_out):
         base = decide(cache.signals["prob"], cache.signals["t_base"])
         before, best = mean_f1(cache, base, held_out), progress["best_f1"]
@@ -124,5 +118,5 @@ def summarise(trainer: Any, frames: int, seconds: float) -> None:
         )
     else:
         said += "; no pairs were held out, so evaluate.py says what the policy is worth"
-    print(said)
+    print(f"in words: {said}")
     print(f"policy: {trainer.cfg.run / 'best.pt'}")

@@ -630,27 +630,33 @@ def ceilings(bandit: Bandit) -> list[Rule]:
     ]
 
 
+TUNED: dict[str, tuple[str, Callable[[Objective, str], dict[str, Any]]]] = {
+    "median": ("median + threshold", tune_median),
+    "hysteresis": ("hysteresis", tune_hysteresis),
+    "csebbs": ("cSEBBs", tune_csebbs),
+}
+
+
+def one_rule(aim: Objective, kind: str, on: str) -> Rule:
+    """A rule of one kind, tuned for each class."""
+    name, tune = TUNED[kind]
+    return tuned_rule(f"{name} on {on}", kind, on, tune(aim, on))
+
+
 def fit_all(train: Cache, bandit: Bandit, point: Point, quiet: bool = False) -> list[Rule]:
     """Every rule, tuned on the training cache for one operating point; `quiet`: no progress bar.
 
     InputError where a cache of present pairs is to be tuned on all of them.
     """
     aim, events = Objective(train, point), EventObjective(train)
-
-    def one(name: str, kind: str, on: str, tune: Callable[[Objective, str], dict]) -> Step:
-        return name, lambda: [tuned_rule(name, kind, on, tune(aim, on))]
-
     steps: list[Step] = [
         (f"thresholds on {on}", lambda on=on: threshold_rules(aim, on)) for on in QUICK_ON
     ]
-    steps += [one(f"median + threshold on {on}", "median", on, tune_median) for on in QUICK_ON]
-    steps += [
-        one(f"hysteresis on {on}", "hysteresis", on, tune_hysteresis) for on in ("d_raw", "d_adj")
-    ]
-    steps += [
-        one("cSEBBs on d_raw", "csebbs", "d_raw", tune_csebbs),
-        ("constant action", lambda: [constant_action(aim, bandit)]),
-    ]
+    kinds = [("median", on) for on in QUICK_ON]
+    kinds += [("hysteresis", "d_raw"), ("hysteresis", "d_adj"), ("csebbs", "d_raw")]
+    for kind, on in kinds:
+        steps.append((f"{TUNED[kind][0]} on {on}", lambda k=kind, on=on: [one_rule(aim, k, on)]))
+    steps.append(("constant action", lambda: [constant_action(aim, bandit)]))
     for name, kind in (("median", "median"), ("cSEBBs", "csebbs")):
         more = partial(event_rules, events, f"{name} on d_raw", kind, "d_raw")
         steps.append((f"{name} for events", more))
@@ -665,17 +671,25 @@ def fit_all(train: Cache, bandit: Bandit, point: Point, quiet: bool = False) -> 
 QUICK = ("all on", *(f"fixed 0.5 on {on}" for on in QUICK_ON))
 
 
-def yardsticks(cache: Cache, train: Cache | None, bandit: Bandit) -> list[Yardstick]:
+def yardsticks(cache: Cache, train: Cache | None, bandit: Bandit | None) -> list[Yardstick]:
     """The quick rules, tuned on present pairs; without a training cache those without tuning.
 
-    The ceiling says nothing of a policy that may shift a threshold from end to end: it is always 1.
+    `bandit`: of a policy that shifts the threshold, whose actions have a ceiling; None: of another.
     """
     rules = [rule for rule in fixed_rules() if rule.name in QUICK]
     if train is not None:
         aim = Objective(train, "present")
         for on in QUICK_ON:
             rules += threshold_rules(aim, on)
-        rules.append(constant_action(aim, bandit))
-    if bandit.max_delta < 1:
+        rules += [one_rule(aim, kind, "d_adj") for kind in ("median", "hysteresis")]
+        rules.append(constant_action(aim, bandit or Bandit()))
+    if bandit is not None and bandit.max_delta < 1:  # 1: from end to end, nothing is out of reach
         rules += ceilings(bandit)[:1]
+    return [Yardstick(rule, decide_rule(rule, cache)) for rule in rules]
+
+
+def yardsticks_of_all(cache: Cache, train: Cache) -> list[Yardstick]:
+    """The quick rules on raw scores, tuned over all pairs for macro-F1; InputError as `fit_all`."""
+    aim = Objective(train, "all")
+    rules = [*threshold_rules(aim, "d_raw"), *(one_rule(aim, kind, "d_raw") for kind in TUNED)]
     return [Yardstick(rule, decide_rule(rule, cache)) for rule in rules]

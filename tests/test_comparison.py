@@ -753,10 +753,25 @@ def test_all_pairs_of_one_policy(home, evaluated):
         f"{BASE}, gated": base & opened,
         "DQN, gated": pred & opened,
     }
-    assert list(results["all_pairs"]) == list(expected)
+    train, clips = load_cache(home / "all" / "train"), clips_in_order(cache)
+    aim = opponents.Objective(train, "all")
+    rules = opponents.threshold_rules(aim, "d_raw")
+    rules += [opponents.one_rule(aim, kind, "d_raw") for kind in ("median", "hysteresis", "csebbs")]
+    expected |= {rule.name: opponents.decide_rule(rule, cache) for rule in rules}
+    rows = results["all_pairs"]
+    assert list(rows) == list(expected)
+    ours = slow_headline(cache, pred & opened, clips)[0]
     for name, on in expected.items():
-        values = slow_headline(cache, on, clips_in_order(cache))
-        assert list(results["all_pairs"][name].values()) == pytest.approx(values)
+        values = slow_headline(cache, on, clips)
+        assert [rows[name][metric] for metric in comparison.HEADLINE["all"]] == pytest.approx(
+            values
+        )
+        gain, low, high = rows[name]["behind"]
+        assert gain == pytest.approx(ours - values[0]) and low <= gain <= high
+    best = max((rule.name for rule in rules), key=lambda name: rows[name]["macro_f1"])
+    said = results["verdict"]
+    assert said.startswith(f"DQN, gated (macro-F1 {100 * ours:.2f}) ")
+    assert f" {BASE}, gated (" in said and f" {best} ({100 * rows[best]['macro_f1']:.2f}): " in said
     assert results["gate"] == gate.tagging(tuned, cache)
     events = read_labels(evaluated / "all" / "events.tsv")
     for index, pair in enumerate(cache.pairs):
@@ -772,7 +787,11 @@ def test_a_policy_without_a_gate_on_all_pairs(home, tmp_path, capsys):
     evaluate.main(config(home, tmp_path / "out", queries="all", run=tmp_path / "run"))
     assert "note: the policy has no tag gate" in capsys.readouterr().out
     results = read(tmp_path / "out")
-    assert results["gate"] is None and list(results["all_pairs"]) == [BASE, "DQN"]
+    assert results["gate"] is None and list(results["all_pairs"])[:3] == [
+        BASE,
+        "DQN",
+        f"{BASE}, gated",
+    ]
     cache = load_cache(home / "all" / "validation")
     with np.load(tmp_path / "out" / "decisions.npz") as arrays:
         pred = arrays["binary"].astype(bool)

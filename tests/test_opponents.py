@@ -614,6 +614,8 @@ def test_yardsticks(caches):
             for on in ("d_raw", "d_adj", "prob")
             for which in ("single", "per-class")
         ),
+        "median + threshold on d_adj",
+        "hysteresis on d_adj",
         "best constant action",
         "best action per frame (ceiling)",
     ]
@@ -627,6 +629,8 @@ def test_yardsticks(caches):
     assert "best single threshold on prob" in changed and "best constant action" in changed
     free = opponents.yardsticks(cache, train, Bandit(max_delta=1.0))  # its ceiling would be 1
     assert [row.rule.name for row in free] == names[:-1]
+    of_events = opponents.yardsticks(cache, train, None)  # it shifts no threshold
+    assert [row.rule.name for row in of_events] == names[:-1]
 
 
 def test_best_constant_action(caches):
