@@ -23,26 +23,38 @@ DEV_STAMP := $(if $(VENV),$(VENV)/.installed-dev-$(subst /,-,$(PYTHON)))
 DEMO := demo$(if $(filter-out 0,$(SEED)),-$(SEED))
 CACHE_FLAG := $(if $(filter-out 0,$(SEED)),--cache cache/$(DEMO))
 RUN_FLAG := $(if $(filter-out 0,$(SEED)),--run runs/$(DEMO))
-BEST_FLAGS := --preset best --cache cache/$(DEMO) --run runs/$(DEMO)-best
+BEST := --preset best --run runs/$(DEMO)-best
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
 
+# `best` trains beside the slides' policy, one core each; its log is shown when it has ended.
 demo: $(STAMP)  ## the whole path on a small built-in corpus; SEED=1 makes another one
 	@start=$$SECONDS
 	set -x
 	$(PY) soundscapes.py --preset demo --seed $(SEED) --out data/$(DEMO)
 	$(PY) scorers.py --preset demo --seed $(SEED) --corpus data/$(DEMO)
 	$(PY) preprocess.py --preset demo --corpus data/$(DEMO) $(CACHE_FLAG)
+	$(PY) preprocess.py --preset demo --corpus data/$(DEMO) --pairs all --cache cache/$(DEMO)-all
+	mkdir -p runs
+	$(PY) DQN.py $(BEST) --cache cache/$(DEMO)-all --overwrite --seed $(SEED) > runs/$(DEMO)-best.log 2>&1 &
+	{ best=$$!; trap 'kill $$best 2> /dev/null || :' EXIT; } 2>/dev/null
 	$(PY) DQN.py --preset demo --overwrite --seed $(SEED) $(CACHE_FLAG) $(RUN_FLAG)
 	$(PY) evaluate.py --preset demo $(CACHE_FLAG) $(RUN_FLAG)
 	$(PY) visualize.py --preset demo $(CACHE_FLAG) $(RUN_FLAG)
-	$(PY) DQN.py $(BEST_FLAGS) --overwrite --seed $(SEED)
-	$(PY) evaluate.py $(BEST_FLAGS)
-	$(PY) visualize.py $(BEST_FLAGS) --html --beside runs/$(DEMO)
+	{ ended=0; wait $$best || ended=$$?; } 2>/dev/null
+	cat runs/$(DEMO)-best.log
+	{ [ $$ended = 0 ] || exit $$ended; } 2>/dev/null
+	$(PY) evaluate.py $(BEST) --cache cache/$(DEMO)
+	$(PY) visualize.py $(BEST) --cache cache/$(DEMO) --html --beside runs/$(DEMO)
+	$(PY) evaluate.py $(BEST) --cache cache/$(DEMO)-all --out runs/$(DEMO)-best/all
 	{ set +x; } 2>/dev/null
+	echo
 	echo "demo: $$((SECONDS - start)) s in all"
-	echo "results: runs/$(DEMO)/results.json, of the preset best: runs/$(DEMO)-best/results.json"
+	sentence() { sed -n "s/^ *\"verdict\": \"\(.*\)\",*$$/$$1: \1/p" "$$2/results.json"; }
+	sentence "slides, classes known to sound" runs/$(DEMO)
+	sentence "best, classes known to sound" runs/$(DEMO)-best
+	sentence "best, all classes asked for" runs/$(DEMO)-best/all
 	echo "figures: runs/$(DEMO)/figures/, of the preset best: runs/$(DEMO)-best/figures/"
 	echo "page of both: runs/$(DEMO)-best/report/index.html (open it in a browser: look and listen)"
 

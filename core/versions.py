@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-VERSION = "1.0.0"
+VERSION = "1.1.0"
 
 
 def processor() -> str:

@@ -9,8 +9,7 @@ Next:   reproduce.py
 before. All of it is done twice, with another fold held out: a claim must hold in both. Learned rows
 are trained on present pairs, three seeds each, with the demo's small network (hidden 32, learning
 rate 1e-3) and a gradient step of 32 for every 64 or 128 frames, so that the study ends within hours
-on two CPU cores. `best` is trained as it is, and once more on all pairs, as the rules are tuned for
-their tables. Two processes, one thread each; what is finished is skipped, so it can be interrupted.
+on two CPU cores. `best` is trained as it is, on all pairs, and judged on both kinds. Two processes, one thread each; what is finished is skipped, so it can be interrupted.
 """
 
 import os
@@ -42,16 +41,14 @@ TRAININGS = {
     "original": ("DQN.py", "original", ["--preset", "original", *DQN_FLAGS, *ORIGINAL_FLAGS]),
     "classifier": ("twins.py", "slides", ["--kind", "classifier", *TWIN_FLAGS]),
     "rewards": ("twins.py", "slides", ["--kind", "rewards", *TWIN_FLAGS]),
-    "best": ("DQN.py", "slides", ["--preset", "best"]),  # as it is
-    "best-all": ("DQN.py", "slides", ["--preset", "best"]),  # on all pairs
+    "best": ("DQN.py", "slides", ["--preset", "best"]),  # as it is, on all pairs
 }
 NAMES = {
     "slides": "DQN slides",
     "original": "DQN original",
     "classifier": "supervised classifier",
     "rewards": "all 21 rewards",
-    "best": "DQN best",
-    "best-all": "DQN best (all pairs)",
+    "best": "best",
 }
 
 
@@ -111,7 +108,7 @@ def train(fold: int, kind: str, seed: int) -> None:
     script, preset, flags = TRAININGS[kind]
     folder, began = folder_of(fold, kind, seed), time.perf_counter()
     more = ["--resume"] if (ROOT / folder / "last.pt").exists() else []
-    queries = "all" if kind.endswith("-all") else "present"
+    queries = "all" if kind == "best" else "present"
     cache = f"cache/esc10-fold{fold}-{preset}-{queries}"
     words = [script, *flags, "--seed", seed, "--cache", cache, "--run", folder, *more]
     run(Path(folder).name, *words)
@@ -122,8 +119,6 @@ def compare(fold: int, queries: str) -> None:
     """The table of one fold and kind of pairs; decisions are stored, so a rerun is quick."""
     rows = []
     for kind, name in NAMES.items():
-        if kind.endswith("-all") and queries == "present":
-            continue
         paths = ",".join(folder_of(fold, kind, seed) for seed in SEEDS)
         home = f"@cache/esc10-fold{fold}-original-{queries}" if kind == "original" else ""
         rows.append(f"{name}={paths}{home}")

@@ -2,7 +2,6 @@
 
 Run:    python studies/reproduce.py all [DATA]        # everything below; `make results`
         python studies/reproduce.py benchmark [DATA]  # ESC-10 recordings on the DESED timelines
-        python studies/reproduce.py policy            # which policy beats rules, after benchmark
         python studies/reproduce.py dcase [DATA]      # 20 real clips, scores only
         python studies/reproduce.py demo              # the demo with 5 seeds, corpus and all
         python studies/reproduce.py table NAME        # only write a part from finished runs
@@ -22,7 +21,6 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "studies")]
 
 import benchmark  # noqa: E402
-import policy  # noqa: E402
 from benchmark import in_parallel, run  # noqa: E402
 
 import comparison  # noqa: E402
@@ -133,9 +131,9 @@ def verdict() -> str:
         tables = [table_of(f"table-fold{fold}-{queries}") for fold in benchmark.FOLDS]
         title = comparison.TITLES[tables[0]["tuned_for"]]
         where = "present pairs" if queries == "present" else f"all pairs {GATED}"
-        learned = ["DQN slides", "DQN original", "DQN best"]
-        for name in [*learned, *(["DQN best (all pairs)"] if queries == "all" else [])]:
-            claims = [claim(name + suffix, key, tables) for key in ("vs_base", "vs_best")]
+        for name in ("DQN slides", "DQN original", "best"):
+            row = name if name == "best" else name + suffix  # it decides without a gate
+            claims = [claim(row, key, tables) for key in ("vs_base", "vs_best")]
             lines.append(f"- **{name}** on {where} ({title}, points): {'; '.join(claims)}.")
     return "\n".join(lines)
 
@@ -162,26 +160,9 @@ def dcase_table() -> str:
     return "\n".join(parts)
 
 
-def policy_table() -> str:
-    """What was tried on held-out training clips: present pairs, all of them, the two together."""
-    parts, home = [], policy.home_of(5, 4)
-    tables = {
-        "Present pairs": home / "table.md",
-        "All pairs": home / "pairs" / "table.md",
-        "Who sees the clip's other scores": home.parent / "fold5-rivals.md",
-    }
-    for title, path in tables.items():
-        if not path.exists():
-            raise InputError(f"{path}: not found; run: python studies/reproduce.py policy")
-        text = path.read_text(encoding="utf-8").rstrip("\n")
-        parts += [f"## {title}, held-out training clips\n", text, ""]
-    return "\n".join(parts[:-1])
-
-
 TABLES = {
     "verdict": verdict,
     "benchmark": benchmark_table,
-    "policy": policy_table,
     "dcase": dcase_table,
     "demo": demo_table,
 }
@@ -206,22 +187,14 @@ def main(args: list[str]) -> None:
     if study == "table" and len(rest) == 1 and rest[0] in TABLES:
         write_table(rest[0])
         return
-    takes_data = study not in ("demo", "policy")
-    if study not in ("demo", "benchmark", "policy", "dcase", "all") or len(rest) > takes_data:
-        usage = "all [DATA] | benchmark [DATA] | policy | dcase [DATA] | demo | table NAME"
+    takes_data = study != "demo"
+    if study not in ("demo", "benchmark", "dcase", "all") or len(rest) > takes_data:
+        usage = "all [DATA] | benchmark [DATA] | dcase [DATA] | demo | table NAME"
         raise InputError(f"usage: reproduce.py {usage}; NAME is one of {', '.join(TABLES)}")
     if study in ("benchmark", "all"):
         benchmark.main(rest)
         write_table("benchmark")
         write_table("verdict")
-    if study in ("policy", "all"):
-        run("policy", "studies/policy.py", "run", "--variants", "all")
-        run("policy", "studies/policy.py", "table")
-        run("policy", "studies/policy_pairs.py", "run")
-        run("policy", "studies/policy_pairs.py", "table")
-        run("policy", "studies/policy_rivals.py", "run")
-        run("policy", "studies/policy_rivals.py", "table")
-        write_table("policy")
     if study in ("dcase", "all"):
         run("dcase", "studies/dcase.py", *rest)
         write_table("dcase")
