@@ -615,6 +615,7 @@ def decide_cache(
 ) -> tuple[np.ndarray, Candidates]:
     """Decisions (N,) and candidates of every pair of a cache; pairs below the tag limit have none.
 
+    Of classes that are known to sound the frames are decided (`best_iou`), and no box is chosen.
     Raises what `decide_clips` raises.
     """
     query = query_of((pair.event_label for pair in cache.pairs), network.classes)
@@ -622,10 +623,12 @@ def decide_cache(
     bar = tqdm(total=len(cache.clips), desc=progress, unit="clip", disable=progress is None)
     for asked in chunks(asked_clips(cache, network.events.tag_limit)):
         found, pairs, odds = decide_clips(network, asked, query, device)
+        if known:  # decided by frames, below
+            found = found._replace(chosen=np.zeros_like(found.chosen))
         parts.append(found)
         first = cache.offsets[found.pair]
         for begin, end in zip(*((first + x)[found.chosen] for x in found[1:3]), strict=True):
-            pred[begin:end] = not known
+            pred[begin:end] = True
         for index, each in zip(pairs, odds, strict=True) if known else ():
             span = slice(cache.offsets[index], cache.offsets[index + 1])
             steps = steps_of(span.stop - span.start, cache.pairs[index].frame_s)

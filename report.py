@@ -203,9 +203,8 @@ def policy_of_pair(data: Evaluated, index: int) -> dict[str, Any]:
     """What a policy did in one pair; `boxes` where it chose among events."""
     span = slice(data.cache.offsets[index], data.cache.offsets[index + 1])
     runs = {name: runs_of(on) for name, on in changes_of(data, index).items()}
-    # A policy over events leaves the threshold where it was.
-    shown = data.cache.signals["t_base"] if data.t_adj is None else data.t_adj
-    return {"t_adj": packed(shown[span]), **runs, "boxes": (data.boxes or {}).get(index)}
+    shifted = None if data.t_adj is None else packed(data.t_adj[span])
+    return {"t_adj": shifted, **runs, "boxes": (data.boxes or {}).get(index)}
 
 
 def pair_data(shown: list[Shown], index: int, sound: Sound | None) -> dict[str, Any]:
@@ -286,14 +285,16 @@ def training_curves(training: tuple[TrainConfig, dict[str, np.ndarray]] | None) 
     starts = np.arange(0, count, each)
     ones = np.ones(count)
     steps = np.maximum(0, np.diff(history["Steps"], prepend=0))  # a row without a step has no loss
-    columns = {
-        "reward": (history["Reward"], ones),
-        "avg10": (history["Avg10"], ones),
-        "unchanged": (last_ten(unchanged_rewards(history, config.bandit)), ones),
-        "epsilon": (history["Epsilon"], ones),
-        "loss": (history["Loss"], steps),
-    }
-    if "Q" in history:  # older runs have none
+    columns = {"loss": (history["Loss"], steps), "epsilon": (history["Epsilon"], ones)}
+    if (
+        config.method == "events"
+    ):  # a row is a gradient step; of a few there is one loss, their mean
+        columns["loss"] = (history["Loss"], (history["Loss"] > 0).astype(float))
+    else:
+        columns["reward"], columns["avg10"] = (history["Reward"], ones), (history["Avg10"], ones)
+        unchanged = last_ten(unchanged_rewards(history, config.bandit))
+        columns["unchanged"] = (unchanged, ones)
+    if "Q" in history and config.method != "events":  # older runs have none
         columns["q"] = (history["Q"], steps)
     curves = {}
     for name, (values, weights) in columns.items():
@@ -346,7 +347,7 @@ SHOWN += ("fixed_frames", "broken_frames", "threshold_selection", "verdict")
 
 def policy_data(shown: Shown, name: str) -> dict[str, Any]:
     """A policy's results and training; `curve` where its events can be swept by confidence:
-    `what`, `confidence`, `precision`, `recall`, `f1` (a list each), `chosen` (a confidence)."""
+    `what`, `confidence`, `precision`, `recall`, `f1` (a list each)."""
     results = shown.data.results
     return {
         "name": name,
@@ -355,6 +356,7 @@ def policy_data(shown: Shown, name: str) -> dict[str, Any]:
         "settings": settings(shown.data, shown.training and shown.training[0]),
         "training": training_curves(shown.training),
         "curve": results.get("curve"),
+        "over_events": shown.data.t_adj is None,
     }
 
 
@@ -401,6 +403,7 @@ def write_folder(folder: Path, shown: list[Shown], count: int) -> int:
     page = {
         "split": results["split"],
         "num_pairs": results["num_pairs"],
+        "known": data.cache.queries == "present",
         "present_pairs": results.get("present_pairs", results["num_pairs"]),
         "num_frames": results.get("present_frames", results["num_frames"]),
         "before": results["before"],

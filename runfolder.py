@@ -56,7 +56,7 @@ from preprocess import Cache
 
 # What is written where; only this is ever deleted.
 _SHOWN = ("thresholds", "preprocessing", "signals", "decisions", "onset", "events", "epsilon")
-_SHOWN += ("avg10", "before_after", "network", "yardsticks", "per_class", "pair-*")
+_SHOWN += ("avg10", "loss", "before_after", "network", "yardsticks", "per_class", "pair-*")
 FIGURES = Kind(
     "folder of figures", tuple(f"{name}.png" for name in _SHOWN), (("before_after.png", ""),)
 )

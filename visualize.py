@@ -217,10 +217,62 @@ def draw_preprocessing(view: View, fusion: str, why: str) -> "Figure":
     return legend(figure)
 
 
-def draw_signals(view: View, why: str) -> "Figure | str":
+def in_lanes(boxes: list[dict[str, Any]]) -> list[int]:
+    """Lane of each box, so that none overlaps another in its lane; the surest ones come first."""
+    ends: list[list[tuple[float, float]]] = []
+    lane = [0] * len(boxes)
+    for i in sorted(range(len(boxes)), key=lambda i: -boxes[i]["confidence"]):
+        span = boxes[i]["onset"], boxes[i]["offset"]
+        free = (all(b <= span[0] or span[1] <= a for a, b in taken) for taken in ends)
+        lane[i] = next((k for k, is_free in enumerate(free) if is_free), len(ends))
+        ends += [[]] if lane[i] == len(ends) else []
+        ends[lane[i]].append(span)
+    return lane
+
+
+MOST_LANES = 16  # less sure candidates than these are not drawn
+
+
+def draw_boxes(view: View, boxes: list[dict[str, Any]], why: str) -> "Figure":
+    """Score and loudness, the candidates with their confidences, the decision over the truth."""
+    lanes = in_lanes(boxes)
+    shown = [(box, lane) for box, lane in zip(boxes, lanes, strict=True) if lane < MOST_LANES]
+    title = f"Candidates: {len(shown)} of {len(boxes)} drawn"
+    rows = {"height_ratios": (3, 4, 2), "sharex": True}
+    figure, axes = page(titled("A policy over events", view, why), 3, **rows)
+    score, candidates, decision = axes[:, 0]
+    score.set_title("Raw score of the SED model and loudness")
+    score.plot(view.centres, view.signals["d_raw"], **look("d_raw", "Raw score"))
+    draw_curves(score, view, "rms")
+    unit_axis(score, "Score, loudness")
+    candidates.set_title(f"{title}, the surest below; a number is a confidence of 0.3 or more")
+    for box, lane in shown:
+        width, sure = box["offset"] - box["onset"], box["confidence"]
+        edge = COLOURS["constant"] if box["chosen"] else "white"
+        bar = {"color": COLOURS["t_adj"], "alpha": 0.12 + 0.88 * sure, "height": 0.8}
+        candidates.barh(lane, width, left=box["onset"], **bar)
+        candidates.barh(lane, width, 0.8, box["onset"], color="none", edgecolor=edge, linewidth=1.6)
+        if sure >= 0.3:
+            middle = (box["onset"] + box["offset"]) / 2
+            candidates.text(middle, lane, f"{sure:.2f}", ha="center", va="center", fontsize=9)
+    candidates.fill_between([], [], alpha=0.5, **look("t_adj", "Candidate, darker: surer"))
+    if any(box["chosen"] for box in boxes):
+        edge = {"facecolor": "none", "edgecolor": COLOURS["constant"], "linewidth": 1.6}
+        candidates.fill_between([], [], label="Emitted", **edge)
+    candidates.set_ylim(-0.6, max(2, *(lane for _, lane in shown), 0) + 0.6)
+    candidates.set_yticks([])
+    candidates.grid(False)
+    decision.set_title("Decision over ground truth")
+    decision.stairs(view.label, view.edges, fill=True, alpha=0.6, **look("label"))
+    decision.stairs(view.after, view.edges, linewidth=2.5, **look("t_adj", "Decision"))
+    decision.set_yticks([0, 1], ["off", "on"])
+    decision.set_ylim(-0.06, 1.12)
+    time_axis(decision, view.edges[0], view.edges[-1])
+    return legend(figure)
+
+
+def draw_signals(view: View, why: str) -> "Figure":
     """Prob95 / thresholds / all three, shaded where the decision changed (slides, page 11)."""
-    if "t_adj" not in view.signals:
-        return "a policy over events shifts no threshold; --html shows its boxes"
     changed, right = view.before != view.after, view.after == view.label
     none = "" if changed.any() else " (no decision changed)"
     figure, axes = page(titled(f"Prob95 and thresholds{none}", view, why), 3, sharex=True)
@@ -403,6 +455,20 @@ def draw_epsilon(run: Training) -> "Figure | str":
     return legend(figure)
 
 
+def draw_loss(run: Training) -> "Figure":
+    """Loss of a policy over events by gradient step; its rewards are of two kinds."""
+    figure, axes = page("Loss over the gradient steps of this run")
+    ax, loss = axes[0, 0], run.history["Loss"]
+    some = np.flatnonzero(loss > 0)  # of a few steps there is one loss, their mean
+    ax.plot(some + 1, loss[some], **look("avg10", "Binary cross-entropy"))
+    ax.set_title("First the networks of frames, then those of boxes, which begin anew")
+    ax.set_xlabel("Gradient step (an episode of this run)")
+    ax.set_ylabel("Loss (mean over the networks)")
+    ax.set_xlim(0, len(loss) + 1)
+    ax.set_ylim(0)
+    return legend(figure)
+
+
 def draw_avg10(run: Training) -> "Figure":
     """Reward and avg10 over episodes, with what action 0.0 would have been paid (page 10)."""
     figure, axes = page("Avg10 over episodes")
@@ -512,13 +578,11 @@ def network_boxes(network: QNetwork, bandit: Bandit) -> list[tuple[str, str, str
     ]
 
 
-def draw_network(run: Training) -> "Figure | str":
+def draw_network(run: Training) -> "Figure":
     """The Q-network as a row of boxes, sizes from the run's config."""
     from matplotlib.patches import FancyBboxPatch
 
     config = run.config
-    if config.method == "events":
-        return "a policy over events is no row of layers; see event_policy.py"
     network = QNetwork(config.bandit, config.network)
     boxes = network_boxes(network, config.bandit)
     parameters = sum(weights.numel() for weights in network.parameters())
@@ -660,7 +724,11 @@ def pair_drawings(
     fusion = (data.cache.manifest["signal"] or {}).get("fusion", "")  # imported signals: unknown
     return {
         "preprocessing": lambda: draw_preprocessing(view, fusion, why),
-        "signals": lambda: draw_signals(view, why),
+        "signals": lambda: (
+            draw_signals(view, why)
+            if data.t_adj is not None
+            else draw_boxes(view, (data.boxes or {}).get(index, []), why)
+        ),
         "decisions": lambda: draw_decisions(view, why),
         "onset": lambda: draw_onset(data, matches),
         "events": lambda: draw_events(data, matches),
@@ -670,13 +738,18 @@ def pair_drawings(
 def run_drawings(data: Evaluated, run: Training) -> dict[str, Drawing]:
     """Every figure of the slides; pair and events are chosen as the clearest of the split."""
     index, why = focus_pair(data)
+    learning = {
+        "epsilon": lambda: draw_epsilon(run),
+        "avg10": lambda: draw_avg10(run),
+        "network": lambda: draw_network(run),
+    }
+    if run.config.method == "events":
+        learning = {"loss": lambda: draw_loss(run)}
     return {
         "thresholds": lambda: draw_thresholds(view_of(data, index), data.results, why),
         **pair_drawings(data, index, find_matches(data), why),
-        "epsilon": lambda: draw_epsilon(run),
-        "avg10": lambda: draw_avg10(run),
         "before_after": lambda: draw_before_after(data.results),
-        "network": lambda: draw_network(run),
+        **learning,
         "yardsticks": lambda: draw_yardsticks(data.results),
         "per_class": lambda: draw_per_class(data.results),
     }

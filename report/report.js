@@ -49,7 +49,9 @@ const narrow = matchMedia("(max-width: 899px)");
 
 const beside = () => report.policies.length > 1;
 const who = (i) => (beside() ? report.policies[i].name : "DQN"); // a policy in a sentence
-const whose = (i) => (beside() ? `DQN_T of ${report.policies[i].name}` : "DQN_T");
+const shifts = (i) => !report.policies[i].over_events; // the threshold
+const whose = (i) => (shifts(i) ? "DQN_T" : "DQN") +
+  (beside() ? ` of ${report.policies[i].name}` : "");
 
 function unpack(text) {
   const bytes = atob(text);
@@ -145,7 +147,7 @@ function beforeAfter() {
     ...METRIC_NAMES.map((m) => change(r, gains[m], intervals[m]))], { class: "strong stack" });
   const rows = [row("Before: base threshold Base_T", report.before)];
   report.policies.forEach(({ results: r }, i) => {
-    const after = beside() ? `After: ${who(i)}` : "After: learned threshold DQN_T";
+    const after = beside() ? `After: ${who(i)}` : `After: ${shifts(0) ? "learned threshold DQN_T" : "events"}`;
     rows.push(row(after, r.after, { class: "strong" }),
       gain("Gain (points)", r, r.gain, r.interval));
   });
@@ -155,7 +157,8 @@ function beforeAfter() {
     table(["Mean over pairs", ...METRIC_NAMES.map((m) => `${METRICS[m]} (%)`)], rows),
     h("p", { class: "quiet", style: "margin: 8px 0 0" },
       "In brackets: 95 % interval of the difference, in points; 1,000 draws of whole clips. " +
-      "Green: better; red: worse; grey: may be chance."));
+      "Green: better; red: worse; grey: may be chance." + (report.known ? ""
+        : " Present pairs only: false alarms in absent classes do not count here; above they do.")));
 }
 
 function decisions() {
@@ -170,7 +173,8 @@ function decisions() {
     line("Fixed: wrong before, right after", (r) => `${count(r.fixed_frames)} frames`, "good"),
     line("Broken: right before, wrong after", (r) => `${count(r.broken_frames)} frames`, "bad"),
     line(`Changed, of ${count(report.num_frames)} frames`, changed),
-    line("Right where some action is right", selected),
+    ...(rows.some((r) => r.threshold_selection.frames)
+      ? [line("Right where some action is right", selected)] : []),
     line("F1 pooled over frames (%)", (r) => `${percent(r.pooled.before.f1)} → ` +
       percent(r.pooled.after.f1)),
   ]));
@@ -194,7 +198,7 @@ function rules() {
     { class: "margins" }));
   return card("", "Against simple rules", h("p", { class: "quiet" },
     "Best F1 first. Rules that begin with “best” are tuned on the training split; a ceiling knows " +
-    "the labels. A plus: the learned threshold is better."), h("div", { class: "scroll" },
+    "the labels. A plus: the policy is better."), h("div", { class: "scroll" },
     table(["Rule", head("Accuracy (%)", "mid"), head("IoU (%)", "mid"), "F1 (%)",
       ...columns.map(([i, m]) => head(`${who(i)} minus rule: ${METRICS[m]}`, wide(m)))], rows)));
 }
@@ -275,18 +279,11 @@ function operatingCurve({ name, curve }) {
   const box = h("div", {});
   const title = beside() ? `Operating curve: ${name}` : "Operating curve";
   const section = card("half", title, h("p", { class: "quiet" },
-    `${curve.what}, by the least confidence of an event; the upright line is where the policy ` +
-    "decides."), box);
-  const mark = (u) => inside(u, () => {
-    if (curve.chosen === null) return;
-    u.ctx.fillStyle = colour("text");
-    u.ctx.fillRect(u.valToPos(curve.chosen, "x", true), u.bbox.top, 1.5 * devicePixelRatio,
-      u.bbox.height);
-  });
+    `${curve.what}; at 0 all that the policy emits.`), box);
   return [section, () => simplePlot(box, "Share (0 to 1)", [["prob", "Precision"],
     ["q", "Recall"], ["t_adj", "F1"]], {
     scales: { x: { time: false }, y: { range: [0, 1] } }, cursor: { y: false },
-    axes: [{ ...ink, size: 28 }, { ...ink, size: 46 }], hooks: { draw: [mark] },
+    axes: [{ ...ink, size: 28 }, { ...ink, size: 46 }],
     series: [{}, line("prob"), line("q"), line("t_adj", { width: 2.4 })],
   }, [curve.confidence, curve.precision, curve.recall, curve.f1])];
 }
@@ -317,13 +314,13 @@ function training({ name, training: t }) {
     }, [t.x, ...some.map(([name]) => t[name])]);
   };
   return [section, () => {
-    curve("Reward of an episode (sum over its frames)", [["reward", "Reward", false, "reward", 1],
+    if (t.reward) curve("Reward of an episode (sum over its frames)", [["reward", "Reward", false, "reward", 1],
       ["unchanged", "Avg10 of never shifting (Base_T kept)", true, "t_base", 1.4],
         ["avg10", "Avg10: mean of the last 10", false, "avg10", 2.4]]);
     if (t.epsilon.some((x) => x > 0))
       curve("Epsilon: share of random actions", [["epsilon", "Epsilon"]]);
     curve("Loss: mean over the gradient steps of an episode", [["loss", "Loss"]]);
-    curve("Q: mean value of the actions taken", [["q", "Q"]]);
+    if (t.reward) curve("Q: mean value of the actions taken", [["q", "Q"]]);
   }];
 }
 
@@ -458,7 +455,7 @@ function REPORT_PAIR([n, pair]) {
   }
   pair.x = pair.signals.prob.map((_, i) => (i + 0.5) * pair.frame_s);
   pair.policies.forEach((policy, i) => {
-    pair.signals[INKS[i]] = unpack(policy.t_adj);
+    if (policy.t_adj) pair.signals[INKS[i]] = unpack(policy.t_adj);
     policy.stretches = ["fixed", "broken"]
       .flatMap((kind) => policy[kind].map(([a, b]) => ({ kind, a: a * pair.frame_s,
         b: b * pair.frame_s, frames: b - a })))
@@ -728,6 +725,8 @@ function addPanel(name, base, title, entries, y, series, hooks, last) {
   everyPlot.push(plot);
 }
 
+const shifting = () => report.policies.map((_, i) => i).filter(shifts);
+
 function buildPanels() {
   const unit = { range: () => [-0.03, 1.03], splits: () => [0, 0.25, 0.5, 0.75, 1],
     values: (u, all) => all.map(String) };
@@ -744,7 +743,7 @@ function buildPanels() {
       values: (u, all) => all.map((v) => v.toPrecision(2).replace(/^0\.0+$/, "0")), grid: false },
     [line("audio", { width: 1 }), line("audio", { width: 1 })], {});
   panels.at(-1).addBand({ series: [2, 1], fill: () => colour("audio") });
-  const policies = report.policies.map((_, i) => [INKS[i], whose(i)]);
+  const policies = shifting().map((i) => [INKS[i], whose(i)]);
   addPanel("main", 160, "on: Prob95 above the threshold",
     [["prob", "Prob95"], ["t_base", "Base_T", "wide"], ...policies,
     ["fixed", "fixed", "box"], ["broken", "broken", "box"]],
@@ -753,7 +752,9 @@ function buildPanels() {
   addPanel("scores", 88, "loudness, raw and adjusted score",
     [["rms", "RMS"], ["d_raw", "D_raw"], ["d_adj", "D_adj"]],
     { ...unit, splits: () => [0, 0.5, 1] }, [line("rms"), line("d_raw"), line("d_adj")], {});
-  addPanel("boxes", 48, "Candidates: filled where chosen, named under the pointer", [],
+  const candidates = "Candidates, named under the pointer: " + (report.known
+    ? "the class is known to sound, frames decide" : "filled where emitted");
+  addPanel("boxes", 48, candidates, [],
     { range: () => [LANES - lanes(), LANES], splits: () => [], values: () => [], grid: false },
     [{ paths: () => null, points: { show: false } }], { draw: [drawBoxes] });
   const boxes = panels.at(-1);
@@ -785,7 +786,7 @@ function fillPanels(pair) {
   const empty = [[0, 1], [0, 0]];
   const wave = sound && sound.low.map((_, i) => ((i + 0.5) * sound.duration) / sound.low.length);
   const data = { spectrogram: empty, strips: empty, boxes: empty,
-    main: [x, s.prob, s.t_base, ...report.policies.map((_, i) => s[INKS[i]])],
+    main: [x, s.prob, s.t_base, ...shifting().map((i) => s[INKS[i]])],
     scores: [x, s.rms, s.d_raw, s.d_adj],
     wave: sound ? [wave, sound.low, sound.high] : [[0, 1], [0, 0], [0, 0]] };
   for (const plot of panels) {
@@ -902,7 +903,7 @@ function readout() { // values under the pointer, else at the playhead
   if (!state.pair) return;
   const { frames, frame_s: step, signals } = state.pair, time = state.hover ?? state.time;
   const i = clamp(Math.floor(time / step + 1e-9), 0, frames - 1);
-  for (const name of [...SIGNALS, ...INKS.slice(0, report.policies.length)])
+  for (const name of [...SIGNALS, ...shifting().map((i) => INKS[i])])
     $(`value-${name}`).textContent = signals[name][i].toFixed(3);
 }
 

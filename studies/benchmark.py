@@ -9,7 +9,8 @@ Next:   reproduce.py
 before. All of it is done twice, with another fold held out: a claim must hold in both. Learned rows
 are trained on present pairs, three seeds each, with the demo's small network (hidden 32, learning
 rate 1e-3) and a gradient step of 32 for every 64 or 128 frames, so that the study ends within hours
-on two CPU cores. `best` is trained as it is, on all pairs, and judged on both kinds. Two processes, one thread each; what is finished is skipped, so it can be interrupted.
+on two CPU cores. `best` is trained as it is, on all pairs, and judged on both kinds. Two processes,
+one thread each; what is finished is skipped, so it can be interrupted.
 """
 
 import os

@@ -4,15 +4,18 @@ Next:   nothing
 """
 
 import itertools
+import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from corpora import write_cache, write_policy
+from matplotlib.colors import to_rgb
 
 import detect
 import evaluate
+import visualize
 from candidates import propose
 from config import DetectConfig, EvaluateConfig, Events, InputError, TrainConfig, with_preset
 from core.stored import read_json
@@ -456,3 +459,36 @@ def test_clips_below_the_tag_limit_are_not_asked_for(cache, trained):
     quiet = [clip._replace(tag=[0.0] * len(clip.tag)) for clip in some.clips]
     found = decide_cache(policy, replace(some, clips=quiet), CPU)
     assert not found.pred.any() and len(found.boxes.pair) == 0
+
+
+def test_its_figures_are_those_of_events(cache, trained, tmp_path):
+    """Candidates in place of thresholds, losses in place of rewards; those emitted are drawn so."""
+    out = tmp_path / "run"
+    shutil.copytree(trained, out)
+    home = {"cache": cache.folder.parent, "run": out}
+    evaluate.main(EvaluateConfig(**home, device="cpu"))
+    data = load_evaluated(VisualizeConfig(**home))
+    curve = data.results["curve"]
+    chosen = [box for boxes in data.boxes.values() for box in boxes if box["chosen"]]
+    assert curve["confidence"][0] == 0 and len(chosen) > 0
+    assert curve["recall"] == sorted(curve["recall"], reverse=True)  # fewer events, fewer found
+    drawn = dict(visualize.figures(VisualizeConfig(**home, dpi=30)))
+    assert {"loss.png", "signals.png"} <= drawn.keys() and "avg10.png" not in drawn
+    index = max(data.boxes, key=lambda i: sum(box["chosen"] for box in data.boxes[i]))
+    figure = visualize.draw_boxes(evaluate.view_of(data, index), data.boxes[index], "")
+    edges = [tuple(bar.get_edgecolor()) for bar in figure.axes[1].patches]
+    emitted = sum(box["chosen"] for box in data.boxes[index])
+    assert sum(edge == (*to_rgb(visualize.COLOURS["constant"]), 1.0) for edge in edges) == emitted
+
+
+def test_candidates_share_no_lane_where_they_overlap():
+    rng = np.random.default_rng(0)
+    onset = rng.uniform(0, 9, 40)
+    boxes = [
+        {"onset": a, "offset": a + rng.uniform(0.1, 3), "confidence": rng.uniform()} for a in onset
+    ]
+    lanes = visualize.in_lanes(boxes)
+    assert lanes[max(range(40), key=lambda i: boxes[i]["confidence"])] == 0
+    for i, j in itertools.combinations(range(40), 2):
+        apart = boxes[i]["offset"] <= boxes[j]["onset"] or boxes[j]["offset"] <= boxes[i]["onset"]
+        assert apart or lanes[i] != lanes[j]

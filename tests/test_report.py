@@ -949,7 +949,7 @@ def test_candidates_and_their_curve(opened, data, tmp_path):
         {"onset": 1.5, "offset": 3.0, "confidence": 0.2, "chosen": False, "values": {}},
     ]
     curve = {"what": "Event F1", "confidence": [0.0, 0.5, 1.0], "precision": [0.2, 0.5, 0.9]}
-    curve |= {"recall": [0.9, 0.5, 0.0], "f1": [0.3, 0.5, 0.0], "chosen": 0.5}
+    curve |= {"recall": [0.9, 0.5, 0.0], "f1": [0.3, 0.5, 0.0]}
     given = data._replace(results=data.results | {"curve": curve}, boxes={0: boxes})
     report.write_report([report.Shown(tmp_path, given, None)], 15)
     page = opened(tmp_path / "report")
