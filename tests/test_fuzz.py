@@ -558,7 +558,7 @@ def test_a_checkpoint_that_claims_a_large_network_takes_no_memory(spoiled):
     path = spoiled["checkpoint best.pt"].path
     content = runfolder.read_checkpoint(path)
     stored = json.loads(content["config"])
-    stored["network"] |= {"hidden": 4096, "transformer_layers": 16, "feedforward": 16}
+    stored["network"] |= {"hidden": 4096, "transformer_layers": 16}
     runfolder.write_checkpoint(path, content | {"config": json.dumps(stored)})
     assert "do not fit" in fails(spoiled["checkpoint best.pt"].read)
 
