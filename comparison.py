@@ -1,10 +1,8 @@
 """One table of many systems on one split: metrics, paired intervals, a verdict.
 
 Run:    python evaluate.py --compare DQN=runs/slides twin=runs/twin rules --out runs/table
-Reads:  nothing but what entrants.py read
 Writes: <out>/{results.json, table.md, table.tex, pairs.csv, events/}
 Shapes: N frames of all pairs, P pairs, C clips, K classes, D bootstrap draws
-Next:   evaluate.py
 
 A cache of present pairs gives the slides' protocol: accuracy, IoU and F1 of each pair, then the
 mean; it hands every system the clip's tags. A cache of all pairs lets false alarms count: F1 over

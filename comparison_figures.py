@@ -3,9 +3,7 @@
 Run:    python visualize.py --table runs/table
 Reads:  <table>/{results.json, pairs.csv} of evaluate.py --compare; for what the first policy does
         its checkpoint, its stored decisions and the cache that the table was made from
-Writes: nothing; visualize.py writes the figures
 Shapes: T frames of a pair, N frames of all pairs, P pairs, B bins of prob - T_base, K classes
-Next:   visualize.py
 """
 
 import csv

@@ -1,10 +1,5 @@
 """Every number and path of the suite: typed, explained, checked. No torch, no numpy.
 
-Run:    nothing here runs; each script takes its own class below (`python DQN.py --help`)
-Shapes: none
-Next:   timeline.py, soundscapes.py, scorers.py, preprocess.py, DQN.py, evaluate.py, detect.py,
-        visualize.py
-
 A field belongs to the group whose change it invalidates: `Signal` the cache, `Bandit` what a
 Q-value means, `Network` the weights, `Learning` the run. Sources in the help texts: "slides" is the
 published slide deck, "original" the authors' program where the slides are silent.

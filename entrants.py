@@ -1,10 +1,8 @@
 """Who is compared: checkpoints, tuned rules, events from elsewhere, with their decisions.
 
-Run:    nothing here runs; see evaluate.py --compare
 Reads:  checkpoints of DQN.py and twins.py, event TSVs, <out>/rules.json
 Writes: <out>/rules.json, <checkpoint's folder>/decisions/: a checkpoint decides once for each cache
 Shapes: N frames of all pairs, P pairs
-Next:   comparison.py
 """
 
 import time

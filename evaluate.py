@@ -8,7 +8,6 @@ Run:    python evaluate.py                        # best.pt of runs/slides on ca
 Reads:  <cache>/<split>/, <cache>/<train-split>/ (yardsticks), a checkpoint
 Writes: <out>/{results.json, events.tsv, onsets.tsv, decisions.npz}
 Shapes: N frames of all pairs, P pairs
-Next:   report.py
 
 The metric: change it and old numbers are void.
 """

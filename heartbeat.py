@@ -3,7 +3,6 @@
 Run:    python DQN.py --status runs/slides; tail -f runs/slides/train.log
 Reads:  <run>/{status.json, last.pt}
 Writes: <run>/status.json every few seconds, a line of <run>/train.log every minute
-Next:   ranks.py
 
 Neither file is needed to go on: a heartbeat that cannot be written never stops a run.
 """

@@ -1,9 +1,5 @@
 """What something was trained on, held against what it is applied to.
 
-Reads:  nothing
-Writes: nothing
-Next:   runfolder.py
-
 Formulas, frame length, audio or none, classes: a policy, or a rule, that meets other ones than in
 its training decides without any error message, and badly.
 """

@@ -2,7 +2,6 @@
 
 Reads:  <run>/*.pt, <run>/reward_history.tsv
 Writes: the same, each checkpoint whole or not at all
-Next:   DQN.py
 """
 
 import errno

@@ -1,7 +1,6 @@
 """Other people's library against DQN.py at the same number of frames, in one run on this machine.
 
 Run:    make bench-env   (or: PYTHONPATH=. python benchmarks/env.py [SEEDS [CACHE]])
-Writes: nothing; prints Markdown tables
 
 First the environments alone under random actions, then the DQN of stable-baselines3 on
 studies/threshold_env.py beside DQN.py: the demo's network and learning rate, 32 lanes, a gradient

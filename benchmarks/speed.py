@@ -6,7 +6,6 @@ Run:    make bench   (or: PYTHONPATH=. python benchmarks/speed.py)
         PYTHONPATH=. python benchmarks/speed.py --sections gpu          # on a machine with CUDA
 Reads:  a cache of the slides' shape (default: simulated, see simulate_cache.py)
 Writes: <out>/speed.md, <out>/speed.json
-Next:   simulate_cache.py
 
 The naive version is `tests/naive.py`: one pair, one frame at a time, the same network, at the
 thread count that suits it best. Both sides run in turns; a figure is the median of the repeats

@@ -3,7 +3,6 @@
 Run:    python studies/benchmark.py [DATA]
 Reads:  DATA/{esc10,desed_timelines} (default: SED_SHARED_DATA or ../shared/data)
 Writes: data/esc10-fold*, cache/esc10-fold*, runs/bench*, runs/table-fold*-{present,all}, runs/logs/
-Next:   reproduce.py
 
 600 training and 500 validation clips; the validation clips play a bank fold that nobody heard
 before. All of it is done twice, with another fold held out: a claim must hold in both. Learned rows

@@ -5,7 +5,6 @@ Run:    python studies/crossval.py --labels labels.tsv --scores scores --audio a
 Reads:  labels, score files and audio in any form that preprocess.py takes
 Writes: <out>/cache/, a run folder and its log for each part and seed, <out>/final/ (all clips),
         <out>/parts.tsv, <out>/{present,all}/{results.json, table.md, table.tex, pairs.csv, events/}
-Next:   dcase.py
 
 The clips are preprocessed once and dealt to K parts; clips of one recording stay together where a
 list says so. For each part a policy learns from the other parts, the rules are tuned on them, and

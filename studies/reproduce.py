@@ -8,7 +8,6 @@ Run:    python studies/reproduce.py all [DATA]        # everything below; `make 
         python studies/reproduce.py table NAME        # only write a part from finished runs
 Reads:  DATA/{esc10,desed_timelines,dcase2023_baseline} (default: SED_SHARED_DATA or ../shared/data)
 Writes: data/, cache/, runs/ like the scripts, runs/logs/, docs/results/, marked parts of RESULTS.md
-Next:   nothing
 
 Two processes, one thread each. What is finished is skipped, so the study can be interrupted.
 """

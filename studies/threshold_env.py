@@ -5,7 +5,6 @@ Run:    python studies/threshold_env.py --cache cache/demo --steps 20000 --out r
 Reads:  <cache>/<split>/ (preprocess.py)
 Writes: <out>/{model.zip, results.json}
 Shapes: L lanes, N frames of all pairs, P pairs, C channels, W window
-Next:   nothing
 
 Needs requirements-studies.txt. An episode is a pair, a step one frame of it; observation, action
 and reward are those of bandit.py:

@@ -1,7 +1,4 @@
-"""Figures of a comparison: the numbers they hold, what they leave out, what stops them.
-
-Next:   README.md
-"""
+"""Figures of a comparison: the numbers they hold, what they leave out, what stops them."""
 
 import csv
 import json

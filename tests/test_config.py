@@ -1,7 +1,4 @@
-"""Presets, ranges, the command line and JSON: every bad value is refused by name.
-
-Next:   test_timeline.py
-"""
+"""Presets, ranges, the command line and JSON: every bad value is refused by name."""
 
 import dataclasses
 import json

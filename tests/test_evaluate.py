@@ -1,7 +1,4 @@
-"""The before/after table and its files.
-
-Next:   test_visualize.py
-"""
+"""The before/after table and its files."""
 
 import contextlib
 import dataclasses

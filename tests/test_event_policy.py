@@ -1,7 +1,4 @@
-"""The policy over events: candidates, decoder, prices, out of fold, learning, resume, the scripts.
-
-Next:   nothing
-"""
+"""The policy over events: candidates, decoder, prices, out of fold, learning, resume, scripts."""
 
 import itertools
 from dataclasses import replace

@@ -1,7 +1,6 @@
 """Damaged and hostile files: refused in one line or read as they were, never believed.
 
 Run:    python tests/test_fuzz.py 300       # the table of docs/results/damage.md, about 20 seconds
-Next:   nothing
 
 Every reader sees files that are damaged at random places, seeded. Four things may happen: the file
 is refused with an InputError; it is read as before (the damage lies where nothing is); it is text

@@ -1,7 +1,4 @@
-"""What something was trained on, held against what it is applied to: what is said, what refused.
-
-Next:   test_metrics.py
-"""
+"""What something was trained on, held against what it is applied to: what is said, what refused."""
 
 import json
 from dataclasses import replace

@@ -1,7 +1,4 @@
-"""The suite's shape: one import order, silent imports, pinned packages, no dead config field.
-
-Next:   test_container.py
-"""
+"""The suite's shape: one import order, silent imports, pinned packages, no dead config field."""
 
 import ast
 import dataclasses

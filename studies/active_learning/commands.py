@@ -9,7 +9,6 @@ Reads:  a data set (images.py), downloaded where it is missing
 Writes: <out>/seed-<s>/<strategy>/{state.pt, classifier.pt}, <out>/<command>/{table.md,
         results.json, accuracy.tsv, accuracy.png}
 Shapes: N training images, L labelled, K classes; per cycle, seed and strategy an accuracy
-Next:   README.md
 
 A cycle trains the classifier on the labelled images, tests it, and buys labels for the next one.
 Runs of a seed share the first labels, and in each cycle the initial weights and the random draws of

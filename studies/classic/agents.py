@@ -1,10 +1,7 @@
 """DQN and its variants on gymnasium's CartPole and LunarLander; what every learner of them needs.
 
-Run:    not a program; see commands.py
-Reads:  nothing
 Writes: policy.pt files, for commands.py
 Shapes: L lanes (episodes side by side), T steps, B batch, S observation, A actions
-Next:   policy_search.py
 
 Needs requirements-studies.txt. What a DQN is made of, without an environment, is in qlearning.py.
 While a learner trains, its greedy policy plays 100 validation episodes every thousand steps, and

@@ -1,10 +1,6 @@
 """Tabular reinforcement learning: value iteration, Q-value iteration, TD(0), Q-learning.
 
-Run:    not a program; see commands.py
-Reads:  nothing
-Writes: nothing
 Shapes: S states, A actions
-Next:   agents.py
 
 On the lecture's 3-state MDP, and on gymnasium's FrozenLake and Taxi. All three are environments
 with a table `P[state][action] = [(probability, next state, reward, terminated), ...]`, gymnasium's

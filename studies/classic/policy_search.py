@@ -1,10 +1,6 @@
 """Policy search on gymnasium's environments: a rule by hand, a genetic search, REINFORCE.
 
-Run:    not a program; see commands.py
-Reads:  nothing
-Writes: nothing
 Shapes: L lanes (episodes side by side), T steps, S observation, A actions
-Next:   settings.py
 """
 
 import math

@@ -1,11 +1,5 @@
 """Commands, flags and settings of studies.classic: tuned ones, and those of its sources.
 
-Run:    not a program; see commands.py
-Reads:  nothing
-Writes: nothing
-Shapes: none
-Next:   commands.py
-
 The sources are a lecture on reinforcement learning (policy search, MDPs, Q-learning, DQN and its
 variants) and a DQN tutorial with replay and target network on CartPole.
 """

@@ -10,8 +10,6 @@ Run:    python -m studies.denoise mix        # noisy speech; without folders it 
         python -m studies.denoise cross      # every speaker and every fold of the noise held out
 Reads:  data/denoise/<split>/{meta.csv, features.csv}, runs/denoise/*
 Writes: runs/denoise/<name>/{model.zip, agent.json, metrics.json, history.csv}; others: --help
-Shapes: none
-Next:   table.py
 
 Needs requirements-studies.txt. README.md has the formulas, the tables and the verdict.
 """

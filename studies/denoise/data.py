@@ -1,10 +1,9 @@
 """Noisy speech for the denoising study: mixtures, their table, features and what was measured.
 
-Run:    not a script; the commands `mix` and `features` of `python -m studies.denoise`
+Run:    python -m studies.denoise mix; python -m studies.denoise features
 Reads:  <clean>/<speaker>/*, <noise>/<class>/*; <split>/meta.csv, <split>/features.csv
 Writes: <out>/<split>/{clean,noisy}/<utt_id>.wav, <out>/<split>/meta.csv and features.csv
 Shapes: S samples of a clip
-Next:   environment.py
 
 No speaker and no noise recording is in two splits. Paths in the tables are relative to the table's
 own folder. Without folders of your own, speech and noise are synthesised by soundscapes.py.

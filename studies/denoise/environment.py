@@ -1,10 +1,8 @@
 """Choosing denoisers as a game: the environment, the agents of stable-baselines3, their opponents.
 
-Run:    not a script; see commands.py
 Reads:  <split>/features.csv (`python -m studies.denoise features`), <run>/{agent.json, model.zip}
 Writes: <run>/{agent.json, model.zip}
 Shapes: L lanes, B clips, S samples, D numbers of an observation
-Next:   commands.py
 
 An episode is a clip, a step one denoiser on what the last one left:
 

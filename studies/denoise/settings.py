@@ -1,9 +1,4 @@
-"""Commands' settings of the denoising study.
-
-Run:    not a script; see commands.py
-Shapes: none
-Next:   training.py
-"""
+"""Commands' settings of the denoising study."""
 
 from dataclasses import dataclass
 from pathlib import Path

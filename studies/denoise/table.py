@@ -1,11 +1,10 @@
 """The table of the denoising study: policies beside their opponents, intervals, figures, samples.
 
-Run:    not a script; the command `metrics` of `python -m studies.denoise`
+Run:    python -m studies.denoise metrics
 Reads:  <split>/meta.csv with its audio, run folders, tune.json
 Writes: <out>/{table.md, results.json, metrics.csv, measured/}, <plot-dir>/*.png,
         <output-dir>/{*.wav, samples.csv}
 Shapes: n clips, m members of a row (seeds, or draws of the random policy)
-Next:   nothing
 """
 
 import csv

@@ -1,7 +1,4 @@
-"""Denoisers, measures, mixtures, the environment, agents and the commands of studies.denoise.
-
-Next:   test_container.py
-"""
+"""Denoisers, measures, mixtures, the environment, agents and the commands of studies.denoise."""
 
 import csv
 import dataclasses
