@@ -540,7 +540,7 @@ def table_rows(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     decisive = results["tuned_for"]
     field = [name for name in FIELD if name in results["entrants"][0]["mean"]]
     header = ["", *(TITLES[name] for name in names)]
-    header += [f"{TITLES[decisive]} minus its {BASE}", f"{TITLES[decisive]} minus best opponent"]
+    header += [f"{TITLES[decisive]} minus its {BASE}", f"{TITLES[decisive]} minus best baseline"]
     header += [*(TITLES[name] for name in field), "median onset error"]
     lines = []
     for row in results["entrants"]:

@@ -361,8 +361,7 @@ class Events(Checked):
     """Networks, training and decision of `--method events`."""
 
     GROUP: ClassVar[str] = "events"
-    folds: int = number(4, 2, 32)
-    """groups of clips to leave out, without bank folds"""
+    folds: ClassVar[int] = 4  # groups of clips that are left out, if no bank folds are known
     members: int = number(1, 1, 16)
     """networks for each left-out group"""
     tag_limit: float = number(0.03, 0, 1)

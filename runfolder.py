@@ -325,8 +325,8 @@ def trained_on(seen: torch.Tensor | None, cache: Cache, path: Path) -> int:
     known = int(np.isin(prints_of(cache, np.arange(len(cache.pairs))), seen.cpu().numpy()).sum())
     if known:
         print(
-            f"note: {path} was trained on {known} of these {len(cache.pairs)} pairs: how it does on"
-            " them says nothing about recordings that it has never met"
+            f"note: {path} was trained on {known} of these {len(cache.pairs)} pairs: results on"
+            " them say nothing about new recordings"
         )
     return known
 

@@ -117,7 +117,7 @@ def claim(name: str, key: str, tables: list[dict]) -> str:
         words.append(comparison.word(metric, low, high))
         text = f"{100 * gain:+.2f} [{100 * low:+.2f}, {100 * high:+.2f}]"
         texts.append(text + (f" ({table['best_opponent']})" if key == "vs_best" else ""))
-    other = row["base"] if key == "vs_base" else "the best tuned opponent"
+    other = row["base"] if key == "vs_base" else "the best tuned baseline"
     if len(set(words)) == 1:
         said = f"{words[0]} {other} in both bank folds"
     else:
