@@ -1132,6 +1132,19 @@ def preset_of(cls: type, args: list[str]) -> Any:
     return with_preset(cls, name if name in PRESETS else "slides")
 
 
+def plain_words(text: str) -> list[str]:
+    """The command line of a script without flags; `--help` prints `text`, its docstring.
+
+    Raises InputError for a flag.
+    """
+    args = sys.argv[1:]
+    if {"-h", "--help"} & set(args):
+        print(text.strip())
+        sys.exit(0)
+    check_known(args, ())
+    return args
+
+
 def parse(cls: type | dict[str, Any], args: list[str] | None = None) -> Any:
     """Command line -> config; a bad flag or value is explained on stderr, exit code 2.
 

@@ -536,7 +536,7 @@ def read_history(folder: Path) -> dict[str, np.ndarray]:
         episodes = rows[:, names.index("Episode")]
         counted = [i for i, name in enumerate(names) if name not in ("Loss", "Q")]
         if not np.isfinite(rows[:, counted]).all() or episodes.min() < 0:
-            raise ValueError("a number that is none")
+            raise ValueError("not a number")
         if episodes.max() >= len(rows) + MOST_LANES:  # lanes run side by side, so some are ahead
             raise ValueError(f"episode {episodes.max():.0f} in {len(rows)} rows")
     except ValueError as error:

@@ -22,7 +22,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from config import ENDS_WITH_PARENT, InputError, run_main  # noqa: E402
+from config import ENDS_WITH_PARENT, InputError, plain_words, run_main  # noqa: E402
 
 PROCESSES = 2
 FOLDS = (5, 4)
@@ -145,4 +145,4 @@ def main(args: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    run_main(lambda: main(sys.argv[1:]))
+    run_main(lambda: main(plain_words(__doc__)))

@@ -31,6 +31,7 @@ from config import (  # noqa: E402
     PreprocessConfig,
     TrainConfig,
     TwinsConfig,
+    plain_words,
     run_main,
     with_preset,
 )
@@ -88,4 +89,4 @@ def main(args: list[str]) -> None:
 
 if __name__ == "__main__":
     os.chdir(ROOT)
-    run_main(lambda: main(sys.argv[1:]))
+    run_main(lambda: main(plain_words(__doc__)))

@@ -25,7 +25,7 @@ import policy  # noqa: E402
 from benchmark import in_parallel, run  # noqa: E402
 
 import comparison  # noqa: E402
-from config import Bandit, InputError, run_main, write_text  # noqa: E402
+from config import Bandit, InputError, plain_words, run_main, write_text  # noqa: E402
 from core.stored import read_json  # noqa: E402
 from entrants import GATED  # noqa: E402
 from metrics import NAMES  # noqa: E402
@@ -230,4 +230,4 @@ def main(args: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    run_main(lambda: main(sys.argv[1:]))
+    run_main(lambda: main(plain_words(__doc__)))

@@ -1,4 +1,4 @@
-"""Which unlabelled images to label next: the DQN of the source and its opponents.
+"""Which unlabelled images to label next: the DQN of the source and its baselines.
 
 Shapes: U unlabelled and L labelled images, n to choose, K classes, F features, S = K + 3 state
 

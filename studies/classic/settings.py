@@ -165,7 +165,7 @@ class TdConfig(Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class QLearningConfig(TdConfig):
-    """Q-learning: epsilon-greedy, decaying learning rate, a bonus for what was tried seldom."""
+    """Q-learning: epsilon-greedy, decaying learning rate, a bonus for rare actions."""
 
     episodes: int = number(1_000, 1)
     """episodes of the greedy policy at the end"""
@@ -239,7 +239,7 @@ class DqnConfig(TrainedConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class TableConfig(Checked):
-    """Every variant over several seeds: one table, one figure. What is there is kept."""
+    """Every variant over several seeds: one table, one figure; finished runs are kept."""
 
     env: EnvName = "CartPole-v1"
     """environment of gymnasium"""

@@ -1,4 +1,4 @@
-"""Choosing denoisers as a game: the environment, the agents of stable-baselines3, their opponents.
+"""Choosing denoisers as a game: the environment, the agents of stable-baselines3, their baselines.
 
 Reads:  <split>/features.csv (`python -m studies.denoise features`), <run>/{agent.json, model.zip}
 Writes: <run>/{agent.json, model.zip}

@@ -13,7 +13,7 @@ TRAIN = Path("data/denoise/train/features.csv")
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(Reward):
-    """Train a policy; what is kept is the best on all validation clips."""
+    """Train a policy; the best on all validation clips is kept."""
 
     algo: Algo = "ppo"
     """algorithm"""
@@ -101,7 +101,7 @@ class TrainConfig(Reward):
 
 @dataclass(frozen=True, kw_only=True)
 class TuneConfig(Reward):
-    """Opponents tuned on training clips: the best constant chain, and noisereduce."""
+    """Baselines tuned on training clips: the best constant chain, and noisereduce."""
 
     features: Path = TRAIN
     """training table of `features`"""
@@ -149,7 +149,7 @@ class SweepConfig(Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class MetricsConfig(Checked):
-    """Compare policies with their opponents on a split, all clips of it."""
+    """Compare policies with their baselines on a split, all clips of it."""
 
     checkpoint: tuple[str, ...] = ()
     """rows: PATH, NAME=PATH or NAME=PATH,PATH"""
@@ -157,7 +157,7 @@ class MetricsConfig(Checked):
     """table of `mix`"""
     tuned: Path = RUNS / "tune.json"
     """baselines of `tune`"""
-    opponents: tuple[Literal["constant", "random", "noisereduce", "oracle"], ...] = (
+    baselines: tuple[Literal["constant", "random", "noisereduce", "oracle"], ...] = (
         "constant",
         "random",
         "noisereduce",
@@ -187,7 +187,7 @@ class MetricsConfig(Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class CrossConfig(Reward):
-    """Cross-validation: every speaker and every fold of the noise is once what nobody has heard."""
+    """Cross-validation over speakers and folds of the noise."""
 
     features: Path = Path("data/denoise-cells/features.csv")
     """cells, a table of `features`"""
