@@ -702,7 +702,7 @@ class TrainConfig(Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class TwinsConfig(Checked):
-    """Train a supervised twin of the policy: same state and network, no reinforcement learning."""
+    """Train a supervised baseline: state and network of the policy, no reinforcement learning."""
 
     preset: PresetName = "slides"
     """set of defaults; other flags win"""

@@ -463,6 +463,32 @@ def test_help_has_a_line_for_each_flag(cls, capsys):
     assert not [line for line in options if len(line) > 100]
 
 
+@pytest.mark.parametrize(
+    "study", ["classic.settings", "active_learning.commands", "denoise.commands"]
+)
+def test_help_of_studies_has_a_line_for_each_flag(study):
+    module = pytest.importorskip(f"studies.{study}", exc_type=ImportError)
+    names_of = {"classic.settings": "commands", "denoise.commands": "NAMES"}
+    commands = getattr(module, names_of.get(study, "COMMANDS"))
+    for name, given in (commands([]) if callable(commands) else commands).items():
+        lines = config.help_text({name: given}, [name]).splitlines()[3:]
+        kind = given if isinstance(given, type) else type(given)
+        assert len([line for line in lines if line.startswith("  --")]) == len(list(leaves(kind)))
+        assert not [line for line in lines if len(line) > 100 or line.startswith("   ")]
+
+
+def test_a_script_without_flags_prints_its_text_and_refuses_flags(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["study.py", "all", "data"])
+    assert config.plain_words("A study.") == ["all", "data"]
+    monkeypatch.setattr(sys, "argv", ["study.py", "all", "--seeds", "3"])
+    with pytest.raises(InputError, match="--seeds: no such flag"):
+        config.plain_words("A study.")
+    monkeypatch.setattr(sys, "argv", ["study.py", "--help"])
+    with pytest.raises(SystemExit) as stop:
+        config.plain_words("A study.")
+    assert stop.value.code == 0 and capsys.readouterr().out == "A study.\n"
+
+
 def test_help_shows_choices_defaults_and_the_preset(capsys):
     lines = shown_help(TrainConfig, capsys, "--preset", "demo")
     assert len(lines) <= 80
