@@ -8,7 +8,6 @@ Run:    python DQN.py                         # slides' settings on cache/train
 Reads:  <cache>/<split>/ (preprocess.py)
 Writes: <run>/{last.pt, best.pt, episode-*.pt, reward_history.tsv, config.json, train.log}
 Shapes: N frames of all pairs, P pairs, L lanes, B batch, C channels, W window, A actions
-Next:   evaluate.py
 
 "DQN" with gamma = 0: the target of Q(s, a) is the reward alone, so there is no next state and no
 target network. In the `independent` reading (slides) a state holds cached arrays only; frames whose

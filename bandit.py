@@ -1,7 +1,6 @@
 """State, action, reward and episodes of the bandit: pure functions, one definition each.
 
 Shapes: N frames of all pairs, P pairs, B batch, C channels, W window
-Next:   runfolder.py
 
 `decide`, `shift` and `near` take tensors and arrays alike, so that training, evaluation and the
 yardsticks share them.

@@ -1,7 +1,6 @@
 """Stretches of a score that may be sound events: changes, the merging of boxes, runs above a level.
 
 Shapes: T frames of a pair, B boxes; positions in frames, not always whole: frame t is [t, t + 1)
-Next:   event_policy.py
 
 Change detection and merging are those of Ebbers, Germain, Wichern, Le Roux, "Sound Event Bounding
 Boxes" (Interspeech 2024, arXiv 2406.04212): a step filter turns scores into changes; a box runs

@@ -1,10 +1,8 @@
 """One table of many systems on one split: metrics, paired intervals, a verdict.
 
 Run:    python evaluate.py --compare DQN=runs/slides twin=runs/twin rules --out runs/table
-Reads:  nothing but what entrants.py read
 Writes: <out>/{results.json, table.md, table.tex, pairs.csv, events/}
 Shapes: N frames of all pairs, P pairs, C clips, K classes, D bootstrap draws
-Next:   evaluate.py
 
 A cache of present pairs gives the slides' protocol: accuracy, IoU and F1 of each pair, then the
 mean; it hands every system the clip's tags. A cache of all pairs lets false alarms count: F1 over
@@ -542,7 +540,7 @@ def table_rows(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     decisive = results["tuned_for"]
     field = [name for name in FIELD if name in results["entrants"][0]["mean"]]
     header = ["", *(TITLES[name] for name in names)]
-    header += [f"{TITLES[decisive]} minus its {BASE}", f"{TITLES[decisive]} minus best opponent"]
+    header += [f"{TITLES[decisive]} minus its {BASE}", f"{TITLES[decisive]} minus best baseline"]
     header += [*(TITLES[name] for name in field), "median onset error"]
     lines = []
     for row in results["entrants"]:

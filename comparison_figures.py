@@ -3,9 +3,7 @@
 Run:    python visualize.py --table runs/table
 Reads:  <table>/{results.json, pairs.csv} of evaluate.py --compare; for what the first policy does
         its checkpoint, its stored decisions and the cache that the table was made from
-Writes: nothing; visualize.py writes the figures
 Shapes: T frames of a pair, N frames of all pairs, P pairs, B bins of prob - T_base, K classes
-Next:   visualize.py
 """
 
 import csv
@@ -62,7 +60,7 @@ if TYPE_CHECKING:  # matplotlib is imported where a figure is drawn: it builds a
 KINDS = {  # kind of a row -> colour, legend entry
     "base": ("t_base", "Base threshold, untouched"),
     "policy": ("t_adj", "Policy (DQN)"),
-    "twin": ("twin", "Twin: the DQN's state and network, trained with labels"),
+    "twin": ("twin", "Supervised baseline: the DQN's state and network"),
     "rule": ("yardstick", "Rule, tuned on training clips"),
     "events": ("events", "Events from elsewhere"),
     "ceiling": ("ceiling", "Ceiling: knows the labels"),
@@ -324,7 +322,7 @@ def draw_metric(ax: "Axes", table: Table, rows: list[dict[str, Any]], metric: st
         (table.results["best_opponent"], "best", ":"),
     ):
         if name is not None:
-            text = f"Best opponent: {short(name, 40)}" if colour == "best" else f"Level of {BASE}"
+            text = f"Best baseline: {short(name, 40)}" if colour == "best" else f"Level of {BASE}"
             at = 100 * table.rows[name]["mean"][metric]
             ax.axvline(at, linestyle=line, linewidth=1.5, zorder=1, **look(colour, text))
     ax.set_title(TITLES[metric] + " (rows sorted by it)" * (metric == table.decisive))
@@ -337,7 +335,7 @@ def draw_metric(ax: "Axes", table: Table, rows: list[dict[str, Any]], metric: st
 
 
 def series(table: Table, kinds: tuple[str, ...]) -> list[tuple[str, str, int]]:
-    """(row, colour, number within its kind) of bare rows of some kinds, then the best opponent."""
+    """(row, colour, number within its kind) of bare rows of some kinds, then the best baseline."""
     found, best = [], table.results["best_opponent"]
     for kind in kinds:
         names = [name for name in table.bare(kind) if name != best]
@@ -347,7 +345,7 @@ def series(table: Table, kinds: tuple[str, ...]) -> list[tuple[str, str, int]]:
 
 def named(table: Table, name: str) -> str:
     """A row's name for a legend."""
-    best = "Best opponent: " * (name == table.results["best_opponent"])
+    best = "Best baseline: " * (name == table.results["best_opponent"])
     return best + short(name, 40)
 
 
@@ -356,7 +354,7 @@ def draw_class_gains(table: Table) -> "Figure | str":
     against, with intervals over clips."""
     rows, pairs = series(table, ("policy", "twin")), table.pairs
     if not rows:
-        return "the table has neither a policy nor a twin nor an opponent"
+        return "the table has neither a policy nor a baseline"
     labels, counts = np.unique(pairs.event_label[pairs.present], return_counts=True)
     order = np.lexsort((labels, -counts))[:MOST_CLASSES]
     groups = {"All classes": pairs.present}

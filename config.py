@@ -1,25 +1,23 @@
 """Every number and path of the suite: typed, explained, checked. No torch, no numpy.
 
-Run:    nothing here runs; each script takes its own class below (`python DQN.py --help`)
-Shapes: none
-Next:   timeline.py, soundscapes.py, scorers.py, preprocess.py, DQN.py, evaluate.py, detect.py,
-        visualize.py
-
 A field belongs to the group whose change it invalidates: `Signal` the cache, `Bandit` what a
 Q-value means, `Network` the weights, `Learning` the run. Sources in the help texts: "slides" is the
 published slide deck, "original" the authors' program where the slides are silent.
 """
 
+import ast
 import dataclasses
 import difflib
 import errno
 import hashlib
+import inspect
 import json
 import math
 import os
 import re
 import signal
 import sys
+import textwrap
 import threading
 import time
 import typing
@@ -30,6 +28,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from functools import partial
 from importlib import import_module
+from itertools import pairwise
 from multiprocessing import active_children, get_context
 from pathlib import Path
 from types import ModuleType
@@ -106,7 +105,11 @@ def name_flaw(name: str, *, path: bool = False) -> str:
 
 
 class Checked:
-    """Base of every config class: checks `number` and `split_name` fields after construction."""
+    """Base of every config class: checks `number` and `split_name` fields after construction.
+
+    A constant (ClassVar) is stored with the fields, as one that was a field once: caches,
+    checkpoints and their keys stay what they were.
+    """
 
     GROUP: ClassVar[str] = ""
 
@@ -139,68 +142,56 @@ class Checked:
 
 @dataclass(frozen=True, kw_only=True)
 class Signal(Checked):
-    """How loudness and score become probability and base threshold. A change needs a new cache."""
+    """Loudness and score -> probability and base threshold; a change needs a new cache."""
 
     GROUP: ClassVar[str] = "signal"
     loudness: Literal["channels", "original"] = "channels"
-    """power of all channels at their own rate, or of the mono mix at 32 kHz (original)"""
-    rms_window_s: float = number(0.064, above=0, high=10)
-    """RMS window in seconds (original: librosa, 2048 samples at 32 kHz)"""
-    rms_hop_s: float = number(0.016, 5e-4, 10)
-    """RMS hop in seconds (original: 512 samples at 32 kHz)"""
+    """all channels, or mono at 32 kHz (original)"""
+    rms_window_s: ClassVar[float] = 0.064  # original: librosa, 2048 samples at 32 kHz
+    rms_hop_s: ClassVar[float] = 0.016  # original: 512 samples at 32 kHz
     clip_percentile: float = number(95.0, above=0, high=100)
-    """loudness, score and probability are cut at this percentile (slides)"""
-    score_median_s: float = number(0.1, above=0, high=60)
-    """k1, first median filter of the score, seconds (original: 5 frames of 20 ms)"""
-    score_median2_s: float = number(0.16, above=0, high=60)
-    """k2, second median filter of the score, seconds (original: 8 frames of 20 ms)"""
-    score_power: float = number(2.2, above=0, high=100)
-    """exponent of the sharpened score (slides)"""
+    """upper limit of loudness, score, probability (slides)"""
+    score_median_s: ClassVar[float] = 0.1  # k1, first median filter; original: 5 frames of 20 ms
+    score_median2_s: ClassVar[float] = 0.16  # k2, second one; original: 8 frames
+    score_power: ClassVar[float] = 2.2  # of the sharpened score; slides
     score_mix: float = number(0.7, 0, 1)
-    """share of the median-filtered score in the mix, the rest is the sharpened one (slides)"""
+    """share of the filtered score in D_adj (slides)"""
     fusion: Literal["product", "harmonic"] = "product"
-    """loudness with score: r * D_adj (slides) or 2 / (1/r + 1/D_adj) (original)"""
-    prob_sigma_s: float = number(0.04, above=0, high=60)
-    """Gaussian over the probability, seconds (slides: sigma 2 frames of 20 ms)"""
-    background_s: float = number(4.0, above=0, high=600)
-    """median filter of the background loudness, seconds (slides: 200 frames of 20 ms)"""
-    background_sigma_s: float = number(0.06, above=0, high=60)
-    """Gaussian over the background and over the anti-mask, seconds (slides: sigma 3 frames)"""
+    """r * D_adj (slides) or 2 / (1/r + 1/D_adj) (original)"""
+    prob_sigma_s: ClassVar[float] = 0.04  # Gaussian over the probability; slides: 2 frames
+    background_s: ClassVar[float] = 4.0  # median filter of the loudness; slides: 200 frames
+    background_sigma_s: ClassVar[float] = 0.06  # over background and anti-mask; slides: 3 frames
     beta: float = number(1.2, above=0, high=100)
     """exponent of the anti-mask (1 - D_adj)^beta (original)"""
     flat_fallback: bool = True
-    """a score without contrast says nothing: decide by loudness alone (original)"""
+    """flat score: loudness alone (original)"""
     flat_range: float = number(0.03, 0, 1)
-    """max - min of the score below which the fallback acts (original)"""
+    """largest max - min of a flat score (original)"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bandit(Checked):
-    """What the agent sees, may do and is paid. A change gives Q-values another meaning."""
+    """State, actions and rewards; a change gives Q-values another meaning."""
 
     GROUP: ClassVar[str] = "bandit"
     context: int = number(10, 0, 200)
-    """frames on each side of the centre frame: 10 makes 21 (slides)"""
+    """frames on each side of the centre (slides)"""
     num_actions: int = number(21, 3, 127)
-    """threshold steps, odd so that 0.0 is one of them (slides)"""
+    """threshold steps, odd (slides)"""
     max_delta: float = number(0.2, above=0, high=1)
-    """largest shift of the threshold, in probability units (slides)"""
+    """largest threshold shift, probability (slides)"""
     boundary_width: float = number(0.2, above=0, high=1)
-    """a transition is stored where |prob - threshold| is at most this (slides)"""
+    """stored if |prob - threshold| is at most this (slides)"""
     boundary_test: Literal["before", "after"] = "before"
-    """test the base threshold, before acting (slides), or the shifted one (original)"""
+    """test before acting (slides) or after (original)"""
     reading: Literal["independent", "sequential"] = "independent"
-    """state from cached arrays (slides), or showing what was decided to the left (original)"""
+    """past decisions: no (slides), yes (original)"""
     channel_order: Literal["slides", "original"] = "slides"
-    """rms first (slides) or d_raw first (original)"""
-    reward_keep: float = number(0.2)
-    """right stays right (slides)"""
-    reward_break: float = number(-1.0)
-    """right becomes wrong (slides)"""
-    reward_miss: float = number(-0.2)
-    """wrong stays wrong (slides)"""
-    reward_fix: float = number(1.0)
-    """wrong becomes right (slides)"""
+    """rms or d_raw first"""
+    reward_keep: ClassVar[float] = 0.2  # right stays right; rewards: slides
+    reward_break: ClassVar[float] = -1.0  # right becomes wrong
+    reward_miss: ClassVar[float] = -0.2  # wrong stays wrong
+    reward_fix: ClassVar[float] = 1.0  # wrong becomes right
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -238,15 +229,14 @@ class Bandit(Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class Network(Checked):
-    """Sizes of the Q-network. A change gives other weights."""
+    """Sizes of the Q-network; a change gives other weights."""
 
     GROUP: ClassVar[str] = "network"
     hidden: int = number(128, 4, 4096)
-    """TCN channels and GRU units per direction; the Transformer is twice as wide (slides)"""
+    """TCN channels, GRU units per direction (slides)"""
     tcn_layers: int = number(4, 1, 8)
-    """dilated convolutions, dilation doubling from 1 (slides: 4)"""
-    tcn_kernel: int = number(3, 1, 31)
-    """width of each convolution in frames, odd (original)"""
+    """convolutions, dilation 1, 2, 4, .. (slides)"""
+    tcn_kernel: ClassVar[int] = 3  # frames, odd: the frame stays in the middle; original
     tcn_groups: int = number(4, 1)
     """groups of the group normalisation (original)"""
     gru_layers: int = number(2, 1, 8)
@@ -255,15 +245,12 @@ class Network(Checked):
     """Transformer encoder layers (slides)"""
     heads: int = number(4, 1)
     """attention heads (original)"""
-    feedforward: int = number(2, 1, 16)
-    """inner width of a Transformer layer in multiples of its width (original: 512 = 2 x 256)"""
+    feedforward: ClassVar[int] = 2  # inner width / width; original: 512 / 256
     dropout: float = number(0.1, 0, 0.9)
-    """dropout inside the Transformer (original)"""
+    """dropout of the Transformer (original)"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        odd = "odd, so that a frame stays in the middle of its window"
-        require(self.tcn_kernel % 2 == 1, self.flag("tcn_kernel"), odd, self.tcn_kernel)
         groups = f"a divisor of network.hidden = {self.hidden}"
         require(
             self.hidden % self.tcn_groups == 0, self.flag("tcn_groups"), groups, self.tcn_groups
@@ -284,7 +271,7 @@ class Network(Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class Learning(Checked):
-    """How the Q-network is trained."""
+    """Training of the Q-network."""
 
     GROUP: ClassVar[str] = "learning"
     lr: float = number(1e-4, above=0, high=1)
@@ -292,25 +279,24 @@ class Learning(Checked):
     batch: int = number(32, 1, MOST_BATCH)
     """transitions in a gradient step (slides)"""
     frames_per_step: int = number(32, 1)
-    """frames visited for each gradient step (original)"""
+    """frames for each gradient step (original)"""
     lanes: int = number(32, 1, MOST_LANES)
-    """pairs that advance together; 32 makes one gradient step per tick"""
+    """pairs that advance together"""
     replay: int = number(50_000, 1, 100_000_000)
     """transitions kept (slides)"""
     train_start: int = number(2_000, 1)
-    """learning starts above this many stored transitions (slides)"""
+    """transitions stored before learning (slides)"""
     epsilon_start: float = number(1.0, 0, 1)
-    """exploration rate of the first episode (slides)"""
+    """first exploration rate (slides)"""
     epsilon_end: float = number(0.05, 0, 1)
-    """exploration rate after the decay (slides)"""
-    epsilon_fraction: float = number(0.7, above=0, high=1)
-    """share of the planned episodes over which epsilon falls (slides: 20,000 of 28,592)"""
+    """last exploration rate (slides)"""
+    epsilon_fraction: ClassVar[float] = 0.7  # of the episodes; slides: 20,000 of 28,592
     epsilon_episodes: int | None = number(None, 1)
-    """episodes over which epsilon falls; overrides the fraction (original: 20,000)"""
+    """episodes of decay (default: 70 %; original: 20,000)"""
     episode_order: Literal["shuffled", "sorted"] = "shuffled"
-    """shuffled by the seed, or by file name and label as in the original"""
+    """by seed, or by file name (original)"""
     acting: Literal["eval", "dropout"] = "eval"
-    """act in evaluation mode, or with dropout on as the original did"""
+    """dropout while acting: off, or on (original)"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -328,50 +314,38 @@ class Learning(Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class Events(Checked):
-    """The networks of `--method events`, how they are trained and what is decided for."""
+    """Networks, training and decision of `--method events`."""
 
     GROUP: ClassVar[str] = "events"
-    folds: int = number(4, 2, 32)
-    """groups of clips, each left out by one network, where a cache does not know bank folds"""
+    folds: ClassVar[int] = 4  # groups of clips that are left out, if no bank folds are known
     members: int = number(1, 1, 16)
-    """networks for each group that is left out, of frames and of boxes alike"""
+    """networks for each left-out group"""
     tag_limit: float = number(0.03, 0, 1)
-    """queries with a clip-level score up to this are answered with nothing"""
+    """clip-level score up to which a query is empty"""
     class_context: bool = True
-    """learn something about each class; without it any class may be asked for alike"""
+    """a vector for each class"""
     hidden: int = number(32, 4, 4096)
-    """width of the convolutions over frames"""
+    """width of the frame network"""
     layers: int = number(7, 1, 12)
-    """dilated convolutions, dilation doubling from 1; 7 of 3 steps see 5 s to each side"""
-    kernel: int = number(3, 1, 31)
-    """width of each convolution in steps of 40 ms, odd"""
-    dropout: float = number(0.1, 0, 0.9)
-    """dropout behind each layer, of frames and of boxes"""
+    """convolutions, dilation 1, 2, 4, .."""
+    kernel: ClassVar[int] = 3  # steps of 40 ms, odd: the step stays in the middle
+    dropout: ClassVar[float] = 0.1  # behind each layer, of frames and of boxes
     batch: int = number(32, 1)
-    """queries in a gradient step of each network"""
+    """queries in a gradient step"""
     lr: float = number(3e-3, above=0, high=1)
-    """highest learning rate of AdamW; it rises over 30 % of the steps and falls to 0"""
-    weight_decay: float = number(1e-2, 0, 1)
-    """weight decay of AdamW"""
-    box_hidden: int = number(64, 4, 4096)
-    """width of the two layers that value a box"""
-    box_passes: float = number(2.5, above=0)
-    """passes over the boxes for each pass over the queries"""
+    """peak learning rate (AdamW, one-cycle)"""
+    weight_decay: ClassVar[float] = 1e-2  # of AdamW
+    box_hidden: ClassVar[int] = 64  # width of the two layers that value a box
+    box_passes: ClassVar[float] = 2.5  # passes over the boxes for each pass over the queries
     box_batch: int = number(256, 1)
-    """boxes in a gradient step of each network"""
-    frame_weight: float = number(1.0, 0)
-    """how much the frame F1 of the class counts in a decision"""
+    """boxes in a gradient step"""
+    frame_weight: ClassVar[float] = 1.0  # of the frame F1; the other weights are relative to it
     micro_weight: float = number(0.5, 0)
-    """how much the frame F1 of all classes together (micro-F1) counts"""
+    """weight of micro-F1 over frames"""
     collar_weight: float = number(1.0, 0)
-    """how much the event F1 (collars) counts in a decision"""
+    """weight of event F1 (collars)"""
     overlap_weight: float = number(1.0, 0)
-    """how much the intersection F1 counts in a decision"""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        odd = "odd, so that a step stays in the middle of it"
-        require(self.kernel % 2 == 1, self.flag("kernel"), odd, self.kernel)
+    """weight of intersection F1"""
 
 
 # ---------------------------------------------------------------------------- one class a script
@@ -399,31 +373,31 @@ class SoundscapesConfig(Checked):
     """Make a strongly labelled corpus: timeline + sound bank -> audio, labels, clip list."""
 
     preset: PresetName = "slides"
-    """a set of defaults; flags after it still win"""
+    """set of defaults; other flags win"""
     out: Path = Path("data/builtin")
-    """corpus folder to write: <split>/audio, <split>/labels.tsv, clips.tsv, corpus.json"""
+    """corpus folder to write"""
     bank: Path | None = None
-    """sound bank, one folder a class with wav/flac/ogg (default: the built-in synthesiser)"""
+    """sound bank, a folder a class (default: the built-in synthesiser)"""
     class_map: Path | None = None
-    """TSV `event_label, bank_class`: which bank folder plays which label"""
+    """TSV `event_label, bank_class` (default: equal names)"""
     train_timeline: Path | None = None
-    """DESED TSV with the training events (default: random, DESED-like)"""
+    """DESED TSV of training events (default: random)"""
     validation_timeline: Path | None = None
-    """DESED TSV with the validation events (default: random, DESED-like)"""
+    """DESED TSV of validation events (default: random)"""
     train_clips: int = number(240, 1, MOST_CLIPS)
-    """training clips; of a longer timeline a seeded choice"""
+    """training clips"""
     validation_clips: int = number(120, 1, MOST_CLIPS)
-    """validation clips; of a longer timeline a seeded choice"""
+    """validation clips"""
     validation_fold: int = number(5, 1)
-    """bank fold heard in validation clips only; the other folds train"""
+    """bank fold of the validation clips; the others train"""
     clip_s: float = number(10.0, 0.5, 3600)
-    """clip length in seconds (DESED: 10)"""
+    """clip length, seconds (DESED: 10)"""
     snr_min_db: float = number(0.0, -40, 60)
     """softest event above the background, dB"""
     snr_max_db: float = number(25.0, -40, 60)
     """loudest event above the background, dB"""
     seed: int = number(0, 0, MOST_SEED)
-    """one seed for the whole corpus"""
+    """seed of the whole corpus"""
     workers: int | None = number(None, 1, MOST_PROCESSES)
     """processes (default: all cores)"""
 
@@ -438,13 +412,13 @@ class ScorersConfig(Checked):
     """Train the built-in scorer on a corpus, cross-fitted over bank folds; write score files."""
 
     preset: PresetName = "slides"
-    """a set of defaults; flags after it still win"""
+    """set of defaults; other flags win"""
     corpus: Path = Path("data/builtin")
-    """corpus folder made by soundscapes.py"""
+    """corpus folder of soundscapes.py"""
     convert: Path | None = None
-    """instead: write these scores (folder of TSVs, or NPZ) in the other form, to --out"""
+    """instead: scores (TSVs or NPZ) to write in the other form"""
     out: Path | None = None
-    """with --convert: NAME.npz for one NPZ file, anything else for a folder of TSVs"""
+    """with --convert: NAME.npz, or a folder for TSVs"""
     epochs: int = number(12, 1)
     """passes over the training clips for each fit"""
     lr: float = number(4e-3, above=0, high=1)
@@ -454,9 +428,9 @@ class ScorersConfig(Checked):
     channels: int = number(24, 4, 1024)
     """width of the CRNN's first convolution"""
     seed: int = number(0, 0, MOST_SEED)
-    """weights, order and augmentation"""
+    """weights, order, augmentation"""
     workers: int | None = number(None, 1, MOST_PROCESSES)
-    """processes, one fit each (default: all cores)"""
+    """processes, a fit each (default: all cores)"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -467,26 +441,26 @@ class ScorersConfig(Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class DasmEmbedConfig(Checked):
-    """Class names -> DASM's text queries, by the text encoder of MGA-CLAP; once for all clips."""
+    """Class names -> text queries of DASM, by the text encoder of MGA-CLAP."""
 
     classes_from: Path | None = None
-    """label TSV whose classes are asked for"""
+    """label TSV with the classes"""
     query_file: Path | None = None
-    """instead: a text file, a class a line, after a tab its own prompt where you want one"""
+    """instead: a class a line, after a tab its prompt"""
     prompt_style: Literal["spaces", "raw"] = "spaces"
-    """Running_water becomes `sound of running water`, or `sound of running_water` (original)"""
+    """words of a class name, or the name itself (original)"""
     mga_clap: Path
     """root of an MGA-CLAP checkout"""
     mga_weights: Path
     """MGA-CLAP's model.pt"""
     bert: Path
-    """folder with config.json and vocabulary of bert-base-uncased; its weights are not needed"""
+    """bert-base-uncased: config.json and vocabulary"""
     trust_pickle: bool = False
-    """load --mga-weights even if it holds Python objects, which can run any code"""
+    """load weights that hold Python objects (can run code)"""
     out: Path = Path("queries.pt")
     """file to write: classes, prompts, vectors"""
     device: Device = "auto"
-    """auto takes CUDA where there is one"""
+    """auto: CUDA if present"""
     threads: int | None = number(None, 1, MOST_PROCESSES)
     """CPU threads (default: all cores)"""
 
@@ -504,27 +478,27 @@ class DasmScoreConfig(Checked):
     dasm_repo: Path
     """root of a Transformer4SED checkout"""
     dasm_config: Path
-    """config.yaml that lies beside the weights (text_query)"""
+    """config.yaml beside the weights (text_query)"""
     dasm_weights: Path
     """text-query checkpoint of DASM"""
     queries: Path = Path("queries.pt")
-    """what `python dasm.py embed` wrote"""
+    """file of `dasm.py embed`"""
     audio: Path
-    """folder with the audio files; DESED: the original 44.1 kHz one"""
+    """folder of recordings; DESED: the original 44.1 kHz"""
     labels: Path | None = None
-    """label TSV that names the clips and classes (default: all audio files of the folder)"""
+    """label TSV of clips and classes (default: the whole folder)"""
     out: Path
-    """folder to write, for the --scores of preprocess.py; a rerun goes on"""
+    """folder to write, for `preprocess.py --scores`"""
     temperature: float = number(0.5, above=0)
-    """divides the logits before the sigmoid (DASM's notebook and the original: 0.5)"""
+    """divisor of the logits before the sigmoid (original)"""
     batch: int = number(4, 1, MOST_BATCH)
     """clips in a forward pass"""
     cut_long: bool = False
-    """score the first 10 s of longer recordings; preprocess.py takes them up to 11 s"""
+    """score only the first 10 s of longer recordings"""
     allow_missing: bool = False
-    """leave out clips whose audio is missing or damaged; each is named"""
+    """leave out clips without readable audio"""
     device: Device = "auto"
-    """auto takes CUDA where there is one"""
+    """auto: CUDA if present"""
     threads: int | None = number(None, 1, MOST_PROCESSES)
     """CPU threads (default: all cores)"""
 
@@ -534,42 +508,41 @@ class PreprocessConfig(Checked):
     """Audio + scores + labels -> the six signals -> cache/<split>."""
 
     preset: PresetName = "slides"
-    """a set of defaults; flags after it still win"""
+    """set of defaults; other flags win"""
     cache: Path = Path("cache")
-    """where caches are written, one folder a split"""
+    """folder of the caches, a folder a split"""
     corpus: Path = Path("data/builtin")
-    """corpus folder, used unless --labels is given; the default one is made where it is missing"""
+    """corpus folder, unless --labels is given"""
     split: str | None = split_name(None)
     """train or validation (default: both)"""
     labels: Path | None = None
-    """your labels: a table (filename, onset, offset, event_label), or a folder, a file a clip"""
+    """label TSV (filename, onset, offset, event_label), or folder"""
     audio: Path | None = None
-    """your audio folder; without one the loudness is 1 everywhere and the scores decide alone"""
+    """audio folder (default: none, loudness is 1)"""
     scores: Path | None = None
-    """your scores: a folder with a TSV a clip (onset, offset, a column a class), or NPZ"""
+    """score folder (TSV a clip: onset, offset, classes), or NPZ"""
     validation_share: float | None = number(None, above=0, high=0.9)
-    """share of the labelled clips that are drawn for validation; the others train"""
+    """share of the labelled clips drawn for validation"""
     seed: int = number(0, 0)
-    """which clips --validation-share draws"""
+    """seed of --validation-share"""
     clips: Path | None = None
-    """list of clips: filename and split (a plain list: the validation clips), or with
-    --validation-share filename and recording, whose clips stay together"""
+    """table of clips: filename with split or recording"""
     cut_scores: bool = False
-    """cut scores that go on after the end of the audio, as of a model that pads its input"""
+    """cut scores at the end of the audio"""
     map: tuple[str, ...] = ()
-    """classes named otherwise in the scores: SCORES=LABELS, e.g. dog=Dog water=Running_water"""
+    """class names, SCORES=LABELS, e.g. dog=Dog"""
     pairs: Literal["present", "all"] = "present"
-    """query each clip for the classes of its labels (slides), or for every class"""
+    """classes queried for a clip (slides: present)"""
     classes: tuple[str, ...] = ()
-    """classes to query beside those that occur in the labels (with --pairs all)"""
+    """more classes to query, with --pairs all"""
     import_npz: Path | None = None
-    """import per-pair NPZ files of the original program instead of audio and scores"""
+    """NPZ files of the original program, instead of audio and scores"""
     import_frame_s: float = number(0.02, 1e-4, 3600)
-    """frame length of the imported files, seconds"""
+    """frame length of imported files, seconds"""
     allow_missing: bool = False
-    """leave out clips whose audio or scores are missing or damaged; each is named"""
+    """leave out clips without readable audio or scores"""
     replace: bool = False
-    """replace a cache that was made from other labels, audio or scores; else it is refused"""
+    """replace a cache of other inputs"""
     workers: int | None = number(None, 1, MOST_PROCESSES)
     """processes (default: all cores)"""
     signal: Signal = field(default_factory=Signal)
@@ -614,45 +587,43 @@ class TrainConfig(Checked):
     """Train the threshold policy on cache/train and write a run folder."""
 
     preset: PresetName = "slides"
-    """a set of defaults; flags after it still win"""
+    """set of defaults; other flags win"""
     cache: Path = Path("cache")
-    """folder with the caches"""
+    """folder of the caches"""
     split: str = split_name("train")
     """cache to train on"""
     run: Path = Path("runs/slides")
-    """run folder: last.pt, best.pt, reward_history.tsv, config.json"""
+    """run folder to write"""
     passes: int | None = number(None, 1)
-    """passes over the training pairs (default: 1 (slides), events 6, more of few pairs); on
-    resume there may be more than before"""
+    """passes over the pairs (default: slides 1, events 6; more of few)"""
     holdout: float = number(0.1, 0, 0.9)
-    """share of the training clips kept aside to choose best.pt; 0 trains on all"""
+    """share of training clips held out to choose best.pt"""
     looks: int = number(10, 1)
-    """how often in a run the held-out clips are looked at, evenly spaced, the end included"""
+    """evaluations on the held-out clips"""
     checkpoint_every: int = number(2_000, 1)
-    """episodes between two numbered checkpoints (original)"""
+    """episodes between numbered checkpoints (original)"""
     checkpoint_minutes: float = number(5.0, above=0)
-    """wall time between two writes of last.pt"""
+    """minutes between writes of last.pt"""
     resume: bool = False
-    """go on from last.pt of the run folder"""
+    """go on from last.pt"""
     overwrite: bool = False
-    """throw away an earlier run in the run folder"""
+    """replace an earlier run"""
     init: Path | None = None
-    """begin with the weights of this checkpoint; epsilon starts as in any run"""
+    """checkpoint with the initial weights"""
     digest: Path | None = None
-    """print a hash of everything in this checkpoint and stop"""
+    """print the hash of a checkpoint and stop"""
     status: Path | None = None
-    """print how the run in this folder is doing, alive or not, and stop"""
+    """print the state of a run and stop"""
     seed: int = number(0, 0, MOST_SEED)
-    """weights, exploration, replay sampling, episode order"""
+    """weights, exploration, replay, episode order"""
     device: Device = "auto"
-    """auto takes CUDA where there is one"""
+    """auto: CUDA if present"""
     threads: int = number(1, 1, MOST_PROCESSES)
-    """CPU threads; another number rounds otherwise; several pay for wide networks on idle cores"""
+    """CPU threads; the number changes rounding"""
     cuda_steps: Literal["auto", "plain", "graphs", "graphs-bf16"] = "auto"
-    """how a GPU trains: as recorded CUDA graphs (auto), step by step, or in bfloat16 too"""
+    """gradient steps on a GPU"""
     method: Literal["windowed", "events"] = "windowed"
-    """Q-values of a frame from its window, learned by trying (slides), or values of whole events,
-    learned from the rewards of all actions"""
+    """frames from their windows (slides), or events"""
     bandit: Bandit = field(default_factory=Bandit)
     network: Network = field(default_factory=Network)
     learning: Learning = field(default_factory=Learning)
@@ -682,42 +653,42 @@ class TrainConfig(Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class TwinsConfig(Checked):
-    """Train a supervised twin of the policy: same state and network, no reinforcement learning."""
+    """Train a supervised baseline: state and network of the policy, no reinforcement learning."""
 
     preset: PresetName = "slides"
-    """a set of defaults; flags after it still win"""
+    """set of defaults; other flags win"""
     kind: Literal["classifier", "rewards"] = "classifier"
-    """classify each frame, or regress the rewards of all actions at once"""
+    """target: label, or rewards of all actions"""
     cache: Path = Path("cache")
-    """folder with the caches"""
+    """folder of the caches"""
     split: str = split_name("train")
     """cache to train on"""
     run: Path = Path("runs/twin")
-    """run folder: last.pt, best.pt, config.json"""
+    """run folder to write"""
     passes: int = number(1, 1)
-    """passes over the training pairs that set the number of gradient steps, as in DQN.py"""
+    """passes over the training pairs"""
     frames_per_step: int = number(32, 1)
-    """frames of a pass for each gradient step, as in DQN.py"""
+    """frames of a pass for each gradient step"""
     batch: int = number(32, 1, MOST_BATCH)
     """frames in a gradient step"""
     lr: float = number(1e-4, above=0, high=1)
-    """Adam's learning rate, constant, as in DQN.py"""
+    """Adam's learning rate, constant (slides)"""
     holdout: float = number(0.1, 0, 0.9)
-    """share of the training clips kept aside to choose best.pt; 0 trains on all"""
+    """share of training clips held out to choose best.pt"""
     looks: int = number(10, 1)
-    """how often the held-out clips are looked at, evenly spaced, the end included"""
+    """evaluations on the held-out clips"""
     checkpoint_minutes: float = number(5.0, above=0)
-    """wall time between two writes of last.pt"""
+    """minutes between writes of last.pt"""
     resume: bool = False
-    """go on from last.pt of the run folder"""
+    """go on from last.pt"""
     overwrite: bool = False
-    """throw away an earlier run in the run folder"""
+    """replace an earlier run"""
     seed: int = number(0, 0, MOST_SEED)
     """weights, frames drawn, held-out clips"""
     device: Device = "auto"
-    """auto takes CUDA where there is one"""
+    """auto: CUDA if present"""
     threads: int = number(1, 1, MOST_PROCESSES)
-    """CPU threads; one is fastest for these small batches"""
+    """CPU threads"""
     bandit: Bandit = field(default_factory=Bandit)
     network: Network = field(default_factory=Network)
 
@@ -728,38 +699,36 @@ class TwinsConfig(Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig(Checked):
-    """Before/after table of a policy on a cache, with yardsticks."""
+    """Accuracy, IoU and F1 of a policy before and after, with baselines; tables of many."""
 
     preset: PresetName = "slides"
-    """a set of defaults; also how a bare state dict of the original authors is read"""
+    """set of defaults; other flags win"""
     run: Path = Path("runs/slides")
-    """run folder; its best.pt is evaluated and results are written into it"""
+    """run folder: best.pt is read, results are written"""
     checkpoint: Path | None = None
-    """another checkpoint, or the original authors' dqn_threshold.pt; needs --out"""
+    """instead: a checkpoint, or dqn_threshold.pt (original)"""
     out: Path | None = None
-    """folder for results.json, events.tsv, decisions.npz (default: the run folder; a folder
-    named like the split inside it where --split is not validation)"""
+    """folder of the results (default: the run folder)"""
     cache: Path = Path("cache")
-    """folder with the caches"""
+    """folder of the caches"""
     split: str = split_name("validation")
     """cache to report on"""
     train_split: str = split_name("train")
-    """cache on which the yardsticks are tuned"""
+    """cache to tune the baselines on"""
     compare: tuple[str, ...] = ()
-    """one table of many: run folders, checkpoints or event TSVs, as PATH, NAME=PATH or
-    NAME=PATH,PATH (seeds of one row); `rules` stands for every tuned rule; --out keeps the table"""
+    """systems of one table: PATH, NAME=PATH, NAME=SEED0,SEED1 or rules"""
     workers: int | None = number(None, 1, MOST_PROCESSES)
-    """processes for the event metrics of --compare (default: all cores)"""
+    """processes of the event metrics (default: all cores)"""
     full: bool = False
-    """print per-class results, every yardstick and more `key: value` lines too"""
+    """print every class and baseline"""
     other_classes: bool = False
-    """apply a policy where there is none of the classes that it was trained on"""
+    """apply a policy to entirely new classes"""
     batch: int | None = number(None, 1, MOST_BATCH)
-    """frames in a forward pass (default: the fastest of a short measurement)"""
+    """frames in a forward pass (default: measured)"""
     device: Device = "auto"
-    """auto takes CUDA where there is one"""
+    """auto: CUDA if present"""
     threads: int = number(1, 1, MOST_PROCESSES)
-    """CPU threads; one is fastest for these small batches"""
+    """CPU threads"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -774,44 +743,43 @@ class DetectConfig(Checked):
     """Unlabelled recordings (or their scores) in, sound events out, with a trained policy."""
 
     preset: PresetName = "slides"
-    """a set of defaults; also how a bare state dict of the original authors is read"""
+    """set of defaults; other flags win"""
     policy: Path = Path("runs/slides/best.pt")
-    """checkpoint of DQN.py, or the original authors' dqn_threshold.pt"""
+    """checkpoint, or dqn_threshold.pt (original)"""
     audio: Path | None = None
-    """recording, or folder with wav, flac, ogg, mp3; without one the scores decide alone"""
+    """recording or folder (default: none, scores alone)"""
     scores: Path | None = None
-    """your model's scores of the recordings: TSVs or NPZ (default: the built-in scorer)"""
+    """scores of the recordings (default: the built-in scorer)"""
     map: tuple[str, ...] = ()
-    """classes named otherwise in the scores: SCORES=EVENTS, e.g. dog=Dog water=Running_water"""
+    """class names, SCORES=EVENTS, e.g. dog=Dog"""
     scorer: Path | None = None
-    """scorer.pt of a corpus (default: that of the corpus the policy was trained on)"""
+    """scorer.pt (default: of the policy's corpus)"""
     cut_scores: bool = False
-    """cut scores that go on after the end of the audio, as of a model that pads its input"""
+    """cut scores at the end of the audio"""
     classes: tuple[str, ...] = ()
-    """classes to look for (default: all that the scores have)"""
+    """classes to look for (default: all scored ones)"""
     out: Path = Path("events.tsv")
-    """TSV to write: filename, onset, offset, event_label, confidence of a policy over events"""
+    """event TSV to write"""
     audacity: Path | None = None
-    """folder for a label file a recording, to be imported in Audacity"""
+    """folder of Audacity label files to write"""
     gate: bool = True
-    """close classes whose clip-level score is too low; without it every class peaks somewhere"""
+    """close classes of a low clip-level score"""
     block_s: float | None = number(None, 0.5, 3600)
-    """longer recordings are cut into overlapping blocks of this length, seconds (default: the
-    typical clip that the policy was trained on)"""
+    """block of a long recording, seconds (default: a training clip)"""
     other_classes: bool = False
-    """apply the policy to scores without any of the classes that it was trained on"""
+    """apply a policy to entirely new classes"""
     min_duration: float = number(0.0, 0)
-    """events shorter than this many seconds are dropped, after gaps were closed"""
+    """shortest event, seconds"""
     merge_gap: float = number(0.0, 0)
-    """gaps shorter than this many seconds between two events of a class are closed"""
+    """longest gap that is closed, seconds"""
     min_confidence: float = number(0.0, 0, 1)
-    """of a policy over events: what it is less sure of is dropped"""
+    """lowest confidence, of a policy over events"""
     batch: int = number(256, 1, MOST_BATCH)
     """frames in a forward pass"""
     device: Device = "auto"
-    """auto takes CUDA where there is one"""
+    """auto: CUDA if present"""
     threads: int = number(1, 1, MOST_PROCESSES)
-    """CPU threads; one is fastest for these small batches"""
+    """CPU threads"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -836,27 +804,27 @@ class VisualizeConfig(Checked):
     """The slides' figures from a run folder and its cache."""
 
     preset: PresetName = "slides"
-    """a set of defaults; flags after it still win"""
+    """set of defaults; other flags win"""
     run: Path = Path("runs/slides")
     """run folder, evaluated"""
     cache: Path = Path("cache")
-    """folder with the caches"""
+    """folder of the caches"""
     out: Path | None = None
-    """folder for the PNG files (default: figures/ in the run folder, or in that of --table)"""
+    """folder of the PNG files (default: figures/ in the run folder)"""
     table: Path | None = None
-    """instead: the figures of a comparison, the folder that evaluate.py --compare wrote"""
+    """instead: folder of a comparison"""
     clip: str | None = None
-    """draw one pair only: its file name as in the labels"""
+    """one pair only: its file name"""
     event_label: str | None = None
-    """draw one pair only: its label"""
+    """one pair only: its label"""
     dpi: int = number(150, 30, 600)
-    """dots per inch"""
+    """resolution, dots per inch"""
     html: bool = False
-    """also write a page to look at and listen to: report/index.html in the run folder"""
+    """write report/index.html as well"""
     beside: Path | None = None
-    """second run folder, evaluated on the same cache: the page shows both policies side by side"""
+    """second run folder, for the page"""
     pairs: int = number(100, 1)
-    """pairs on the page: a third the largest gains, a third the largest losses, a spread between"""
+    """pairs on the page"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -1028,15 +996,106 @@ def once_each(args: list[str], many: set[str]) -> list[str]:
     return found
 
 
+def metavar(hint: Any) -> str:
+    """How a value of a type is written: INT, PATH, one|another, TEXT .. (any number)."""
+    kinds = [kind for kind in typing.get_args(hint) if kind is not type(None)]
+    if typing.get_origin(hint) is Literal:
+        return "|".join(map(str, kinds))
+    if typing.get_origin(hint) is tuple:
+        return " ".join(".." if kind is Ellipsis else metavar(kind) for kind in kinds)
+    return "|".join(map(metavar, kinds)) or {str: "TEXT"}.get(hint, hint.__name__.upper())
+
+
+def texts_of(cls: type) -> dict[str, str]:
+    """Field -> the line that stands under it in the source."""
+    texts = {}
+    for base in (base for base in reversed(cls.__mro__) if dataclasses.is_dataclass(base)):
+        (node,) = ast.parse(textwrap.dedent(inspect.getsource(base))).body
+        for name, text in pairwise(node.body):
+            if isinstance(name, ast.AnnAssign) and isinstance(text, ast.Expr):
+                texts[name.target.id] = text.value.value
+    return texts
+
+
+def option_lines(given: Any, prefix: str = "") -> list[str]:
+    """A line for each option of a config class (or of an instance, which holds the defaults); each
+    group behind them, under a line of its own."""
+    cls = given if isinstance(given, type) else type(given)
+    hints, texts, lines, groups = typing.get_type_hints(cls), texts_of(cls), [], []
+    for spec in fields(cls):
+        name, hint = prefix + spec.name.replace("_", "-"), hints[spec.name]
+        value = spec.default
+        if cls is not given:
+            value = getattr(given, spec.name)
+        elif spec.default_factory is not dataclasses.MISSING:
+            value = spec.default_factory()
+        if dataclasses.is_dataclass(hint):
+            groups += [f"{spec.name}: {summary(hint)}", *option_lines(value, f"{name}.")]
+            continue
+        head = f"--{name} {metavar(hint)}"
+        if hint is bool:
+            head, value = f"--{name}, --{prefix}no-{name.removeprefix(prefix)}", "on" * value
+        if isinstance(value, tuple):
+            value = " ".join(map(str, value))
+        default = "required" if value is dataclasses.MISSING else value
+        long = len(str(default)) > 40  # its text describes it
+        shown = "" if default in (None, "") or long else f" [{default}]"
+        lines.append(f"  {head:<31}  {texts.get(spec.name, '')}{shown}")
+    return lines + groups
+
+
+def summary(cls: type) -> str:
+    """First line of a class's docstring."""
+    return cls.__doc__.partition("\n")[0]
+
+
+def help_text(cls: type | dict[str, Any], args: list[str]) -> str:
+    """What `--help` prints: an option a line, or the commands of a script that has several."""
+    script = program()
+    if isinstance(cls, dict) and (not args or args[0] not in cls):
+        kinds = {name: kind if isinstance(kind, type) else type(kind) for name, kind in cls.items()}
+        lines = [f"  {name:<16} {summary(kind)}" for name, kind in kinds.items()]
+        head = f"usage: {script} COMMAND [--OPTION VALUE ..]; options: COMMAND --help"
+        return "\n".join([head, "", *lines])
+    given = cls
+    if isinstance(cls, dict):
+        script, given = f"{script} {args[0]}", cls[args[0]]
+    elif "preset" in [spec.name for spec in fields(cls)]:
+        given = preset_of(cls, args)
+    kind = given if isinstance(given, type) else type(given)
+    head = f"usage: {script} [--OPTION VALUE ..]; defaults in brackets"
+    return "\n".join([head, summary(kind), "", *option_lines(given)])
+
+
+def preset_of(cls: type, args: list[str]) -> Any:
+    """The defaults that a command line asks for; an unknown preset is the parser's to refuse."""
+    name = flag_in(args, "--preset")
+    return with_preset(cls, name if name in PRESETS else "slides")
+
+
+def plain_words(text: str) -> list[str]:
+    """The command line of a script without flags; `--help` prints `text`, its docstring.
+
+    Raises InputError for a flag.
+    """
+    args = sys.argv[1:]
+    if {"-h", "--help"} & set(args):
+        print(text.strip())
+        sys.exit(0)
+    check_known(args, ())
+    return args
+
+
 def parse(cls: type | dict[str, Any], args: list[str] | None = None) -> Any:
     """Command line -> config; a bad flag or value is explained on stderr, exit code 2.
 
     A dictionary is a script with several commands: the first word says which class is meant. An
     instance in place of a class holds the defaults. Raises InputError for a flag given twice.
     """
-    import tyro  # the only place that knows the parser
-
     args = sys.argv[1:] if args is None else args
+    if {"-h", "--help"} & set(args):
+        print(help_text(cls, args))
+        sys.exit(0)
     meant = cls.get(args[0] if args else "") if isinstance(cls, dict) else cls
     meant = meant if isinstance(meant, type) or meant is None else type(meant)
     if "--version" in args:
@@ -1048,19 +1107,22 @@ def parse(cls: type | dict[str, Any], args: list[str] | None = None) -> Any:
         flags = flags_of(meant)
         check_known(args, flags)
         args = once_each(args, {flag for flag, several in flags.items() if several})
+    elif isinstance(cls, dict):
+        got = f"{args[0]} was given" if args else "none was given"
+        raise InputError(f"a command is needed: {', '.join(cls)}; {got}")
+    import tyro  # the only place that knows the parser; help and mistakes need not wait for it
+
     if isinstance(cls, dict):
         kinds = []
         for name, given in cls.items():
             kind = given if isinstance(given, type) else type(given)
             more = {} if kind is given else {"default": given}
-            about = tyro.conf.subcommand(name, description=kind.__doc__, **more)
+            about = tyro.conf.subcommand(name, **more)
             kinds.append(typing.Annotated[kind, about])
         return tyro.cli(typing.Union[tuple(kinds)], args=args, prog=program())  # noqa: UP007
     if "preset" not in [spec.name for spec in fields(cls)]:
-        return tyro.cli(cls, args=args, description=cls.__doc__)
-    name = flag_in(args, "--preset")
-    default = with_preset(cls, name if name in PRESETS else "slides")
-    return tyro.cli(cls, default=default, args=args, description=cls.__doc__)
+        return tyro.cli(cls, args=args)
+    return tyro.cli(cls, default=preset_of(cls, args), args=args)
 
 
 _parsed: list[Any] = []  # by `parse_first`, for `run_script`
@@ -1143,12 +1205,17 @@ def close_bars() -> None:
             bar.close()
 
 
+def stored_hints(cls: type) -> dict[str, Any]:
+    """Type of each field and constant of a config, in the order in which they are written."""
+    return {name: hint for name, hint in typing.get_type_hints(cls).items() if name != "GROUP"}
+
+
 def to_dict(cfg: Any) -> dict[str, Any]:
     """Config -> plain dictionary for JSON (paths become strings)."""
 
     def plain(value: Any) -> Any:
         if dataclasses.is_dataclass(value):
-            return {spec.name: plain(getattr(value, spec.name)) for spec in fields(value)}
+            return {name: plain(getattr(value, name)) for name in stored_hints(type(value))}
         return str(value) if isinstance(value, Path) else value
 
     return plain(cfg)
@@ -1162,13 +1229,14 @@ def _is_kind(value: Any, hint: Any) -> bool:
 
 
 def from_dict(cls: type, data: dict[str, Any]) -> Any:
-    """Inverse of `to_dict`. Unknown and missing keys raise InputError with the nearest name."""
+    """Inverse of `to_dict`. Unknown and missing keys raise InputError with the nearest name, and so
+    does another value of a constant."""
     if not isinstance(data, dict):
         raise InputError(f"{cls.__name__}: expected a dictionary, found {type(data).__name__}")
-    hints = typing.get_type_hints(cls)
+    hints = stored_hints(cls)
     names = [spec.name for spec in fields(cls)]
     for key in data:
-        if key not in names:
+        if key not in hints:
             near = difflib.get_close_matches(key, names, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise InputError(f"{cls.__name__}: unknown key {key!r}{hint}")
@@ -1178,6 +1246,12 @@ def from_dict(cls: type, data: dict[str, Any]) -> Any:
     values = {}
     for name, value in data.items():
         hint = hints[name]
+        if typing.get_origin(hint) is ClassVar:
+            fixed = getattr(cls, name)
+            if type(value) not in (int, float) or value != fixed:
+                text = f"{name} is fixed at {fixed} in this version, not {value!r}"
+                raise InputError(f"{cls.__name__}: {text}")
+            continue
         if dataclasses.is_dataclass(hint):
             value = from_dict(hint, value)
         elif typing.get_origin(hint) is Literal:

@@ -1,7 +1,6 @@
 """Sound event bounding boxes by change detection (cSEBBs): scores -> events with a confidence.
 
 Shapes: T frames of a pair, B boxes; positions in frames
-Next:   opponents.py
 
 Ebbers, Germain, Wichern, Le Roux, "Sound Event Bounding Boxes" (Interspeech 2024, arXiv
 2406.04212): boxes as candidates.py finds them; one threshold accepts or rejects a box as a whole,

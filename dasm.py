@@ -7,7 +7,6 @@ Reads:  checkouts of Transformer4SED and MGA-CLAP, their weights, a BERT folder;
 Writes: queries.pt (a vector a class); <out>/part-*.npz (`scorers.ScoreArchive`); a rerun goes on
 Shapes: K classes, N base queries of the model, D = 1024 width of a query, B clips, S samples,
         T frames
-Next:   preprocess.py
 
 Two commands, two processes: both projects bring packages of the same names (`src`, `models`,
 `tools`), and the text encoder's memory is free when scoring starts. Nothing of either project is

@@ -7,7 +7,6 @@ Run:    python detect.py --policy runs/demo/best.pt --audio recordings --out eve
 Reads:  a checkpoint, recordings, and their score files or <corpus>/scorer.pt
 Writes: <out> (a DCASE TSV), with --audacity a label file a recording
 Shapes: S samples, T frames of a recording, K classes, N frames of all rows together
-Next:   report.py
 
 A recording as long as the policy's training clips is one block, and gets the events that
 evaluate.py gives it. A longer one is cut into blocks of the typical training clip, each half over

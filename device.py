@@ -1,10 +1,6 @@
 """What depends on the machine: batch size by measurement, training steps without a wait on CUDA.
 
-Run:    not a script; DQN.py and evaluate.py import it
-Reads:  nothing
-Writes: nothing
 Shapes: L lanes, B batch, A actions, C channels, W window
-Next:   DQN.py
 
 On a GPU the host must not wait for the device: `FixedSteps` acts and learns in fixed shapes, reads
 nothing back, and is recorded as two CUDA graphs. The CPU has its own path in DQN.py.

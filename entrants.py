@@ -1,10 +1,8 @@
 """Who is compared: checkpoints, tuned rules, events from elsewhere, with their decisions.
 
-Run:    nothing here runs; see evaluate.py --compare
 Reads:  checkpoints of DQN.py and twins.py, event TSVs, <out>/rules.json
 Writes: <out>/rules.json, <checkpoint's folder>/decisions/: a checkpoint decides once for each cache
 Shapes: N frames of all pairs, P pairs
-Next:   comparison.py
 """
 
 import time
@@ -334,7 +332,7 @@ def find_entrants(cfg: EvaluateConfig, cache: Cache, train: Cache) -> list[Entra
 
     rows = [Entrant(BASE, "base", "", [base_of(cache, train)])]
     if len(set(cfg.compare)) < len(cfg.compare):
-        raise InputError("--compare: the same entrant is named twice")
+        raise InputError("--compare: the same system is named twice")
     specs = {text: Spec.parse(text) for text in cfg.compare if text != "rules"}
     check_names([BASE, *(spec.name for spec in specs.values())])
     folders = dict.fromkeys(spec.cache for spec in specs.values() if spec.cache)

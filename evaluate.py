@@ -8,7 +8,6 @@ Run:    python evaluate.py                        # best.pt of runs/slides on ca
 Reads:  <cache>/<split>/, <cache>/<train-split>/ (yardsticks), a checkpoint
 Writes: <out>/{results.json, events.tsv, onsets.tsv, decisions.npz}
 Shapes: N frames of all pairs, P pairs
-Next:   report.py
 
 The metric: change it and old numbers are void.
 """
@@ -350,7 +349,7 @@ def print_details(results: dict[str, Any]) -> None:
         classes.append((f"{label} ({row['pairs']}) after", row["after"]))
     print_rows("per class (pairs)", classes)
     print_rows(
-        "yardsticks, tuned on the training cache",
+        "baselines, tuned on the training cache",
         [*((row["name"], row) for row in results["yardsticks"]), ("after (DQN)", after)],
     )
     print_margins(results)
@@ -479,7 +478,7 @@ def load_evaluated(cfg: VisualizeConfig) -> Evaluated:
         raise InputError(f"{path}: damaged (no {' or no '.join(needed)}); {cure}")
     # Results of older versions do not say which decisions they are about.
     if "decisions" in results and results["decisions"] != digest_of(arrays):
-        raise InputError(f"{path}: not the decisions that {where} is about; {cure}")
+        raise InputError(f"{path}: not the decisions of {where}; {cure}")
     try:
         boxes = boxes_of_pairs(arrays, cache) if t_adj is None else None
     except (KeyError, ValueError) as error:
@@ -664,9 +663,9 @@ def apply(
     train_folder = cfg.cache / cfg.train_split
     train = load_cache(train_folder) if (train_folder / "manifest.json").exists() else None
     if train is None:
-        print(f"no cache in {train_folder}: yardsticks that need tuning are left out")
+        print(f"no cache in {train_folder}: tuned baselines are left out")
     else:
-        notes += held_against("the yardsticks", origin_of(train), cache, cfg.other_classes)
+        notes += held_against("the baselines", origin_of(train), cache, cfg.other_classes)
     for note in notes:
         print(f"note: {note}")
     began = time.perf_counter()

@@ -2,7 +2,6 @@
 
 Reads:  events of each clip, or frame scores of each clip; durations; the classes
 Shapes: C clips, K classes, T frames, E events; counts (C, K), score values (K, T), edges (T + 1,) s
-Next:   bandit.py
 
 All of it is counted over events: work and memory grow with their number, not with clips times
 classes. The figures equal those of sed_eval and sed_scores_eval (J. Ebbers et al., ICASSP 2022),

@@ -1,11 +1,8 @@
 """The policy over events: a contextual bandit that emits boxes, rivals of theirs, or nothing.
 
 Run:    python DQN.py --preset best_events
-Reads:  nothing
-Writes: nothing
 Shapes: Q queries of a clip, T frames, R rows (see posterior.py), B boxes, F features of a box,
         V values of a box, M networks, K known classes
-Next:   DQN.py
 
 The bandit. A context is a box (clip, class, onset, offset) among the candidates of its query. The
 actions are: emit it, emit a rival that overlaps it, or emit nothing. The reward is the difference

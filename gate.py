@@ -1,7 +1,6 @@
 """Tag gate: which classes sound in a clip at all, one threshold a class on a clip-level score.
 
 Shapes: C clips, K classes, P pairs, N frames of all pairs
-Next:   DQN.py
 
 The signals of a pair are min-max normalised, so the peak of every queried class comes near 1,
 whether it sounds or not. Whoever queries without knowing the tags needs this gate: a pair whose

@@ -3,7 +3,6 @@
 Run:    python DQN.py --status runs/slides; tail -f runs/slides/train.log
 Reads:  <run>/{status.json, last.pt}
 Writes: <run>/status.json every few seconds, a line of <run>/train.log every minute
-Next:   ranks.py
 
 Neither file is needed to go on: a heartbeat that cannot be written never stops a run.
 """
@@ -193,7 +192,7 @@ def condition(beat: dict[str, Any]) -> str:
     if beat["state"] != "running":
         return f"{beat['state']} ({where}, {ago}){cure if beat['state'] != 'complete' else ''}"
     if not is_alive(beat):
-        return f"dead: it ended without a word ({where}, {ago}){cure}"
+        return f"dead: stopped without saving ({where}, {ago}){cure}"
     silent = time.time() - beat["at"] > SILENT_S
     return f"running ({where}, {ago})" + ("; it seems to hang, or the disk is full" * silent)
 

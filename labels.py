@@ -2,8 +2,6 @@
 
 Reads:  a table of many clips (DESED/DCASE, AudioSet strong, Raven), or a folder with a file a clip
         (Audacity label tracks, Raven selection tables)
-Shapes: none
-Next:   soundscapes.py
 
 One rule for labels and predictions, here and nowhere else. A row is *kept*; *cut* where it reaches
 over the clip's begin or end; *left out* where nothing of it lies in the clip or it has no length;

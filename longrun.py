@@ -1,8 +1,6 @@
 """What a run says before and after: an estimate, how much it will learn, a summary.
 
 Reads:  <run>/reward_history.tsv
-Writes: nothing
-Next:   DQN.py
 """
 
 import time

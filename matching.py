@@ -1,10 +1,7 @@
 """Which found event is which true one, and how far its ends are off: one definition everywhere.
 
-Run:    nothing here runs; see evaluate.py
 Reads:  events of each clip, true ones as in the label file
-Writes: nothing
 Shapes: B bins of a histogram
-Next:   soundscapes.py
 
 A true event is matched where it meets exactly one found event of its class, which meets no other
 true one. Each system is judged by its own matches: a table of many has no events that all of them

@@ -1,7 +1,6 @@
 """Frame metrics: per pair, pooled, per class. One definition for tables, tuning and `best.pt`.
 
 Shapes: N frames of all pairs together, P pairs, `offsets` (P + 1,)
-Next:   event_metrics.py
 
 Accuracy = (TP + TN) / all, IoU = TP / (TP + FP + FN), F1 = 2 TP / (2 TP + FP + FN) (slides, page
 "evaluation metrics"). Where truth and prediction are both empty, IoU and F1 are 1: nothing was

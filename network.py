@@ -1,10 +1,6 @@
 """The Q-network: a TCN, a bidirectional GRU and a Transformer over the window of one frame.
 
-Run:    not a script; DQN.py trains it
-Reads:  nothing
-Writes: nothing
 Shapes: B batch, C channels, W window, A actions; in the GRU I inputs, H hidden
-Next:   DQN.py
 
 Sizes: slides, page 8, and the original program where they are silent (see `config.Network`).
 """

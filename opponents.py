@@ -1,7 +1,6 @@
 """Rules to hold a policy against, tuned on the training cache only; stored as JSON, repeatable.
 
 Shapes: N frames of all pairs, P pairs, C classes, G thresholds of the grid, K settings, R runs
-Next:   evaluate.py
 
 All rules are tuned for one operating point, on one grid of thresholds, by trying every setting.
 

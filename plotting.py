@@ -1,10 +1,7 @@
 """One look for all figures: colours, page, legend, axes, and how a picture is written.
 
-Run:    nothing here runs; see visualize.py
-Reads:  nothing
 Writes: PNG files, for those who draw them
 Shapes: T frames of a pair
-Next:   comparison_figures.py
 
 One table of colours for all figures; red is always the base threshold, green the DQN's. A change
 is dark green, dark red or grey: better, worse, may be chance.

@@ -1,11 +1,7 @@
 """The posterior of a sound in every frame, from scores, loudness and the clip's other queries.
 
-Run:    nothing here runs; see event_policy.py
-Reads:  nothing
-Writes: nothing
 Shapes: Q queries of a clip, T frames, N steps of about 40 ms, C channels, S statistics of a row,
         R rows, B rows of a batch, M networks computed side by side, K known classes
-Next:   candidates.py
 
 A score says how much a frame sounds like a class to somebody who hears nothing else of the clip's
 scores. The network sees the whole clip: score and loudness around, how high the other queries are

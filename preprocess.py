@@ -11,7 +11,6 @@ Reads:  <corpus>/<split>/{labels.tsv, audio/, scores/} or the files named
 Writes: <cache>/<split>/{manifest.json, left_out.tsv, shard-*.npz}, whole or not at all; a rerun
         skips the done; scores.json there: score files that were held against their own checksums
 Shapes: S samples, T frames of a pair, N frames of all pairs together, P pairs, C clips, K classes
-Next:   DQN.py
 
 The formulas are in sed/signals.py.
 """

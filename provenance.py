@@ -1,9 +1,5 @@
 """What something was trained on, held against what it is applied to.
 
-Reads:  nothing
-Writes: nothing
-Next:   runfolder.py
-
 Formulas, frame length, audio or none, classes: a policy, or a rule, that meets other ones than in
 its training decides without any error message, and badly.
 """
@@ -60,7 +56,7 @@ def other_formulas(who: str, trained: Origin, where: str, here: Origin) -> list[
             raise InputError(f"{who} was trained with {text}: its filters lagged; train it again")
         notes.append(f"{who} was trained with {text}")
     elif differ and here.facts["audio"] is not False:
-        notes.append(f"{who} was trained with other scores without contrast than here: {text}")
+        notes.append(f"{who} was trained with another treatment of flat scores: {text}")
     return notes
 
 

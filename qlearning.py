@@ -1,10 +1,6 @@
 """The parts of a deep Q-learner that know nothing of sound.
 
-Run:    not a script; DQN.py and the studies import it
-Reads:  nothing
-Writes: nothing
 Shapes: n rows of a ring, B batch, A actions
-Next:   DQN.py
 
 Replay ring and its prioritised kin, TD target (plain, double), dueling head, target network.
 """

@@ -2,8 +2,6 @@
 
 Run:    torchrun --nproc-per-node=2 -- DQN.py --run runs/slides
 Reads:  what torchrun sets: RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, TORCHELASTIC_*
-Writes: nothing
-Next:   timeline.py
 
 torchrun brings rendezvous, restarts and Slurm; nothing of that is here. Without it there is one
 process, and every method is the identity. The run folder, the caches and the data must be seen by

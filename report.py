@@ -5,7 +5,6 @@ Run:    python visualize.py --html              # writes runs/slides/report/inde
 Reads:  what visualize.py has read, the audio of the chosen pairs, report/ of this repository
 Writes: <run>/report/{index.html, report.js, vendor/, data/*.js, clips/*.{mp3,webp}}
 Shapes: T frames of a pair, P pairs of the split, B bins of a waveform
-Next:   visualize.py
 
 Pages opened from disk cannot fetch, so data are scripts that call a function of the page. No file
 is named after a clip, and nothing that a user named is ever written into the page's markup.

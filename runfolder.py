@@ -2,7 +2,6 @@
 
 Reads:  <run>/*.pt, <run>/reward_history.tsv
 Writes: the same, each checkpoint whole or not at all
-Next:   DQN.py
 """
 
 import errno
@@ -333,8 +332,8 @@ def trained_on(seen: torch.Tensor | None, cache: Cache, path: Path) -> int:
     known = int(np.isin(prints_of(cache, np.arange(len(cache.pairs))), seen.cpu().numpy()).sum())
     if known:
         print(
-            f"note: {path} was trained on {known} of these {len(cache.pairs)} pairs: how it does on"
-            " them says nothing about recordings that it has never met"
+            f"note: {path} was trained on {known} of these {len(cache.pairs)} pairs: results on"
+            " them say nothing about new recordings"
         )
     return known
 
@@ -544,7 +543,7 @@ def read_history(folder: Path) -> dict[str, np.ndarray]:
         episodes = rows[:, names.index("Episode")]
         counted = [i for i, name in enumerate(names) if name not in ("Loss", "Q")]
         if not np.isfinite(rows[:, counted]).all() or episodes.min() < 0:
-            raise ValueError("a number that is none")
+            raise ValueError("not a number")
         if episodes.max() >= len(rows) + MOST_LANES:  # lanes run side by side, so some are ahead
             raise ValueError(f"episode {episodes.max():.0f} in {len(rows)} rows")
     except ValueError as error:

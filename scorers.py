@@ -6,7 +6,6 @@ Reads:  <corpus>/clips.tsv, <corpus>/<split>/labels.tsv, <corpus>/<split>/audio
 Writes: <corpus>/<split>/scores/<clip id>.tsv (`onset, offset`, a column a class), scorer.json,
         <corpus>/scorer.pt (the network of the validation clips, for detect.py)
 Shapes: K classes, T frames; values (K, T) in 0..1, edges (T + 1,) seconds; B clips, S samples
-Next:   preprocess.py
 
 Every clip is scored by a network that never heard its recordings: training clips by the fit on all
 other folds, validation clips by one more fit on all training clips.

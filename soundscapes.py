@@ -7,7 +7,6 @@ Reads:  timelines (DESED TSV, else random), bank `<class>/*.{wav,flac,ogg}` (els
 Writes: <out>/<split>/audio/*.flac (16 kHz mono), <out>/<split>/labels.tsv, <out>/clips.tsv,
         <out>/corpus.json
 Shapes: S samples of a recording, n samples of a clip or an event; waves are (S,) or (n,)
-Next:   scorers.py
 
 Nobody hears the validation fold of the bank in training: a training clip plays recordings of one
 bank fold, named in clips.tsv, and a validation clip plays `--validation-fold` only.

@@ -1,8 +1,6 @@
 """One folder, two splits; or K parts: which clip goes where, by a seed or by a list.
 
 Reads:  a list of clips (`filename`; where it has them, `split` and `recording`)
-Shapes: none
-Next:   preprocess.py
 
 Clips that were cut from one recording are not independent: where the list says so, in a column
 `recording`, they stay together.

@@ -2,7 +2,6 @@
 
 Writes: label TSV `filename, onset, offset, event_label` (DESED/DCASE; seconds), Audacity tracks
 Shapes: T frames; `edges` (T + 1,) seconds, frame t spans [edges[t], edges[t + 1])
-Next:   matching.py
 """
 
 from pathlib import Path

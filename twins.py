@@ -6,7 +6,6 @@ Run:    python twins.py                                      # classifier on cac
 Reads:  <cache>/<split>/ (preprocess.py)
 Writes: <run>/{last.pt, best.pt, config.json}
 Shapes: N frames of all pairs, B batch, C channels, W window, A actions
-Next:   comparison.py
 
 With gamma 0 a policy is a classifier of the state, and the labels give the reward of every action.
 Two twins ask what reinforcement learning adds to that:

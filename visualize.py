@@ -10,7 +10,6 @@ Reads:  <run>/{config.json, reward_history.tsv, results.json, decisions.npz}, <c
         with --table what comparison_figures.py reads
 Writes: <run>/figures/*.png or <table>/figures/*.png, or the folder --out; with --html <run>/report/
 Shapes: T frames of a pair, N frames of all pairs together, P pairs
-Next:   README.md
 """
 
 import re

@@ -1,7 +1,6 @@
 """Other people's library against DQN.py at the same number of frames, in one run on this machine.
 
 Run:    make bench-env   (or: PYTHONPATH=. python benchmarks/env.py [SEEDS [CACHE]])
-Writes: nothing; prints Markdown tables
 
 First the environments alone under random actions, then the DQN of stable-baselines3 on
 studies/threshold_env.py beside DQN.py: the demo's network and learning rate, 32 lanes, a gradient
@@ -39,7 +38,7 @@ import gymnasium  # noqa: E402
 from corpora import write_cache  # noqa: E402
 
 from bandit import decide, thresholds, to_device  # noqa: E402
-from config import TrainConfig, with_preset  # noqa: E402
+from config import TrainConfig, plain_words, run_main, with_preset  # noqa: E402
 from DQN import Trainer, greedy_actions  # noqa: E402
 from metrics import mean_f1  # noqa: E402
 from preprocess import Cache, load_cache  # noqa: E402
@@ -203,8 +202,9 @@ def training(train: Cache, validation: Cache, seeds: int) -> None:
         print("| " + " | ".join(cells) + " |")
 
 
-def main(seeds: int, folder: Path | None) -> None:
+def main(args: list[str]) -> None:
     """Measure and print."""
+    seeds, folder = int(args[0]) if args else 3, Path(args[1]) if args[1:] else None
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as temporary:
         if folder is None:
@@ -218,5 +218,4 @@ def main(seeds: int, folder: Path | None) -> None:
 
 
 if __name__ == "__main__":
-    given = sys.argv[1:]
-    main(int(given[0]) if given else 3, Path(given[1]) if given[1:] else None)
+    run_main(lambda: main(plain_words(__doc__)))

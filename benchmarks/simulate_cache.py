@@ -74,19 +74,19 @@ class SimulateConfig(Checked):
     """Write a cache of the slides' size with simulated signals."""
 
     out: Path = Path("cache/slides-scale")
-    """folder to write: train/ and validation/"""
+    """folder to write"""
     train_labels: tuple[Path, ...] = ()
-    """label files of the training clips (default: random timelines)"""
+    """label TSVs of training clips (default: random)"""
     validation_labels: tuple[Path, ...] = ()
-    """label files of the validation clips (default: random timelines)"""
+    """label TSVs of validation clips (default: random)"""
     train_pairs: int = number(28_592, 1)
-    """training pairs (slides: 28,592)"""
+    """training pairs (slides)"""
     validation_pairs: int = number(5_570, 0)
-    """validation pairs (slides: 5,570); 0 writes no validation cache"""
+    """validation pairs (slides); 0: no such cache"""
     frames: int = number(500, 1)
-    """frames of a pair (slides: 500)"""
+    """frames of a pair (slides)"""
     frame_s: float = number(0.02, above=0)
-    """frame length in seconds (slides: 0.02)"""
+    """frame length, seconds (slides)"""
     seed: int = number(0, 0)
     """timelines and signals"""
     workers: int | None = number(None, 1)

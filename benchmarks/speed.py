@@ -6,7 +6,6 @@ Run:    make bench   (or: PYTHONPATH=. python benchmarks/speed.py)
         PYTHONPATH=. python benchmarks/speed.py --sections gpu          # on a machine with CUDA
 Reads:  a cache of the slides' shape (default: simulated, see simulate_cache.py)
 Writes: <out>/speed.md, <out>/speed.json
-Next:   simulate_cache.py
 
 The naive version is `tests/naive.py`: one pair, one frame at a time, the same network, at the
 thread count that suits it best. Both sides run in turns; a figure is the median of the repeats
@@ -86,19 +85,19 @@ class SpeedConfig(Checked):
     """Measure the suite against the naive version."""
 
     sections: tuple[str, ...] = ()
-    """which parts, by name (default: all that this machine can run)"""
+    """parts (default: all that this machine can run)"""
     quick: bool = False
-    """try everything at tiny sizes: the figures mean nothing"""
+    """tiny sizes: a trial without meaning"""
     slice_s: float = number(120.0, above=0)
-    """seconds of one slice of what would take hours"""
+    """longest slice of a long measurement, seconds"""
     repeats: int = number(3, 1)
-    """how often both sides are measured, in turns"""
+    """measurements of both sides, in turns"""
     cache: Path | None = None
-    """folder with train/ and validation/ of the slides' shape (default: simulated into <out>)"""
+    """caches of the slides' shape (default: simulated)"""
     out: Path = Path("runs/bench")
-    """folder for speed.md and speed.json"""
+    """folder of speed.md and speed.json"""
     worker: str | None = None
-    """used by this program itself: what one of several processes does"""
+    """internal: task of a process"""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,7 +1,4 @@
-"""The errors that end a script with one line and exit code 2.
-
-Next:   core/names.py
-"""
+"""The errors that end a script with one line and exit code 2."""
 
 
 class InputError(Exception):

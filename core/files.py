@@ -2,7 +2,6 @@
 
 Reads:  the marker `.threshold-dqn` of a folder: which kind of folder it is, of which version
 Writes: that marker, `.lock` while a process writes into a folder, files under temporary names
-Next:   config.py
 
 A folder is ours by its marker, or, made by an older version, by what such folders have always held.
 Nothing in a folder that is not ours is written or deleted, and in ours only what we wrote.

@@ -1,9 +1,4 @@
-"""Names that users gave, where they are printed or put into a table: text, never a command.
-
-Reads:  nothing
-Writes: nothing
-Next:   core/files.py
-"""
+"""Names that users gave, where they are printed or put into a table: text, never a command."""
 
 import re
 import unicodedata

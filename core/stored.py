@@ -1,8 +1,6 @@
 """What is read back: text, JSON and NPZ files, bounded, whole, and as they were written.
 
 Reads:  what its callers name
-Writes: nothing
-Next:   core/tensors.py
 
 A file is looked at before anything is allocated for it: a pipe is not opened, a header that claims
 more than its file holds is not believed. Every function raises InputError, one line that names the

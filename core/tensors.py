@@ -1,8 +1,6 @@
 """Checkpoints and other files of tensors, read back: no code runs, nothing damaged is believed.
 
 Reads:  files that torch.save wrote
-Writes: nothing
-Next:   timeline.py
 """
 
 import hashlib

@@ -1,7 +1,4 @@
-"""What numbers were made with: the suite, its packages, the processor.
-
-Next:   core/files.py
-"""
+"""What numbers were made with: the suite, its packages, the processor."""
 
 import platform
 import subprocess

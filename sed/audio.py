@@ -1,9 +1,7 @@
 """Recordings: opened with care, read once from front to back, held against what they claim.
 
 Reads:  wav, flac, ogg, mp3 and whatever else libsndfile knows
-Writes: nothing
 Shapes: S samples, C channels
-Next:   sed/signals.py
 """
 
 import hashlib

@@ -1,9 +1,6 @@
 """The six signals of a (clip, class) pair: loudness and score -> probability, base threshold.
 
-Reads:  nothing
-Writes: nothing
 Shapes: S samples, C channels, R loudness values, T frames of a pair, K classes
-Next:   soundscapes.py
 
 Formulas: slides, appendix 1; bracketed constants from the original program (see `config.Signal`).
 """

@@ -3,7 +3,6 @@
 Run:    python studies/benchmark.py [DATA]
 Reads:  DATA/{esc10,desed_timelines} (default: SED_SHARED_DATA or ../shared/data)
 Writes: data/esc10-fold*, cache/esc10-fold*, runs/bench*, runs/table-fold*-{present,all}, runs/logs/
-Next:   reproduce.py
 
 600 training and 500 validation clips; the validation clips play a bank fold that nobody heard
 before. All of it is done twice, with another fold held out: a claim must hold in both. Learned rows
@@ -23,7 +22,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from config import ENDS_WITH_PARENT, InputError, run_main  # noqa: E402
+from config import ENDS_WITH_PARENT, InputError, plain_words, run_main  # noqa: E402
 
 PROCESSES = 2
 FOLDS = (5, 4)
@@ -142,4 +141,4 @@ def main(args: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    run_main(lambda: main(sys.argv[1:]))
+    run_main(lambda: main(plain_words(__doc__)))

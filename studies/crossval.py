@@ -5,7 +5,6 @@ Run:    python studies/crossval.py --labels labels.tsv --scores scores --audio a
 Reads:  labels, score files and audio in any form that preprocess.py takes
 Writes: <out>/cache/, a run folder and its log for each part and seed, <out>/final/ (all clips),
         <out>/parts.tsv, <out>/{present,all}/{results.json, table.md, table.tex, pairs.csv, events/}
-Next:   dcase.py
 
 The clips are preprocessed once and dealt to K parts; clips of one recording stay together where a
 list says so. For each part a policy learns from the other parts, the rules are tuned on them, and
@@ -68,31 +67,31 @@ class CrossvalConfig(Checked):
     """K-fold cross-validation of a policy by clip, with the tuned rules beside it."""
 
     labels: Path
-    """your labels, in any form that preprocess.py takes"""
+    """labels, in any form of preprocess.py"""
     scores: Path
-    """your scores: a folder with a TSV a clip, or NPZ"""
+    """score folder (TSV a clip), or NPZ"""
     audio: Path | None = None
-    """your audio folder; without one the loudness is 1 everywhere and the scores decide alone"""
+    """audio folder (default: none, loudness is 1)"""
     map: tuple[str, ...] = ()
-    """classes named otherwise in the scores: SCORES=LABELS"""
+    """class names, SCORES=LABELS, e.g. dog=Dog"""
     cut_scores: bool = False
-    """cut scores that go on after the end of the audio"""
+    """cut scores at the end of the audio"""
     allow_missing: bool = False
-    """leave out clips whose audio or scores are missing or damaged"""
+    """leave out clips without readable audio or scores"""
     clips: Path | None = None
-    """list with columns filename and recording: clips of one recording stay in one part"""
+    """table filename, recording: a recording stays in one part"""
     pairs: Literal["present", "all"] = "present"
-    """query each clip for the classes of its labels (slides), or for every class"""
+    """classes queried for a clip (slides: present)"""
     policy: PresetName = "best"
-    """preset of the policy that is trained"""
+    """preset of the policy"""
     parts: int = number(5, 2)
-    """K: each part is decided by what was trained on the others"""
+    """K, parts of the clips"""
     passes: int | None = number(None, 1)
-    """passes over the training pairs (default: the preset's, more where clips are few)"""
+    """passes over the training pairs (default: the preset's)"""
     seeds: int = number(1, 1)
     """policies for each part, one a seed"""
     seed: int = number(0, 0)
-    """how the clips are dealt to the parts"""
+    """seed of the parts"""
     out: Path = Path("runs/crossval")
     """folder to write"""
     workers: int | None = number(None, 1)

@@ -3,7 +3,6 @@
 Run:    python studies/dcase.py [DATA]
 Reads:  DATA/dcase2023_baseline/ (default: SED_SHARED_DATA or ../shared/data)
 Writes: cache/dcase/, runs/dcase/<queries>/{results.json, table.md, table.tex, pairs.csv, events/}
-Next:   nothing
 
 Every clip is decided by rules and policies that never saw it (crossval.py). Rules are tuned on 20
 divisions into five folds; learned rows take the first division and three seeds, trained on present
@@ -32,6 +31,7 @@ from config import (  # noqa: E402
     PreprocessConfig,
     TrainConfig,
     TwinsConfig,
+    plain_words,
     run_main,
     with_preset,
 )
@@ -89,4 +89,4 @@ def main(args: list[str]) -> None:
 
 if __name__ == "__main__":
     os.chdir(ROOT)
-    run_main(lambda: main(sys.argv[1:]))
+    run_main(lambda: main(plain_words(__doc__)))

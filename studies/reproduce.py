@@ -7,7 +7,6 @@ Run:    python studies/reproduce.py all [DATA]        # everything below; `make 
         python studies/reproduce.py table NAME        # only write a part from finished runs
 Reads:  DATA/{esc10,desed_timelines,dcase2023_baseline} (default: SED_SHARED_DATA or ../shared/data)
 Writes: data/, cache/, runs/ like the scripts, runs/logs/, docs/results/, marked parts of RESULTS.md
-Next:   nothing
 
 Two processes, one thread each. What is finished is skipped, so the study can be interrupted.
 """
@@ -24,7 +23,7 @@ import benchmark  # noqa: E402
 from benchmark import in_parallel, run  # noqa: E402
 
 import comparison  # noqa: E402
-from config import Bandit, InputError, run_main, write_text  # noqa: E402
+from config import Bandit, InputError, plain_words, run_main, write_text  # noqa: E402
 from core.stored import read_json  # noqa: E402
 from entrants import GATED  # noqa: E402
 from metrics import NAMES  # noqa: E402
@@ -116,7 +115,7 @@ def claim(name: str, key: str, tables: list[dict]) -> str:
         words.append(comparison.word(metric, low, high))
         text = f"{100 * gain:+.2f} [{100 * low:+.2f}, {100 * high:+.2f}]"
         texts.append(text + (f" ({table['best_opponent']})" if key == "vs_best" else ""))
-    other = row["base"] if key == "vs_base" else "the best tuned opponent"
+    other = row["base"] if key == "vs_base" else "the best tuned baseline"
     if len(set(words)) == 1:
         said = f"{words[0]} {other} in both bank folds"
     else:
@@ -204,4 +203,4 @@ def main(args: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    run_main(lambda: main(sys.argv[1:]))
+    run_main(lambda: main(plain_words(__doc__)))

@@ -5,7 +5,6 @@ Run:    python studies/threshold_env.py --cache cache/demo --steps 20000 --out r
 Reads:  <cache>/<split>/ (preprocess.py)
 Writes: <out>/{model.zip, results.json}
 Shapes: L lanes, N frames of all pairs, P pairs, C channels, W window
-Next:   nothing
 
 Needs requirements-studies.txt. An episode is a pair, a step one frame of it; observation, action
 and reward are those of bandit.py:
@@ -431,32 +430,31 @@ class ThresholdEnvConfig(Checked):
     """Train the DQN of stable-baselines3 on a cache, then the before/after table."""
 
     preset: PresetName = "slides"
-    """a set of defaults; flags after it still win"""
+    """set of defaults; other flags win"""
     cache: Path = Path("cache")
-    """folder with the caches"""
+    """folder of the caches"""
     train_split: str = split_name("train")
-    """cache to train on, and to tune the yardsticks on"""
+    """cache to train on and to tune the baselines on"""
     split: str = split_name("validation")
     """cache to report on"""
     out: Path = Path("runs/sb3")
-    """folder for model.zip and results.json"""
+    """folder of model.zip and results.json"""
     overwrite: bool = False
-    """replace an earlier model.zip and results.json"""
+    """replace an earlier result"""
     algorithm: Literal["dqn"] = "dqn"
-    """of stable-baselines3; the one whose settings the learning group has"""
+    """algorithm of stable-baselines3"""
     policy: Literal["mlp", "qnetwork"] = "mlp"
-    """stable-baselines3's two layers of 64 on the flattened window, or the network of DQN.py"""
+    """network: two layers of 64, or that of DQN.py"""
     steps: int = number(20_000, 1)
-    """frames to decide in training, all lanes together"""
+    """training frames of all lanes"""
     all_frames: bool = False
-    """visit every frame, not only those that DQN.py stores; the sequential reading, and a boundary
-    tested after acting, always do"""
+    """visit frames outside the boundary too"""
     seed: int = number(0, 0)
-    """weights, exploration, replay sampling, order of the pairs"""
+    """weights, exploration, replay, order of pairs"""
     device: Device = "auto"
-    """auto takes CUDA where there is one"""
+    """auto: CUDA if present"""
     threads: int = number(1, 1)
-    """CPU threads; one is fastest for these small batches"""
+    """CPU threads"""
     bandit: Bandit = field(default_factory=Bandit)
     network: Network = field(default_factory=Network)
     learning: Learning = field(default_factory=Learning)

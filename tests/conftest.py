@@ -1,7 +1,4 @@
-"""What the tests share: import path, quiet libraries, real data where it is, scripts as programs.
-
-Next:   test_structure.py
-"""
+"""Shared by the tests: import path, quiet libraries, real data where it is, scripts as programs."""
 
 import os
 import subprocess

@@ -1,7 +1,6 @@
 """Run a script that kills itself at a chosen moment: what SIGKILL from outside does, but seeded.
 
 Run:    python tests/killed.py COUNT DELAY SCRIPT FLAGS ..
-Next:   test_kill.py
 
 The moment is DELAY seconds after the COUNT-th time that the process is about to open a file for
 writing, to rename, to delete or to make something: that is where a file or folder is half done, on

@@ -1,7 +1,4 @@
-"""The one reader of recordings: spans, ends that come too early, headers that are wrong, rates.
-
-Next:   test_preprocess.py
-"""
+"""The one reader of recordings: spans, ends that come too early, headers that are wrong, rates."""
 
 import struct
 

@@ -1,7 +1,4 @@
-"""One table of many systems: statistics against slow versions, verdicts, files, all pairs.
-
-Next:   test_event_metrics.py
-"""
+"""One table of many systems: statistics against slow versions, verdicts, files, all pairs."""
 
 import csv
 import json

@@ -1,7 +1,4 @@
-"""Figures of a comparison: the numbers they hold, what they leave out, what stops them.
-
-Next:   README.md
-"""
+"""Figures of a comparison: the numbers they hold, what they leave out, what stops them."""
 
 import csv
 import json
@@ -224,7 +221,7 @@ def test_reference_lines(table, drawn):
     metrics = comparison.HEADLINE[table.results["queries"]]
     assert table.results["best_opponent"] == BEST
     for ax, metric in zip(drawn["comparison"].axes, metrics, strict=True):
-        for name, text in ((BASE, f"Level of {BASE}"), (BEST, f"Best opponent: {BEST}")):
+        for name, text in ((BASE, f"Level of {BASE}"), (BEST, f"Best baseline: {BEST}")):
             (line,) = [line for line in ax.lines if line.get_label() == text]
             assert line.get_xdata() == pytest.approx([100 * table.rows[name]["mean"][metric]] * 2)
 
@@ -242,7 +239,7 @@ def test_gains_by_class_are_of_present_pairs(table, drawn):
     for i, (name, _, count) in enumerate(names):
         chosen = pairs.present & ((label == name) | (name == "All classes"))
         assert count == f"pairs: {chosen.sum()}"
-        for row, text in (("DQN", "DQN"), ("twin", "twin"), (BEST, f"Best opponent: {BEST}")):
+        for row, text in (("DQN", "DQN"), ("twin", "twin"), (BEST, f"Best baseline: {BEST}")):
             gain = 100 * (f1_of(table, row) - f1_of(table, BASE))[chosen].mean()
             near = [
                 line.get_xdata()[0]
@@ -250,7 +247,7 @@ def test_gains_by_class_are_of_present_pairs(table, drawn):
                 if line.get_label() == text and abs(line.get_ydata()[0] + i) < 0.5
             ]
             assert near == pytest.approx([gain])
-    assert {line.get_label() for line in markers} == {"DQN", "twin", f"Best opponent: {BEST}"}
+    assert {line.get_label() for line in markers} == {"DQN", "twin", f"Best baseline: {BEST}"}
 
 
 def test_gains_are_over_the_t_base_of_the_row(damaged):

@@ -1,11 +1,6 @@
-"""Presets, ranges, the command line and JSON: every bad value is refused by name.
+"""Presets, ranges, the command line and JSON: every bad value is refused by name."""
 
-Next:   test_timeline.py
-"""
-
-import ast
 import dataclasses
-import itertools
 import json
 import re
 import sys
@@ -20,6 +15,7 @@ from config import (
     Bandit,
     DetectConfig,
     EvaluateConfig,
+    Events,
     InputError,
     Learning,
     Network,
@@ -45,7 +41,7 @@ SCRIPTS = (
     DetectConfig,
     VisualizeConfig,
 )
-GROUPS = (Signal, Bandit, Network, Learning)
+GROUPS = (Signal, Bandit, Network, Learning, Events)
 
 
 def names(classes):
@@ -425,7 +421,7 @@ def test_an_unknown_flag_is_named_with_the_nearest(cls, flag, ours):
 GOOD = [
     (TrainConfig, ["--learning.train-start", "32"]),
     (TrainConfig, ["--learning.epsilon-start", "0.3", "--learning.epsilon-end", "0.3"]),
-    (TrainConfig, ["--holdout", "0", "--bandit.context", "0", "--bandit.reward-miss", "-3"]),
+    (TrainConfig, ["--holdout", "0", "--bandit.context", "0"]),
     (TrainConfig, ["--network.hidden", "4", "--network.heads", "8"]),
     (PreprocessConfig, [*LABELS, *SPLIT, *AUDIO, *SCORES]),
     (PreprocessConfig, [*LABELS, *SPLIT, *NPZ]),
@@ -444,39 +440,74 @@ def test_values_on_the_edge_are_accepted(cls, args):
 # ---------------------------------------------------------------------------- help
 
 
-def help_texts(cls):
-    """Field -> the line written under it in config.py."""
-    tree = ast.parse(Path(config.__file__).read_text(encoding="utf-8"))
-    body = next(n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == cls.__name__).body
-    return {
-        node.target.id: text.value.value
-        for node, text in itertools.pairwise(body)
-        if isinstance(node, ast.AnnAssign)
-        and isinstance(text, ast.Expr)
-        and isinstance(text.value, ast.Constant)
-    }
+def shown_help(cls, capsys, *args):
+    with pytest.raises(SystemExit) as stop:
+        parse(cls, [*args, "--help"])
+    assert stop.value.code == 0
+    return capsys.readouterr().out.splitlines()
 
 
 @pytest.mark.parametrize("cls", SCRIPTS, ids=names(SCRIPTS))
-def test_help_shows_the_own_flags_only_and_explains_each(cls, capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "100")
+def test_help_has_a_line_for_each_flag(cls, capsys):
+    _, summary, empty, *lines = shown_help(cls, capsys)
+    assert summary == cls.__doc__.splitlines()[0] and not empty
+    options = [line for line in lines if line.startswith("  --")]
+    titles = [line.partition(":")[0] for line in lines if not line.startswith("  ")]
+    assert [re.match(r"  --([a-z0-9.-]+)", line)[1] for line in options] == [
+        flag for flag, _, _ in sorted(leaves(cls), key=lambda leaf: leaf[0].count("."))
+    ]
+    hints = typing.get_type_hints(cls).items()
+    assert titles == [name for name, hint in hints if dataclasses.is_dataclass(hint)]
+    assert all(re.search(r"\S  +\S", line) for line in options)  # a text behind the flag
+    assert not [line for line in options if len(line) > 100]
+
+
+@pytest.mark.parametrize(
+    "study", ["classic.settings", "active_learning.commands", "denoise.commands"]
+)
+def test_help_of_studies_has_a_line_for_each_flag(study):
+    module = pytest.importorskip(f"studies.{study}", exc_type=ImportError)
+    names_of = {"classic.settings": "commands", "denoise.commands": "NAMES"}
+    commands = getattr(module, names_of.get(study, "COMMANDS"))
+    for name, given in (commands([]) if callable(commands) else commands).items():
+        lines = config.help_text({name: given}, [name]).splitlines()[3:]
+        kind = given if isinstance(given, type) else type(given)
+        assert len([line for line in lines if line.startswith("  --")]) == len(list(leaves(kind)))
+        assert not [line for line in lines if len(line) > 100 or line.startswith("   ")]
+
+
+def test_a_script_without_flags_prints_its_text_and_refuses_flags(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["study.py", "all", "data"])
+    assert config.plain_words("A study.") == ["all", "data"]
+    monkeypatch.setattr(sys, "argv", ["study.py", "all", "--seeds", "3"])
+    with pytest.raises(InputError, match="--seeds: no such flag"):
+        config.plain_words("A study.")
+    monkeypatch.setattr(sys, "argv", ["study.py", "--help"])
     with pytest.raises(SystemExit) as stop:
-        parse(cls, ["--help"])
-    assert stop.value.code == 0
-    text = capsys.readouterr().out
-    assert cls.__doc__ in text
-    shown = set(re.findall(r"^[│ ] --([a-z][a-z0-9.-]*)", text, re.MULTILINE))
-    assert shown == {flag for flag, _, _ in leaves(cls)}
-    for group in GROUPS:
-        mine = f"{group.GROUP}" in {spec.name for spec in fields(cls)}
-        assert (f"--{group.GROUP}." in text) == mine
-    flat = re.sub(r"[│\s]", "", text)
-    for owner in (cls, *(g for g in GROUPS if g.GROUP in {spec.name for spec in fields(cls)})):
-        written = help_texts(owner)
-        for spec in fields(owner):
-            if not dataclasses.is_dataclass(typing.get_type_hints(owner)[spec.name]):
-                text = "".join(written[spec.name].split())
-                assert len(text) > 5 and text in flat, spec.name
+        config.plain_words("A study.")
+    assert stop.value.code == 0 and capsys.readouterr().out == "A study.\n"
+
+
+def test_help_shows_choices_defaults_and_the_preset(capsys):
+    lines = shown_help(TrainConfig, capsys, "--preset", "demo")
+    assert len(lines) <= 80
+    (hidden,) = [line for line in lines if "--network.hidden" in line]
+    assert hidden.startswith("  --network.hidden INT ") and hidden.endswith(" [32]")
+    (device,) = [line for line in lines if "--device" in line]
+    assert " --device auto|cpu|cuda " in device and device.endswith(" [auto]")
+    (signal,) = [x for x in shown_help(PreprocessConfig, capsys) if "flat-fallback" in x]
+    assert "--signal.flat-fallback, --signal.no-flat-fallback" in signal and "[on]" in signal
+
+
+def test_help_of_a_script_with_commands(capsys):
+    commands = {"train": TrainConfig, "look": replace(EvaluateConfig(), threads=3)}
+    lines = shown_help(commands, capsys)
+    assert [line.split()[0] for line in lines[2:]] == ["train", "look"]
+    (threads,) = [line for line in shown_help(commands, capsys, "look") if "--threads" in line]
+    assert threads.endswith(" [3]")
+    for args, given in ([], "none"), (["learn"], "learn"):
+        with pytest.raises(InputError, match=f"a command is needed: train, look; {given} was"):
+            parse(commands, args)
 
 
 # ---------------------------------------------------------------------------- JSON
@@ -566,6 +597,27 @@ def test_config_key_follows_every_field():
         keys.add(config.config_key(replace(Signal(), **{spec.name: changed})))
     assert len(keys) == 1 + len(fields(Signal))
     assert config.config_key(Signal()) in keys
+
+
+KEYS = {  # of the first versions, in which the constants were fields
+    Signal: "d8e564202e7ee033",
+    Bandit: "ac801ef46e2be66c",
+    Network: "846c512bc3d0cc31",
+    Learning: "f3b13d7b4fe837ec",
+    Events: "175877333ed8e9fe",
+}
+
+
+@pytest.mark.parametrize("cls", GROUPS, ids=names(GROUPS))
+def test_a_constant_is_stored_as_the_field_that_it_was(cls):
+    assert config.config_key(cls()) == KEYS[cls]
+    stored = to_dict(cls())
+    constants = set(stored) - {spec.name for spec in fields(cls)}
+    for name in constants:
+        assert from_dict(cls, {k: v for k, v in stored.items() if k != name}) == cls()
+        with pytest.raises(InputError, match=f"{name} is fixed at .* in this version, not 7"):
+            from_dict(cls, stored | {name: 7})
+    assert constants
 
 
 def test_configs_are_frozen():

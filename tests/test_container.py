@@ -1,7 +1,4 @@
-"""The Dockerfile without Docker: its rules checked as text, its installation replayed.
-
-Next:   config.py
-"""
+"""The Dockerfile without Docker: its rules checked as text, its installation replayed."""
 
 import glob
 import os

@@ -1,7 +1,4 @@
-"""Cross-validation: nobody decides a clip that it has seen; one command; what is done is kept.
-
-Next:   test_scripts.py
-"""
+"""Cross-validation: nobody decides a clip that it has seen; one command; what is done is kept."""
 
 import shlex
 import sys

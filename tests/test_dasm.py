@@ -1,7 +1,4 @@
-"""DASM end to end on small stand-in checkouts with the real call form; every failure by its text.
-
-Next:   test_preprocess.py
-"""
+"""DASM end to end on small stand-in checkouts with the real call form; failures by their text."""
 
 import json
 import math

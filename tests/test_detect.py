@@ -1,7 +1,4 @@
-"""Events in unlabelled recordings: those of evaluate.py, whatever the length; what goes wrong.
-
-Next:   test_visualize.py
-"""
+"""Events in unlabelled recordings: those of evaluate.py, whatever the length; what goes wrong."""
 
 import contextlib
 import io

@@ -1,7 +1,4 @@
-"""Every block and command of docs/scores.md, on the data that it speaks of.
-
-Next:   test_crossval.py
-"""
+"""Every block and command of docs/scores.md, on the data that it speaks of."""
 
 import re
 import shlex

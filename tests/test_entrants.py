@@ -1,7 +1,4 @@
-"""Who is compared: what --compare understands, decisions stored once, events from elsewhere.
-
-Next:   test_comparison.py
-"""
+"""Who is compared: what --compare understands, decisions stored once, events from elsewhere."""
 
 import json
 import shutil

@@ -1,7 +1,4 @@
-"""The before/after table and its files.
-
-Next:   test_visualize.py
-"""
+"""The before/after table and its files."""
 
 import contextlib
 import dataclasses
@@ -285,7 +282,7 @@ def test_without_a_training_cache(caches, tmp_path, capsys):
     write_policy(tmp_path / "run", caches / "train")
     results = run_evaluate(caches, tmp_path / "run", train_split="none")
     text = capsys.readouterr().out
-    assert f"no cache in {caches / 'none'}: yardsticks that need tuning are left out" in text
+    assert f"no cache in {caches / 'none'}: tuned baselines are left out" in text
     names = [row["name"] for row in results["yardsticks"]]
     assert "all on" in names and "best action per frame (ceiling)" in names
     assert not [name for name in names if re.search("best (single|per-class|constant)", name)]

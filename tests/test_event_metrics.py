@@ -1,7 +1,5 @@
 """Event metrics against slow definitions on a grid of whole steps, and against the libraries.
 
-Next:   test_evaluate.py
-
 The references draw events on a grid, where times are whole numbers, so that no rounding decides a
 collar or a share. sed_eval and sed_scores_eval are compared with where they are installed.
 """

@@ -1,7 +1,4 @@
-"""The policy over events: candidates, decoder, prices, out of fold, learning, resume, the scripts.
-
-Next:   nothing
-"""
+"""The policy over events: candidates, decoder, prices, out of fold, learning, resume, scripts."""
 
 import itertools
 import shutil
@@ -51,7 +48,7 @@ from scorers import write_scores
 from timeline import Event, frame_edges, label_frames
 
 CPU = torch.device("cpu")
-SMALL = Events(hidden=8, layers=3, batch=4, box_hidden=8, box_batch=32, tag_limit=0.0)
+SMALL = Events(hidden=8, layers=3, batch=4, box_batch=32, tag_limit=0.0)
 LENGTHS = [120, 120, 90, 90, 160, 160, 104, 104, 132, 132, 142, 142, 98, 98, 118, 118]
 
 

@@ -1,7 +1,4 @@
-"""core/files.py: whole files, folders of ours only, one writer at a time.
-
-Next:   test_structure.py
-"""
+"""core/files.py: whole files, folders of ours only, one writer at a time."""
 
 import errno
 import json

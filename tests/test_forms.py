@@ -1,7 +1,4 @@
-"""Inputs as people have them, through the whole path: preprocessing, evaluation, table, detection.
-
-Next:   test_crossval.py
-"""
+"""Inputs as people have them, through all scripts: preprocessing, evaluation, table, detection."""
 
 import contextlib
 import io

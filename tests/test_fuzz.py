@@ -1,7 +1,6 @@
 """Damaged and hostile files: refused in one line or read as they were, never believed.
 
 Run:    python tests/test_fuzz.py 300       # the table of docs/results/damage.md, about 20 seconds
-Next:   nothing
 
 Every reader sees files that are damaged at random places, seeded. Four things may happen: the file
 is refused with an InputError; it is read as before (the damage lies where nothing is); it is text
@@ -558,7 +557,7 @@ def test_a_checkpoint_that_claims_a_large_network_takes_no_memory(spoiled):
     path = spoiled["checkpoint best.pt"].path
     content = runfolder.read_checkpoint(path)
     stored = json.loads(content["config"])
-    stored["network"] |= {"hidden": 4096, "transformer_layers": 16, "feedforward": 16}
+    stored["network"] |= {"hidden": 4096, "transformer_layers": 16}
     runfolder.write_checkpoint(path, content | {"config": json.dumps(stored)})
     assert "do not fit" in fails(spoiled["checkpoint best.pt"].read)
 

@@ -1,7 +1,4 @@
-"""Intervals by resampling clips.
-
-Next:   test_report.py
-"""
+"""Intervals by resampling clips."""
 
 import time
 

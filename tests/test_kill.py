@@ -3,8 +3,6 @@
 Every script is killed again and again in one folder, each time started anew as its user would; in
 the end, and whenever a life was not killed, the files are those of a run that was left alone. A few
 moments in the normal run, twenty for each script with `-m slow`.
-
-Next:   test_speed.py
 """
 
 import io

@@ -1,7 +1,4 @@
-"""Label files as people have them: every form, which rows count, names that are refused.
-
-Next:   test_splits.py
-"""
+"""Label files as people have them: every form, which rows count, names that are refused."""
 
 import tempfile
 from pathlib import Path

@@ -83,7 +83,7 @@ def test_status_of_a_running_and_of_a_killed_run(folder, monkeypatch):
         process.kill()
         process.join()
     lines = told(heartbeat.status(Path("runs/a")))
-    assert lines["state"].startswith("dead: it ended without a word")
+    assert lines["state"].startswith("dead: stopped without saving")
     assert "--resume" in lines["state"] and "left" not in lines
 
 

@@ -1,7 +1,4 @@
-"""Which found event is which true one, and how far found events are off.
-
-Next:   test_metrics.py
-"""
+"""Which found event is which true one, and how far found events are off."""
 
 import numpy as np
 import pytest

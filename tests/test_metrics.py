@@ -1,7 +1,4 @@
-"""Frame metrics against a slow loop.
-
-Next:   test_event_metrics.py
-"""
+"""Frame metrics against a slow loop."""
 
 import numpy as np
 import pytest

@@ -1,7 +1,4 @@
-"""core/names.py: names that users gave cannot run, form rows, or turn the text after them.
-
-Next:   test_files.py
-"""
+"""core/names.py: names that users gave cannot run, form rows, or turn the text after them."""
 
 import csv
 import io

@@ -1,7 +1,4 @@
-"""Every rule against a slow, obvious loop; tuning against trying everything; the 20 real clips.
-
-Next:   test_evaluate.py
-"""
+"""Every rule against a slow, obvious loop; tuning against trying everything; the 20 real clips."""
 
 import itertools
 import json

@@ -1,7 +1,4 @@
-"""How long a run is: passes, too few gradient steps, more passes, given weights; what it says.
-
-Next:   test_ranks.py
-"""
+"""How long a run is: passes, too few gradient steps, more passes, given weights; what it says."""
 
 import json
 import sys

@@ -1,7 +1,4 @@
-"""macOS and Windows, as far as Linux can show it: the whole path without the functions they lack.
-
-Next:   test_speed.py
-"""
+"""macOS and Windows, as far as Linux can show it: all scripts without the functions they lack."""
 
 import json
 import subprocess

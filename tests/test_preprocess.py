@@ -1,7 +1,4 @@
-"""The cache end to end: against slow signals, on reruns, of damaged and unusual inputs.
-
-Next:   test_metrics.py
-"""
+"""The cache end to end: against slow signals, on reruns, of damaged and unusual inputs."""
 
 import json
 import math

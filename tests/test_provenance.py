@@ -1,7 +1,4 @@
-"""What something was trained on, held against what it is applied to: what is said, what refused.
-
-Next:   test_metrics.py
-"""
+"""What something was trained on, held against what it is applied to: what is said, what refused."""
 
 import json
 from dataclasses import replace
@@ -70,7 +67,7 @@ def test_entirely_other_classes_are_refused_unless_meant(home):
 def test_other_formulas_are_refused_and_flat_scores_are_said(home):
     usual, signal = cache_of(home, "usual"), to_dict(Signal())
     (note,) = held_against("it", origin(signal | {"flat_fallback": False}), usual)
-    assert "scores without contrast" in note and "flat_fallback False -> True" in note
+    assert "flat scores" in note and "flat_fallback False -> True" in note
     # Without audio no score falls back, so nothing differs.
     silent = replace(usual, manifest=usual.manifest | {"audio": None})
     flat = origin(signal | {"flat_fallback": False}, audio=False)

@@ -1,7 +1,4 @@
-"""The generic parts of a deep Q-learner, against slow versions and numbers by hand.
-
-Next:   test_dqn.py
-"""
+"""The generic parts of a deep Q-learner, against slow versions and numbers by hand."""
 
 import numpy as np
 import pytest

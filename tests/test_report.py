@@ -1,7 +1,4 @@
-"""The page: its data files, its size, what it needs, and what it does in a real browser.
-
-Next:   README.md
-"""
+"""The page: its data files, its size, what it needs, and what it does in a real browser."""
 
 import base64
 import colorsys

@@ -1,7 +1,4 @@
-"""Score files and the built-in scorer: formats, every message, out-of-fold, same bytes.
-
-Next:   test_preprocess.py
-"""
+"""Score files and the built-in scorer: formats, every message, out-of-fold, same bytes."""
 
 import itertools
 import json

@@ -1,7 +1,4 @@
-"""The six signals against slow versions written from the specification; filters that are centred.
-
-Next:   test_audio.py
-"""
+"""The six signals against slow versions written from the specification; centred filters."""
 
 import math
 

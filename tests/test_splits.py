@@ -1,7 +1,4 @@
-"""Which clip goes where: by a seed, by a list, recordings together.
-
-Next:   test_soundscapes.py
-"""
+"""Which clip goes where: by a seed, by a list, recordings together."""
 
 from pathlib import Path
 

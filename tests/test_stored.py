@@ -1,7 +1,4 @@
-"""The readers of what was stored: text, JSON, NPZ, tensors, sound. Damage at random: test_fuzz.py.
-
-Next:   test_fuzz.py
-"""
+"""Readers of stored files: text, JSON, NPZ, tensors, sound. Damage at random: test_fuzz.py."""
 
 import hashlib
 import json

@@ -1,7 +1,4 @@
-"""The gymnasium environment: the checkers of its users, the reference version, DQN.py, training.
-
-Next:   test_container.py
-"""
+"""The gymnasium environment: the checkers of its users, the reference version, DQN.py, training."""
 
 import dataclasses
 import json

@@ -1,7 +1,4 @@
-"""The frame clock and events, against slow loops.
-
-Next:   test_labels.py
-"""
+"""The frame clock and events, against slow loops."""
 
 import itertools
 

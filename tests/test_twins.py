@@ -1,7 +1,4 @@
-"""Supervised twins: rewards of all actions, learning, seeds, resume, foreign checkpoints.
-
-Next:   test_comparison.py
-"""
+"""Supervised twins: rewards of all actions, learning, seeds, resume, foreign checkpoints."""
 
 import json
 import shutil

@@ -1,7 +1,4 @@
-"""Figures: complete, titled, labelled in units, one colour a signal; odd pairs and missing inputs.
-
-Next:   README.md
-"""
+"""Figures: complete, titled, labelled in units, one colour a signal; odd pairs, missing inputs."""
 
 import json
 import shutil

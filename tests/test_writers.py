@@ -2,8 +2,6 @@
 
 The commands run as `__main__` in this process; `-m slow` runs the studies too, and fills the disk
 at more moments. What needs root (a small file system of its own) is skipped elsewhere.
-
-Next:   test_structure.py
 """
 
 import os

@@ -1,10 +1,6 @@
 """The classifier of the active learning study: networks, augmentation, training, prediction.
 
-Run:    nothing here runs; see commands.py
-Reads:  nothing
-Writes: nothing
 Shapes: N images, B batch, C channels, H x W pixels, K classes, F features
-Next:   strategies.py
 
 Images stay on the device as bytes; a batch is cropped, mirrored and normalised there.
 """

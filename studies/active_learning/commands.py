@@ -9,7 +9,6 @@ Reads:  a data set (images.py), downloaded where it is missing
 Writes: <out>/seed-<s>/<strategy>/{state.pt, classifier.pt}, <out>/<command>/{table.md,
         results.json, accuracy.tsv, accuracy.png}
 Shapes: N training images, L labelled, K classes; per cycle, seed and strategy an accuracy
-Next:   README.md
 
 A cycle trains the classifier on the labelled images, tests it, and buys labels for the next one.
 Runs of a seed share the first labels, and in each cycle the initial weights and the random draws of
@@ -128,38 +127,37 @@ class Protocol(Checked):
     """What changes a number of a run."""
 
     dataset: DatasetName = "digits"
-    """what is labelled"""
+    """data set"""
     cycles: int = number(10, 2)
-    """trainings of the classifier, each but the last followed by a query (slides)"""
+    """trainings of the classifier (slides)"""
     first: int | None = number(None, 1)
-    """labels at the start, drawn at random (cifar100 2,000, digits 20, else 1,000; slides)"""
+    """labels at the start (cifar100 2,000, digits 20, else 1,000)"""
     per_cycle: int | None = number(None, 1)
-    """labels bought after each cycle (cifar100 2,000, digits 20, else 1,000; slides)"""
+    """labels bought a cycle (cifar100 2,000, digits 20, else 1,000)"""
     network: NetworkName | None = None
-    """the classifier (digits: small, else resnet18; slides)"""
+    """classifier (digits: small, else resnet18; slides)"""
     width: int | None = number(None, 2)
-    """channels of its first layer, 2 at least (digits 16, else 64, which is ResNet-18)"""
+    """channels of its first layer (digits 16, else 64)"""
     epochs: int | None = number(None, 1)
-    """passes over the labelled images in each cycle (digits 40, else 200; slides)"""
+    """epochs of each cycle (digits 40, else 200; slides)"""
     batch: int | None = number(None, 2)
     """images in a step of SGD (digits 32, else 128; slides)"""
     lr: float | None = number(None, above=0)
     """learning rate of SGD (digits 0.05, else 0.1; slides)"""
     momentum: float = number(0.9, 0, 0.999)
-    """of SGD (slides)"""
+    """momentum of SGD (slides)"""
     weight_decay: float = number(5e-4, 0, 1)
-    """of SGD (slides)"""
+    """weight decay of SGD (slides)"""
     decay_at: float = number(0.8, above=0, high=1)
-    """share of the epochs after which the learning rate is a tenth (slides: epoch 160 of 200)"""
+    """share of epochs before lr / 10 (slides)"""
     augment: bool = True
-    """random crop of the padded image and, but for digits, random mirror image (slides)"""
+    """random crops and mirror images (slides)"""
     carry_over: bool = False
-    """go on with the classifier of the cycle before, as the original program did, instead of new
-    weights in every cycle"""
+    """keep the weights of the cycle before (original)"""
     dqn_hidden: int = number(128, 1)
-    """width of both hidden layers of the Q-network (slides)"""
+    """width of the Q-network's two layers (slides)"""
     dqn_lr: float = number(1e-3, above=0, high=1)
-    """learning rate of Adam (slides)"""
+    """learning rate of the Q-network, Adam (slides)"""
     dqn_replay: int = number(10_000, 2)
     """transitions kept (slides)"""
     dqn_batch: int = number(64, 1)
@@ -177,17 +175,17 @@ class Study(Protocol):
     """What every command has beside the protocol."""
 
     data: Path | None = None
-    """folder with the official files, packed or not (default: data/images, downloaded)"""
+    """folder of the official files (default: data/images)"""
     out: Path | None = None
-    """folder for runs and tables (default: runs/active-<dataset>)"""
+    """folder to write (default: runs/active-<dataset>)"""
     overwrite: bool = False
     """do the runs of this command anew"""
     device: Device = "auto"
-    """auto takes CUDA where there is one"""
+    """auto: CUDA if present"""
     threads: int = number(1, 1)
     """CPU threads of each process"""
     workers: int | None = number(None, 1)
-    """processes, a run each (default: all cores; with CUDA one)"""
+    """processes (default: all cores; CUDA: one)"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -202,18 +200,18 @@ class Study(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class CompareConfig(Study):
-    """DQN and opponents. Other commands: draw, steps, repeats, evaluate (each has a --help)."""
+    """The DQN and other strategies; the command if none is given."""
 
     strategies: tuple[StrategyName, ...] = STRATEGIES
-    """who takes part; random is always among them"""
+    """rows"""
     seeds: int = number(6, 1)
-    """seeds 0, 1, ..: first labels, weights, order, augmentation, draws of the strategies"""
+    """seeds 0, 1, .."""
     gradient_steps: tuple[int, ...] = (200,)
-    """of the DQN after each query; a row for each (slides: 200 is the best for CIFAR-10)"""
+    """gradient steps after each query, a row each"""
     dqn_warm_start: Literal["margin", "entropy", "least-confidence"] = "margin"
-    """what makes the first queries of dqn-warm, while the Q-network knows little"""
+    """first strategy of dqn-warm"""
     dqn_warm_queries: tuple[int, ...] = (1, 3)
-    """how many queries it makes before the DQN takes over; a row for each"""
+    """queries of that strategy, a row each"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -250,11 +248,11 @@ class RepeatsConfig(Study):
     """The source's second study: the best number of gradient steps on more seeds."""
 
     gradient_steps: int | None = number(None, 1)
-    """of the DQN after each query (default: the best of `steps` in the same folder)"""
+    """gradient steps after each query (default: best of `steps`)"""
     repeats: int = number(5, 1)
-    """how many seeds (slides: 5, drawn from the clock)"""
+    """seeds (slides: 5)"""
     seed: int = number(0, 0)
-    """the last one of `steps`; the repeats have the next ones, none of which chose the best"""
+    """last seed of `steps`; the repeats follow it"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -264,9 +262,9 @@ class EvaluateConfig(Checked):
     classifier: Path
     """classifier.pt of a finished run"""
     data: Path | None = None
-    """folder with the official files (default: data/images, downloaded)"""
+    """folder of the official files (default: data/images)"""
     device: Device = "auto"
-    """auto takes CUDA where there is one"""
+    """auto: CUDA if present"""
     threads: int = number(1, 1)
     """CPU threads"""
 
@@ -276,17 +274,17 @@ class DrawConfig(Checked):
     """A small part of CIFAR-10 or CIFAR-100, every class as often, for a computer without a GPU."""
 
     dataset: Literal["cifar10", "cifar100"] = "cifar10"
-    """what is drawn from"""
+    """data set"""
     data: Path | None = None
-    """folder with the official files, packed or not (default: data/images, downloaded)"""
+    """folder of the official files (default: data/images)"""
     train: int = number(4_000, 1)
     """training images"""
     test: int = number(1_000, 1)
-    """test images, of the official test images"""
+    """test images"""
     seed: int = number(0, 0)
-    """which images"""
+    """seed of the draw"""
     out: Path | None = None
-    """folder to make, for --data of the other commands (default: data/<dataset>-small)"""
+    """folder to write (default: data/<dataset>-small)"""
 
 
 COMMANDS: dict[str, type] = {
@@ -736,7 +734,7 @@ def draw(cfg: DrawConfig) -> None:
 def main(args: list[str] | None = None) -> None:
     """The command line: a command and its flags; without a command, `compare`."""
     args = sys.argv[1:] if args is None else args
-    if not args or args[0].startswith("-"):
+    if not args or (args[0].startswith("-") and args[0] not in ("-h", "--help")):
         args = ["compare", *args]
     cfg = parse(COMMANDS, args)
     alone = {EvaluateConfig: evaluate, DrawConfig: draw}

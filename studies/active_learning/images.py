@@ -1,10 +1,8 @@
 """Labelled images for the active learning study, read from the official files.
 
-Run:    nothing here runs; see commands.py
 Reads:  CIFAR-10 and CIFAR-100 (binary versions), Fashion-MNIST (IDX files), scikit-learn's digits
 Writes: what is downloaded, into the folder of the files
 Shapes: N images of C channels, H x W pixels
-Next:   classifier.py
 
 Archives must be the official ones, by their MD5; they are read where they lie, not unpacked.
 Unpacked files are taken from anybody: their checksum is unknown, so format and size are checked.

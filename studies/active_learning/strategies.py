@@ -1,10 +1,6 @@
-"""Which unlabelled images to label next: the DQN of the source and its opponents.
+"""Which unlabelled images to label next: the DQN of the source and its baselines.
 
-Run:    nothing here runs; see commands.py
-Reads:  nothing
-Writes: nothing
 Shapes: U unlabelled and L labelled images, n to choose, K classes, F features, S = K + 3 state
-Next:   commands.py
 
 The DQN is a contextual bandit: state = what the classifier says of an image, action = skip (0) or
 select (1), reward 1 where the classifier was wrong on a selected image, else 0. gamma is 0, so the

@@ -1,10 +1,7 @@
 """Tables and figure of the active learning study.
 
-Run:    nothing here runs; see commands.py
-Reads:  nothing
 Writes: the figure
 Shapes: M strategies, S seeds, R cycles
-Next:   commands.py
 
 Differences are paired over seeds: the runs of a seed share first labels, initial weights and draws.
 Their intervals are Student's t over seeds, 95 %, each by itself (no correction for many).

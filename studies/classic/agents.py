@@ -1,10 +1,7 @@
 """DQN and its variants on gymnasium's CartPole and LunarLander; what every learner of them needs.
 
-Run:    not a program; see commands.py
-Reads:  nothing
 Writes: policy.pt files, for commands.py
 Shapes: L lanes (episodes side by side), T steps, B batch, S observation, A actions
-Next:   policy_search.py
 
 Needs requirements-studies.txt. What a DQN is made of, without an environment, is in qlearning.py.
 While a learner trains, its greedy policy plays 100 validation episodes every thousand steps, and
@@ -145,9 +142,9 @@ class Checking(Checked):
 
     GROUP = "checking"
     every: int = number(1_000, 1)
-    """steps of training between two checks"""
+    """training steps between checks"""
     stop_at: float | None = number(None)
-    """stop at the first check with this mean return; None: use the whole budget"""
+    """mean return that ends the training (None: none)"""
 
 
 class Checks:
@@ -231,55 +228,55 @@ class DqnSettings(Checked):
     hidden: tuple[int, ...] = (256, 256)
     """sizes of the hidden layers"""
     activation: Activation = "relu"
-    """between the layers"""
+    """activation between layers"""
     optimizer: Literal["adam", "nadam"] = "adam"
-    """of the gradient steps"""
+    """optimizer"""
     lr: float = number(2.3e-3, above=0)
-    """learning rate at the start"""
+    """first learning rate"""
     lr_end: float = number(2.3e-4, 0)
-    """learning rate at the end of the budget; straight line"""
+    """last learning rate, falling linearly"""
     loss: Literal["huber", "mse"] = "huber"
     """smooth L1, or squared error"""
     max_grad_norm: float | None = number(10.0, above=0)
-    """longer gradients are shortened to this; None: never"""
+    """largest gradient norm (None: none)"""
     gamma: float = number(0.99, 0, 1)
-    """discount of later rewards"""
+    """discount"""
     reward_scale: float = number(1.0, above=0)
-    """rewards are multiplied by this before they are stored"""
+    """factor of stored rewards"""
     clock: Literal["steps", "episodes"] = "steps"
-    """what budget, epsilon_span, train_every and sync_every count"""
+    """unit of budget, epsilon-span, train-every, sync-every"""
     budget: int = number(100_000, 1)
     """length of the training"""
     max_steps: int = number(500, 1)
-    """longest training episode"""
+    """longest episode, steps"""
     lanes: int = number(8, 1)
-    """episodes side by side"""
+    """parallel episodes"""
     epsilon_start: float = number(1.0, 0, 1)
-    """share of random actions at the start"""
+    """first share of random actions"""
     epsilon_end: float = number(0.04, 0, 1)
-    """share of random actions at the end"""
+    """last share of random actions"""
     epsilon_span: int = number(10_000, 1)
-    """how long epsilon falls"""
+    """length of the decay of epsilon"""
     replay: int = number(100_000, 1)
     """transitions kept"""
     batch: int = number(64, 1)
-    """transitions of a gradient step"""
+    """transitions in a gradient step"""
     start_steps: int = number(1_000, 0)
-    """training starts above this many transitions"""
+    """transitions stored before learning"""
     start_episodes: int = number(0, 0)
-    """and from this many finished episodes on"""
+    """episodes finished before learning"""
     train_every: int = number(256, 1)
-    """ticks of the clock between two rounds of gradient steps"""
+    """time between rounds of gradient steps"""
     updates: int = number(128, 1)
     """gradient steps of a round"""
     sync_every: int = number(256, 1)
-    """ticks of the clock between two copies into the target network"""
+    """time between target updates"""
     dueling_centre: Literal["mean", "max"] = "mean"
-    """what the advantages of --dueling are centred on"""
+    """centre of the advantages of --dueling"""
     alpha: float = number(0.6, 0)
-    """exponent of the priorities of --prioritized"""
+    """priority exponent of --prioritized"""
     beta: float = number(0.4, 0, 1)
-    """exponent of its importance weights at the start; 1 at the end of the budget"""
+    """first importance exponent of --prioritized"""
 
 
 class Variant(NamedTuple):

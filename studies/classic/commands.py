@@ -7,7 +7,6 @@ Run:    python -m studies.classic value-iteration           # also q-value-itera
 Reads:  policy.pt (render, score)
 Writes: <out>/{policy.pt, result.json}, <out>/{table.md, curves.png}, a GIF
 Shapes: S states, A actions
-Next:   nothing
 
 Needs requirements-studies.txt. `--settings` chooses the defaults of the other flags: tuned ones of
 this study, or those of its two sources, a lecture and a tutorial. Text and results: README.md.

@@ -1,10 +1,6 @@
 """Tabular reinforcement learning: value iteration, Q-value iteration, TD(0), Q-learning.
 
-Run:    not a program; see commands.py
-Reads:  nothing
-Writes: nothing
 Shapes: S states, A actions
-Next:   agents.py
 
 On the lecture's 3-state MDP, and on gymnasium's FrozenLake and Taxi. All three are environments
 with a table `P[state][action] = [(probability, next state, reward, terminated), ...]`, gymnasium's
@@ -173,19 +169,19 @@ class TabularLearning(Checked):
     steps: int = number(200_000, 1)
     """steps in the environment"""
     alpha: float = number(1.0, above=0, high=1)
-    """learning rate at the start"""
+    """first learning rate"""
     decay: float = number(0.05, 0)
-    """how fast it falls: alpha / (1 + decay * count) ^ power"""
+    """d of alpha / (1 + d * count) ^ power"""
     power: float = number(1.0, 0)
-    """exponent of the fall"""
+    """exponent of that decay"""
     count: Literal["visits", "steps"] = "visits"
-    """what is counted for it: visits of the state (and action), or all steps"""
+    """count of that decay: visits of a state, or steps"""
     epsilon_start: float = number(1.0, 0, 1)
-    """share of random actions at the start (Q-learning)"""
+    """first share of random actions (Q-learning)"""
     epsilon_end: float = number(0.2, 0, 1)
-    """share of random actions at the end (Q-learning)"""
+    """last share of random actions (Q-learning)"""
     curiosity: float = number(10.0, 0)
-    """an action tried n times looks better by this over 1 + n (Q-learning); 0: no such bonus"""
+    """bonus c / (1 + visits) of an action (Q-learning)"""
 
 
 def rate(cfg: TabularLearning, visits: float, step: int) -> float:

@@ -1,10 +1,6 @@
 """Policy search on gymnasium's environments: a rule by hand, a genetic search, REINFORCE.
 
-Run:    not a program; see commands.py
-Reads:  nothing
-Writes: nothing
 Shapes: L lanes (episodes side by side), T steps, S observation, A actions
-Next:   settings.py
 """
 
 import math
@@ -63,17 +59,17 @@ class GeneticSettings(Checked):
 
     GROUP = "learning"
     policies: int = number(100, 2)
-    """size of a generation (lecture)"""
+    """policies of a generation (lecture)"""
     survivors: int = number(20, 1)
-    """how many of them go on (lecture); the rest are their children, 4 each"""
+    """parents of the next generation (lecture)"""
     generations: int = number(10, 1)
-    """how often"""
+    """generations"""
     episodes: int = number(5, 1)
     """episodes that rate a policy"""
     noise: float = number(0.3, above=0)
-    """standard deviation of a child's weights around its parent's"""
+    """standard deviation of a child's weights"""
     max_steps: int = number(500, 1)
-    """longest episode"""
+    """longest episode, steps"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -135,25 +131,25 @@ class ReinforceSettings(Checked):
     hidden: tuple[int, ...] = (32,)
     """sizes of the hidden layers"""
     activation: Activation = "tanh"
-    """between the layers"""
+    """activation between layers"""
     optimizer: Literal["adam", "nadam"] = "adam"
-    """of the gradient steps"""
+    """optimizer"""
     lr: float = number(1e-2, above=0)
-    """learning rate at the start"""
+    """first learning rate"""
     lr_end: float = number(1e-3, 0)
-    """learning rate at the end of the budget; straight line"""
+    """last learning rate, falling linearly"""
     gamma: float = number(0.99, 0, 1)
-    """discount of later rewards"""
+    """discount"""
     episodes: int = number(10, 1)
-    """episodes per gradient step"""
+    """episodes for each gradient step"""
     max_steps: int = number(500, 1)
-    """longest training episode"""
+    """longest training episode, steps"""
     baseline: Literal["all", "step"] = "step"
-    """returns are compared with those of all steps, or of the same step in the other episodes"""
+    """mean return over all steps, or of each step"""
     iterations: int | None = number(None, 1)
-    """stop after this many gradient steps; None: --learning.steps alone"""
+    """gradient steps at most (None: no limit)"""
     steps: int | None = number(200_000, 1)
-    """never start a batch that could pass this many steps; None: --learning.iterations alone"""
+    """training steps at most (None: no limit)"""
 
 
 def returns_to_go(rewards: np.ndarray, gamma: float) -> np.ndarray:

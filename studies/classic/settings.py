@@ -1,11 +1,5 @@
 """Commands, flags and settings of studies.classic: tuned ones, and those of its sources.
 
-Run:    not a program; see commands.py
-Reads:  nothing
-Writes: nothing
-Shapes: none
-Next:   commands.py
-
 The sources are a lecture on reinforcement learning (policy search, MDPs, Q-learning, DQN and its
 variants) and a DQN tutorial with replay and target network on CartPole.
 """
@@ -136,17 +130,17 @@ class ValueIterationConfig(Checked):
     """V* of a known MDP, beside the analytic solution."""
 
     env: TabularEnv = "three-state"
-    """the lecture's MDP, or an environment of gymnasium"""
+    """the lecture's MDP, or gymnasium"""
     gamma: float = number(0.9, 0, 0.9999)
-    """discount of later rewards; with another --env 0.99"""
+    """discount (other environments: 0.99)"""
     tolerance: float = number(1e-10, 0)
-    """stop when no value moves by more than this"""
+    """largest change of a value at the end"""
     sweeps: int = number(10_000, 1)
-    """stop after this many sweeps"""
+    """sweeps at most"""
     episodes: int = number(1_000, 1)
-    """episodes that the greedy policy plays, where they end"""
+    """episodes of the greedy policy"""
     seed: int = number(0, 0)
-    """of those episodes"""
+    """seed of those episodes"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,22 +153,22 @@ class TdConfig(Checked):
     """TD(0): the values of the random policy, from its steps alone, beside the analytic ones."""
 
     env: TabularEnv = "three-state"
-    """the lecture's MDP, or an environment of gymnasium"""
+    """the lecture's MDP, or gymnasium"""
     settings: Source = "tuned"
-    """defaults of the learning flags"""
+    """defaults of the learning group"""
     gamma: float = number(0.9, 0, 0.9999)
-    """discount of later rewards; with another --env 0.99"""
+    """discount (other environments: 0.99)"""
     seed: int = number(0, 0)
-    """of the environment and the actions"""
+    """environment and actions"""
     learning: TabularLearning = field(default_factory=TabularLearning)
 
 
 @dataclass(frozen=True, kw_only=True)
 class QLearningConfig(TdConfig):
-    """Q-learning: epsilon-greedy, decaying learning rate, a bonus for what was tried seldom."""
+    """Q-learning: epsilon-greedy, decaying learning rate, a bonus for rare actions."""
 
     episodes: int = number(1_000, 1)
-    """episodes that the greedy policy plays at the end, where they end"""
+    """episodes of the greedy policy at the end"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,9 +176,9 @@ class AngleConfig(Checked):
     """CartPole by the lecture's rule: push to the side that the pole leans to."""
 
     episodes: int = number(500, 1)
-    """seeds 0, 1, 2 ..."""
+    """episodes, seeds 0, 1, .."""
     max_steps: int = number(200, 1)
-    """longest episode"""
+    """longest episode, steps"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,9 +188,9 @@ class TrainedConfig(Checked):
     env: EnvName = "CartPole-v1"
     """environment of gymnasium"""
     seed: int = number(0, 0)
-    """weights, exploration, replay, environment; checks and score have streams of their own"""
+    """weights, exploration, replay, environment"""
     out: Path | None = None
-    """folder for policy.pt and result.json; default: runs/classic/<name>-<seed>"""
+    """folder to write (default: runs/classic/<name>-<seed>)"""
     overwrite: bool = False
     """replace an earlier result"""
 
@@ -213,7 +207,7 @@ class ReinforceConfig(TrainedConfig):
     """REINFORCE with normalised discounted returns."""
 
     settings: Source = "tuned"
-    """defaults of the learning and checking flags"""
+    """defaults of both groups"""
     learning: ReinforceSettings = field(default_factory=ReinforceSettings)
     checking: Checking = field(default_factory=Checking)
 
@@ -223,18 +217,17 @@ class DqnConfig(TrainedConfig):
     """DQN with replay and target network, and its variants, alone and together."""
 
     settings: Literal["tuned", "lecture", "tutorial"] = "tuned"
-    """defaults of the learning and checking flags"""
+    """defaults of both groups"""
     double: bool = False
-    """the online network chooses the next action, the target network rates it"""
+    """double DQN"""
     dueling: bool = False
-    """value and advantages in two streams"""
+    """dueling network"""
     prioritized: bool = False
-    """replay what was predicted worst, with importance weights"""
+    """prioritized replay"""
     report_every: int | None = number(None, 1)
-    """print score, replay and epsilon every so many episodes, and score to TensorBoard where it is
-    installed (tutorial: 20; not with another --library)"""
+    """episodes between reports (tutorial: 20)"""
     library: Literal["own", "stable-baselines3"] = "own"
-    """who trains: this project, or stable-baselines3 with the same numbers (plain DQN only)"""
+    """trainer"""
     learning: DqnSettings = field(default_factory=DqnSettings)
     checking: Checking = field(default_factory=Checking)
 
@@ -246,16 +239,16 @@ class DqnConfig(TrainedConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class TableConfig(Checked):
-    """Every variant over several seeds: one table, one figure. What is there is kept."""
+    """Every variant over several seeds: one table, one figure; finished runs are kept."""
 
     env: EnvName = "CartPole-v1"
     """environment of gymnasium"""
     seeds: int = number(5, 1)
-    """seeds 0, 1, 2 ... of every row"""
+    """seeds 0, 1, .. of every row"""
     out: Path = HOME
-    """folder of the runs, of <environment>-table.md and <environment>-curves.png"""
+    """folder of runs, table and figure"""
     present: bool = False
-    """train nothing: the table of the trainings that are there"""
+    """train nothing, only make the table"""
     workers: int = number(1, 1)
     """processes, one thread each"""
 
@@ -265,9 +258,9 @@ class ScoreConfig(Checked):
     """Fresh episodes of a saved policy."""
 
     policy: Path = HOME / "cartpole-dqn-plain-tuned-0" / "policy.pt"
-    """file that a training wrote"""
+    """policy.pt of a training (default: dqn, seed 0)"""
     seed: int = number(0, 0)
-    """of the 100 episodes"""
+    """seed of the 100 episodes"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -275,17 +268,17 @@ class RenderConfig(Checked):
     """An episode of a saved CartPole or LunarLander policy as an animated GIF."""
 
     policy: Path = HOME / "cartpole-dqn-plain-tuned-0" / "policy.pt"
-    """file that a training wrote"""
+    """policy.pt of a training (default: dqn, seed 0)"""
     out: Path = HOME / "cartpole.gif"
-    """file to write"""
+    """GIF to write"""
     seed: int = number(0, 0)
-    """of the episode"""
+    """seed of the episode"""
     frames: int = number(125, 1)
     """pictures at most"""
     every: int = number(2, 1)
-    """steps between two pictures"""
+    """steps between pictures"""
     width: int = number(300, 16)
-    """pixels"""
+    """width, pixels"""
 
 
 def commands(args: list[str]) -> dict[str, Any]:

@@ -3,15 +3,13 @@
 Run:    python -m studies.denoise mix        # noisy speech; without folders it is synthesised
         python -m studies.denoise features   # what the policy sees, what the noisy clips score
         python -m studies.denoise train --algo ppo
-        python -m studies.denoise tune       # the constant chain and the other opponents
+        python -m studies.denoise tune       # the constant chain and the other baselines
         python -m studies.denoise metrics --checkpoint runs/denoise/ppo
         python -m studies.denoise infer --input noisy.wav --output denoised.wav
         python -m studies.denoise sweep --config experiments.json
         python -m studies.denoise cross      # every speaker and every fold of the noise held out
 Reads:  data/denoise/<split>/{meta.csv, features.csv}, runs/denoise/*
 Writes: runs/denoise/<name>/{model.zip, agent.json, metrics.json, history.csv}; others: --help
-Shapes: none
-Next:   table.py
 
 Needs requirements-studies.txt. README.md has the formulas, the tables and the verdict.
 """
@@ -89,7 +87,7 @@ def tune(cfg: TuneConfig) -> None:
     }
     with made(cfg.out.parent):
         write_json(cfg.out, content)
-    print(f"opponents: {cfg.out}")
+    print(f"baselines: {cfg.out}")
 
 
 # ---------------------------------------------------------------------------- infer

@@ -5,7 +5,6 @@ Reads:  a features.csv with the columns speaker_id and fold
 Writes: <out>/search/*.npz, <out>/<speaker>-<fold>/<who>.json, <out>/{table.md, results.json,
         cross.png}
 Shapes: n clips, J choices of JOINT but stop, K chains of a selector
-Next:   commands.py
 
 A round holds out a speaker and a fold: it learns from the other speakers with the other folds, and
 is judged on the clips of that speaker with that fold. Nothing is chosen on those clips: the last

@@ -1,10 +1,9 @@
 """Noisy speech for the denoising study: mixtures, their table, features and what was measured.
 
-Run:    not a script; the commands `mix` and `features` of `python -m studies.denoise`
+Run:    python -m studies.denoise mix; python -m studies.denoise features
 Reads:  <clean>/<speaker>/*, <noise>/<class>/*; <split>/meta.csv, <split>/features.csv
 Writes: <out>/<split>/{clean,noisy}/<utt_id>.wav, <out>/<split>/meta.csv and features.csv
 Shapes: S samples of a clip
-Next:   environment.py
 
 No speaker and no noise recording is in two splits. Paths in the tables are relative to the table's
 own folder. Without folders of your own, speech and noise are synthesised by soundscapes.py.
@@ -50,32 +49,31 @@ class MixConfig(Checked):
     """Mix speech with noise at chosen signal-to-noise ratios: <out>/{train,validation,test}."""
 
     out: Path = Path("data/denoise")
-    """folder to make"""
+    """folder to write"""
     clean: Path | None = None
-    """speech, <speaker>/*.wav (or flac, ogg); default: synthesised"""
+    """speech, <speaker>/*.wav, flac or ogg (default: synthesised)"""
     noise: Path | None = None
-    """noise, <class>/*.wav; a number before the first - of every name is a fold, as in ESC-10, and
-    a fold stays in one split (default: synthesised)"""
+    """noise, <class>/[<fold>-]*.wav (default: synthesised)"""
     macro_scenes: Path | None = None
-    """JSON file, noise class -> group of classes, for the column macro_scene"""
+    """JSON file, noise class -> group of classes"""
     sample_rate: int = number(8000, 2000, 48000)
-    """of what is written; noise is band-limited to it, speech must have at least this rate"""
+    """sample rate of the clips, Hz"""
     snr_db: tuple[float, ...] = (0.0, 5.0, 10.0)
-    """one is drawn for each clip: speech power over noise power, both over the whole clip"""
+    """signal-to-noise ratios, dB"""
     clips: tuple[int, int, int] = (600, 120, 240)
     """clips of train, validation, test"""
     cells: int = number(0, 0)
-    """for `cross`: instead of splits so many clips of each speaker with each fold of the noise"""
+    """clips of each speaker and fold, for `cross`"""
     join: int = number(4, 1, 100)
-    """recordings of one speaker in a clip, with pauses; 1 leaves them as they are"""
+    """recordings of one speaker in a clip"""
     pause_s: tuple[float, float] = (0.05, 0.3)
-    """shortest and longest pause before, between and after joined recordings, seconds"""
+    """shortest and longest pause, seconds"""
     speakers: tuple[int, int] = (1, 2)
-    """speakers kept for validation and for test, drawn by the seed; the others train"""
+    """speakers of validation and of test"""
     folds: tuple[int, int] = (4, 5)
-    """folds of the noise for validation and for test; the others train"""
+    """noise folds of validation and of test"""
     seed: int = number(0, 0)
-    """speakers, order, pauses, noise, stretches, ratios"""
+    """speakers, order, pauses, noise, ratios"""
     overwrite: bool = False
     """replace an earlier folder"""
 
@@ -98,9 +96,9 @@ class FeaturesConfig(Checked):
         Path("data/denoise/train/meta.csv"),
         Path("data/denoise/validation/meta.csv"),
     )
-    """tables of `mix`; features.csv is written beside each"""
+    """tables of `mix` (default: train and validation)"""
     limit: int | None = number(None, 1)
-    """only the first so many clips of each"""
+    """clips of each table (default: all)"""
 
 
 # ---------------------------------------------------------------------------- reading audio

@@ -1,10 +1,6 @@
 """Four classical denoisers, what a policy may see of a clip, and what denoising is judged by.
 
-Run:    not a script; environment.py and data.py import it
-Reads:  nothing
-Writes: nothing
 Shapes: B clips of a batch, padded to S samples; F bins, T frames of a spectrum; K bands
-Next:   data.py
 
 Everything is batched and indifferent to level: a clip is divided by its RMS first. Clips of a batch
 may have different lengths; each gets what it would get alone.

@@ -1,10 +1,8 @@
-"""Choosing denoisers as a game: the environment, the agents of stable-baselines3, their opponents.
+"""Choosing denoisers as a game: the environment, the agents of stable-baselines3, their baselines.
 
-Run:    not a script; see commands.py
 Reads:  <split>/features.csv (`python -m studies.denoise features`), <run>/{agent.json, model.zip}
 Writes: <run>/{agent.json, model.zip}
 Shapes: L lanes, B clips, S samples, D numbers of an observation
-Next:   commands.py
 
 An episode is a clip, a step one denoiser on what the last one left:
 
@@ -67,18 +65,17 @@ class Reward(Checked):
     max_steps: int = number(3, 1, 20)
     """denoisers in a chain, at most"""
     reward_scale: float = number(4.0, above=0)
-    """dB of SI-SDR that are worth 1 (HEAR's recipe)"""
+    """dB of SI-SDR for a reward of 1 (HEAR's recipe)"""
     stoi_weight: float = number(10.0)
-    """worth of 1 STOI (HEAR's recipe)"""
+    """reward of 1 STOI (HEAR's recipe)"""
     estoi_weight: float = number(10.0)
-    """worth of 1 ESTOI (HEAR's recipe)"""
+    """reward of 1 ESTOI (HEAR's recipe)"""
     diversity_weight: float = number(0.0)
-    """paid for another method than the step before, half of it charged for the same (HEAR: 0.1;
-    0 here, see studies/denoise/README.md)"""
+    """bonus for a change of method (HEAR: 0.1)"""
     quality_interval: int = number(1, 0)
-    """steps from one measurement of STOI and ESTOI to the next; 0: at the end only (HEAR)"""
+    """steps between STOI measurements, 0: the end (HEAR)"""
     quality_stride: int = number(4, 1)
-    """training: every so many of STOI's overlapping segments (1: all); tables always take all"""
+    """STOI segments in training: every n-th"""
 
 
 def worth(scores: np.ndarray, task: Reward) -> np.ndarray:

@@ -1,9 +1,4 @@
-"""Commands' settings of the denoising study.
-
-Run:    not a script; see commands.py
-Shapes: none
-Next:   training.py
-"""
+"""Commands' settings of the denoising study."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,61 +13,60 @@ TRAIN = Path("data/denoise/train/features.csv")
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(Reward):
-    """Train a policy; what is kept is the best on all validation clips."""
+    """Train a policy; the best on all validation clips is kept."""
 
     algo: Algo = "ppo"
-    """ppo: one choice of 48 settings or stop; ppo-separate: method and levels, each for itself"""
+    """algorithm"""
     features: Path = TRAIN
-    """training clips, a table of `features`"""
+    """training table of `features`"""
     validation_features: Path | None = None
-    """validation clips (default: those of the training table's neighbour, ../validation)"""
+    """validation clips (default: beside the training table)"""
     run: Path | None = None
     """folder to write (default: runs/denoise/<algo>)"""
     overwrite: bool = False
     """replace an earlier run"""
     resume: bool = False
-    """go on with a stopped run; the result is that of an uninterrupted one"""
+    """go on with a stopped run"""
     total_steps: int = number(50_000, 1)
-    """denoisers to apply in training, all lanes together, for PPO rounded up to whole rollouts
-    (HEAR's recipe; its default is 200,000)"""
+    """denoisers applied in training (HEAR's recipe)"""
     num_envs: int = number(32, 1)
-    """clips that are denoised together"""
+    """clips denoised together"""
     eval_every: int = number(5_000, 1)
-    """steps from one look at the validation clips to the next"""
+    """steps between validations"""
     scaler_steps: int = number(1024, 1)
-    """steps of random chains on training clips, from which the observations are normalised"""
+    """random steps that set the feature scale"""
     hidden: tuple[int, ...] = (256, 256)
-    """width of the networks' layers (HEAR)"""
+    """widths of the layers (HEAR)"""
     learning_rate: float = number(3e-4, above=0, high=1)
-    """Adam, actor and critic (HEAR)"""
+    """learning rate, Adam (HEAR)"""
     batch_size: int = number(256, 1)
-    """transitions of a gradient step (HEAR)"""
+    """transitions in a gradient step (HEAR)"""
     gamma: float = number(0.99, 0, 1)
     """discount (HEAR)"""
     rollout_steps: int = number(2048, 1)
-    """PPO: steps between two updates, all lanes together (HEAR)"""
+    """PPO: steps of a rollout, all lanes (HEAR)"""
     update_epochs: int = number(10, 1)
     """PPO: passes over a rollout (HEAR)"""
     clip_range: float = number(0.2, above=0, high=1)
     """PPO: clipping of the ratio (HEAR)"""
     entropy_coef: float = number(0.01, 0)
-    """PPO: bonus for indecision (HEAR: 0)"""
+    """PPO: entropy bonus (HEAR: 0)"""
     replay: int = number(200_000, 1)
     """SAC, TD3: transitions kept (HEAR)"""
     random_steps: int = number(2000, 0)
-    """SAC, TD3: steps at random before learning begins (HEAR)"""
+    """SAC, TD3: random steps before learning (HEAR)"""
     tau: float = number(0.005, above=0, high=1)
-    """SAC, TD3: share of the target network that is renewed in a gradient step (HEAR)"""
+    """SAC, TD3: step of the target network (HEAR)"""
     updates_per_step: float = number(1.0, above=0)
-    """SAC, TD3: gradient steps for each step of a lane (HEAR: 1)"""
+    """SAC, TD3: gradient steps for each step (HEAR)"""
     exploration: float = number(0.3, 0)
-    """TD3: standard deviation of the noise on actions (HEAR: 0.1, which rarely changes a choice)"""
+    """TD3: standard deviation of the action noise (HEAR: 0.1)"""
     seed: int = number(0, 0)
-    """weights, exploration, order of the clips"""
+    """weights, exploration, order of clips"""
     device: Device = "cpu"
-    """of the networks; the denoisers run on the CPU"""
+    """device of the networks"""
     wandb_project: str | None = None
-    """also log to this project of Weights & Biases; needs pip install wandb"""
+    """project of Weights & Biases"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -107,18 +101,18 @@ class TrainConfig(Reward):
 
 @dataclass(frozen=True, kw_only=True)
 class TuneConfig(Reward):
-    """Opponents tuned on training clips: the best constant chain, and noisereduce."""
+    """Baselines tuned on training clips: the best constant chain, and noisereduce."""
 
     features: Path = TRAIN
-    """training clips, a table of `features`"""
+    """training table of `features`"""
     out: Path = RUNS / "tune.json"
     """file to write"""
     clips: int = number(96, 1)
-    """clips to tune on, drawn by the seed; the finalists are compared on four times as many"""
+    """clips to tune on"""
     beam: int = number(2, 1)
-    """chains that are continued at each step"""
+    """chains continued at each step"""
     seed: int = number(0, 0)
-    """which clips"""
+    """seed of the clips"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,13 +120,13 @@ class InferConfig(Checked):
     """Denoise a recording with one policy or several."""
 
     checkpoint: tuple[Path, ...] = (RUNS / "ppo",)
-    """run folders or their model.zip; of several, each writes <output>__<name of its folder>.wav"""
+    """run folders, or their model.zip"""
     input: Path = Path("noisy.wav")
-    """recording of any rate; several channels are mixed to one"""
+    """recording"""
     output: Path = Path("denoised.wav")
-    """file to write, at the input's rate"""
+    """file to write"""
     clean: Path | None = None
-    """the same without noise: SI-SDR, STOI and ESTOI are then printed"""
+    """the same without noise, for SI-SDR, STOI and ESTOI"""
     max_steps: int | None = number(None, 1)
     """denoisers, at most (default: as in training)"""
 
@@ -142,77 +136,74 @@ class SweepConfig(Checked):
     """Train every combination of a JSON file's settings; finished ones are skipped."""
 
     config: Path = Path("experiments.json")
-    """{"experiments": [{"name", "algo", "base_args": {..}, "sweep_params": {key: [values]}}]};
-    keys are the flags of `train` with _ for -"""
+    """JSON file, see studies/denoise/README.md"""
     features: Path | None = None
-    """training clips, where base_args do not name them"""
+    """training clips, if base_args names none"""
     output_root: Path = Path("runs/denoise-experiments")
-    """folder for <name>/<number>_<settings>/ and summary.csv"""
+    """folder to write"""
     only: tuple[str, ...] = ()
-    """names of experiments to run (default: all)"""
+    """names of experiments (default: all)"""
     wandb_project: str | None = None
-    """passed on to `train`"""
+    """project of Weights & Biases"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MetricsConfig(Checked):
-    """Compare policies with their opponents on a split, all clips of it."""
+    """Compare policies with their baselines on a split, all clips of it."""
 
     checkpoint: tuple[str, ...] = ()
-    """run folders or model.zip: PATH, NAME=PATH, or NAME=PATH,PATH for the seeds of one row"""
+    """rows: PATH, NAME=PATH or NAME=PATH,PATH"""
     meta: Path = Path("data/denoise/test/meta.csv")
     """table of `mix`"""
     tuned: Path = RUNS / "tune.json"
-    """opponents of `tune`; without the file, noisereduce with its library's defaults, and neither
-    constant chain nor oracle"""
-    opponents: tuple[Literal["constant", "random", "noisereduce", "oracle"], ...] = (
+    """baselines of `tune`"""
+    baselines: tuple[Literal["constant", "random", "noisereduce", "oracle"], ...] = (
         "constant",
         "random",
         "noisereduce",
     )
-    """beside the noisy clips; oracle searches a chain for each clip, with its clean version known,
-    and takes about a second a clip"""
+    """baselines"""
     sample_size: int = number(0, 0)
-    """only so many clips, drawn by the seed; 0 is all"""
+    """clips drawn (0: all)"""
     snr_db: tuple[float, ...] = ()
-    """only clips of these ratios"""
+    """ratios of the clips, dB (default: all)"""
     seed: int = number(0, 0)
-    """random policy, searches, bootstrap, --sample-size"""
+    """random policy, searches, bootstrap, draw"""
     tries: int = number(96, 8)
     """oracle: candidates for each step"""
     beam: int = number(3, 1)
-    """oracle: chains that are continued"""
+    """oracle: chains continued"""
     out: Path = RUNS / "metrics"
-    """folder for table.md, results.json; what was measured is kept there for the next call"""
+    """folder to write"""
     csv: Path | None = None
-    """a row for each clip and entrant (default: metrics.csv in --out)"""
+    """a row a clip and system (default: metrics.csv in --out)"""
     plot_dir: Path | None = None
-    """folder for box plots and learning curves"""
+    """folder of box plots and learning curves"""
     output_dir: Path | None = None
-    """folder for clean, noisy and denoised audio of --samples clips, and samples.csv"""
+    """folder of audio samples"""
     samples: int = number(3, 0)
-    """clips to write, spread from the worst gain to the best of the first checkpoint; 0 is all"""
+    """audio samples (0: all)"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CrossConfig(Reward):
-    """Cross-validation: every speaker and every fold of the noise is once what nobody has heard."""
+    """Cross-validation over speakers and folds of the noise."""
 
     features: Path = Path("data/denoise-cells/features.csv")
-    """clips of `mix --cells`, a table of `features`"""
+    """cells, a table of `features`"""
     out: Path = Path("runs/denoise-cross")
-    """folder for rounds, table and figure; what is finished is not done again"""
+    """folder to write"""
     agents: tuple[Algo, ...] = ("ppo", "ppo-separate", "sac", "td3")
-    """who is trained; none: the yardsticks alone"""
+    """policies trained"""
     rounds: Literal["all", "diagonal"] = "all"
-    """every speaker with every fold, or every speaker once, with another fold each"""
+    """every speaker with every fold, or once"""
     total_steps: int = number(4096, 1)
-    """denoisers to apply in each training"""
+    """denoisers applied in each training"""
     eval_every: int = number(1024, 1)
-    """steps from one look at the held-out clips to the next; for the figure, nothing is chosen"""
+    """steps between points of the figure"""
     kept: int = number(8, 1, 48)
-    """chains that the supervised selector chooses from"""
+    """chains of the supervised selector"""
     seed: int = number(0, 0)
-    """of the first round's training; each round has the next one"""
+    """seed of the first round"""
     present: bool = False
-    """train nothing: the table of what is there"""
+    """train nothing, only make the table"""

@@ -1,11 +1,10 @@
-"""The table of the denoising study: policies beside their opponents, intervals, figures, samples.
+"""The table of the denoising study: policies beside their baselines, intervals, figures, samples.
 
-Run:    not a script; the command `metrics` of `python -m studies.denoise`
+Run:    python -m studies.denoise metrics
 Reads:  <split>/meta.csv with its audio, run folders, tune.json
 Writes: <out>/{table.md, results.json, metrics.csv, measured/}, <plot-dir>/*.png,
         <output-dir>/{*.wav, samples.csv}
 Shapes: n clips, m members of a row (seeds, or draws of the random policy)
-Next:   nothing
 """
 
 import csv
@@ -45,7 +44,7 @@ FILL = {"policy": "t_adj", "opponent": "yardstick", "noisy": "label", "oracle": 
 
 
 class Row(NamedTuple):
-    """An entrant of the table."""
+    """A system of the table."""
 
     name: str
     kind: str  # policy, opponent, noisy, oracle
@@ -168,7 +167,7 @@ def opponent_rows(
 ) -> list[Row]:
     """Rows of what needs no policy; `reduce` None: nothing was tuned."""
     corpus, task = judge.corpus, judge.task
-    most, asked = task.max_steps, set(cfg.opponents)
+    most, asked = task.max_steps, set(cfg.baselines)
     if reduce is None:
         asked -= {"constant", "oracle"}
     untouched = np.column_stack((corpus.scores, np.zeros(len(corpus.clips))))
@@ -416,7 +415,7 @@ def write_samples(cfg: "MetricsConfig", corpus: Corpus, rows: list[Row]) -> None
 
 
 def clip_rows(rows: list[Row], corpus: Corpus) -> list[dict[str, Any]]:
-    """A line for each clip, entrant and member."""
+    """A line for each clip, system and member."""
     lines = []
     for row in rows:
         for member, scores in enumerate(row.scores):

@@ -4,7 +4,6 @@ Run:    python -m studies.denoise train [--resume]
 Reads:  the features.csv of training and validation clips, <run>/last.pt
 Writes: <run>/{model.zip, agent.json, metrics.json, history.csv}, <run>/last.pt until it is finished
 Shapes: L lanes, D numbers of an observation
-Next:   cross.py
 
 A run can stop between two updates only: after PPO's update on a rollout, after a tick of SAC or
 TD3. There it is looked at and saved, so that a resumed run equals an uninterrupted one bit for bit.

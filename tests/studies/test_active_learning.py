@@ -1,7 +1,4 @@
-"""Active learning: official file formats, classifier, strategies, resumption, commands, tables.
-
-Next:   test_container.py
-"""
+"""Active learning: official file formats, classifier, strategies, resumption, commands, tables."""
 
 import dataclasses
 import gzip

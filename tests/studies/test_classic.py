@@ -1,7 +1,4 @@
-"""Classic reinforcement learning: known answers, small trainings, the files and the command line.
-
-Next:   test_container.py
-"""
+"""Classic reinforcement learning: known answers, small trainings, the files, the command line."""
 
 import dataclasses
 import json

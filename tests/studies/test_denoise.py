@@ -1,7 +1,4 @@
-"""Denoisers, measures, mixtures, the environment, agents and the commands of studies.denoise.
-
-Next:   test_container.py
-"""
+"""Denoisers, measures, mixtures, the environment, agents and the commands of studies.denoise."""
 
 import csv
 import dataclasses
@@ -658,7 +655,7 @@ def test_metrics_has_every_row(runs, tuned, data, tmp_path, capsys):
         checkpoint=(f"PPO={runs['ppo']}", f"others={runs['sac']},{runs['td3']}"),
         meta=data / "test" / "meta.csv",
         tuned=tuned,
-        opponents=("constant", "random", "noisereduce", "oracle"),
+        baselines=("constant", "random", "noisereduce", "oracle"),
         tries=8,
         beam=1,
         out=tmp_path / "out",
