@@ -395,7 +395,8 @@ def check_names(names: list[str]) -> None:
 def predicted_events(cache: Cache, pred: np.ndarray) -> dict[str, list[Event]]:
     """Decisions (N,) -> events of each clip, by onset, cut where a frame reaches past its end."""
     clips: dict[str, list[Event]] = {clip.filename: [] for clip in cache.clips}
-    for index, pair in enumerate(cache.pairs):
+    for index in np.flatnonzero(np.logical_or.reduceat(pred, cache.offsets[:-1])):
+        pair = cache.pairs[index]
         on = pred[cache.offsets[index] : cache.offsets[index + 1]]
         clips[pair.filename].extend(frames_to_events(on, pair.event_label, pair.edges))
     durations = cache.durations

@@ -44,6 +44,7 @@ GRID = np.unique(
 ).astype(np.float32)
 MEDIAN_S = (0.0, 0.1, 0.2, 0.3, 0.5, 0.8, 1.2, 2.0)  # lengths of the median filter; 0 is none
 MIN_ON_S = MIN_OFF_S = (0.0, 0.1, 0.25, 0.5)  # shortest event, shortest pause
+ROWS = 1000  # pairs that are filtered at once
 THINNED = 8  # hysteresis: every 8th threshold, besides the best plain thresholds
 
 
@@ -177,12 +178,16 @@ def tune_thresholds(aim: Objective, on: str) -> dict[str, Any]:
 
 def smoothed(cache: Cache, on: str, seconds: np.ndarray) -> np.ndarray:
     """A signal (N,) after a median filter of its own length for each pair, `seconds` (P,)."""
-    parts = []
-    frame_s = frame_s_of_pair(cache)
-    for score, length, step in zip(pieces(cache, cache.signals[on]), seconds, frame_s, strict=True):
-        size = filter_frames(length, step)  # 1 changes nothing
-        parts.append(median(score, size))
-    return np.concatenate(parts)
+    score, frame_s = cache.signals[on], frame_s_of_pair(cache)
+    out, length = np.empty_like(score), np.diff(cache.offsets)
+    size = [filter_frames(*each) for each in zip(seconds, frame_s, strict=True)]
+    alike = np.unique(np.stack([length, size], axis=1), axis=0, return_inverse=True)
+    for i, (num_frames, frames) in enumerate(alike[0]):
+        rows = np.flatnonzero(alike[1].ravel() == i)
+        for some in np.split(rows, range(ROWS, len(rows), ROWS)):
+            at = cache.offsets[some][:, None] + np.arange(num_frames)
+            out[at] = median(score[at], frames)  # a filter of 1 changes nothing
+    return out
 
 
 def tune_median(aim: Objective, on: str) -> dict[str, Any]:
@@ -283,9 +288,15 @@ def tune_hysteresis(aim: Objective, on: str) -> dict[str, Any]:
     cache = aim.cache
     cell = below(cache.signals[on]).astype(np.uint8)
     frame_s = frame_s_of_pair(cache)
+    # Only where a pair begins or the cell changes can anything be switched.
+    fresh = np.append(True, cell[1:] != cell[:-1])
+    fresh[cache.offsets[:-1]] = True
+    at = np.append(np.flatnonzero(fresh), len(cell))
+    cell, offsets = cell[at[:-1]], np.searchsorted(at, cache.offsets)
     settings, values = [], []
     for onset, offset in hysteresis_steps(tune_thresholds(aim, on)):
-        runs = runs_between(cell > onset, cell <= offset, cache.offsets)
+        runs = runs_between(cell > onset, cell <= offset, offsets)
+        runs = runs._replace(begin=at[runs.begin], end=at[runs.end])
         values.append(aim.values(*count_durations(aim, runs, frame_s)))
         both = {"onset": float(GRID[onset]), "offset": float(GRID[offset])}
         settings += [
@@ -316,15 +327,14 @@ def all_boxes(cache: Cache, on: str) -> Iterator[tuple[Setting, Found]]:
             find_changes(score, filter_s / 2 / pair.frame_s)
             for pair, score in zip(cache.pairs, scores, strict=True)
         ]
-        for by, limits in MERGE.items():
-            for limit in limits:
-                boxes = [
-                    merge(score, *ends, by, limit)
-                    for score, ends in zip(scores, changes, strict=True)
-                ]
-                pair = np.repeat(np.arange(len(boxes)), [len(each.begin) for each in boxes])
-                parts = (np.concatenate(part) for part in zip(*boxes, strict=True))
-                yield {"filter_s": filter_s, "by": by, "limit": limit}, Found(pair, *parts)
+        settings = [(by, limit) for by, limits in MERGE.items() for limit in limits]
+        every = [
+            merge(score, *ends, settings) for score, ends in zip(scores, changes, strict=True)
+        ]
+        for (by, limit), boxes in zip(settings, zip(*every, strict=True), strict=True):
+            pair = np.repeat(np.arange(len(boxes)), [len(each.begin) for each in boxes])
+            parts = (np.concatenate(part) for part in zip(*boxes, strict=True))
+            yield {"filter_s": filter_s, "by": by, "limit": limit}, Found(pair, *parts)
 
 
 def tune_csebbs(aim: Objective, on: str) -> dict[str, Any]:

@@ -251,11 +251,11 @@ def test_merging_by_hand():
     score = np.array([0, 0.9, 0.8, 0.9, 0, 0.2, 0, 0.9, 0.3, 0.9, 0])
     begin, end = np.array([1, 3, 5, 7, 9]), np.array([2, 4, 6, 8, 10])
     for by, limit in (("difference", 0.15), ("ratio", 1.5)):
-        boxes = candidates.merge(score, begin, end, by, limit)
+        boxes = candidates.merge(score, begin, end, [(by, limit)])[0]
         assert boxes.begin.tolist() == [1, 5, 7, 9] and boxes.end.tolist() == [4, 6, 8, 10]
         assert boxes.confidence[0] == pytest.approx(2.6 / 3)
     nothing = np.zeros(0, int)
-    assert len(candidates.merge(score, nothing, nothing, "ratio", 2.0).begin) == 0
+    assert len(candidates.merge(score, nothing, nothing, [("ratio", 2.0)])[0].begin) == 0
 
 
 @given(CACHES)
