@@ -24,6 +24,7 @@ from config import (
     Bandit,
     EvaluateConfig,
     InputError,
+    num_workers,
     whole,
 )
 from core.files import writing
@@ -287,7 +288,7 @@ def fitted_rules(train: Cache, cfg: EvaluateConfig) -> list[Rule]:
                 return [Rule(**rule) for rule in stored["rules"]]
         except (InputError, KeyError, TypeError) as error:
             print(f"note: {error}")
-    rules = fit_all(train, Bandit(), train.queries)
+    rules = fit_all(train, Bandit(), train.queries, workers=num_workers(cfg.workers))
     write_json(path, {"train": key, "rules": [rule._asdict() for rule in rules]})
     return rules
 
@@ -403,6 +404,14 @@ def predicted_events(cache: Cache, pred: np.ndarray) -> dict[str, list[Event]]:
     return {
         name: fit_events(name, sorted(events), durations[name])[0] for name, events in clips.items()
     }
+
+
+def with_events(entrants: list[Entrant], cache: Cache) -> list[Entrant]:
+    """Rows whose members have their events, so that nobody makes them again."""
+    return [
+        row._replace(members=[m._replace(events=events_of(m, cache)) for m in row.members])
+        for row in entrants
+    ]
 
 
 def events_of(member: Member, cache: Cache) -> dict[str, list[Event]]:

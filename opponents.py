@@ -10,7 +10,7 @@ All rules are tuned for one operating point, on one grid of thresholds, by tryin
   a cache of all pairs.
 
 Who is judged by events is tuned for events: cSEBBs and the median filter once more for event F1,
-intersection F1 and, over all pairs, each PSDS (`tune_for_events`).
+intersection F1 and, over all pairs, each PSDS (`tune_settings`).
 
 A rule has a setting for each class, and one for all classes together, which a class falls back on
 that is not in the training clips. Of equally good settings the first of the grid wins: the lowest
@@ -18,6 +18,7 @@ threshold, the shortest filter.
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -26,7 +27,7 @@ from tqdm import tqdm
 
 from bandit import decide, shift
 from candidates import find_changes, first_frame, merge, running_sum
-from config import Bandit, InputError
+from config import Bandit, InputError, process_pool
 from csebbs import FILTERS_S, MERGE, boxes_of
 from event_metrics import Changes, Regions, Sweep
 from metrics import f1_score, macro_average
@@ -190,16 +191,6 @@ def smoothed(cache: Cache, on: str, seconds: np.ndarray) -> np.ndarray:
     return out
 
 
-def tune_median(aim: Objective, on: str) -> dict[str, Any]:
-    """Best filter length and threshold of each class."""
-    settings, values = [], []
-    for seconds in MEDIAN_S:
-        score = smoothed(aim.cache, on, np.full(len(aim.cache.pairs), seconds))
-        settings += thresholds_of(median_s=seconds)
-        values.append(aim.values(*counts_over_grid(aim.cache, score)))
-    return aim.tune(settings, np.hstack(values))
-
-
 # ---------------------------------------------------------------------------- hysteresis
 
 
@@ -328,22 +319,11 @@ def all_boxes(cache: Cache, on: str) -> Iterator[tuple[Setting, Found]]:
             for pair, score in zip(cache.pairs, scores, strict=True)
         ]
         settings = [(by, limit) for by, limits in MERGE.items() for limit in limits]
-        every = [
-            merge(score, *ends, settings) for score, ends in zip(scores, changes, strict=True)
-        ]
+        every = [merge(score, *ends, settings) for score, ends in zip(scores, changes, strict=True)]
         for (by, limit), boxes in zip(settings, zip(*every, strict=True), strict=True):
             pair = np.repeat(np.arange(len(boxes)), [len(each.begin) for each in boxes])
             parts = (np.concatenate(part) for part in zip(*boxes, strict=True))
             yield {"filter_s": filter_s, "by": by, "limit": limit}, Found(pair, *parts)
-
-
-def tune_csebbs(aim: Objective, on: str) -> dict[str, Any]:
-    """Best step filter, merging and threshold of each class."""
-    settings, values = [], []
-    for setting, boxes in all_boxes(aim.cache, on):
-        settings += thresholds_of(**setting)
-        values.append(aim.values(*count_boxes(aim, boxes)))
-    return aim.tune(settings, np.hstack(values))
 
 
 def count_boxes(aim: Objective, boxes: Found) -> tuple[np.ndarray, np.ndarray]:
@@ -423,35 +403,38 @@ class EventObjective:
         return {"fallback": best[-1], "classes": {name: one for name, one, some in seen if some}}
 
 
-def tune_for_events(aim: EventObjective, kind: str, on: str) -> dict[str, dict[str, Any]]:
-    """Settings of cSEBBs or of the median filter tuned for each event metric.
+def all_smoothed(cache: Cache, on: str) -> Iterator[tuple[Setting, np.ndarray]]:
+    """The signal (N,) after every median filter."""
+    for seconds in MEDIAN_S:
+        yield {"median_s": seconds}, smoothed(cache, on, np.full(len(cache.pairs), seconds))
+
+
+def tune_settings(
+    kind: str, on: str, aim: Objective, events: EventObjective | None = None
+) -> dict[str, dict[str, Any]]:
+    """Settings of cSEBBs or of the median filter, each of them looked at once: by "" those for the
+    operating point, and with `events` by metric those tuned for each event metric.
 
     The threshold of a rule tuned for PSDS, which ranks and decides nothing, is that of the highest
     intersection F1 under the same setting.
     """
-    settings, values = [], {name: [] for name in aim.metrics}
-    if kind == "csebbs":
-        found = ((setting, aim.of_boxes(boxes)) for setting, boxes in all_boxes(aim.cache, on))
-    else:
-        every = ({"median_s": seconds} for seconds in MEDIAN_S)
-        found = (
-            (
-                setting,
-                aim.of_signal(smoothed(aim.cache, on, np.full(len(aim.clip), *setting.values()))),
-            )
-            for setting in every
-        )
-    for setting, regions in found:
+    settings, point, values = [], [], {name: [] for name in (events.metrics if events else [])}
+    boxed = kind == "csebbs"
+    for setting, found in (all_boxes if boxed else all_smoothed)(aim.cache, on):
         settings += thresholds_of(**setting)
-        for name in aim.metrics:
-            values[name].append(aim.values(regions, name))
-    tuned = {}
-    for name in aim.metrics:
+        counts = count_boxes(aim, found) if boxed else counts_over_grid(aim.cache, found)
+        point.append(aim.values(*counts))
+        if events:
+            regions = events.of_boxes(found) if boxed else events.of_signal(found)
+            for name, row in values.items():
+                row.append(events.values(regions, name))
+    tuned = {"": aim.tune(settings, np.hstack(point))}
+    for name in values:
         value = np.hstack(values[name])
         if name.startswith("psds"):  # the smallest difference of a PSDS counts for more than all F1
             value = np.unique(value, return_inverse=True)[1].reshape(value.shape)
             value = 2 * value + np.hstack(values["intersection_f1"])
-        tuned[name] = aim.tune(settings, value)
+        tuned[name] = events.tune(settings, value)
     return tuned
 
 
@@ -569,7 +552,6 @@ EVENT_TITLES = {
     "psds2": "PSDS 2",
 }
 QUICK_ON = ("d_raw", "d_adj", "prob")
-Step = tuple[str, Callable[[], list[Rule]]]  # what is being tuned, and how
 
 
 def of_all(setting: Setting) -> dict[str, Any]:
@@ -606,12 +588,17 @@ def threshold_rules(aim: Objective, on: str) -> list[Rule]:
     ]
 
 
-def event_rules(aim: EventObjective, name: str, kind: str, on: str) -> list[Rule]:
-    """A kind of rule, tuned for each event metric."""
-    return [
-        tuned_rule(f"{name}, for {EVENT_TITLES[metric]}", kind, on, params)._replace(metric=metric)
-        for metric, params in tune_for_events(aim, kind, on).items()
-    ]
+def rules_of_settings(
+    name: str, kind: str, on: str, aim: Objective, events: EventObjective | None
+) -> list[Rule]:
+    """A kind of rule, tuned for the operating point, and with `events` for each event metric."""
+    point, *others = tune_settings(kind, on, aim, events).items()
+    rules = [tuned_rule(f"{name} on {on}", kind, on, point[1])]
+    short = name.removesuffix(" + threshold")
+    for metric, params in others:
+        rule = tuned_rule(f"{short} on {on}, for {EVENT_TITLES[metric]}", kind, on, params)
+        rules.append(rule._replace(metric=metric))
+    return rules
 
 
 def constant_action(aim: Objective, bandit: Bandit) -> Rule:
@@ -640,36 +627,64 @@ def ceilings(bandit: Bandit) -> list[Rule]:
     ]
 
 
-def fit_all(train: Cache, bandit: Bandit, point: Point, quiet: bool = False) -> list[Rule]:
+class Tuning(NamedTuple):
+    """What rules are tuned on, and the parts of it, longest first: they share nothing."""
+
+    aim: Objective
+    events: EventObjective
+    bandit: Bandit
+
+    def part(self, kind: str, on: str) -> list[Rule]:
+        """The rules of one kind on one signal."""
+        events = self.events if on == "d_raw" else None
+        if kind == "csebbs":
+            return rules_of_settings("cSEBBs", kind, on, self.aim, events)
+        if kind == "median":
+            return rules_of_settings("median + threshold", kind, on, self.aim, events)
+        if kind == "hysteresis":
+            return [tuned_rule(f"hysteresis on {on}", kind, on, tune_hysteresis(self.aim, on))]
+        if kind == "threshold":
+            return threshold_rules(self.aim, on)
+        return [constant_action(self.aim, self.bandit)]
+
+
+PARTS = [("csebbs", "d_raw"), ("hysteresis", "d_raw"), ("hysteresis", "d_adj")]
+PARTS += [("median", on) for on in QUICK_ON] + [("shift", "prob")]
+PARTS += [("threshold", on) for on in QUICK_ON]
+ORDER = ("threshold", "median", "hysteresis", "csebbs", "shift")  # in the list of rules
+WORK_OF_A_PROCESS = 500_000  # frames whose tuning takes longer than to start a process for them
+_tuning: list[Tuning] = []  # of a process of the pool
+
+
+def prepare(train: Cache, bandit: Bandit, point: Point) -> None:
+    """Make a process of the pool ready for parts of the tuning."""
+    _tuning[:] = [Tuning(Objective(train, point), EventObjective(train), bandit)]
+
+
+def tuned_part(part: tuple[str, str]) -> list[Rule]:
+    """A part of the tuning that the process is ready for."""
+    return _tuning[0].part(*part)
+
+
+def fit_all(
+    train: Cache, bandit: Bandit, point: Point, quiet: bool = False, workers: int = 1
+) -> list[Rule]:
     """Every rule, tuned on the training cache for one operating point; `quiet`: no progress bar.
 
-    InputError where a cache of present pairs is to be tuned on all of them.
+    At most `workers` processes share the work, each with a copy of the cache; no more than it is
+    worth. InputError where a cache of present pairs is to be tuned on all of them.
     """
-    aim, events = Objective(train, point), EventObjective(train)
-
-    def one(name: str, kind: str, on: str, tune: Callable[[Objective, str], dict]) -> Step:
-        return name, lambda: [tuned_rule(name, kind, on, tune(aim, on))]
-
-    steps: list[Step] = [
-        (f"thresholds on {on}", lambda on=on: threshold_rules(aim, on)) for on in QUICK_ON
-    ]
-    steps += [one(f"median + threshold on {on}", "median", on, tune_median) for on in QUICK_ON]
-    steps += [
-        one(f"hysteresis on {on}", "hysteresis", on, tune_hysteresis) for on in ("d_raw", "d_adj")
-    ]
-    steps += [
-        one("cSEBBs on d_raw", "csebbs", "d_raw", tune_csebbs),
-        ("constant action", lambda: [constant_action(aim, bandit)]),
-    ]
-    for name, kind in (("median", "median"), ("cSEBBs", "csebbs")):
-        more = partial(event_rules, events, f"{name} on d_raw", kind, "d_raw")
-        steps.append((f"{name} for events", more))
-    rules = fixed_rules()
-    bar = tqdm(steps, desc="Tuning", unit="rule", disable=quiet)
-    for name, tune in bar:
-        bar.set_postfix_str(name)
-        rules += tune()
-    return rules + ceilings(bandit)
+    tuning = Tuning(Objective(train, point), EventObjective(train), bandit)
+    workers = min(workers, len(PARTS), 1 + len(train.label) // WORK_OF_A_PROCESS)
+    ready = partial(prepare, train, bandit, point)
+    with nullcontext() if workers == 1 else process_pool(workers, ready) as pool:
+        found = (
+            (tuning.part(*part) for part in PARTS) if pool is None else pool.map(tuned_part, PARTS)
+        )
+        parts = list(tqdm(found, desc="Tuning", total=len(PARTS), unit="part", disable=quiet))
+    rules = [rule for some in parts for rule in some]
+    rules.sort(key=lambda rule: (rule.metric != "", ORDER.index(rule.kind)))
+    return fixed_rules() + rules + ceilings(bandit)
 
 
 QUICK = ("all on", *(f"fixed 0.5 on {on}" for on in QUICK_ON))

@@ -362,7 +362,7 @@ def load_cache(folder: Path) -> Cache:
         signals = {name: np.empty(num_frames, np.float32) for name in SIGNALS}
         label, filled = np.empty(num_frames, bool), 0
     except (MemoryError, ValueError):
-        what = f"its {num_frames:,} frames of pairs do not fit into memory"
+        what = f"damaged ({num_frames:,} frames do not fit into memory)"
         raise InputError(f"{manifest_path}: {what}; {cure}") from None
     for shard in manifest["shards"]:
         some = [Pair(*row) for row in shard["pairs"]]

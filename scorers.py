@@ -42,6 +42,7 @@ from config import (
     InputError,
     ScorersConfig,
     config_key,
+    in_order,
     name_flaw,
     num_workers,
     process_pool,
@@ -1028,7 +1029,7 @@ def write_store(
     folder: Path, clips: list[Clip], classes: list[str], pool: ProcessPoolExecutor
 ) -> None:
     """Compute features in the pool and write the arrays that `Store.open` reads."""
-    found = pool.map(log_mel, [clip.audio for clip in clips], chunksize=4)
+    found = in_order(pool, log_mel, (clip.audio for clip in clips))
     features = list(tqdm(found, total=len(clips), desc="features", unit="clip"))
     targets = []
     for clip, frames in zip(clips, features, strict=True):
