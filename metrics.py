@@ -118,7 +118,7 @@ def mean_f1(cache: Cache, pred: np.ndarray, pairs: np.ndarray) -> float:
 DRAWS, SHARE = 1_000, 0.95  # bootstrap: draws, and the share of them inside the interval
 
 
-BLOCK = 1 << 26  # clips times draws that are unpacked at once, 8 bytes each
+BLOCK = 1 << 24  # clips times draws that are unpacked at once, 8 bytes each
 
 
 def blocks_of_draws(num_clips: int) -> Iterator[slice]:
