@@ -73,7 +73,7 @@ results: $(DEV_STAMP)  ## repeat all of RESULTS.md; DATA=folder of the real data
 	@OMP_NUM_THREADS=1 $(PY) studies/reproduce.py all $(DATA)
 
 # Hours on two cores; BENCH=--quick tries everything in minutes, BENCH="--sections acting" a part.
-bench: $(STAMP)  ## one table of speed and memory: naive, suite, ratio; BENCH=--quick tries it
+bench: $(STAMP)  ## one table of speed and memory: before, now, needed; BENCH=--quick tries it
 	@PYTHONPATH=. $(PY) benchmarks/speed.py $(BENCH)
 
 bench-env: $(STAMP)  ## the gymnasium environment against DQN.py

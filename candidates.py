@@ -10,6 +10,7 @@ clips of its tests, 10 classes and the 18 settings of its grid, all boxes of all
 the same, and confidences differ by less than one part in 10,000.
 """
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -74,8 +75,11 @@ def over_spans(extreme: np.ufunc, score: np.ndarray, begin: np.ndarray, end: np.
     return extreme.reduceat(np.append(score, 0), bounds)[::2] if len(bounds) else np.zeros(0)
 
 
-def merge(score: np.ndarray, begin: np.ndarray, end: np.ndarray, by: str, limit: float) -> Boxes:
-    """Boxes (B,) of a score (T,) with those merged that have a shallow gap between them.
+def merge(
+    score: np.ndarray, begin: np.ndarray, end: np.ndarray, settings: Iterable[tuple[str, float]]
+) -> list[Boxes]:
+    """Boxes (B,) of a score (T,) with those merged that have a shallow gap between them, for each
+    setting `(by, limit)`.
 
     A gap is shallow where the higher maximum of its two boxes is no more than `limit` above the
     gap's minimum: as a `difference`, or as a `ratio`. All gaps are judged at once, by the boxes as
@@ -85,11 +89,14 @@ def merge(score: np.ndarray, begin: np.ndarray, end: np.ndarray, by: str, limit:
     lowest = over_spans(np.minimum, score, end[:-1], begin[1:])
     side = np.maximum(highest[:-1], highest[1:])
     difference, ratio = side - lowest, (side + FLOOR) / (lowest + FLOOR)
-    deep = (difference if by == "difference" else ratio) > limit
-    some = np.ones(min(len(begin), 1), bool)
-    begin, end = begin[np.append(some, deep)], end[np.append(deep, some)]
-    inside = np.diff(sum_before(running_sum(score), np.stack([begin, end])), axis=0)[0]
-    return Boxes(begin, end, inside / (end - begin))
+    total, some, found = running_sum(score), np.ones(min(len(begin), 1), bool), []
+    before_begin, before_end = sum_before(total, begin), sum_before(total, end)
+    for by, limit in settings:
+        deep = (difference if by == "difference" else ratio) > limit
+        first, last = np.append(some, deep), np.append(deep, some)
+        inside, length = before_end[last] - before_begin[first], end[last] - begin[first]
+        found.append(Boxes(begin[first], end[last], inside / length))
+    return found
 
 
 def runs_of(on: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -162,7 +169,7 @@ def propose(
     found = [paired(posterior, begins, ends)]
     for filter_s in FILTERS_S:
         changes = find_changes(posterior, filter_s / 2 / frame_s)
-        found += [merge(posterior, *changes, by, limit)[:2] for by, limit in MERGING]
+        found += [boxes[:2] for boxes in merge(posterior, *changes, MERGING)]
     size, gap = 2 * max(0, round((MEDIAN_S / frame_s - 1) / 2)) + 1, round(GAP_S / frame_s)
     for score in (posterior, median_filter(posterior, size)):
         found += [close_gaps(*runs_of(score > level), gap) for level in LEVELS]

@@ -34,6 +34,7 @@ import gate as tag_gate
 from config import (
     EvaluateConfig,
     InputError,
+    in_order,
     num_workers,
     process_pool,
     write_text,
@@ -44,7 +45,7 @@ from core.names import latex as as_latex
 from core.names import markdown as as_markdown
 from core.stored import read_json, write_json
 from core.versions import made_with
-from entrants import BASE, GATED, Entrant, Member, events_of, find_entrants
+from entrants import BASE, GATED, Entrant, Member, events_of, find_entrants, with_events
 from event_metrics import ScoredEvent
 from matching import end_errors, match_events
 from metrics import (
@@ -56,6 +57,7 @@ from metrics import (
     macro_average,
     mean_over_pairs,
     over_all_pairs,
+    resampled,
     scores_of,
 )
 from opponents import after_median, class_of_pair
@@ -84,6 +86,8 @@ TITLES = {
     "offset_ms": "offset error",
 }
 NOT_OPPONENTS = ("all on", "all off")
+# Frames of all members together whose events take longer to score than to start a process for them.
+WORK_OF_A_PROCESS = 30_000_000
 
 
 # ---------------------------------------------------------------------------- headline metrics
@@ -108,7 +112,7 @@ class Resampler:
         self.cache = cache
         names = [pair.filename for pair in cache.pairs]
         _, self.clip = np.unique(names, return_inverse=True)  # (P,)
-        self.weights = bootstrap_weights(self.clip.max() + 1).astype(np.float64)  # (D, C)
+        self.weights = bootstrap_weights(self.clip.max() + 1)  # (D, C)
         labels = class_of_pair(cache)
         self.classes = [np.flatnonzero(labels == name) for name in sorted(set(labels))]
         self.absent = ~cache.present
@@ -116,7 +120,7 @@ class Resampler:
     def _drawn(self, values: np.ndarray, pairs: np.ndarray | slice = slice(None)) -> np.ndarray:
         """Sum over the drawn clips of a value (P,) of some pairs -> (D,)."""
         num_clips = self.weights.shape[1]
-        return self.weights @ np.bincount(self.clip[pairs], values[pairs], num_clips)
+        return resampled(self.weights, np.bincount(self.clip[pairs], values[pairs], num_clips))
 
     def draws(self, counts: Counts) -> np.ndarray:
         """Headline metrics of a member in every draw, (D, M)."""
@@ -211,7 +215,7 @@ def score_all(
     title: str,
 ) -> list[dict[str, Any]]:
     """The result of every task, in order, with a progress bar."""
-    rows = map(work, tasks) if pool is None else pool.map(work, tasks)
+    rows = map(work, tasks) if pool is None else in_order(pool, work, tasks)
     return list(tqdm(rows, total=total, desc=title, unit="system"))
 
 
@@ -373,7 +377,7 @@ def compare(
 ) -> tuple[dict[str, Any], list[Entrant]]:
     """Decide and measure: everything that goes into results.json, and the rows."""
     began = time.perf_counter()
-    entrants = find_entrants(cfg, cache, train)
+    entrants = with_events(find_entrants(cfg, cache, train), cache)
     found = time.perf_counter()
     facts = {"split": cfg.split, "train_cache": str(train.folder), "train_cache_key": train.key}
     facts |= {"tuning_and_deciding_seconds": round(found - began, 1)}
@@ -398,7 +402,8 @@ def measure(entrants: list[Entrant], cache: Cache, workers: int | None) -> dict[
         draws = np.mean([sampler.draws(each) for each in counts], axis=0)
         found[entrant.name] = (spread(rows)[0], draws)
         members[entrant.name] = rows
-    count = min(num_workers(workers), sum(len(entrant.members) for entrant in entrants))
+    total = sum(len(entrant.members) for entrant in entrants)
+    count = min(num_workers(workers), 1 + total * len(cache.label) // WORK_OF_A_PROCESS)
     with nullcontext() if count == 1 or not ranked(cache) else process_pool(count) as pool:
         scored = score_events(entrants, cache, pool)
         psds = raw_psds(cache, entrants, pool) if ranked(cache) else []

@@ -21,8 +21,9 @@ import textwrap
 import threading
 import time
 import typing
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
@@ -1344,3 +1345,19 @@ def process_pool(
             process.join()  # it may be writing where the caller cleans up next
         raise
     pool.shutdown()
+
+
+WAITING = 4  # tasks a core that are handed to a pool before their turn
+
+
+def in_order(
+    pool: ProcessPoolExecutor, work: Callable[[Any], Any], tasks: Iterable[Any]
+) -> Iterator[Any]:
+    """`pool.map`, but tasks are made and results held a few at a time, however many there are."""
+    waiting: deque[Future] = deque()
+    for task in tasks:
+        if len(waiting) == WAITING * num_cores():
+            yield waiting.popleft().result()
+        waiting.append(pool.submit(work, task))
+    while waiting:
+        yield waiting.popleft().result()

@@ -21,7 +21,7 @@ MERGE = {"difference": (0.15, 0.2, 0.3), "ratio": (1.5, 2.0, 3.0)}  # a setting 
 def boxes_of(score: np.ndarray, frame_s: float, setting: dict[str, Any]) -> Boxes:
     """Boxes of one pair's score (T,); `setting` has `filter_s`, `by`, `limit`."""
     found = find_changes(score, setting["filter_s"] / 2 / frame_s)
-    return merge(score, *found, setting["by"], setting["limit"])
+    return merge(score, *found, [(setting["by"], setting["limit"])])[0]
 
 
 def sebbs(cache: Cache, params: dict[str, Any]) -> dict[str, list[tuple[float, float, str, float]]]:

@@ -19,10 +19,10 @@ import io
 import itertools
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 if __name__ == "__main__":  # before torch, which takes seconds to import
     from config import DetectConfig, parse_first
@@ -74,7 +74,7 @@ from preprocess import (
     listed,
 )
 from provenance import Origin, other_classes, other_frames
-from sed.audio import TRUNCATED, AudioFile, audio_seconds, wav_from
+from sed.audio import TRUNCATED, AudioFile, wav_from
 from sed.signals import VERSION, compute_signals, falls_back, loudness_on_grid
 from timeline import (
     COLUMNS,
@@ -164,7 +164,7 @@ class Source(NamedTuple):
     """Where scores come from: names of the K classes, and the scores of a recording."""
 
     classes: list[str]
-    score: Callable[[Recording, "Tally"], scorers.ClipScores]
+    score: Callable[[Recording, AudioFile | None, "Tally"], scorers.ClipScores]
     text: str
     clips: Callable[[], list[str]] = list  # ids of all clips that have scores, where that is known
 
@@ -256,26 +256,25 @@ def corpus_scorer(policy: Path) -> Path | None:
 
 
 def builtin_scores(
-    scorer: scorers.Scorer, recording: Recording, plan: Plan, tally: Tally
+    scorer: scorers.Scorer, filename: str, audio: AudioFile, plan: Plan, tally: Tally
 ) -> scorers.ClipScores:
     """Scores of a recording by the built-in scorer; a long one is scored in the plan's blocks."""
-    with AudioFile(recording.audio) as audio:
-        if audio.sample_rate < scorers.SAMPLE_RATE:
-            tally.note(LOW_RATE, recording.filename)
-        whole = audio.num_samples * scorers.SAMPLE_RATE // (audio.sample_rate * scorers.HOP)
-        parts = plan.cut(whole, scorers.FRAME_S)
-        if len(parts) == 1:  # a last part of a frame is a frame
-            wav = audio.span(0, audio.duration_s)
-            values = scorer.score_recording(wav, audio.sample_rate)
-            return scorers.ClipScores(values, frame_edges(values.shape[1], scorers.FRAME_S))
-        values = np.empty((len(scorer.classes), whole), np.float32)
-        for part in parts:
-            wav = audio.span(part.start * scorers.FRAME_S, part.stop * scorers.FRAME_S)
-            found = scorer.score_recording(wav, audio.sample_rate)
-            span = slice(part.first - part.start, part.last - part.start)
-            values[:, part.first : part.last] = found[:, span]
-        if audio.truncated:
-            tally.note(TRUNCATED, recording.filename)
+    if audio.sample_rate < scorers.SAMPLE_RATE:
+        tally.note(LOW_RATE, filename)
+    whole = audio.num_samples * scorers.SAMPLE_RATE // (audio.sample_rate * scorers.HOP)
+    parts = plan.cut(whole, scorers.FRAME_S)
+    if len(parts) == 1:  # a last part of a frame is a frame
+        wav = audio.span(0, audio.duration_s)
+        values = scorer.score_recording(wav, audio.sample_rate)
+        return scorers.ClipScores(values, frame_edges(values.shape[1], scorers.FRAME_S))
+    values = np.empty((len(scorer.classes), whole), np.float32)
+    for part in parts:
+        wav = audio.span(part.start * scorers.FRAME_S, part.stop * scorers.FRAME_S)
+        found = scorer.score_recording(wav, audio.sample_rate)
+        span = slice(part.first - part.start, part.last - part.start)
+        values[:, part.first : part.last] = found[:, span]
+    if audio.truncated:
+        tally.note(TRUNCATED, filename)
     return scorers.ClipScores(values, frame_edges(whole, scorers.FRAME_S))
 
 
@@ -284,7 +283,7 @@ def open_source(cfg: DetectConfig, plan: Plan) -> Source:
     if cfg.scores is not None:
         files = scorers.open_scores(cfg.scores, list(cfg.classes) or None, cfg.rename)
 
-        def read(one: Recording, _: Tally) -> scorers.ClipScores:
+        def read(one: Recording, *_: Any) -> scorers.ClipScores:
             return files.scores(one.filename) if one.clip is None else files.read(one.clip)
 
         return Source(files.classes, read, f"{cfg.scores}", files.clips)
@@ -301,8 +300,8 @@ def open_source(cfg: DetectConfig, plan: Plan) -> Source:
             raise InputError(f"--classes {name}: {path} knows {', '.join(scorer.classes)}")
     order = [scorer.classes.index(name) for name in classes]
 
-    def score(one: Recording, tally: Tally) -> scorers.ClipScores:
-        scores = builtin_scores(scorer, one, plan, tally)
+    def score(one: Recording, audio: AudioFile, tally: Tally) -> scorers.ClipScores:
+        scores = builtin_scores(scorer, one.filename, audio, plan, tally)
         return scores._replace(values=scores.values[order])
 
     return Source(classes, score, f"built-in scorer {path}")
@@ -386,16 +385,21 @@ class Row(NamedTuple):
 
 def block_loudness(
     recording: Recording,
+    opened: AudioFile | None,
     scores: scorers.ClipScores,
     parts: list[Block],
     plan: Plan,
     tally: Tally,
 ) -> Iterator[np.ndarray | None]:
-    """Normalised loudness (n,) of each block, None where it is unknown. ValueError on bad audio."""
+    """Normalised loudness (n,) of each block, None where it is unknown. ValueError on bad audio.
+
+    A recording of several blocks was read past its first one: it is opened again.
+    """
     if not plan.listen:
         yield from (None for _ in parts)
         return
-    with AudioFile(recording.audio) as audio:
+    again = AudioFile(recording.audio) if opened.at else nullcontext(opened)
+    with again as audio:
         rate = audio.sample_rate
         if notice := check_duration(audio.duration_s, scores):
             tally.note(notice, recording.filename)
@@ -437,8 +441,16 @@ def recording_rows(
 
     ValueError or InputError where the recording or its scores are bad.
     """
-    scores = source.score(recording, tally)
-    duration_s = np.inf if recording.audio is None else audio_seconds(recording.audio)
+    with nullcontext() if recording.audio is None else AudioFile(recording.audio) as audio:
+        yield from opened_rows(recording, audio, source, plan, tally)
+
+
+def opened_rows(
+    recording: Recording, audio: AudioFile | None, source: Source, plan: Plan, tally: Tally
+) -> Iterator["Row | Sight | Sheet"]:
+    """`recording_rows` of a recording that is open (None: there is no audio)."""
+    duration_s = np.inf if audio is None else audio.duration_s  # as its header says
+    scores = source.score(recording, audio, tally)
     if plan.cut_scores:
         scores = scorers.cut_scores(scores, duration_s)
     num_frames, frame_s = len(scores.edges) - 1, float(scores.frame_s)
@@ -449,7 +461,8 @@ def recording_rows(
     over_events = plan.policy.over_events
     sheet = Sheet(recording.filename, on, edges, min(duration_s, float(scores.edges[-1])), {})
     parts, ever_open = plan.cut(num_frames, frame_s), np.zeros(len(source.classes), bool)
-    for part, rms in zip(parts, block_loudness(recording, scores, parts, plan, tally), strict=True):
+    loudness = block_loudness(recording, audio, scores, parts, plan, tally)
+    for part, rms in zip(parts, loudness, strict=True):
         tally.blocks += 1
         if over_events:
             clip = scores.values[:, part.start : part.stop].astype(np.float32)
@@ -576,7 +589,10 @@ def detect_all(
         for sheet in sheets:
             found = zip(sheet.on, source.classes, strict=True)
             events = [
-                event for on, name in found for event in frames_to_events(on, name, sheet.edges)
+                event
+                for on, name in found
+                if on.any()
+                for event in frames_to_events(on, name, sheet.edges)
             ]
             events = fit_events(sheet.filename, sorted(events), sheet.duration_s)[0]
             events = tidy_events(events, plan.min_duration, plan.merge_gap)

@@ -22,6 +22,7 @@ from config import (
     Bandit,
     EvaluateConfig,
     InputError,
+    num_workers,
     whole,
 )
 from core.files import writing
@@ -285,7 +286,7 @@ def fitted_rules(train: Cache, cfg: EvaluateConfig) -> list[Rule]:
                 return [Rule(**rule) for rule in stored["rules"]]
         except (InputError, KeyError, TypeError) as error:
             print(f"note: {error}")
-    rules = fit_all(train, Bandit(), train.queries)
+    rules = fit_all(train, Bandit(), train.queries, workers=num_workers(cfg.workers))
     write_json(path, {"train": key, "rules": [rule._asdict() for rule in rules]})
     return rules
 
@@ -393,13 +394,22 @@ def check_names(names: list[str]) -> None:
 def predicted_events(cache: Cache, pred: np.ndarray) -> dict[str, list[Event]]:
     """Decisions (N,) -> events of each clip, by onset, cut where a frame reaches past its end."""
     clips: dict[str, list[Event]] = {clip.filename: [] for clip in cache.clips}
-    for index, pair in enumerate(cache.pairs):
+    for index in np.flatnonzero(np.logical_or.reduceat(pred, cache.offsets[:-1])):
+        pair = cache.pairs[index]
         on = pred[cache.offsets[index] : cache.offsets[index + 1]]
         clips[pair.filename].extend(frames_to_events(on, pair.event_label, pair.edges))
     durations = cache.durations
     return {
         name: fit_events(name, sorted(events), durations[name])[0] for name, events in clips.items()
     }
+
+
+def with_events(entrants: list[Entrant], cache: Cache) -> list[Entrant]:
+    """Rows whose members have their events, so that nobody makes them again."""
+    return [
+        row._replace(members=[m._replace(events=events_of(m, cache)) for m in row.members])
+        for row in entrants
+    ]
 
 
 def events_of(member: Member, cache: Cache) -> dict[str, list[Event]]:

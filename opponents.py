@@ -9,7 +9,7 @@ All rules are tuned for one operating point, on one grid of thresholds, by tryin
   a cache of all pairs.
 
 Who is judged by events is tuned for events: cSEBBs and the median filter once more for event F1,
-intersection F1 and, over all pairs, each PSDS (`tune_for_events`).
+intersection F1 and, over all pairs, each PSDS (`tune_settings`).
 
 A rule has a setting for each class, and one for all classes together, which a class falls back on
 that is not in the training clips. Of equally good settings the first of the grid wins: the lowest
@@ -17,6 +17,7 @@ threshold, the shortest filter.
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -25,7 +26,7 @@ from tqdm import tqdm
 
 from bandit import decide, shift
 from candidates import find_changes, first_frame, merge, running_sum
-from config import Bandit, InputError
+from config import Bandit, InputError, process_pool
 from csebbs import FILTERS_S, MERGE, boxes_of
 from event_metrics import Changes, Regions, Sweep
 from metrics import f1_score, macro_average
@@ -43,6 +44,7 @@ GRID = np.unique(
 ).astype(np.float32)
 MEDIAN_S = (0.0, 0.1, 0.2, 0.3, 0.5, 0.8, 1.2, 2.0)  # lengths of the median filter; 0 is none
 MIN_ON_S = MIN_OFF_S = (0.0, 0.1, 0.25, 0.5)  # shortest event, shortest pause
+ROWS = 1000  # pairs that are filtered at once
 THINNED = 8  # hysteresis: every 8th threshold, besides the best plain thresholds
 
 
@@ -176,22 +178,16 @@ def tune_thresholds(aim: Objective, on: str) -> dict[str, Any]:
 
 def smoothed(cache: Cache, on: str, seconds: np.ndarray) -> np.ndarray:
     """A signal (N,) after a median filter of its own length for each pair, `seconds` (P,)."""
-    parts = []
-    frame_s = frame_s_of_pair(cache)
-    for score, length, step in zip(pieces(cache, cache.signals[on]), seconds, frame_s, strict=True):
-        size = filter_frames(length, step)  # 1 changes nothing
-        parts.append(median(score, size))
-    return np.concatenate(parts)
-
-
-def tune_median(aim: Objective, on: str) -> dict[str, Any]:
-    """Best filter length and threshold of each class."""
-    settings, values = [], []
-    for seconds in MEDIAN_S:
-        score = smoothed(aim.cache, on, np.full(len(aim.cache.pairs), seconds))
-        settings += thresholds_of(median_s=seconds)
-        values.append(aim.values(*counts_over_grid(aim.cache, score)))
-    return aim.tune(settings, np.hstack(values))
+    score, frame_s = cache.signals[on], frame_s_of_pair(cache)
+    out, length = np.empty_like(score), np.diff(cache.offsets)
+    size = [filter_frames(*each) for each in zip(seconds, frame_s, strict=True)]
+    alike = np.unique(np.stack([length, size], axis=1), axis=0, return_inverse=True)
+    for i, (num_frames, frames) in enumerate(alike[0]):
+        rows = np.flatnonzero(alike[1].ravel() == i)
+        for some in np.split(rows, range(ROWS, len(rows), ROWS)):
+            at = cache.offsets[some][:, None] + np.arange(num_frames)
+            out[at] = median(score[at], frames)  # a filter of 1 changes nothing
+    return out
 
 
 # ---------------------------------------------------------------------------- hysteresis
@@ -282,9 +278,15 @@ def tune_hysteresis(aim: Objective, on: str) -> dict[str, Any]:
     cache = aim.cache
     cell = below(cache.signals[on]).astype(np.uint8)
     frame_s = frame_s_of_pair(cache)
+    # Only where a pair begins or the cell changes can anything be switched.
+    fresh = np.append(True, cell[1:] != cell[:-1])
+    fresh[cache.offsets[:-1]] = True
+    at = np.append(np.flatnonzero(fresh), len(cell))
+    cell, offsets = cell[at[:-1]], np.searchsorted(at, cache.offsets)
     settings, values = [], []
     for onset, offset in hysteresis_steps(tune_thresholds(aim, on)):
-        runs = runs_between(cell > onset, cell <= offset, cache.offsets)
+        runs = runs_between(cell > onset, cell <= offset, offsets)
+        runs = runs._replace(begin=at[runs.begin], end=at[runs.end])
         values.append(aim.values(*count_durations(aim, runs, frame_s)))
         both = {"onset": float(GRID[onset]), "offset": float(GRID[offset])}
         settings += [
@@ -315,24 +317,12 @@ def all_boxes(cache: Cache, on: str) -> Iterator[tuple[Setting, Found]]:
             find_changes(score, filter_s / 2 / pair.frame_s)
             for pair, score in zip(cache.pairs, scores, strict=True)
         ]
-        for by, limits in MERGE.items():
-            for limit in limits:
-                boxes = [
-                    merge(score, *ends, by, limit)
-                    for score, ends in zip(scores, changes, strict=True)
-                ]
-                pair = np.repeat(np.arange(len(boxes)), [len(each.begin) for each in boxes])
-                parts = (np.concatenate(part) for part in zip(*boxes, strict=True))
-                yield {"filter_s": filter_s, "by": by, "limit": limit}, Found(pair, *parts)
-
-
-def tune_csebbs(aim: Objective, on: str) -> dict[str, Any]:
-    """Best step filter, merging and threshold of each class."""
-    settings, values = [], []
-    for setting, boxes in all_boxes(aim.cache, on):
-        settings += thresholds_of(**setting)
-        values.append(aim.values(*count_boxes(aim, boxes)))
-    return aim.tune(settings, np.hstack(values))
+        settings = [(by, limit) for by, limits in MERGE.items() for limit in limits]
+        every = [merge(score, *ends, settings) for score, ends in zip(scores, changes, strict=True)]
+        for (by, limit), boxes in zip(settings, zip(*every, strict=True), strict=True):
+            pair = np.repeat(np.arange(len(boxes)), [len(each.begin) for each in boxes])
+            parts = (np.concatenate(part) for part in zip(*boxes, strict=True))
+            yield {"filter_s": filter_s, "by": by, "limit": limit}, Found(pair, *parts)
 
 
 def count_boxes(aim: Objective, boxes: Found) -> tuple[np.ndarray, np.ndarray]:
@@ -412,35 +402,38 @@ class EventObjective:
         return {"fallback": best[-1], "classes": {name: one for name, one, some in seen if some}}
 
 
-def tune_for_events(aim: EventObjective, kind: str, on: str) -> dict[str, dict[str, Any]]:
-    """Settings of cSEBBs or of the median filter tuned for each event metric.
+def all_smoothed(cache: Cache, on: str) -> Iterator[tuple[Setting, np.ndarray]]:
+    """The signal (N,) after every median filter."""
+    for seconds in MEDIAN_S:
+        yield {"median_s": seconds}, smoothed(cache, on, np.full(len(cache.pairs), seconds))
+
+
+def tune_settings(
+    kind: str, on: str, aim: Objective, events: EventObjective | None = None
+) -> dict[str, dict[str, Any]]:
+    """Settings of cSEBBs or of the median filter, each of them looked at once: by "" those for the
+    operating point, and with `events` by metric those tuned for each event metric.
 
     The threshold of a rule tuned for PSDS, which ranks and decides nothing, is that of the highest
     intersection F1 under the same setting.
     """
-    settings, values = [], {name: [] for name in aim.metrics}
-    if kind == "csebbs":
-        found = ((setting, aim.of_boxes(boxes)) for setting, boxes in all_boxes(aim.cache, on))
-    else:
-        every = ({"median_s": seconds} for seconds in MEDIAN_S)
-        found = (
-            (
-                setting,
-                aim.of_signal(smoothed(aim.cache, on, np.full(len(aim.clip), *setting.values()))),
-            )
-            for setting in every
-        )
-    for setting, regions in found:
+    settings, point, values = [], [], {name: [] for name in (events.metrics if events else [])}
+    boxed = kind == "csebbs"
+    for setting, found in (all_boxes if boxed else all_smoothed)(aim.cache, on):
         settings += thresholds_of(**setting)
-        for name in aim.metrics:
-            values[name].append(aim.values(regions, name))
-    tuned = {}
-    for name in aim.metrics:
+        counts = count_boxes(aim, found) if boxed else counts_over_grid(aim.cache, found)
+        point.append(aim.values(*counts))
+        if events:
+            regions = events.of_boxes(found) if boxed else events.of_signal(found)
+            for name, row in values.items():
+                row.append(events.values(regions, name))
+    tuned = {"": aim.tune(settings, np.hstack(point))}
+    for name in values:
         value = np.hstack(values[name])
         if name.startswith("psds"):  # the smallest difference of a PSDS counts for more than all F1
             value = np.unique(value, return_inverse=True)[1].reshape(value.shape)
             value = 2 * value + np.hstack(values["intersection_f1"])
-        tuned[name] = aim.tune(settings, value)
+        tuned[name] = events.tune(settings, value)
     return tuned
 
 
@@ -558,7 +551,6 @@ EVENT_TITLES = {
     "psds2": "PSDS 2",
 }
 QUICK_ON = ("d_raw", "d_adj", "prob")
-Step = tuple[str, Callable[[], list[Rule]]]  # what is being tuned, and how
 
 
 def of_all(setting: Setting) -> dict[str, Any]:
@@ -595,12 +587,17 @@ def threshold_rules(aim: Objective, on: str) -> list[Rule]:
     ]
 
 
-def event_rules(aim: EventObjective, name: str, kind: str, on: str) -> list[Rule]:
-    """A kind of rule, tuned for each event metric."""
-    return [
-        tuned_rule(f"{name}, for {EVENT_TITLES[metric]}", kind, on, params)._replace(metric=metric)
-        for metric, params in tune_for_events(aim, kind, on).items()
-    ]
+def rules_of_settings(
+    name: str, kind: str, on: str, aim: Objective, events: EventObjective | None
+) -> list[Rule]:
+    """A kind of rule, tuned for the operating point, and with `events` for each event metric."""
+    point, *others = tune_settings(kind, on, aim, events).items()
+    rules = [tuned_rule(f"{name} on {on}", kind, on, point[1])]
+    short = name.removesuffix(" + threshold")
+    for metric, params in others:
+        rule = tuned_rule(f"{short} on {on}, for {EVENT_TITLES[metric]}", kind, on, params)
+        rules.append(rule._replace(metric=metric))
+    return rules
 
 
 def constant_action(aim: Objective, bandit: Bandit) -> Rule:
@@ -629,42 +626,64 @@ def ceilings(bandit: Bandit) -> list[Rule]:
     ]
 
 
-TUNED: dict[str, tuple[str, Callable[[Objective, str], dict[str, Any]]]] = {
-    "median": ("median + threshold", tune_median),
-    "hysteresis": ("hysteresis", tune_hysteresis),
-    "csebbs": ("cSEBBs", tune_csebbs),
-}
+class Tuning(NamedTuple):
+    """What rules are tuned on, and the parts of it, longest first: they share nothing."""
+
+    aim: Objective
+    events: EventObjective | None = None  # tune for event metrics too
+    bandit: Bandit = Bandit()
+
+    def part(self, kind: str, on: str) -> list[Rule]:
+        """The rules of one kind on one signal."""
+        events = self.events if on == "d_raw" else None
+        if kind == "csebbs":
+            return rules_of_settings("cSEBBs", kind, on, self.aim, events)
+        if kind == "median":
+            return rules_of_settings("median + threshold", kind, on, self.aim, events)
+        if kind == "hysteresis":
+            return [tuned_rule(f"hysteresis on {on}", kind, on, tune_hysteresis(self.aim, on))]
+        if kind == "threshold":
+            return threshold_rules(self.aim, on)
+        return [constant_action(self.aim, self.bandit)]
 
 
-def one_rule(aim: Objective, kind: str, on: str) -> Rule:
-    """A rule of one kind, tuned for each class."""
-    name, tune = TUNED[kind]
-    return tuned_rule(f"{name} on {on}", kind, on, tune(aim, on))
+PARTS = [("csebbs", "d_raw"), ("hysteresis", "d_raw"), ("hysteresis", "d_adj")]
+PARTS += [("median", on) for on in QUICK_ON] + [("shift", "prob")]
+PARTS += [("threshold", on) for on in QUICK_ON]
+ORDER = ("threshold", "median", "hysteresis", "csebbs", "shift")  # in the list of rules
+WORK_OF_A_PROCESS = 500_000  # frames whose tuning takes longer than to start a process for them
+_tuning: list[Tuning] = []  # of a process of the pool
 
 
-def fit_all(train: Cache, bandit: Bandit, point: Point, quiet: bool = False) -> list[Rule]:
+def prepare(train: Cache, bandit: Bandit, point: Point) -> None:
+    """Make a process of the pool ready for parts of the tuning."""
+    _tuning[:] = [Tuning(Objective(train, point), EventObjective(train), bandit)]
+
+
+def tuned_part(part: tuple[str, str]) -> list[Rule]:
+    """A part of the tuning that the process is ready for."""
+    return _tuning[0].part(*part)
+
+
+def fit_all(
+    train: Cache, bandit: Bandit, point: Point, quiet: bool = False, workers: int = 1
+) -> list[Rule]:
     """Every rule, tuned on the training cache for one operating point; `quiet`: no progress bar.
 
-    InputError where a cache of present pairs is to be tuned on all of them.
+    At most `workers` processes share the work, each with a copy of the cache; no more than it is
+    worth. InputError where a cache of present pairs is to be tuned on all of them.
     """
-    aim, events = Objective(train, point), EventObjective(train)
-    steps: list[Step] = [
-        (f"thresholds on {on}", lambda on=on: threshold_rules(aim, on)) for on in QUICK_ON
-    ]
-    kinds = [("median", on) for on in QUICK_ON]
-    kinds += [("hysteresis", "d_raw"), ("hysteresis", "d_adj"), ("csebbs", "d_raw")]
-    for kind, on in kinds:
-        steps.append((f"{TUNED[kind][0]} on {on}", lambda k=kind, on=on: [one_rule(aim, k, on)]))
-    steps.append(("constant action", lambda: [constant_action(aim, bandit)]))
-    for name, kind in (("median", "median"), ("cSEBBs", "csebbs")):
-        more = partial(event_rules, events, f"{name} on d_raw", kind, "d_raw")
-        steps.append((f"{name} for events", more))
-    rules = fixed_rules()
-    bar = tqdm(steps, desc="Tuning", unit="rule", disable=quiet)
-    for name, tune in bar:
-        bar.set_postfix_str(name)
-        rules += tune()
-    return rules + ceilings(bandit)
+    tuning = Tuning(Objective(train, point), EventObjective(train), bandit)
+    workers = min(workers, len(PARTS), 1 + len(train.label) // WORK_OF_A_PROCESS)
+    ready = partial(prepare, train, bandit, point)
+    with nullcontext() if workers == 1 else process_pool(workers, ready) as pool:
+        found = (
+            (tuning.part(*part) for part in PARTS) if pool is None else pool.map(tuned_part, PARTS)
+        )
+        parts = list(tqdm(found, desc="Tuning", total=len(PARTS), unit="part", disable=quiet))
+    rules = [rule for some in parts for rule in some]
+    rules.sort(key=lambda rule: (rule.metric != "", ORDER.index(rule.kind)))
+    return fixed_rules() + rules + ceilings(bandit)
 
 
 QUICK = ("all on", *(f"fixed 0.5 on {on}" for on in QUICK_ON))
@@ -680,7 +699,7 @@ def yardsticks(cache: Cache, train: Cache | None, bandit: Bandit | None) -> list
         aim = Objective(train, "present")
         for on in QUICK_ON:
             rules += threshold_rules(aim, on)
-        rules += [one_rule(aim, kind, "d_adj") for kind in ("median", "hysteresis")]
+        rules += [Tuning(aim).part(kind, "d_adj")[0] for kind in ("median", "hysteresis")]
         rules.append(constant_action(aim, bandit or Bandit()))
     if bandit is not None and bandit.max_delta < 1:  # 1: from end to end, nothing is out of reach
         rules += ceilings(bandit)[:1]
@@ -690,5 +709,6 @@ def yardsticks(cache: Cache, train: Cache | None, bandit: Bandit | None) -> list
 def yardsticks_of_all(cache: Cache, train: Cache) -> list[Yardstick]:
     """The quick rules on raw scores, tuned over all pairs for macro-F1; InputError as `fit_all`."""
     aim = Objective(train, "all")
-    rules = [*threshold_rules(aim, "d_raw"), *(one_rule(aim, kind, "d_raw") for kind in TUNED)]
+    kinds = ("threshold", "median", "hysteresis", "csebbs")
+    rules = [rule for kind in kinds for rule in Tuning(aim).part(kind, "d_raw")]
     return [Yardstick(rule, decide_rule(rule, cache)) for rule in rules]

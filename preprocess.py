@@ -356,7 +356,13 @@ def load_cache(folder: Path) -> Cache:
         raise InputError(f"{folder}: an old cache, {what} (filters are centred now); {cure}")
     pairs: list[Pair] = []
     clips: list[ClipRecord] = []
-    parts: dict[str, list[np.ndarray]] = {name: [] for name in (*SIGNALS, "label")}
+    num_frames = sum(row[2] for shard in manifest["shards"] for row in shard["pairs"])
+    try:  # filled shard by shard: nothing is held twice but one shard
+        signals = {name: np.empty(num_frames, np.float32) for name in SIGNALS}
+        label, filled = np.empty(num_frames, bool), 0
+    except (MemoryError, ValueError):
+        what = f"damaged ({num_frames:,} frames do not fit into memory)"
+        raise InputError(f"{manifest_path}: {what}; {cure}") from None
     for shard in manifest["shards"]:
         some = [Pair(*row) for row in shard["pairs"]]
         clips += [
@@ -367,13 +373,14 @@ def load_cache(folder: Path) -> Cache:
         if not path.exists() or (regular(path) and file_sha256(path) != shard["sha256"]):
             what = "does not match its checksum" if path.exists() else "is missing"
             raise InputError(f"{path} {what}; {cure} (it rebuilds that shard only)")
-        for name, array in read_shard(path, some, cure).items():
-            parts[name].append(array)
+        arrays = read_shard(path, some, cure)
+        stop = filled + len(arrays["label"])
+        for name, array in arrays.items():
+            (label if name == "label" else signals[name])[filled:stop] = array
         pairs += some
+        filled = stop
     if not pairs:
         raise InputError(f"{manifest_path}: no pairs; {cure}")
-    signals = {name: np.concatenate(parts[name]).astype(np.float32) for name in SIGNALS}
-    label = np.concatenate(parts["label"]).astype(bool)
     offsets = np.concatenate(([0], np.cumsum([pair.num_frames for pair in pairs]))).astype(np.int64)
     return Cache(folder, manifest, pairs, clips, signals, label, offsets)
 

@@ -134,6 +134,8 @@ def pick_device(name: str, threads: int) -> torch.device:
     if ranks.local_rank() >= (count := torch.cuda.device_count()):
         cure = f"torchrun --nproc-per-node={count}, or --device cpu"
         raise InputError(f"more processes than the {count} CUDA devices of this machine; {cure}")
+    # TF32 is on for convolutions and off for matrices by default: float32 in both, as on a CPU.
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     torch.cuda.set_device(ranks.local_rank())
     return torch.device("cuda", ranks.local_rank())
 

@@ -24,6 +24,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import IO, Any, NamedTuple, Protocol
 
@@ -41,6 +42,7 @@ from config import (
     InputError,
     ScorersConfig,
     config_key,
+    in_order,
     name_flaw,
     num_workers,
     process_pool,
@@ -982,27 +984,31 @@ def log_mel(path: Path) -> np.ndarray:
     return features_of(wav, rate)
 
 
+@cache
+def mel_tables() -> tuple[torch.Tensor, torch.Tensor]:
+    """Window (N_FFT,) and mel bank (N_MELS, N_FFT / 2 + 1), made once."""
+    import librosa  # takes a second, and who reads score files needs none of it
+
+    bank = librosa.filters.mel(sr=SAMPLE_RATE, n_fft=N_FFT, n_mels=N_MELS)
+    return torch.hann_window(N_FFT), torch.from_numpy(bank)
+
+
 def features_of(wav: np.ndarray, rate: int) -> np.ndarray:
     """Samples (S,) or (S, C) -> (T, N_MELS) float16; frame t is centred on [t, t + 1) * HOP.
 
     The power of several channels is their mean: that of their mix is none where they cancel.
     """
-    import librosa  # takes a second, and who reads score files needs none of it
-
     channels = np.atleast_2d(resample(wav, rate, SAMPLE_RATE).T)  # (C, S)
     num_samples = channels.shape[1]
     num_frames = -(-num_samples // HOP)
     left = (N_FFT - HOP) // 2
     padded = np.zeros((len(channels), (num_frames - 1) * HOP + N_FFT), dtype=np.float32)
     padded[:, left : left + num_samples] = channels[:, : padded.shape[1] - left]
-    window = torch.hann_window(N_FFT)
+    window, bank = mel_tables()
     spectrum = torch.stft(
         torch.from_numpy(padded), N_FFT, HOP, window=window, center=False, return_complex=True
     )  # (C, N_FFT / 2 + 1, T)
-    bank = librosa.filters.mel(
-        sr=SAMPLE_RATE, n_fft=N_FFT, n_mels=N_MELS
-    )  # (N_MELS, N_FFT / 2 + 1)
-    power = torch.from_numpy(bank) @ spectrum.abs().square().mean(0)  # (N_MELS, T)
+    power = bank @ spectrum.abs().square().mean(0)  # (N_MELS, T)
     return torch.log(power + 1e-6).T.numpy().astype(np.float16)
 
 
@@ -1027,7 +1033,7 @@ def write_store(
     folder: Path, clips: list[Clip], classes: list[str], pool: ProcessPoolExecutor
 ) -> None:
     """Compute features in the pool and write the arrays that `Store.open` reads."""
-    found = pool.map(log_mel, [clip.audio for clip in clips], chunksize=4)
+    found = in_order(pool, log_mel, (clip.audio for clip in clips))
     features = list(tqdm(found, total=len(clips), desc="features", unit="clip"))
     targets = []
     for clip, frames in zip(clips, features, strict=True):

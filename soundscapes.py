@@ -36,6 +36,7 @@ from tqdm import tqdm
 from config import (
     InputError,
     SoundscapesConfig,
+    in_order,
     name_flaw,
     num_workers,
     process_pool,
@@ -686,7 +687,7 @@ def in_parallel(function: Callable, items: list, workers: int, told: str) -> lis
     if workers == 1:
         return list(bar(map(function, items)))
     with process_pool(workers) as pool:
-        return list(bar(pool.map(function, items, chunksize=4)))
+        return list(bar(in_order(pool, function, items)))
 
 
 def write_clips(path: Path, clips: list[Clip], duration: float) -> None:

@@ -180,8 +180,10 @@ def wav_from(wav: np.ndarray, sample_rate: int, start_s: float) -> np.ndarray:
 
 
 def fit_length(wav: np.ndarray, num_samples: int) -> np.ndarray:
-    """Cut, or pad with zeros at the end: (S,) or (S, C)."""
+    """Cut (a view), or pad with zeros at the end: (S,) or (S, C)."""
     missing = max(0, num_samples - len(wav))
+    if not missing:
+        return wav[:num_samples]
     return np.pad(wav[:num_samples], [(0, missing), *[(0, 0)] * (wav.ndim - 1)])
 
 

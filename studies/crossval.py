@@ -52,7 +52,15 @@ from config import (  # noqa: E402
 )
 from core.files import Kind, keep_apart, own_folder  # noqa: E402
 from core.stored import read_json, write_json  # noqa: E402
-from entrants import BASE, GATED, Entrant, Member, from_checkpoint, kind_of_rule  # noqa: E402
+from entrants import (  # noqa: E402
+    BASE,
+    GATED,
+    Entrant,
+    Member,
+    from_checkpoint,
+    kind_of_rule,
+    with_events,
+)
 from preprocess import Cache, load_cache  # noqa: E402
 from ranks import ALONE  # noqa: E402
 from splits import draw_parts, groups_of, read_list  # noqa: E402
@@ -290,6 +298,7 @@ def cross_validate(study: Study, learned: list[Learned], tables: list[str]) -> N
         out = study.out / queries
         with own_folder(out, comparison.TABLE):
             rows = learned_rows(study, chosen, learned) + rule_rows(study, chosen)
+            rows = with_events(rows, chosen)
             results = comparison.measure(rows, chosen, study.workers)
             comparison.write_table(out, results, rows, chosen)
         print(comparison.markdown(results))

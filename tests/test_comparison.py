@@ -752,8 +752,8 @@ def test_all_pairs_of_one_policy(home, evaluated):
     }
     train, clips = load_cache(home / "all" / "train"), clips_in_order(cache)
     aim = opponents.Objective(train, "all")
-    rules = opponents.threshold_rules(aim, "d_raw")
-    rules += [opponents.one_rule(aim, kind, "d_raw") for kind in ("median", "hysteresis", "csebbs")]
+    kinds = ("threshold", "median", "hysteresis", "csebbs")
+    rules = [rule for kind in kinds for rule in opponents.Tuning(aim).part(kind, "d_raw")]
     expected |= {rule.name: opponents.decide_rule(rule, cache) for rule in rules}
     rows = results["all_pairs"]
     assert list(rows) == list(expected)

@@ -36,6 +36,7 @@ from config import (
 from DQN import Trainer, greedy_actions, load_policy
 from entrants import predicted_events
 from labels import clip_id, read_labels
+from sed.audio import AudioFile
 from timeline import (
     Event,
     frame_edges,
@@ -365,13 +366,21 @@ def test_the_built_in_scorer_scores_recordings(home, scorer, tmp_path, capsys):
         run(home, tmp_path, **given, classes=("Bird",))
 
 
+def test_a_recording_of_one_block_is_opened_once(home, scorer, tmp_path, monkeypatch):
+    opened, sound_file = [], soundfile.SoundFile
+    monkeypatch.setattr(soundfile, "SoundFile", lambda f: (opened.append(f), sound_file(f))[1])
+    run(home, tmp_path, scores=None, scorer=home / "corpus" / "scorer.pt", gate=False)
+    assert len(opened) == len(set(opened)) > 1
+
+
 def test_long_recordings_are_scored_in_blocks(home, scorer, tmp_path):
     path = tmp_path / "a.wav"
     soundfile.write(path, make_clip(np.random.default_rng(1), 400)[0], RATE)
     wav, _ = soundfile.read(path, dtype="float32")
     cfg = DetectConfig(policy=home / "independent" / "best.pt", audio=path, block_s=2.0)
-    one, tally = detect.Recording(path.name, path), detect.Tally()
-    scores = detect.builtin_scores(scorer, one, detect.make_plan(cfg, CPU), tally)
+    plan, tally = detect.make_plan(cfg, CPU), detect.Tally()
+    with AudioFile(path) as audio:
+        scores = detect.builtin_scores(scorer, path.name, audio, plan, tally)
     assert scores.values.shape == (3, 400) and len(scores.edges) == 401
     for start, first, last in ((0, 0, 75), (50, 75, 125), (300, 325, 400)):
         found = scorer.score_recording(wav[start * 160 : (start + 100) * 160], RATE)

@@ -5,6 +5,7 @@ import torch
 from corpora import write_cache
 
 import device
+import runfolder
 from bandit import make_states, to_device
 from config import Bandit, InputError, Learning, Network, TrainConfig
 from DQN import QNetwork, Trainer, greedy_actions
@@ -171,3 +172,19 @@ def test_every_size_decides_alike(cache):
         gaps = network(states).topk(2).values.diff().abs()
         assert gaps.min() > 1e-6  # no two actions tie here
         assert all(torch.equal(found[0], other) for other in found[1:])
+
+
+def test_a_gpu_computes_in_float32_everywhere(monkeypatch):
+    fake = {"is_available": lambda: True, "device_count": lambda: 1, "set_device": lambda _: None}
+    for name, answer in fake.items():
+        monkeypatch.setattr(torch.cuda, name, answer)
+    places = (torch.backends.cudnn, torch.backends.cuda.matmul)
+    before = [place.allow_tf32 for place in places]
+    try:
+        for place in places:
+            place.allow_tf32 = True
+        assert runfolder.pick_device("auto", 1) == torch.device("cuda", 0)
+        assert not any(place.allow_tf32 for place in places)
+    finally:
+        for place, value in zip(places, before, strict=True):
+            place.allow_tf32 = value

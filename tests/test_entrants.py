@@ -351,7 +351,7 @@ def test_rules_are_tuned_once(home, present, tmp_path, monkeypatch, capsys):
     train = load_cache(home / "present" / "train")
     calls = []
 
-    def quick(train, bandit, point):
+    def quick(train, bandit, point, workers):
         calls.append(point)
         aim = opponents.Objective(train, point)
         return opponents.fixed_rules() + opponents.threshold_rules(aim, "d_raw")

@@ -342,7 +342,7 @@ def replace_fit(fitted: Callable, cache: Any, cfg: EvaluateConfig) -> Callable[[
     train = preprocess.load_cache(cfg.cache / "train")
 
     def read() -> Any:
-        def refuse(*_: Any) -> None:
+        def refuse(*_: Any, **__: Any) -> None:
             raise InputError("would be tuned again")
 
         with pytest.MonkeyPatch.context() as patch:

@@ -248,11 +248,11 @@ def test_merging_by_hand():
     score = np.array([0, 0.9, 0.8, 0.9, 0, 0.2, 0, 0.9, 0.3, 0.9, 0])
     begin, end = np.array([1, 3, 5, 7, 9]), np.array([2, 4, 6, 8, 10])
     for by, limit in (("difference", 0.15), ("ratio", 1.5)):
-        boxes = candidates.merge(score, begin, end, by, limit)
+        boxes = candidates.merge(score, begin, end, [(by, limit)])[0]
         assert boxes.begin.tolist() == [1, 5, 7, 9] and boxes.end.tolist() == [4, 6, 8, 10]
         assert boxes.confidence[0] == pytest.approx(2.6 / 3)
     nothing = np.zeros(0, int)
-    assert len(candidates.merge(score, nothing, nothing, "ratio", 2.0).begin) == 0
+    assert len(candidates.merge(score, nothing, nothing, [("ratio", 2.0)])[0].begin) == 0
 
 
 @given(CACHES)
@@ -340,9 +340,9 @@ SMALL = {
 }
 TUNE = {
     "threshold": opponents.tune_thresholds,
-    "median": opponents.tune_median,
+    "median": lambda aim, on: opponents.tune_settings("median", on, aim)[""],
     "hysteresis": opponents.tune_hysteresis,
-    "csebbs": opponents.tune_csebbs,
+    "csebbs": lambda aim, on: opponents.tune_settings("csebbs", on, aim)[""],
 }
 
 
@@ -392,7 +392,7 @@ def test_more_freedom_is_never_worse_on_the_training_clips(tmp_path, point, seed
         for rule in (
             single,
             per_class,
-            opponents.tuned_rule("m", "median", "d_raw", opponents.tune_median(aim, "d_raw")),
+            opponents.tuned_rule("m", "median", "d_raw", TUNE["median"](aim, "d_raw")),
             opponents.tuned_rule(
                 "h", "hysteresis", "d_raw", opponents.tune_hysteresis(aim, "d_raw")
             ),
@@ -459,8 +459,8 @@ def test_tuned_for_events_is_the_best_of_all_settings(kind, cache):
     """Every setting decided, made into events and counted by event_metrics."""
     cache = with_durations(cache)
     with mock.patch.multiple(opponents, **SMALL):
-        aim = opponents.EventObjective(cache)
-        found = opponents.tune_for_events(aim, kind, "d_raw")
+        aims = Objective(cache, "present"), opponents.EventObjective(cache)
+        found = opponents.tune_settings(kind, "d_raw", *aims)
         tried = small_settings(kind)
         f1 = []
         for setting in tried:
@@ -479,13 +479,14 @@ def test_tuned_for_events_is_the_best_of_all_settings(kind, cache):
 def test_tuned_for_psds_has_the_highest_psds(caches):
     """Of each class, as event_metrics has it for the boxes of every setting."""
     train = with_durations(caches[0])
-    aim = opponents.EventObjective(train)
+    aims = Objective(train, "all"), opponents.EventObjective(train)
+    found = opponents.tune_settings("csebbs", "d_raw", *aims)
     for scenario in (1, 2):
-        tuned = opponents.tune_for_events(aim, "csebbs", "d_raw")[f"psds{scenario}"]
+        tuned = found[f"psds{scenario}"]
         every = []
         for setting, _ in opponents.all_boxes(train, "d_raw"):
             boxes = csebbs.sebbs(train, opponents.of_all(setting))
-            scored = {name: [ScoredEvent(*box) for box in found] for name, found in boxes.items()}
+            scored = {name: [ScoredEvent(*box) for box in each] for name, each in boxes.items()}
             given_ = (scored, train.truth, train.durations, train.classes)
             every.append((setting, event_psds(*given_)[scenario].per_class))
         for name, setting in tuned["classes"].items():
@@ -515,6 +516,12 @@ def fitted(request, caches):
     coarse = {"GRID": opponents.GRID[::12], "MEDIAN_S": (0.0, 0.2), "FILTERS_S": (0.48,)}
     with mock.patch.multiple(opponents, **coarse):
         return opponents.fit_all(caches[0], Bandit(), request.param)
+
+
+def test_processes_tune_the_same(caches, monkeypatch):
+    monkeypatch.setattr(opponents, "WORK_OF_A_PROCESS", 100)
+    alone = opponents.fit_all(caches[0], Bandit(), "all", quiet=True)
+    assert opponents.fit_all(caches[0], Bandit(), "all", quiet=True, workers=2) == alone
 
 
 def test_the_list(fitted):
@@ -704,7 +711,7 @@ def test_published_anchors_tuned_on_the_same_clips(real):
         )
         if t:
             assert params["fallback"]["t"] == pytest.approx(t, abs=5e-4)
-    params = opponents.tune_csebbs(aim, "d_raw")
+    params = TUNE["csebbs"](aim, "d_raw")
     for some, expected in ((params, 0.822), (opponents.of_all(params["fallback"]), 0.714)):
         rule = opponents.tuned_rule("x", "csebbs", "d_raw", some)
         assert over_present(real, decide_rule(rule, real))["f1"] == pytest.approx(

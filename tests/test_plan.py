@@ -14,7 +14,7 @@ from tqdm import tqdm
 import evaluate
 import longrun
 import runfolder
-from bandit import near, planned
+from bandit import episode_order, near, planned
 from config import (
     Bandit,
     EvaluateConfig,
@@ -285,3 +285,10 @@ def test_an_error_stands_on_a_line_of_its_own(monkeypatch, capsys):
     assert ended.value.code == 2
     assert lines[-2:] == ["DQN.py: error: something is wrong", ""]
     assert any("outer" in line for line in lines[:-2])
+
+
+def test_more_frames_than_a_transition_can_count_are_refused(folder):
+    cache = load_cache(Path("cache") / "train")
+    huge = replace(cache, label=np.broadcast_to(np.array(False), 2**31))
+    with pytest.raises(InputError, match=r"2,147,483,648 frames of pairs, more than the 2,147,"):
+        episode_order(huge, np.arange(8), config())
