@@ -40,6 +40,7 @@ from core.files import whole as whole
 from core.files import write_text as write_text
 from core.names import isolated
 
+SUPERVISED = ("classifier", "rewards")  # methods that learn from labels, without trying
 PresetName = Literal["slides", "original", "demo", "best", "best_events"]
 Device = Literal["auto", "cpu", "cuda"]
 
@@ -318,6 +319,9 @@ class Learning(Checked):
         require(
             self.epsilon_end <= self.epsilon_start, self.flag("epsilon_end"), rule, self.epsilon_end
         )
+
+    def check_replay(self) -> None:
+        """ValueError where the replay memory suits neither the lanes nor the batch."""
         rule = f"at least learning.lanes = {self.lanes} (one tick may store that many)"
         require(self.replay >= self.lanes, self.flag("replay"), rule, self.replay)
         rule = f"below learning.replay = {self.replay} (learning would never start)"
@@ -694,9 +698,10 @@ class TrainConfig(Checked):
     """CPU threads; another number rounds otherwise; several pay for wide networks on idle cores"""
     cuda_steps: Literal["auto", "plain", "graphs", "graphs-bf16"] = "auto"
     """how a GPU trains: as recorded CUDA graphs (auto), step by step, or in bfloat16 too"""
-    method: Literal["windowed", "dense", "events"] = "windowed"
+    method: Literal["windowed", "dense", "events", "classifier", "rewards"] = "windowed"
     """Q-values of a frame from its window, learned by trying (slides); those of all frames of a
-    clip at once, learned from the rewards of all actions; or values of whole events"""
+    clip at once, learned from the rewards of all actions; values of whole events; or a supervised
+    baseline, the slides' network trained on labels or on the rewards of all actions"""
     bandit: Bandit = field(default_factory=Bandit)
     network: Network = field(default_factory=Network)
     learning: Learning = field(default_factory=Learning)
@@ -711,68 +716,31 @@ class TrainConfig(Checked):
         graphs = self.device != "cpu" or self.cuda_steps in ("auto", "plain")
         require(graphs, self.flag("cuda_steps"), "auto or plain on a CPU", self.cuda_steps)
         # No flag that does nothing: each method has its own.
-        own = {"windowed": ("network", "learning"), "dense": ("dense",), "events": ("events",)}
+        own = {"dense": ("dense",), "events": ("events",)}
+        own |= dict.fromkeys(("windowed", *SUPERVISED), ("network", "learning"))
         groups = {name: type(getattr(self, name))() for each in own.values() for name in each}
         unused = {
             name: (getattr(self, name), default)
             for name, default in groups.items()
             if name not in own[self.method]
         }
-        if self.method == "dense":
+        if self.method == "windowed":
+            self.learning.check_replay()
+        if self.method in ("dense", *SUPERVISED):
             reading = self.bandit.reading
-            rule = "independent with --method dense"
+            rule = f"independent with --method {self.method}"
             require(reading == "independent", "bandit.reading", rule, reading)
+        if self.method in SUPERVISED:
+            rule = f"left alone with --method {self.method}, which tries nothing out,"
+            for spec in fields(Learning):
+                given = getattr(self.learning, spec.name)
+                alone = spec.name in ("lr", "batch", "frames_per_step") or given == spec.default
+                require(alone, self.learning.flag(spec.name), rule, given)
         if self.method == "events":
             unused["bandit"] = (self.bandit, Bandit())
         for name, (given, default) in unused.items():
             rule = f"left alone with --method {self.method}, which has no such part,"
             require(given == default, f"{name}.*", rule, "another value")
-
-
-@dataclass(frozen=True, kw_only=True)
-class TwinsConfig(Checked):
-    """Train a supervised twin of the policy: same state and network, no reinforcement learning."""
-
-    preset: PresetName = "slides"
-    """a set of defaults; flags after it still win"""
-    kind: Literal["classifier", "rewards"] = "classifier"
-    """classify each frame, or regress the rewards of all actions at once"""
-    cache: Path = Path("cache")
-    """folder with the caches"""
-    split: str = split_name("train")
-    """cache to train on"""
-    run: Path = Path("runs/twin")
-    """run folder: last.pt, best.pt, config.json"""
-    passes: int = number(1, 1)
-    """passes over the training pairs that set the number of gradient steps, as in DQN.py"""
-    frames_per_step: int = number(32, 1)
-    """frames of a pass for each gradient step, as in DQN.py"""
-    batch: int = number(32, 1, MOST_BATCH)
-    """frames in a gradient step"""
-    lr: float = number(1e-4, above=0, high=1)
-    """Adam's learning rate, constant, as in DQN.py"""
-    holdout: float = number(0.1, 0, 0.9)
-    """share of the training clips kept aside to choose best.pt; 0 trains on all"""
-    looks: int = number(10, 1)
-    """how often the held-out clips are looked at, evenly spaced, the end included"""
-    checkpoint_minutes: float = number(5.0, above=0)
-    """wall time between two writes of last.pt"""
-    resume: bool = False
-    """go on from last.pt of the run folder"""
-    overwrite: bool = False
-    """throw away an earlier run in the run folder"""
-    seed: int = number(0, 0, MOST_SEED)
-    """weights, frames drawn, held-out clips"""
-    device: Device = "auto"
-    """auto takes CUDA where there is one"""
-    threads: int = number(1, 1, MOST_PROCESSES)
-    """CPU threads; one is fastest for these small batches"""
-    bandit: Bandit = field(default_factory=Bandit)
-    network: Network = field(default_factory=Network)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(not (self.resume and self.overwrite), "resume", "used without --overwrite", "both")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -982,8 +950,6 @@ def with_preset(cls: type, name: str) -> Any:
             changes.setdefault(group, {})[leaf] = value
     if cls is not SoundscapesConfig:  # `out` of other scripts follows from their run folder
         changes[""].pop("out", None)
-    if cls is TwinsConfig:  # a preset's run folder is the policy's
-        changes[""].pop("run", None)
     base = cls()
     for group in [key for key in changes if key]:
         changes[""][group] = dataclasses.replace(getattr(base, group), **changes[group])

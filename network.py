@@ -154,3 +154,17 @@ class QNetwork(nn.Module):
         y = layer.norm1(query + layer.dropout1(attended))
         inner = layer.dropout(layer.activation(layer.linear1(y)))
         return layer.norm2(y + layer.dropout2(layer.linear2(inner)))[:, 0]
+
+
+class Classifier(QNetwork):
+    """The Q-network with one output in place of the Q-values: (B, C, W) -> (B, 1), the log odds
+    that the centre frame is on."""
+
+    def __init__(self, bandit: Bandit, network: Network):
+        super().__init__(bandit, network)
+        self.head[-1] = nn.Linear(network.hidden, 1)
+
+
+def make_network(method: str, bandit: Bandit, network: Network) -> QNetwork:
+    """The network of a method that decides by windows."""
+    return (Classifier if method == "classifier" else QNetwork)(bandit, network)

@@ -31,11 +31,11 @@ from torch import nn
 
 import comparison_figures
 from comparison import NOT_OPPONENTS, TABLE
-from config import Bandit, TrainConfig, VisualizeConfig, run_script
+from config import SUPERVISED, Bandit, TrainConfig, VisualizeConfig, run_script
 from core.files import is_ours, keep_apart, made, own_folder, whole
 from core.stored import read_json
 from dense import DenseQNetwork, training_pairs
-from DQN import QNetwork, epsilon_at
+from DQN import epsilon_at
 from evaluate import (
     Evaluated,
     Matches,
@@ -48,6 +48,7 @@ from evaluate import (
 from labels import find_audio
 from matching import Match
 from metrics import DRAWS, NAMES, count_pairs, scores_of
+from network import QNetwork, make_network
 from plotting import (
     COLOURS,
     MOST_CLASSES,
@@ -108,16 +109,16 @@ def load_training(cfg: VisualizeConfig) -> Training:
     history = read_history(cfg.run)
     planned = int(history["Episode"].max()) + 1
     folder = cfg.cache / config.split
-    steps = config.method == "events"  # its episodes are gradient steps
+    steps = config.method in ("events", *SUPERVISED)  # episodes are gradient steps
     if (folder / "manifest.json").exists() and not steps:  # a run that was stopped has planned more
         cache = load_cache(folder)
         train, _ = training_pairs(cache, config)
         planned = max(planned, (config.passes or 1) * len(train))
     best = cfg.run / "best.pt"
-    if config.method == "windowed":
+    if config.method in ("windowed", *SUPERVISED):
         info = {}
         if best.exists():
-            info = facts_of(TrainConfig, read_checkpoint(best), best).info
+            info = facts_of(read_checkpoint(best), best).info
         return Training(config, history, planned, info.get("planned", planned))
     known = queries_of(read_checkpoint(best), best)
     return Training(config, history, planned, planned, *known)
@@ -228,7 +229,7 @@ def draw_preprocessing(view: View, fusion: str, why: str) -> "Figure":
 def draw_signals(view: View, why: str) -> "Figure | str":
     """Prob95 / thresholds / all three, shaded where the decision changed (slides, page 11)."""
     if "t_adj" not in view.signals:
-        return "a policy over events shifts no threshold; --html shows its boxes"
+        return "this policy shifts no threshold; --html shows what it decides"
     changed, right = view.before != view.after, view.after == view.label
     none = "" if changed.any() else " (no decision changed)"
     figure, axes = page(titled(f"Prob95 and thresholds{none}", view, why), 3, sharex=True)
@@ -385,7 +386,7 @@ def draw_events(data: Evaluated, matches: Matches) -> "Figure | str":
 def draw_epsilon(run: Training) -> "Figure | str":
     """Exploration rate over episodes, planned and logged, with the gradient steps."""
     learning = run.config.learning
-    if run.config.method == "dense":
+    if run.config.method != "windowed":
         return "this policy does not explore: the rewards of all actions are known"
     if not max(learning.epsilon_start, learning.epsilon_end):
         return "this run does not explore: epsilon is 0"
@@ -504,19 +505,22 @@ def network_boxes(network: QNetwork, bandit: Bandit) -> list[tuple[str, str, str
     gru, layers, window = network.gru, network.transformer.layers, bandit.window
     heads, inner = layers[0].self_attn.num_heads, layers[0].linear1.out_features
     width, hidden = network.head[0].in_features, network.head[0].out_features
+    answers, name = network.head[-1].out_features, "Q-values"
     low, high = bandit.deltas[0], bandit.deltas[-1]
     tcn = f"{len(convs)} x Conv1d\nkernel {convs[0].kernel_size[0]}\ndilation\n{dilations}"
     recurrent = f"{gru.num_layers} layers\n{gru.hidden_size} units\nper direction"
     attention = f"{len(layers)} layers\n{heads} heads\nfeed-forward\n{inner}\n\ncentre frame\nout"
-    head = f"Linear {width}\nto {hidden}\n\nLinear {hidden}\nto {bandit.num_actions}"
+    head = f"Linear {width}\nto {hidden}\n\nLinear {hidden}\nto {answers}"
     values = f"one for each\nshift of Base_T\n\n{low:+.2f} to\n{high:+.2f}\n\nthe best acts"
+    if answers == 1:
+        name, values = "Log odds", "that the\ncentre frame\nis on\n\non above 0"
     return [
         ("data", "State", "\n".join(bandit.channels), len(bandit.channels), window),
         ("convolution", "TCN", tcn, convs[-1].out_channels, window),
         ("recurrent", "BiGRU", recurrent, 2 * gru.hidden_size, window),
         ("attention", "Transformer", attention, width, 1),
-        ("linear", "Head", head, bandit.num_actions, 1),
-        ("data", "Q-values", values, bandit.num_actions, 1),
+        ("linear", "Head", head, answers, 1),
+        ("data", name, values, answers, 1),
     ]
 
 
@@ -556,7 +560,7 @@ def draw_network(run: Training) -> "Figure | str":
         network = DenseQNetwork(config.bandit, config.dense, run.classes, run.queries)
         boxes = dense_boxes(network, config.bandit)
     else:
-        network = QNetwork(config.bandit, config.network)
+        network = make_network(config.method, config.bandit, config.network)
         boxes = network_boxes(network, config.bandit)
     parameters = sum(weights.numel() for weights in network.parameters())
     figure, axes = page(f"Q-network: {parameters:,} parameters", height=5.0)

@@ -48,6 +48,7 @@ import simulate_cache  # noqa: E402
 import event_metrics  # noqa: E402
 import preprocess  # noqa: E402
 import runfolder  # noqa: E402
+from apply import decisions, greedy_actions  # noqa: E402
 from bandit import decide, make_states, near, thresholds, to_device  # noqa: E402
 from config import (  # noqa: E402
     Bandit,
@@ -66,7 +67,7 @@ from config import (  # noqa: E402
 from core.files import Kind, keep_apart, own_folder  # noqa: E402
 from core.versions import processor  # noqa: E402
 from device import fastest_batch, wait  # noqa: E402
-from DQN import AGREE_EVERY, QNetwork, Trainer, decide_together, greedy_actions  # noqa: E402
+from DQN import AGREE_EVERY, QNetwork, Trainer  # noqa: E402
 from metrics import count_pairs, scores_of  # noqa: E402
 from preprocess import Cache, load_cache  # noqa: E402
 from ranks import ALONE, Ranks, together  # noqa: E402
@@ -823,7 +824,7 @@ def serve(cfg: SpeedConfig) -> None:
             step = min(100, len(cache.pairs))
             for start in itertools.count(0, step):
                 chosen = np.arange(start, start + step) % len(cache.pairs)
-                decide_together(network, signals, bandit, batch, ranks, chosen)
+                decisions(network, signals, bandit, batch, chosen, ranks=ranks)
                 done += int(np.diff(cache.offsets)[chosen].sum())
                 if ranks.any(time.perf_counter() - began >= cfg.seconds)[0]:
                     break

@@ -13,7 +13,7 @@ import pytest
 from test_docs_scores import blocks
 from test_forms import NAMES, write_corpus
 
-from config import Dense, InputError, Network, TrainConfig, TwinsConfig, parse, with_preset
+from config import Dense, InputError, Network, TrainConfig, parse, with_preset
 from labels import read_labels
 from preprocess import load_cache
 from runfolder import read_checkpoint
@@ -27,9 +27,10 @@ from crossval import CrossvalConfig, Learned, Study  # noqa: E402
 
 TITLE = "One folder, two splits, or K parts"
 SMALL = replace(with_preset(TrainConfig, "best"), passes=2, dense=Dense(hidden=4, layers=2))
+CLASSIFIER = TrainConfig(method="classifier", passes=1, network=Network(hidden=4, heads=2))
 LEARNED = [
     Learned("DQN small", SMALL),
-    Learned("classifier", TwinsConfig(network=Network(hidden=4, heads=2)), "present"),
+    Learned("classifier", CLASSIFIER, "present"),
 ]
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from corpora import write_cache
 
+from apply import greedy_actions
 from bandit import decide, highest_other, query_of, rivals, thresholds, to_device
 from config import Bandit, Dense, InputError, Learning, TrainConfig, with_preset
 from dense import (
@@ -27,7 +28,7 @@ from dense import (
     statistics,
 )
 from device import fastest_batch
-from DQN import greedy_actions, load_policy, main
+from DQN import load_policy, main
 from gate import Gate, lowered
 from metrics import mean_f1
 from preprocess import load_cache

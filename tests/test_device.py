@@ -5,9 +5,10 @@ import torch
 from corpora import write_cache
 
 import device
+from apply import greedy_actions
 from bandit import make_states, to_device
 from config import Bandit, InputError, Learning, Network, TrainConfig
-from DQN import QNetwork, Trainer, greedy_actions
+from DQN import QNetwork, Trainer
 from preprocess import load_cache
 
 TINY = Network(hidden=8, heads=2, dropout=0.0)

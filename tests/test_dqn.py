@@ -17,9 +17,10 @@ from naive import greedy, play, reward_of
 from torch import nn
 
 import runfolder
+from apply import greedy_actions
 from bandit import hold_out, make_states, near, reward_cells, reward_table, thresholds, to_device
 from config import Bandit, InputError, Learning, Network, TrainConfig, process_pool
-from DQN import QNetwork, Trainer, epsilon_at, greedy_actions, load_policy, main, replay_columns
+from DQN import QNetwork, Trainer, epsilon_at, load_policy, main, replay_columns
 from network import BiGRU
 from preprocess import load_cache
 from qlearning import Replay
