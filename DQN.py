@@ -70,7 +70,7 @@ from config import (
 from core.files import keep_apart
 from core.tensors import fitted
 from dense import DenseQNetwork, DenseTrainer
-from device import FixedSteps, fastest_batch
+from device import GraphSteps, fastest_batch
 from event_policy import EventNetwork
 from gate import Gate, tune_gate
 from metrics import mean_f1
@@ -231,15 +231,7 @@ class Trainer:
             "planned": len(self.order),  # episodes that the schedule of epsilon is made for
         }
         self.sums = torch.zeros(2, dtype=torch.float64, device=device)  # of loss and Q
-        self.fixed: FixedSteps | None = None
-        if on_gpu and cfg.cuda_steps != "plain":
-            self.fix_steps(cfg.cuda_steps == "graphs-bf16")
         self.fill_lanes()
-
-    def fix_steps(self, bf16: bool) -> None:
-        """Act and learn in fixed shapes from now on, as a GPU does."""
-        self.fixed = FixedSteps(self, bf16)
-        self.sums = self.fixed.sums
 
     def gradient_steps(self, passes: int) -> int:
         """About how many so many passes make: learning waits for stored transitions."""
@@ -308,9 +300,6 @@ class Trainer:
 
     def act(self, lane: np.ndarray, choice: np.ndarray, asked: np.ndarray) -> None:
         """Choose, pay and store an action in some lanes."""
-        if self.fixed is not None:
-            self.fixed.play(lane, choice, asked)
-            return
         on_device = torch.from_numpy(lane).to(self.device)
         pair = torch.from_numpy(self.order[self.episode[lane]]).to(self.device)
         frame = torch.from_numpy(self.frame[lane]).to(self.device)
@@ -367,12 +356,13 @@ class Trainer:
         return sum(counts) > self.learning.train_start and min(counts) >= self.batch
 
     def gradient_step(self) -> None:
-        """One step of Adam on the squared error between Q(state, action) and the reward."""
+        """Learn, and count it."""
         self.progress["steps"] += 1
         self.progress["loss_count"] += 1
-        if self.fixed is not None:
-            self.fixed.study()
-            return
+        self.learn()
+
+    def learn(self) -> None:
+        """One step of Adam on the squared error between Q(state, action) and the reward."""
         rows = self.replay.sample(self.batch, self.replay_rng)
         left = rows["left"].long() if self.sequential else None
         pair, frame = rows["pair"].long(), rows["frame"].long()
@@ -398,9 +388,7 @@ class Trainer:
         self.sums += means
 
     def read_sums(self) -> None:
-        """Bring the sums of loss and Q into `progress`; a GPU's numbers are checked only here."""
-        if self.fixed is not None:
-            self.fixed.check()
+        """Bring the sums of loss and Q into `progress`."""
         self.progress["loss_sum"], self.progress["q_sum"] = self.sums.tolist()
 
     def reset_sums(self) -> None:
@@ -417,8 +405,6 @@ class Trainer:
 
     def own_state(self) -> dict[str, Any]:
         """What differs between processes."""
-        if self.fixed is not None:
-            self.replay.count = int(self.fixed.count)
         rng = runfolder.torch_rng(self.device)
         rng["explore"] = self.explore_rng.bit_generator.state
         rng["replay"] = self.replay_rng.bit_generator.state
@@ -448,8 +434,6 @@ class Trainer:
         for name, column in self.replay.columns.items():
             column.copy_(own["replay"][name])
         self.replay.count = own["replay"]["count"]
-        if self.fixed is not None:
-            self.fixed.restart()
         lanes = own["lanes"]
         self.episode, self.frame = (lanes[name].cpu().numpy() for name in ("episode", "frame"))
         self.left.copy_(lanes["left"])
@@ -470,6 +454,19 @@ class Trainer:
         return mean_f1(self.cache, pred.cpu().numpy(), self.held_out)
 
 
+class GraphTrainer(GraphSteps, Trainer):
+    """The same on a GPU, acting and learning as CUDA graphs."""
+
+
+def learner_of(cfg: TrainConfig, device: torch.device) -> type:
+    """The class that trains by the method."""
+    kinds = {"windowed": Trainer, "dense": DenseTrainer, "events": event_policy.EventTrainer}
+    kinds |= dict.fromkeys(SUPERVISED, supervised.SupervisedTrainer)
+    if device.type == "cuda" and cfg.cuda_steps != "plain":
+        kinds["windowed"] = GraphTrainer
+    return kinds[cfg.method]
+
+
 def train(cfg: TrainConfig, device: torch.device, ranks: Ranks, cache: Cache | None = None) -> int:
     """The run: from the caches to last.pt and best.pt. Returns the exit code.
 
@@ -477,9 +474,7 @@ def train(cfg: TrainConfig, device: torch.device, ranks: Ranks, cache: Cache | N
     """
     cache = cache or load_cache(cfg.cache / cfg.split)
     cfg = replace(cfg, passes=runfolder.begun_passes(cfg))
-    kinds = {"windowed": Trainer, "dense": DenseTrainer, "events": event_policy.EventTrainer}
-    kinds |= dict.fromkeys(SUPERVISED, supervised.SupervisedTrainer)
-    trainer = kinds[cfg.method](cfg, cache, device, ranks)
+    trainer = learner_of(cfg, device)(cfg, cache, device, ranks)
     cfg = trainer.cfg
     longrun.refuse_no_step(trainer)
     if cfg.init is not None and not cfg.resume:

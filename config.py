@@ -715,6 +715,10 @@ class TrainConfig(Checked):
         require(apart, self.flag("init"), f"outside --run {self.run}, which is written,", self.init)
         graphs = self.device != "cpu" or self.cuda_steps in ("auto", "plain")
         require(graphs, self.flag("cuda_steps"), "auto or plain on a CPU", self.cuda_steps)
+        graphs = self.method == "windowed" or self.cuda_steps == "auto"
+        require(
+            graphs, self.flag("cuda_steps"), f"auto with --method {self.method}", self.cuda_steps
+        )
         # No flag that does nothing: each method has its own.
         own = {"dense": ("dense",), "events": ("events",)}
         own |= dict.fromkeys(("windowed", *SUPERVISED), ("network", "learning"))

@@ -67,7 +67,7 @@ from config import (  # noqa: E402
 from core.files import Kind, keep_apart, own_folder  # noqa: E402
 from core.versions import processor  # noqa: E402
 from device import fastest_batch, wait  # noqa: E402
-from DQN import AGREE_EVERY, QNetwork, Trainer  # noqa: E402
+from DQN import AGREE_EVERY, QNetwork, Trainer, learner_of  # noqa: E402
 from metrics import count_pairs, scores_of  # noqa: E402
 from preprocess import Cache, load_cache  # noqa: E402
 from ranks import ALONE, Ranks, together  # noqa: E402
@@ -730,7 +730,7 @@ def gpu(cfg: SpeedConfig, cache: Cache) -> list[Row]:
             passes=enough_passes(cache),
             cuda_steps=steps,
         )
-        trainer = Trainer(train, cache, device)
+        trainer = learner_of(train, device)(train, cache, device)
         while trainer.progress["steps"] < 50:
             trainer.tick()
         wait(device)

@@ -357,6 +357,7 @@ def test_refusals(caches, tmp_path):
         ({"learning": Learning(lanes=4)}, "--learning.lanes must be left alone"),
         ({"learning": Learning(acting="dropout")}, "--learning.acting must be left alone"),
         ({"bandit": Bandit(reading="sequential")}, "--bandit.reading must be independent"),
+        ({"cuda_steps": "plain"}, "--cuda-steps must be auto"),
     ],
 )
 @pytest.mark.parametrize("method", METHODS)
