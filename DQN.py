@@ -78,7 +78,6 @@ from network import QNetwork, make_network
 from preprocess import Cache, load_cache
 from qlearning import Replay
 from ranks import ALONE, TRAINING_PATIENCE, Ranks, together
-from shards import exchange
 
 FORMAT = 1
 AGREE_EVERY = 16  # ticks after which several processes ask each other whether to stop or save
@@ -211,7 +210,6 @@ class Trainer:
         self.optimizer = torch.optim.Adam(
             self.network.parameters(), self.learning.lr, fused=True, capturable=on_gpu
         )
-        self.exchange = exchange(self.optimizer, ranks)
         columns = replay_columns(self.bandit.context, self.sequential)
         self.batch = ranks.share(self.learning.batch, "learning.batch")
         self.replay = Replay(self.learning.replay // ranks.size, columns, device)
@@ -374,7 +372,7 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         means = torch.stack([loss.detach(), q_taken.detach().mean()])
-        self.exchange.average(means)
+        self.average(means)
         if not (means.isfinite().all() and q_values.isfinite().all()):
             raise InputError(
                 f"loss is {means[0].item()} at gradient step {self.progress['steps'] - 1}"
@@ -384,8 +382,13 @@ class Trainer:
                 " last.pt holds a good state; start anew with --overwrite and a smaller"
                 " --learning.lr"
             )
-        self.exchange.step()
+        self.optimizer.step()
         self.sums += means
+
+    def average(self, means: torch.Tensor) -> None:
+        """The gradients, and a few other numbers, become their means over the processes."""
+        gradients = (weight.grad for weight in self.network.parameters())
+        self.ranks.average([*gradients, means])
 
     def read_sums(self) -> None:
         """Bring the sums of loss and Q into `progress`."""
@@ -429,7 +432,6 @@ class Trainer:
         """Take over the state of last.pt."""
         self.network.load_state_dict(content["network"])
         self.optimizer.load_state_dict(content["optimizer"])
-        self.exchange.restored()
         own = content if self.ranks.leads else content["others"][self.ranks.rank - 1]
         for name, column in self.replay.columns.items():
             column.copy_(own["replay"][name])

@@ -138,8 +138,8 @@ class GraphSteps:
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         means = torch.stack([loss.detach(), q_taken.detach().mean()])
-        self.exchange.average(means)
-        self.exchange.step()
+        self.average(means)
+        self.optimizer.step()
         self.sums += means
         self.bad |= ~(loss.isfinite() & q_values.isfinite().all())
 

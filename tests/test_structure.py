@@ -36,7 +36,6 @@ ORDER = (
     "gate",
     "event_metrics",
     "qlearning",
-    "shards",
     "bandit",
     "runfolder",
     "longrun",

@@ -24,6 +24,7 @@ from DQN import decide_cache, load_policy, main
 from metrics import mean_f1
 from network import make_network
 from preprocess import load_cache
+from ranks import Ranks
 from supervised import SupervisedTrainer, all_rewards
 
 CPU = torch.device("cpu")
@@ -344,6 +345,8 @@ def test_refusals(caches, tmp_path):
         main(replace(cfg, method="rewards", resume=True))
     with pytest.raises(InputError, match=r"--learning.frames-per-step was 16, now 8"):
         main(replace(cfg, learning=replace(cfg.learning, frames_per_step=8), resume=True))
+    with pytest.raises(InputError, match="--method classifier trains in one process"):
+        SupervisedTrainer(cfg, load_cache(caches / "train"), CPU, Ranks(0, 2))
     with pytest.raises(InputError, match="the cache has changed"):
         write_cache(tmp_path / "other" / "train", [60, 45, 80, 52], seed=5)
         main(replace(cfg, cache=tmp_path / "other", resume=True))
