@@ -2,6 +2,7 @@
 
 Run:    python DQN.py                         # slides' settings on cache/train
         python DQN.py --preset original --run runs/original
+        python DQN.py --method classifier --run runs/classifier
         python DQN.py --run runs/slides --resume        # --passes 2 as well: train it further
         torchrun --nproc-per-node=2 -- DQN.py --run runs/slides
         python DQN.py --status runs/slides
@@ -38,10 +39,10 @@ import event_policy
 import heartbeat
 import longrun
 import runfolder
+import supervised
+from apply import decisions
 from bandit import (
-    Signals,
     check_finite,
-    decide,
     episode_order,
     epsilon_at,
     frames_of,
@@ -57,6 +58,7 @@ from bandit import (
     to_device,
 )
 from config import (
+    SUPERVISED,
     Bandit,
     InputError,
     TrainConfig,
@@ -66,103 +68,31 @@ from config import (
 )
 from core.files import keep_apart
 from core.tensors import fitted
-from device import FixedSteps, fastest_batch
+from device import GraphSteps, fastest_batch
 from event_policy import EventNetwork
 from gate import Gate, tune_gate
 from metrics import mean_f1
-from network import QNetwork
+from network import QNetwork, make_network
 from preprocess import Cache, load_cache
 from qlearning import Replay
 from ranks import ALONE, TRAINING_PATIENCE, Ranks, together
-from shards import exchange
 
 FORMAT = 1
 AGREE_EVERY = 16  # ticks after which several processes ask each other whether to stop or save
-# ---------------------------------------------------------------------------- greedy decisions
-
-
-@torch.inference_mode()
-def greedy_actions(
-    network: QNetwork,
-    signals: Signals,
-    bandit: Bandit,
-    batch: int,
-    pairs: np.ndarray | None = None,
-    progress: str | None = None,
-) -> torch.Tensor:
-    """Best action of every frame of `pairs` (default: all) -> (N,) int64 on the device.
-
-    Frames that are not decided hold the no-change action: in the independent reading those whose
-    answer no action can change, in the sequential one the first frame of each pair.
-    """
-    device, was_training = signals.prob.device, network.training
-    finite = torch.ones((), dtype=torch.bool, device=device)
-    network.eval()
-    chosen = np.arange(len(signals.start)) if pairs is None else np.asarray(pairs)
-    pair = torch.from_numpy(chosen).to(device)
-    actions = torch.full_like(signals.prob, bandit.no_change, dtype=torch.int64)
-    if bandit.reading == "independent":
-        owner, within = frames_of(signals, pair)
-        acts = near(signals.prob[within], signals.t_base[within], bandit.max_delta)
-        owner, within = owner[acts], within[acts]
-        bar = tqdm(total=len(within), desc=progress, unit="frame", disable=progress is None)
-        for part in torch.arange(len(within), device=device).split(batch):
-            q_values = network(make_states(signals, owner[part], within[part], bandit))
-            actions[within[part]] = q_values.argmax(1)
-            finite &= q_values.isfinite().all()
-            bar.update(len(part))
-        bar.close()
-    else:
-        # The longest first: how many go on is known on the host, without asking the device.
-        lengths, order = (signals.end[pair] - signals.start[pair]).sort(
-            descending=True, stable=True
-        )
-        pair, lengths = pair[order], lengths.cpu().numpy()
-        reach = torch.arange(-bandit.context, 0, device=device)
-        ticks = range(1, int(lengths.max(initial=0)))
-        for step in tqdm(ticks, desc=progress, unit="tick", disable=progress is None):
-            for part in pair[: np.count_nonzero(lengths > step)].split(batch):
-                frame = signals.start[part] + step
-                seen = (frame[:, None] + reach).maximum(signals.start[part][:, None])
-                q_values = network(make_states(signals, part, frame, bandit, actions[seen]))
-                actions[frame] = q_values.argmax(1)
-                finite &= q_values.isfinite().all()
-    network.train(was_training)
-    check_finite(finite)
-    return actions
-
-
-def decide_together(
-    network: QNetwork,
-    signals: Signals,
-    bandit: Bandit,
-    batch: int,
-    ranks: Ranks,
-    pairs: np.ndarray | None = None,
-    progress: str | None = None,
-) -> torch.Tensor:
-    """`greedy_actions` of pairs dealt out over the processes; every process gets all actions."""
-    pairs = np.arange(len(signals.start)) if pairs is None else pairs
-    own = pairs[ranks.owns(np.arange(len(pairs)))]
-    actions = greedy_actions(
-        network, signals, bandit, batch, own, progress if ranks.leads else None
-    )
-    return ranks.total(actions - bandit.no_change) + bandit.no_change
-
-
 # ---------------------------------------------------------------------------- checkpoints
 
 
 class Policy(NamedTuple):
     """A trained network with what is needed to apply it."""
 
-    network: QNetwork | EventNetwork
+    network: QNetwork | EventNetwork  # or a Classifier, which is a QNetwork
     bandit: Bandit
     signal: dict | None  # formulas of the cache it was trained on; None: unknown
     info: dict[str, Any]
     gate: Gate | None = None  # for queries without known tags; None: unknown
     classes: tuple[str, ...] = ()  # those that it knows apart
     seen: torch.Tensor | None = None  # see `runfolder.prints_of`; None: unknown
+    method: str = "windowed"  # of `config.TrainConfig`
 
     @property
     def over_events(self) -> bool:
@@ -183,23 +113,24 @@ def load_policy(path: Path, device: torch.device, preset: str = "slides") -> Pol
         info = {"source": "state dict", "preset": preset}
         facts = runfolder.Facts(with_preset(TrainConfig, preset), None, None, info)
     else:
-        facts = runfolder.facts_of(TrainConfig, content, path)
+        facts = runfolder.facts_of(content, path)
     config, weights = facts.config, content if bare else content.get("network")
     classes = runfolder.classes_of(content, path)
-    make = partial(QNetwork, config.bandit, config.network)
+    make = partial(make_network, config.method, config.bandit, config.network)
     if config.method == "events":
         make = partial(EventNetwork.like, config.events, classes, weights)
     network, seen = fitted(make, weights, path).to(device).eval(), runfolder.seen_of(content, path)
     if config.method == "events" and not network.prices.any():
         raise InputError(f"{path}: training has not ended, nothing can be decided; use --resume")
-    return Policy(network, config.bandit, facts.signal, facts.info, facts.gate, classes, seen)
+    known = (facts.signal, facts.info, facts.gate, classes, seen, config.method)
+    return Policy(network, config.bandit, *known)
 
 
 class Decided(NamedTuple):
-    """What a policy says about a cache: thresholds of frames, or boxes."""
+    """What a policy says about a cache: decisions, by thresholds of frames or by boxes."""
 
     pred: np.ndarray  # (N,) bool
-    action: np.ndarray | None  # (N,) int8
+    action: np.ndarray | None  # (N,) int8; None: no threshold is shifted
     t_adj: np.ndarray | None  # (N,) float32
     boxes: event_policy.Candidates | None
     batch: int | None
@@ -220,11 +151,13 @@ def decide_cache(
         return Decided(pred, None, None, boxes, None)
     signals = to_device(cache, policy.bandit, device)
     batch = batch or fastest_batch(policy.network, signals, policy.bandit)
-    actions = decide_together(policy.network, signals, policy.bandit, batch, ranks, None, progress)
+    given = (policy.network, signals, policy.bandit, batch)
+    on, actions = decisions(*given, None, progress, ranks)
+    if actions is None:
+        return Decided(on.cpu().numpy(), None, None, None, batch)
     t_adj = thresholds(signals, actions, policy.bandit)
-    pred = decide(signals.prob, t_adj).cpu().numpy()
     arrays = actions.cpu().numpy().astype(np.int8), t_adj.cpu().numpy().astype(np.float32)
-    return Decided(pred, *arrays, None, batch)
+    return Decided(on.cpu().numpy(), *arrays, None, batch)
 
 
 def begin_from(trainer: "Trainer | event_policy.EventTrainer", path: Path) -> None:
@@ -275,7 +208,6 @@ class Trainer:
         self.optimizer = torch.optim.Adam(
             self.network.parameters(), self.learning.lr, fused=True, capturable=on_gpu
         )
-        self.exchange = exchange(self.optimizer, ranks)
         columns = replay_columns(self.bandit.context, self.sequential)
         self.batch = ranks.share(self.learning.batch, "learning.batch")
         self.replay = Replay(self.learning.replay // ranks.size, columns, device)
@@ -295,15 +227,7 @@ class Trainer:
             "planned": len(self.order),  # episodes that the schedule of epsilon is made for
         }
         self.sums = torch.zeros(2, dtype=torch.float64, device=device)  # of loss and Q
-        self.fixed: FixedSteps | None = None
-        if on_gpu and cfg.cuda_steps != "plain":
-            self.fix_steps(cfg.cuda_steps == "graphs-bf16")
         self.fill_lanes()
-
-    def fix_steps(self, bf16: bool) -> None:
-        """Act and learn in fixed shapes from now on, as a GPU does."""
-        self.fixed = FixedSteps(self, bf16)
-        self.sums = self.fixed.sums
 
     def gradient_steps(self, passes: int) -> int:
         """About how many so many passes make: learning waits for stored transitions."""
@@ -372,9 +296,6 @@ class Trainer:
 
     def act(self, lane: np.ndarray, choice: np.ndarray, asked: np.ndarray) -> None:
         """Choose, pay and store an action in some lanes."""
-        if self.fixed is not None:
-            self.fixed.play(lane, choice, asked)
-            return
         on_device = torch.from_numpy(lane).to(self.device)
         pair = torch.from_numpy(self.order[self.episode[lane]]).to(self.device)
         frame = torch.from_numpy(self.frame[lane]).to(self.device)
@@ -431,12 +352,13 @@ class Trainer:
         return sum(counts) > self.learning.train_start and min(counts) >= self.batch
 
     def gradient_step(self) -> None:
-        """One step of Adam on the squared error between Q(state, action) and the reward."""
+        """Learn, and count it."""
         self.progress["steps"] += 1
         self.progress["loss_count"] += 1
-        if self.fixed is not None:
-            self.fixed.study()
-            return
+        self.learn()
+
+    def learn(self) -> None:
+        """One step of Adam on the squared error between Q(state, action) and the reward."""
         rows = self.replay.sample(self.batch, self.replay_rng)
         left = rows["left"].long() if self.sequential else None
         pair, frame = rows["pair"].long(), rows["frame"].long()
@@ -448,7 +370,7 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         means = torch.stack([loss.detach(), q_taken.detach().mean()])
-        self.exchange.average(means)
+        self.average(means)
         if not (means.isfinite().all() and q_values.isfinite().all()):
             raise InputError(
                 f"loss is {means[0].item()} at gradient step {self.progress['steps'] - 1}"
@@ -458,13 +380,16 @@ class Trainer:
                 " last.pt holds a good state; start anew with --overwrite and a smaller"
                 " --learning.lr"
             )
-        self.exchange.step()
+        self.optimizer.step()
         self.sums += means
 
+    def average(self, means: torch.Tensor) -> None:
+        """The gradients, and a few other numbers, become their means over the processes."""
+        gradients = (weight.grad for weight in self.network.parameters())
+        self.ranks.average([*gradients, means])
+
     def read_sums(self) -> None:
-        """Bring the sums of loss and Q into `progress`; a GPU's numbers are checked only here."""
-        if self.fixed is not None:
-            self.fixed.check()
+        """Bring the sums of loss and Q into `progress`."""
         self.progress["loss_sum"], self.progress["q_sum"] = self.sums.tolist()
 
     def reset_sums(self) -> None:
@@ -481,8 +406,6 @@ class Trainer:
 
     def own_state(self) -> dict[str, Any]:
         """What differs between processes."""
-        if self.fixed is not None:
-            self.replay.count = int(self.fixed.count)
         rng = runfolder.torch_rng(self.device)
         rng["explore"] = self.explore_rng.bit_generator.state
         rng["replay"] = self.replay_rng.bit_generator.state
@@ -507,13 +430,10 @@ class Trainer:
         """Take over the state of last.pt."""
         self.network.load_state_dict(content["network"])
         self.optimizer.load_state_dict(content["optimizer"])
-        self.exchange.restored()
         own = content if self.ranks.leads else content["others"][self.ranks.rank - 1]
         for name, column in self.replay.columns.items():
             column.copy_(own["replay"][name])
         self.replay.count = own["replay"]["count"]
-        if self.fixed is not None:
-            self.fixed.restart()
         lanes = own["lanes"]
         self.episode, self.frame = (lanes[name].cpu().numpy() for name in ("episode", "frame"))
         self.left.copy_(lanes["left"])
@@ -537,11 +457,22 @@ class Trainer:
 
     def held_out_f1(self) -> float:
         """Mean-pair F1 of the greedy policy on the held-out pairs."""
-        actions = decide_together(
-            self.network, self.signals, self.bandit, 256, self.ranks, self.held_out
-        )
-        pred = decide(self.signals.prob, thresholds(self.signals, actions, self.bandit))
+        given = (self.network, self.signals, self.bandit, 256, self.held_out)
+        pred, _ = decisions(*given, ranks=self.ranks)
         return mean_f1(self.cache, pred.cpu().numpy(), self.held_out)
+
+
+class GraphTrainer(GraphSteps, Trainer):
+    """The same on a GPU, acting and learning as CUDA graphs."""
+
+
+def learner_of(cfg: TrainConfig, device: torch.device) -> type:
+    """The class that trains by the method."""
+    kinds = {"windowed": Trainer, "events": event_policy.EventTrainer}
+    kinds |= dict.fromkeys(SUPERVISED, supervised.SupervisedTrainer)
+    if device.type == "cuda" and cfg.cuda_steps != "plain":
+        kinds["windowed"] = GraphTrainer
+    return kinds[cfg.method]
 
 
 def train(cfg: TrainConfig, device: torch.device, ranks: Ranks, cache: Cache | None = None) -> int:
@@ -551,8 +482,7 @@ def train(cfg: TrainConfig, device: torch.device, ranks: Ranks, cache: Cache | N
     """
     cache = cache or load_cache(cfg.cache / cfg.split)
     cfg = replace(cfg, passes=runfolder.begun_passes(cfg))
-    kinds = {"windowed": Trainer, "events": event_policy.EventTrainer}
-    trainer = kinds[cfg.method](cfg, cache, device, ranks)
+    trainer = learner_of(cfg, device)(cfg, cache, device, ranks)
     cfg = trainer.cfg
     longrun.refuse_no_step(trainer)
     if cfg.init is not None and not cfg.resume:
@@ -563,13 +493,14 @@ def train(cfg: TrainConfig, device: torch.device, ranks: Ranks, cache: Cache | N
     else:
         with runfolder.restoring(cfg.run / "last.pt"):
             trainer.restore(content)
-        was = runfolder.facts_of(TrainConfig, content, cfg.run / "last.pt").config.passes
+        was = runfolder.facts_of(content, cfg.run / "last.pt").config.passes
         if was != cfg.passes:
             print(f"{cfg.run}: {cfg.passes} passes in place of {was}; {trainer.SCHEDULE}")
     if trainer.done:
         print(f"{cfg.run}: this run is complete ({len(trainer.order)} episodes)")
         return 0
-    {"windowed": longrun, "events": event_policy}[cfg.method].announce(trainer)
+    said = {"windowed": longrun, "events": event_policy}
+    said.get(cfg.method, supervised).announce(trainer)
     longrun.warn_of_few_steps(trainer)
     stopped = runfolder.catch_signals()
     began, frames = time.perf_counter(), trainer.progress["frames"]

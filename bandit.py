@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import torch
 
-from config import Bandit, InputError, Learning, TrainConfig, TwinsConfig
+from config import Bandit, InputError, Learning, TrainConfig
 from preprocess import Cache
 from qlearning import Columns, anneal
 
@@ -177,7 +177,7 @@ def thresholds(signals: Signals, actions: torch.Tensor, bandit: Bandit) -> torch
 # ---------------------------------------------------------------------------- episodes, replay
 
 
-def hold_out(cache: Cache, cfg: TrainConfig | TwinsConfig) -> tuple[np.ndarray, np.ndarray]:
+def hold_out(cache: Cache, cfg: TrainConfig) -> tuple[np.ndarray, np.ndarray]:
     """Indices of the pairs to train on and of those kept aside, a seeded share of whole clips."""
     names = sorted({pair.filename for pair in cache.pairs})
     order = np.random.default_rng([cfg.seed, 3]).permutation(len(names))

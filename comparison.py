@@ -1,14 +1,14 @@
 """One table of many systems on one split: metrics, paired intervals, a verdict.
 
-Run:    python evaluate.py --compare DQN=runs/slides twin=runs/twin rules --out runs/table
+Run:    python evaluate.py --compare DQN=runs/slides C=runs/classifier rules --out runs/table
 Writes: <out>/{results.json, table.md, table.tex, pairs.csv, events/}
 Shapes: N frames of all pairs, P pairs, C clips, K classes, D bootstrap draws
 
 A cache of present pairs gives the slides' protocol: accuracy, IoU and F1 of each pair, then the
 mean; it hands every system the clip's tags. A cache of all pairs lets false alarms count: F1 over
 the frames of each class in all clips, then the mean (macro), F1 over all frames (micro), and the
-share of absent pairs with a frame on. There, policies, twins and T_base stand bare and behind the
-tag gate. Rules are tuned on the training cache: mean-pair F1, or macro-F1 over all pairs.
+share of absent pairs with a frame on. There, policies, baselines and T_base stand bare and behind
+the tag gate. Rules are tuned on the training cache: mean-pair F1, or macro-F1 over all pairs.
 
 Intervals are of clips drawn with replacement, the same draws for every row, so that differences are
 paired; of several seeds the mean is taken in every draw. They do not cover the choice of seeds (see
@@ -388,9 +388,9 @@ def compare(
 def measure(entrants: list[Entrant], cache: Cache, workers: int | None) -> dict[str, Any]:
     """Metrics, intervals and differences of all rows, T_base first.
 
-    The best opponent is the one that is hardest to beat on this very split: the best rule, twin or
-    foreign system by the metric that rules are tuned for. That favours the opponents. A row is held
-    against the T_base of `base_for`.
+    The best opponent is the one that is hardest to beat on this very split: the best rule,
+    supervised baseline or foreign system by the metric that rules are tuned for. That favours the
+    opponents. A row is held against the T_base of `base_for`.
     """
     names = HEADLINE[cache.queries]
     sampler = Resampler(cache)
@@ -409,7 +409,7 @@ def measure(entrants: list[Entrant], cache: Cache, workers: int | None) -> dict[
         psds = raw_psds(cache, entrants, pool) if ranked(cache) else []
     for name, rows in scored.items():
         members[name] = [a | b for a, b in zip(members[name], rows, strict=True)]
-    rivals = [row.name for row in entrants if row.kind in ("rule", "twin", "events")]
+    rivals = [row.name for row in entrants if row.kind in ("rule", "supervised", "events")]
     rivals = [name for name in rivals if name not in NOT_OPPONENTS]
     decisive = DECISIVE[cache.queries]
     best = max(rivals, key=lambda name: found[name][0][decisive], default=None)

@@ -60,11 +60,12 @@ if TYPE_CHECKING:  # matplotlib is imported where a figure is drawn: it builds a
 KINDS = {  # kind of a row -> colour, legend entry
     "base": ("t_base", "Base threshold, untouched"),
     "policy": ("t_adj", "Policy (DQN)"),
-    "twin": ("twin", "Supervised baseline: the DQN's state and network"),
+    "supervised": ("supervised", "Supervised baseline: the DQN's state and network"),
     "rule": ("yardstick", "Rule, tuned on training clips"),
     "events": ("events", "Events from elsewhere"),
     "ceiling": ("ceiling", "Ceiling: knows the labels"),
 }
+FORMER = "twin"  # the kind `supervised` in tables of older versions
 MARKERS, LINES = "osD^vP", ("-", "--", "-.", ":")  # several rows of one kind
 
 
@@ -127,7 +128,7 @@ def is_end(value: Any) -> bool:
 
 ROW = {
     "name": is_text,
-    "kind": KINDS.__contains__,
+    "kind": {*KINDS, FORMER}.__contains__,
     "gated": is_flag,
     "base": is_text,
     "members": [{"source": is_text}],
@@ -157,6 +158,9 @@ def load_table(folder: Path) -> Table:
         check_form(results["entrants"], [row])
     except ValueError as error:
         raise InputError(f"{path}: not of such a comparison ({error}); {cure}") from None
+    for row in results["entrants"]:
+        if row["kind"] == FORMER:
+            row["kind"] = "supervised"
     names = [row["name"] for row in results["entrants"]]
     meant = {BASE, results["best_opponent"] or BASE, *(row["base"] for row in results["entrants"])}
     if missing := meant - set(names):
@@ -352,7 +356,7 @@ def named(table: Table, name: str) -> str:
 def draw_class_gains(table: Table) -> "Figure | str":
     """F1 gained in the present pairs of each class over the T_base that the table holds a row
     against, with intervals over clips."""
-    rows, pairs = series(table, ("policy", "twin")), table.pairs
+    rows, pairs = series(table, ("policy", "supervised")), table.pairs
     if not rows:
         return "the table has neither a policy nor a baseline"
     labels, counts = np.unique(pairs.event_label[pairs.present], return_counts=True)

@@ -40,6 +40,7 @@ from core.files import whole as whole
 from core.files import write_text as write_text
 from core.names import isolated
 
+SUPERVISED = ("classifier", "rewards")  # methods that learn from labels, without trying
 PresetName = Literal["slides", "original", "demo", "best"]
 Device = Literal["auto", "cpu", "cuda"]
 
@@ -305,6 +306,9 @@ class Learning(Checked):
         require(
             self.epsilon_end <= self.epsilon_start, self.flag("epsilon_end"), rule, self.epsilon_end
         )
+
+    def check_replay(self) -> None:
+        """ValueError where the replay memory suits neither the lanes nor the batch."""
         rule = f"at least learning.lanes = {self.lanes} (one tick may store that many)"
         require(self.replay >= self.lanes, self.flag("replay"), rule, self.replay)
         rule = f"below learning.replay = {self.replay} (learning would never start)"
@@ -623,8 +627,8 @@ class TrainConfig(Checked):
     """CPU threads; the number changes rounding"""
     cuda_steps: Literal["auto", "plain", "graphs", "graphs-bf16"] = "auto"
     """gradient steps on a GPU"""
-    method: Literal["windowed", "events"] = "windowed"
-    """frames from their windows (slides), or events"""
+    method: Literal["windowed", "events", "classifier", "rewards"] = "windowed"
+    """frames (slides), events, or a supervised baseline"""
     bandit: Bandit = field(default_factory=Bandit)
     network: Network = field(default_factory=Network)
     learning: Learning = field(default_factory=Learning)
@@ -637,65 +641,35 @@ class TrainConfig(Checked):
         require(apart, self.flag("init"), f"outside --run {self.run}, which is written,", self.init)
         graphs = self.device != "cpu" or self.cuda_steps in ("auto", "plain")
         require(graphs, self.flag("cuda_steps"), "auto or plain on a CPU", self.cuda_steps)
+        graphs = self.method == "windowed" or self.cuda_steps == "auto"
+        require(
+            graphs, self.flag("cuda_steps"), f"auto with --method {self.method}", self.cuda_steps
+        )
         # No flag that does nothing: each method has its own.
-        own = {"windowed": ("network", "learning"), "events": ("events",)}
+        own = {"events": ("events",)}
+        own |= dict.fromkeys(("windowed", *SUPERVISED), ("network", "learning"))
         groups = {name: type(getattr(self, name))() for each in own.values() for name in each}
         unused = {
             name: (getattr(self, name), default)
             for name, default in groups.items()
             if name not in own[self.method]
         }
+        if self.method == "windowed":
+            self.learning.check_replay()
+        if self.method in SUPERVISED:
+            reading = self.bandit.reading
+            rule = f"independent with --method {self.method}"
+            require(reading == "independent", "bandit.reading", rule, reading)
+            rule = f"left alone with --method {self.method}, which tries nothing out,"
+            for spec in fields(Learning):
+                given = getattr(self.learning, spec.name)
+                alone = spec.name in ("lr", "batch", "frames_per_step") or given == spec.default
+                require(alone, self.learning.flag(spec.name), rule, given)
         if self.method == "events":
             unused["bandit"] = (self.bandit, Bandit())
         for name, (given, default) in unused.items():
             rule = f"left alone with --method {self.method}, which has no such part,"
             require(given == default, f"{name}.*", rule, "another value")
-
-
-@dataclass(frozen=True, kw_only=True)
-class TwinsConfig(Checked):
-    """Train a supervised baseline: state and network of the policy, no reinforcement learning."""
-
-    preset: PresetName = "slides"
-    """set of defaults; other flags win"""
-    kind: Literal["classifier", "rewards"] = "classifier"
-    """target: label, or rewards of all actions"""
-    cache: Path = Path("cache")
-    """folder of the caches"""
-    split: str = split_name("train")
-    """cache to train on"""
-    run: Path = Path("runs/twin")
-    """run folder to write"""
-    passes: int = number(1, 1)
-    """passes over the training pairs"""
-    frames_per_step: int = number(32, 1)
-    """frames of a pass for each gradient step"""
-    batch: int = number(32, 1, MOST_BATCH)
-    """frames in a gradient step"""
-    lr: float = number(1e-4, above=0, high=1)
-    """Adam's learning rate, constant (slides)"""
-    holdout: float = number(0.1, 0, 0.9)
-    """share of training clips held out to choose best.pt"""
-    looks: int = number(10, 1)
-    """evaluations on the held-out clips"""
-    checkpoint_minutes: float = number(5.0, above=0)
-    """minutes between writes of last.pt"""
-    resume: bool = False
-    """go on from last.pt"""
-    overwrite: bool = False
-    """replace an earlier run"""
-    seed: int = number(0, 0, MOST_SEED)
-    """weights, frames drawn, held-out clips"""
-    device: Device = "auto"
-    """auto: CUDA if present"""
-    threads: int = number(1, 1, MOST_PROCESSES)
-    """CPU threads"""
-    bandit: Bandit = field(default_factory=Bandit)
-    network: Network = field(default_factory=Network)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(not (self.resume and self.overwrite), "resume", "used without --overwrite", "both")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -892,8 +866,6 @@ def with_preset(cls: type, name: str) -> Any:
             changes.setdefault(group, {})[leaf] = value
     if cls is not SoundscapesConfig:  # `out` of other scripts follows from their run folder
         changes[""].pop("out", None)
-    if cls is TwinsConfig:  # a preset's run folder is the policy's
-        changes[""].pop("run", None)
     base = cls()
     for group in [key for key in changes if key]:
         changes[""][group] = dataclasses.replace(getattr(base, group), **changes[group])

@@ -36,7 +36,8 @@ from tqdm import tqdm
 
 import runfolder
 import scorers
-from bandit import decide, query_of, resident, thresholds
+from apply import decisions
+from bandit import query_of, resident
 from config import (
     DetectConfig,
     Device,
@@ -58,7 +59,7 @@ from core.files import (
 )
 from core.names import isolated
 from core.stored import check_form, is_text, read_json
-from DQN import Policy, greedy_actions, load_policy
+from DQN import Policy, load_policy
 from event_metrics import ScoredEvent
 from event_policy import decide_clips
 from gate import Gate, opens
@@ -526,8 +527,7 @@ def decide_rows(rows: list[Row], plan: Plan) -> None:
     starts = np.cumsum([0] + [len(row.signals["prob"]) for row in rows])
     label = np.zeros(starts[-1], bool)  # nobody knows
     signals = resident(values, label, starts, policy.bandit, plan.device)
-    actions = greedy_actions(policy.network, signals, policy.bandit, plan.batch)
-    pred = decide(signals.prob, thresholds(signals, actions, policy.bandit)).cpu().numpy()
+    pred = decisions(policy.network, signals, policy.bandit, plan.batch)[0].cpu().numpy()
     for row, start in zip(rows, starts, strict=False):
         row.on[:] = pred[start + row.skip :][: len(row.on)]
 

@@ -2,8 +2,8 @@
 
 Shapes: L lanes, B batch, A actions, C channels, W window
 
-On a GPU the host must not wait for the device: `FixedSteps` acts and learns in fixed shapes, reads
-nothing back, and is recorded as two CUDA graphs. The CPU has its own path in DQN.py.
+On a GPU the host must not wait for the device: `GraphSteps` acts and learns in fixed shapes, reads
+nothing back, and is recorded as two CUDA graphs. Plain steps are those of `Trainer` in DQN.py.
 """
 
 import time
@@ -17,7 +17,9 @@ from torch import nn
 from torch.nn import functional
 
 from bandit import Signals, make_states, outcome
-from config import Bandit, InputError
+from config import Bandit, InputError, TrainConfig
+from preprocess import Cache
+from ranks import ALONE, Ranks
 
 CPU_BATCHES = (256, 64, 128, 512)  # the first is the reference, and what small jobs take
 CUDA_BATCHES = (256, 1024, 4096, 16_384)
@@ -64,32 +66,28 @@ def fastest_batch(network: nn.Module, signals: Signals, bandit: Bandit) -> int:
     return min(times, key=times.__getitem__)
 
 
-class FixedSteps:
-    """Acting and learning on fixed shapes, all state on the device, nothing read back.
+class GraphSteps:
+    """Acting and learning of `Trainer` of DQN.py on fixed shapes, all state on the device, nothing
+    read back; the checkpoints are the same.
 
     Lanes that are idle, frames that are not stored and actions that are drawn are masks. The ring
-    of the trainer of DQN.py gets one more row, where what is not stored is thrown; its `cells`
-    (L, 4) and `left` (L, context) are changed in place.
+    gets one more row, where what is not stored is thrown; `cells` (L, 4) and `left` (L, context)
+    are changed in place.
     """
 
-    def __init__(self, trainer: Any, bf16: bool):
-        self.trainer, self.bf16, self.recorded = trainer, bf16, False
-        self.network, self.optimizer = trainer.network, trainer.optimizer
-        self.signals, self.replay, bandit = trainer.signals, trainer.replay, trainer.bandit
-        self.cells, self.left, self.device = trainer.cells, trainer.left, trainer.device
-        self.bandit, self.dropout = bandit, trainer.learning.acting == "dropout"
-        self.sequential, self.table = trainer.sequential, trainer.table
+    def __init__(self, cfg: TrainConfig, cache: Cache, device: torch.device, ranks: Ranks = ALONE):
+        super().__init__(cfg, cache, device, ranks)
+        self.bf16, self.recorded = cfg.cuda_steps == "graphs-bf16", False
         self.ring: dict[str, torch.Tensor] = {}
         for name, column in self.replay.columns.items():
             self.ring[name] = torch.cat([column, column[:1]])
             self.replay.columns[name] = self.ring[name][:-1]
-        whole = {"dtype": torch.int64, "device": self.device}
+        whole = {"dtype": torch.int64, "device": device}
         self.count = torch.tensor(self.replay.count, **whole)
         # Rows: pair, frame, choice, greedy?, active?
         self.asked = torch.zeros(5, len(self.cells), **whole)
-        self.drawn = torch.zeros(trainer.batch, **whole)
-        self.sums = torch.zeros(2, dtype=torch.float64, device=self.device)  # of loss and Q
-        self.bad = torch.zeros((), dtype=torch.bool, device=self.device)  # anything not finite?
+        self.drawn = torch.zeros(self.batch, **whole)
+        self.bad = torch.zeros((), dtype=torch.bool, device=device)  # anything not finite?
 
     def q_values(self, states: torch.Tensor) -> torch.Tensor:
         """(B, C, W) -> (B, A) float32, computed in bfloat16 where that was asked for."""
@@ -100,10 +98,10 @@ class FixedSteps:
         return q_values.float()
 
     @torch.no_grad()
-    def act(self) -> None:
+    def act_all(self) -> None:
         """Choose, pay and store an action in every lane that `asked` calls active."""
         pair, frame, choice, greedy, active = self.asked
-        self.network.train(self.dropout)
+        self.network.train(self.learning.acting == "dropout")
         left = self.left if self.sequential else None
         q_values = self.q_values(make_states(self.signals, pair, frame, self.bandit, left))
         self.bad |= ~q_values.isfinite().all()
@@ -121,7 +119,7 @@ class FixedSteps:
         if self.sequential and self.bandit.context:
             self.left.copy_(torch.cat([self.left[:, 1:], actions[:, None]], 1))
 
-    def learn(self) -> None:
+    def learn_drawn(self) -> None:
         """Gradients and a step of Adam on the stored transitions `drawn`."""
         rows = {name: column[self.drawn] for name, column in self.ring.items()}
         left = rows["left"].long() if self.sequential else None
@@ -133,8 +131,8 @@ class FixedSteps:
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         means = torch.stack([loss.detach(), q_taken.detach().mean()])
-        self.trainer.exchange.average(means)
-        self.trainer.exchange.step()
+        self.average(means)
+        self.optimizer.step()
         self.sums += means
         self.bad |= ~(loss.isfinite() & q_values.isfinite().all())
 
@@ -145,68 +143,73 @@ class FixedSteps:
             source = source.pin_memory()  # the allocator keeps it until the copy is done
         target.copy_(source, non_blocking=True)
 
-    def play(self, lane: np.ndarray, choice: np.ndarray, greedy: np.ndarray) -> None:
-        """Let some lanes act: `choice` (L,) or, where `greedy` (L,) is true, the network's."""
-        if not self.recorded and self.device.type == "cuda" and self.trainer.ranks.size == 1:
+    def act(self, lane: np.ndarray, choice: np.ndarray, asked: np.ndarray) -> None:
+        """Let some lanes act: `choice` (L,) or, where `asked` (L,) is true, the network's."""
+        if not self.recorded and self.device.type == "cuda" and self.ranks.size == 1:
             self.record()
-        frame = self.trainer.frame[lane]
-        asked = np.zeros(tuple(self.asked.shape), dtype=np.int64)
-        pair = self.trainer.order[self.trainer.episode[lane]]
-        asked[:, lane] = np.stack([pair, frame, choice, greedy, np.ones_like(frame)])
-        self.send(self.asked, asked)
-        self.act()
+        frame, pair = self.frame[lane], self.order[self.episode[lane]]
+        rows = np.zeros(tuple(self.asked.shape), dtype=np.int64)
+        rows[:, lane] = np.stack([pair, frame, choice, asked, np.ones_like(frame)])
+        self.send(self.asked, rows)
+        self.act_all()
         if self.bandit.boundary_test == "before":
-            self.replay.count += int(self.trainer.inside[frame].sum())
+            self.replay.count += int(self.inside[frame].sum())
         elif len(self.replay) < self.replay.capacity:  # how many are stored depends on the actions
             self.replay.count = int(self.count)
 
-    def study(self) -> None:
+    def learn(self) -> None:
         """Draw a batch and learn from it."""
         size, batch = len(self.replay), len(self.drawn)
-        drawn = self.trainer.replay_rng.choice(size, batch, replace=False, shuffle=False)
-        self.send(self.drawn, drawn)
-        self.learn()
+        self.send(self.drawn, self.replay_rng.choice(size, batch, replace=False, shuffle=False))
+        self.learn_drawn()
 
-    def restart(self) -> None:
-        """Take over what a checkpoint has brought."""
+    def read_sums(self) -> None:
+        """As of `Trainer`. InputError where something was not finite since the start: one wait."""
+        if self.bad.item():
+            raise InputError(
+                f"loss or Q-values are not finite at or before gradient step"
+                f" {self.progress['steps']}; last.pt"
+                " holds a good state; start anew with --overwrite and a smaller --learning.lr"
+            )
+        super().read_sums()
+
+    def own_state(self) -> dict[str, Any]:
+        """As of `Trainer`."""
+        self.replay.count = int(self.count)
+        return super().own_state()
+
+    def restore(self, content: dict[str, Any]) -> None:
+        """As of `Trainer`."""
+        super().restore(content)
         self.count.fill_(self.replay.count)
         for group in self.optimizer.param_groups:  # one of a CPU run says no
             group["capturable"] = self.device.type == "cuda"
 
-    def state(self) -> list[torch.Tensor]:
-        """Every tensor that `act` and `learn` change."""
+    def changing(self) -> list[torch.Tensor]:
+        """Every tensor that `act_all` and `learn_drawn` change."""
         moments = chain(*(values.values() for values in self.optimizer.state.values()))
         rest = (self.cells, self.left, self.count, self.sums, self.bad)
         return [*self.network.parameters(), *moments, *self.ring.values(), *rest]
 
     def record(self) -> None:
-        """Replace `act` and `learn` by CUDA graphs of them; the state stays as it is.
+        """Replace `act_all` and `learn_drawn` by CUDA graphs of them; the state stays as it is.
 
         Where recording fails, the plain functions stay: slower, the same numbers.
         """
         self.recorded = True
         make_moments(self.optimizer)
-        rng, kept = torch.cuda.get_rng_state(self.device), [x.clone() for x in self.state()]
+        rng, kept = torch.cuda.get_rng_state(self.device), [x.clone() for x in self.changing()]
         graphs = None
         try:
-            graphs = graph_of(self.act), graph_of(self.learn)
+            graphs = graph_of(self.act_all), graph_of(self.learn_drawn)
         except RuntimeError as error:
             print(f"note: no CUDA graphs ({str(error).splitlines()[0]}); plain steps instead")
         with torch.no_grad():
-            for tensor, value in zip(self.state(), kept, strict=True):
+            for tensor, value in zip(self.changing(), kept, strict=True):
                 tensor.copy_(value)
         torch.cuda.set_rng_state(rng, self.device)
         if graphs is not None:
-            self.act, self.learn = graphs
-
-    def check(self) -> None:
-        """InputError where something was not finite since the start: one wait for the device."""
-        if self.bad.item():
-            raise InputError(
-                f"loss or Q-values are not finite at or before gradient step"
-                f" {self.trainer.progress['steps']}; last.pt"
-                " holds a good state; start anew with --overwrite and a smaller --learning.lr"
-            )
+            self.act_all, self.learn_drawn = graphs
 
 
 def make_moments(optimizer: torch.optim.Optimizer) -> None:

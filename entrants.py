@@ -1,13 +1,13 @@
 """Who is compared: checkpoints, tuned rules, events from elsewhere, with their decisions.
 
-Reads:  checkpoints of DQN.py and twins.py, event TSVs, <out>/rules.json
+Reads:  checkpoints of DQN.py, event TSVs, <out>/rules.json
 Writes: <out>/rules.json, <checkpoint's folder>/decisions/: a checkpoint decides once for each cache
 Shapes: N frames of all pairs, P pairs
 """
 
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,9 +16,9 @@ from tqdm import tqdm
 import event_policy
 import gate as tag_gate
 import runfolder
-import twins
 from bandit import thresholds, to_device
 from config import (
+    SUPERVISED,
     Bandit,
     EvaluateConfig,
     InputError,
@@ -28,7 +28,6 @@ from config import (
 from core.files import writing
 from core.stored import file_sha256, read_json, read_npz, write_json
 from csebbs import sebbs
-from device import fastest_batch
 from DQN import decide_cache, load_policy
 from labels import (
     SUFFIXES,
@@ -69,7 +68,7 @@ class Entrant(NamedTuple):
     """A row of the table: one system, or several seeds of one."""
 
     name: str
-    kind: str  # base, policy, twin, rule, ceiling or events
+    kind: str  # base, policy, supervised, rule, ceiling or events
     setting: str
     members: list[Member]
     gated: bool = False  # every pair off that the tag gate closes
@@ -130,7 +129,7 @@ class Stored(NamedTuple):
     """What is kept of a checkpoint's decisions on a cache."""
 
     pred: np.ndarray  # (N,) bool
-    action: np.ndarray  # (N,) int64; of a twin and of a policy over events (0,)
+    action: np.ndarray  # (N,) int64; (0,) where no threshold is shifted
     seconds: float
     preset: str  # by which a bare state dict was read; empty for others
     boxes: event_policy.Candidates | None = None
@@ -170,33 +169,25 @@ def scored_boxes(
 
 
 def from_checkpoint(path: Path, cache: Cache, cfg: EvaluateConfig) -> tuple[str, Member]:
-    """Kind and decisions of a policy or twin, computed once for each cache.
+    """Kind and decisions of a policy or supervised baseline, computed once for each cache.
 
     InputError for a checkpoint that is damaged or of other signals, and for damaged decisions.
     """
     device = runfolder.pick_device(cfg.device, cfg.threads)
-    content = runfolder.read_checkpoint(path)
-    is_twin = "twin" in content
-    preset = "" if "config" in content else cfg.preset  # by which a bare state dict was read
-    system: Any = (
-        twins.load_twin(path, device) if is_twin else load_policy(path, device, cfg.preset)
-    )
+    bare = "config" not in runfolder.read_checkpoint(path)
+    preset = cfg.preset if bare else ""  # by which a bare state dict was read
+    system = load_policy(path, device, cfg.preset)
     trained = Origin(system.signal, system.info.get("trained_on") or {})
     window = system.network.window
     notes = tuple(held_against(str(path), trained, cache, cfg.other_classes, window))
     runfolder.trained_on(system.seen, cache, path)
-    kind, store = "twin" if is_twin else "policy", store_of(path, cache)
+    kind = "supervised" if system.method in SUPERVISED else "policy"
+    store = store_of(path, cache)
     if not store.exists() or stored_decisions(store, cache).preset != preset:
         began = time.perf_counter()
-        action, boxes = None, None
-        if is_twin:
-            signals = to_device(cache, system.bandit, device)
-            batch = cfg.batch or fastest_batch(system.network, signals, system.bandit)
-            pred = twins.decisions(system, signals, batch, None, path.parent.name).cpu().numpy()
-        else:
-            pred, action, _, boxes, _ = decide_cache(
-                system, cache, device, cfg.batch, progress=path.parent.name
-            )
+        pred, action, _, boxes, _ = decide_cache(
+            system, cache, device, cfg.batch, progress=path.parent.name
+        )
         seconds = time.perf_counter() - began
         with writing(store.parent):
             store.parent.mkdir(exist_ok=True)
@@ -374,7 +365,7 @@ def find_entrants(cfg: EvaluateConfig, cache: Cache, train: Cache) -> list[Entra
             gated = behind_gate(row, cache)
             if gated is not None:
                 rows.append(gated)
-            elif row.kind in ("base", "policy", "twin") and row.members[0].boxes is None:
+            elif row.kind in ("base", "policy", "supervised") and row.members[0].boxes is None:
                 print(f"note: {row.name} has no tag gate; it stands bare only")
     check_names([row.name for row in rows])
     if asides or (cfg.out / LEFT_OUT).exists():

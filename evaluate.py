@@ -473,14 +473,13 @@ def load_evaluated(cfg: VisualizeConfig) -> Evaluated:
     forms |= event_policy.FORMS
     arrays = read_npz(path, forms, cure, ("action", "t_adj", *event_policy.FORMS))
     t_adj, after, before = arrays.get("t_adj"), arrays["binary"] > 0, cache.signals["binary"] > 0.5
-    needed = ("action", "t_adj") if "decisions" in results else ("t_adj",)
-    if "box_pair" not in arrays and not all(name in arrays for name in needed):
-        raise InputError(f"{path}: damaged (no {' or no '.join(needed)}); {cure}")
-    # Results of older versions do not say which decisions they are about.
-    if "decisions" in results and results["decisions"] != digest_of(arrays):
+    if "decisions" not in results:  # those of older versions do not say what they are about
+        if t_adj is None:
+            raise InputError(f"{path}: damaged (no t_adj); {cure}")
+    elif results["decisions"] != digest_of(arrays):
         raise InputError(f"{path}: not the decisions of {where}; {cure}")
     try:
-        boxes = boxes_of_pairs(arrays, cache) if t_adj is None else None
+        boxes = boxes_of_pairs(arrays, cache) if "box_pair" in arrays else None
     except (KeyError, ValueError) as error:
         raise InputError(f"{path}: damaged ({error}); {cure}") from None
     heard = cache.present[cache.frames_of_pair] | (cache.queries == "present")
@@ -712,10 +711,10 @@ def apply(
     matches = find_matches(data)
     results["ends"] = {when: end_errors(some) for when, some in matches._asdict().items()}
     decided = {"binary": pred.astype(np.uint8)}
-    if boxes is None:
-        decided |= {"action": action, "t_adj": t_adj}
-    else:
+    if boxes is not None:
         decided |= event_policy.as_arrays(boxes)
+    elif action is not None:
+        decided |= {"action": action, "t_adj": t_adj}
     results["decisions"] = digest_of(decided)
     found = predicted_events(cache, events)
 

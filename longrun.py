@@ -12,7 +12,6 @@ import torch
 from bandit import decide
 from config import InputError
 from metrics import mean_f1
-from shards import Shards
 
 # ---------------------------------------------------------------------------- before and after
 
@@ -34,9 +33,8 @@ def announce(trainer: Any) -> None:
     if trainer.device.type == "cuda":
         free, total = torch.cuda.mem_get_info()
         name = f"{torch.cuda.get_device_name()} ({free / 1e9:.1f} of {total / 1e9:.1f} GB free)"
-    shared = " with weights in shared memory" if isinstance(trainer.exchange, Shards) else ""
     print(
-        f"device {name}, {trainer.ranks.size} process(es){shared}, {cfg.threads} thread(s); network"
+        f"device {name}, {trainer.ranks.size} process(es), {cfg.threads} thread(s); network"
         f" {sum(p.numel() for p in trainer.network.parameters()):,} parameters;"
         f" signals {resident / 1e6:.1f} MB, replay {ring / 1e6:.1f} MB\n"
         f"{len(order) // cfg.passes} training pairs, {len(trainer.held_out)} held out,"

@@ -49,7 +49,7 @@ COLOURS = {
     "accuracy": "#2f4b7c",
     "iou": "#e0a100",
     "f1": "#d45087",
-    "twin": "#8e44ad",
+    "supervised": "#8e44ad",
     "ceiling": "#a9b0ba",
     "events": "#c2571a",
     "best": "#2b3a55",

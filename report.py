@@ -355,7 +355,7 @@ def policy_data(shown: Shown, name: str) -> dict[str, Any]:
         "settings": settings(shown.data, shown.training and shown.training[0]),
         "training": training_curves(shown.training),
         "curve": results.get("curve"),
-        "over_events": shown.data.t_adj is None,
+        "shifts": shown.data.t_adj is not None,
     }
 
 

@@ -26,7 +26,6 @@ from config import (
     Bandit,
     InputError,
     TrainConfig,
-    TwinsConfig,
     from_dict,
     to_dict,
     whole,
@@ -121,7 +120,27 @@ def read_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str,
     """Read a checkpoint without running code from it; InputError where it is damaged."""
     if not path.exists():
         raise InputError(f"{path}: not found; train first: python DQN.py --run {path.parent}")
-    return tensors.read_checkpoint(path, device)
+    content = tensors.read_checkpoint(path, device)
+    return of_baseline(content, path) if "twin" in content else content
+
+
+def of_baseline(content: dict[str, Any], path: Path) -> dict[str, Any]:
+    """A supervised baseline of former versions, which had a script of its own, as DQN.py writes it.
+
+    InputError where it is damaged.
+    """
+    try:
+        config, info = parse_json(content["config"]), content["info"]
+        learning = {name: config.pop(name) for name in ("lr", "batch", "frames_per_step")}
+        # Whatever reading was set, it took no earlier decision.
+        bandit = config["bandit"] | {"reading": "independent"}
+        config |= {"method": config.pop("kind"), "learning": learning, "bandit": bandit}
+        done = {"finished": info["steps"], "frames": info["steps"] * learning["batch"]}
+        done["best_episode"] = info.pop("best_step")
+        rest = {"config": json.dumps(config), "info": new_progress() | info | done, "recent": []}
+    except (KeyError, TypeError, ValueError, AttributeError, InputError) as error:
+        raise InputError(f"{path}: damaged, or of another script ({why(error)})") from None
+    return {name: value for name, value in content.items() if name != "twin"} | rest
 
 
 def pick_device(name: str, threads: int) -> torch.device:
@@ -180,10 +199,10 @@ FREE_FIELDS = (
 )
 
 
-def stored_config(cfg: TrainConfig | TwinsConfig) -> dict[str, Any]:
+def stored_config(cfg: TrainConfig) -> dict[str, Any]:
     """The config as kept in checkpoints: without what may change on resume."""
-    defaults = to_dict(type(cfg)())
-    return to_dict(cfg) | {name: defaults[name] for name in FREE_FIELDS if name in defaults}
+    defaults = to_dict(TrainConfig())
+    return to_dict(cfg) | {name: defaults[name] for name in FREE_FIELDS}
 
 
 def known_config(cls: type, stored: Any) -> Any:
@@ -211,7 +230,7 @@ def config_of(cls: type, stored: Any) -> Any:
 
 
 def policy_content(
-    cfg: TrainConfig | TwinsConfig,
+    cfg: TrainConfig,
     cache: Cache,
     network: torch.nn.Module,
     gate: Gate | None,
@@ -263,19 +282,19 @@ PLAIN = {
 class Facts(NamedTuple):
     """What a checkpoint says of itself."""
 
-    config: Any
+    config: TrainConfig
     signal: dict[str, Any] | None  # formulas of the cache that it was trained on
     gate: Gate | None
     info: dict[str, Any]
 
 
-def facts_of(cls: type, content: dict[str, Any], path: Path) -> Facts:
-    """Settings (of the config class `cls`), formulas, tag gate and progress of a checkpoint.
+def facts_of(content: dict[str, Any], path: Path) -> Facts:
+    """Settings, formulas, tag gate and progress of a checkpoint.
 
     InputError where one is missing, damaged, or of another script.
     """
     try:
-        config = config_of(cls, parse_json(content["config"]))
+        config = config_of(TrainConfig, parse_json(content["config"]))
         signal, gate = (parse_json(content.get(name, "null")) for name in PLAIN)
         check_form({"signal": signal, "gate": gate}, PLAIN)
         info = content["info"]
@@ -405,11 +424,11 @@ def begun_passes(cfg: TrainConfig) -> int | None:
     goes_on = (cfg.resume or ranks.restarted()) and last.exists()
     if cfg.passes is not None or not goes_on:
         return cfg.passes
-    return facts_of(type(cfg), read_checkpoint(last), last).config.passes
+    return facts_of(read_checkpoint(last), last).config.passes
 
 
 def open_run(
-    cfg: TrainConfig | TwinsConfig,
+    cfg: TrainConfig,
     cache_key: str,
     device: torch.device,
     processes: int = 1,
@@ -432,19 +451,18 @@ def open_run(
     if not last.exists():
         raise InputError(f"{last}: not found, so there is nothing to resume; leave out --resume")
     content = read_checkpoint(last, device)
-    script, mark = ("twins.py", "twin") if isinstance(cfg, TwinsConfig) else ("DQN.py", "recent")
-    for key in ("config", "cache_key", "device", "optimizer", mark):
+    for key in ("config", "cache_key", "device", "optimizer", "recent"):
         if key not in content:
-            raise InputError(f"{last}: holds no {key}; only a last.pt of {script} can be resumed")
+            raise InputError(f"{last}: holds no {key}; only a last.pt of DQN.py can be resumed")
     begun = len(content.get("others", ())) + 1
     if begun != processes:
         cure = f"torchrun --nproc-per-node={begun}" if begun > 1 else "leave out torchrun"
         raise InputError(
             f"{last}: begun with {begun} process(es), cannot go on with {processes}; {cure}"
         )
-    was = to_dict(facts_of(type(cfg), content, last).config)
+    was = stored_config(facts_of(content, last).config)
     rows = differences(was, stored_config(cfg))
-    goes_on = getattr(cfg, "method", "") != "events"  # its passes end before its boxes begin
+    goes_on = cfg.method != "events"  # its passes end before its boxes begin
     more = [row for row in rows if goes_on and row[0] == "passes" and (row[1] or 0) < row[2]]
     if rows := [row for row in rows if row not in more]:
         text = "; ".join(f"--{flag} was {was}, now {now}" for flag, was, now in rows)

@@ -31,7 +31,7 @@ from torch import nn
 import comparison_figures
 from bandit import epsilon_at, hold_out
 from comparison import NOT_OPPONENTS, TABLE
-from config import Bandit, TrainConfig, VisualizeConfig, run_script
+from config import SUPERVISED, Bandit, TrainConfig, VisualizeConfig, run_script
 from core.files import is_ours, keep_apart, made, own_folder, whole
 from core.stored import read_json
 from evaluate import (
@@ -46,7 +46,7 @@ from evaluate import (
 from labels import find_audio
 from matching import Match
 from metrics import DRAWS, NAMES, count_pairs, scores_of
-from network import QNetwork
+from network import QNetwork, make_network
 from plotting import (
     COLOURS,
     MOST_CLASSES,
@@ -104,13 +104,13 @@ def load_training(cfg: VisualizeConfig) -> Training:
     history = read_history(cfg.run)
     planned = int(history["Episode"].max()) + 1
     folder = cfg.cache / config.split
-    steps = config.method == "events"  # its episodes are gradient steps
+    steps = config.method in ("events", *SUPERVISED)  # episodes are gradient steps
     if (folder / "manifest.json").exists() and not steps:  # a run that was stopped has planned more
         cache = load_cache(folder)
         train, _ = hold_out(cache, config)
         planned = max(planned, (config.passes or 1) * len(train))
     best = cfg.run / "best.pt"
-    info = facts_of(TrainConfig, read_checkpoint(best), best).info if best.exists() else {}
+    info = facts_of(read_checkpoint(best), best).info if best.exists() else {}
     return Training(config, history, planned, info.get("planned", planned))
 
 
@@ -291,6 +291,16 @@ def draw_signals(view: View, why: str) -> "Figure":
                 ax.axvspan(event.onset, event.offset, lw=0, zorder=0, **look(cell, entry))
     time_axis(axes[2, 0], view.edges[0], view.edges[-1])
     return legend(figure)
+
+
+def draw_deciding(data: Evaluated, index: int, why: str) -> "Figure | str":
+    """What a policy decided a pair by: thresholds or candidates."""
+    view = view_of(data, index)
+    if data.t_adj is not None:
+        return draw_signals(view, why)
+    if data.boxes is None:
+        return "this policy shifts no threshold; --html shows its decisions"
+    return draw_boxes(view, data.boxes.get(index, []), why)
 
 
 def draw_decisions(view: View, why: str) -> "Figure":
@@ -561,19 +571,22 @@ def network_boxes(network: QNetwork, bandit: Bandit) -> list[tuple[str, str, str
     gru, layers, window = network.gru, network.transformer.layers, bandit.window
     heads, inner = layers[0].self_attn.num_heads, layers[0].linear1.out_features
     width, hidden = network.head[0].in_features, network.head[0].out_features
+    answers, name = network.head[-1].out_features, "Q-values"
     low, high = bandit.deltas[0], bandit.deltas[-1]
     tcn = f"{len(convs)} x Conv1d\nkernel {convs[0].kernel_size[0]}\ndilation\n{dilations}"
     recurrent = f"{gru.num_layers} layers\n{gru.hidden_size} units\nper direction"
     attention = f"{len(layers)} layers\n{heads} heads\nfeed-forward\n{inner}\n\ncentre frame\nout"
-    head = f"Linear {width}\nto {hidden}\n\nLinear {hidden}\nto {bandit.num_actions}"
+    head = f"Linear {width}\nto {hidden}\n\nLinear {hidden}\nto {answers}"
     values = f"one for each\nshift of Base_T\n\n{low:+.2f} to\n{high:+.2f}\n\nthe best acts"
+    if answers == 1:
+        name, values = "Log odds", "that the\ncentre frame\nis on\n\non above 0"
     return [
         ("data", "State", "\n".join(bandit.channels), len(bandit.channels), window),
         ("convolution", "TCN", tcn, convs[-1].out_channels, window),
         ("recurrent", "BiGRU", recurrent, 2 * gru.hidden_size, window),
         ("attention", "Transformer", attention, width, 1),
-        ("linear", "Head", head, bandit.num_actions, 1),
-        ("data", "Q-values", values, bandit.num_actions, 1),
+        ("linear", "Head", head, answers, 1),
+        ("data", name, values, answers, 1),
     ]
 
 
@@ -582,7 +595,7 @@ def draw_network(run: Training) -> "Figure":
     from matplotlib.patches import FancyBboxPatch
 
     config = run.config
-    network = QNetwork(config.bandit, config.network)
+    network = make_network(config.method, config.bandit, config.network)
     boxes = network_boxes(network, config.bandit)
     parameters = sum(weights.numel() for weights in network.parameters())
     figure, axes = page(f"Q-network: {parameters:,} parameters", height=5.0)
@@ -723,11 +736,7 @@ def pair_drawings(
     fusion = (data.cache.manifest["signal"] or {}).get("fusion", "")  # imported signals: unknown
     return {
         "preprocessing": lambda: draw_preprocessing(view, fusion, why),
-        "signals": lambda: (
-            draw_signals(view, why)
-            if data.t_adj is not None
-            else draw_boxes(view, (data.boxes or {}).get(index, []), why)
-        ),
+        "signals": lambda: draw_deciding(data, index, why),
         "decisions": lambda: draw_decisions(view, why),
         "onset": lambda: draw_onset(data, matches),
         "events": lambda: draw_events(data, matches),

@@ -49,7 +49,7 @@ const narrow = matchMedia("(max-width: 899px)");
 
 const beside = () => report.policies.length > 1;
 const who = (i) => (beside() ? report.policies[i].name : "DQN"); // a policy in a sentence
-const shifts = (i) => !report.policies[i].over_events; // the threshold
+const shifts = (i) => report.policies[i].shifts; // the threshold
 const whose = (i) => (shifts(i) ? "DQN_T" : "DQN") +
   (beside() ? ` of ${report.policies[i].name}` : "");
 
@@ -147,7 +147,7 @@ function beforeAfter() {
     ...METRIC_NAMES.map((m) => change(r, gains[m], intervals[m]))], { class: "strong stack" });
   const rows = [row("Before: base threshold Base_T", report.before)];
   report.policies.forEach(({ results: r }, i) => {
-    const after = beside() ? `After: ${who(i)}` : `After: ${shifts(0) ? "learned threshold DQN_T" : "events"}`;
+    const after = beside() ? `After: ${who(i)}` : `After: ${shifts(0) ? "learned threshold DQN_T" : "decisions of the policy"}`;
     rows.push(row(after, r.after, { class: "strong" }),
       gain("Gain (points)", r, r.gain, r.interval));
   });

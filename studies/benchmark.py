@@ -30,18 +30,19 @@ SEEDS = (0, 1, 2)
 CLIPS = {"train": 600, "validation": 500}
 SMALL = ["--network.hidden", 32, "--looks", 5]
 DQN_FLAGS = [*SMALL, "--learning.lr", 1e-3, "--learning.frames-per-step", 64]
-# Half the policy's gradient steps: on held-out training clips a twin is best before that.
-TWIN_FLAGS = [*SMALL, "--lr", 1e-3, "--frames-per-step", 128]
+# Half the policy's gradient steps: on held-out training clips a baseline is best before that.
+SUPERVISED_FLAGS = ["--passes", 1, *SMALL]
+SUPERVISED_FLAGS += ["--learning.lr", 1e-3, "--learning.frames-per-step", 128]
 # The sequential reading decides every frame while it trains: more pairs at a time, fewer steps.
 # Epsilon: 70 % of the planned episodes, as 20,000 is of the slides' 28,592.
 ORIGINAL_FLAGS = ["--learning.frames-per-step", 128, "--learning.lanes", 128]
 ORIGINAL_FLAGS += ["--learning.epsilon-episodes", 800]
 TRAININGS = {
-    "slides": ("DQN.py", "slides", ["--preset", "slides", *DQN_FLAGS]),
-    "original": ("DQN.py", "original", ["--preset", "original", *DQN_FLAGS, *ORIGINAL_FLAGS]),
-    "classifier": ("twins.py", "slides", ["--kind", "classifier", *TWIN_FLAGS]),
-    "rewards": ("twins.py", "slides", ["--kind", "rewards", *TWIN_FLAGS]),
-    "best": ("DQN.py", "slides", ["--preset", "best"]),  # as it is, on all pairs
+    "slides": ("slides", ["--preset", "slides", *DQN_FLAGS]),
+    "original": ("original", ["--preset", "original", *DQN_FLAGS, *ORIGINAL_FLAGS]),
+    "classifier": ("slides", ["--method", "classifier", *SUPERVISED_FLAGS]),
+    "rewards": ("slides", ["--method", "rewards", *SUPERVISED_FLAGS]),
+    "best": ("slides", ["--preset", "best"]),  # as it is, on all pairs
 }
 NAMES = {
     "slides": "DQN slides",
@@ -105,12 +106,12 @@ def folder_of(fold: int, kind: str, seed: int) -> str:
 
 def train(fold: int, kind: str, seed: int) -> None:
     """One training: from nothing, from where it stopped, or not at all."""
-    script, preset, flags = TRAININGS[kind]
+    preset, flags = TRAININGS[kind]
     folder, began = folder_of(fold, kind, seed), time.perf_counter()
     more = ["--resume"] if (ROOT / folder / "last.pt").exists() else []
     queries = "all" if kind == "best" else "present"
     cache = f"cache/esc10-fold{fold}-{preset}-{queries}"
-    words = [script, *flags, "--seed", seed, "--cache", cache, "--run", folder, *more]
+    words = ["DQN.py", *flags, "--seed", seed, "--cache", cache, "--run", folder, *more]
     run(Path(folder).name, *words)
     print(f"{folder}: {(time.perf_counter() - began) / 60:.1f} min", flush=True)
 

@@ -32,8 +32,8 @@ import gate  # noqa: E402
 import opponents  # noqa: E402
 import preprocess  # noqa: E402
 import runfolder  # noqa: E402
-import twins  # noqa: E402
 from config import (  # noqa: E402
+    SUPERVISED,
     Bandit,
     Checked,
     EvaluateConfig,
@@ -41,7 +41,6 @@ from config import (  # noqa: E402
     PreprocessConfig,
     PresetName,
     TrainConfig,
-    TwinsConfig,
     config_key,
     num_workers,
     number,
@@ -133,13 +132,13 @@ class Learned(NamedTuple):
     """
 
     name: str
-    cfg: TrainConfig | TwinsConfig
+    cfg: TrainConfig
     queries: Literal["present", "all"] | None = None
 
     @property
     def kind(self) -> str:
         """As in entrants.py."""
-        return "policy" if isinstance(self.cfg, TrainConfig) else "twin"
+        return "supervised" if self.cfg.method in SUPERVISED else "policy"
 
 
 class Study(NamedTuple):
@@ -160,7 +159,7 @@ class Study(NamedTuple):
 class Training(NamedTuple):
     """One training: on the clips of `names`, and on their pairs of `queries`."""
 
-    cfg: TrainConfig | TwinsConfig
+    cfg: TrainConfig
     cache: Path
     queries: str
     names: list[str]
@@ -188,11 +187,9 @@ def train_one(job: Training) -> None:
         redirect_stdout(stream),
         redirect_stderr(stream),
     ):
-        if isinstance(job.cfg, TrainConfig):
-            with runfolder.held_run(job.cfg.run):
-                DQN.train(job.cfg, runfolder.pick_device(job.cfg.device, 1), ALONE, cache)
-        else:
-            twins.main(job.cfg, cache)
+        device = runfolder.pick_device(job.cfg.device, 1)
+        with runfolder.held_run(job.cfg.run):
+            DQN.train(job.cfg, device, ALONE, cache)
     write_json(path, mark)
 
 

@@ -30,7 +30,6 @@ from config import (  # noqa: E402
     Network,
     PreprocessConfig,
     TrainConfig,
-    TwinsConfig,
     plain_words,
     run_main,
     with_preset,
@@ -41,18 +40,14 @@ from splits import draw_parts  # noqa: E402
 from timeline import write_labels  # noqa: E402
 
 FOLDS, DIVISIONS, SEEDS, PROCESSES = 5, 20, range(3), 2
-SMALL = {"network": Network(hidden=32)}
-LR, FRAMES_PER_STEP = 1e-3, 32
+SMALL = {"network": Network(hidden=32), "learning": Learning(lr=1e-3, frames_per_step=32)}
 HOME = Path("cache/dcase")
-TWIN = {"lr": LR, "frames_per_step": FRAMES_PER_STEP, "passes": 5, **SMALL}
 LEARNED = [
+    Learned("DQN slides", TrainConfig(**SMALL), "present"),
     Learned(
-        "DQN slides",
-        TrainConfig(learning=Learning(lr=LR, frames_per_step=FRAMES_PER_STEP), **SMALL),
-        "present",
+        "supervised classifier", TrainConfig(method="classifier", passes=5, **SMALL), "present"
     ),
-    Learned("supervised classifier", TwinsConfig(kind="classifier", **TWIN), "present"),
-    Learned("all 21 rewards", TwinsConfig(kind="rewards", **TWIN), "present"),
+    Learned("all 21 rewards", TrainConfig(method="rewards", passes=5, **SMALL), "present"),
     Learned("DQN best", with_preset(TrainConfig, "best")),
 ]
 

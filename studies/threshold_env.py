@@ -39,6 +39,7 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:  # run as a program
     sys.path.insert(0, str(ROOT))
 
+from apply import decisions  # noqa: E402
 from bandit import (  # noqa: E402
     Signals,
     decide,
@@ -68,7 +69,7 @@ from config import (  # noqa: E402
 from core.files import Kind, keep_apart, own_folder, write_together  # noqa: E402
 from core.stored import write_json  # noqa: E402
 from core.versions import made_with  # noqa: E402
-from DQN import QNetwork, greedy_actions  # noqa: E402
+from DQN import QNetwork  # noqa: E402
 from evaluate import print_rows, tables  # noqa: E402
 from metrics import NAMES  # noqa: E402
 from preprocess import Cache, load_cache  # noqa: E402
@@ -582,8 +583,8 @@ def train_and_judge(
     learn(model, cfg.steps, "Training")
     seconds = time.perf_counter() - began
     signals = to_device(cache, cfg.bandit, device)
-    actions = greedy_actions(model.q_net, signals, cfg.bandit, 256, None, "Evaluating")
-    pred = decide(signals.prob, thresholds(signals, actions, cfg.bandit)).cpu().numpy()
+    on, actions = decisions(model.q_net, signals, cfg.bandit, 256, None, "Evaluating")
+    pred = on.cpu().numpy()
     same = torch.full_like(actions, cfg.bandit.no_change)
     libraries = {name: version(name) for name in ("gymnasium", "stable_baselines3")}
     results = {

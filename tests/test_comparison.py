@@ -24,6 +24,7 @@ import opponents
 import preprocess
 import runfolder
 import visualize
+from apply import decisions
 from bandit import to_device
 from comparison import (
     Resampler,
@@ -44,7 +45,8 @@ from config import (
     Bandit,
     EvaluateConfig,
     InputError,
-    TwinsConfig,
+    Learning,
+    TrainConfig,
     VisualizeConfig,
 )
 from core.files import contents
@@ -54,9 +56,8 @@ from entrants import BASE, GATED, Entrant, Member
 from labels import read_labels
 from metrics import count_pairs
 from preprocess import load_cache
+from supervised import SupervisedTrainer
 from timeline import Event, label_frames, write_labels
-from twins import Trainer as TwinTrainer
-from twins import decisions
 
 CPU = torch.device("cpu")
 LABELS = ("Dog", "Speech", "Cat")
@@ -313,10 +314,12 @@ def test_nothing_is_gained_by_what_does_not_know_the_truth(tmp_path, monkeypatch
         write_cache(tmp_path / split, [60] * 16, seed=seed)
     train, cache = (too_high(load_cache(tmp_path / s)) for s in ("train", "validation"))
     same = {"network": SMALLEST, "bandit": Bandit(context=3), "holdout": 0.0, "run": tmp_path}
-    twin = TwinTrainer(TwinsConfig(**same, lr=1e-2, frames_per_step=8, passes=4), train, CPU)
-    for _ in range(twin.steps):
-        twin.gradient_step()
-    on = decisions(twin.twin, to_device(cache, twin.bandit, CPU), 256).numpy()
+    learning = Learning(lr=1e-2, frames_per_step=8)
+    cfg = TrainConfig(**same, method="classifier", learning=learning, passes=4)
+    trainer = SupervisedTrainer(cfg, train, CPU)
+    while not trainer.done:
+        trainer.tick()
+    on = decisions(trainer.network, to_device(cache, cfg.bandit, CPU), cfg.bandit, 256)[0].numpy()
     results = measure([base_row(cache), row("learned", "policy", on)], cache, 1)
     assert results["entrants"][1]["vs_base"]["f1"][1] > 0
     assert "learned (F1" in results["verdict"][0] and ") beats T_base" in results["verdict"][0]

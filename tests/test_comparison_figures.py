@@ -57,7 +57,7 @@ def entrants_of(cache, checkpoints: list[Path]) -> list[Entrant]:
     rows = [
         Entrant(BASE, "base", "", [Member(str(cache.folder), base, 0.0)]),
         Entrant("DQN", "policy", "2 seeds", policies),
-        Entrant("twin", "twin", "2 seeds", [wrong(0.2), wrong(0.1)]),
+        Entrant("classifier", "supervised", "2 seeds", [wrong(0.2), wrong(0.1)]),
         Entrant("all off", "rule", "", [Member("", np.zeros_like(label), 0.0)]),
         Entrant(BEST, "rule", "t", [wrong(0.02)]),
         Entrant("events", "events", "", [wrong(0.25)]),
@@ -239,7 +239,8 @@ def test_gains_by_class_are_of_present_pairs(table, drawn):
     for i, (name, _, count) in enumerate(names):
         chosen = pairs.present & ((label == name) | (name == "All classes"))
         assert count == f"pairs: {chosen.sum()}"
-        for row, text in (("DQN", "DQN"), ("twin", "twin"), (BEST, f"Best baseline: {BEST}")):
+        rows = {name: name for name in ("DQN", "classifier")} | {BEST: f"Best baseline: {BEST}"}
+        for row, text in rows.items():
             gain = 100 * (f1_of(table, row) - f1_of(table, BASE))[chosen].mean()
             near = [
                 line.get_xdata()[0]
@@ -247,7 +248,19 @@ def test_gains_by_class_are_of_present_pairs(table, drawn):
                 if line.get_label() == text and abs(line.get_ydata()[0] + i) < 0.5
             ]
             assert near == pytest.approx([gain])
-    assert {line.get_label() for line in markers} == {"DQN", "twin", f"Best baseline: {BEST}"}
+    assert {line.get_label() for line in markers} == {"DQN", "classifier", f"Best baseline: {BEST}"}
+
+
+def test_a_table_of_an_older_version_is_read(home, damaged):
+    """There a supervised baseline was called a twin."""
+    results = json.loads((damaged / "results.json").read_text())
+    for row in results["entrants"]:
+        if row["kind"] == "supervised":
+            row["kind"] = "twin"
+    change(damaged, **results)
+    table = load_table(damaged)
+    assert table.rows == load_table(home / "present").rows
+    assert table.bare("supervised") == ["classifier"]
 
 
 def test_gains_are_over_the_t_base_of_the_row(damaged):

@@ -10,7 +10,7 @@ import pytest
 from test_docs_scores import blocks
 from test_forms import NAMES, write_corpus
 
-from config import Events, InputError, Network, TrainConfig, TwinsConfig, parse, with_preset
+from config import Events, InputError, Network, TrainConfig, parse, with_preset
 from labels import read_labels
 from preprocess import load_cache
 from runfolder import read_checkpoint
@@ -26,9 +26,10 @@ TITLE = "One folder, two splits, or K parts"
 SMALL = replace(
     with_preset(TrainConfig, "best"), passes=2, events=Events(hidden=4, layers=2, box_hidden=4)
 )
+CLASSIFIER = TrainConfig(method="classifier", passes=1, network=Network(hidden=4, heads=2))
 LEARNED = [
     Learned("DQN small", SMALL),
-    Learned("classifier", TwinsConfig(network=Network(hidden=4, heads=2)), "present"),
+    Learned("classifier", CLASSIFIER, "present"),
 ]
 
 

@@ -22,7 +22,8 @@ import gate
 import preprocess
 import runfolder
 import scorers
-from bandit import decide, resident, thresholds, to_device
+from apply import decisions
+from bandit import make_states, resident, to_device
 from config import (
     Bandit,
     DetectConfig,
@@ -33,10 +34,11 @@ from config import (
     Signal,
     TrainConfig,
 )
-from DQN import Trainer, greedy_actions, load_policy
+from DQN import Trainer, load_policy
 from entrants import predicted_events
 from labels import clip_id, read_labels
 from sed.audio import AudioFile
+from supervised import SupervisedTrainer
 from timeline import (
     Event,
     frame_edges,
@@ -49,6 +51,7 @@ from timeline import (
 CPU = torch.device("cpu")
 CLASSES = ["Cat", "Dog", "Speech"]
 RATE = 8000
+TINY = Network(hidden=4, heads=2, gru_layers=1, tcn_layers=2)
 READINGS = {
     "independent": Bandit(),
     "sequential": Bandit(reading="sequential", boundary_test="after", channel_order="original"),
@@ -106,11 +109,23 @@ def preprocess_split(home: Path, split: str, cache: str, audio: bool = True) -> 
 
 def write_policy(run: Path, cache: Path, bandit: Bandit) -> None:
     """A checkpoint with random weights."""
-    network = Network(hidden=4, heads=2, gru_layers=1, tcn_layers=2)
-    cfg = TrainConfig(cache=cache, run=run, bandit=bandit, network=network, seed=3)
+    cfg = TrainConfig(cache=cache, run=run, bandit=bandit, network=TINY, seed=3)
     trainer = Trainer(cfg, preprocess.load_cache(cache / "train"), CPU)
     with torch.no_grad():
         trainer.network.head[2].weight *= 30  # so that actions differ between frames
+    run.mkdir(parents=True, exist_ok=True)
+    runfolder.write_checkpoint(run / "best.pt", trainer.policy())
+
+
+def write_classifier(run: Path, cache: Path) -> None:
+    """A checkpoint of a classifier with random weights, whose decisions differ between frames."""
+    cfg = TrainConfig(method="classifier", cache=cache, run=run, network=TINY, seed=4)
+    trainer = SupervisedTrainer(cfg, preprocess.load_cache(cache / "train"), CPU)
+    frame = torch.arange(len(trainer.owner))
+    states = make_states(trainer.signals, trainer.owner, frame, cfg.bandit)
+    with torch.no_grad():
+        trainer.network.head[2].weight *= 20
+        trainer.network.head[2].bias -= trainer.network.eval()(states).median(0).values
     run.mkdir(parents=True, exist_ok=True)
     runfolder.write_checkpoint(run / "best.pt", trainer.policy())
 
@@ -127,6 +142,7 @@ def home(tmp_path_factory) -> Path:
             preprocess_split(folder, split, "silent", audio=False)
         for name, bandit in READINGS.items():
             write_policy(folder / name, folder / "cache", bandit)
+        write_classifier(folder / "classifier", folder / "cache")
         write_policy(folder / "scores-only", folder / "silent", Bandit())
     return folder
 
@@ -156,13 +172,12 @@ def policy_events(policy: Path, cache: Path, out: Path, gated: bool = True) -> d
     """The same from the parts of it, in milliseconds; with or without the gate."""
     loaded, data = load_policy(policy / "best.pt", CPU), preprocess.load_cache(cache)
     signals = to_device(data, loaded.bandit, CPU)
-    actions = greedy_actions(loaded.network, signals, loaded.bandit, 256)
-    pred = decide(signals.prob, thresholds(signals, actions, loaded.bandit)).numpy()
+    pred = decisions(loaded.network, signals, loaded.bandit, 256)[0].numpy()
+    assert 0 < (pred != (data.signals["binary"] > 0.5)).mean() < 1
     if gated:
         opened = gate.open_pairs(loaded.gate, data)
         assert 0 < opened.sum() < len(opened)
         pred = gate.behind(loaded.gate, data, pred)
-    assert 0 < (actions != loaded.bandit.no_change).float().mean() < 1
     write_labels(out / "expected.tsv", predicted_events(data, pred))
     return read_labels(out / "expected.tsv")
 
@@ -170,7 +185,7 @@ def policy_events(policy: Path, cache: Path, out: Path, gated: bool = True) -> d
 # ---------------------------------------------------------------------------- as evaluate.py
 
 
-@pytest.mark.parametrize("reading", READINGS)
+@pytest.mark.parametrize("reading", [*READINGS, "classifier"])
 @pytest.mark.parametrize("gated", [True, False])
 def test_events_are_those_of_evaluate(home, tmp_path, capsys, reading, gated):
     code, events = run(home, tmp_path, reading, gate=gated)
@@ -189,7 +204,7 @@ def test_events_are_those_of_evaluate(home, tmp_path, capsys, reading, gated):
     assert (line in text) == gated and ("--no-gate" in text) != gated
 
 
-@pytest.mark.parametrize("reading", READINGS)
+@pytest.mark.parametrize("reading", [*READINGS, "classifier"])
 def test_how_rows_are_gathered_changes_nothing(home, tmp_path, monkeypatch, reading):
     usual = run(home, tmp_path, reading)
     monkeypatch.setattr(detect, "FRAMES_AT_ONCE", 150)
@@ -290,8 +305,7 @@ def slow_long(policy: Path, wav: np.ndarray, values: np.ndarray, size: int, fold
     offsets = np.arange(len(found) + 1) * size
     nobody_knows = np.zeros(offsets[-1], bool)
     there = resident(signals, nobody_knows, offsets, loaded.bandit, CPU)
-    actions = greedy_actions(loaded.network, there, loaded.bandit, 64)
-    pred = decide(there.prob, thresholds(there, actions, loaded.bandit)).numpy()
+    pred = decisions(loaded.network, there, loaded.bandit, 64)[0].numpy()
     pieces = pred.reshape(len(starts), len(CLASSES), size)
     pieces = pieces & np.array(opened).reshape(len(starts), len(CLASSES), 1)
     on = np.zeros(values.shape, bool)
@@ -304,7 +318,7 @@ def slow_long(policy: Path, wav: np.ndarray, values: np.ndarray, size: int, fold
     return sorted(event for row, name in rows for event in frames_to_events(row, name, edges))
 
 
-@pytest.mark.parametrize("reading", READINGS)
+@pytest.mark.parametrize("reading", [*READINGS, "classifier"])
 def test_a_long_recording_is_decided_in_blocks(home, tmp_path, capsys, reading):
     rng = np.random.default_rng(5)
     clips = [make_clip(rng, 100) for _ in range(5)]

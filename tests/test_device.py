@@ -1,14 +1,20 @@
 """The GPU's way of acting and learning, run on the CPU: same transitions and steps; batch sizes."""
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 from corpora import write_cache
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import device
 import runfolder
+from apply import greedy_actions
 from bandit import make_states, to_device
 from config import Bandit, InputError, Learning, Network, TrainConfig
-from DQN import QNetwork, Trainer, greedy_actions
+from DQN import GraphTrainer, QNetwork, Trainer
 from preprocess import load_cache
 
 TINY = Network(hidden=8, heads=2, dropout=0.0)
@@ -48,8 +54,7 @@ def played(trainer) -> list:
 @pytest.mark.parametrize("reading", READINGS)
 def test_fixed_shapes_give_what_the_plain_steps_give(cache, reading):
     """A ring of 30 rows overflows several times; lanes run empty at the end."""
-    plain, fixed = (Trainer(config(READINGS[reading]), cache, CPU) for _ in range(2))
-    fixed.fix_steps(bf16=False)
+    plain, fixed = (kind(config(READINGS[reading]), cache, CPU) for kind in (Trainer, GraphTrainer))
     assert played(plain) == played(fixed)
     fixed.own_state()  # brings the count from the device
     assert plain.replay.count == fixed.replay.count > 2 * plain.replay.capacity
@@ -62,11 +67,94 @@ def test_fixed_shapes_give_what_the_plain_steps_give(cache, reading):
         assert torch.allclose(one, other, atol=1e-4)
 
 
+aten = torch.ops.aten
+
+
+class ReadBack(AssertionError):
+    """Something waited for the device."""
+
+
+class NoOpReads(TorchDispatchMode):
+    """Refuses operators whose result, or its shape, is known only when the device is done."""
+
+    READS = (aten._local_scalar_dense, aten.nonzero, aten.masked_select)
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        packet = func.overloadpacket
+        by_mask = packet == aten.index and any(
+            index is not None and index.dtype == torch.bool for index in args[1]
+        )
+        if packet in self.READS or by_mask:
+            raise ReadBack(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+class NoHostCopies(TorchFunctionMode):
+    """Refuses copies to the host; on a CPU no operator is called for them."""
+
+    READS = (torch.Tensor.cpu, torch.Tensor.numpy, torch.Tensor.tolist)
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        given = [*args[1:], *(kwargs or {}).values()]
+        to_host = func is torch.Tensor.to and any(str(x) == "cpu" for x in given)
+        if func in self.READS or to_host:
+            raise ReadBack(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+def full_ring(reading: str, cache) -> GraphTrainer:
+    """In the middle of a run: how many transitions are stored is known without asking."""
+    trainer = GraphTrainer(config(READINGS[reading]), cache, CPU)
+    while len(trainer.replay) < trainer.replay.capacity or not trainer.progress["steps"]:
+        trainer.tick()
+    return trainer
+
+
+def steps_without_reading(trainer: GraphTrainer) -> None:
+    """Every lane acts once, and a batch is learned from."""
+    active = np.flatnonzero(trainer.episode >= 0)
+    with NoHostCopies(), NoOpReads():
+        trainer.act(active, *trainer.draw(active))
+        trainer.gradient_step()
+
+
+@pytest.mark.parametrize("reading", READINGS)
+def test_acting_and_learning_read_nothing_back(cache, reading):
+    """What a CUDA graph could not record, and what a GPU would have to be waited for."""
+    trainer = full_ring(reading, cache)
+    count, steps = int(trainer.count), trainer.progress["steps"]
+    steps_without_reading(trainer)
+    assert int(trainer.count) > count and trainer.progress["steps"] == steps + 1
+    plain = Trainer(config(READINGS[reading]), cache, CPU)
+    with pytest.raises(ReadBack), NoHostCopies(), NoOpReads():
+        plain.act(np.arange(4), *plain.draw(np.arange(4)))
+
+
+@pytest.mark.parametrize(
+    "reads",
+    [
+        lambda x: x.sum().item(),
+        lambda x: bool((x > 0).any()),
+        lambda x: x.nonzero(),
+        lambda x: x[x > 0],
+        lambda x: x.masked_select(x > 0),
+        lambda x: x.detach().cpu(),
+        lambda x: x.to("cpu"),
+        lambda x: x.tolist(),
+        lambda x: x.detach().numpy(),
+    ],
+)
+def test_a_read_would_be_found(cache, reads):
+    """The test above fails where the network, its acting or its learning, reads a value."""
+    trainer = full_ring("independent", cache)
+    trainer.network.register_forward_hook(lambda module, given, out: [reads(out), out][1])
+    with pytest.raises(ReadBack):
+        steps_without_reading(trainer)
+
+
 def test_fixed_steps_resume_where_they_were(cache):
     cfg = config(READINGS["sequential"])
-    calm, first, second = (Trainer(cfg, cache, CPU) for _ in range(3))
-    for trainer in (calm, first, second):
-        trainer.fix_steps(bf16=False)
+    calm, first, second = (GraphTrainer(cfg, cache, CPU) for _ in range(3))
     rows = played(calm)
     begun = []
     while first.progress["finished"] < 4:
@@ -78,9 +166,8 @@ def test_fixed_steps_resume_where_they_were(cache):
 
 
 def test_what_is_not_finite_is_found_when_it_is_read(cache):
-    trainer = Trainer(config(Bandit(boundary_width=1, max_delta=1)), cache, CPU)
-    trainer.fix_steps(bf16=False)
-    trainer.fixed.table[:] = float("inf")
+    trainer = GraphTrainer(config(Bandit(boundary_width=1, max_delta=1)), cache, CPU)
+    trainer.table[:] = float("inf")
     while not trainer.progress["steps"]:
         trainer.tick()
     with pytest.raises(InputError, match="not finite at or before gradient step 1"):
@@ -88,15 +175,15 @@ def test_what_is_not_finite_is_found_when_it_is_read(cache):
 
 
 def test_bfloat16_learns_too(cache):
-    trainer = Trainer(config(Bandit(boundary_width=1, max_delta=1)), cache, CPU)
-    trainer.fix_steps(bf16=True)
+    cfg = replace(config(Bandit(boundary_width=1, max_delta=1)), cuda_steps="graphs-bf16")
+    trainer = GraphTrainer(cfg, cache, CPU)
     states = torch.rand(5, 6, 21)
-    q_values = trainer.fixed.q_values(states)
+    q_values = trainer.q_values(states)
     exact = trainer.network(states)
     assert q_values.dtype == torch.float32 and not torch.equal(q_values, exact)
     assert torch.allclose(q_values, exact, atol=0.05)
     played(trainer)
-    assert trainer.progress["steps"] > 4 and not trainer.fixed.bad
+    assert trainer.progress["steps"] > 4 and not trainer.bad
 
 
 def test_moments_are_made_without_moving_a_weight():

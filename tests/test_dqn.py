@@ -17,10 +17,10 @@ from naive import greedy, play, reward_of
 from torch import nn
 
 import runfolder
+from apply import greedy_actions
 from bandit import hold_out, make_states, near, reward_cells, reward_table, thresholds, to_device
 from config import Bandit, InputError, Learning, Network, TrainConfig, process_pool
-from DQN import QNetwork, Trainer, epsilon_at, greedy_actions, load_policy, main, replay_columns
-from network import BiGRU
+from DQN import QNetwork, Trainer, epsilon_at, load_policy, main, replay_columns
 from preprocess import load_cache
 from qlearning import Replay
 
@@ -107,27 +107,6 @@ def test_greedy_twice_is_equal_and_restores_the_mode(cache):
     first = greedy_actions(net, signals, bandit, 64)
     assert net.training
     assert torch.equal(first, greedy_actions(net, signals, bandit, 64))
-
-
-@pytest.mark.parametrize("shape", [(1, 1, 3, 2, 1), (5, 7, 4, 6, 2)])
-def test_own_gru_equals_that_of_pytorch(shape):
-    """Outputs and all gradients; without gradients it is PyTorch's, bit for bit."""
-    batch, window, inputs, hidden, layers = shape
-    torch.manual_seed(0)
-    own = BiGRU(inputs, hidden, layers).double()
-    plain = nn.GRU(inputs, hidden, layers, batch_first=True, bidirectional=True).double()
-    plain.load_state_dict(own.state_dict())
-    x = torch.randn(batch, window, inputs, dtype=torch.float64, requires_grad=True)
-    aim = torch.randn(batch, window, 2 * hidden, dtype=torch.float64)
-    found = []
-    for gru in (own, plain):
-        y = gru(x)[0]
-        wanted = [x, *(dict(gru.named_parameters())[name] for name in sorted(own.state_dict()))]
-        found.append([y, *torch.autograd.grad((y * aim).sum(), wanted)])
-    for a, b in zip(*found, strict=True):
-        assert torch.allclose(a, b, rtol=1e-9, atol=1e-12)
-    with torch.no_grad():
-        assert torch.equal(own(x)[0], plain(x)[0])
 
 
 def test_last_layer_of_one_frame_equals_the_whole_layer():

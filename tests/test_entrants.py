@@ -15,10 +15,10 @@ import gate
 import opponents
 import preprocess
 import runfolder
-import twins
+from apply import decisions, greedy_actions
 from bandit import thresholds, to_device
-from config import Bandit, EvaluateConfig, InputError, TwinsConfig
-from DQN import greedy_actions, load_policy
+from config import Bandit, EvaluateConfig, InputError, Learning, TrainConfig
+from DQN import load_policy, main
 from entrants import (
     Entrant,
     Member,
@@ -54,7 +54,7 @@ def change_signals(source, target, **formulas):
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    """cache/{present,all}/{train,validation}, a policy of two seeds, a twin; all tiny."""
+    """cache/{present,all}/{train,validation}, a policy of two seeds, a classifier; all tiny."""
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("entrants")
     for name, absent in (("present", ()), ("all", ABSENT)):
@@ -62,13 +62,15 @@ def home(tmp_path_factory):
         write_cache(folder / name / "validation", LENGTHS, seed=2, labels=LABELS, absent=absent)
     for seed in (0, 1):
         write_policy(folder / "runs" / f"dqn-{seed}", folder / "present" / "train", seed)
-    twins.main(
-        TwinsConfig(
+    main(
+        TrainConfig(
+            method="classifier",
             cache=folder / "present",
-            run=folder / "runs" / "twin",
+            run=folder / "runs" / "classifier",
             network=SMALLEST,
             bandit=Bandit(context=3),
-            frames_per_step=100,
+            learning=Learning(frames_per_step=100),
+            passes=1,
             device="cpu",
         )
     )
@@ -107,7 +109,7 @@ def test_items_of_compare(home, monkeypatch):
     for text, name, files, cache in (
         ("dqn-0", "dqn-0", ["dqn-0/best.pt"], None),
         ("dqn-0/best.pt", "dqn-0", ["dqn-0/best.pt"], None),
-        ("twin/last.pt", "last", ["twin/last.pt"], None),
+        ("classifier/last.pt", "last", ["classifier/last.pt"], None),
         ("other.tsv", "other", ["other.tsv"], None),
         ("A B=dqn-0,dqn-1", "A B", ["dqn-0/best.pt", "dqn-1/best.pt"], None),
         ("X=dqn-0@../all", "X", ["dqn-0/best.pt"], "../all"),
@@ -162,8 +164,8 @@ def test_mistakes_are_found_before_anything_is_decided(home, tmp_path, monkeypat
 
 def test_rows_of_one_kind_only(home, tmp_path):
     runs = home / "runs"
-    with pytest.raises(InputError, match=r"one kind of system, not \['policy', 'twin'\]"):
-        find(home, tmp_path, f"A={runs / 'dqn-0'},{runs / 'twin'}")
+    with pytest.raises(InputError, match=r"one kind of system, not \['policy', 'supervised'\]"):
+        find(home, tmp_path, f"A={runs / 'dqn-0'},{runs / 'classifier'}")
 
 
 # ---------------------------------------------------------------------------- checkpoints
@@ -206,14 +208,15 @@ def test_decisions_are_stored_once(home, present, every, tmp_path, monkeypatch):
     assert not list((run / "decisions").glob("*.tmp"))
 
 
-def test_a_twins_decisions(home, present, tmp_path, monkeypatch):
-    path = home / "runs" / "twin" / "best.pt"
+def test_a_classifiers_decisions(home, present, tmp_path, monkeypatch):
+    path = home / "runs" / "classifier" / "best.pt"
     kind, member = from_checkpoint(path, present, config(home, tmp_path))
-    twin = twins.load_twin(path, CPU)
-    expected = twins.decisions(twin, to_device(present, twin.bandit, CPU), 9)
-    assert kind == "twin" and member.threshold is None and member.gate == twin.gate
+    policy = load_policy(path, CPU)
+    signals = to_device(present, policy.bandit, CPU)
+    expected, _ = decisions(policy.network, signals, policy.bandit, 9)
+    assert kind == "supervised" and member.threshold is None and member.gate == policy.gate
     assert np.array_equal(member.pred, expected.numpy())
-    monkeypatch.setattr(twins, "decisions", None)
+    monkeypatch.setattr(entrants, "decide_cache", None)
     again = from_checkpoint(path, present, config(home, tmp_path))[1]
     assert np.array_equal(again.pred, member.pred)
 

@@ -18,10 +18,11 @@ import evaluate
 import opponents
 import preprocess
 import runfolder
+from apply import greedy_actions
 from bandit import to_device
 from config import Bandit, EvaluateConfig, InputError, Learning, Network, TrainConfig
 from core import files
-from DQN import QNetwork, Trainer, greedy_actions
+from DQN import QNetwork, Trainer
 from labels import read_labels
 from preprocess import load_cache
 from timeline import label_frames

@@ -47,13 +47,11 @@ import preprocess  # noqa: E402
 import runfolder  # noqa: E402
 import scorers  # noqa: E402
 import soundscapes  # noqa: E402
-import twins  # noqa: E402
 from config import (  # noqa: E402
     Bandit,
     EvaluateConfig,
     InputError,
     TrainConfig,
-    TwinsConfig,
     VisualizeConfig,
     to_dict,
 )
@@ -61,6 +59,7 @@ from core.stored import file_sha256, read_json  # noqa: E402
 from core.tensors import digest, read_checkpoint, with_digest  # noqa: E402
 from labels import read_labels  # noqa: E402
 from sed.audio import read_audio  # noqa: E402
+from supervised import SupervisedTrainer  # noqa: E402
 from timeline import Event, frame_edges, write_labels  # noqa: E402
 
 CPU = torch.device("cpu")
@@ -248,10 +247,10 @@ def make_targets(home: Path) -> dict[str, Target]:
     runfolder.write_checkpoint(run / "last.pt", trainer.state())
     with heartbeat.Heartbeat(run, {"episodes": 9, "frames": 900}, 1) as beat:
         beat(trainer.progress)
-    twin_cfg = TwinsConfig(cache=cache, run=home / "twin", network=SMALLEST)
-    twin = twins.Trainer(twin_cfg, preprocess.load_cache(cache / "train"), CPU)
-    (home / "twin").mkdir()
-    runfolder.write_checkpoint(home / "twin" / "best.pt", twin.policy())
+    baseline = TrainConfig(cache=cache, method="classifier", network=SMALLEST)
+    trainer = SupervisedTrainer(baseline, preprocess.load_cache(cache / "train"), CPU)
+    (home / "baseline").mkdir()
+    runfolder.write_checkpoint(home / "baseline" / "best.pt", trainer.policy())
     show, table = VisualizeConfig(run=run, cache=cache), home / "table"
     against = EvaluateConfig(cache=cache, compare=("rules", str(run)), out=table, workers=1)
     with contextlib.redirect_stdout(io.StringIO()):
@@ -289,9 +288,9 @@ def make_targets(home: Path) -> dict[str, Target]:
         ),
         "checkpoint best.pt": Target(best, lambda: policy_content(best)),
         "checkpoint last.pt": Target(run / "last.pt", lambda: read_checkpoint(run / "last.pt")),
-        "checkpoint of a twin": Target(
-            home / "twin" / "best.pt",
-            lambda: twins.load_twin(home / "twin" / "best.pt", CPU).network.state_dict(),
+        "checkpoint of a baseline": Target(
+            home / "baseline" / "best.pt",
+            lambda: DQN.load_policy(home / "baseline" / "best.pt", CPU).network.state_dict(),
         ),
         "config.json": Target(
             run / "config.json",
@@ -394,7 +393,7 @@ def trial(name: str, target: Target, count: int) -> dict[str, int]:
 
 
 NAMES = (
-    *("shard", "manifest", "checkpoint best.pt", "checkpoint last.pt", "checkpoint of a twin"),
+    *("shard", "manifest", "checkpoint best.pt", "checkpoint last.pt", "checkpoint of a baseline"),
     *("config.json", "status.json", "results.json", "decisions.npz", "results.json of a table"),
     *("pairs.csv of a table", "stored decisions", "rules.json", "label TSV", "score TSV"),
     *("score NPZ", "FLAC", "WAV", "OGG", "MP3", "scorer.pt", "queries.pt"),
@@ -462,7 +461,7 @@ ARRAYS = {
     "stored decisions": "action",
     "score NPZ": "values",
 }
-TENSORS = ("checkpoint best.pt", "checkpoint last.pt", "checkpoint of a twin", "scorer.pt")
+TENSORS = ("checkpoint best.pt", "checkpoint last.pt", "checkpoint of a baseline", "scorer.pt")
 TENSORS += ("queries.pt",)
 OURS = ("manifest", "config.json", "results.json", "results.json of a table", "rules.json")
 

@@ -73,9 +73,10 @@ def test_the_whole_path_without_what_linux_alone_has(tmp_path, kind):
         "preprocess.py --cache own --split train --labels labels.tsv --audio audio --scores scores",
         f"DQN.py --cache cache --run run --passes 2 {small}",
         "DQN.py --status run",
-        "twins.py --cache cache --run twin --network.hidden 8 --device cpu",
+        "DQN.py --method classifier --cache cache --run labels --passes 1 --network.hidden 8"
+        " --device cpu",
         "evaluate.py --cache cache --run run --device cpu",
-        "evaluate.py --cache cache --compare run twin --out table --workers 1 --device cpu",
+        "evaluate.py --cache cache --compare run labels --out table --workers 1 --device cpu",
         "detect.py --policy run/best.pt --audio audio --scores scores --other-classes",
         "visualize.py --cache cache --run run --html --dpi 40",
     ]

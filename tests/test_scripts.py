@@ -30,7 +30,6 @@ SMALL = {
     "scorers.py": "--epochs 1 --channels 4 --workers 1",
     "preprocess.py": "--workers 1",
     "DQN.py": f"{TINY} --device cpu --passes 1",
-    "twins.py": "--network.hidden 8 --network.heads 2 --device cpu",
     "studies/threshold_env.py": "--steps 300 --learning.train-start 100 --learning.lanes 8",
     "evaluate.py": "--device cpu --workers 1",
     "detect.py": "--device cpu",
@@ -57,9 +56,20 @@ def commands() -> list[str]:
 def small(command: str) -> list[str]:
     """Script and flags of a README line, with small sizes in place of its own."""
     script, *flags = shlex.split(command)[1:]
-    if script in ("DQN.py", "twins.py") and "--digest" not in flags and "--resume" not in flags:
+    if script == "DQN.py" and "--digest" not in flags and "--resume" not in flags:
         flags.append("--overwrite")
     sizes = [] if "--digest" in flags else shlex.split(SMALL[script])
+    if script == "DQN.py" and "--method" in flags:  # a supervised baseline explores nothing
+        sizes = [
+            "--network.hidden",
+            "8",
+            "--network.heads",
+            "2",
+            "--passes",
+            "1",
+            "--device",
+            "cpu",
+        ]
     if script == "DQN.py" and "best" in flags:
         sizes = ["--events.hidden", "8", "--passes", "20", "--device", "cpu"]
     for flag in set(sizes[::2]) & set(flags):
@@ -226,7 +236,7 @@ MISTAKES = [
     ("evaluate.py --run runs/demo --cache nowhere", "no manifest in nowhere/validation"),
     ("evaluate.py --compare runs/none --out x", "runs/none not found; give a run folder"),
     ("evaluate.py --cache cache/demo --compare typo.tsv --out x", "typo.tsv not found"),
-    ("twins.py --cache nowhere", "no manifest in nowhere/train; run: python preprocess.py"),
+    ("DQN.py --method rewards --cache nowhere", "no manifest in nowhere/train; run: python"),
     ("visualize.py --table runs/none", "runs/none"),
     ("visualize.py --run runs/none", "runs/none"),
     ("visualize.py --preset demo --clip no.wav --event-label Dog", "no pair no.wav / Dog"),

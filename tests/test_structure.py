@@ -33,20 +33,20 @@ ORDER = (
     "gate",
     "event_metrics",
     "qlearning",
-    "shards",
     "bandit",
     "runfolder",
     "longrun",
     "dasm",
     "network",
     "device",
+    "apply",
     "candidates",
     "posterior",
     "event_policy",
+    "supervised",
     "DQN",
     "csebbs",
     "opponents",
-    "twins",
     "entrants",
     "comparison",
     "evaluate",
@@ -294,7 +294,7 @@ def test_every_config_field_is_read(cls):
         pytest.skip(f"{script}.py is not there yet")
     reads = read_outside_config()
     read = set().union(*reads.values()) if cls.GROUP else set(reads[script])
-    if cls in (config.TrainConfig, config.TwinsConfig):  # what may be resumed; order of episodes
+    if cls is config.TrainConfig:  # what may be resumed; order of episodes
         read |= reads["runfolder"] | reads["bandit"] | reads["heartbeat"]
     if cls is config.EvaluateConfig:  # --compare
         read |= reads["entrants"] | reads["comparison"]

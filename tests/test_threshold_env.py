@@ -22,10 +22,11 @@ from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from stable_baselines3.common.env_checker import check_env as sb3_check_env
 
+from apply import greedy_actions
 from bandit import decide, make_states, near, thresholds, to_device
 from config import Bandit, InputError, Learning, Network, TrainConfig
 from core.files import contents
-from DQN import QNetwork, Trainer, greedy_actions
+from DQN import QNetwork, Trainer
 from preprocess import Cache, load_cache
 from studies import threshold_env
 from studies.threshold_env import (

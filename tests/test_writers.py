@@ -27,6 +27,7 @@ NOBODY = 65534
 TINY = "--network.hidden 8 --network.heads 2 --device cpu"
 RUN = f"DQN.py --cache {{w}}/cache {TINY} --learning.train-start 64 --learning.lanes 8 --looks 2"
 DQN = f"{RUN} --passes 2"
+CLASSIFIER = f"DQN.py --method classifier --passes 1 --cache {{w}}/cache {TINY}"
 BEST = "DQN.py --preset best --cache {w}/cache --events.hidden 8 --passes 2 --device cpu"
 INPUTS = "--labels {w}/corpus/train/labels.tsv --audio {w}/corpus/train/audio"
 CLIP = "{w}/corpus/validation/audio/00000.flac"
@@ -66,7 +67,7 @@ TASKS = {
     ),
     "DQN": Task(f"{DQN} --run {{o}}/run", "run", again="--overwrite"),
     "best": Task(f"{BEST} --run {{o}}/run", "run", again="--overwrite"),
-    "twins": Task(f"twins.py --cache {{w}}/cache {TINY} --run {{o}}/run", "run", "", "--overwrite"),
+    "classifier": Task(f"{CLASSIFIER} --run {{o}}/run", "run", again="--overwrite"),
     "evaluate": Task(
         "evaluate.py --cache {w}/cache --checkpoint {w}/run/best.pt --batch 64 --out {o}/results",
         "results",
@@ -235,7 +236,13 @@ def size_of(folder: Path) -> int:
     return sum(-(-path.stat().st_size // 4096) * 4096 for path in files)
 
 
-KEEPS = ("DQN", "best", "twins", "compare", "images")  # what was whole before stays, to go on from
+KEEPS = (
+    "DQN",
+    "best",
+    "classifier",
+    "compare",
+    "images",
+)  # what was whole before stays, to go on from
 
 
 def check_full(
@@ -391,7 +398,7 @@ def test_foreign_files_stay(name, again, call, tmp_path):
     )
 
 
-@pytest.mark.parametrize("name", ["DQN", "twins"])
+@pytest.mark.parametrize("name", ["DQN", "classifier"])
 def test_overwriting_a_run_removes_what_the_run_wrote(name, call, workspace, tmp_path):
     task = TASKS[name]
     shutil.copytree(workspace / "run", tmp_path / "run")
@@ -475,7 +482,6 @@ OWN_INPUTS = {
     ),
     "a cache as a run": "DQN.py --cache {o}/cache --run {o}/cache/train --overwrite",
     "caches as a run": "DQN.py --cache {o}/cache --run {o}/cache --overwrite",
-    "a cache as a twin": "twins.py --cache {o}/cache --run {o}/cache/train --overwrite",
     "a cache as results": (
         "evaluate.py --cache {o}/cache --checkpoint {w}/run/best.pt --out {o}/cache/validation"
     ),

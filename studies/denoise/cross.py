@@ -462,7 +462,7 @@ def draw(rows: list[Row], path: Path) -> None:
     left.set_yticks(range(len(others)), [row.name for row in others])
     left.set_xlabel("return minus the constant chain's")
     left.set_title("line: 95 % over speakers; strokes: speakers", fontsize=11)
-    colours = ("t_adj", "prob", "twin", "epsilon")
+    colours = ("t_adj", "prob", "supervised", "epsilon")
     agents = [row for row in rows if row.name not in YARDSTICKS]
     for row, colour in zip(agents, colours, strict=False):
         steps, gains = row.curves.mean(0).T

@@ -358,7 +358,7 @@ def chain_on_validation(cfg: "MetricsConfig", chain: Chain, task: Reward) -> flo
 def draw_curves(cfg: "MetricsConfig", folder: Path, constant: float | None) -> None:
     """Validation gain of every run over the steps of its training, and the constant chain's."""
     figure, axes = page("Gain on the validation clips while training", 1, 1, 5.0)
-    ax, colours = axes[0, 0], ("t_adj", "prob", "t_base", "twin", "d_raw", "steps")
+    ax, colours = axes[0, 0], ("t_adj", "prob", "t_base", "supervised", "d_raw", "steps")
     for text, colour in zip(cfg.checkpoint, colours * len(cfg.checkpoint), strict=False):
         name, folders = parse_entrant(text)
         for place, run in enumerate(folders):
