@@ -449,11 +449,10 @@ def save_profile(cfg: SpeedConfig, trainer: Trainer, steps: str) -> None:
 
 
 class Spent(NamedTuple):
-    """What a process took: CPU seconds with its children, wall seconds, peak of memory in MB."""
+    """What a process took: CPU seconds with its children, wall seconds, and what it printed."""
 
     cpu: float
     wall: float
-    peak: float
     said: str
 
 
@@ -469,7 +468,7 @@ def spent(*command: Any, code: int = 0) -> Spent:
         output = said.read()
     if process.returncode != code:
         raise InputError(f"{' '.join(arguments[1:])} failed: {output.strip()[-300:]}")
-    return Spent(used.ru_utime + used.ru_stime, wall, used.ru_maxrss / 1024, output)
+    return Spent(used.ru_utime + used.ru_stime, wall, output)
 
 
 def demo(cfg: SpeedConfig) -> Path:
@@ -521,8 +520,8 @@ def preprocessing(cfg: SpeedConfig) -> list[Row]:
         with tempfile.TemporaryDirectory() as folder:
             call = ("preprocess.py", "--preset", "demo", "--corpus", home / "data")
             found.append(spent(*call, "--cache", Path(folder) / "cache"))
-    cpu, peak = [each.cpu for each in found], max(each.peak for each in found)
-    note = f"{text(cpu, '.1f')} s, peak {peak:,.0f} MB"
+    cpu = [each.cpu for each in found]
+    note = f"{text(cpu, '.1f')} s"
     what = "preprocess.py --preset demo, 300 clips, CPU s"
     need = "<= 10 s"
     return [row("preprocess", what, statistics.median(cpu), need, "issue: 43 s", note)]
@@ -545,21 +544,22 @@ def comparing(cfg: SpeedConfig) -> list[Row]:
     return [row("compare", what, statistics.median(wall), "<= 45 s", "issue: 225 s", note)]
 
 
+# Linux: ru_maxrss would not do, it outlives exec and is that of the benchmark itself.
 LOADING = """
-import resource, sys
+import re, sys
 from pathlib import Path
 from preprocess import load_cache
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+peak = lambda: 1024 * int(re.search(r"VmHWM:\\s*(\\d+)", open("/proc/self/status").read())[1])
 before = peak()
 cache = load_cache(Path(sys.argv[1]))
 size = sum(array.nbytes for array in (*cache.signals.values(), cache.label, cache.offsets))
 print((peak() - before) / size, size)
 """
 DRAWING = """
-import resource, sys
+import re, sys
 import numpy as np
 from metrics import bootstrap_mean
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+peak = lambda: 1024 * int(re.search(r"VmHWM:\\s*(\\d+)", open("/proc/self/status").read())[1])
 before, count = peak(), int(sys.argv[1])
 bootstrap_mean(np.random.default_rng(0).random((count, 3)), np.arange(count))
 print((peak() - before) / count)
