@@ -23,9 +23,7 @@ import crossval  # noqa: E402
 from crossval import CrossvalConfig, Learned, Study  # noqa: E402
 
 TITLE = "One folder, two splits, or K parts"
-SMALL = replace(
-    with_preset(TrainConfig, "best"), passes=2, events=Events(hidden=4, layers=2, box_hidden=4)
-)
+SMALL = replace(with_preset(TrainConfig, "best"), passes=2, events=Events(hidden=4, layers=2))
 CLASSIFIER = TrainConfig(method="classifier", passes=1, network=Network(hidden=4, heads=2))
 LEARNED = [
     Learned("DQN small", SMALL),

@@ -49,7 +49,7 @@ def config(**changes) -> TrainConfig:
 
 
 def best(**changes) -> TrainConfig:
-    events = Events(hidden=4, layers=2, batch=4, box_hidden=4, box_batch=32, tag_limit=0.0)
+    events = Events(hidden=4, layers=2, batch=4, box_batch=32, tag_limit=0.0)
     base = {"run": Path("runs/best"), "events": events, "device": "cpu", "passes": 3}
     return replace(with_preset(TrainConfig, "best"), **(base | changes))
 

@@ -427,7 +427,7 @@ def test_a_baseline_is_evaluated_and_drawn(caches, tmp_path, method):
     assert {"decisions", "avg10", "network"} <= drawn and "epsilon" not in drawn
     arrays = dict(np.load(cfg.run / "decisions.npz"))
     np.savez(cfg.run / "decisions.npz", **arrays | {"binary": 1 - arrays["binary"]})
-    with pytest.raises(InputError, match="not the decisions that"):
+    with pytest.raises(InputError, match="not the decisions of"):
         evaluate.load_evaluated(show)
 
 
