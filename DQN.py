@@ -64,7 +64,6 @@ from config import (
     TrainConfig,
     run_script,
     to_dict,
-    with_preset,
 )
 from core.files import keep_apart
 from core.tensors import fitted
@@ -111,7 +110,7 @@ def load_policy(path: Path, device: torch.device, preset: str = "slides") -> Pol
         raise InputError(f"{path}: neither a checkpoint of this suite nor a Q-network's state dict")
     if bare:
         info = {"source": "state dict", "preset": preset}
-        facts = runfolder.Facts(with_preset(TrainConfig, preset), None, None, info)
+        facts = runfolder.Facts(TrainConfig.with_preset(preset), None, None, info)
     else:
         facts = runfolder.facts_of(content, path)
     config, weights = facts.config, content if bare else content.get("network")

@@ -114,6 +114,22 @@ class Checked:
     """
 
     GROUP: ClassVar[str] = ""
+    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {}  # name -> `field` or `group.field` -> default
+    NOT_MINE: ClassVar[tuple[str, ...]] = ()  # keys of presets that are other scripts'
+
+    @classmethod
+    def with_preset(cls, name: str) -> Any:
+        """Default instance under a preset."""
+        changes: dict[str, dict[str, Any]] = {"": {"preset": name}}
+        names = {spec.name for spec in fields(cls)}
+        for key, value in cls.PRESETS[name].items():
+            group, _, leaf = key.rpartition(".")
+            if group in names or (not group and leaf in names - {*cls.NOT_MINE}):
+                changes.setdefault(group, {})[leaf] = value
+        base = cls()
+        for group in [key for key in changes if key]:
+            changes[""][group] = dataclasses.replace(getattr(base, group), **changes[group])
+        return dataclasses.replace(base, **changes[""])
 
     def flag(self, name: str) -> str:
         """Command-line spelling of a field, e.g. `bandit.num-actions`."""
@@ -373,9 +389,58 @@ def check_map(texts: tuple[str, ...]) -> None:
     require(once, "map", "given once for each class of the scores", " ".join(texts))
 
 
+# Dotted field name -> value; a key counts for every script class that has such a field.
+PRESETS: dict[str, dict[str, Any]] = {
+    "slides": {},
+    # What produced the published numbers, where it differs from what the slides say.
+    "original": {
+        "run": Path("runs/original"),
+        "policy": Path("runs/original/best.pt"),
+        "cache": Path("cache/original"),
+        "signal.fusion": "harmonic",
+        "signal.loudness": "original",
+        "bandit.reading": "sequential",
+        "bandit.boundary_test": "after",
+        "bandit.channel_order": "original",
+        "learning.episode_order": "sorted",
+        "learning.acting": "dropout",
+        "learning.epsilon_episodes": 20_000,
+    },
+    # A small run that shows the whole path on two CPU cores within ten minutes.
+    "demo": {
+        "run": Path("runs/demo"),
+        "policy": Path("runs/demo/best.pt"),
+        "cache": Path("cache/demo"),
+        "corpus": Path("data/demo"),
+        "out": Path("data/demo"),
+        "train_clips": 200,
+        "validation_clips": 100,
+        "network.hidden": 32,
+        "learning.lr": 1e-3,
+    },
+    # Not the slides: boxes instead of frames. Trained on a cache of all pairs.
+    "best": {
+        "run": Path("runs/best"),
+        "policy": Path("runs/best/best.pt"),
+        "method": "events",
+        "looks": 1,
+        "holdout": 0.0,  # the learning-rate schedule ends the run: its last policy is taken
+    },
+}
+
+
+class Script(Checked):
+    """Base of the config classes that a preset sets."""
+
+    PRESETS = PRESETS
+    NOT_MINE = ("out",)  # it follows from the run folder
+
+
 @dataclass(frozen=True, kw_only=True)
-class SoundscapesConfig(Checked):
+class SoundscapesConfig(Script):
     """Make a strongly labelled corpus: timeline + sound bank -> audio, labels, clip list."""
+
+    NOT_MINE: ClassVar[tuple[str, ...]] = ()
 
     preset: PresetName = "slides"
     """set of defaults; other flags win"""
@@ -413,7 +478,7 @@ class SoundscapesConfig(Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScorersConfig(Checked):
+class ScorersConfig(Script):
     """Train the built-in scorer on a corpus, cross-fitted over bank folds; write score files."""
 
     preset: PresetName = "slides"
@@ -509,7 +574,7 @@ class DasmScoreConfig(Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PreprocessConfig(Checked):
+class PreprocessConfig(Script):
     """Audio + scores + labels -> the six signals -> cache/<split>."""
 
     preset: PresetName = "slides"
@@ -588,7 +653,7 @@ class PreprocessConfig(Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig(Checked):
+class TrainConfig(Script):
     """Train the threshold policy on cache/train and write a run folder."""
 
     preset: PresetName = "slides"
@@ -673,7 +738,7 @@ class TrainConfig(Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateConfig(Checked):
+class EvaluateConfig(Script):
     """Accuracy, IoU and F1 of a policy before and after, with baselines; tables of many."""
 
     preset: PresetName = "slides"
@@ -714,7 +779,7 @@ class EvaluateConfig(Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DetectConfig(Checked):
+class DetectConfig(Script):
     """Unlabelled recordings (or their scores) in, sound events out, with a trained policy."""
 
     preset: PresetName = "slides"
@@ -775,7 +840,7 @@ class DetectConfig(Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
-class VisualizeConfig(Checked):
+class VisualizeConfig(Script):
     """The slides' figures from a run folder and its cache."""
 
     preset: PresetName = "slides"
@@ -815,61 +880,6 @@ class VisualizeConfig(Checked):
 
 
 # ---------------------------------------------------------------------------- presets
-
-# Dotted field name -> value; a key counts for every script class that has such a field.
-PRESETS: dict[str, dict[str, Any]] = {
-    "slides": {},
-    # What produced the published numbers, where it differs from what the slides say.
-    "original": {
-        "run": Path("runs/original"),
-        "policy": Path("runs/original/best.pt"),
-        "cache": Path("cache/original"),
-        "signal.fusion": "harmonic",
-        "signal.loudness": "original",
-        "bandit.reading": "sequential",
-        "bandit.boundary_test": "after",
-        "bandit.channel_order": "original",
-        "learning.episode_order": "sorted",
-        "learning.acting": "dropout",
-        "learning.epsilon_episodes": 20_000,
-    },
-    # A small run that shows the whole path on two CPU cores within ten minutes.
-    "demo": {
-        "run": Path("runs/demo"),
-        "policy": Path("runs/demo/best.pt"),
-        "cache": Path("cache/demo"),
-        "corpus": Path("data/demo"),
-        "out": Path("data/demo"),
-        "train_clips": 200,
-        "validation_clips": 100,
-        "network.hidden": 32,
-        "learning.lr": 1e-3,
-    },
-    # Not the slides: boxes instead of frames. Trained on a cache of all pairs.
-    "best": {
-        "run": Path("runs/best"),
-        "policy": Path("runs/best/best.pt"),
-        "method": "events",
-        "looks": 1,
-        "holdout": 0.0,  # the learning-rate schedule ends the run: its last policy is taken
-    },
-}
-
-
-def with_preset(cls: type, name: str) -> Any:
-    """Default instance of a script's config class under a preset."""
-    changes: dict[str, dict[str, Any]] = {"": {"preset": name}}
-    names = {spec.name: spec for spec in fields(cls)}
-    for key, value in PRESETS[name].items():
-        group, _, leaf = key.rpartition(".")
-        if group in names or (not group and leaf in names):
-            changes.setdefault(group, {})[leaf] = value
-    if cls is not SoundscapesConfig:  # `out` of other scripts follows from their run folder
-        changes[""].pop("out", None)
-    base = cls()
-    for group in [key for key in changes if key]:
-        changes[""][group] = dataclasses.replace(getattr(base, group), **changes[group])
-    return dataclasses.replace(base, **changes[""])
 
 
 # ---------------------------------------------------------------------------- command line, JSON
@@ -1043,7 +1053,7 @@ def help_text(cls: type | dict[str, Any], args: list[str]) -> str:
 def preset_of(cls: type, args: list[str]) -> Any:
     """The defaults that a command line asks for; an unknown preset is the parser's to refuse."""
     name = flag_in(args, "--preset")
-    return with_preset(cls, name if name in PRESETS else "slides")
+    return cls.with_preset(name if name in cls.PRESETS else next(iter(cls.PRESETS)))
 
 
 def plain_words(text: str) -> list[str]:

@@ -46,7 +46,6 @@ from config import (
     Signal,
     name_flaw,
     run_script,
-    with_preset,
 )
 from core.files import (
     Kind,
@@ -220,7 +219,7 @@ def make_plan(cfg: DetectConfig, device: torch.device) -> Plan:
 def plan_of(policy: Policy, cfg: DetectConfig, device: torch.device) -> Plan:
     """How a policy is applied. InputError for formulas that are unknown to this version."""
     known = policy.info.get("trained_on") or {}
-    signal = with_preset(PreprocessConfig, cfg.preset).signal
+    signal = PreprocessConfig.with_preset(cfg.preset).signal
     if policy.signal is not None:
         signal = runfolder.config_of(Signal, policy.signal)
     listen = cfg.audio is not None and known.get("audio") is not False

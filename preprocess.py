@@ -54,7 +54,6 @@ from config import (
     run_script,
     to_dict,
     whole,
-    with_preset,
 )
 from core.files import Kind, contents, keep_apart, new_folder, work_folder, writing
 from core.names import isolated
@@ -1035,7 +1034,7 @@ def ensure_corpus(cfg: PreprocessConfig) -> None:
     """
     wanted = SPLITS if cfg.split is None else (cfg.split,)
     missing = not any((cfg.corpus / split / "labels.tsv").exists() for split in SPLITS)
-    base = with_preset(SoundscapesConfig, cfg.preset)
+    base = SoundscapesConfig.with_preset(cfg.preset)
     if missing and base.out != cfg.corpus:
         cure = f"python soundscapes.py --out {cfg.corpus}"
         raise InputError(f"--corpus {cfg.corpus}: no corpus there; make one: {cure}")
@@ -1043,13 +1042,13 @@ def ensure_corpus(cfg: PreprocessConfig) -> None:
         check_sources(cfg.cache, corpus_task(cfg, split, Labels({}, []), []))
     if missing:
         print(f"no corpus in {cfg.corpus}: making the built-in one (your own data: see --help)")
-        soundscapes.main(replace(base, workers=cfg.workers))
+        soundscapes.make_corpus(replace(base, workers=cfg.workers))
     if not all((cfg.corpus / split / "scores").is_dir() for split in wanted):
-        base = with_preset(ScorersConfig, cfg.preset)
+        base = ScorersConfig.with_preset(cfg.preset)
         if base.corpus != cfg.corpus:
             cure = f"python scorers.py --corpus {cfg.corpus}"
             raise InputError(f"--corpus {cfg.corpus}: no scores there; make some: {cure}")
-        scorers.main(replace(base, workers=cfg.workers))
+        scorers.make_scores(replace(base, workers=cfg.workers))
 
 
 def bank_folds(corpus: Path, split: str) -> dict[str, str]:

@@ -1366,14 +1366,8 @@ def publish(cfg: ScorersConfig, folder: Path, record: dict[str, Any]) -> None:
     write_json(path, record)
 
 
-def main(cfg: ScorersConfig) -> None:
-    """Score every clip of a corpus out of fold, or convert score files from form to form.
-
-    Raises InputError for a corpus or scores that it cannot use.
-    """
-    if cfg.convert is not None:
-        convert(cfg.convert, cfg.out)
-        return
+def make_scores(cfg: ScorersConfig) -> None:
+    """Score every clip of a corpus out of fold, unless it is done. InputError for a bad corpus."""
     began = time.monotonic()
     clips = read_corpus(cfg.corpus)
     classes = classes_of({f"{clip.split}/{clip.filename}": clip.events for clip in clips})
@@ -1395,6 +1389,17 @@ def main(cfg: ScorersConfig) -> None:
             )
     print(f"network for new recordings: {cfg.corpus / SCORER}")
     print(f"score files: {cfg.corpus}/<split>/scores, {time.monotonic() - began:.0f} s in all")
+
+
+def main(cfg: ScorersConfig) -> None:
+    """Score every clip of a corpus out of fold, or convert score files from form to form.
+
+    Raises InputError for a corpus or scores that it cannot use.
+    """
+    if cfg.convert is not None:
+        convert(cfg.convert, cfg.out)
+    else:
+        make_scores(cfg)
 
 
 if __name__ == "__main__":

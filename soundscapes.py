@@ -780,7 +780,7 @@ def summarise(cfg: SoundscapesConfig, clips: list[Clip], seconds: float) -> None
     print(f"corpus {cfg.out}: written in {seconds:.1f} s")
 
 
-def main(cfg: SoundscapesConfig) -> int:
+def make_corpus(cfg: SoundscapesConfig) -> int:
     """Make the corpus or say that it is there. An InputError leaves nothing behind."""
     started, out = time.perf_counter(), cfg.out.resolve()
     keep_apart(cfg.out, [cfg.bank, cfg.class_map, cfg.train_timeline, cfg.validation_timeline])
@@ -791,6 +791,11 @@ def main(cfg: SoundscapesConfig) -> int:
         clips = write_corpus(cfg, folder)
     summarise(cfg, clips, time.perf_counter() - started)
     return 0
+
+
+def main(cfg: SoundscapesConfig) -> int:
+    """Make the corpus or say that it is there."""
+    return make_corpus(cfg)
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ from corpora import write_cache  # noqa: E402
 
 from apply import greedy_actions  # noqa: E402
 from bandit import decide, thresholds, to_device  # noqa: E402
-from config import TrainConfig, plain_words, run_main, with_preset  # noqa: E402
+from config import TrainConfig, plain_words, run_main  # noqa: E402
 from DQN import Trainer  # noqa: E402
 from metrics import mean_f1  # noqa: E402
 from preprocess import Cache, load_cache  # noqa: E402
@@ -53,7 +53,7 @@ from studies.threshold_env import (  # noqa: E402
 )
 
 CPU = torch.device("cpu")
-DEMO = with_preset(TrainConfig, "demo")
+DEMO = TrainConfig.with_preset("demo")
 LANES, ENV_FRAMES, TRAIN_FRAMES = 32, 3_200, 32_000
 
 

@@ -46,7 +46,6 @@ from config import (  # noqa: E402
     number,
     process_pool,
     run_script,
-    with_preset,
     write_text,
 )
 from core.files import Kind, keep_apart, own_folder  # noqa: E402
@@ -318,7 +317,7 @@ def run(cfg: CrossvalConfig) -> None:
     parts = draw_parts(groups_of(names, listed), cfg.parts, cfg.seed)
     lines = [f"{name}\t{part}" for part, clips in enumerate(parts) for name in clips]
     write_text(cfg.out / "parts.tsv", "filename\tpart\n" + "\n".join(lines) + "\n")
-    settings = replace(with_preset(TrainConfig, cfg.policy), passes=cfg.passes)
+    settings = replace(TrainConfig.with_preset(cfg.policy), passes=cfg.passes)
     print(f"{len(names)} clips, {cfg.parts} parts")
     learned = Learned(f"DQN {cfg.policy}", settings)
     study = Study(folder, cfg.out, [parts], range(cfg.seeds), cfg.inputs.workers)

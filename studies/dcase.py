@@ -32,7 +32,6 @@ from config import (  # noqa: E402
     TrainConfig,
     plain_words,
     run_main,
-    with_preset,
 )
 from labels import read_labels  # noqa: E402
 from scorers import open_scores  # noqa: E402
@@ -48,7 +47,7 @@ LEARNED = [
         "supervised classifier", TrainConfig(method="classifier", passes=5, **SMALL), "present"
     ),
     Learned("all 21 rewards", TrainConfig(method="rewards", passes=5, **SMALL), "present"),
-    Learned("DQN best", with_preset(TrainConfig, "best")),
+    Learned("DQN best", TrainConfig.with_preset("best")),
 ]
 
 

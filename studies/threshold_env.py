@@ -53,18 +53,17 @@ from bandit import (  # noqa: E402
 )
 from config import (  # noqa: E402
     Bandit,
-    Checked,
     Device,
     InputError,
     Learning,
     Network,
     PresetName,
+    Script,
     needed,
     number,
     run_script,
     split_name,
     to_dict,
-    with_preset,
 )
 from core.files import Kind, keep_apart, own_folder, write_together  # noqa: E402
 from core.stored import write_json  # noqa: E402
@@ -427,7 +426,7 @@ def qnetwork_kwargs(bandit: Bandit, network: Network) -> dict[str, Any]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ThresholdEnvConfig(Checked):
+class ThresholdEnvConfig(Script):
     """Train the DQN of stable-baselines3 on a cache, then the before/after table."""
 
     preset: PresetName = "slides"
@@ -479,7 +478,7 @@ def check(cfg: ThresholdEnvConfig) -> None:
             f"--steps {cfg.steps}: learning starts above --learning.train-start"
             f" {learning.train_start}, so nothing would be learned"
         )
-    if cfg.policy == "mlp" and cfg.network != with_preset(type(cfg), cfg.preset).network:
+    if cfg.policy == "mlp" and cfg.network != type(cfg).with_preset(cfg.preset).network:
         raise InputError("--network.* flags need --policy qnetwork")
     taken = [cfg.out / name for name in ("model.zip", "results.json")]
     if not cfg.overwrite and any(path.exists() for path in taken):

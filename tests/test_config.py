@@ -29,7 +29,6 @@ from config import (
     name_flaw,
     parse,
     to_dict,
-    with_preset,
 )
 
 SCRIPTS = (
@@ -81,13 +80,13 @@ def refused(capsys, monkeypatch):
 @pytest.mark.parametrize("preset", ["slides", "original", "demo"])
 @pytest.mark.parametrize("cls", SCRIPTS, ids=names(SCRIPTS))
 def test_every_preset_builds_every_config(cls, preset):
-    cfg = with_preset(cls, preset)
+    cfg = cls.with_preset(preset)
     assert type(cfg) is cls and cfg.preset == preset
     assert parse(cls, ["--preset", preset]) == cfg
 
 
 def test_slides_preset_has_the_numbers_of_the_slides():
-    cfg = with_preset(TrainConfig, "slides")
+    cfg = TrainConfig.with_preset("slides")
     bandit, network, learning = cfg.bandit, cfg.network, cfg.learning
     assert (bandit.reading, bandit.boundary_test, bandit.boundary_width) == (
         "independent",
@@ -103,31 +102,31 @@ def test_slides_preset_has_the_numbers_of_the_slides():
     epsilon = (learning.epsilon_start, learning.epsilon_end, learning.epsilon_fraction)
     assert epsilon == (1.0, 0.05, 0.7) and learning.epsilon_episodes is None
     assert (learning.episode_order, learning.acting, cfg.passes) == ("shuffled", "eval", None)
-    signal = with_preset(PreprocessConfig, "slides").signal
+    signal = PreprocessConfig.with_preset("slides").signal
     assert (signal.fusion, signal.flat_fallback, signal.flat_range) == ("product", True, 0.03)
 
 
 def test_original_preset_is_what_produced_the_published_numbers():
-    cfg, slides = with_preset(TrainConfig, "original"), with_preset(TrainConfig, "slides")
+    cfg, slides = TrainConfig.with_preset("original"), TrainConfig.with_preset("slides")
     bandit = {"reading": "sequential", "boundary_test": "after", "channel_order": "original"}
     learning = {"episode_order": "sorted", "acting": "dropout", "epsilon_episodes": 20_000}
     assert cfg.bandit == replace(slides.bandit, **bandit)
     assert cfg.learning == replace(slides.learning, **learning)
     assert cfg.network == slides.network
-    signal = with_preset(PreprocessConfig, "original").signal
+    signal = PreprocessConfig.with_preset("original").signal
     assert signal == Signal(fusion="harmonic", loudness="original")
 
 
 def test_a_preset_keeps_its_files_apart():
     for preset in ("original", "demo"):
-        train, evaluate = with_preset(TrainConfig, preset), with_preset(EvaluateConfig, preset)
+        train, evaluate = TrainConfig.with_preset(preset), EvaluateConfig.with_preset(preset)
         assert (train.run, train.cache) == (evaluate.run, evaluate.cache)
         assert train.run != TrainConfig().run and train.cache != TrainConfig().cache
-        assert train.cache == with_preset(PreprocessConfig, preset).cache
-        assert evaluate.out is None and with_preset(VisualizeConfig, preset).out is None
-    made = with_preset(SoundscapesConfig, "demo").out
-    assert made == with_preset(ScorersConfig, "demo").corpus
-    assert made == with_preset(PreprocessConfig, "demo").corpus != SoundscapesConfig().out
+        assert train.cache == PreprocessConfig.with_preset(preset).cache
+        assert evaluate.out is None and VisualizeConfig.with_preset(preset).out is None
+    made = SoundscapesConfig.with_preset("demo").out
+    assert made == ScorersConfig.with_preset("demo").corpus
+    assert made == PreprocessConfig.with_preset("demo").corpus != SoundscapesConfig().out
 
 
 ORDERS = {
@@ -139,7 +138,7 @@ ORDERS = {
 
 @pytest.mark.parametrize("args", ORDERS.values(), ids=ORDERS)
 def test_preset_may_stand_anywhere(args):
-    expected = with_preset(TrainConfig, "original")
+    expected = TrainConfig.with_preset("original")
     learning = replace(expected.learning, batch=16)
     assert parse(TrainConfig, args) == replace(expected, seed=3, learning=learning)
 
@@ -516,7 +515,7 @@ def test_help_of_a_script_with_commands(capsys):
 @pytest.mark.parametrize("preset", ["slides", "original", "demo"])
 @pytest.mark.parametrize("cls", SCRIPTS, ids=names(SCRIPTS))
 def test_json_round_trip(cls, preset):
-    cfg = with_preset(cls, preset)
+    cfg = cls.with_preset(preset)
     again = from_dict(cls, json.loads(json.dumps(to_dict(cfg))))
     assert again == cfg
     assert all(type(getattr(again, s.name)) is type(getattr(cfg, s.name)) for s in fields(cls))

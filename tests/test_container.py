@@ -190,7 +190,7 @@ def test_installation_replayed(tmp_path):
     run("python", "-c", "import torch, librosa, soundfile, tyro, matplotlib.pyplot, scipy, tqdm")
     assert "torch" in run("pip", "freeze")
     run("pip", "check")
-    run("python", "-c", "import config; config.with_preset(config.TrainConfig, 'demo')")
+    run("python", "-c", "import config; config.TrainConfig.with_preset('demo')")
     for stem in ("preprocess", "DQN", "evaluate", "visualize"):
         if (folder / f"{stem}.py").exists():
             assert "--preset" in run("python", f"{stem}.py", "--help")

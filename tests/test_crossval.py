@@ -10,7 +10,7 @@ import pytest
 from test_docs_scores import blocks
 from test_forms import NAMES, write_corpus
 
-from config import Events, InputError, Network, TrainConfig, parse, with_preset
+from config import Events, InputError, Network, TrainConfig, parse
 from labels import read_labels
 from preprocess import load_cache
 from runfolder import read_checkpoint
@@ -23,7 +23,7 @@ import crossval  # noqa: E402
 from crossval import CrossvalConfig, Learned, Study  # noqa: E402
 
 TITLE = "One folder, two splits, or K parts"
-SMALL = replace(with_preset(TrainConfig, "best"), passes=2, events=Events(hidden=4, layers=2))
+SMALL = replace(TrainConfig.with_preset("best"), passes=2, events=Events(hidden=4, layers=2))
 CLASSIFIER = TrainConfig(method="classifier", passes=1, network=Network(hidden=4, heads=2))
 LEARNED = [
     Learned("DQN small", SMALL),
@@ -37,7 +37,7 @@ def here(tmp_path, monkeypatch) -> Path:
     monkeypatch.chdir(tmp_path)
     write_corpus(tmp_path)
     monkeypatch.setattr(crossval, "process_pool", lambda _: Here())
-    monkeypatch.setattr(crossval, "with_preset", lambda *_: SMALL)
+    monkeypatch.setattr(TrainConfig, "with_preset", classmethod(lambda *_: SMALL))
     return tmp_path
 
 

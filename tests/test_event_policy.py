@@ -14,7 +14,7 @@ import detect
 import evaluate
 import visualize
 from candidates import propose
-from config import DetectConfig, EvaluateConfig, Events, InputError, TrainConfig, with_preset
+from config import DetectConfig, EvaluateConfig, Events, InputError, TrainConfig
 from core.stored import read_json
 from DQN import decide_cache, load_policy, main
 from entrants import predicted_events
@@ -64,7 +64,7 @@ def cache(tmp_path_factory):
 
 @pytest.fixture
 def cfg(cache, tmp_path):
-    best = with_preset(TrainConfig, "best")
+    best = TrainConfig.with_preset("best")
     home = {"cache": cache.folder.parent, "run": tmp_path / "run", "device": "cpu"}
     return replace(best, **home, events=SMALL, passes=4)
 
@@ -73,7 +73,7 @@ def cfg(cache, tmp_path):
 def trained(cache, tmp_path_factory):
     """Run folder of a policy that learned from the small cache until it had learned enough."""
     run = tmp_path_factory.mktemp("runs") / "events"
-    best = with_preset(TrainConfig, "best")
+    best = TrainConfig.with_preset("best")
     home = {"cache": cache.folder.parent, "run": run, "device": "cpu"}
     assert main(replace(best, **home, events=replace(SMALL, hidden=16), passes=60)) == 0
     return run

@@ -24,7 +24,6 @@ from config import (
     Network,
     TrainConfig,
     run_main,
-    with_preset,
 )
 from DQN import Trainer, load_policy, main
 from event_policy import EventTrainer
@@ -51,7 +50,7 @@ def config(**changes) -> TrainConfig:
 def best(**changes) -> TrainConfig:
     events = Events(hidden=4, layers=2, batch=4, box_batch=32, tag_limit=0.0)
     base = {"run": Path("runs/best"), "events": events, "device": "cpu", "passes": 3}
-    return replace(with_preset(TrainConfig, "best"), **(base | changes))
+    return replace(TrainConfig.with_preset("best"), **(base | changes))
 
 
 def info_of(run: Path | str) -> dict:

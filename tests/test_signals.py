@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import csebbs
-from config import PreprocessConfig, Signal, with_preset
+from config import PreprocessConfig, Signal
 from opponents import MEDIAN_S
 from sed import signals
 from sed.signals import SIGNALS, compute_signals, filter_frames, loudness, loudness_on_grid, min_max
@@ -347,7 +347,7 @@ def test_loudness_lies_at_its_own_time(rate, at_s):
 @pytest.mark.parametrize("seconds", [10.0, 4.99])
 def test_the_original_hears_a_mono_mix_at_32_khz(rate, seconds):
     """librosa.load, librosa.feature.rms, numpy.interp, as the authors' program does it."""
-    signal = with_preset(PreprocessConfig, "original").signal
+    signal = PreprocessConfig.with_preset("original").signal
     num_samples = round(seconds * rate)
     wav = np.random.default_rng(0).normal(0, 0.1, (num_samples, 2)).astype(np.float32)
     wav *= np.linspace(0, 1, num_samples, dtype=np.float32)[:, None]
