@@ -20,13 +20,15 @@ import itertools
 import time
 from collections import deque
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
+
+from policy.apply import load_policy
 
 if __name__ == "__main__":  # before torch, which takes seconds to import
-    from config import TrainConfig, parse_first
-    from heartbeat import answer
+    from config import TrainConfig
+    from core.command import parse_first
+    from policy.heartbeat import answer
 
     parse_first(TrainConfig, answer)
 
@@ -35,13 +37,15 @@ import torch
 from torch.nn import functional
 from tqdm import tqdm
 
-import event_policy
-import heartbeat
-import longrun
-import runfolder
-import supervised
-from apply import decisions
-from bandit import (
+from config import SUPERVISED, TrainConfig
+from core.command import run_script
+from core.errors import InputError
+from core.files import keep_apart
+from core.ranks import ALONE, TRAINING_PATIENCE, Ranks, together
+from core.settings import to_dict
+from policy import event_policy, heartbeat, longrun, runfolder, supervised
+from policy.apply import decisions
+from policy.bandit import (
     check_finite,
     episode_order,
     epsilon_at,
@@ -54,109 +58,18 @@ from bandit import (
     replay_columns,
     reward_table,
     stored_share,
-    thresholds,
     to_device,
 )
-from config import (
-    SUPERVISED,
-    Bandit,
-    InputError,
-    TrainConfig,
-    run_script,
-    to_dict,
-)
-from core.files import keep_apart
-from core.tensors import fitted
-from device import GraphSteps, fastest_batch
-from event_policy import EventNetwork
-from gate import Gate, tune_gate
-from metrics import mean_f1
-from network import QNetwork, make_network
-from preprocess import Cache, load_cache
-from qlearning import Replay
-from ranks import ALONE, TRAINING_PATIENCE, Ranks, together
+from policy.device import GraphSteps
+from policy.gate import tune_gate
+from policy.network import QNetwork
+from policy.qlearning import Replay
+from sed.caches import Cache, load_cache
+from sed.metrics import mean_f1
 
 FORMAT = 1
 AGREE_EVERY = 16  # ticks after which several processes ask each other whether to stop or save
 # ---------------------------------------------------------------------------- checkpoints
-
-
-class Policy(NamedTuple):
-    """A trained network with what is needed to apply it."""
-
-    network: QNetwork | EventNetwork  # or a Classifier, which is a QNetwork
-    bandit: Bandit
-    signal: dict | None  # formulas of the cache it was trained on; None: unknown
-    info: dict[str, Any]
-    gate: Gate | None = None  # for queries without known tags; None: unknown
-    classes: tuple[str, ...] = ()  # those that it knows apart
-    seen: torch.Tensor | None = None  # see `runfolder.prints_of`; None: unknown
-    method: str = "windowed"  # of `config.TrainConfig`
-
-    @property
-    def over_events(self) -> bool:
-        """Whether it decides about boxes of a whole clip, not about thresholds of frames."""
-        return isinstance(self.network, EventNetwork)
-
-
-def load_policy(path: Path, device: torch.device, preset: str = "slides") -> Policy:
-    """Open a checkpoint of this suite, or a bare state dict of the original program.
-
-    A bare state dict holds no settings; they are the preset's. InputError if it does not fit.
-    """
-    content = runfolder.read_checkpoint(path, device)
-    bare = "config" not in content
-    if bare and "tcn.0.weight" not in content:
-        raise InputError(f"{path}: neither a checkpoint of this suite nor a Q-network's state dict")
-    if bare:
-        info = {"source": "state dict", "preset": preset}
-        facts = runfolder.Facts(TrainConfig.with_preset(preset), None, None, info)
-    else:
-        facts = runfolder.facts_of(content, path)
-    config, weights = facts.config, content if bare else content.get("network")
-    classes = runfolder.classes_of(content, path)
-    make = partial(make_network, config.method, config.bandit, config.network)
-    if config.method == "events":
-        make = partial(EventNetwork.like, config.events, classes, weights)
-    network, seen = fitted(make, weights, path).to(device).eval(), runfolder.seen_of(content, path)
-    if config.method == "events" and not network.prices.any():
-        raise InputError(f"{path}: training has not ended, nothing can be decided; use --resume")
-    known = (facts.signal, facts.info, facts.gate, classes, seen, config.method)
-    return Policy(network, config.bandit, *known)
-
-
-class Decided(NamedTuple):
-    """What a policy says about a cache: decisions, by thresholds of frames or by boxes."""
-
-    pred: np.ndarray  # (N,) bool
-    action: np.ndarray | None  # (N,) int8; None: no threshold is shifted
-    t_adj: np.ndarray | None  # (N,) float32
-    boxes: event_policy.Candidates | None
-    batch: int | None
-
-
-def decide_cache(
-    policy: Policy,
-    cache: Cache,
-    device: torch.device,
-    batch: int | None = None,
-    ranks: Ranks = ALONE,
-    progress: str | None = None,
-) -> Decided:
-    """Decisions about all frames of a cache; `batch` frames at a time (default: the fastest)."""
-    if policy.over_events:
-        progress = progress if ranks.leads else None
-        pred, boxes = event_policy.decide_cache(policy.network, cache, device, progress)
-        return Decided(pred, None, None, boxes, None)
-    signals = to_device(cache, policy.bandit, device)
-    batch = batch or fastest_batch(policy.network, signals, policy.bandit)
-    given = (policy.network, signals, policy.bandit, batch)
-    on, actions = decisions(*given, None, progress, ranks)
-    if actions is None:
-        return Decided(on.cpu().numpy(), None, None, None, batch)
-    t_adj = thresholds(signals, actions, policy.bandit)
-    arrays = actions.cpu().numpy().astype(np.int8), t_adj.cpu().numpy().astype(np.float32)
-    return Decided(on.cpu().numpy(), *arrays, None, batch)
 
 
 def begin_from(trainer: "Trainer | event_policy.EventTrainer", path: Path) -> None:

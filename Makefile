@@ -70,14 +70,14 @@ test-slow: $(DEV_STAMP)  ## the slow tests, an hour: scripts killed again and ag
 # Hours on two cores; what is finished is skipped. DATA holds esc10/, desed_timelines/ and
 # dcase2023_baseline/.
 results: $(DEV_STAMP)  ## repeat all of RESULTS.md; DATA=folder of the real data
-	@OMP_NUM_THREADS=1 $(PY) studies/reproduce.py all $(DATA)
+	@OMP_NUM_THREADS=1 $(PY) -m studies.reproduce all $(DATA)
 
 # Hours on two cores; BENCH=--quick tries everything in minutes, BENCH="--sections acting" a part.
 bench: $(STAMP)  ## one table of speed and memory: before, now, needed; BENCH=--quick tries it
-	@PYTHONPATH=. $(PY) benchmarks/speed.py $(BENCH)
+	@$(PY) -m benchmarks.speed $(BENCH)
 
 bench-env: $(STAMP)  ## the gymnasium environment against DQN.py
-	@PYTHONPATH=. $(PY) benchmarks/env.py
+	@$(PY) -m benchmarks.env
 
 lint: $(DEV_STAMP)  ## formatting and static checks
 	@$(PY) -m ruff format --check .

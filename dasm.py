@@ -31,7 +31,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 if __name__ == "__main__":  # before torch, which takes seconds to import
-    from config import DasmEmbedConfig, DasmScoreConfig, parse_first
+    from config import DasmEmbedConfig, DasmScoreConfig
+    from core.command import parse_first
 
     parse_first({"embed": DasmEmbedConfig, "score": DasmScoreConfig})
 
@@ -39,25 +40,20 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from config import (
-    DasmEmbedConfig,
-    DasmScoreConfig,
-    InputError,
-    config_key,
-    name_flaw,
-    num_workers,
-    run_script,
-    whole,
-)
-from core.files import Kind, contents, keep_apart, kind_of, made, mark, own_folder
-from core.names import isolated
+from config import DasmEmbedConfig, DasmScoreConfig
+from core.command import run_script
+from core.errors import InputError
+from core.files import Kind, contents, keep_apart, kind_of, made, mark, own_folder, whole
+from core.names import isolated, name_flaw
+from core.processes import num_workers
+from core.settings import config_key
 from core.stored import check_form, is_text, read_text
 from core.tensors import read_checkpoint, read_tensors, with_digest
-from labels import AUDIO, clip_id, find_audio, read_labels, say_left_out
-from runfolder import pick_device
-from scorers import ClipScores, ScoreArchive, write_archive
+from policy.runfolder import pick_device
+from scores.score_files import ScoreArchive, write_archive
 from sed.audio import TRUNCATED, AudioFile, read_samples, resample
-from timeline import classes_of, frame_edges
+from sed.labels import AUDIO, clip_id, find_audio, read_labels, say_left_out
+from sed.timeline import ClipScores, classes_of, frame_edges
 
 VERSION = 1  # raise it with any change below that changes scores
 WIDTH = 1024  # D, of MGA-CLAP's text vectors; the audio checkpoint wants 768

@@ -24,8 +24,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from scores import crnn, score_files
+from sed import timeline
+
 if __name__ == "__main__":  # before torch, which takes seconds to import
-    from config import DetectConfig, parse_first
+    from config import DetectConfig
+    from core.command import parse_first
 
     parse_first(DetectConfig)
 
@@ -34,19 +38,9 @@ import soundfile
 import torch
 from tqdm import tqdm
 
-import runfolder
-import scorers
-from apply import decisions
-from bandit import query_of, resident
-from config import (
-    DetectConfig,
-    Device,
-    InputError,
-    PreprocessConfig,
-    Signal,
-    name_flaw,
-    run_script,
-)
+from config import DetectConfig, Device, PreprocessConfig, Signal
+from core.command import run_script
+from core.errors import InputError
 from core.files import (
     Kind,
     check_file,
@@ -56,27 +50,31 @@ from core.files import (
     own_folder,
     whole,
 )
-from core.names import isolated
+from core.names import isolated, name_flaw
 from core.stored import check_form, is_text, read_json
-from DQN import Policy, load_policy
-from event_metrics import ScoredEvent
-from event_policy import decide_clips
-from gate import Gate, opens
-from labels import AUDIO, clip_id, fit_events
-from posterior import Asked, Queried
-from preprocess import (
+from policy import runfolder
+from policy.apply import Policy, decisions, load_policy
+from policy.bandit import query_of, resident
+from policy.event_policy import decide_clips
+from policy.gate import Gate, opens
+from policy.posterior import Asked, Queried
+from sed.audio import TRUNCATED, AudioFile, wav_from
+from sed.caches import MOST_MANIFEST, listed
+from sed.event_metrics import ScoredEvent
+from sed.labels import AUDIO, clip_id, fit_events
+from sed.provenance import Origin, other_classes, other_frames
+from sed.signals import (
     FELL_BACK,
-    MOST_MANIFEST,
     SILENT,
+    VERSION,
     WINDOWS,
     check_duration,
     clip_tag,
-    listed,
+    compute_signals,
+    falls_back,
+    loudness_on_grid,
 )
-from provenance import Origin, other_classes, other_frames
-from sed.audio import TRUNCATED, AudioFile, wav_from
-from sed.signals import VERSION, compute_signals, falls_back, loudness_on_grid
-from timeline import (
+from sed.timeline import (
     COLUMNS,
     SLACK_S,
     Event,
@@ -88,7 +86,7 @@ from timeline import (
 )
 
 LOW_RATE = (
-    f"sample rate below the {scorers.SAMPLE_RATE // 1000} kHz that the scorer was trained on: it"
+    f"sample rate below the {crnn.SAMPLE_RATE // 1000} kHz that the scorer was trained on: it"
     " hears nothing above half of it and misses events"
 )
 BLOCK_S = 10.0  # where neither the policy nor the user says: clips of DESED and AudioSet
@@ -164,7 +162,7 @@ class Source(NamedTuple):
     """Where scores come from: names of the K classes, and the scores of a recording."""
 
     classes: list[str]
-    score: Callable[[Recording, AudioFile | None, "Tally"], scorers.ClipScores]
+    score: Callable[[Recording, AudioFile | None, "Tally"], timeline.ClipScores]
     text: str
     clips: Callable[[], list[str]] = list  # ids of all clips that have scores, where that is known
 
@@ -251,39 +249,39 @@ def corpus_scorer(policy: Path) -> Path | None:
         check_form(manifest, {"scores": {"folder": is_text}})
     except (InputError, ValueError):
         return None
-    path = Path(manifest["scores"]["folder"]).parent.parent / scorers.SCORER
+    path = Path(manifest["scores"]["folder"]).parent.parent / crnn.SCORER
     return path if path.is_file() else None
 
 
 def builtin_scores(
-    scorer: scorers.Scorer, filename: str, audio: AudioFile, plan: Plan, tally: Tally
-) -> scorers.ClipScores:
+    scorer: crnn.Scorer, filename: str, audio: AudioFile, plan: Plan, tally: Tally
+) -> timeline.ClipScores:
     """Scores of a recording by the built-in scorer; a long one is scored in the plan's blocks."""
-    if audio.sample_rate < scorers.SAMPLE_RATE:
+    if audio.sample_rate < crnn.SAMPLE_RATE:
         tally.note(LOW_RATE, filename)
-    whole = audio.num_samples * scorers.SAMPLE_RATE // (audio.sample_rate * scorers.HOP)
-    parts = plan.cut(whole, scorers.FRAME_S)
+    whole = audio.num_samples * crnn.SAMPLE_RATE // (audio.sample_rate * crnn.HOP)
+    parts = plan.cut(whole, crnn.FRAME_S)
     if len(parts) == 1:  # a last part of a frame is a frame
         wav = audio.span(0, audio.duration_s)
         values = scorer.score_recording(wav, audio.sample_rate)
-        return scorers.ClipScores(values, frame_edges(values.shape[1], scorers.FRAME_S))
+        return timeline.ClipScores(values, frame_edges(values.shape[1], crnn.FRAME_S))
     values = np.empty((len(scorer.classes), whole), np.float32)
     for part in parts:
-        wav = audio.span(part.start * scorers.FRAME_S, part.stop * scorers.FRAME_S)
+        wav = audio.span(part.start * crnn.FRAME_S, part.stop * crnn.FRAME_S)
         found = scorer.score_recording(wav, audio.sample_rate)
         span = slice(part.first - part.start, part.last - part.start)
         values[:, part.first : part.last] = found[:, span]
     if audio.truncated:
         tally.note(TRUNCATED, filename)
-    return scorers.ClipScores(values, frame_edges(whole, scorers.FRAME_S))
+    return timeline.ClipScores(values, frame_edges(whole, crnn.FRAME_S))
 
 
 def open_source(cfg: DetectConfig, plan: Plan) -> Source:
     """The user's score files, or the built-in scorer. Raises InputError."""
     if cfg.scores is not None:
-        files = scorers.open_scores(cfg.scores, list(cfg.classes) or None, cfg.rename)
+        files = score_files.open_scores(cfg.scores, list(cfg.classes) or None, cfg.rename)
 
-        def read(one: Recording, *_: Any) -> scorers.ClipScores:
+        def read(one: Recording, *_: Any) -> timeline.ClipScores:
             return files.scores(one.filename) if one.clip is None else files.read(one.clip)
 
         return Source(files.classes, read, f"{cfg.scores}", files.clips)
@@ -293,14 +291,14 @@ def open_source(cfg: DetectConfig, plan: Plan) -> Source:
             f"no scores: give --scores (your model's score files) or --scorer (scorer.pt of the"
             f" corpus that {cfg.policy} was trained on, written by scorers.py)"
         )
-    scorer = scorers.load_scorer(path, plan.device)
+    scorer = crnn.load_scorer(path, plan.device)
     classes = list(cfg.classes) or scorer.classes
     for name in classes:
         if name not in scorer.classes:
             raise InputError(f"--classes {name}: {path} knows {', '.join(scorer.classes)}")
     order = [scorer.classes.index(name) for name in classes]
 
-    def score(one: Recording, audio: AudioFile, tally: Tally) -> scorers.ClipScores:
+    def score(one: Recording, audio: AudioFile, tally: Tally) -> timeline.ClipScores:
         scores = builtin_scores(scorer, one.filename, audio, plan, tally)
         return scores._replace(values=scores.values[order])
 
@@ -386,7 +384,7 @@ class Row(NamedTuple):
 def block_loudness(
     recording: Recording,
     opened: AudioFile | None,
-    scores: scorers.ClipScores,
+    scores: timeline.ClipScores,
     parts: list[Block],
     plan: Plan,
     tally: Tally,
@@ -416,15 +414,15 @@ def block_loudness(
             tally.note(TRUNCATED, recording.filename)
 
 
-def block_tags(scores: scorers.ClipScores, part: Block, plan: Plan) -> np.ndarray:
+def block_tags(scores: timeline.ClipScores, part: Block, plan: Plan) -> np.ndarray:
     """(K,) clip-level scores of a block; of the whole recording where the source has its own."""
     edges = scores.edges[part.start : part.stop + 1]
     values = scores.values[:, part.start : part.stop]
-    return clip_tag(scorers.ClipScores(values, edges - edges[0], scores.tag), plan.signal)
+    return clip_tag(timeline.ClipScores(values, edges - edges[0], scores.tag), plan.signal)
 
 
 def opened_classes(
-    scores: scorers.ClipScores, classes: list[str], part: Block, plan: Plan
+    scores: timeline.ClipScores, classes: list[str], part: Block, plan: Plan
 ) -> np.ndarray:
     """(K,) bool: classes that the gate lets through in a block."""
     if plan.gate is None:
@@ -452,7 +450,7 @@ def opened_rows(
     duration_s = np.inf if audio is None else audio.duration_s  # as its header says
     scores = source.score(recording, audio, tally)
     if plan.cut_scores:
-        scores = scorers.cut_scores(scores, duration_s)
+        scores = score_files.cut_scores(scores, duration_s)
     num_frames, frame_s = len(scores.edges) - 1, float(scores.frame_s)
     if scores.start_s:
         tally.note(WINDOWS, recording.filename)
@@ -657,7 +655,7 @@ def detect(
             min_confidence=min_confidence,
             device=device,
         )
-        scores, audio = scorers.checked_scores(values, edges, list(classes)), None
+        scores, audio = score_files.checked_scores(values, edges, list(classes)), None
         if wav is not None:
             stream = io.BytesIO()
             wav = np.asarray(wav, np.float32)

@@ -12,69 +12,55 @@ Shapes: N frames of all pairs, P pairs
 The metric: change it and old numbers are void.
 """
 
-import hashlib
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
+
+from comparison.evaluations import Evaluated, digest_of, find_matches, interval, write_matches
 
 if __name__ == "__main__":  # before torch, which takes seconds to import
-    from config import EvaluateConfig, parse_first
+    from config import EvaluateConfig
+    from core.command import parse_first
 
     parse_first(EvaluateConfig)
 
 import numpy as np
 import torch
 
-import comparison
-import event_metrics
-import event_policy
-import gate as tag_gate
-import runfolder
-from bandit import near
-from config import (
-    Bandit,
-    EvaluateConfig,
-    InputError,
-    VisualizeConfig,
-    run_script,
-    write_text,
-)
+from baselines.tuned_rules import best_possible, class_of_pair, yardsticks, yardsticks_of_all
+from comparison import scoring
+from comparison.systems import BASE, Spec, kind_of_rule, predicted_events
+from config import Bandit, EvaluateConfig
+from core.command import run_script
+from core.errors import InputError
 from core.files import is_ours, keep_apart, mark, matching, own_folder, write_together
 from core.names import isolated
+from core.ranks import Ranks, together
 from core.stored import (
-    Each,
-    check_form,
-    is_count,
-    is_number,
-    is_share,
-    is_text,
-    maybe,
-    read_json,
-    read_npz,
     write_json,
 )
 from core.versions import made_with
-from DQN import Policy, decide_cache, load_policy
-from entrants import BASE, Spec, kind_of_rule, predicted_events
-from matching import ENDS, Match, end_errors, match_events
-from metrics import (
+from policy import event_policy, runfolder
+from policy import gate as tag_gate
+from policy.apply import Policy, decide_cache, load_policy
+from policy.bandit import near
+from sed import event_metrics
+from sed.caches import Cache, load_cache
+from sed.matching import ENDS, end_errors
+from sed.metrics import (
     NAMES,
-    bootstrap_mean,
     count_pairs,
     mean_over_pairs,
     per_class,
     pooled,
     scores_of,
 )
-from opponents import best_possible, class_of_pair, yardsticks, yardsticks_of_all
-from preprocess import Cache, Pair, load_cache
-from provenance import Origin, held_against, origin_of
-from ranks import Ranks, together
-from timeline import Event, frame_centres, frames_to_events, write_labels
+from sed.provenance import Origin, held_against, origin_of
+from sed.timeline import Event, write_labels
 
 TITLES = {"accuracy": "Accuracy", "iou": "IoU", "f1": "F1 Score"}
 
@@ -88,21 +74,6 @@ def selection(cache: Cache, pred: np.ndarray, bandit: Bandit) -> dict[str, float
     right = some_right & (pred == cache.label)
     frames = int(some_right.sum())
     return {"accuracy": float(right.sum() / frames) if frames else None, "frames": frames}
-
-
-def interval(
-    cache: Cache,
-    ours: dict[str, np.ndarray],
-    theirs: dict[str, np.ndarray],
-    chosen: np.ndarray | None = None,
-) -> dict[str, list[float]]:
-    """95 % interval of the mean over pairs of `ours - theirs`, clips resampled; of `chosen` pairs
-    (P,) bool only where given."""
-    clip = np.array([pair.filename for pair in cache.pairs])
-    gains = np.stack([ours[name] - theirs[name] for name in NAMES], axis=1)
-    chosen = slice(None) if chosen is None else chosen
-    low, high = bootstrap_mean(gains[chosen], clip[chosen])
-    return {name: [float(low[i]), float(high[i])] for i, name in enumerate(NAMES)}
 
 
 def tables(
@@ -170,13 +141,13 @@ def all_pairs_tables(
     if train is not None and train.queries == "all":
         rows |= {rule.name: ("rule", on) for rule, on in yardsticks_of_all(cache, train)}
     counts = {name: count_pairs(on, cache.label, cache.offsets) for name, (_, on) in rows.items()}
-    sampler = comparison.Resampler(cache)
-    found = {name: (comparison.headline(c, cache), sampler.draws(c)) for name, c in counts.items()}
+    sampler = scoring.Resampler(cache)
+    found = {name: (scoring.headline(c, cache), sampler.draws(c)) for name, c in counts.items()}
     ours = found["DQN" if gate is None else "DQN, gated"]
-    names = comparison.HEADLINE["all"]
+    names = scoring.HEADLINE["all"]
     return {
         name: found[name][0]
-        | {"kind": kind, "behind": comparison.difference(names, ours, found[name])["macro_f1"]}
+        | {"kind": kind, "behind": scoring.difference(names, ours, found[name])["macro_f1"]}
         for name, (kind, _) in rows.items()
     }
 
@@ -206,7 +177,7 @@ def operating_curve(cache: Cache, boxes: event_policy.Candidates) -> dict[str, A
 def best_rule(results: dict[str, Any]) -> list[dict[str, Any]]:
     """The tuned rule that is best by F1 on this very split; none without a training cache."""
     rules = [row for row in results["yardsticks"] if row["kind"] == "rule"]
-    rules = [row for row in rules if row["name"] not in comparison.NOT_OPPONENTS]
+    rules = [row for row in rules if row["name"] not in scoring.NOT_OPPONENTS]
     return sorted(rules, key=lambda row: -row["f1"])[:1]
 
 
@@ -232,10 +203,10 @@ def verdict(results: dict[str, Any]) -> str:
         whole += [(row["name"], row, row["interval"]) for row in best_rule(results)]
         against = [(who, row, [ours - row["f1"], *ends["f1"]]) for who, row, ends in whole]
     parts = [
-        comparison.judged(results, metric, who, row[metric], change) for who, row, change in against
+        scoring.judged(results, metric, who, row[metric], change) for who, row, change in against
     ]
-    said = f"{name} ({comparison.TITLES[metric]} {100 * ours:.2f}) {' and '.join(parts)}."
-    return said if results["num_clips"] > 1 else f"{said} {comparison.ONE_CLIP}"
+    said = f"{name} ({scoring.TITLES[metric]} {100 * ours:.2f}) {' and '.join(parts)}."
+    return said if results["num_clips"] > 1 else f"{said} {scoring.ONE_CLIP}"
 
 
 def print_block(title: str, metrics: dict[str, float]) -> None:
@@ -372,212 +343,7 @@ def print_numbers(results: dict[str, Any]) -> None:
 # ---------------------------------------------------------------------------- results, read back
 
 
-def short(text: str, most: int) -> str:
-    """Text with its middle left out where it is too long for a figure."""
-    half = most // 2 - 1
-    return text if len(text) <= most else f"{text[:half]}...{text[-half:]}"
-
-
-class Evaluated(NamedTuple):
-    """A split with the decisions before and after: `t_adj`, `before`, `after` are (N,); a policy
-    over events has no `t_adj`.
-
-    `boxes`: by index of a pair, what a policy over events had to choose from, each a dictionary
-    `onset`, `offset` (seconds), `confidence`, `chosen` (bool), `values` (name -> number).
-    """
-
-    cache: Cache
-    results: dict[str, Any]
-    t_adj: np.ndarray | None
-    before: np.ndarray
-    after: np.ndarray
-    boxes: dict[int, list[dict[str, Any]]] | None = None
-
-
-class View(NamedTuple):
-    """One pair: its clock in seconds and its signals; arrays (T,), `edges` (T + 1,)."""
-
-    pair: Pair
-    edges: np.ndarray
-    centres: np.ndarray
-    signals: dict[str, np.ndarray]
-    before: np.ndarray
-    after: np.ndarray
-    label: np.ndarray
-
-    @property
-    def name(self) -> str:
-        """`label in clip`, short enough for a title."""
-        return f"{short(self.pair.event_label, 32)} in {short(self.pair.filename, 44)}"
-
-    def events(self, on: np.ndarray) -> list[Event]:
-        """Runs of true frames (T,) in seconds."""
-        return frames_to_events(on, self.pair.event_label, self.edges)
-
-
-NEEDED = {"split", "cache_key", "num_pairs", "num_frames", "before", "after", "per_class"}
-NEEDED |= {"yardsticks", "fixed_frames", "broken_frames", "interval", "num_clips", "ends"}
-NEEDED |= {"verdict", "pooled", "threshold_selection"}
-
-
-SHARES = dict.fromkeys(NAMES, is_share)
-BOTH = {"before": SHARES, "after": SHARES}
-FORMS = {
-    **BOTH,
-    "split": lambda value: is_text(value) and value == Path(value).name,
-    **dict.fromkeys(("cache_key", "checkpoint"), is_text),
-    **dict.fromkeys(("num_pairs", "num_frames", "present_pairs", "present_frames"), is_count),
-    **dict.fromkeys(("fixed_frames", "broken_frames"), is_count),
-    "per_class": Each({"pairs": is_count, **BOTH}),
-    "yardsticks": [{"name": is_text, **SHARES}],
-    "pooled": BOTH,
-    "gain": Each(is_number),
-    "interval": Each((is_number, is_number)),
-    "threshold_selection": {"accuracy": maybe(is_share), "frames": is_count},
-    "decisions": is_text,
-    "num_clips": is_count,
-    "verdict": is_text,
-    "notes": [is_text],
-    "ends": {"before": Each({"events": is_count}), "after": Each({"events": is_count})},
-}
-# Keys of results.json of the versions that wrote no checksum.
-UNSEALED = FORMS.keys() - {"decisions", "num_clips", "verdict", "notes", "ends"}
-UNSEALED |= {"cache", "policy", "queries", "deciding_seconds", "processes", "batch", "all_pairs"}
-UNSEALED |= {"gate", "onsets"}
-
-
-def load_evaluated(cfg: VisualizeConfig) -> Evaluated:
-    """Results and decisions of evaluate.py with the cache they were made from.
-
-    InputError where one is missing, damaged or of another evaluation.
-    """
-    cure = f"run: python evaluate.py --run {cfg.run} --cache {cfg.cache}"
-    where, path = cfg.run / "results.json", cfg.run / "decisions.npz"
-    results = read_json(where, cure, UNSEALED)
-    if missing := sorted(NEEDED - set(results)):
-        raise InputError(f"{where}: no {', '.join(missing)}; {cure}")
-    try:
-        check_form(results, {name: FORMS[name] for name in FORMS if name in results})
-    except ValueError as error:
-        raise InputError(f"{where}: damaged ({error}); {cure}") from None
-    if not path.exists():
-        raise InputError(f"{path}: not found; {cure}")
-    cache = load_cache(cfg.cache / results["split"])
-    if results["cache_key"] != cache.key:
-        raise InputError(
-            f"{where}: made from another cache than {cache.folder}"
-            f" (key {results['cache_key']}, now {cache.key}); {cure}"
-        )
-    size = (len(cache.label),)
-    forms = {"action": ("i", size), "t_adj": ("f", size), "binary": ("ub", size)}
-    forms |= event_policy.FORMS
-    arrays = read_npz(path, forms, cure, ("action", "t_adj", *event_policy.FORMS))
-    t_adj, after, before = arrays.get("t_adj"), arrays["binary"] > 0, cache.signals["binary"] > 0.5
-    if "decisions" not in results:  # those of older versions do not say what they are about
-        if t_adj is None:
-            raise InputError(f"{path}: damaged (no t_adj); {cure}")
-    elif results["decisions"] != digest_of(arrays):
-        raise InputError(f"{path}: not the decisions of {where}; {cure}")
-    try:
-        boxes = boxes_of_pairs(arrays, cache) if "box_pair" in arrays else None
-    except (KeyError, ValueError) as error:
-        raise InputError(f"{path}: damaged ({error}); {cure}") from None
-    heard = cache.present[cache.frames_of_pair] | (cache.queries == "present")
-    changed = [(after == truth) & (before != after) for truth in (cache.label, ~cache.label)]
-    counts = [int((some & heard).sum()) for some in changed]
-    fits = counts == [results["fixed_frames"], results["broken_frames"]]
-    if t_adj is not None:
-        fits &= not ((cache.signals["prob"] > t_adj) != after).any() and _are_shares(t_adj)
-    if not fits:
-        raise InputError(f"{path}: does not fit {where}; {cure}")
-    return Evaluated(cache, results, t_adj, before, after, boxes)
-
-
-def boxes_of_pairs(arrays: dict[str, np.ndarray], cache: Cache) -> dict[int, list[dict[str, Any]]]:
-    """Stored candidates as `Evaluated` holds them. ValueError where they cannot be of the cache."""
-    boxes = event_policy.from_arrays(arrays, cache)
-    ends, found = event_policy.seconds_of(boxes, cache), {}
-    columns = (boxes.pair, *ends, boxes.confidence, boxes.chosen, boxes.values, boxes.worth)
-    for pair, onset, offset, sure, chosen, values, worth in zip(
-        *(each.tolist() for each in columns), strict=True
-    ):
-        asked = dict(zip(event_policy.VALUES, values, strict=True)) | {"worth": worth}
-        row = {"onset": onset, "offset": offset, "confidence": sure, "chosen": chosen}
-        found.setdefault(pair, []).append(row | {"values": asked})
-    return found
-
-
-def _are_shares(values: np.ndarray) -> bool:
-    return bool(((values >= 0) & (values <= 1)).all())  # NaN is neither
-
-
-def view_of(data: Evaluated, index: int) -> View:
-    """One pair of the split."""
-    pair, values = data.cache.pairs[index], data.cache.of_pair(index)
-    span = slice(data.cache.offsets[index], data.cache.offsets[index + 1])
-    label = values.pop("label")
-    if data.t_adj is not None:
-        values["t_adj"] = data.t_adj[span]
-    edges, before, after = pair.edges, data.before[span], data.after[span]
-    return View(pair, edges, frame_centres(edges), values, before, after, label)
-
-
-class Matches(NamedTuple):
-    """The matches of the base threshold and of the policy, each judged by its own."""
-
-    before: list[Match]
-    after: list[Match]
-
-    def both(self) -> list[tuple[Match, Match]]:
-        """(base, policy) of the true events that both found, in the order of `after`."""
-        base = {(match.filename, match.true): match for match in self.before}
-        return [
-            (base[key], match)
-            for match in self.after
-            if (key := (match.filename, match.true)) in base
-        ]
-
-
-def find_matches(data: Evaluated) -> Matches:
-    """What the base threshold and the policy found, over all pairs of the split."""
-    cache = data.cache
-    return Matches(
-        *(
-            match_events(cache.truth, predicted_events(cache, on), cache.durations)
-            for on in (data.before, data.after)
-        )
-    )
-
-
-def write_matches(path: Path, matches: Matches) -> None:
-    """A row a true event that base or DQN found: true, base and DQN times in seconds; the cells of
-    what did not find it are empty."""
-    whose = [{(m.filename, m.true): m.found for m in some} for some in matches]
-    times = [f"{who}_{end}" for who in ("true", "base", "dqn") for end in ENDS]
-    lines = ["\t".join(["filename", "event_label", *times])]
-    for filename, true in sorted(whose[0].keys() | whose[1].keys()):
-        events = [true, *(found.get((filename, true)) for found in whose)]
-        cells = [
-            "" if event is None else f"{getattr(event, end):.3f}"
-            for event in events
-            for end in ENDS
-        ]
-        lines.append("\t".join([filename, true.event_label, *cells]))
-    write_text(path, "\n".join(lines) + "\n")
-
-
 # ---------------------------------------------------------------------------- the evaluation
-
-
-def digest_of(arrays: dict[str, np.ndarray]) -> str:
-    """Hash of stored decisions; results.json names those that it is about. The file will not do: it
-    has the time in it."""
-    state = hashlib.sha256()
-    kinds = {"action": np.int8, "t_adj": np.float32, "binary": np.uint8}
-    for name in (*kinds, *event_policy.FORMS):
-        if name in arrays:
-            state.update(np.ascontiguousarray(arrays[name], kinds.get(name)))
-    return state.hexdigest()[:16]
 
 
 @contextmanager
@@ -614,7 +380,7 @@ def compare(cfg: EvaluateConfig) -> None:
     given = [path for text in cfg.compare if text != "rules" for path in Spec.parse(text).files]
     keep_apart(cfg.out, [cfg.cache, cfg.cache / cfg.split, cfg.cache / cfg.train_split, *given])
     keep_apart(cfg.out / "events", given, replaced=True)
-    with own_folder(cfg.out, comparison.TABLE, comparison.BEGUN):
+    with own_folder(cfg.out, scoring.TABLE, scoring.BEGUN):
         make_table(cfg)
     print(f"results: {cfg.out}/results.json, table.md, table.tex, pairs.csv, events/")
 
@@ -627,10 +393,10 @@ def make_table(cfg: EvaluateConfig) -> None:
             f"{cache.folder} holds {cache.queries} pairs but {train.folder} {train.queries} pairs;"
             " run preprocess.py for both with the same --pairs"
         )
-    results, entrants = comparison.compare(cfg, cache, train)
+    results, entrants = scoring.compare(cfg, cache, train)
     deciding = sum(m["deciding_seconds"] for row in results["entrants"] for m in row["members"])
-    comparison.write_table(cfg.out, results, entrants, cache)
-    print(comparison.markdown(results))
+    scoring.write_table(cfg.out, results, entrants, cache)
+    print(scoring.markdown(results))
     print(f"deciding_seconds: {deciding:.1f} (once for each checkpoint and cache; stored)")
     print(f"tuning_and_deciding_seconds: {results['tuning_and_deciding_seconds']:.1f} (this time)")
     print(f"table_seconds: {results['seconds']:.1f}")

@@ -20,19 +20,51 @@ import hashlib
 import io
 import json
 import os
-import re
 import shutil
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import as_completed
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from scores import corpora, crnn, score_files
+from sed import timeline
+from sed.caches import (
+    ASIDES,
+    CACHE,
+    CHECKED,
+    FORMAT,
+    LEFT_OUT,
+    MOST_MANIFEST,
+    SHARD,
+    SLACK,
+    ClipRecord,
+    Pair,
+    config_key_of,
+    listed,
+    load_cache,
+    read_manifest,
+    write_shard,
+)
+from sed.signals import (
+    CUT,
+    DISAGREE,
+    FELL_BACK,
+    NO_AUDIO,
+    NOTICES,
+    SILENT,
+    TOO_SHORT,
+    WINDOWS,
+    check_duration,
+    clip_tag,
+)
+
 if __name__ == "__main__":  # before torch, which takes seconds to import
-    from config import PreprocessConfig, parse_first
+    from config import PreprocessConfig
+    from core.command import parse_first
 
     parse_first(PreprocessConfig)
 
@@ -41,39 +73,26 @@ import soundfile
 import torch
 from tqdm import tqdm
 
-import scorers
-import soundscapes
-from config import (
-    InputError,
-    PreprocessConfig,
-    ScorersConfig,
-    Signal,
-    SoundscapesConfig,
-    num_workers,
-    process_pool,
-    run_script,
-    to_dict,
-    whole,
-)
-from core.files import Kind, contents, keep_apart, new_folder, work_folder, writing
-from core.names import isolated
+from config import PreprocessConfig, ScorersConfig, Signal, SoundscapesConfig
+from core.command import run_script
+from core.errors import InputError
+from core.files import contents, keep_apart, new_folder, work_folder, writing
+from core.processes import num_workers, process_pool
+from core.ranks import Ranks, together
+from core.settings import to_dict
 from core.stored import (
     Each,
     check_form,
     file_sha256,
     is_count,
-    is_number,
-    is_share,
     is_text,
-    maybe,
-    misfit,
     read_json,
     read_npz,
     read_text,
-    regular,
     write_json,
 )
-from labels import (
+from sed.audio import SHORT_AUDIO, TRUNCATED, AudioFile, audio_seconds, wav_from
+from sed.labels import (
     Aside,
     Labels,
     clip_id,
@@ -84,304 +103,14 @@ from labels import (
     say_left_out,
     write_asides,
 )
-from ranks import Ranks, together
-from sed.audio import SHORT_AUDIO, TRUNCATED, AudioFile, audio_seconds, wav_from
-from sed.signals import SIGNALS, compute_signals, falls_back, loudness_on_grid, tag_of
 from sed.signals import VERSION as FORMULAS
-from splits import two_splits
-from timeline import SPLITS, Event, classes_of, frame_edges, label_frames
+from sed.signals import compute_signals, falls_back, loudness_on_grid
+from sed.splits import two_splits
+from sed.timeline import SPLITS, Event, classes_of, label_frames
 
 CLIPS_PER_SHARD = 64  # a shard is what one process holds in memory and what a rerun can skip
-FORMAT = 2
-CHECKED = "scores.json"  # which score files were held against their own checksums
-LEFT_OUT = "left_out.tsv"  # clips that were left out; label rows that were cut or left out
-CACHE = Kind(
-    "cache",
-    ("manifest.json", "manifest-*.json", CHECKED, LEFT_OUT, f"shard-{5 * '[0-9]'}.*"),
-    (("manifest.json", "format"), ("manifest.json", "shards")),
-)
-SLACK = 1e-6  # by which a filter may leave 0..1: rounding of float32
-LONGEST_FRAME_S = 3600.0
-MOST_MANIFEST = 1 << 31  # bytes; a million clips are a third of it
 
 # ---------------------------------------------------------------------------- cache format
-
-
-class Pair(NamedTuple):
-    """One (clip, class) query of a cache."""
-
-    filename: str
-    event_label: str
-    num_frames: int
-    frame_s: float
-    start_s: float = 0.0  # where the first frame would begin, were it as long as the others
-
-    @property
-    def edges(self) -> np.ndarray:
-        """(T + 1,) frame edges in seconds."""
-        return frame_edges(self.num_frames, self.frame_s, self.start_s)
-
-
-class ClipRecord(NamedTuple):
-    """What a cache knows of a clip beside its pairs."""
-
-    filename: str
-    duration_s: float  # of the audio; without audio, up to the last frame or label
-    events: list[Event]  # as in the label file
-    tag: list[float] | None  # (K,) clip-level score of every class; None: imported arrays
-
-
-@dataclass(frozen=True)
-class Cache:
-    """All pairs of a split. `signals[name]` and `label` are (N,), `offsets` (P + 1,)."""
-
-    folder: Path
-    manifest: dict[str, Any]
-    pairs: list[Pair]
-    clips: list[ClipRecord]
-    signals: dict[str, np.ndarray]
-    label: np.ndarray
-    offsets: np.ndarray
-
-    @property
-    def queries(self) -> str:
-        """`present`: a pair for each class of a clip's labels; `all`: for each of `classes`."""
-        return self.manifest["queries"]
-
-    @property
-    def classes(self) -> list[str]:
-        """(K,) sorted names of the classes that the clips were queried for."""
-        return self.manifest["classes"]
-
-    @property
-    def key(self) -> str:
-        """Hash of the cached numbers: equal keys, equal signals."""
-        return self.manifest["key"]
-
-    @property
-    def groups(self) -> dict[str, str]:
-        """Group of each clip: clips of different groups share no recording (bank folds of a
-        corpus); empty where nobody knows."""
-        return self.manifest.get("groups", {})
-
-    @property
-    def present(self) -> np.ndarray:
-        """(P,) bool: the pair's class occurs in the labels of its clip."""
-        truth = {(clip.filename, event.event_label) for clip in self.clips for event in clip.events}
-        return np.array([(pair.filename, pair.event_label) in truth for pair in self.pairs], bool)
-
-    @property
-    def facts(self) -> dict[str, Any]:
-        """What a policy trained here must know of its data, to be applied to other data."""
-        seconds = [pair.num_frames * pair.frame_s for pair in self.pairs]
-        imported = self.manifest["signal"] is None  # then nobody knows whether there was audio
-        return {
-            "clip_s": float(np.median(seconds)),
-            "longest_s": float(max(seconds)),
-            "frame_s": float(np.median([pair.frame_s for pair in self.pairs])),
-            "audio": None if imported else self.manifest["audio"] is not None,
-            "classes": sorted({pair.event_label for pair in self.pairs}),
-            "formulas": None if imported else FORMULAS,
-        }
-
-    @property
-    def truth(self) -> dict[str, list[Event]]:
-        """Events of each clip, as in the label file."""
-        return {clip.filename: clip.events for clip in self.clips}
-
-    @property
-    def durations(self) -> dict[str, float]:
-        """Seconds of each clip."""
-        return {clip.filename: clip.duration_s for clip in self.clips}
-
-    @property
-    def frames_of_pair(self) -> np.ndarray:
-        """(N,) index of the pair that each frame belongs to."""
-        return np.repeat(np.arange(len(self.pairs)), np.diff(self.offsets))
-
-    def choose(self, pairs: np.ndarray) -> "Cache":
-        """The cache of some pairs, (P,) bool, and of the clips that they belong to.
-
-        Clips without a pair (no events, present classes only) leave with the pairs.
-        """
-        frames = pairs[self.frames_of_pair]
-        names = {pair.filename for pair, wanted in zip(self.pairs, pairs, strict=True) if wanted}
-        text = self.key + np.packbits(pairs).tobytes().hex()
-        lengths = np.diff(self.offsets)[pairs]
-        return replace(
-            self,
-            manifest=self.manifest | {"key": hashlib.sha256(text.encode()).hexdigest()[:16]},
-            pairs=[pair for pair, wanted in zip(self.pairs, pairs, strict=True) if wanted],
-            clips=[clip for clip in self.clips if clip.filename in names],
-            signals={name: array[frames] for name, array in self.signals.items()},
-            label=self.label[frames],
-            offsets=np.concatenate(([0], np.cumsum(lengths))).astype(np.int64),
-        )
-
-    def subset(self, filenames: Iterable[str]) -> "Cache":
-        """The cache of some clips, e.g. of one fold."""
-        wanted = set(filenames)
-        return self.choose(np.array([pair.filename in wanted for pair in self.pairs], bool))
-
-    def present_only(self) -> "Cache":
-        """The present pairs of a cache of all pairs, as `--pairs present` would have made them."""
-        if self.queries == "present":
-            return self
-        cache = self.choose(self.present)
-        return replace(cache, manifest=cache.manifest | {"queries": "present"})
-
-    def find(self, filename: str, event_label: str) -> int:
-        """Index of a pair; InputError where the cache has none."""
-        for index, pair in enumerate(self.pairs):
-            if (pair.filename, pair.event_label) == (filename, event_label):
-                return index
-        raise InputError(f"{self.folder}: no pair {filename} / {event_label}")
-
-    def of_pair(self, index: int) -> dict[str, np.ndarray]:
-        """Signals and label of one pair, each (T,)."""
-        span = slice(self.offsets[index], self.offsets[index + 1])
-        return {name: self.signals[name][span] for name in SIGNALS} | {"label": self.label[span]}
-
-
-def write_shard(path: Path, values: list[dict[str, np.ndarray]], labels: list[np.ndarray]) -> None:
-    """Write the pairs of a shard: flat float32 signals, uint8 decisions and labels, offsets."""
-    lengths = [len(label) for label in labels]
-    arrays = {name: np.concatenate([pair[name] for pair in values]) for name in SIGNALS}
-    arrays["binary"] = arrays["binary"].astype(np.uint8)
-    arrays["label"] = np.concatenate(labels).astype(np.uint8)
-    arrays["offsets"] = np.concatenate(([0], np.cumsum(lengths))).astype(np.int64)
-    with whole(path) as temporary, open(temporary, "wb") as stream:
-        np.savez(stream, **arrays)
-
-
-def is_shard_name(value: Any) -> bool:
-    """A file beside the manifest, and no other."""
-    return isinstance(value, str) and re.fullmatch(r"shard-\d{5,}\.npz", value) is not None
-
-
-def is_pair(value: Any) -> bool:
-    """A row of `Pair`; those of older versions do not say where the first frame begins."""
-    form = (is_text, is_text, is_count, is_number, is_number)
-    return isinstance(value, (list, tuple)) and any(misfit(value, form[:n]) is None for n in (4, 5))
-
-
-SHARD = {
-    "file": is_shard_name,
-    "sha256": is_text,
-    "inputs": is_text,
-    "failed": [is_text],
-    "notices": Each([is_text]),
-    "pairs": [is_pair],
-    "clips": [(is_text, is_number, [(is_number, is_number, is_text)], maybe([is_share]))],
-}
-ASIDES = [(is_text, (is_number, is_number, is_text), is_text)]
-MANIFEST = {
-    "split": is_text,
-    "queries": ("present", "all").__contains__,
-    "classes": [is_text],
-    "key": is_text,
-    "signal": maybe(Each(lambda value: is_number(value) or isinstance(value, (str, bool)))),
-    "scores": Each(lambda _: True),
-    "audio": maybe(is_text),
-    "left_out": [is_text],
-    "shards": [SHARD],
-}
-# Parts that older versions have not written.
-NEWER = {
-    "formulas": maybe(is_count),
-    "sources": Each(maybe(is_text)),
-    "home": is_text,
-    "fell_back": is_count,
-    "groups": Each(is_text),
-}
-
-
-def read_manifest(path: Path, cure: str) -> dict[str, Any]:
-    """The manifest of a cache, every value of it checked. InputError ends with `cure`."""
-    manifest = read_json(path, cure, {"format", "versions", *MANIFEST}, MOST_MANIFEST)
-    if manifest.get("format") != FORMAT:
-        raise InputError(f"{path}: format {manifest.get('format')!r}, not {FORMAT}; {cure}")
-    try:
-        check_form(manifest, MANIFEST | {k: form for k, form in NEWER.items() if k in manifest})
-        classes, seen = manifest["classes"], set()
-        for shard in manifest["shards"]:
-            clips = {name: duration for name, duration, _, _ in shard["clips"]}
-            for name, duration_s, events, tag in shard["clips"]:
-                spans = all(onset <= offset for onset, offset, _ in events)
-                if duration_s < 0 or not spans or (tag and len(tag) != len(classes)):
-                    raise ValueError(f"clip {name[:60]!r} cannot be so")
-            check_form(shard.get("asides", []), ASIDES)
-            for name, label, num_frames, frame_s, *_ in shard["pairs"]:
-                known = name in clips and label in classes and (name, label) not in seen
-                if not (known and num_frames and 0 < frame_s <= LONGEST_FRAME_S):
-                    raise ValueError(f"pair {name[:60]!r} / {label[:60]!r} cannot be so")
-                seen.add((name, label))
-    except ValueError as error:
-        raise InputError(f"{path}: damaged ({error}); {cure}") from None
-    return manifest
-
-
-def read_shard(path: Path, pairs: list[Pair], cure: str) -> dict[str, np.ndarray]:
-    """Arrays of a shard, those of its pairs one after the other: finite, and from 0 to 1."""
-    lengths = [pair.num_frames for pair in pairs]
-    num_frames = sum(lengths)
-    forms = {name: ("u" if name == "binary" else "f", (num_frames,)) for name in SIGNALS}
-    forms |= {"label": ("u", (num_frames,)), "offsets": ("i", (len(pairs) + 1,))}
-    arrays = read_npz(path, forms, cure)
-    ends = np.cumsum(lengths)
-    if (arrays.pop("offsets") != [0, *ends]).any():
-        raise InputError(f"{path}: its pairs are not as long as the manifest says; {cure}")
-    for name, values in arrays.items():
-        bad = np.flatnonzero(~((values >= -SLACK) & (values <= 1 + SLACK)))  # NaN is neither
-        for i in bad[:1]:
-            pair = pairs[int(np.searchsorted(ends, i, "right"))]
-            raise InputError(
-                f"{path}: {name} is {values[i]} in {pair.filename!r} / {pair.event_label!r}, not in"
-                f" 0..1 (one of {len(bad):,}): the cache is damaged, or its inputs were; {cure}"
-            )
-    return arrays
-
-
-def load_cache(folder: Path) -> Cache:
-    """Read cache/<split>, checksums verified. InputError says what is missing or damaged."""
-    manifest_path = folder / "manifest.json"
-    cure = f"run: python preprocess.py --cache {folder.parent} --split {folder.name}"
-    if not manifest_path.exists():
-        raise InputError(f"no manifest in {folder}; {cure}")
-    manifest = read_manifest(manifest_path, cure)
-    formulas = manifest.get("formulas", 1)  # the first version did not say
-    if manifest["signal"] is not None and formulas != FORMULAS:
-        what = f"made by version {formulas} of the formulas, not {FORMULAS}"
-        raise InputError(f"{folder}: an old cache, {what} (filters are centred now); {cure}")
-    pairs: list[Pair] = []
-    clips: list[ClipRecord] = []
-    num_frames = sum(row[2] for shard in manifest["shards"] for row in shard["pairs"])
-    try:  # filled shard by shard: nothing is held twice but one shard
-        signals = {name: np.empty(num_frames, np.float32) for name in SIGNALS}
-        label, filled = np.empty(num_frames, bool), 0
-    except (MemoryError, ValueError):
-        what = f"damaged ({num_frames:,} frames do not fit into memory)"
-        raise InputError(f"{manifest_path}: {what}; {cure}") from None
-    for shard in manifest["shards"]:
-        some = [Pair(*row) for row in shard["pairs"]]
-        clips += [
-            ClipRecord(name, duration_s, [Event(*event) for event in events], tag)
-            for name, duration_s, events, tag in shard["clips"]
-        ]
-        path = folder / shard["file"]
-        if not path.exists() or (regular(path) and file_sha256(path) != shard["sha256"]):
-            what = "does not match its checksum" if path.exists() else "is missing"
-            raise InputError(f"{path} {what}; {cure} (it rebuilds that shard only)")
-        arrays = read_shard(path, some, cure)
-        stop = filled + len(arrays["label"])
-        for name, array in arrays.items():
-            (label if name == "label" else signals[name])[filled:stop] = array
-        pairs += some
-        filled = stop
-    if not pairs:
-        raise InputError(f"{manifest_path}: no pairs; {cure}")
-    offsets = np.concatenate(([0], np.cumsum([pair.num_frames for pair in pairs]))).astype(np.int64)
-    return Cache(folder, manifest, pairs, clips, signals, label, offsets)
 
 
 # ---------------------------------------------------------------------------- one shard
@@ -406,42 +135,6 @@ class Outcome(NamedTuple):
     asides: list[Aside]
 
 
-PADDED = "scores run past the end of the audio (silence assumed)"
-LONGER = "audio goes on after the last frame of the scores (cut there)"
-SILENT = "audio is all zero"
-CUT = "events reach past the last frame (cut there)"
-TOO_SHORT = "events cover no frame centre, so the pair is off everywhere"
-DISAGREE = "imported decisions differ from prob > threshold in some frames"
-NO_AUDIO = "no audio (--audio not given): the normalised loudness is 1 everywhere"
-FELL_BACK = "score of little contrast: loudness decides alone (--signal.flat-range)"
-WINDOWS = "windows: a score stands for one step around its window's centre"
-NOTICES = (PADDED, LONGER, TRUNCATED, SILENT, CUT, TOO_SHORT, DISAGREE, NO_AUDIO, FELL_BACK)
-NOTICES += (WINDOWS,)
-
-
-def check_duration(duration: float, scores: scorers.ClipScores) -> str:
-    """The notice on audio of `duration` seconds that differs from its scores by over a frame.
-
-    ValueError above a tenth: a header with a wrong sample rate, scores of another clip.
-    """
-    end, slack = float(scores.edges[-1]), scores.frame_s + 1e-6
-    if abs(end - duration) > max(slack, SHORT_AUDIO * max(end, duration)):
-        cure = "look at the sample rate in its header, and whether these are its scores"
-        if end > duration:
-            cure += "; where the model padded its input, --cut-scores cuts them"
-        raise ValueError(f"audio lasts {duration:.2f} s, its scores {end:.2f} s; {cure}")
-    if abs(end - duration) <= slack:
-        return ""
-    return PADDED if end > duration else LONGER
-
-
-def clip_tag(scores: scorers.ClipScores, signal: Signal) -> np.ndarray:
-    """(K,) clip-level score of each class: the source's own, or `signals.tag_of` its frames."""
-    if scores.tag is not None:
-        return scores.tag
-    return tag_of(scores.values, scores.frame_s, signal)
-
-
 def clip_end(end: float, slack_s: float, events: list[Event]) -> float:
     """Duration of a clip without audio, whose frames end at `end` seconds.
 
@@ -453,7 +146,7 @@ def clip_end(end: float, slack_s: float, events: list[Event]) -> float:
 
 
 def clip_loudness(
-    clip: Clip, scores: scorers.ClipScores, signal: Signal, notices: dict[str, list[str]]
+    clip: Clip, scores: timeline.ClipScores, signal: Signal, notices: dict[str, list[str]]
 ) -> tuple[np.ndarray | None, float]:
     """Normalised loudness (T,) on the scores' grid, None without audio, and the clip's duration in
     seconds."""
@@ -480,7 +173,7 @@ Row = tuple[Pair, dict[str, np.ndarray], np.ndarray]  # a pair, its signals, its
 
 def clip_signals(
     clip: Clip,
-    source: scorers.ScoreSource,
+    source: score_files.ScoreSource,
     queries: str,
     signal: Signal,
     notices: dict[str, list[str]],
@@ -490,7 +183,7 @@ def clip_signals(
     left out; ValueError on bad input. `cut`: the scores, at the end of the audio."""
     scores = source.scores(clip.filename)
     if cut:
-        scores = scorers.cut_scores(scores, audio_seconds(clip.audio))
+        scores = score_files.cut_scores(scores, audio_seconds(clip.audio))
     edges, end = scores.edges, float(scores.edges[-1])
     num_frames, frame_s, start_s = len(edges) - 1, float(scores.frame_s), scores.start_s
     if start_s:
@@ -560,7 +253,7 @@ class Job(NamedTuple):
 
     path: Path
     clips: list[Clip]
-    source: scorers.ScoreSource | Path  # scores, or the folder of NPZ files to import
+    source: score_files.ScoreSource | Path  # scores, or the folder of NPZ files to import
     queries: str  # present or all
     signal: Signal
     import_frame_s: float
@@ -635,12 +328,6 @@ class Task(NamedTuple):
         return {name: path and str(path.resolve()) for name, path in paths.items()}
 
 
-def listed(names: list[str], most: int = 5) -> str:
-    """The first few names, and how many more there are."""
-    some = ", ".join(isolated(name) for name in names[:most])
-    return some + (f" and {len(names) - most} more" if len(names) > most else "")
-
-
 def find_inputs(task: Task, cfg: PreprocessConfig) -> tuple[list[Clip], Any, list[str]]:
     """Labels -> clips with their inputs, the score source, and `name: reason` of those left out.
 
@@ -662,7 +349,7 @@ def find_inputs(task: Task, cfg: PreprocessConfig) -> tuple[list[Clip], Any, lis
                 ready.append(Clip(name, events, None))
     else:
         checked = read_checked(cfg.cache / task.split / CHECKED)
-        source = scorers.open_scores(task.scores, task.classes, cfg.rename, checked)
+        source = score_files.open_scores(task.scores, task.classes, cfg.rename, checked)
         unscored = set(source.missing(list(queried)))
         for name, events in queried.items():
             path = find_audio(task.audio, name) if task.audio else None
@@ -681,7 +368,7 @@ def find_inputs(task: Task, cfg: PreprocessConfig) -> tuple[list[Clip], Any, lis
     return ready, source, missing
 
 
-def read_checked(path: Path) -> dict[str, scorers.Stamp]:
+def read_checked(path: Path) -> dict[str, score_files.Stamp]:
     """Stamps of the score files by path; none where there is no whole record of them."""
     with suppress(InputError, ValueError):
         files = read_json(path, "", ()).get("files")
@@ -882,7 +569,7 @@ def preprocess_split(task: Task, cfg: PreprocessConfig, ranks: Ranks) -> None:
 
     def hold() -> None:
         held.enter_context(new_folder(folder, CACHE, "--cache", keep=True))
-        if isinstance(source, scorers.ScoreArchive):
+        if isinstance(source, score_files.ScoreArchive):
             write_json(partial / CHECKED, {"files": source.checked})
 
     def finish() -> None:
@@ -977,13 +664,6 @@ def check_ends(task: Task, entries: list[dict], asides: list[Aside]) -> None:
         )
 
 
-def config_key_of(signal: dict | None, entries: list[dict]) -> str:
-    """Hash of the formulas, of every shard's bytes, of the clips' labels and tags."""
-    facts = [[entry["sha256"], entry["clips"]] for entry in entries]
-    text = json.dumps([signal, FORMULAS, facts], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
 def report(folder: Path, task: Task, left_out: list[str], began: float) -> None:
     """Say what was expected, found and left out."""
     cache = load_cache(folder)
@@ -1042,13 +722,13 @@ def ensure_corpus(cfg: PreprocessConfig) -> None:
         check_sources(cfg.cache, corpus_task(cfg, split, Labels({}, []), []))
     if missing:
         print(f"no corpus in {cfg.corpus}: making the built-in one (your own data: see --help)")
-        soundscapes.make_corpus(replace(base, workers=cfg.workers))
+        corpora.make_corpus(replace(base, workers=cfg.workers))
     if not all((cfg.corpus / split / "scores").is_dir() for split in wanted):
         base = ScorersConfig.with_preset(cfg.preset)
         if base.corpus != cfg.corpus:
             cure = f"python scorers.py --corpus {cfg.corpus}"
             raise InputError(f"--corpus {cfg.corpus}: no scores there; make some: {cure}")
-        scorers.make_scores(replace(base, workers=cfg.workers))
+        crnn.make_scores(replace(base, workers=cfg.workers))
 
 
 def bank_folds(corpus: Path, split: str) -> dict[str, str]:

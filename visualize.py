@@ -21,20 +21,15 @@ from textwrap import fill
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if __name__ == "__main__":  # before torch, which takes seconds to import
-    from config import VisualizeConfig, parse_first
+    from config import VisualizeConfig
+    from core.command import parse_first
 
     parse_first(VisualizeConfig)
 
 import numpy as np
 from torch import nn
 
-import comparison_figures
-from bandit import epsilon_at, hold_out
-from comparison import NOT_OPPONENTS, TABLE
-from config import SUPERVISED, Bandit, TrainConfig, VisualizeConfig, run_script
-from core.files import is_ours, keep_apart, made, own_folder, whole
-from core.stored import read_json
-from evaluate import (
+from comparison.evaluations import (
     Evaluated,
     Matches,
     View,
@@ -43,11 +38,13 @@ from evaluate import (
     short,
     view_of,
 )
-from labels import find_audio
-from matching import Match
-from metrics import DRAWS, NAMES, count_pairs, scores_of
-from network import QNetwork, make_network
-from plotting import (
+from comparison.scoring import NOT_OPPONENTS, TABLE
+from config import SUPERVISED, Bandit, TrainConfig, VisualizeConfig
+from core.command import run_script
+from core.files import is_ours, keep_apart, made, own_folder, whole
+from core.stored import read_json
+from figures import table_figures
+from figures.plotting import (
     COLOURS,
     MOST_CLASSES,
     PAGE,
@@ -65,9 +62,10 @@ from plotting import (
     tone,
     unit_axis,
 )
-from preprocess import load_cache
-from report import Shown, write_report
-from runfolder import (
+from figures.report import Shown, write_report
+from policy.bandit import epsilon_at, hold_out
+from policy.network import QNetwork, make_network
+from policy.runfolder import (
     EVALUATION,
     FIGURES,
     RUN,
@@ -79,6 +77,10 @@ from runfolder import (
     unchanged_rewards,
 )
 from sed.audio import read_audio
+from sed.caches import load_cache
+from sed.labels import find_audio
+from sed.matching import Match
+from sed.metrics import DRAWS, NAMES, count_pairs, scores_of
 
 if TYPE_CHECKING:  # matplotlib is imported where a figure is drawn: it builds a font cache
     from matplotlib.axes import Axes
@@ -841,7 +843,7 @@ def main(cfg: VisualizeConfig) -> int:
         if cfg.out is not None and drawn:
             held.enter_context(own_folder(cfg.out, FIGURES))
         if cfg.table is not None:
-            found = comparison_figures.figures(cfg.table, cfg.preset)
+            found = table_figures.figures(cfg.table, cfg.preset)
             write_figures(found, out, cfg.dpi, f"table {cfg.table}")
         elif drawn:
             write_figures(figures(cfg), out, cfg.dpi, f"run {cfg.run}")

@@ -1,9 +1,9 @@
 """Other people's library against DQN.py at the same number of frames, in one run on this machine.
 
-Run:    make bench-env   (or: PYTHONPATH=. python benchmarks/env.py [SEEDS [CACHE]])
+Run:    make bench-env   (or: python -m benchmarks.env [SEEDS [CACHE]])
 
 First the environments alone under random actions, then the DQN of stable-baselines3 on
-studies/threshold_env.py beside DQN.py: the demo's network and learning rate, 32 lanes, a gradient
+studies/gym.py beside DQN.py: the demo's network and learning rate, 32 lanes, a gradient
 step of 32 for 32 frames. Reward and F1 are those of the greedy policy on the validation cache, all
 frames counted. CACHE is a folder with both splits (default: fabricated pairs). One thread; seeds in
 turns; each figure is the median over the seeds, with the range behind it. CPU time, so that other
@@ -26,24 +26,21 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-
 absent = [name for name in ("gymnasium", "stable_baselines3") if find_spec(name) is None]
 if absent:
     print(f"skipped: {', '.join(absent)} not installed (pip install -r requirements-studies.txt)")
     sys.exit(0)
 
 import gymnasium  # noqa: E402
-from corpora import write_cache  # noqa: E402
 
-from apply import greedy_actions  # noqa: E402
-from bandit import decide, thresholds, to_device  # noqa: E402
-from config import TrainConfig, plain_words, run_main  # noqa: E402
+from config import TrainConfig  # noqa: E402
+from core.command import plain_words, run_main  # noqa: E402
 from DQN import Trainer  # noqa: E402
-from metrics import mean_f1  # noqa: E402
-from preprocess import Cache, load_cache  # noqa: E402
-from studies.threshold_env import (  # noqa: E402
+from policy.apply import greedy_actions  # noqa: E402
+from policy.bandit import decide, thresholds, to_device  # noqa: E402
+from sed.caches import Cache, load_cache  # noqa: E402
+from sed.metrics import mean_f1  # noqa: E402
+from studies.gym import (  # noqa: E402
     ThresholdEnv,
     ThresholdEnvConfig,
     ThresholdVectorEnv,
@@ -51,6 +48,7 @@ from studies.threshold_env import (  # noqa: E402
     make_dqn,
     mean_reward,
 )
+from tests.corpora import write_cache  # noqa: E402
 
 CPU = torch.device("cpu")
 DEMO = TrainConfig.with_preset("demo")

@@ -1,10 +1,10 @@
 """A cache of the slides' size without their data: real timelines, plausible signals.
 
-Run:    PYTHONPATH=. python benchmarks/simulate_cache.py --out cache/slides
-        PYTHONPATH=. python benchmarks/simulate_cache.py --out cache/slides \
+Run:    python -m benchmarks.simulate_cache --out cache/slides
+        python -m benchmarks.simulate_cache --out cache/slides \
             --train-labels synthetic21_train.tsv audioset_strong.tsv \
             --validation-labels synthetic21_validation.tsv
-        PYTHONPATH=. python benchmarks/simulate_cache.py --out cache/small --train-pairs 500 \
+        python -m benchmarks.simulate_cache --out cache/small --train-pairs 500 \
             --validation-pairs 100
 Reads:  DESED label files, where they are given
 Writes: <out>/{train,validation}/, as preprocess.py does
@@ -17,7 +17,6 @@ formulas. A process holds one shard of 64 clips at a time, whatever the size.
 """
 
 import itertools
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,33 +25,18 @@ import numpy as np
 from scipy.ndimage import gaussian_filter1d
 from tqdm import tqdm
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from config import (  # noqa: E402
-    Checked,
-    Signal,
-    num_workers,
-    number,
-    process_pool,
-    run_script,
-    to_dict,
-)
-from core.files import keep_apart, new_folder  # noqa: E402
-from core.stored import file_sha256, write_json  # noqa: E402
-from labels import read_labels  # noqa: E402
-from preprocess import (  # noqa: E402
-    CACHE,
-    CLIPS_PER_SHARD,
-    FORMAT,
-    ClipRecord,
-    Pair,
-    config_key_of,
-    write_shard,
-)
-from sed.signals import VERSION as FORMULAS  # noqa: E402
-from sed.signals import compute_signals, min_max  # noqa: E402
-from timeline import Event, classes_of, frame_edges, label_frames  # noqa: E402
+from config import Signal
+from core.command import run_script
+from core.files import keep_apart, new_folder
+from core.processes import num_workers, process_pool
+from core.settings import Checked, number, to_dict
+from core.stored import file_sha256, write_json
+from preprocess import CLIPS_PER_SHARD
+from sed.caches import CACHE, FORMAT, ClipRecord, Pair, config_key_of, write_shard
+from sed.labels import read_labels
+from sed.signals import VERSION as FORMULAS
+from sed.signals import compute_signals, min_max
+from sed.timeline import Event, classes_of, frame_edges, label_frames
 
 CLASSES = (
     "Alarm_bell_ringing",

@@ -1,9 +1,9 @@
 """What people wait for, before and now; acting, training, evaluating: naive against suite.
 
-Run:    make bench   (or: PYTHONPATH=. python benchmarks/speed.py)
-        PYTHONPATH=. python benchmarks/speed.py --quick                 # tries everything, tiny
-        PYTHONPATH=. python benchmarks/speed.py --sections start preprocess compare memory detect
-        PYTHONPATH=. python benchmarks/speed.py --sections gpu          # on a machine with CUDA
+Run:    make bench   (or: python -m benchmarks.speed)
+        python -m benchmarks.speed --quick                 # tries everything, tiny
+        python -m benchmarks.speed --sections start preprocess compare memory detect
+        python -m benchmarks.speed --sections gpu          # on a machine with CUDA
 Reads:  a cache of the slides' shape (default: simulated, see simulate_cache.py)
 Writes: <out>/speed.md, <out>/speed.json, <out>/demo/: corpus, cache and policy of the demo
 
@@ -37,33 +37,23 @@ import soundfile
 import torch
 from torch import nn
 
+from benchmarks import naive, simulate_cache
+from config import Bandit, Learning, Network, TrainConfig
+from core.command import run_script
+from core.errors import InputError
+from core.files import Kind, keep_apart, own_folder, write_text
+from core.processes import num_cores
+from core.ranks import ALONE, Ranks, together
+from core.settings import Checked, number
+from core.versions import processor
+from DQN import AGREE_EVERY, QNetwork, Trainer, learner_of
+from policy import runfolder
+from policy.apply import decisions, greedy_actions
+from policy.bandit import make_states, to_device
+from policy.device import fastest_batch, wait
+from sed.caches import Cache, load_cache
+
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "benchmarks")]
-
-import naive  # noqa: E402
-import simulate_cache  # noqa: E402
-
-import runfolder  # noqa: E402
-from apply import decisions, greedy_actions  # noqa: E402
-from bandit import make_states, to_device  # noqa: E402
-from config import (  # noqa: E402
-    Bandit,
-    Checked,
-    InputError,
-    Learning,
-    Network,
-    TrainConfig,
-    num_cores,
-    number,
-    run_script,
-    write_text,
-)
-from core.files import Kind, keep_apart, own_folder  # noqa: E402
-from core.versions import processor  # noqa: E402
-from device import fastest_batch, wait  # noqa: E402
-from DQN import AGREE_EVERY, QNetwork, Trainer, learner_of  # noqa: E402
-from preprocess import Cache, load_cache  # noqa: E402
-from ranks import ALONE, Ranks, together  # noqa: E402
 
 CPU = torch.device("cpu")
 MEASURED = Kind("folder of measurements", older=(("speed.json", "machine"), ("speed.json", "rows")))
@@ -624,11 +614,11 @@ ON_SLIDES = ("memory", "acting", "training", "evaluating", "gpu")  # need a cach
 def in_processes(cfg: SpeedConfig, count: int, work: str) -> dict[float, float]:
     """Rates that torchrun's processes reach together: epsilon -> frames/s (0.0: no epsilon)."""
     command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={count}"]
-    command += ["--master-port=0", "--standalone", __file__, "--worker", work]
+    command += ["--master-port=0", "--standalone", "-m", "benchmarks.speed", "--worker", work]
     command += ["--cache", str(cfg.cache), "--slice-s", str(cfg.slice_s)]
     command += ["--quick"] * cfg.quick
     environ = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environ)
+    done = subprocess.run(command, capture_output=True, text=True, env=environ, cwd=ROOT)
     if done.returncode:
         raise InputError(f"{' '.join(command)} failed: {done.stderr.strip()[-300:]}")
     return {float(key): value for key, value in json.loads(done.stdout.splitlines()[-1]).items()}
@@ -748,7 +738,7 @@ def measure(cfg: SpeedConfig) -> None:
     print(head + "\n", flush=True)
     for name in cfg.sections or SECTIONS:
         if name == "gpu" and not torch.cuda.is_available():
-            print("gpu: no CUDA device; there, run: python benchmarks/speed.py --sections gpu")
+            print("gpu: no CUDA device; there, run: python -m benchmarks.speed --sections gpu")
             continue
         began = time.perf_counter()
         found = SECTIONS[name](cfg)

@@ -105,3 +105,25 @@ def isolated(text: str) -> str:
         parts += [text[done:first], _closed(text[first : last + 1])]
         done = last + 1
     return "".join([*parts, text[done:]])
+
+
+UNWRITABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")  # tabs, line breaks, ..
+
+
+def name_flaw(name: str, *, path: bool = False) -> str:
+    """What is wrong with a name from outside: of a class, or (`path`) of a clip; empty if nothing.
+
+    Names are written into TSVs, and a clip's name is a path below some folder, to be read or
+    written: it may not leave that folder. A class may be called `/m/04rlf`, as in AudioSet.
+    """
+    if not name.strip():
+        return "is empty"
+    if UNWRITABLE.search(name):
+        return "holds a tab, a line break or another character that no table can hold"
+    if ".." in re.split(r"[/\\]", name):
+        return "leads out of its folder (..)"
+    if path and (name.startswith("/") or re.match(r"[A-Za-z]:[/\\]", name)):
+        return "is an absolute path; give it relative to its folder"
+    if path and "\\" in name:
+        return "holds a backslash; write / between folders"
+    return ""

@@ -10,7 +10,8 @@ from numpy.lib.stride_tricks import sliding_window_view
 from scipy.ndimage import gaussian_filter1d, median_filter
 
 from config import Signal
-from sed.audio import fit_length, resample
+from sed import timeline
+from sed.audio import SHORT_AUDIO, TRUNCATED, fit_length, resample
 
 SIGNALS = ("rms", "d_raw", "d_adj", "prob", "t_base", "binary")
 VERSION = 2  # raise it with any change of the numbers; 1: even filters, which lag, on most grids
@@ -196,3 +197,39 @@ def compute_signals(
     values = {name: array.astype(np.float32) for name, array in values.items()}
     values["binary"] = (values["prob"] > values["t_base"]).astype(np.float32)
     return values
+
+
+PADDED = "scores run past the end of the audio (silence assumed)"
+LONGER = "audio goes on after the last frame of the scores (cut there)"
+SILENT = "audio is all zero"
+CUT = "events reach past the last frame (cut there)"
+TOO_SHORT = "events cover no frame centre, so the pair is off everywhere"
+DISAGREE = "imported decisions differ from prob > threshold in some frames"
+NO_AUDIO = "no audio (--audio not given): the normalised loudness is 1 everywhere"
+FELL_BACK = "score of little contrast: loudness decides alone (--signal.flat-range)"
+WINDOWS = "windows: a score stands for one step around its window's centre"
+NOTICES = (PADDED, LONGER, TRUNCATED, SILENT, CUT, TOO_SHORT, DISAGREE, NO_AUDIO, FELL_BACK)
+NOTICES += (WINDOWS,)
+
+
+def check_duration(duration: float, scores: timeline.ClipScores) -> str:
+    """The notice on audio of `duration` seconds that differs from its scores by over a frame.
+
+    ValueError above a tenth: a header with a wrong sample rate, scores of another clip.
+    """
+    end, slack = float(scores.edges[-1]), scores.frame_s + 1e-6
+    if abs(end - duration) > max(slack, SHORT_AUDIO * max(end, duration)):
+        cure = "look at the sample rate in its header, and whether these are its scores"
+        if end > duration:
+            cure += "; where the model padded its input, --cut-scores cuts them"
+        raise ValueError(f"audio lasts {duration:.2f} s, its scores {end:.2f} s; {cure}")
+    if abs(end - duration) <= slack:
+        return ""
+    return PADDED if end > duration else LONGER
+
+
+def clip_tag(scores: timeline.ClipScores, signal: Signal) -> np.ndarray:
+    """(K,) clip-level score of each class: the source's own, or `signals.tag_of` its frames."""
+    if scores.tag is not None:
+        return scores.tag
+    return tag_of(scores.values, scores.frame_s, signal)

@@ -1,6 +1,6 @@
 """ESC-10 recordings on the DESED timelines: every system, both kinds of pairs, two bank folds.
 
-Run:    python studies/benchmark.py [DATA]
+Run:    python -m studies.benchmark [DATA]
 Reads:  DATA/{esc10,desed_timelines} (default: SED_SHARED_DATA or ../shared/data)
 Writes: data/esc10-fold*, cache/esc10-fold*, runs/bench*, runs/table-fold*-{present,all}, runs/logs/
 
@@ -19,10 +19,11 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+from core.command import plain_words, run_main
+from core.errors import InputError
+from core.processes import ENDS_WITH_PARENT
 
-from config import ENDS_WITH_PARENT, InputError, plain_words, run_main  # noqa: E402
+ROOT = Path(__file__).resolve().parent.parent
 
 PROCESSES = 2
 FOLDS = (5, 4)

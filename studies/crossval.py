@@ -1,7 +1,7 @@
 """Few labelled clips? Each is decided by a policy and by rules that never saw it: K-fold by clip.
 
-Run:    python studies/crossval.py --labels labels.tsv --scores scores --audio audio --out runs/mine
-        python studies/crossval.py --labels labels.tsv --scores scores --pairs all --out runs/mine
+Run:    python -m studies.crossval --labels labels.tsv --scores scores --audio audio --out runs/mine
+        python -m studies.crossval --labels labels.tsv --scores scores --pairs all --out runs/mine
 Reads:  labels, score files and audio in any form that preprocess.py takes
 Writes: <out>/cache/, a run folder and its log for each part and seed, <out>/final/ (all clips),
         <out>/parts.tsv, <out>/{present,all}/{results.json, table.md, table.tex, pairs.csv, events/}
@@ -13,7 +13,6 @@ settings train anew. Few clips are a few gradient steps a pass, so the passes fo
 steps. 20 clips are few: read the intervals.
 """
 
-import sys
 from contextlib import redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,35 +21,11 @@ from typing import Literal, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-import comparison  # noqa: E402
-import csebbs  # noqa: E402
-import DQN  # noqa: E402
-import gate  # noqa: E402
-import opponents  # noqa: E402
-import preprocess  # noqa: E402
-import runfolder  # noqa: E402
-from config import (  # noqa: E402
-    SUPERVISED,
-    Bandit,
-    Checked,
-    EvaluateConfig,
-    InputError,
-    PreprocessConfig,
-    PresetName,
-    TrainConfig,
-    config_key,
-    num_workers,
-    number,
-    process_pool,
-    run_script,
-    write_text,
-)
-from core.files import Kind, keep_apart, own_folder  # noqa: E402
-from core.stored import read_json, write_json  # noqa: E402
-from entrants import (  # noqa: E402
+import DQN
+import preprocess
+from baselines import csebbs, tuned_rules
+from comparison import scoring
+from comparison.systems import (
     BASE,
     GATED,
     Entrant,
@@ -59,9 +34,17 @@ from entrants import (  # noqa: E402
     kind_of_rule,
     with_events,
 )
-from preprocess import Cache, load_cache  # noqa: E402
-from ranks import ALONE  # noqa: E402
-from splits import draw_parts, groups_of, read_list  # noqa: E402
+from config import SUPERVISED, Bandit, EvaluateConfig, PreprocessConfig, PresetName, TrainConfig
+from core.command import run_script
+from core.errors import InputError
+from core.files import Kind, keep_apart, own_folder, write_text
+from core.processes import num_workers, process_pool
+from core.ranks import ALONE
+from core.settings import Checked, config_key, number
+from core.stored import read_json, write_json
+from policy import gate, runfolder
+from sed.caches import Cache, load_cache
+from sed.splits import draw_parts, groups_of, read_list
 
 SPLIT = "train"  # folder of the cache, which holds all clips
 CROSSVAL = Kind("cross-validation")
@@ -234,10 +217,10 @@ def rule_rows(study: Study, cache: Cache) -> list[Entrant]:
         for test in parts:
             train = cache.subset(set(names) - set(test))
             part = cache.subset(test)
-            for rule in opponents.fit_all(train, Bandit(), cache.queries, quiet=True):
+            for rule in tuned_rules.fit_all(train, Bandit(), cache.queries, quiet=True):
                 kinds[rule.name] = kind_of_rule(rule)
                 whole = found.setdefault(rule.name, np.zeros(len(cache.label), bool))
-                put(whole, cache, test, opponents.decide_rule(rule, part))
+                put(whole, cache, test, tuned_rules.decide_rule(rule, part))
                 if rule.kind == "csebbs":
                     boxes.setdefault(rule.name, {}).update(csebbs.sebbs(part, rule.params))
         for name, pred in found.items():
@@ -292,12 +275,12 @@ def cross_validate(study: Study, learned: list[Learned], tables: list[str]) -> N
     for queries in tables:
         chosen = cache.present_only() if queries == "present" else cache
         out = study.out / queries
-        with own_folder(out, comparison.TABLE):
+        with own_folder(out, scoring.TABLE):
             rows = learned_rows(study, chosen, learned) + rule_rows(study, chosen)
             rows = with_events(rows, chosen)
-            results = comparison.measure(rows, chosen, study.workers)
-            comparison.write_table(out, results, rows, chosen)
-        print(comparison.markdown(results))
+            results = scoring.measure(rows, chosen, study.workers)
+            scoring.write_table(out, results, rows, chosen)
+        print(scoring.markdown(results))
 
 
 def main(cfg: CrossvalConfig) -> None:

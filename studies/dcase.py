@@ -1,6 +1,6 @@
 """The 20 real DESED clips with scores of the DCASE 2023 baseline: 5-fold by clip, scores only.
 
-Run:    python studies/dcase.py [DATA]
+Run:    python -m studies.dcase [DATA]
 Reads:  DATA/dcase2023_baseline/ (default: SED_SHARED_DATA or ../shared/data)
 Writes: cache/dcase/, runs/dcase/<queries>/{results.json, table.md, table.tex, pairs.csv, events/}
 
@@ -13,30 +13,21 @@ There is no audio, so the loudness is 1 everywhere. 20 clips are few: read the i
 """
 
 import os
-import sys
 from pathlib import Path
 
+import preprocess
+from config import Learning, Network, PreprocessConfig, TrainConfig
+from core.command import plain_words, run_main
+from core.errors import InputError
+from scores.score_files import open_scores
+from sed.labels import read_labels
+from sed.splits import draw_parts
+from sed.timeline import write_labels
+from studies import crossval
+from studies.benchmark import data_folder
+from studies.crossval import Learned, Study
+
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "studies")]
-
-import crossval  # noqa: E402
-from benchmark import data_folder  # noqa: E402
-from crossval import Learned, Study  # noqa: E402
-
-import preprocess  # noqa: E402
-from config import (  # noqa: E402
-    InputError,
-    Learning,
-    Network,
-    PreprocessConfig,
-    TrainConfig,
-    plain_words,
-    run_main,
-)
-from labels import read_labels  # noqa: E402
-from scorers import open_scores  # noqa: E402
-from splits import draw_parts  # noqa: E402
-from timeline import write_labels  # noqa: E402
 
 FOLDS, DIVISIONS, SEEDS, PROCESSES = 5, 20, range(3), 2
 SMALL = {"network": Network(hidden=32), "learning": Learning(lr=1e-3, frames_per_step=32)}

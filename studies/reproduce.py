@@ -1,10 +1,10 @@
 """Repeat RESULTS.md: every corpus, score, training and table, then docs/results/ and what it marks.
 
-Run:    python studies/reproduce.py all [DATA]        # everything below; `make results`
-        python studies/reproduce.py benchmark [DATA]  # ESC-10 recordings on the DESED timelines
-        python studies/reproduce.py dcase [DATA]      # 20 real clips, scores only
-        python studies/reproduce.py demo              # the demo with 5 seeds, corpus and all
-        python studies/reproduce.py table NAME        # only write a part from finished runs
+Run:    python -m studies.reproduce all [DATA]        # everything below; `make results`
+        python -m studies.reproduce benchmark [DATA]  # ESC-10 recordings on the DESED timelines
+        python -m studies.reproduce dcase [DATA]      # 20 real clips, scores only
+        python -m studies.reproduce demo              # the demo with 5 seeds, corpus and all
+        python -m studies.reproduce table NAME        # only write a part from finished runs
 Reads:  DATA/{esc10,desed_timelines,dcase2023_baseline} (default: SED_SHARED_DATA or ../shared/data)
 Writes: data/, cache/, runs/ like the scripts, runs/logs/, docs/results/, marked parts of RESULTS.md
 
@@ -12,22 +12,22 @@ Two processes, one thread each. What is finished is skipped, so the study can be
 """
 
 import statistics
-import sys
 import time
 from pathlib import Path
 
+from comparison import scoring
+from comparison.systems import GATED
+from config import Bandit
+from core.command import plain_words, run_main
+from core.errors import InputError
+from core.files import write_text
+from core.stored import read_json
+from policy.runfolder import learning_curve
+from sed.metrics import NAMES
+from studies import benchmark
+from studies.benchmark import in_parallel, run
+
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "studies")]
-
-import benchmark  # noqa: E402
-from benchmark import in_parallel, run  # noqa: E402
-
-import comparison  # noqa: E402
-from config import Bandit, InputError, plain_words, run_main, write_text  # noqa: E402
-from core.stored import read_json  # noqa: E402
-from entrants import GATED  # noqa: E402
-from metrics import NAMES  # noqa: E402
-from runfolder import learning_curve  # noqa: E402
 
 DEMO_SEEDS = range(5)
 QUERIES = ("present", "all")
@@ -102,7 +102,7 @@ def demo_table() -> str:
 def table_of(folder: str) -> dict:
     """results.json of a comparison."""
     path = ROOT / "runs" / folder / "results.json"
-    return read_json(path, "run: python studies/reproduce.py benchmark")
+    return read_json(path, "run: python -m studies.reproduce benchmark")
 
 
 def claim(name: str, key: str, tables: list[dict]) -> str:
@@ -112,7 +112,7 @@ def claim(name: str, key: str, tables: list[dict]) -> str:
     for table in tables:
         row = next(row for row in table["entrants"] if row["name"] == name)
         gain, low, high = row[key][metric]
-        words.append(comparison.word(metric, low, high))
+        words.append(scoring.word(metric, low, high))
         text = f"{100 * gain:+.2f} [{100 * low:+.2f}, {100 * high:+.2f}]"
         texts.append(text + (f" ({table['best_opponent']})" if key == "vs_best" else ""))
     other = row["base"] if key == "vs_base" else "the best tuned baseline"
@@ -128,7 +128,7 @@ def verdict() -> str:
     lines = []
     for queries, suffix in (("present", ""), ("all", f", {GATED}")):
         tables = [table_of(f"table-fold{fold}-{queries}") for fold in benchmark.FOLDS]
-        title = comparison.TITLES[tables[0]["tuned_for"]]
+        title = scoring.TITLES[tables[0]["tuned_for"]]
         where = "present pairs" if queries == "present" else f"all pairs {GATED}"
         for name in ("DQN slides", "DQN original", "best"):
             row = name if name == "best" else name + suffix  # it decides without a gate
@@ -144,7 +144,7 @@ def benchmark_table() -> str:
         for fold in benchmark.FOLDS:
             results = table_of(f"table-fold{fold}-{queries}")
             parts.append(f"## Bank fold {fold} held out, {queries} pairs\n")
-            parts.append(comparison.markdown(results))
+            parts.append(scoring.markdown(results))
     return "\n".join(parts)
 
 
@@ -154,7 +154,7 @@ def dcase_table() -> str:
     for queries in QUERIES:
         parts += [
             f"## {queries.capitalize()} pairs\n",
-            comparison.markdown(table_of(f"dcase/{queries}")),
+            scoring.markdown(table_of(f"dcase/{queries}")),
         ]
     return "\n".join(parts)
 
@@ -195,7 +195,7 @@ def main(args: list[str]) -> None:
         write_table("benchmark")
         write_table("verdict")
     if study in ("dcase", "all"):
-        run("dcase", "studies/dcase.py", *rest)
+        run("dcase", "-m", "studies.dcase", *rest)
         write_table("dcase")
     if study in ("demo", "all"):
         in_parallel([(demo, seed) for seed in DEMO_SEEDS])

@@ -7,13 +7,15 @@ import torch
 from scipy.ndimage import gaussian_filter1d
 
 import preprocess
-import runfolder
-from bandit import make_states
-from config import Bandit, Network, Signal, TrainConfig, to_dict
+from config import Bandit, Network, Signal, TrainConfig
+from core.settings import to_dict
 from core.stored import file_sha256
 from DQN import Trainer
+from policy import runfolder
+from policy.bandit import make_states
+from sed import caches
 from sed.signals import min_max
-from timeline import frame_edges, frames_to_events
+from sed.timeline import frame_edges, frames_to_events
 
 
 def write_cache(
@@ -32,7 +34,7 @@ def write_cache(
     rng = np.random.default_rng(seed)
     folder.mkdir(parents=True, exist_ok=True)
     values, truths, pairs = [], [], []
-    records: dict[str, preprocess.ClipRecord] = {}
+    records: dict[str, caches.ClipRecord] = {}
     for index, length in enumerate(lengths):
         label = np.zeros(length, bool)
         first = int(rng.integers(0, max(1, length * 2 // 3)))
@@ -48,26 +50,26 @@ def write_cache(
         name = labels[index % len(labels)]
         clip = index // len(labels)
         filename = clips[clip] if clips else f"{clip}.wav"
-        pairs.append(preprocess.Pair(filename, name, length, frame_s))
+        pairs.append(caches.Pair(filename, name, length, frame_s))
         edges = frame_edges(length, frame_s)
         record = records.setdefault(
-            filename, preprocess.ClipRecord(filename, 0.0, [], [0.0] * len(labels))
+            filename, caches.ClipRecord(filename, 0.0, [], [0.0] * len(labels))
         )
         record.events.extend(frames_to_events(label, name, edges))
         record.tag[sorted(labels).index(name)] = float(d_raw.max())
         records[filename] = record._replace(duration_s=max(record.duration_s, edges[-1]))
     path = folder / "shard-00000.npz"
-    preprocess.write_shard(path, values, truths)
+    caches.write_shard(path, values, truths)
     entry = {"file": path.name, "inputs": "", "failed": [], "notices": {}, "pairs": pairs}
     entry["clips"] = list(records.values())
     entry["sha256"] = file_sha256(path)
     signal = to_dict(Signal())
     manifest = {
-        "format": preprocess.FORMAT,
+        "format": caches.FORMAT,
         "split": folder.name,
         "queries": "all" if absent else "present",
         "classes": sorted(labels),
-        "key": preprocess.config_key_of(signal, [entry]),
+        "key": caches.config_key_of(signal, [entry]),
         "signal": signal,
         "formulas": preprocess.FORMULAS,
         "scores": {"source": "fabricated"},
@@ -95,7 +97,7 @@ def write_policy(
         network=SMALLEST,
         seed=seed,
     )
-    trainer = Trainer(cfg, preprocess.load_cache(cache_folder), torch.device("cpu"))
+    trainer = Trainer(cfg, caches.load_cache(cache_folder), torch.device("cpu"))
     network, signals = trainer.network.eval(), trainer.signals
     frame = torch.arange(len(trainer.cache.label))
     with torch.no_grad():  # large and centred on these frames, so that actions differ between them

@@ -11,22 +11,15 @@ import numpy as np
 import pytest
 import torch
 from corpora import SMALLEST, write_cache, write_policy
-from naive import slow_mean
 from scipy.ndimage import median_filter
 
-import comparison
-import comparison_figures
-import entrants
 import evaluate
-import event_metrics
-import gate
-import opponents
 import preprocess
-import runfolder
 import visualize
-from apply import decisions
-from bandit import to_device
-from comparison import (
+from baselines import tuned_rules
+from benchmarks.naive import slow_mean
+from comparison import evaluations, scoring, systems
+from comparison.scoring import (
     Resampler,
     base_for,
     clip_scores,
@@ -41,23 +34,22 @@ from comparison import (
     slugs,
     word,
 )
-from config import (
-    Bandit,
-    EvaluateConfig,
-    InputError,
-    Learning,
-    TrainConfig,
-    VisualizeConfig,
-)
+from comparison.systems import BASE, GATED, Entrant, Member
+from config import Bandit, EvaluateConfig, Learning, TrainConfig, VisualizeConfig
+from core.errors import InputError
 from core.files import contents
 from core.names import isolated
 from core.stored import file_sha256
-from entrants import BASE, GATED, Entrant, Member
-from labels import read_labels
-from metrics import count_pairs
-from preprocess import load_cache
-from supervised import SupervisedTrainer
-from timeline import Event, label_frames, write_labels
+from figures import table_figures
+from policy import gate, runfolder
+from policy.apply import decisions
+from policy.bandit import to_device
+from policy.supervised import SupervisedTrainer
+from sed import caches, event_metrics
+from sed.caches import load_cache
+from sed.labels import read_labels
+from sed.metrics import count_pairs
+from sed.timeline import Event, label_frames, write_labels
 
 CPU = torch.device("cpu")
 LABELS = ("Dog", "Speech", "Cat")
@@ -73,7 +65,7 @@ def write_present(source, target):
     chosen = np.flatnonzero(cache.present)
     parts = [cache.of_pair(index) for index in chosen]
     truths = [part.pop("label") for part in parts]
-    preprocess.write_shard(target / "shard-00000.npz", parts, truths)
+    caches.write_shard(target / "shard-00000.npz", parts, truths)
     manifest = json.loads((source / "manifest.json").read_text())
     (entry,) = manifest["shards"]
     entry["pairs"] = [entry["pairs"][index] for index in chosen]
@@ -159,7 +151,7 @@ def test_headline_against_a_slow_loop(cache):
     for pred in (some_decisions(cache, 0), cache.label, ~cache.label, cache.label & False):
         counts = count_pairs(pred, cache.label, cache.offsets)
         found = headline(counts, cache)
-        assert list(found) == list(comparison.HEADLINE[cache.queries])
+        assert list(found) == list(scoring.HEADLINE[cache.queries])
         assert list(found.values()) == pytest.approx(
             slow_headline(cache, pred, clips_in_order(cache))
         )
@@ -198,9 +190,9 @@ def test_the_interval_is_that_of_the_single_evaluation(home):
     for pred in (some_decisions(cache, 0), cache.signals["binary"] > 0.5):
         counts = count_pairs(pred, cache.label, cache.offsets)
         found.append((headline(counts, cache), sampler.draws(counts)))
-        scores.append(comparison.scores_of(counts))
-    table = difference(comparison.HEADLINE["present"], *found)
-    for name, ends in evaluate.interval(cache, *scores).items():
+        scores.append(scoring.scores_of(counts))
+    table = difference(scoring.HEADLINE["present"], *found)
+    for name, ends in evaluations.interval(cache, *scores).items():
         gain, low, high = table[name]
         assert [low, high] == pytest.approx(ends, abs=1e-12)
         assert low < gain < high
@@ -215,7 +207,7 @@ def test_differences_are_paired(cache, tmp_path, monkeypatch):
     table = {each["name"]: each for each in results["entrants"]}
     assert results["best_opponent"] == "C"
     assert table["A"]["interval"] == table["B"]["interval"]
-    for name in comparison.HEADLINE[cache.queries]:
+    for name in scoring.HEADLINE[cache.queries]:
         assert table["C"]["vs_best"][name] == [0, 0, 0]
         assert table[BASE]["vs_base"][name] == [0, 0, 0]
         values = [table[each]["mean"][name] for each in "ACD"]
@@ -228,7 +220,7 @@ def test_differences_are_paired(cache, tmp_path, monkeypatch):
         for pred in (one, two, cache.signals["binary"] > 0.5)
     ]
     low, high = interval((draws[0] + draws[1]) / 2 - draws[2])
-    for i, name in enumerate(comparison.HEADLINE[cache.queries]):
+    for i, name in enumerate(scoring.HEADLINE[cache.queries]):
         assert table["A"]["vs_base"][name][1:] == pytest.approx([low[i], high[i]])
 
 
@@ -257,7 +249,7 @@ def test_a_losing_policy_is_said_to_lose(cache, tmp_path, monkeypatch):
     assert re.search(r"beats T_base \(\d.*: \+\d.* and beats good rule \(", lines["winner"])
     assert "cannot be told from T_base" in lines["chance"]
     assert results["best_opponent"] == "good rule"  # a ceiling is none
-    header, cells = comparison.table_rows(results)
+    header, cells = scoring.table_rows(results)
     table = {each[0]: dict(zip(header, each, strict=True)) for each in cells}
     column = next(name for name in header if "minus its T_base" in name)
     assert table["chance"][column].endswith("(within the noise)")
@@ -295,7 +287,7 @@ def shuffled(cache, seed):
     truth = cache.label.reshape(len(cache.pairs), -1)[order]
     events = {clip.filename: [] for clip in cache.clips}
     for pair, on in zip(cache.pairs, truth, strict=True):
-        events[pair.filename] += entrants.frames_to_events(on, pair.event_label, pair.edges)
+        events[pair.filename] += systems.frames_to_events(on, pair.event_label, pair.edges)
     clips = [clip._replace(events=sorted(events[clip.filename])) for clip in cache.clips]
     return replace(cache, label=truth.ravel(), clips=clips)
 
@@ -361,7 +353,7 @@ def test_psds_of_scores(home, tmp_path):
         "fallback": {"t": 0.5, "median_s": 0.5},
         "classes": {name: {"t": 0.5, "median_s": s} for name, s in lengths.items()},
     }
-    rule = opponents.Rule("median + threshold on d_raw", "median", "d_raw", "", params)
+    rule = tuned_rules.Rule("median + threshold on d_raw", "median", "d_raw", "", params)
     other = rule._replace(on="d_adj", name="median + threshold on d_adj")
     there = replace(
         cache, signals=cache.signals | {"prob": 1 - cache.signals["prob"]}, folder=tmp_path
@@ -398,7 +390,7 @@ def test_psds_of_scores(home, tmp_path):
 
 
 def row_of(rule, cache):
-    return Entrant(rule.name, "rule", "", [entrants.from_rule(rule, cache)])
+    return Entrant(rule.name, "rule", "", [systems.from_rule(rule, cache)])
 
 
 def test_confidences_are_mean_raw_scores_of_the_own_cache(home, tmp_path):
@@ -409,7 +401,7 @@ def test_confidences_are_mean_raw_scores_of_the_own_cache(home, tmp_path):
     pred = cache.signals["binary"] > 0.5
     rows = [row("here", "base", pred), row("there", "base", pred)]
     rows[1] = rows[1]._replace(members=[rows[1].members[0]._replace(home=there)])
-    here, elsewhere = comparison.event_tasks(rows, cache)
+    here, elsewhere = scoring.event_tasks(rows, cache)
     assert here.events == elsewhere.events
     for name, events in here.scored.items():
         for one, other in zip(events, elsewhere.scored[name], strict=True):
@@ -419,7 +411,7 @@ def test_confidences_are_mean_raw_scores_of_the_own_cache(home, tmp_path):
         at = label_frames([Event(*first[:3])], first.event_label, cache.pairs[index].edges)
         assert first.confidence == pytest.approx(cache.of_pair(index)["d_raw"][at].mean(), rel=1e-5)
     assert pickle.loads(pickle.dumps(here)) == here  # what a process is given
-    assert comparison.event_row(here) == comparison.event_row(elsewhere)  # only the order counts
+    assert scoring.event_row(here) == scoring.event_row(elsewhere)  # only the order counts
 
 
 def test_the_t_base_that_a_row_is_held_against(home, tmp_path):
@@ -494,7 +486,7 @@ def test_results_of_the_script(home, tables, queries):
     for each in results["entrants"]:
         assert each["gated"] == (each["name"] in gated) == ("gate" in each)
         assert len(each["members"]) == (2 if "D_Q" in each["name"] else 1)
-        fields = {*comparison.HEADLINE[queries], "event_f1", "segment_f1", "intersection_f1"}
+        fields = {*scoring.HEADLINE[queries], "event_f1", "segment_f1", "intersection_f1"}
         if queries == "all":
             fields |= {"psds1", "psds2"}
         assert set(each["mean"]) == set(each["std"]) == fields
@@ -544,7 +536,7 @@ def test_event_files_hold_the_decisions(home, tables, queries):
     found = {path.name for path in (tables / queries / "events").iterdir()}
     assert found == set(files)  # those of an earlier table are gone
     for each, file in zip(results["entrants"], files, strict=True):
-        member = entrants.from_events(tables / queries / "events" / file, cache)
+        member = systems.from_events(tables / queries / "events" / file, cache)
         counts = count_pairs(member.pred, cache.label, cache.offsets)
         first = each["members"][0]
         for name, value in headline(counts, cache).items():
@@ -558,7 +550,7 @@ def test_tables_hold_every_row(tables, queries):
     assert text == markdown(results)
     lines = [line for line in text.splitlines() if line.startswith("| ")][1:]
     assert len(lines) == len(results["entrants"])
-    header, cells = comparison.table_rows(results)
+    header, cells = scoring.table_rows(results)
     for line, own in zip(lines, cells, strict=True):
         parts = re.split(r"(?<!\\)\|", line)[1:-1]
         assert len(parts) == len(header)  # no name breaks the table
@@ -588,7 +580,7 @@ def test_tables_hold_every_row(tables, queries):
 
 def test_odd_names():
     tricky = r"a\b{$x^2$}~#1"
-    values = dict.fromkeys(comparison.HEADLINE["present"], 0.5)
+    values = dict.fromkeys(scoring.HEADLINE["present"], 0.5)
     row_ = {"name": tricky, "mean": values, "std": values, "members": [{}], "base": BASE}
     row_["ends"] = {"onset": {"events": 0}}
     results = {"queries": "present", "tuned_for": "f1", "entrants": [row_], "num_clips": 2}
@@ -608,12 +600,12 @@ def test_names_in_a_table_are_text(home, tmp_path, monkeypatch):
     cache = load_cache(home / "present" / "validation")
     rows = [base_row(cache), *(row(name, "policy", cache.label) for name in names)]
     results = measure(rows, cache, 1)
-    comparison.write_table(tmp_path, results, rows, cache)
+    scoring.write_table(tmp_path, results, rows, cache)
     with open(tmp_path / "pairs.csv", newline="", encoding="utf-8") as stream:
         cells = [cell for line in csv.reader(stream) for cell in line]
     assert not [cell for cell in cells if cell[:1] in ("=", "@", "+")]
     assert all(float(cell) is not None for cell in cells if cell[:1] == "-")
-    table = comparison_figures.load_table(tmp_path)
+    table = table_figures.load_table(tmp_path)
     assert list(table.pairs.f1) == [BASE, *names] == list(table.rows)
     text = (tmp_path / "table.md").read_text(encoding="utf-8")
     assert "<b>" not in text.replace(r"\<b>", "") and r"\<b>[x\](y)\|" in text
@@ -638,8 +630,8 @@ def test_what_is_printed(home, tmp_path, monkeypatch, capsys):
 
 def test_a_second_table_decides_nothing(home, tables, tmp_path, monkeypatch):
     """The same numbers from what is stored, in another order of rows."""
-    monkeypatch.setattr(entrants, "decide_cache", None)
-    monkeypatch.setattr(entrants, "fit_all", None)
+    monkeypatch.setattr(systems, "decide_cache", None)
+    monkeypatch.setattr(systems, "fit_all", None)
     shutil.copy(tables / "present" / "rules.json", tmp_path / "rules.json")
     seeds = ",".join(str(home / "runs" / f"dqn-{seed}") for seed in (0, 1))
     evaluate.main(config(home, tmp_path, "rules", f"D_Q&N | 50%={seeds}"))
@@ -754,18 +746,16 @@ def test_all_pairs_of_one_policy(home, evaluated):
         "DQN, gated": pred & opened,
     }
     train, clips = load_cache(home / "all" / "train"), clips_in_order(cache)
-    aim = opponents.Objective(train, "all")
+    aim = tuned_rules.Objective(train, "all")
     kinds = ("threshold", "median", "hysteresis", "csebbs")
-    rules = [rule for kind in kinds for rule in opponents.Tuning(aim).part(kind, "d_raw")]
-    expected |= {rule.name: opponents.decide_rule(rule, cache) for rule in rules}
+    rules = [rule for kind in kinds for rule in tuned_rules.Tuning(aim).part(kind, "d_raw")]
+    expected |= {rule.name: tuned_rules.decide_rule(rule, cache) for rule in rules}
     rows = results["all_pairs"]
     assert list(rows) == list(expected)
     ours = slow_headline(cache, pred & opened, clips)[0]
     for name, on in expected.items():
         values = slow_headline(cache, on, clips)
-        assert [rows[name][metric] for metric in comparison.HEADLINE["all"]] == pytest.approx(
-            values
-        )
+        assert [rows[name][metric] for metric in scoring.HEADLINE["all"]] == pytest.approx(values)
         gain, low, high = rows[name]["behind"]
         assert gain == pytest.approx(ours - values[0]) and low <= gain <= high
     best = max((rule.name for rule in rules), key=lambda name: rows[name]["macro_f1"])
@@ -795,7 +785,7 @@ def test_a_policy_without_a_gate_on_all_pairs(home, tmp_path, capsys):
     cache = load_cache(home / "all" / "validation")
     with np.load(tmp_path / "out" / "decisions.npz") as arrays:
         pred = arrays["binary"].astype(bool)
-    member = entrants.from_events(tmp_path / "out" / "events.tsv", cache)
+    member = systems.from_events(tmp_path / "out" / "events.tsv", cache)
     assert np.array_equal(member.pred, pred)
 
 
@@ -814,7 +804,7 @@ def test_nothing_to_hear_is_an_input_error(home, tmp_path):
 
 def test_figures_and_page_of_a_run_on_all_pairs(home, evaluated, tmp_path):
     cfg = VisualizeConfig(run=evaluated / "all", cache=home / "all", dpi=30)
-    data = evaluate.load_evaluated(cfg)
+    data = evaluations.load_evaluated(cfg)
     for draw in (visualize.draw_before_after, visualize.draw_yardsticks):
         title = draw(data.results)._suptitle.get_text()
         assert "10 present of 15 pairs, validation split" in title  # what is drawn is of those

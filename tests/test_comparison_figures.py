@@ -13,17 +13,19 @@ from corpora import write_cache
 from matplotlib.colors import to_hex
 from matplotlib.ticker import ScalarFormatter
 
-import comparison
-import comparison_figures
-import matching
-import runfolder
 import visualize
-from comparison_figures import KINDS, load_first_policy, load_table
-from config import EvaluateConfig, InputError, Network, TrainConfig, VisualizeConfig
+from comparison import scoring
+from comparison.systems import BASE, GATED, Entrant, Member, from_checkpoint, store_of
+from config import EvaluateConfig, Network, TrainConfig, VisualizeConfig
+from core.errors import InputError
 from DQN import Trainer
-from entrants import BASE, GATED, Entrant, Member, from_checkpoint, store_of
-from plotting import COLOURS
-from preprocess import load_cache, write_json
+from figures import table_figures
+from figures.plotting import COLOURS
+from figures.table_figures import KINDS, load_first_policy, load_table
+from policy import runfolder
+from preprocess import write_json
+from sed import matching
+from sed.caches import load_cache
 
 LENGTHS = [90, 80, 75, 60, 91, 100, 66, 70]
 OWN = {"comparison", "per_class_gains", "ends"}  # need results.json and pairs.csv only
@@ -81,12 +83,12 @@ def write_table(folder: Path, cache, entrants: list[Entrant]) -> None:
     """What evaluate.py --compare writes."""
     folder.mkdir(parents=True)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(comparison, "ranked", lambda cache: False)  # pairs of a clip differ in length
+        patch.setattr(scoring, "ranked", lambda cache: False)  # pairs of a clip differ in length
         patch.setattr(
-            comparison.tag_gate, "tagging", lambda gate, cache: {"precision": 1.0, "recall": 1.0}
+            scoring.tag_gate, "tagging", lambda gate, cache: {"precision": 1.0, "recall": 1.0}
         )
-        results = comparison.measure(entrants, cache, 1)
-        comparison.write_table(folder, results, entrants, cache)
+        results = scoring.measure(entrants, cache, 1)
+        scoring.write_table(folder, results, entrants, cache)
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +115,7 @@ def table(request, home):
 
 @pytest.fixture(scope="module")
 def drawn(table) -> dict:
-    figures = comparison_figures.figures(table.folder, "slides")
+    figures = table_figures.figures(table.folder, "slides")
     return {name.removesuffix(".png"): figure for name, figure in figures}
 
 
@@ -130,7 +132,7 @@ def change(folder: Path, **values: object) -> None:
 
 
 def draw(folder: Path) -> dict:
-    return dict(comparison_figures.figures(folder, "slides"))
+    return dict(table_figures.figures(folder, "slides"))
 
 
 def f1_of(table, name: str) -> np.ndarray:
@@ -172,8 +174,8 @@ def test_files_are_written_and_printed(home, tmp_path, capsys):
 
 
 def test_rows_are_sorted_and_hold_their_numbers(table, drawn):
-    metrics = comparison.HEADLINE[table.results["queries"]]
-    by = comparison.DECISIVE[table.results["queries"]]
+    metrics = scoring.HEADLINE[table.results["queries"]]
+    by = scoring.DECISIVE[table.results["queries"]]
     rows = sorted(table.results["entrants"], key=lambda row: -row["mean"][by])
     axes = drawn["comparison"].axes
     assert [t.get_text() for t in axes[0].get_yticklabels()] == [
@@ -218,7 +220,7 @@ def test_legend_names_the_kinds_there_are(table, drawn):
 
 
 def test_reference_lines(table, drawn):
-    metrics = comparison.HEADLINE[table.results["queries"]]
+    metrics = scoring.HEADLINE[table.results["queries"]]
     assert table.results["best_opponent"] == BEST
     for ax, metric in zip(drawn["comparison"].axes, metrics, strict=True):
         for name, text in ((BASE, f"Level of {BASE}"), (BEST, f"Best baseline: {BEST}")):
@@ -268,7 +270,7 @@ def test_gains_are_over_the_t_base_of_the_row(damaged):
     results["entrants"][1]["base"] = "events"
     change(damaged, **results)
     table = load_table(damaged)
-    (ax,) = comparison_figures.draw_class_gains(table).axes
+    (ax,) = table_figures.draw_class_gains(table).axes
     (point,) = [
         line
         for line in ax.lines
@@ -305,13 +307,13 @@ def test_a_row_without_a_matched_event(damaged):
 def test_shifts_by_distance_and_class_against_a_loop(table):
     policy = load_first_policy(table, "slides")
     cache = policy.data.cache
-    found = comparison_figures.shift_map(policy)
+    found = table_figures.shift_map(policy)
     cells: dict[tuple[int, int], list[tuple[float, bool]]] = {}
     for index, pair in enumerate(cache.pairs):
         for frame in range(*cache.offsets[index : index + 2]):
             t_base, shifted = float(cache.signals["t_base"][frame]), policy.data.t_adj[frame]
             distance = float(cache.signals["prob"][frame]) - t_base
-            for b in range(comparison_figures.STEPS):
+            for b in range(table_figures.STEPS):
                 if found.edges[b] <= distance < found.edges[b + 1]:
                     cell = (found.classes.index(pair.event_label), b)
                     changed = policy.data.before[frame] != policy.data.after[frame]
@@ -327,7 +329,7 @@ def test_shifts_by_distance_and_class_against_a_loop(table):
 
 
 def test_map_shows_the_shifts(table, drawn):
-    found = comparison_figures.shift_map(load_first_policy(table, "slides"))
+    found = table_figures.shift_map(load_first_policy(table, "slides"))
     top, ax = drawn["policy_map"].axes[:2]
     order = np.lexsort((found.classes, -found.frames_of_class))
     np.testing.assert_allclose(
@@ -343,7 +345,7 @@ def test_map_shows_the_shifts(table, drawn):
 
 def test_best_and_worst_are_the_extreme_present_pairs(table):
     data = load_first_policy(table, "slides").data
-    best, worst, (before, after) = comparison_figures.best_and_worst(data)
+    best, worst, (before, after) = table_figures.best_and_worst(data)
     gain = {i: after[i] - before[i] for i in np.flatnonzero(data.cache.present)}
     assert [gain[i] for i in best] == sorted((g for g in gain.values() if g > 0), reverse=True)[:3]
     assert [gain[i] for i in worst] == sorted(g for g in gain.values() if g < 0)[:3]
@@ -353,7 +355,7 @@ def test_best_and_worst_are_the_extreme_present_pairs(table):
 
 def test_worst_pair_is_drawn_with_its_signals(table, drawn):
     data = load_first_policy(table, "slides").data
-    _, worst, (before, after) = comparison_figures.best_and_worst(data)
+    _, worst, (before, after) = table_figures.best_and_worst(data)
     curves, strip = drawn["best_worst"].axes[1], drawn["best_worst"].axes[3]
     pair = data.cache.pairs[worst[0]]
     title = f"Hurts, F1 {100 * before[worst[0]]:.1f} to {100 * after[worst[0]]:.1f}"
@@ -373,8 +375,8 @@ def test_worst_pair_is_drawn_with_its_signals(table, drawn):
 def test_a_policy_that_changes_nothing(table):
     policy = load_first_policy(table, "slides")
     same = policy.data._replace(after=policy.data.before)
-    assert comparison_figures.best_and_worst(same)[:2] == ([], [])
-    figure = comparison_figures.draw_best_worst(policy._replace(data=same), "")
+    assert table_figures.best_and_worst(same)[:2] == ([], [])
+    figure = table_figures.draw_best_worst(policy._replace(data=same), "")
     assert [text.get_text() for text in figure.axes[0].texts] == ["no further pair where it helps"]
 
 
@@ -393,7 +395,7 @@ def test_decisions_on_another_cache(home, tmp_path):
         out=tmp_path / "table",
         device="cpu",
     )
-    rows = comparison.find_entrants(cfg, cache, cache)
+    rows = scoring.find_entrants(cfg, cache, cache)
     write_table(cfg.out, cache, rows)
     policy = load_first_policy(load_table(cfg.out), "slides")
     assert policy.data.cache.folder == caches / "validation"

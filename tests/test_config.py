@@ -10,13 +10,11 @@ from pathlib import Path
 
 import pytest
 
-import config
 from config import (
     Bandit,
     DetectConfig,
     EvaluateConfig,
     Events,
-    InputError,
     Learning,
     Network,
     PreprocessConfig,
@@ -25,11 +23,12 @@ from config import (
     SoundscapesConfig,
     TrainConfig,
     VisualizeConfig,
-    from_dict,
-    name_flaw,
-    parse,
-    to_dict,
 )
+from core import command, settings
+from core.command import parse
+from core.errors import InputError
+from core.names import name_flaw
+from core.settings import from_dict, to_dict
 
 SCRIPTS = (
     SoundscapesConfig,
@@ -469,7 +468,7 @@ def test_help_of_studies_has_a_line_for_each_flag(study):
     names_of = {"classic.settings": "commands", "denoise.commands": "NAMES"}
     commands = getattr(module, names_of.get(study, "COMMANDS"))
     for name, given in (commands([]) if callable(commands) else commands).items():
-        lines = config.help_text({name: given}, [name]).splitlines()[3:]
+        lines = command.help_text({name: given}, [name]).splitlines()[3:]
         kind = given if isinstance(given, type) else type(given)
         assert len([line for line in lines if line.startswith("  --")]) == len(list(leaves(kind)))
         assert not [line for line in lines if len(line) > 100 or line.startswith("   ")]
@@ -477,13 +476,13 @@ def test_help_of_studies_has_a_line_for_each_flag(study):
 
 def test_a_script_without_flags_prints_its_text_and_refuses_flags(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["study.py", "all", "data"])
-    assert config.plain_words("A study.") == ["all", "data"]
+    assert command.plain_words("A study.") == ["all", "data"]
     monkeypatch.setattr(sys, "argv", ["study.py", "all", "--seeds", "3"])
     with pytest.raises(InputError, match="--seeds: no such flag"):
-        config.plain_words("A study.")
+        command.plain_words("A study.")
     monkeypatch.setattr(sys, "argv", ["study.py", "--help"])
     with pytest.raises(SystemExit) as stop:
-        config.plain_words("A study.")
+        command.plain_words("A study.")
     assert stop.value.code == 0 and capsys.readouterr().out == "A study.\n"
 
 
@@ -585,7 +584,7 @@ def test_json_whole_numbers_and_nulls_where_they_fit():
 
 
 def test_config_key_follows_every_field():
-    keys = {config.config_key(Signal())}
+    keys = {settings.config_key(Signal())}
     for spec in fields(Signal):
         value = getattr(Signal(), spec.name)
         others = {"fusion": "harmonic", "loudness": "original"}
@@ -593,9 +592,9 @@ def test_config_key_follows_every_field():
             changed = others[spec.name]
         else:
             changed = not value if isinstance(value, bool) else value * 0.9
-        keys.add(config.config_key(replace(Signal(), **{spec.name: changed})))
+        keys.add(settings.config_key(replace(Signal(), **{spec.name: changed})))
     assert len(keys) == 1 + len(fields(Signal))
-    assert config.config_key(Signal()) in keys
+    assert settings.config_key(Signal()) in keys
 
 
 KEYS = {  # of the first versions, in which the constants were fields
@@ -609,7 +608,7 @@ KEYS = {  # of the first versions, in which the constants were fields
 
 @pytest.mark.parametrize("cls", GROUPS, ids=names(GROUPS))
 def test_a_constant_is_stored_as_the_field_that_it_was(cls):
-    assert config.config_key(cls()) == KEYS[cls]
+    assert settings.config_key(cls()) == KEYS[cls]
     stored = to_dict(cls())
     constants = set(stored) - {spec.name for spec in fields(cls)}
     for name in constants:
@@ -646,6 +645,6 @@ def test_run_script_ends_without_a_traceback(monkeypatch, capsys, result, code, 
         return result
 
     with pytest.raises(SystemExit) as stop:
-        config.run_script(TrainConfig, main)
+        command.run_script(TrainConfig, main)
     assert stop.value.code == code
     assert capsys.readouterr().err == message

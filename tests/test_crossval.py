@@ -1,7 +1,6 @@
 """Cross-validation: nobody decides a clip that it has seen; one command; what is done is kept."""
 
 import shlex
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,17 +9,18 @@ import pytest
 from test_docs_scores import blocks
 from test_forms import NAMES, write_corpus
 
-from config import Events, InputError, Network, TrainConfig, parse
-from labels import read_labels
-from preprocess import load_cache
-from runfolder import read_checkpoint
-from timeline import write_labels
+from config import Events, Network, TrainConfig
+from core.command import parse
+from core.errors import InputError
+from policy.runfolder import read_checkpoint
+from sed.caches import load_cache
+from sed.labels import read_labels
+from sed.timeline import write_labels
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "studies"))
 
-import crossval  # noqa: E402
-from crossval import CrossvalConfig, Learned, Study  # noqa: E402
+from studies import crossval
+from studies.crossval import CrossvalConfig, Learned, Study
 
 TITLE = "One folder, two splits, or K parts"
 SMALL = replace(TrainConfig.with_preset("best"), passes=2, events=Events(hidden=4, layers=2))

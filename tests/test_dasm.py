@@ -13,14 +13,15 @@ import pytest
 import soundfile
 import torch
 
-import config
 import dasm
 import preprocess
 from config import DasmEmbedConfig, DasmScoreConfig, PreprocessConfig
+from core import command, errors
 from core.files import contents, own_folder
 from core.tensors import with_digest
-from scorers import open_scores
-from timeline import Event, write_labels
+from scores.score_files import open_scores
+from sed import caches
+from sed.timeline import Event, write_labels
 
 pytest.importorskip("yaml", reason="PyYAML (requirements-dev.txt) is not installed")
 
@@ -385,7 +386,7 @@ def test_embed_score_preprocess(home, capsys):
         workers=1,
     )
     preprocess.main(cfg)
-    cache = preprocess.load_cache(Path("cache/train"))
+    cache = caches.load_cache(Path("cache/train"))
     assert len(cache.pairs) == 15 and cache.manifest["scores"]["scorer"]["scorer"] == "DASM"
     tags = open_scores(Path("scores/train")).scores("a.wav").tag
     (record,) = [clip for clip in cache.clips if clip.filename == "a.wav"]
@@ -461,7 +462,7 @@ def test_scores_of_other_settings_are_never_mixed(home, capsys, monkeypatch, wha
         changes = write(Path("text_query/config.yaml"), text)
     else:
         changes = OTHERS[what]()
-    with pytest.raises(config.InputError) as error:
+    with pytest.raises(errors.InputError) as error:
         dasm.main(score_config(**(changes if isinstance(changes, dict) else {})))
     assert f"scores/train: holds scores made with other settings ({what})" in str(error.value)
     assert Path("scores/train/part-00000.npz").read_bytes() == before
@@ -482,7 +483,7 @@ def test_clips_that_may_be_left_out_and_notices(home, capsys):
     assert "2 of 5 clips, 3 classes" in text.out
     note = "audio is 16 kHz; DASM was trained on content up to 14 kHz, scores will shift (1 clips"
     assert note in text.out and "note: empty.wav: all zero" in text.out + text.err
-    with pytest.raises(config.InputError, match=r"1 of 5 clips in labels\.tsv have no audio"):
+    with pytest.raises(errors.InputError, match=r"1 of 5 clips in labels\.tsv have no audio"):
         dasm.main(score_config())
 
 
@@ -805,7 +806,7 @@ def test_every_failure_is_one_line_and_exit_code_2(home, monkeypatch, capfd, cas
     threads = ["--device", "cpu", "--threads", "1"]
     monkeypatch.setattr(sys, "argv", ["dasm.py", *line.split(), *threads])
     with pytest.raises(SystemExit) as stop:
-        config.run_script({"embed": DasmEmbedConfig, "score": DasmScoreConfig}, dasm.main)
+        command.run_script({"embed": DasmEmbedConfig, "score": DasmScoreConfig}, dasm.main)
     text = capfd.readouterr().err
     assert stop.value.code == 2 and "Traceback" not in text
     errors = [row for row in text.splitlines() if row.startswith("dasm.py: error: ")]
@@ -821,7 +822,7 @@ def test_a_full_disk(home, disk, fill_disk):
     score, embed = score_config(out=disk / "scores"), embed_config(out=disk / "q" / "queries.pt")
     fill_disk(0)
     for cfg in (score, embed):
-        with pytest.raises(config.InputError, match=str(disk)):
+        with pytest.raises(errors.InputError, match=str(disk)):
             dasm.main(cfg)
         assert [path.name for path in disk.rglob("*")] == ["ballast"]
     (disk / "ballast").unlink()
@@ -833,9 +834,9 @@ def test_a_full_disk(home, disk, fill_disk):
 def test_a_foreign_folder_or_a_second_process(home):
     write(Path("theirs") / "mine.txt", "x")
     for out in (Path("theirs"), Path("audio"), Path("audio") / ".."):
-        with pytest.raises(config.InputError, match="--out"):
+        with pytest.raises(errors.InputError, match="--out"):
             dasm.main(score_config(out=out))
-    refused = pytest.raises(config.InputError, match=f"process {os.getpid()} on")
+    refused = pytest.raises(errors.InputError, match=f"process {os.getpid()} on")
     with own_folder(Path("mine"), dasm.PARTS), refused:
         dasm.main(score_config(out=Path("mine")))
     assert [path.name for path in Path("theirs").iterdir()] == ["mine.txt"]
@@ -844,7 +845,7 @@ def test_a_foreign_folder_or_a_second_process(home):
 def test_cuda_that_is_not_there(home, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     expected = "--device cuda: no CUDA device; use --device cpu (about 1 s per clip and core)"
-    with pytest.raises(config.InputError) as error:
+    with pytest.raises(errors.InputError) as error:
         dasm.main(score_config(device="cuda"))
     assert str(error.value) == expected
 

@@ -18,28 +18,28 @@ from scipy.ndimage import gaussian_filter1d
 
 import detect
 import evaluate
-import gate
 import preprocess
-import runfolder
-import scorers
-from apply import decisions
-from bandit import make_states, resident, to_device
+from comparison.systems import predicted_events
 from config import (
     Bandit,
     DetectConfig,
     EvaluateConfig,
-    InputError,
     Network,
     PreprocessConfig,
     Signal,
     TrainConfig,
 )
-from DQN import Trainer, load_policy
-from entrants import predicted_events
-from labels import clip_id, read_labels
+from core.errors import InputError
+from DQN import Trainer
+from policy import gate, runfolder
+from policy.apply import decisions, load_policy
+from policy.bandit import make_states, resident, to_device
+from policy.supervised import SupervisedTrainer
+from scores import crnn, score_files
+from sed import caches, signals, timeline
 from sed.audio import AudioFile
-from supervised import SupervisedTrainer
-from timeline import (
+from sed.labels import clip_id, read_labels
+from sed.timeline import (
     Event,
     frame_edges,
     frames_to_events,
@@ -89,7 +89,7 @@ def write_split(folder: Path, seed: int, lengths: list[int]) -> None:
             (folder / kind / name).parent.mkdir(parents=True, exist_ok=True)
         soundfile.write(folder / "audio" / name, wav, RATE)
         path = folder / "scores" / f"{clip_id(name)}.tsv"
-        scorers.write_scores(path, frame_edges(num_frames, 0.02), CLASSES, values)
+        score_files.write_scores(path, frame_edges(num_frames, 0.02), CLASSES, values)
     write_labels(folder / "labels.tsv", labels)
 
 
@@ -110,7 +110,7 @@ def preprocess_split(home: Path, split: str, cache: str, audio: bool = True) -> 
 def write_policy(run: Path, cache: Path, bandit: Bandit) -> None:
     """A checkpoint with random weights."""
     cfg = TrainConfig(cache=cache, run=run, bandit=bandit, network=TINY, seed=3)
-    trainer = Trainer(cfg, preprocess.load_cache(cache / "train"), CPU)
+    trainer = Trainer(cfg, caches.load_cache(cache / "train"), CPU)
     with torch.no_grad():
         trainer.network.head[2].weight *= 30  # so that actions differ between frames
     run.mkdir(parents=True, exist_ok=True)
@@ -120,7 +120,7 @@ def write_policy(run: Path, cache: Path, bandit: Bandit) -> None:
 def write_classifier(run: Path, cache: Path) -> None:
     """A checkpoint of a classifier with random weights, whose decisions differ between frames."""
     cfg = TrainConfig(method="classifier", cache=cache, run=run, network=TINY, seed=4)
-    trainer = SupervisedTrainer(cfg, preprocess.load_cache(cache / "train"), CPU)
+    trainer = SupervisedTrainer(cfg, caches.load_cache(cache / "train"), CPU)
     frame = torch.arange(len(trainer.owner))
     states = make_states(trainer.signals, trainer.owner, frame, cfg.bandit)
     with torch.no_grad():
@@ -170,7 +170,7 @@ def evaluated_events(policy: Path, cache: Path, out: Path) -> dict:
 
 def policy_events(policy: Path, cache: Path, out: Path, gated: bool = True) -> dict:
     """The same from the parts of it, in milliseconds; with or without the gate."""
-    loaded, data = load_policy(policy / "best.pt", CPU), preprocess.load_cache(cache)
+    loaded, data = load_policy(policy / "best.pt", CPU), caches.load_cache(cache)
     signals = to_device(data, loaded.bandit, CPU)
     pred = decisions(loaded.network, signals, loaded.bandit, 256)[0].numpy()
     assert 0 < (pred != (data.signals["binary"] > 0.5)).mean() < 1
@@ -198,7 +198,7 @@ def test_events_are_those_of_evaluate(home, tmp_path, capsys, reading, gated):
     assert "recordings: 6 of 6" in text and "blocks: 6\n" in text
     opened = gate.open_pairs(
         load_policy(home / reading / "best.pt", CPU).gate,
-        preprocess.load_cache(home / "cache" / "validation"),
+        caches.load_cache(home / "cache" / "validation"),
     )
     line = f"closed_by_gate: {(~opened).sum()} of 18 (recording, class) pairs"
     assert (line in text) == gated and ("--no-gate" in text) != gated
@@ -237,9 +237,9 @@ def of_class(clips: dict, name: str) -> dict:
 
 def test_scores_of_another_form_under_other_names(home, tmp_path):
     _, events = run(home, tmp_path)
-    tsv = scorers.open_scores(home / "validation" / "scores")
+    tsv = score_files.open_scores(home / "validation" / "scores")
     clips = [(clip, tsv.read(clip)) for clip in tsv.clips()]
-    scorers.write_archive(tmp_path / "a.npz", ["Cat", "dog", "talk"], clips)
+    score_files.write_archive(tmp_path / "a.npz", ["Cat", "dog", "talk"], clips)
     names = ("dog=Dog", "talk=Speech")
     assert run(home, tmp_path, scores=tmp_path / "a.npz", map=names) == (0, events)
 
@@ -281,8 +281,8 @@ class Fixed:
     def __init__(self, values: np.ndarray) -> None:
         self.classes, self.values = CLASSES, values
 
-    def scores(self, filename: str) -> scorers.ClipScores:
-        return scorers.ClipScores(self.values, frame_edges(self.values.shape[1], 0.02))
+    def scores(self, filename: str) -> timeline.ClipScores:
+        return timeline.ClipScores(self.values, frame_edges(self.values.shape[1], 0.02))
 
 
 def slow_long(policy: Path, wav: np.ndarray, values: np.ndarray, size: int, folder: Path) -> list:
@@ -295,7 +295,7 @@ def slow_long(policy: Path, wav: np.ndarray, values: np.ndarray, size: int, fold
         first, last = (round(frame * 0.02 * RATE) for frame in (start, start + size))
         soundfile.write(folder / "b.wav", wav[first:last], RATE, subtype="FLOAT")
         clip = preprocess.Clip("b.wav", [], folder / "b.wav")
-        notices = {name: [] for name in preprocess.NOTICES}
+        notices = {name: [] for name in signals.NOTICES}
         source = Fixed(values[:, start : start + size])
         rows, record, _ = preprocess.clip_signals(clip, source, "all", Signal(), notices)
         found += [signals for _, signals, _ in rows]
@@ -328,8 +328,8 @@ def test_a_long_recording_is_decided_in_blocks(home, tmp_path, capsys, reading):
         (tmp_path / name).mkdir()
     soundfile.write(tmp_path / "audio" / "long.wav", wav, RATE, subtype="FLOAT")
     path = tmp_path / "scores" / "long.tsv"
-    scorers.write_scores(path, frame_edges(493, 0.02), CLASSES, values)
-    values = scorers.ScoreFiles(path.parent, CLASSES).scores("long.wav").values
+    score_files.write_scores(path, frame_edges(493, 0.02), CLASSES, values)
+    values = score_files.ScoreFiles(path.parent, CLASSES).scores("long.wav").values
     here = {"audio": tmp_path / "audio", "scores": tmp_path / "scores"}
     cases = ((100, None, 9), (50, 1.0, 19)) if reading == "independent" else ((50, 1.0, 19),)
     for size, block_s, num_blocks in cases:
@@ -347,16 +347,16 @@ def test_a_long_recording_is_decided_in_blocks(home, tmp_path, capsys, reading):
 
 
 @pytest.fixture(scope="module")
-def scorer(home) -> scorers.Scorer:
+def scorer(home) -> crnn.Scorer:
     """A network with random weights, as scorers.py keeps it."""
     torch.manual_seed(0)
     mean, std = np.zeros(64, np.float32), np.ones(64, np.float32)
-    net = scorers.CRNN(4, mean - 5, 3 * std, np.full(3, 0.3, np.float32)).eval()
+    net = crnn.CRNN(4, mean - 5, 3 * std, np.full(3, 0.3, np.float32)).eval()
     with torch.no_grad():
         net.head.weight *= 8
-    scorer = scorers.Scorer(net, CLASSES)
+    scorer = crnn.Scorer(net, CLASSES)
     (home / "corpus").mkdir()
-    scorers.write_scorer(home / "corpus" / "scorer.pt", scorer, 4)
+    crnn.write_scorer(home / "corpus" / "scorer.pt", scorer, 4)
     return scorer
 
 
@@ -369,7 +369,7 @@ def test_the_built_in_scorer_scores_recordings(home, scorer, tmp_path, capsys):
         target = tmp_path / "scores" / path.relative_to(audio).with_suffix(".tsv")
         target.parent.mkdir(parents=True, exist_ok=True)
         edges = frame_edges(values.shape[1], 0.02)
-        scorers.write_scores(target, edges, CLASSES, values)
+        score_files.write_scores(target, edges, CLASSES, values)
     given = {"scores": None, "scorer": home / "corpus" / "scorer.pt", "gate": False}
     _, events = run(home, tmp_path, **given)
     assert "built-in scorer" in capsys.readouterr().out
@@ -600,7 +600,7 @@ def test_unusual_classes_frames_and_sound_are_said(home, tmp_path, capsys):
     soundfile.write(tmp_path / "audio" / "a.wav", np.zeros(16_000), RATE)
     values = np.random.default_rng(0).uniform(0, 1, (2, 32))
     path = tmp_path / "scores" / "a.tsv"
-    scorers.write_scores(path, frame_edges(32, 0.064), ["Bird", "Dog"], values)
+    score_files.write_scores(path, frame_edges(32, 0.064), ["Bird", "Dog"], values)
     run(home, tmp_path, audio=tmp_path / "audio", scores=tmp_path / "scores")
     text = capsys.readouterr().out
     assert "the gate has no threshold for Bird" in text
@@ -610,9 +610,9 @@ def test_unusual_classes_frames_and_sound_are_said(home, tmp_path, capsys):
 
 
 def test_scores_of_entirely_other_classes(home, tmp_path, capsys):
-    scores = scorers.open_scores(home / "validation" / "scores")
+    scores = score_files.open_scores(home / "validation" / "scores")
     clips = [(clip, scores.read(clip)) for clip in scores.clips()]
-    scorers.write_archive(tmp_path / "a.npz", ["Owl", "Wren", "Lark"], clips)
+    score_files.write_archive(tmp_path / "a.npz", ["Owl", "Wren", "Lark"], clips)
     with pytest.raises(InputError, match=r"none of these but Lark, Owl, Wren.*--other-classes"):
         run(home, tmp_path, scores=tmp_path / "a.npz")
     assert not (tmp_path / "events.tsv").exists()

@@ -9,13 +9,13 @@ from corpora import write_cache
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import device
-import runfolder
-from apply import greedy_actions
-from bandit import make_states, to_device
-from config import Bandit, InputError, Learning, Network, TrainConfig
+from config import Bandit, Learning, Network, TrainConfig
+from core.errors import InputError
 from DQN import GraphTrainer, QNetwork, Trainer
-from preprocess import load_cache
+from policy import device, runfolder
+from policy.apply import greedy_actions
+from policy.bandit import make_states, to_device
+from sed.caches import load_cache
 
 TINY = Network(hidden=8, heads=2, dropout=0.0)
 CPU = torch.device("cpu")

@@ -11,10 +11,11 @@ from test_detect import write_policy
 from test_forms import write_corpus
 
 import preprocess
-from config import Bandit, PreprocessConfig, parse
-from preprocess import Cache, load_cache
-from scorers import open_scores
-from timeline import Event, write_audacity, write_labels
+from config import Bandit, PreprocessConfig
+from core.command import parse
+from scores.score_files import open_scores
+from sed.caches import Cache, load_cache
+from sed.timeline import Event, write_audacity, write_labels
 
 ROOT = Path(__file__).resolve().parent.parent
 SECTIONS = {

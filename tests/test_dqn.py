@@ -13,16 +13,26 @@ import numpy as np
 import pytest
 import torch
 from corpora import write_cache
-from naive import greedy, play, reward_of
 from torch import nn
 
-import runfolder
-from apply import greedy_actions
-from bandit import hold_out, make_states, near, reward_cells, reward_table, thresholds, to_device
-from config import Bandit, InputError, Learning, Network, TrainConfig, process_pool
-from DQN import QNetwork, Trainer, epsilon_at, load_policy, main, replay_columns
-from preprocess import load_cache
-from qlearning import Replay
+from benchmarks.naive import greedy, play, reward_of
+from config import Bandit, Learning, Network, TrainConfig
+from core.errors import InputError
+from core.processes import process_pool
+from DQN import QNetwork, Trainer, epsilon_at, main, replay_columns
+from policy import runfolder
+from policy.apply import greedy_actions, load_policy
+from policy.bandit import (
+    hold_out,
+    make_states,
+    near,
+    reward_cells,
+    reward_table,
+    thresholds,
+    to_device,
+)
+from policy.qlearning import Replay
+from sed.caches import load_cache
 
 TINY = Network(hidden=8, heads=2)
 LEARNING = Learning(lanes=4, batch=4, train_start=4, lr=3e-3)

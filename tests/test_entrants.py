@@ -9,17 +9,11 @@ import pytest
 import torch
 from corpora import SMALLEST, write_cache, write_policy
 
-import entrants
 import evaluate
-import gate
-import opponents
 import preprocess
-import runfolder
-from apply import decisions, greedy_actions
-from bandit import thresholds, to_device
-from config import Bandit, EvaluateConfig, InputError, Learning, TrainConfig
-from DQN import load_policy, main
-from entrants import (
+from baselines import tuned_rules
+from comparison import systems
+from comparison.systems import (
     Entrant,
     Member,
     Spec,
@@ -31,9 +25,15 @@ from entrants import (
     same_pairs,
     stored_decisions,
 )
-from labels import read_labels
-from preprocess import load_cache
-from timeline import write_labels
+from config import Bandit, EvaluateConfig, Learning, TrainConfig
+from core.errors import InputError
+from DQN import main
+from policy import gate, runfolder
+from policy.apply import decisions, greedy_actions, load_policy
+from policy.bandit import thresholds, to_device
+from sed.caches import load_cache
+from sed.labels import read_labels
+from sed.timeline import write_labels
 
 CPU = torch.device("cpu")
 LABELS = ("Dog", "Speech", "Cat")
@@ -146,8 +146,8 @@ def test_mistakes_are_found_before_anything_is_decided(home, tmp_path, monkeypat
     def never(*_, **__):
         raise AssertionError("tuned or decided although an item is wrong")
 
-    monkeypatch.setattr(entrants, "fit_all", never)
-    monkeypatch.setattr(entrants, "decide_cache", never)
+    monkeypatch.setattr(systems, "fit_all", never)
+    monkeypatch.setattr(systems, "decide_cache", never)
     one, two = str(home / "runs" / "dqn-0"), str(home / "runs" / "dqn-1")
     shutil.copytree(home / "runs" / "dqn-0", tmp_path / "new")  # nothing is stored beside it
     for items, said in (
@@ -193,7 +193,7 @@ def test_decisions_are_stored_once(home, present, every, tmp_path, monkeypatch):
         raise AssertionError("decided again")
 
     with monkeypatch.context() as patch:
-        patch.setattr(entrants, "decide_cache", never)
+        patch.setattr(systems, "decide_cache", never)
         again = from_checkpoint(run / "best.pt", present, cfg)[1]
         assert np.array_equal(again.pred, member.pred) and again.seconds == member.seconds
         assert np.array_equal(again.threshold, member.threshold)
@@ -216,7 +216,7 @@ def test_a_classifiers_decisions(home, present, tmp_path, monkeypatch):
     expected, _ = decisions(policy.network, signals, policy.bandit, 9)
     assert kind == "supervised" and member.threshold is None and member.gate == policy.gate
     assert np.array_equal(member.pred, expected.numpy())
-    monkeypatch.setattr(entrants, "decide_cache", None)
+    monkeypatch.setattr(systems, "decide_cache", None)
     again = from_checkpoint(path, present, config(home, tmp_path))[1]
     assert np.array_equal(again.pred, member.pred)
 
@@ -226,7 +226,7 @@ def test_damaged_decisions_are_named(home, present, tmp_path, damage):
     run = tmp_path / "run"
     shutil.copytree(home / "runs" / "dqn-0", run)
     from_checkpoint(run / "best.pt", present, config(home, tmp_path))
-    store = entrants.store_of(run / "best.pt", present)
+    store = systems.store_of(run / "best.pt", present)
     with np.load(store) as arrays:
         values = dict(arrays)
     if damage == "cut":
@@ -247,7 +247,7 @@ def test_decisions_without_a_preset_are_still_good(home, present, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(home / "runs" / "dqn-0", run)
     member = from_checkpoint(run / "best.pt", present, config(home, tmp_path))[1]
-    store = entrants.store_of(run / "best.pt", present)
+    store = systems.store_of(run / "best.pt", present)
     with np.load(store) as arrays:
         values = dict(arrays)
     del values["preset"]
@@ -267,13 +267,13 @@ def test_a_bare_state_dict_is_decided_anew_for_another_preset(home, present, tmp
         reading = "sequential" if preset == "original" else "independent"
         return policy._replace(bandit=replace(small, reading=reading), signal=None)
 
-    monkeypatch.setattr(entrants, "load_policy", load)
+    monkeypatch.setattr(systems, "load_policy", load)
     found = {}
     for preset in ("slides", "original", "slides"):
         cfg = config(home, tmp_path, preset=preset)
         member = from_checkpoint(tmp_path / "bare.pt", present, cfg)[1]
         assert np.array_equal(found.setdefault(preset, member.pred), member.pred)
-        assert stored_decisions(entrants.store_of(tmp_path / "bare.pt", present), present)
+        assert stored_decisions(systems.store_of(tmp_path / "bare.pt", present), present)
     assert (found["slides"] != found["original"]).any()
 
 
@@ -356,16 +356,16 @@ def test_rules_are_tuned_once(home, present, tmp_path, monkeypatch, capsys):
 
     def quick(train, bandit, point, workers):
         calls.append(point)
-        aim = opponents.Objective(train, point)
-        return opponents.fixed_rules() + opponents.threshold_rules(aim, "d_raw")
+        aim = tuned_rules.Objective(train, point)
+        return tuned_rules.fixed_rules() + tuned_rules.threshold_rules(aim, "d_raw")
 
-    monkeypatch.setattr(entrants, "fit_all", quick)
+    monkeypatch.setattr(systems, "fit_all", quick)
     cfg = config(home, tmp_path, "rules")
     first = fitted_rules(train, cfg)
     assert fitted_rules(train, cfg) == first and calls == ["present"]
     for rule in first:
-        pred = entrants.from_rule(rule, present).pred
-        assert np.array_equal(pred, opponents.decide_rule(rule, present))
+        pred = systems.from_rule(rule, present).pred
+        assert np.array_equal(pred, tuned_rules.decide_rule(rule, present))
     (tmp_path / "rules.json").write_text('{"train": 1')
     assert fitted_rules(train, cfg) == first and len(calls) == 2
     assert "tuning again" in capsys.readouterr().out

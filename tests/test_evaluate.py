@@ -12,20 +12,21 @@ import numpy as np
 import pytest
 import torch
 from corpora import write_cache
-from naive import METRICS, moved, slow_mean
 
 import evaluate
-import opponents
 import preprocess
-import runfolder
-from apply import greedy_actions
-from bandit import to_device
-from config import Bandit, EvaluateConfig, InputError, Learning, Network, TrainConfig
+from baselines import tuned_rules
+from benchmarks.naive import METRICS, moved, slow_mean
+from config import Bandit, EvaluateConfig, Learning, Network, TrainConfig
 from core import files
+from core.errors import InputError
 from DQN import QNetwork, Trainer
-from labels import read_labels
-from preprocess import load_cache
-from timeline import label_frames
+from policy import runfolder
+from policy.apply import greedy_actions
+from policy.bandit import to_device
+from sed.caches import load_cache
+from sed.labels import read_labels
+from sed.timeline import label_frames
 
 CPU = torch.device("cpu")
 LENGTHS = [80, 61, 75, 40, 1, 90]
@@ -231,7 +232,7 @@ def test_the_two_blocks_of_the_slides(finished):
 
 def test_yardsticks_stand_in_the_table(finished, train, cache):
     rows = {row["name"]: row for row in finished.results["yardsticks"]}
-    for yardstick in opponents.yardsticks(cache, train, finished.trainer.bandit):
+    for yardstick in tuned_rules.yardsticks(cache, train, finished.trainer.bandit):
         name = yardstick.rule.name
         row = rows.pop(name)
         assert row["params"] == yardstick.rule.params

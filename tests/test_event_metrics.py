@@ -8,14 +8,15 @@ import itertools
 from fractions import Fraction
 from typing import NamedTuple
 
-import naive
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from config import InputError
-from event_metrics import (
+from benchmarks import naive
+from core.errors import InputError
+from scores.score_files import ScoreFiles
+from sed.event_metrics import (
     EventCounts,
     ScoredEvent,
     all_f1,
@@ -26,9 +27,8 @@ from event_metrics import (
     mean_scores,
     score_psds,
 )
-from labels import read_labels
-from scorers import ClipScores, ScoreFiles
-from timeline import Event, frames_to_events, merge_events, write_labels
+from sed.labels import read_labels
+from sed.timeline import ClipScores, Event, frames_to_events, merge_events, write_labels
 
 CLASSES = ["Dog", "Cat", "Speech"]
 STEP = 0.05  # seconds; the collar of 200 ms is 4 steps

@@ -13,13 +13,16 @@ from matplotlib.colors import to_rgb
 import detect
 import evaluate
 import visualize
-from candidates import propose
-from config import DetectConfig, EvaluateConfig, Events, InputError, TrainConfig
+from comparison import evaluations
+from comparison.evaluations import load_evaluated
+from comparison.systems import predicted_events
+from config import DetectConfig, EvaluateConfig, Events, TrainConfig
+from core.errors import InputError
 from core.stored import read_json
-from DQN import decide_cache, load_policy, main
-from entrants import predicted_events
-from evaluate import VisualizeConfig, load_evaluated
-from event_policy import (
+from DQN import main
+from evaluate import VisualizeConfig
+from policy.apply import decide_cache, load_policy
+from policy.event_policy import (
     COLLAR,
     IOU,
     OVERLAP,
@@ -39,13 +42,14 @@ from event_policy import (
     values_against,
     worth,
 )
-from labels import read_labels
-from metrics import mean_f1
-from posterior import highest_others, share_above, sum_of_others
-from preprocess import load_cache
-from runfolder import digest, read_checkpoint
-from scorers import write_scores
-from timeline import Event, frame_edges, label_frames
+from policy.posterior import highest_others, share_above, sum_of_others
+from policy.runfolder import digest, read_checkpoint
+from scores.score_files import write_scores
+from sed.caches import load_cache
+from sed.candidates import propose
+from sed.labels import read_labels
+from sed.metrics import mean_f1
+from sed.timeline import Event, frame_edges, label_frames
 
 CPU = torch.device("cpu")
 SMALL = Events(hidden=8, layers=3, batch=4, box_batch=32, tag_limit=0.0)
@@ -472,7 +476,7 @@ def test_its_figures_are_those_of_events(cache, trained, tmp_path):
     drawn = dict(visualize.figures(VisualizeConfig(**home, dpi=30)))
     assert {"loss.png", "signals.png"} <= drawn.keys() and "avg10.png" not in drawn
     index = max(data.boxes, key=lambda i: sum(box["chosen"] for box in data.boxes[i]))
-    figure = visualize.draw_boxes(evaluate.view_of(data, index), data.boxes[index], "")
+    figure = visualize.draw_boxes(evaluations.view_of(data, index), data.boxes[index], "")
     edges = [tuple(bar.get_edgecolor()) for bar in figure.axes[1].patches]
     emitted = sum(box["chosen"] for box in data.boxes[index])
     assert sum(edge == (*to_rgb(visualize.COLOURS["constant"]), 1.0) for edge in edges) == emitted

@@ -14,15 +14,16 @@ from test_detect import CLASSES, make_clip, write_policy
 
 import detect
 import evaluate
-import gate
 import preprocess
-import scorers
-from config import Bandit, DetectConfig, EvaluateConfig, InputError, PreprocessConfig
-from DQN import load_policy
-from entrants import from_events, predicted_events
-from labels import NO_LENGTH, OUTSIDE, read_labels, read_rows, write_asides
-from preprocess import Cache, load_cache
-from timeline import Event, frame_edges, write_audacity, write_labels
+from comparison.systems import from_events, predicted_events
+from config import Bandit, DetectConfig, EvaluateConfig, PreprocessConfig
+from core.errors import InputError
+from policy import gate
+from policy.apply import load_policy
+from scores import score_files
+from sed.caches import Cache, load_cache
+from sed.labels import NO_LENGTH, OUTSIDE, read_labels, read_rows, write_asides
+from sed.timeline import Event, frame_edges, write_audacity, write_labels
 
 RATE, FRAMES, FRAME_S = 8000, 100, 0.02
 NAMES = [f"c{i}.wav" for i in range(5)]
@@ -37,7 +38,7 @@ def write_corpus(folder: Path, seed: int = 0) -> None:
         wav, values, labels[name] = make_clip(rng, FRAMES)
         soundfile.write(folder / "audio" / name, wav, RATE)
         path = folder / "scores" / f"{Path(name).stem}.tsv"
-        scorers.write_scores(path, frame_edges(FRAMES, FRAME_S), CLASSES, values)
+        score_files.write_scores(path, frame_edges(FRAMES, FRAME_S), CLASSES, values)
     write_labels(folder / "labels.tsv", labels)
 
 
@@ -169,7 +170,7 @@ def test_labels_of_every_form_give_the_same_cache(corpus, clean, tmp_path, form,
     given = {"labels": path}
     if scores == "archive":
         given["scores"] = tmp_path / "scores.npz"
-        scorers.convert(corpus / "scores", given["scores"])
+        score_files.convert(corpus / "scores", given["scores"])
     check_same(prepare(corpus, tmp_path / "cache", **given), clean, rename)
 
 
@@ -355,11 +356,11 @@ def foreign(folder: Path) -> dict:
 
 def parts(folder: Path) -> dict:
     """An NPZ file for each clip."""
-    source = scorers.open_scores(folder / "scores")
+    source = score_files.open_scores(folder / "scores")
     for clip in source.clips():
         path = folder / "parts" / f"{clip}.npz"
         path.parent.mkdir(exist_ok=True)
-        scorers.write_archive(path, source.classes, [(clip, source.read(clip))])
+        score_files.write_archive(path, source.classes, [(clip, source.read(clip))])
     return {"scores": folder / "parts"}
 
 
@@ -469,7 +470,7 @@ def test_arrays_in_events_out(home, corpus, tmp_path, audio):
     detect.main(DetectConfig(**given, **sound, scores=corpus / "scores", merge_gap=0.05))
     wanted = read_labels(tmp_path / "e.tsv")
     policy = load_policy(home / "run" / "best.pt", torch.device("cpu"))
-    source = scorers.open_scores(corpus / "scores")
+    source = score_files.open_scores(corpus / "scores")
     for k, name in enumerate(NAMES):
         scores = source.scores(name)
         wav = soundfile.read(corpus / "audio" / name, dtype="float32") if audio else ()

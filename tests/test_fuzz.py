@@ -29,38 +29,38 @@ import pytest
 import soundfile
 import torch
 
+from comparison import evaluations
+from core import command
+from policy import apply
+from scores import crnn, score_files
+from sed import caches, timeline
+
 ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:  # run as a program
     sys.path.insert(0, str(ROOT))
 
 from corpora import SMALLEST, write_cache, write_policy  # noqa: E402
 
-import comparison_figures  # noqa: E402
 import config  # noqa: E402
 import dasm  # noqa: E402
 import detect  # noqa: E402
 import DQN  # noqa: E402
-import entrants  # noqa: E402
 import evaluate  # noqa: E402
-import heartbeat  # noqa: E402
 import preprocess  # noqa: E402
-import runfolder  # noqa: E402
 import scorers  # noqa: E402
 import soundscapes  # noqa: E402
-from config import (  # noqa: E402
-    Bandit,
-    EvaluateConfig,
-    InputError,
-    TrainConfig,
-    VisualizeConfig,
-    to_dict,
-)
+from comparison import systems  # noqa: E402
+from config import Bandit, EvaluateConfig, TrainConfig, VisualizeConfig  # noqa: E402
+from core.errors import InputError  # noqa: E402
+from core.settings import to_dict  # noqa: E402
 from core.stored import file_sha256, read_json  # noqa: E402
 from core.tensors import digest, read_checkpoint, with_digest  # noqa: E402
-from labels import read_labels  # noqa: E402
+from figures import table_figures  # noqa: E402
+from policy import heartbeat, runfolder  # noqa: E402
+from policy.supervised import SupervisedTrainer  # noqa: E402
 from sed.audio import read_audio  # noqa: E402
-from supervised import SupervisedTrainer  # noqa: E402
-from timeline import Event, frame_edges, write_labels  # noqa: E402
+from sed.labels import read_labels  # noqa: E402
+from sed.timeline import Event, frame_edges, write_labels  # noqa: E402
 
 CPU = torch.device("cpu")
 MOST_S, MOST_BYTES = 20, 2 << 30
@@ -164,7 +164,7 @@ class Target(NamedTuple):
 
 def policy_content(path: Path) -> Any:
     """Everything of a policy that decides."""
-    policy = DQN.load_policy(path, CPU)
+    policy = apply.load_policy(path, CPU)
     facts = (to_dict(policy.bandit), policy.signal, policy.info, policy.classes)
     gate = policy.gate and [policy.gate.thresholds, policy.gate.fallback]
     return [policy.network.state_dict(), facts, gate]
@@ -172,7 +172,7 @@ def policy_content(path: Path) -> Any:
 
 def cache_content(folder: Path) -> Any:
     """Everything of a cache that is used."""
-    cache = preprocess.load_cache(folder)
+    cache = caches.load_cache(folder)
     arrays = [torch.from_numpy(array) for array in (*cache.signals.values(), cache.label)]
     facts = {name: item for name, item in cache.manifest.items() if name != "shards"}
     return [arrays, cache.pairs, cache.clips, facts]
@@ -180,7 +180,7 @@ def cache_content(folder: Path) -> Any:
 
 def score_content(path: Path) -> Any:
     """Scores of all clips of a source, in the order of their names."""
-    source = scorers.open_scores(path)
+    source = score_files.open_scores(path)
     clips = [source.read(clip) for clip in sorted(source.clips())]
     arrays = [[torch.tensor(array) for array in clip if array is not None] for clip in clips]
     return [sorted(source.classes), arrays]
@@ -243,12 +243,12 @@ def make_targets(home: Path) -> dict[str, Target]:
     best = write_policy(run, cache / "train")
     cfg = TrainConfig(cache=cache, run=run, bandit=Bandit(context=3), network=SMALLEST)
     preprocess.write_json(run / "config.json", to_dict(cfg))
-    trainer = DQN.Trainer(cfg, preprocess.load_cache(cache / "train"), CPU)
+    trainer = DQN.Trainer(cfg, caches.load_cache(cache / "train"), CPU)
     runfolder.write_checkpoint(run / "last.pt", trainer.state())
     with heartbeat.Heartbeat(run, {"episodes": 9, "frames": 900}, 1) as beat:
         beat(trainer.progress)
     baseline = TrainConfig(cache=cache, method="classifier", network=SMALLEST)
-    trainer = SupervisedTrainer(baseline, preprocess.load_cache(cache / "train"), CPU)
+    trainer = SupervisedTrainer(baseline, caches.load_cache(cache / "train"), CPU)
     (home / "baseline").mkdir()
     runfolder.write_checkpoint(home / "baseline" / "best.pt", trainer.policy())
     show, table = VisualizeConfig(run=run, cache=cache), home / "table"
@@ -256,25 +256,25 @@ def make_targets(home: Path) -> dict[str, Target]:
     with contextlib.redirect_stdout(io.StringIO()):
         evaluate.main(EvaluateConfig(run=run, cache=cache))
         evaluate.main(against)
-    judged = preprocess.load_cache(cache / "validation")
+    judged = caches.load_cache(cache / "validation")
     labels = {f"{i}.wav": [Event(0.1 * i, 0.5 + i, "Dog")] * (i % 3) for i in range(12)}
     write_labels(home / "labels.tsv", labels)
     write_labels(home / "one.tsv", {"odd.wav": [Event(0.1, 0.2, "Dog")]})
     (home / "tsv").mkdir()
     edges, values = frame_edges(25, 0.02), rng.random((3, 25))
-    scorers.write_scores(home / "tsv" / "a.tsv", edges, ["Cat", "Dog", "Speech"], values)
-    clips = [scorers.ClipScores(rng.random((2, 20)), frame_edges(20, 0.02)) for _ in range(3)]
+    score_files.write_scores(home / "tsv" / "a.tsv", edges, ["Cat", "Dog", "Speech"], values)
+    clips = [timeline.ClipScores(rng.random((2, 20)), frame_edges(20, 0.02)) for _ in range(3)]
     named = ((f"{i}", clip) for i, clip in enumerate(clips))
-    scorers.write_archive(home / "scores.npz", ["Cat", "Dog"], named, {"made": "here"})
+    score_files.write_archive(home / "scores.npz", ["Cat", "Dog"], named, {"made": "here"})
     wav = 0.3 * np.sin(np.arange(4000) / 9) + rng.normal(0, 0.05, 4000)
     for name in ("a.flac", "a.wav", "a.ogg", "a.mp3"):
         soundfile.write(home / name, wav, 16_000)
-    network = scorers.CRNN(4, np.zeros(64, np.float32), np.ones(64, np.float32), np.full(2, 0.5))
-    scorers.write_scorer(home / "scorer.pt", scorers.Scorer(network, ["Cat", "Dog"]), 4)
+    network = crnn.CRNN(4, np.zeros(64, np.float32), np.ones(64, np.float32), np.full(2, 0.5))
+    crnn.write_scorer(home / "scorer.pt", crnn.Scorer(network, ["Cat", "Dog"]), 4)
     queries = {"classes": ["a"], "prompts": ["b"], "vectors": torch.randn(1, dasm.WIDTH)}
     torch.save(with_digest(queries), home / "queries.pt")
-    store = entrants.store_of(best, judged)
-    rules = replace_fit(entrants.fitted_rules, judged, against)
+    store = systems.store_of(best, judged)
+    rules = replace_fit(systems.fitted_rules, judged, against)
     sound = {  # without checksums any samples are valid ones; what counts is how it ends
         name: Target(home / name, lambda name=name: whole_audio(home / name), lambda *_: True)
         for name in ("a.wav", "a.ogg", "a.mp3")
@@ -290,31 +290,32 @@ def make_targets(home: Path) -> dict[str, Target]:
         "checkpoint last.pt": Target(run / "last.pt", lambda: read_checkpoint(run / "last.pt")),
         "checkpoint of a baseline": Target(
             home / "baseline" / "best.pt",
-            lambda: DQN.load_policy(home / "baseline" / "best.pt", CPU).network.state_dict(),
+            lambda: apply.load_policy(home / "baseline" / "best.pt", CPU).network.state_dict(),
         ),
         "config.json": Target(
             run / "config.json",
             lambda: to_dict(runfolder.config_of(TrainConfig, read_json(run / "config.json", ""))),
         ),
         "status.json": Target(run / "status.json", lambda: heartbeat.read_beat(run)),
-        "results.json": Target(run / "results.json", lambda: evaluate.load_evaluated(show).results),
+        "results.json": Target(
+            run / "results.json", lambda: evaluations.load_evaluated(show).results
+        ),
         "decisions.npz": Target(
             run / "decisions.npz",
-            lambda: [torch.tensor(a) for a in evaluate.load_evaluated(show)[2:5]],
+            lambda: [torch.tensor(a) for a in evaluations.load_evaluated(show)[2:5]],
         ),
         "results.json of a table": Target(
-            table / "results.json", lambda: comparison_figures.load_table(table).results
+            table / "results.json", lambda: table_figures.load_table(table).results
         ),
         "pairs.csv of a table": Target(
             table / "pairs.csv",
             lambda: [
-                torch.from_numpy(f1)
-                for f1 in comparison_figures.load_table(table).pairs.f1.values()
+                torch.from_numpy(f1) for f1 in table_figures.load_table(table).pairs.f1.values()
             ],
         ),
         "stored decisions": Target(
             store,
-            lambda: [torch.tensor(x) for x in entrants.stored_decisions(store, judged)[:3]],
+            lambda: [torch.tensor(x) for x in systems.stored_decisions(store, judged)[:3]],
         ),
         "rules.json": Target(table / "rules.json", rules),
         "label TSV": Target(
@@ -328,7 +329,7 @@ def make_targets(home: Path) -> dict[str, Target]:
         **{f"{name.partition('.')[2].upper()}": target for name, target in sound.items()},
         "scorer.pt": Target(
             home / "scorer.pt",
-            lambda: scorers.load_scorer(home / "scorer.pt", CPU).network.state_dict(),
+            lambda: crnn.load_scorer(home / "scorer.pt", CPU).network.state_dict(),
         ),
         "queries.pt": Target(
             home / "queries.pt", lambda: dasm.load_queries(home / "queries.pt", ["a"])
@@ -338,14 +339,14 @@ def make_targets(home: Path) -> dict[str, Target]:
 
 def replace_fit(fitted: Callable, cache: Any, cfg: EvaluateConfig) -> Callable[[], Any]:
     """Reads the stored rules; where they would be tuned anew, they count as refused."""
-    train = preprocess.load_cache(cfg.cache / "train")
+    train = caches.load_cache(cfg.cache / "train")
 
     def read() -> Any:
         def refuse(*_: Any, **__: Any) -> None:
             raise InputError("would be tuned again")
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(entrants, "fit_all", refuse)
+            patch.setattr(systems, "fit_all", refuse)
             return [rule._asdict() for rule in fitted(train, cfg)]
 
     return read
@@ -651,7 +652,7 @@ def refused(capsys: Any, main: Callable[[], Any]) -> str:
     """The one line with which a script ends, exit code 2, within the limits."""
     capsys.readouterr()
     with limits(), pytest.raises(SystemExit) as end:
-        config.run_main(main)
+        command.run_main(main)
     lines = [line for line in capsys.readouterr().err.splitlines() if line.strip()]
     assert end.value.code == 2 and len(lines) == 1, lines
     return lines[0]

@@ -6,10 +6,10 @@ from corpora import write_cache
 from hypothesis import given
 from hypothesis import strategies as st
 
-import gate
-from config import InputError
-from metrics import Counts, scores_of
-from preprocess import load_cache
+from core.errors import InputError
+from policy import gate
+from sed.caches import load_cache
+from sed.metrics import Counts, scores_of
 
 CLASSES = ("Cat", "Dog", "Speech")
 

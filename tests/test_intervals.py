@@ -5,7 +5,7 @@ import time
 import numpy as np
 import pytest
 
-import metrics
+from sed import metrics
 
 
 def test_against_a_loop_over_draws():

@@ -26,8 +26,8 @@ import pytest
 import torch
 from test_ranks import documented, free_port
 
-import runfolder
 from core.files import MARKER, TEMPORARY
+from policy import runfolder
 
 ROOT = Path(__file__).resolve().parent.parent
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--monitor-interval=0.1"]

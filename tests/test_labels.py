@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import labels
-from config import InputError
-from labels import (
+from core.errors import InputError
+from sed import labels
+from sed.labels import (
     CUT_AT_BEGIN,
     CUT_AT_END,
     NO_LENGTH,
@@ -25,8 +25,8 @@ from labels import (
     spellings,
     write_asides,
 )
-from metrics import count_pairs, mean_over_pairs
-from timeline import Event, classes_of, frame_edges, label_frames, write_audacity, write_labels
+from sed.metrics import count_pairs, mean_over_pairs
+from sed.timeline import Event, classes_of, frame_edges, label_frames, write_audacity, write_labels
 
 HEADER = "filename\tonset\toffset\tevent_label\n"
 ROWS = [("b.wav", "2.5", "3", "Dog"), ("a.wav", "0", "10", "Bell"), ("b.wav", "0.25", "1", "Cat")]

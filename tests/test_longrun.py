@@ -14,10 +14,11 @@ import pytest
 import torch
 from corpora import write_cache
 
-import heartbeat
-import runfolder
-from config import InputError, Learning, Network, TrainConfig, run_main
+from config import Learning, Network, TrainConfig
+from core.command import run_main
+from core.errors import InputError
 from DQN import Trainer, main
+from policy import heartbeat, runfolder
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = Network(hidden=8, heads=2)

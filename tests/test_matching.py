@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from matching import BINS_MS, Match, end_errors, match_events
-from timeline import Event
+from sed.matching import BINS_MS, Match, end_errors, match_events
+from sed.timeline import Event
 
 
 def test_events_that_meet_one_to_one():

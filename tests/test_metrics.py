@@ -6,8 +6,8 @@ from corpora import write_cache
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metrics import count_pairs, mean_f1, mean_over_pairs, per_class, pooled, scores_of, subset
-from preprocess import load_cache
+from sed.caches import load_cache
+from sed.metrics import count_pairs, mean_f1, mean_over_pairs, per_class, pooled, scores_of, subset
 
 PAIRS = st.lists(
     st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=12),

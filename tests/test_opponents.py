@@ -11,18 +11,18 @@ import pytest
 from corpora import write_cache
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from naive import METRICS, moved, slow_mean
 
-import candidates
-import csebbs
-import opponents
 import preprocess
-from config import Bandit, InputError, PreprocessConfig
-from event_metrics import ScoredEvent, all_f1, event_psds
-from metrics import count_pairs, mean_over_pairs, over_all_pairs, pooled, subset
-from opponents import Objective, Rule, decide_rule
-from preprocess import Cache, ClipRecord, Pair, load_cache
-from timeline import Event, frames_to_events
+from baselines import csebbs, tuned_rules
+from baselines.tuned_rules import Objective, Rule, decide_rule
+from benchmarks.naive import METRICS, moved, slow_mean
+from config import Bandit, PreprocessConfig
+from core.errors import InputError
+from sed import candidates
+from sed.caches import Cache, ClipRecord, Pair, load_cache
+from sed.event_metrics import ScoredEvent, all_f1, event_psds
+from sed.metrics import count_pairs, mean_over_pairs, over_all_pairs, pooled, subset
+from sed.timeline import Event, frames_to_events
 
 POINTS = ("present", "all")
 SMALL_GRID = np.array([0.1, 0.3, 0.5, 0.8], np.float32)
@@ -161,7 +161,7 @@ def of_rows(rule, cache, decide):
     parts = np.split(cache.signals["d_raw"], cache.offsets[1:-1])
     on = []
     for pair, part in zip(cache.pairs, parts, strict=True):
-        on += decide([float(x) for x in part], **opponents.setting_of(rule, pair.event_label))
+        on += decide([float(x) for x in part], **tuned_rules.setting_of(rule, pair.event_label))
     return [bool(value) for value in on]
 
 
@@ -265,7 +265,7 @@ def test_boxes_as_events(cache):
     assert list(found) == [clip.filename for clip in cache.clips]
     on = np.zeros(len(cache.label), bool)
     for index, pair in enumerate(cache.pairs):
-        t = opponents.setting_of(rule, pair.event_label)["t"]
+        t = tuned_rules.setting_of(rule, pair.event_label)["t"]
         for onset, offset, label, confidence in found[pair.filename]:
             assert 0 <= onset < offset and confidence >= 0
             if label == pair.event_label and confidence > t:
@@ -278,7 +278,7 @@ def test_boxes_as_events(cache):
 
 
 def test_grid():
-    grid = opponents.GRID
+    grid = tuned_rules.GRID
     assert len(grid) < 255  # counts of thresholds are kept in a byte
     assert (np.diff(grid) > 0).all() and grid[0] == np.float32(0.0005) and grid[-1] < 1
     linear = (np.arange(1, 100) / 100).astype(np.float32)
@@ -291,17 +291,17 @@ def test_grid():
 @given(CACHES)
 def test_all_thresholds_at_once_equal_one_by_one(cache):
     score = cache.signals["d_raw"]
-    table = opponents.f1_over_grid(cache, score)
-    assert table.shape == (len(cache.pairs), len(opponents.GRID))
-    for column in range(0, len(opponents.GRID), 7):
-        pred = score > opponents.GRID[column]
+    table = tuned_rules.f1_over_grid(cache, score)
+    assert table.shape == (len(cache.pairs), len(tuned_rules.GRID))
+    for column in range(0, len(tuned_rules.GRID), 7):
+        pred = score > tuned_rules.GRID[column]
         assert table[:, column].mean() == pytest.approx(slow_mean(cache, pred)["f1"])
 
 
 def test_a_score_equal_to_the_threshold_is_off():
     cache = small_cache([[(0.5, True)] * 3, [(0.5, True)] * 2])
-    column = opponents.GRID.tolist().index(0.5)
-    f1 = opponents.f1_over_grid(cache, cache.signals["d_raw"])
+    column = tuned_rules.GRID.tolist().index(0.5)
+    f1 = tuned_rules.f1_over_grid(cache, cache.signals["d_raw"])
     assert (f1[:, column - 1] == 1).all() and (f1[:, column] == 0).all()
 
 
@@ -339,10 +339,10 @@ SMALL = {
     "MERGE": {"difference": (0.15, 0.3), "ratio": (2.0,)},
 }
 TUNE = {
-    "threshold": opponents.tune_thresholds,
-    "median": lambda aim, on: opponents.tune_settings("median", on, aim)[""],
-    "hysteresis": opponents.tune_hysteresis,
-    "csebbs": lambda aim, on: opponents.tune_settings("csebbs", on, aim)[""],
+    "threshold": tuned_rules.tune_thresholds,
+    "median": lambda aim, on: tuned_rules.tune_settings("median", on, aim)[""],
+    "hysteresis": tuned_rules.tune_hysteresis,
+    "csebbs": lambda aim, on: tuned_rules.tune_settings("csebbs", on, aim)[""],
 }
 
 
@@ -352,11 +352,11 @@ TUNE = {
 @given(CACHES)
 def test_tuned_is_the_best_of_all_settings(kind, point, cache):
     """Every setting decided and counted frame by frame; of equals the first wins."""
-    with mock.patch.multiple(opponents, **SMALL):
+    with mock.patch.multiple(tuned_rules, **SMALL):
         params = TUNE[kind](Objective(cache, point), "d_raw")
         tried = small_settings(kind)
         preds = [
-            decide_rule(Rule("x", kind, "d_raw", "", opponents.of_all(each)), cache)
+            decide_rule(Rule("x", kind, "d_raw", "", tuned_rules.of_all(each)), cache)
             for each in tried
         ]
     known = {p.event_label for p, there in zip(cache.pairs, cache.present, strict=True) if there}
@@ -374,7 +374,7 @@ def test_values_are_the_metrics_of_the_tables(point, cache):
     if point == "present":
         expected = mean_over_pairs(subset(counts, cache.present))["f1"]
     else:
-        labels = opponents.class_of_pair(cache)
+        labels = tuned_rules.class_of_pair(cache)
         expected = over_all_pairs(counts, labels, cache.present)["macro_f1"]
     found = Objective(cache, point).values(counts.tp[:, None], (counts.tp + counts.fp)[:, None])
     assert found[-1, 0] == pytest.approx(expected)
@@ -386,15 +386,15 @@ def test_more_freedom_is_never_worse_on_the_training_clips(tmp_path, point, seed
     write_cache(tmp_path / "train", [60] * 12, seed=seed, absent=(1, 4, 7))
     train = load_cache(tmp_path / "train")
     aim = Objective(train, point)
-    single, per_class = opponents.threshold_rules(aim, "d_raw")
+    single, per_class = tuned_rules.threshold_rules(aim, "d_raw")
     value = {
         rule.name: slow_value(train, decide_rule(rule, train), point)
         for rule in (
             single,
             per_class,
-            opponents.tuned_rule("m", "median", "d_raw", TUNE["median"](aim, "d_raw")),
-            opponents.tuned_rule(
-                "h", "hysteresis", "d_raw", opponents.tune_hysteresis(aim, "d_raw")
+            tuned_rules.tuned_rule("m", "median", "d_raw", TUNE["median"](aim, "d_raw")),
+            tuned_rules.tuned_rule(
+                "h", "hysteresis", "d_raw", tuned_rules.tune_hysteresis(aim, "d_raw")
             ),
         )
     }
@@ -407,12 +407,12 @@ def test_the_points_differ_where_absent_classes_raise_the_price():
     quiet = [[(0.2, True)] * 4, [(0.9, True)] * 4]
     loud = [[(0.4, False)] * 40, [(0.1, False)] * 40]
     cache = small_cache(quiet + loud)
-    present = opponents.tune_thresholds(Objective(cache, "present"), "d_raw")
-    every = opponents.tune_thresholds(Objective(cache, "all"), "d_raw")
-    assert present["classes"]["Cat"]["t"] == float(opponents.GRID[0])
+    present = tuned_rules.tune_thresholds(Objective(cache, "present"), "d_raw")
+    every = tuned_rules.tune_thresholds(Objective(cache, "all"), "d_raw")
+    assert present["classes"]["Cat"]["t"] == float(tuned_rules.GRID[0])
     assert every["classes"]["Dog"]["t"] == pytest.approx(0.1)
     pred = {
-        name: decide_rule(opponents.tuned_rule("x", "threshold", "d_raw", params), cache)
+        name: decide_rule(tuned_rules.tuned_rule("x", "threshold", "d_raw", params), cache)
         for name, params in (("present", present), ("all", every))
     }
     assert slow_value(cache, pred["all"], "all") > slow_value(cache, pred["present"], "all")
@@ -458,13 +458,13 @@ def with_durations(cache):
 def test_tuned_for_events_is_the_best_of_all_settings(kind, cache):
     """Every setting decided, made into events and counted by event_metrics."""
     cache = with_durations(cache)
-    with mock.patch.multiple(opponents, **SMALL):
-        aims = Objective(cache, "present"), opponents.EventObjective(cache)
-        found = opponents.tune_settings(kind, "d_raw", *aims)
+    with mock.patch.multiple(tuned_rules, **SMALL):
+        aims = Objective(cache, "present"), tuned_rules.EventObjective(cache)
+        found = tuned_rules.tune_settings(kind, "d_raw", *aims)
         tried = small_settings(kind)
         f1 = []
         for setting in tried:
-            rule = Rule("x", kind, "d_raw", "", opponents.of_all(setting))
+            rule = Rule("x", kind, "d_raw", "", tuned_rules.of_all(setting))
             given_ = (events_at(cache, decide_rule(rule, cache)), cache.truth, cache.durations)
             f1.append(all_f1(*given_, cache.classes))
     metric = "intersection_f1"  # in event F1 one event that takes two counts twice while tuning
@@ -479,13 +479,13 @@ def test_tuned_for_events_is_the_best_of_all_settings(kind, cache):
 def test_tuned_for_psds_has_the_highest_psds(caches):
     """Of each class, as event_metrics has it for the boxes of every setting."""
     train = with_durations(caches[0])
-    aims = Objective(train, "all"), opponents.EventObjective(train)
-    found = opponents.tune_settings("csebbs", "d_raw", *aims)
+    aims = Objective(train, "all"), tuned_rules.EventObjective(train)
+    found = tuned_rules.tune_settings("csebbs", "d_raw", *aims)
     for scenario in (1, 2):
         tuned = found[f"psds{scenario}"]
         every = []
-        for setting, _ in opponents.all_boxes(train, "d_raw"):
-            boxes = csebbs.sebbs(train, opponents.of_all(setting))
+        for setting, _ in tuned_rules.all_boxes(train, "d_raw"):
+            boxes = csebbs.sebbs(train, tuned_rules.of_all(setting))
             scored = {name: [ScoredEvent(*box) for box in each] for name, each in boxes.items()}
             given_ = (scored, train.truth, train.durations, train.classes)
             every.append((setting, event_psds(*given_)[scenario].per_class))
@@ -513,15 +513,15 @@ def caches(tmp_path_factory):
 @pytest.fixture(scope="module", params=POINTS)
 def fitted(request, caches):
     """Every rule for one point, on coarse grids; how they are found is tested above."""
-    coarse = {"GRID": opponents.GRID[::12], "MEDIAN_S": (0.0, 0.2), "FILTERS_S": (0.48,)}
-    with mock.patch.multiple(opponents, **coarse):
-        return opponents.fit_all(caches[0], Bandit(), request.param)
+    coarse = {"GRID": tuned_rules.GRID[::12], "MEDIAN_S": (0.0, 0.2), "FILTERS_S": (0.48,)}
+    with mock.patch.multiple(tuned_rules, **coarse):
+        return tuned_rules.fit_all(caches[0], Bandit(), request.param)
 
 
 def test_processes_tune_the_same(caches, monkeypatch):
-    monkeypatch.setattr(opponents, "WORK_OF_A_PROCESS", 100)
-    alone = opponents.fit_all(caches[0], Bandit(), "all", quiet=True)
-    assert opponents.fit_all(caches[0], Bandit(), "all", quiet=True, workers=2) == alone
+    monkeypatch.setattr(tuned_rules, "WORK_OF_A_PROCESS", 100)
+    alone = tuned_rules.fit_all(caches[0], Bandit(), "all", quiet=True)
+    assert tuned_rules.fit_all(caches[0], Bandit(), "all", quiet=True, workers=2) == alone
 
 
 def test_the_list(fitted):
@@ -556,7 +556,7 @@ def test_an_unseen_class_gets_the_setting_for_all(fitted, caches):
         assert sorted(rule.params["classes"]) == ["Dog", "Speech"]
         assert rule.setting.startswith("Dog ") and "; Speech " in rule.setting
         own = caches[1].choose(np.array([p.event_label == "Owl" for p in caches[1].pairs]))
-        flat = rule._replace(params=opponents.of_all(rule.params["fallback"]))
+        flat = rule._replace(params=tuned_rules.of_all(rule.params["fallback"]))
         assert np.array_equal(decide_rule(rule, own), decide_rule(flat, own))
 
 
@@ -578,7 +578,7 @@ def test_rules_without_tuning(fitted, caches):
 
 def test_ceiling_is_the_best_of_21_actions_in_every_frame(caches):
     cache = caches[1]
-    ceiling = opponents.best_possible(cache, 0.2)
+    ceiling = tuned_rules.best_possible(cache, 0.2)
     for i, label in enumerate(cache.label):
         can = {moved(cache, i, step / 50) for step in range(-10, 11)}
         assert ceiling[i] == (label if label in can else not label)
@@ -588,7 +588,7 @@ def test_ceiling_is_the_best_of_21_actions_in_every_frame(caches):
 def test_nothing_beats_the_ceilings(caches):
     cache, bandit, rng = caches[1], Bandit(), np.random.default_rng(0)
     action, threshold = (
-        slow_mean(cache, decide_rule(r, cache)) for r in opponents.ceilings(bandit)
+        slow_mean(cache, decide_rule(r, cache)) for r in tuned_rules.ceilings(bandit)
     )
     rows = [np.full(len(cache.label), delta) for delta in bandit.deltas]
     rows += [rng.choice(bandit.deltas, len(cache.label)) for _ in range(10)]
@@ -596,7 +596,7 @@ def test_nothing_beats_the_ceilings(caches):
         pred = [moved(cache, i, delta) for i, delta in enumerate(deltas)]
         mean = slow_mean(cache, pred)
         assert all(mean[name] <= action[name] + 1e-12 for name in METRICS)
-    for t in opponents.GRID[::6]:
+    for t in tuned_rules.GRID[::6]:
         assert slow_mean(cache, cache.signals["d_raw"] > t)["f1"] <= threshold["f1"] + 1e-12
 
 
@@ -609,7 +609,7 @@ def wordings(rows):
 
 def test_yardsticks(caches):
     train, cache = caches
-    rows = opponents.yardsticks(cache, train, Bandit())
+    rows = tuned_rules.yardsticks(cache, train, Bandit())
     names = [
         "all on",
         *(f"fixed 0.5 on {on}" for on in ("d_raw", "d_adj", "prob")),
@@ -624,23 +624,23 @@ def test_yardsticks(caches):
         "best action per frame (ceiling)",
     ]
     assert [row.rule.name for row in rows] == names
-    without = opponents.yardsticks(cache, None, Bandit())
+    without = tuned_rules.yardsticks(cache, None, Bandit())
     assert [row.rule.name for row in without] == [*names[:4], names[-1]]
     for one, other in zip([*rows[:4], rows[-1]], without, strict=True):
         assert np.array_equal(one.pred, other.pred)
-    retuned = opponents.yardsticks(cache, replace(train, label=~train.label), Bandit())
+    retuned = tuned_rules.yardsticks(cache, replace(train, label=~train.label), Bandit())
     changed = {name for name, text in wordings(retuned).items() if text != wordings(rows)[name]}
     assert "best single threshold on prob" in changed and "best constant action" in changed
-    free = opponents.yardsticks(cache, train, Bandit(max_delta=1.0))  # its ceiling would be 1
+    free = tuned_rules.yardsticks(cache, train, Bandit(max_delta=1.0))  # its ceiling would be 1
     assert [row.rule.name for row in free] == names[:-1]
-    of_events = opponents.yardsticks(cache, train, None)  # it shifts no threshold
+    of_events = tuned_rules.yardsticks(cache, train, None)  # it shifts no threshold
     assert [row.rule.name for row in of_events] == names[:-1]
 
 
 def test_best_constant_action(caches):
     train, cache = caches
     for point in POINTS:
-        rule = opponents.constant_action(Objective(train, point), Bandit())
+        rule = tuned_rules.constant_action(Objective(train, point), Bandit())
         values = [
             round(
                 slow_value(
@@ -689,7 +689,7 @@ def over_present(cache, pred):
 
 def test_published_anchors_without_tuning(real):
     assert (len(real.pairs), int(real.present.sum())) == (200, 59)
-    rules = {rule.name: rule for rule in opponents.fixed_rules()}
+    rules = {rule.name: rule for rule in tuned_rules.fixed_rules()}
     half = decide_rule(rules["fixed 0.5 on d_raw"], real)
     found = over_present(real, half)
     assert [round(found[name], 4) for name in METRICS] == [0.8352, 0.5589, 0.6165]
@@ -702,18 +702,18 @@ def test_published_anchors_tuned_on_the_same_clips(real):
     """Frame F1 in the sample, tuned for it; cSEBBs: another implementation than the published."""
     aim = Objective(real, "present")
     for params, expected, t in (
-        (opponents.of_all(opponents.tune_thresholds(aim, "d_raw")["fallback"]), 0.654, 0.056),
-        (opponents.tune_thresholds(aim, "d_raw"), 0.799, None),
+        (tuned_rules.of_all(tuned_rules.tune_thresholds(aim, "d_raw")["fallback"]), 0.654, 0.056),
+        (tuned_rules.tune_thresholds(aim, "d_raw"), 0.799, None),
     ):
-        rule = opponents.tuned_rule("x", "threshold", "d_raw", params)
+        rule = tuned_rules.tuned_rule("x", "threshold", "d_raw", params)
         assert over_present(real, decide_rule(rule, real))["f1"] == pytest.approx(
             expected, abs=1e-3
         )
         if t:
             assert params["fallback"]["t"] == pytest.approx(t, abs=5e-4)
     params = TUNE["csebbs"](aim, "d_raw")
-    for some, expected in ((params, 0.822), (opponents.of_all(params["fallback"]), 0.714)):
-        rule = opponents.tuned_rule("x", "csebbs", "d_raw", some)
+    for some, expected in ((params, 0.822), (tuned_rules.of_all(params["fallback"]), 0.714)):
+        rule = tuned_rules.tuned_rule("x", "csebbs", "d_raw", some)
         assert over_present(real, decide_rule(rule, real))["f1"] == pytest.approx(
             expected, abs=5e-3
         )
@@ -728,7 +728,7 @@ def cross_validated(cache, kind, seed):
     for fold in range(5):
         held = {names[i] for i in order[fold::5]}
         aim = Objective(cache.subset(set(names) - held), "present")
-        rule = opponents.tuned_rule("x", kind, "d_raw", TUNE[kind](aim, "d_raw"))
+        rule = tuned_rules.tuned_rule("x", kind, "d_raw", TUNE[kind](aim, "d_raw"))
         mine = np.array([pair.filename in held for pair in cache.pairs])
         pred[mine[pair_of_frame]] = decide_rule(rule, cache.subset(held))
     return over_present(cache, pred)

@@ -12,22 +12,15 @@ from corpora import write_cache
 from tqdm import tqdm
 
 import evaluate
-import longrun
-import runfolder
-from bandit import episode_order, near, planned
-from config import (
-    Bandit,
-    EvaluateConfig,
-    Events,
-    InputError,
-    Learning,
-    Network,
-    TrainConfig,
-    run_main,
-)
-from DQN import Trainer, load_policy, main
-from event_policy import EventTrainer
-from preprocess import load_cache
+from config import Bandit, EvaluateConfig, Events, Learning, Network, TrainConfig
+from core.command import run_main
+from core.errors import InputError
+from DQN import Trainer, main
+from policy import longrun, runfolder
+from policy.apply import load_policy
+from policy.bandit import episode_order, near, planned
+from policy.event_policy import EventTrainer
+from sed.caches import load_cache
 
 CPU = torch.device("cpu")
 TINY = Network(hidden=4, tcn_layers=1, gru_layers=1, transformer_layers=1, heads=1, tcn_groups=1)

@@ -11,8 +11,9 @@ import soundfile
 from corpora import write_cache
 
 import config
-from scorers import write_scores
-from timeline import Event, frame_edges, write_labels
+from core import processes
+from scores.score_files import write_scores
+from sed.timeline import Event, frame_edges, write_labels
 
 ROOT = Path(__file__).resolve().parent.parent
 RATE = 8_000
@@ -100,10 +101,10 @@ def test_the_whole_path_without_what_linux_alone_has(tmp_path, kind):
 
 
 def test_cores_where_affinity_is_unknown(monkeypatch):
-    assert config.num_cores() >= 1
+    assert processes.num_cores() >= 1
     monkeypatch.delattr(config.os, "sched_getaffinity", raising=False)
     monkeypatch.setattr(config.os, "cpu_count", lambda: 6)
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
-    assert config.num_cores() == config.num_workers(None) == 6
+    assert processes.num_cores() == processes.num_workers(None) == 6
     monkeypatch.setattr(config.os, "cpu_count", lambda: None)
-    assert config.num_workers(None) == 1
+    assert processes.num_workers(None) == 1

@@ -14,13 +14,17 @@ from corpora import write_cache
 from test_signals import slow_loudness, slow_on_grid, slow_signals
 
 import preprocess
-import scorers
-from config import InputError, PreprocessConfig, Signal, to_dict
+from config import PreprocessConfig, Signal
 from core import files
+from core.errors import InputError
+from core.settings import to_dict
 from core.stored import file_sha256
-from preprocess import SIGNALS, load_cache
-from scorers import write_scores
-from timeline import Event, frame_edges, write_labels
+from preprocess import SIGNALS
+from scores import score_files
+from scores.score_files import write_scores
+from sed import caches, signals
+from sed.caches import load_cache
+from sed.timeline import Event, frame_edges, write_labels
 
 # ---------------------------------------------------------------------------- cache files
 
@@ -35,7 +39,7 @@ def test_shard_and_cache_round_trip(tmp_path):
     ]
     labels = [rng.random(n) > 0.5 for n in lengths]
     write_cache(tmp_path / "train", lengths)
-    preprocess.write_shard(tmp_path / "train" / "shard-00000.npz", values, labels)
+    caches.write_shard(tmp_path / "train" / "shard-00000.npz", values, labels)
     rewrite(tmp_path / "train", sha256=file_sha256(tmp_path / "train" / "shard-00000.npz"))
     cache = load_cache(tmp_path / "train")
     assert cache.offsets.tolist() == [0, 30, 31, 78]
@@ -122,7 +126,7 @@ def test_a_manifest_without_checksum_is_read_as_older_versions_wrote_it(tmp_path
     write_cache(folder, [30, 20])
     path, pairs = folder / "manifest.json", load_cache(folder).pairs
     manifest = json.loads(path.read_text()) | {"signal": None}  # of others an older version lags
-    for name in ("sha256", *preprocess.NEWER):
+    for name in ("sha256", *caches.NEWER):
         manifest.pop(name, None)
     path.write_text(json.dumps(manifest))
     assert load_cache(folder).pairs == pairs
@@ -309,21 +313,21 @@ def test_what_changed_is_made_again(home, capsys):
 def test_a_score_archive_gives_the_same_cache_and_is_taken_over(home, capsys):
     first = load_cache(home / "cache" / "train")
     archive = home / "corpus" / "scores.npz"
-    scorers.convert(home / "corpus" / "scores", archive)
+    score_files.convert(home / "corpus" / "scores", archive)
     cfg = config_of(home, scores=archive, cache=home / "new")
     preprocess.main(cfg)
     cache = load_cache(home / "new" / "train")
     assert cache.pairs == first.pairs and cache.key == first.key
     assert cache.manifest["scores"]["source"] == "archive"
-    record = cfg.cache / "train" / preprocess.CHECKED
+    record = cfg.cache / "train" / caches.CHECKED
     stamps = preprocess.read_checked(record)
     assert stamps[str(archive)][2] == file_sha256(archive)
     preprocess.main(cfg)
     assert "taken over from an earlier run: 3 of 3" in capsys.readouterr().out
-    scores = scorers.open_scores(archive)
+    scores = score_files.open_scores(archive)
     clips = {name: scores.read(name) for name in scores.clips()}
     clips["short"] = clips["short"]._replace(values=1 - clips["short"].values)
-    scorers.write_archive(archive, scores.classes, clips.items())
+    score_files.write_archive(archive, scores.classes, clips.items())
     preprocess.main(cfg)
     assert "taken over from an earlier run: 2 of 3" in capsys.readouterr().out
     assert preprocess.read_checked(record) != stamps  # the file is another one: checked again
@@ -539,13 +543,13 @@ def test_pairs_that_fall_back_on_loudness_are_counted(home, capsys):
     values[1, 10:20] = 0.21
     write_scores(scores, frame_edges(50, 0.02), CLASSES, values)
     preprocess.main(config_of(home))
-    assert f"2 x {preprocess.FELL_BACK}: b.wav / Cat, b.wav / Dog" in capsys.readouterr().out
+    assert f"2 x {signals.FELL_BACK}: b.wav / Cat, b.wav / Dog" in capsys.readouterr().out
     cache = load_cache(home / "cache" / "train")
     assert cache.manifest["fell_back"] == 2
     values = cache.of_pair(cache.find("b.wav", "Dog"))
     assert np.array_equal(values["prob"], values["rms"])
     preprocess.main(config_of(home, audio=None, replace=True))
-    assert preprocess.FELL_BACK not in capsys.readouterr().out
+    assert signals.FELL_BACK not in capsys.readouterr().out
     cache = load_cache(home / "cache" / "train")
     assert cache.manifest["fell_back"] == 0
     assert cache.of_pair(cache.find("b.wav", "Dog"))["binary"][10:18].all()
@@ -568,9 +572,9 @@ def test_channels_in_antiphase_are_a_sound(tmp_path, monkeypatch, capsys):
 
 DURATIONS = {  # seconds of audio where the scores span 1 s -> what is said
     "a frame less": (0.985, ""),
-    "some frames less": (0.93, preprocess.PADDED),
+    "some frames less": (0.93, signals.PADDED),
     "a frame more": (1.015, ""),
-    "some frames more": (1.07, preprocess.LONGER),
+    "some frames more": (1.07, signals.LONGER),
     "half": (0.5, "audio lasts 0.50 s, its scores 1.00 s"),
     "twice, as of a wrong rate": (2.0, "audio lasts 2.00 s, its scores 1.00 s"),
 }
@@ -591,7 +595,7 @@ def test_audio_and_scores_of_other_lengths(tmp_path, monkeypatch, capsys, second
         return
     preprocess.main(config_of(tmp_path))
     text = capsys.readouterr().out
-    for notice in (preprocess.PADDED, preprocess.LONGER):
+    for notice in (signals.PADDED, signals.LONGER):
         assert (f"1 x {notice}: a.wav" in text) == (notice == said)
 
 
@@ -676,7 +680,7 @@ def test_a_cache_of_older_formulas_is_named_and_made_again(home, capsys):
     folder = home / "cache" / "train"
     manifest = json.loads((folder / "manifest.json").read_text())
     key = manifest["key"]
-    for name in ("sha256", *preprocess.NEWER):  # older versions did not know them
+    for name in ("sha256", *caches.NEWER):  # older versions did not know them
         del manifest[name]
     (folder / "manifest.json").write_text(json.dumps(manifest | {"key": "older"}))
     with pytest.raises(InputError, match=r"an old cache, .*run: python preprocess\.py"):

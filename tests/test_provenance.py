@@ -9,11 +9,13 @@ from corpora import write_cache, write_policy
 
 import evaluate
 import preprocess
-import runfolder
-from config import EvaluateConfig, InputError, Signal, to_dict
-from entrants import find_entrants
-from preprocess import load_cache
-from provenance import Origin, held_against, origin_of
+from comparison.systems import find_entrants
+from config import EvaluateConfig, Signal
+from core.errors import InputError
+from core.settings import to_dict
+from policy import runfolder
+from sed.caches import load_cache
+from sed.provenance import Origin, held_against, origin_of
 
 KNOWN = {"frame_s": 0.02, "audio": True, "classes": ["Dog", "Speech"]}
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from qlearning import DuelingHead, PrioritizedReplay, Replay, anneal, sync, td_target
+from policy.qlearning import DuelingHead, PrioritizedReplay, Replay, anneal, sync, td_target
 
 CPU = torch.device("cpu")
 COLUMNS = {"value": ((), torch.int64)}

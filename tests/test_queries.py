@@ -5,11 +5,12 @@ import pytest
 from test_preprocess import CLASSES, CLIPS, config_of, write_corpus
 
 import preprocess
-from labels import read_labels
-from metrics import count_pairs, mean_over_pairs, over_all_pairs
-from opponents import class_of_pair
-from preprocess import load_cache
-from timeline import classes_of, write_labels
+from baselines.tuned_rules import class_of_pair
+from sed import signals
+from sed.caches import load_cache
+from sed.labels import read_labels
+from sed.metrics import count_pairs, mean_over_pairs, over_all_pairs
+from sed.timeline import classes_of, write_labels
 
 
 @pytest.fixture(scope="module")
@@ -78,12 +79,12 @@ def test_clip_level_score_ignores_a_single_frame(home):
     spiked = scores.values.copy()
     spiked[:, 25] = 1.0
     signal = preprocess.Signal()
-    tag = preprocess.clip_tag(scores._replace(values=spiked), signal)
+    tag = signals.clip_tag(scores._replace(values=spiked), signal)
     assert (tag < 1).all() and (tag >= np.median(scores.values, axis=1)).all()
     given = np.array([0.25] * len(source.classes), np.float32)
-    assert (preprocess.clip_tag(scores._replace(tag=given), signal) == given).all()
+    assert (signals.clip_tag(scores._replace(tag=given), signal) == given).all()
     clip = next(c for c in load_cache(home / "all" / "train").clips if c.filename == "b.wav")
-    assert clip.tag == pytest.approx(preprocess.clip_tag(scores, signal).tolist())
+    assert clip.tag == pytest.approx(signals.clip_tag(scores, signal).tolist())
 
 
 def test_without_audio_the_scores_decide_alone(home, tmp_path, capsys):

@@ -21,14 +21,16 @@ from corpora import write_cache
 from hypothesis import given
 from hypothesis import strategies as st
 
-import config
 import evaluate
-import matching
 import preprocess
-import report
-import runfolder
 import visualize
-from config import Bandit, InputError, TrainConfig, VisualizeConfig
+from comparison import evaluations
+from config import Bandit, TrainConfig, VisualizeConfig
+from core import settings
+from core.errors import InputError
+from figures import report
+from policy import runfolder
+from sed import caches, matching
 
 FRAMES, FRAME_S, RATE = 250, 0.02, 16_000  # five seconds
 LABELS = ("말소리", '<img src=x onerror="window.broken=1">', "</script><b>Dog's & cat</b>")
@@ -55,7 +57,7 @@ def write_run(home: Path, audio: bool = True) -> VisualizeConfig:
     run = home / "run"
     write_policy(run, home / "cache", 0.1, Bandit())
     cfg = replace(TrainConfig(), cache=home / "cache", holdout=0.0)
-    preprocess.write_json(run / "config.json", config.to_dict(cfg))
+    preprocess.write_json(run / "config.json", settings.to_dict(cfg))
     rows = [
         f"{i}\t{90 + i % 7}\t{90 + i / 2}\t{1 - i / 50}\t5\t10\t3\t482\t{15 * i}\t0.2\t0.1"
         for i in range(40)
@@ -66,7 +68,7 @@ def write_run(home: Path, audio: bool = True) -> VisualizeConfig:
 
 def write_policy(run: Path, folder: Path, shift: float, bandit: Bandit) -> None:
     """Decisions of a threshold that moves by `shift` to the right side, with noise, evaluated."""
-    cache = preprocess.load_cache(folder / "validation")
+    cache = caches.load_cache(folder / "validation")
     prob, t_base = cache.signals["prob"], cache.signals["t_base"]
     noise = np.random.default_rng(4).normal(0, 0.1, len(prob))
     t_adj = np.clip(t_base + np.where(cache.label, -shift, shift) + noise, 0, 1)
@@ -75,7 +77,7 @@ def write_policy(run: Path, folder: Path, shift: float, bandit: Bandit) -> None:
     results = {"split": "validation", "cache_key": cache.key, "num_pairs": len(cache.pairs)}
     results |= {"num_frames": len(after), **evaluate.tables(cache, after, bandit, cache)}
     results["verdict"] = evaluate.verdict(results)
-    found = evaluate.find_matches(evaluate.Evaluated(cache, results, t_adj, before, after))
+    found = evaluations.find_matches(evaluations.Evaluated(cache, results, t_adj, before, after))
     results["ends"] = {when: matching.end_errors(some) for when, some in found._asdict().items()}
     run.mkdir()
     np.savez(run / "decisions.npz", t_adj=t_adj, binary=after)
@@ -90,8 +92,8 @@ def cfg(tmp_path_factory) -> VisualizeConfig:
 
 
 @pytest.fixture(scope="module")
-def data(cfg) -> evaluate.Evaluated:
-    return evaluate.load_evaluated(cfg)
+def data(cfg) -> evaluations.Evaluated:
+    return evaluations.load_evaluated(cfg)
 
 
 def value_in(path: Path):
@@ -145,7 +147,7 @@ def test_pair_files_hold_what_the_cache_holds(cfg, data):
     assert [row["n"] for row in rows] == list(range(len(data.cache.pairs)))
     for row in rows:
         n, pair = value_in(cfg.run / "report" / "data" / f"pair-{row['n']:05d}.js")
-        view = evaluate.view_of(data, n)
+        view = evaluations.view_of(data, n)
         assert (row["clip"], row["label"]) == (view.pair.filename, view.pair.event_label)
         (did,), (listed,) = pair["policies"], row["policies"]
         for name in report.CURVES:
@@ -235,7 +237,7 @@ def test_two_policies_stand_side_by_side(two):
     page = index_of(two)
     runs = [two.run, two.beside]
     assert [policy["name"] for policy in page["policies"]] == [run.name for run in runs]
-    both = [evaluate.load_evaluated(replace(two, run=run, beside=None)) for run in runs]
+    both = [evaluations.load_evaluated(replace(two, run=run, beside=None)) for run in runs]
     for policy, data in zip(page["policies"], both, strict=True):
         assert policy["results"]["after"] == data.results["after"]
         assert policy["results"]["verdict"] == data.results["verdict"]
@@ -247,7 +249,7 @@ def test_two_policies_stand_side_by_side(two):
     for row in page["pairs"]:
         n, pair = value_in(two.run / "report" / "data" / f"pair-{row['n']:05d}.js")
         for did, data in zip(pair["policies"], both, strict=True):
-            view = evaluate.view_of(data, n)
+            view = evaluations.view_of(data, n)
             assert did["after"] == report.runs_of(view.after)
             np.testing.assert_allclose(unpack(did["t_adj"]), view.signals["t_adj"], atol=1e-5)
 
@@ -573,7 +575,7 @@ def test_a_pair_shows_the_numbers_of_the_cache(page, data):
     for n in (7, 2):
         page.click(f"#list button[data-n='{n}']")
         wait_pair(page, n)
-        view = evaluate.view_of(data, n)
+        view = evaluations.view_of(data, n)
         box = plot_box(page)
         for frame in (20, 111):
             share = (frame + 0.5) / FRAMES

@@ -14,18 +14,13 @@ import soundfile
 import torch
 
 import scorers
-from config import InputError, ScorersConfig
+from config import ScorersConfig
+from core.errors import InputError
 from core.tensors import with_digest
-from labels import read_labels
-from scorers import (
-    ClipScores,
-    ScoreFiles,
-    convert,
-    open_scores,
-    write_archive,
-    write_scores,
-)
-from timeline import Event, classes_of, frame_edges, label_frames, write_labels
+from scores import crnn, score_files
+from scores.score_files import ScoreFiles, convert, open_scores, write_archive, write_scores
+from sed.labels import read_labels
+from sed.timeline import ClipScores, Event, classes_of, frame_edges, label_frames, write_labels
 
 GOOD = "onset\toffset\tCat\tDog\n0\t0.5\t0.1\t0.2\n0.5\t1\t0.3\t0.4\n1\t1.4\t0.5\t1\n"
 
@@ -301,7 +296,7 @@ def test_scores_are_cut_at_the_end_of_the_audio():
     values = np.arange(20, dtype=np.float32)[None] / 20
     clip = ClipScores(values, frame_edges(20, 0.5), np.array([0.7]))
     for seconds, count, end in ((6.3, 13, 6.3), (6.0, 12, 6.0), (10.0, 20, 10.0), (12.0, 20, 10.0)):
-        cut = scorers.cut_scores(clip, seconds)
+        cut = score_files.cut_scores(clip, seconds)
         assert cut.values.shape == (1, count) and cut.edges[-1] == end
         np.testing.assert_array_equal(cut.values, values[:, :count])
         np.testing.assert_array_equal(cut.edges[:-1], clip.edges[:count])
@@ -604,26 +599,26 @@ def test_a_click_lands_in_its_own_frame(tmp_path):
     wav = np.zeros(16_000, dtype=np.float32)
     wav[20 * 320 + 160] = 1.0  # centre of frame 20
     soundfile.write(tmp_path / "a.wav", wav, 16_000, subtype="FLOAT")
-    mel = scorers.log_mel(tmp_path / "a.wav")
-    assert mel.shape == (50, scorers.N_MELS)
+    mel = crnn.log_mel(tmp_path / "a.wav")
+    assert mel.shape == (50, crnn.N_MELS)
     assert mel.astype(float).sum(axis=1).argmax() == 20
 
 
 @pytest.mark.parametrize("num_samples", [1, 319, 321, 16_000])
 def test_any_length_and_rate(tmp_path, num_samples):
     soundfile.write(tmp_path / "a.wav", np.full((num_samples, 2), 0.1), 16_000)
-    mel = scorers.log_mel(tmp_path / "a.wav")
-    assert mel.shape == (-(-num_samples // 320), scorers.N_MELS) and np.isfinite(mel).all()
+    mel = crnn.log_mel(tmp_path / "a.wav")
+    assert mel.shape == (-(-num_samples // 320), crnn.N_MELS) and np.isfinite(mel).all()
     soundfile.write(tmp_path / "b.wav", np.zeros(32_000), 32_000)
-    assert len(scorers.log_mel(tmp_path / "b.wav")) == 50
+    assert len(crnn.log_mel(tmp_path / "b.wav")) == 50
 
 
 @pytest.mark.parametrize("num_frames", [1, 4, 7, 50])
 def test_padding_hardly_moves_the_scores_of_a_shorter_clip(num_frames):
     torch.manual_seed(0)
-    ones = np.ones(scorers.N_MELS, dtype=np.float32)
-    net = scorers.CRNN(4, 0 * ones, ones, np.array([0.2, 0.1], dtype=np.float32)).eval()
-    mel = torch.randn(2, num_frames + 9, scorers.N_MELS)
+    ones = np.ones(crnn.N_MELS, dtype=np.float32)
+    net = crnn.CRNN(4, 0 * ones, ones, np.array([0.2, 0.1], dtype=np.float32)).eval()
+    mel = torch.randn(2, num_frames + 9, crnn.N_MELS)
     real = torch.ones(2, num_frames + 9)
     real[1, num_frames:] = 0
     with torch.inference_mode():
@@ -732,7 +727,7 @@ def test_same_seed_same_bytes_with_two_workers_and_a_rerun_skips(scored, tmp_pat
 
 
 def test_the_kept_network_gives_the_scores_of_the_validation_clips(scored):
-    scorer = scorers.load_scorer(scored / "scorer.pt", torch.device("cpu"))
+    scorer = crnn.load_scorer(scored / "scorer.pt", torch.device("cpu"))
     assert scorer.classes == ["noise", "tone"]
     source = ScoreFiles(scored / "validation" / "scores", scorer.classes)
     for i in range(4):
@@ -745,7 +740,7 @@ def test_the_kept_network_gives_the_scores_of_the_validation_clips(scored):
 def test_a_scorer_that_is_none(scored, tmp_path):
     def fails(message: str) -> None:
         with pytest.raises(InputError, match=message):
-            scorers.load_scorer(tmp_path / "scorer.pt", torch.device("cpu"))
+            crnn.load_scorer(tmp_path / "scorer.pt", torch.device("cpu"))
 
     fails(r"scorer\.pt: no such scorer; python scorers\.py --corpus .* writes one")
     content = torch.load(scored / "scorer.pt", weights_only=True)
@@ -760,19 +755,19 @@ def test_a_scorer_that_is_none(scored, tmp_path):
 def test_other_configuration_or_missing_file_is_not_up_to_date(scored, tmp_path, capsys):
     corpus = shutil.copytree(scored, tmp_path / "copy")
     cfg = replace(CONFIG, corpus=corpus)
-    clips = scorers.read_corpus(corpus)
-    key = scorers.scorer_key(cfg, clips, ["noise", "tone"])
-    assert scorers.is_done(cfg, clips, ["noise", "tone"], key)
-    other = scorers.scorer_key(replace(cfg, seed=1), clips, ["noise", "tone"])
-    assert not scorers.is_done(cfg, clips, ["noise", "tone"], other)
+    clips = crnn.read_corpus(corpus)
+    key = crnn.scorer_key(cfg, clips, ["noise", "tone"])
+    assert crnn.is_done(cfg, clips, ["noise", "tone"], key)
+    other = crnn.scorer_key(replace(cfg, seed=1), clips, ["noise", "tone"])
+    assert not crnn.is_done(cfg, clips, ["noise", "tone"], other)
     assert "another configuration" in capsys.readouterr().out
     (corpus / "validation" / "scores" / "0.tsv").unlink()
-    assert not scorers.is_done(cfg, clips, ["noise", "tone"], key)
+    assert not crnn.is_done(cfg, clips, ["noise", "tone"], key)
     assert "incomplete" in capsys.readouterr().out
     shutil.copy(scored / "validation" / "scores" / "0.tsv", corpus / "validation" / "scores")
-    assert scorers.is_done(cfg, clips, ["noise", "tone"], key)
+    assert crnn.is_done(cfg, clips, ["noise", "tone"], key)
     (corpus / "scorer.pt").unlink()
-    assert not scorers.is_done(cfg, clips, ["noise", "tone"], key)
+    assert not crnn.is_done(cfg, clips, ["noise", "tone"], key)
     (corpus / "scorer.json").unlink()
     with pytest.raises(InputError, match=r"not written by scorers\.py"):
         scorers.main(cfg)
@@ -812,8 +807,8 @@ def test_a_single_gradient_step_is_allowed(tmp_path):
     """One epoch of one batch: the learning-rate schedule must not trip over a single step."""
     rng = np.random.default_rng(0)
     starts = np.array([0, 40, 90])
-    features = rng.standard_normal((90, scorers.N_MELS)).astype(np.float16)
-    store = scorers.Store(features, rng.random((90, 2)) < 0.3, starts)
+    features = rng.standard_normal((90, crnn.N_MELS)).astype(np.float16)
+    store = crnn.Store(features, rng.random((90, 2)) < 0.3, starts)
     cfg = replace(CONFIG, epochs=1, batch=16)
-    net, seen = scorers.train_network(cfg, store, scorers.Fit(0, "x", [0, 1], []))
+    net, seen = crnn.train_network(cfg, store, crnn.Fit(0, "x", [0, 1], []))
     assert seen == [0, 1] and not net.training

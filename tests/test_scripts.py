@@ -18,10 +18,10 @@ import pytest
 import soundfile
 import torch
 
-import labels
 import preprocess
 from config import Bandit, Network
 from DQN import QNetwork
+from sed import caches, labels
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = "--network.hidden 8 --network.heads 2 --learning.train-start 64 --learning.lanes 8"
@@ -30,7 +30,7 @@ SMALL = {
     "scorers.py": "--epochs 1 --channels 4 --workers 1",
     "preprocess.py": "--workers 1",
     "DQN.py": f"{TINY} --device cpu --passes 1",
-    "studies/threshold_env.py": "--steps 300 --learning.train-start 100 --learning.lanes 8",
+    "studies/gym.py": "--steps 300 --learning.train-start 100 --learning.lanes 8",
     "evaluate.py": "--device cpu --workers 1",
     "detect.py": "--device cpu",
     "visualize.py": "--dpi 40",
@@ -103,7 +103,7 @@ def write_bank(folder: Path) -> None:
 def write_original_files(folder: Path) -> None:
     """What the original authors would have: per-pair NPZ files and a bare state dict."""
     (folder / "npz" / "validation").mkdir(parents=True)
-    cache = preprocess.load_cache(folder / "cache" / "validation")
+    cache = caches.load_cache(folder / "cache" / "validation")
     for index, pair in enumerate(cache.pairs):
         values = cache.of_pair(index)
         arrays = {theirs: values[ours] for ours, theirs in preprocess.ORIGINAL_NAMES.items()}
@@ -141,9 +141,7 @@ def workspace(tmp_path_factory):
 def test_the_demo_leaves_what_it_promises(workspace):
     run_folder = workspace / "runs" / "demo"
     results = json.loads((run_folder / "results.json").read_text())
-    assert results["num_pairs"] == len(
-        preprocess.load_cache(workspace / "cache/demo/validation").pairs
-    )
+    assert results["num_pairs"] == len(caches.load_cache(workspace / "cache/demo/validation").pairs)
     assert len(results["yardsticks"]) >= 10
     assert (run_folder / "events.tsv").exists()
     assert len(list((run_folder / "figures").glob("*.png"))) >= 10
@@ -153,7 +151,7 @@ def test_the_demo_leaves_what_it_promises(workspace):
 def readme_lines(workspace: Path) -> list[str]:
     """The README's commands; the pair that it names is one of the full demo's."""
     shutil.rmtree(workspace / "runs" / "sb3", ignore_errors=True)  # the other test's
-    pair = preprocess.load_cache(workspace / "cache" / "demo" / "validation").pairs[0]
+    pair = caches.load_cache(workspace / "cache" / "demo" / "validation").pairs[0]
     chosen = f"--clip {pair.filename} --event-label {pair.event_label}"
     return [re.sub(r"--clip \S+ --event-label \S+", chosen, line) for line in commands()]
 

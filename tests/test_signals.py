@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import csebbs
+from baselines import csebbs
+from baselines.tuned_rules import MEDIAN_S
 from config import PreprocessConfig, Signal
-from opponents import MEDIAN_S
 from sed import signals
 from sed.signals import SIGNALS, compute_signals, filter_frames, loudness, loudness_on_grid, min_max
 

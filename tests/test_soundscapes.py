@@ -10,10 +10,12 @@ import pytest
 import soundfile
 
 import soundscapes
-from config import InputError, SoundscapesConfig
+from config import SoundscapesConfig
 from core import files
-from labels import read_labels
-from timeline import Event, classes_of, write_labels
+from core.errors import InputError
+from scores import corpora, synthesiser
+from sed.labels import read_labels
+from sed.timeline import Event, classes_of, write_labels
 
 RATE = 16_000
 ESC_10 = {
@@ -137,7 +139,7 @@ def test_folds_never_mix(cfg):
 
 def test_a_bank_without_folds_is_split_by_the_seed(tmp_path):
     folder = make_bank(tmp_path / "plain", ["Dog", "Hen"], [], prefix=False)
-    first, again, other = (soundscapes.list_bank(folder, seed) for seed in (0, 0, 1))
+    first, again, other = (corpora.list_bank(folder, seed) for seed in (0, 0, 1))
     assert first == again and first != other
     for name in ("Dog", "Hen"):
         assert sorted(r.fold for r in first if r.bank_class == name) == [1, 2, 3, 4, 5]
@@ -246,7 +248,7 @@ def test_a_truncated_flac_is_named(tmp_path):
     soundfile.write(path, np.random.default_rng(0).normal(0, 0.1, 5 * RATE), RATE)
     path.write_bytes(path.read_bytes()[:60_000])
     with pytest.raises(InputError, match=r"cut\.flac"):
-        soundscapes.read_recording(path)
+        corpora.read_recording(path)
 
 
 def test_bad_banks(cfg, tmp_path):
@@ -263,7 +265,7 @@ def test_other_rates_and_channels_become_16_khz_mono(tmp_path):
     t = np.arange(44_100) / 44_100
     tone = np.sin(2 * np.pi * 440 * t)
     soundfile.write(tmp_path / "a.wav", np.stack([tone, tone], axis=1) / 2, 44_100)
-    wave = soundscapes.read_recording(tmp_path / "a.wav")
+    wave = corpora.read_recording(tmp_path / "a.wav")
     assert wave.dtype == np.float32 and len(wave) == RATE
     assert np.abs(np.fft.rfft(wave)).argmax() == 440
 
@@ -273,21 +275,21 @@ def test_active_parts_leave_the_silence_out():
     wave[RATE // 2 : RATE] = wave[2 * RATE : 2 * RATE + 8_000] = 0.3
     noisy = wave + np.random.default_rng(0).normal(0, 0.003, len(wave))
     for each in (wave, noisy):
-        assert soundscapes.active_parts(each) == ((8_000, 16_000), (32_000, 40_000))
-    assert soundscapes.active_parts(np.full(1_000, 0.1)) == ((0, 1_000),)
+        assert corpora.active_parts(each) == ((8_000, 16_000), (32_000, 40_000))
+    assert corpora.active_parts(np.full(1_000, 0.1)) == ((0, 1_000),)
 
 
 @pytest.fixture(scope="module")
-def random_plan(tmp_path_factory) -> list[soundscapes.Clip]:
+def random_plan(tmp_path_factory) -> list[corpora.Clip]:
     """400 random clips of the ten DESED classes, planned and not rendered."""
-    long = [name for name, habit in soundscapes.HABITS.items() if habit.full]
-    short = [name for name in soundscapes.HABITS if name not in long]
+    long = [name for name, habit in synthesiser.HABITS.items() if habit.full]
+    short = [name for name in synthesiser.HABITS if name not in long]
     folder = make_bank(tmp_path_factory.mktemp("desed"), short, long)
     cfg = SoundscapesConfig(bank=folder, train_clips=400, validation_clips=1)
-    listing, class_map, given = soundscapes.read_inputs(cfg)
+    listing, class_map, given = corpora.read_inputs(cfg)
     assert given == {"train": None, "validation": None}
-    decoded = [soundscapes.decode(r, 0, tmp_path_factory.getbasetemp()) for r in listing]
-    return soundscapes.plan_split(cfg, "train", None, class_map, decoded)
+    decoded = [corpora.decode(r, 0, tmp_path_factory.getbasetemp()) for r in listing]
+    return corpora.plan_split(cfg, "train", None, class_map, decoded)
 
 
 def test_random_timeline_statistics(random_plan):
@@ -321,12 +323,10 @@ def test_random_events_are_whole_calls_that_never_touch(random_plan):
 @pytest.mark.parametrize("clip_s", [0.5, 1.0, 3.0])
 def test_every_drawn_event_survives_crowded_clips(clip_s):
     cfg = SoundscapesConfig(clip_s=clip_s)
-    recording = soundscapes.Recording(0, "a", "a", 1, 0, ((0, 30_000),))
-    habit = soundscapes.Habit(1.0, 9.0, 0.0, 1.0, 0.5)
+    recording = corpora.Recording(0, "a", "a", 1, 0, ((0, 30_000),))
+    habit = synthesiser.Habit(1.0, 9.0, 0.0, 1.0, 0.5)
     for seed in range(50):
-        sounds = soundscapes.random_sounds(
-            np.random.default_rng(seed), "a", habit, [recording], cfg
-        )
+        sounds = corpora.random_sounds(np.random.default_rng(seed), "a", habit, [recording], cfg)
         poisson = np.random.default_rng(seed)
         poisson.random()
         assert len(sounds) == min(1 + poisson.poisson(9.0), max(1, int(clip_s)))
@@ -336,13 +336,13 @@ def test_every_drawn_event_survives_crowded_clips(clip_s):
 
 
 def test_built_in_recordings():
-    for name in soundscapes.BUILT_IN:
-        waves = [soundscapes.synthesise(0, name, fold, take) for fold, take in ((1, 0), (2, 0))]
+    for name in synthesiser.BUILT_IN:
+        waves = [synthesiser.synthesise(0, name, fold, take) for fold, take in ((1, 0), (2, 0))]
         assert all(np.isfinite(w).all() and 0.05 < np.abs(w).max() <= 1 for w in waves)
-        assert np.array_equal(waves[0], soundscapes.synthesise(0, name, 1, 0))
-        others = [waves[1], soundscapes.synthesise(1, name, 1, 0)]
+        assert np.array_equal(waves[0], synthesiser.synthesise(0, name, 1, 0))
+        others = [waves[1], synthesiser.synthesise(1, name, 1, 0)]
         assert not any(np.array_equal(waves[0], other) for other in others)
-        assert (waves[0].size > 4 * RATE) == (soundscapes.HABITS[name].full > 0)
+        assert (waves[0].size > 4 * RATE) == (synthesiser.HABITS[name].full > 0)
 
 
 def test_all_built_in(tmp_path, monkeypatch):
@@ -351,7 +351,7 @@ def test_all_built_in(tmp_path, monkeypatch):
     soundscapes.main(cfg)
     labels = read_labels(cfg.out / "train" / "labels.tsv")
     assert len(labels) == 6 and all(labels.values())
-    assert set(classes_of(labels)) <= set(soundscapes.BUILT_IN)
+    assert set(classes_of(labels)) <= set(synthesiser.BUILT_IN)
     assert {r["fold"] for r in listed(cfg.out) if r["split"] == "validation"} == {"5"}
     assert files.contents(cfg.out) == [
         "clips.tsv",

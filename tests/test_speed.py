@@ -1,24 +1,18 @@
 """What the benchmarks stand on: the simulated cache, the naive training, the count of FLOPs."""
 
 import itertools
-import sys
 from pathlib import Path
 
-import naive
 import numpy as np
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
-
-import simulate_cache
-import speed
-
+from benchmarks import naive, simulate_cache, speed
 from config import Bandit, Network
-from labels import read_labels
-from network import QNetwork
-from preprocess import load_cache
+from policy.network import QNetwork
+from sed.caches import load_cache
+from sed.labels import read_labels
 
 TINY = Network(hidden=8, heads=2)
 

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from config import InputError
-from splits import draw_parts, draw_share, groups_of, read_list, two_splits
-from timeline import Event
+from core.errors import InputError
+from sed.splits import draw_parts, draw_share, groups_of, read_list, two_splits
+from sed.timeline import Event
 
 CLIPS = {f"c{i}.wav": [Event(0, 1, "Dog" if i % 3 else "Cat")] for i in range(10)}
 GROUPS = st.lists(st.integers(1, 4), min_size=2, max_size=30).map(

@@ -12,10 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import preprocess
-import scorers
-from config import InputError
 from core import stored, tensors
+from core.errors import InputError
 from core.stored import Each, check_form, is_count, is_share, is_text, maybe, misfit
+from scores import score_files
+from sed import timeline
 from sed.audio import AudioFile, read_samples
 
 VALUES = st.recursive(
@@ -131,9 +132,9 @@ def test_what_unpacks_to_too_much(tmp_path, monkeypatch):
 def test_score_files_are_checked_once(tmp_path):
     """A stamp of size and time spares the check; another process does not check again."""
     path, values = tmp_path / "x.npz", np.linspace(0, 1, 3000, dtype=np.float32)[None]
-    scores = scorers.ClipScores(values, np.arange(3001) * 0.02)
-    scorers.write_archive(path, ["Dog"], [("a", scores)])
-    source = scorers.ScoreArchive(path)
+    scores = timeline.ClipScores(values, np.arange(3001) * 0.02)
+    score_files.write_archive(path, ["Dog"], [("a", scores)])
+    source = score_files.ScoreArchive(path)
     again = pickle.loads(pickle.dumps(source))
     assert again.checked == source.checked
     sha256 = hashlib.sha256(hashlib.sha256(path.read_bytes()).digest()).hexdigest()
@@ -142,9 +143,9 @@ def test_score_files_are_checked_once(tmp_path):
     data[data.index(values[0, 2000].tobytes())] ^= 1
     path.write_bytes(data)
     with pytest.raises(InputError, match=r"checksum|CRC"):
-        scorers.ScoreArchive(path, None, None, source.checked)  # the time is another one
+        score_files.ScoreArchive(path, None, None, source.checked)  # the time is another one
     stamps = {str(path): (size, path.stat().st_mtime_ns, "00")}
-    changed = scorers.ScoreArchive(path, None, None, stamps).read("a").values
+    changed = score_files.ScoreArchive(path, None, None, stamps).read("a").values
     assert np.flatnonzero(changed != values).tolist() == [2000]  # not looked at again
 
 

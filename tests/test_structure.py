@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import config
+from core import settings
 
 ROOT = Path(__file__).resolve().parent.parent
 ORDER = (
@@ -298,7 +299,7 @@ def test_every_config_field_is_read(cls):
         read |= reads["runfolder"] | reads["bandit"] | reads["heartbeat"]
     if cls is config.EvaluateConfig:  # --compare
         read |= reads["entrants"] | reads["comparison"]
-    fields = set(config.stored_hints(cls)) - {"preset"}  # constants too
+    fields = set(settings.stored_hints(cls)) - {"preset"}  # constants too
     assert not fields - derived(cls, read)
 
 

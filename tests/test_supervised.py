@@ -8,21 +8,23 @@ import numpy as np
 import pytest
 import torch
 from corpora import SMALLEST, write_cache
-from naive import moved, reward_of
 from torch.nn import functional
 
 import evaluate
-import runfolder
 import visualize
-from apply import decisions
-from bandit import hold_out, make_states, near, to_device
-from config import Bandit, EvaluateConfig, InputError, Learning, TrainConfig, VisualizeConfig
-from DQN import decide_cache, load_policy, main
-from metrics import mean_f1
-from network import make_network
-from preprocess import load_cache
-from ranks import Ranks
-from supervised import SupervisedTrainer, all_rewards
+from benchmarks.naive import moved, reward_of
+from comparison import evaluations
+from config import Bandit, EvaluateConfig, Learning, TrainConfig, VisualizeConfig
+from core.errors import InputError
+from core.ranks import Ranks
+from DQN import main
+from policy import runfolder
+from policy.apply import decide_cache, decisions, load_policy
+from policy.bandit import hold_out, make_states, near, to_device
+from policy.network import make_network
+from policy.supervised import SupervisedTrainer, all_rewards
+from sed.caches import load_cache
+from sed.metrics import mean_f1
 
 CPU = torch.device("cpu")
 SHORT = Bandit(context=3)
@@ -417,7 +419,7 @@ def test_a_baseline_is_evaluated_and_drawn(caches, tmp_path, method):
     assert main(cfg) == 0
     evaluate.main(EvaluateConfig(cache=tmp_path, run=cfg.run, device="cpu"))
     show = VisualizeConfig(cache=tmp_path, run=cfg.run, dpi=30)
-    data = evaluate.load_evaluated(show)
+    data = evaluations.load_evaluated(show)
     found = decide_cache(load_policy(cfg.run / "best.pt", CPU), data.cache, CPU)
     assert np.array_equal(data.after, found.pred)
     assert (data.t_adj is None) == (method == "classifier")
@@ -428,7 +430,7 @@ def test_a_baseline_is_evaluated_and_drawn(caches, tmp_path, method):
     arrays = dict(np.load(cfg.run / "decisions.npz"))
     np.savez(cfg.run / "decisions.npz", **arrays | {"binary": 1 - arrays["binary"]})
     with pytest.raises(InputError, match="not the decisions of"):
-        evaluate.load_evaluated(show)
+        evaluations.load_evaluated(show)
 
 
 # ---------------------------------------------------------------------------- older checkpoints

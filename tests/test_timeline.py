@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from timeline import (
+from sed.timeline import (
     Event,
     frame_centres,
     frame_edges,

@@ -16,18 +16,20 @@ from matplotlib.ticker import ScalarFormatter
 
 import config
 import evaluate
-import matching
-import metrics
-import plotting
 import preprocess
-import runfolder
 import visualize
-from config import Bandit, InputError, TrainConfig, VisualizeConfig
+from comparison import evaluations
+from config import Bandit, TrainConfig, VisualizeConfig
+from core import settings
+from core.errors import InputError
 from core.files import contents
 from core.stored import file_sha256
-from matching import Match
+from figures import plotting
+from policy import runfolder
+from sed import caches, matching, metrics
+from sed.matching import Match
 from sed.signals import min_max
-from timeline import Event, frame_edges, frames_to_events
+from sed.timeline import Event, frame_edges, frames_to_events
 
 RUN_FIGURES = {
     *("thresholds", "preprocessing", "signals", "decisions", "onset", "events", "epsilon"),
@@ -41,7 +43,7 @@ def clip_of(filename: str, label: str, frames: int, frame_s: float, truth: np.nd
     """A clip record with the events of its only pair."""
     edges = frame_edges(frames, frame_s)
     events = frames_to_events(truth, label, edges)
-    return preprocess.ClipRecord(filename, float(edges[-1]), events, None)
+    return caches.ClipRecord(filename, float(edges[-1]), events, None)
 
 
 class Folders:
@@ -59,7 +61,7 @@ class Folders:
         for _, _, frames, frame_s, truth, score in rows:
             rms = min_max(truth + 0.2 * rng.random(frames))
             values.append(preprocess.compute_signals(rms, score, frame_s, signal))
-        preprocess.write_shard(folder / "shard-00000.npz", values, [row[4] for row in rows])
+        caches.write_shard(folder / "shard-00000.npz", values, [row[4] for row in rows])
         shard = {
             "file": "shard-00000.npz",
             "sha256": file_sha256(folder / "shard-00000.npz"),
@@ -67,27 +69,32 @@ class Folders:
             "clips": [clip_of(*row[:5]) for row in rows],
             **{"inputs": "", "failed": [], "notices": {}},
         }
-        manifest = {"format": preprocess.FORMAT, "key": split, "audio": None, "shards": [shard]}
+        manifest = {"format": caches.FORMAT, "key": split, "audio": None, "shards": [shard]}
         manifest |= {"queries": "present", "classes": sorted({row[1] for row in rows})}
-        manifest |= {"signal": config.to_dict(signal), "split": split, "scores": {}, "left_out": []}
-        manifest |= {"signal": config.to_dict(signal), "formulas": preprocess.FORMULAS}
+        manifest |= {
+            "signal": settings.to_dict(signal),
+            "split": split,
+            "scores": {},
+            "left_out": [],
+        }
+        manifest |= {"signal": settings.to_dict(signal), "formulas": preprocess.FORMULAS}
         preprocess.write_json(folder / "manifest.json", manifest)
 
     def write_results(self, t_adj: np.ndarray | None = None) -> None:
         """Decisions of a threshold near the truth (or the one given), and their results."""
-        cache = preprocess.load_cache(self.cfg.cache / "validation")
+        cache = caches.load_cache(self.cfg.cache / "validation")
         prob, t_base = cache.signals["prob"], cache.signals["t_base"]
         if t_adj is None:
             t_adj = np.clip(t_base + np.where(cache.label, -0.2, 0.2), 0, 1)
         after = prob > t_adj
         run = self.cfg.run
         np.savez(run / "decisions.npz", t_adj=t_adj.astype(np.float32), binary=after)
-        train = preprocess.load_cache(self.cfg.cache / "train")
+        train = caches.load_cache(self.cfg.cache / "train")
         results = {"split": "validation", "cache_key": cache.key, "num_pairs": len(cache.pairs)}
         results |= {"num_frames": len(after), **evaluate.tables(cache, after, Bandit(), train)}
         results["verdict"] = evaluate.verdict(results)
-        data = evaluate.Evaluated(cache, results, t_adj, prob > t_base, after)
-        found = evaluate.find_matches(data)._asdict()
+        data = evaluations.Evaluated(cache, results, t_adj, prob > t_base, after)
+        found = evaluations.find_matches(data)._asdict()
         results["ends"] = {when: matching.end_errors(some) for when, some in found.items()}
         preprocess.write_json(run / "results.json", results)
 
@@ -95,7 +102,7 @@ class Folders:
         """A run of that many episodes, with the settings of a small network."""
         network = config.Network(hidden=16)
         cfg = replace(TrainConfig(), network=network, cache=self.cfg.cache, holdout=0.0)
-        preprocess.write_json(self.cfg.run / "config.json", config.to_dict(cfg))
+        preprocess.write_json(self.cfg.run / "config.json", settings.to_dict(cfg))
         lines = ["\t".join(runfolder.HISTORY)]
         for i in range(episodes):
             epsilon = visualize.epsilon_at(i, 4, cfg.learning)
@@ -272,7 +279,7 @@ def test_waveform_where_there_is_audio(folders, tmp_path, monkeypatch):
 def test_nothing_changed_is_said(folders, copied):
     made = Folders.__new__(Folders)
     made.cfg = copied
-    cache = preprocess.load_cache(copied.cache / "validation")
+    cache = caches.load_cache(copied.cache / "validation")
     made.write_results(cache.signals["t_base"])
     drawn = dict(visualize.figures(copied))
     assert isinstance(drawn["events.png"], str)

@@ -100,7 +100,7 @@ TASKS = {
         "visualize.py --table {w}/table --dpi 40 --out {o}/figures", "figures", slow=True
     ),
     "gym": Task(
-        "studies/threshold_env.py --cache {w}/cache --steps 300 --learning.train-start 100"
+        "studies/gym.py --cache {w}/cache --steps 300 --learning.train-start 100"
         " --learning.lanes 8 --device cpu --out {o}/sb3",
         "sb3",
         slow=True,

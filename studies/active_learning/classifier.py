@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional
 from tqdm import tqdm
 
-from config import InputError
+from core.errors import InputError
 from studies.active_learning.images import Images
 
 NetworkName = Literal["resnet18", "small"]

@@ -31,22 +31,23 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from config import (
-    Checked,
-    Device,
-    InputError,
-    num_workers,
-    number,
-    parse,
-    process_pool,
-    require,
-    to_dict,
+from config import Device
+from core.command import parse
+from core.errors import InputError
+from core.files import (
+    Kind,
+    check_replaceable,
+    keep_apart,
+    own_folder,
+    remove_ours,
     write_text,
+    write_together,
 )
-from core.files import Kind, check_replaceable, keep_apart, own_folder, remove_ours, write_together
+from core.processes import num_workers, process_pool
+from core.settings import Checked, number, require, to_dict
 from core.stored import is_count, read_json, write_json
 from core.versions import processor, versions
-from runfolder import (
+from policy.runfolder import (
     differences,
     digest,
     load_weights,

@@ -22,8 +22,8 @@ import torch
 from torch.nn import functional
 from tqdm import tqdm
 
-from config import InputError, whole
-from core.files import Kind, new_folder, write_bytes
+from core.errors import InputError
+from core.files import Kind, new_folder, whole, write_bytes
 
 DatasetName = Literal["digits", "cifar10", "cifar100", "fashion-mnist"]
 SIZE = 32  # pixels, of everything but the digits

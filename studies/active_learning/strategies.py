@@ -17,8 +17,8 @@ from scipy import stats
 from torch import nn
 from torch.nn import functional
 
-from config import InputError
-from qlearning import Replay
+from core.errors import InputError
+from policy.qlearning import Replay
 
 SKIP, SELECT = 0, 1
 

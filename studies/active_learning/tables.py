@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import stats
 
-from plotting import COLOURS, STYLE, page, write
+from figures.plotting import COLOURS, STYLE, page, write
 
 SHARE = 0.95
 NAMES = {

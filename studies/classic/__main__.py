@@ -1,6 +1,6 @@
 """The program `python -m studies.classic`; its commands are in commands.py."""
 
-from config import run_main
+from core.command import run_main
 from studies.classic.commands import main
 
 if __name__ == "__main__":

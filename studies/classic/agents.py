@@ -25,8 +25,10 @@ from torch import nn
 from torch.nn import functional
 from tqdm import tqdm
 
-from config import Checked, InputError, needed, number
-from qlearning import (
+from core.command import needed
+from core.errors import InputError
+from core.settings import Checked, number
+from policy.qlearning import (
     Columns,
     DuelingHead,
     PrioritizedReplay,
@@ -35,7 +37,7 @@ from qlearning import (
     sync,
     td_target,
 )
-from runfolder import load_weights, read_checkpoint, write_checkpoint
+from policy.runfolder import load_weights, read_checkpoint, write_checkpoint
 from studies.classic.mdp import SCRIPT, stream
 
 EnvName = Literal["CartPole-v1", "LunarLander-v3"]

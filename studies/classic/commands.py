@@ -26,19 +26,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from config import (
-    InputError,
-    needed,
-    parse,
-    process_pool,
-    to_dict,
-    whole,
-    write_text,
-)
-from core.files import Kind, check_file, keep_apart, made, own_folder
+from core.command import needed, parse
+from core.errors import InputError
+from core.files import Kind, check_file, keep_apart, made, own_folder, whole, write_text
+from core.processes import process_pool
+from core.settings import to_dict
 from core.stored import read_json, write_json
 from core.versions import versions
-from runfolder import pick_device
+from policy.runfolder import pick_device
 from studies.classic import agents, mdp, policy_search
 from studies.classic.agents import LIMIT, Policy, Report, Trained, Variant
 from studies.classic.mdp import SCRIPT, TabularEnv
@@ -400,7 +395,7 @@ def draw_curves(results: dict[str, list[dict[str, Any]]], path: Path) -> None:
     """One panel a row: every seed thin, their mean thick, one standard deviation shaded."""
     import matplotlib
 
-    from plotting import COLOURS, STYLE, page, write
+    from figures.plotting import COLOURS, STYLE, page, write
 
     columns = min(len(results), 4)
     env = next(iter(results.values()))[0]["config"]["env"]

@@ -14,8 +14,9 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from tqdm import trange
 
-from config import Checked, needed, number
-from qlearning import anneal
+from core.command import needed
+from core.settings import Checked, number
+from policy.qlearning import anneal
 
 SCRIPT = "python -m studies.classic"  # what the user started
 TabularEnv = Literal["three-state", "FrozenLake-v1", "Taxi-v4"]

@@ -12,8 +12,9 @@ import torch
 from torch.nn import functional
 from tqdm import tqdm, trange
 
-from config import Checked, needed, number
-from qlearning import anneal
+from core.command import needed
+from core.settings import Checked, number
+from policy.qlearning import anneal
 from studies.classic.agents import (
     OPTIMIZERS,
     Activation,

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from config import Checked, flag_in, number
+from core.command import flag_in
+from core.settings import Checked, number
 from studies.classic.agents import LIMIT, Checking, DqnSettings, EnvName, Variant
 from studies.classic.mdp import TabularEnv, TabularLearning
 from studies.classic.policy_search import GeneticSettings, ReinforceSettings

@@ -28,8 +28,11 @@ import numpy as np
 import soundfile
 import torch
 
-from config import ENDS_WITH_PARENT, InputError, from_dict, parse, to_dict
+from core.command import parse
+from core.errors import InputError
 from core.files import Kind, check_file, keep_apart, made, own_folder
+from core.processes import ENDS_WITH_PARENT
+from core.settings import from_dict, to_dict
 from core.stored import read_json, write_json
 from studies.denoise import cross, data, environment
 from studies.denoise.data import MEASURES, FeaturesConfig, MixConfig, write_csv

@@ -26,11 +26,13 @@ import torch
 from scipy import stats
 from tqdm import tqdm
 
-from config import InputError, needed, to_dict, whole, write_text
-from core.files import Kind, keep_apart, own_folder, write_together, writing
+from core.command import needed
+from core.errors import InputError
+from core.files import Kind, keep_apart, own_folder, whole, write_text, write_together, writing
+from core.settings import to_dict
 from core.stored import read_json, read_npz, write_json
 from core.versions import processor, versions
-from plotting import COLOURS, page, write
+from figures.plotting import COLOURS, page, write
 from studies.denoise import data, denoisers, environment
 from studies.denoise.data import BATCH, MEASURES
 from studies.denoise.environment import (

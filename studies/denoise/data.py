@@ -24,12 +24,14 @@ import soundfile
 import torch
 from tqdm import tqdm
 
-from config import Checked, InputError, number, require, whole
-from core.files import Kind, check_file, keep_apart, new_folder, write_bytes
+from core.errors import InputError
+from core.files import Kind, check_file, keep_apart, new_folder, whole, write_bytes
 from core.names import csv_cell, csv_text
+from core.settings import Checked, number, require
 from core.stored import read_json, read_text, write_json
+from scores.corpora import AUDIO, PEAK, list_bank
+from scores.synthesiser import MAKERS, RATE, synthesise
 from sed.audio import AudioFile, read_samples
-from soundscapes import AUDIO, MAKERS, PEAK, RATE, list_bank, synthesise
 from studies.denoise import denoisers
 
 META = (

@@ -29,15 +29,17 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 
-from config import Checked, InputError, needed, number
+from core.command import needed
+from core.errors import InputError
 from core.files import write_together
+from core.settings import Checked, number
 from core.stored import read_json, write_json
 from core.versions import versions
-from runfolder import pick_device
+from policy.runfolder import pick_device
 from studies.denoise import data, denoisers
 from studies.denoise.data import MEASURES, NOISY, Clip
 from studies.denoise.denoisers import FEATURES, METHODS, PARAMETERS, STOP
-from studies.threshold_env import gymnasium, sb3_env
+from studies.gym import gymnasium, sb3_env
 
 SCRIPT = "python -m studies.denoise"  # the program that a message names
 CHOICES = (*METHODS, "stop")

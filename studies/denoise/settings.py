@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from config import Checked, Device, number, require
+from config import Device
+from core.settings import Checked, number, require
 from studies.denoise.environment import Algo, Reward
 
 RUNS = Path("runs/denoise")

@@ -21,13 +21,22 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from config import InputError, whole, write_text
-from core.files import Kind, check_file, keep_apart, own_folder, write_together, writing
+from core.errors import InputError
+from core.files import (
+    Kind,
+    check_file,
+    keep_apart,
+    own_folder,
+    whole,
+    write_text,
+    write_together,
+    writing,
+)
 from core.names import markdown
 from core.stored import file_sha256, read_json, read_npz, write_json
 from core.versions import processor, versions
-from metrics import DRAWS, bootstrap_mean
-from plotting import COLOURS, page, write
+from figures.plotting import COLOURS, page, write
+from sed.metrics import DRAWS, bootstrap_mean
 from studies.denoise import data, denoisers, environment
 from studies.denoise.data import MEASURES, write_csv
 from studies.denoise.environment import Agent, Chain, Chooser, Corpus, Reward, load_agent, worth

@@ -19,10 +19,12 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from config import InputError, needed, to_dict
+from core.command import needed
+from core.errors import InputError
 from core.files import Kind, contents, keep_apart, own_folder, remove_ours
+from core.settings import to_dict
 from core.stored import write_json
-from runfolder import catch_signals, differences, read_checkpoint, write_checkpoint
+from policy.runfolder import catch_signals, differences, read_checkpoint, write_checkpoint
 from studies.denoise import environment
 from studies.denoise.data import write_csv
 from studies.denoise.environment import SCRIPT, Agent, Corpus, DenoiseVectorEnv, load_corpus

@@ -18,8 +18,9 @@ from sklearn.metrics import roc_auc_score
 
 pytest.importorskip("sklearn")
 
-from config import InputError, to_dict
-from runfolder import digest, read_checkpoint
+from core.errors import InputError
+from core.settings import to_dict
+from policy.runfolder import digest, read_checkpoint
 from studies.active_learning import classifier as networks
 from studies.active_learning import commands, tables
 from studies.active_learning import images as loaders

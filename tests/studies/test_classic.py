@@ -14,8 +14,10 @@ pytest.importorskip("gymnasium")
 
 import gymnasium
 
-from config import InputError, parse, to_dict
+from core.command import parse
+from core.errors import InputError
 from core.files import contents
+from core.settings import to_dict
 from studies.classic import agents, mdp, policy_search
 from studies.classic import commands as classic
 from studies.classic.agents import Checking, DqnLearner, DqnSettings, Policy, Variant

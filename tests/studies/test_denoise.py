@@ -27,8 +27,9 @@ pytest.importorskip("noisereduce")
 
 from gymnasium.utils.env_checker import check_env
 
-from config import InputError, parse
-from soundscapes import synthesise
+from core.command import parse
+from core.errors import InputError
+from scores.synthesiser import synthesise
 from studies.denoise import commands, denoisers, environment, training
 from studies.denoise import data as mixtures
 from studies.denoise.data import FeaturesConfig, MixConfig, fitted, mixed

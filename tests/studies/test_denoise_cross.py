@@ -10,7 +10,7 @@ pytest.importorskip("stable_baselines3")
 pytest.importorskip("pystoi")
 pytest.importorskip("pywt")
 
-from config import InputError
+from core.errors import InputError
 from studies.denoise import commands, cross, data, environment
 from studies.denoise.data import FeaturesConfig, MixConfig
 from studies.denoise.environment import JOINT

@@ -24,7 +24,7 @@ pytest.importorskip("noisereduce")
 pytest.importorskip("Box2D")
 pytest.importorskip("pygame")
 
-from soundscapes import synthesise
+from scores.synthesiser import synthesise
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAINING = {"--total-steps": "256", "--eval-every": "256", "--scaler-steps": "32"}

@@ -1,0 +1,1 @@
+"""Rules that a policy is held against, each tuned on training clips."""

@@ -1,0 +1,716 @@
+"""Rules to hold a policy against, tuned on the training cache only; stored as JSON, repeatable.
+
+Shapes: N frames of all pairs, P pairs, C classes, G thresholds of the grid, K settings, R runs
+
+All rules are tuned for one operating point, on one grid of thresholds, by trying every setting.
+
+- `present`: mean over the present pairs of the frame F1 (the slides' protocol);
+- `all`: macro F1, the mean over classes of the F1 of a class's frames in all clips together. Needs
+  a cache of all pairs.
+
+Who is judged by events is tuned for events: cSEBBs and the median filter once more for event F1,
+intersection F1 and, over all pairs, each PSDS (`tune_settings`).
+
+A rule has a setting for each class, and one for all classes together, which a class falls back on
+that is not in the training clips. Of equally good settings the first of the grid wins: the lowest
+threshold, the shortest filter.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from baselines.csebbs import FILTERS_S, MERGE, boxes_of
+from config import Bandit
+from core.errors import InputError
+from core.processes import process_pool
+from policy.bandit import decide, shift
+from sed.caches import Cache
+from sed.candidates import find_changes, first_frame, merge, running_sum
+from sed.event_metrics import Changes, Regions, Sweep
+from sed.metrics import f1_score, macro_average
+from sed.signals import filter_frames, median
+
+Point = Literal["present", "all"]
+Setting = dict[str, Any]  # values of one rule's parameters, ready for JSON
+
+# Thresholds of all rules: even in steps of 0.01 for signals that fill 0..1, and even on the logit
+# scale for raw scores, where rare classes live below 0.01.
+_LOGITS = np.linspace(np.log(0.0005 / 0.9995), np.log(0.99 / 0.01), 70)
+GRID = np.unique(
+    np.concatenate((1 / (1 + np.exp(-_LOGITS)), np.arange(1, 100) / 100)).round(6)
+).astype(np.float32)
+MEDIAN_S = (0.0, 0.1, 0.2, 0.3, 0.5, 0.8, 1.2, 2.0)  # lengths of the median filter; 0 is none
+MIN_ON_S = MIN_OFF_S = (0.0, 0.1, 0.25, 0.5)  # shortest event, shortest pause
+ROWS = 1000  # pairs that are filtered at once
+THINNED = 8  # hysteresis: every 8th threshold, besides the best plain thresholds
+
+
+class Rule(NamedTuple):
+    """A tuned rule. `Rule(**rule._asdict())` through JSON decides the same.
+
+    `kind` is the key of `DECIDE`, `on` the signal it reads; `params["classes"]` has the settings of
+    single classes, `params["fallback"]` that of all others; `metric`, what it was tuned for where
+    that is not the operating point's figure.
+    """
+
+    name: str
+    kind: str
+    on: str
+    setting: str
+    params: dict[str, Any]
+    metric: str = ""
+
+
+class Yardstick(NamedTuple):
+    """A rule and its decisions on the evaluated cache, (N,) bool."""
+
+    rule: Rule
+    pred: np.ndarray
+
+
+def class_of_pair(cache: Cache) -> np.ndarray:
+    """(P,) label of each pair."""
+    return np.array([pair.event_label for pair in cache.pairs])
+
+
+def frame_s_of_pair(cache: Cache) -> np.ndarray:
+    """(P,) frame length of each pair in seconds."""
+    return np.array([pair.frame_s for pair in cache.pairs])
+
+
+def pieces(cache: Cache, values: np.ndarray) -> list[np.ndarray]:
+    """(N,) -> the (T,) of each pair, as views."""
+    return np.split(values, cache.offsets[1:-1])
+
+
+# ---------------------------------------------------------------------------- what is maximised
+
+
+class Objective:
+    """Counts of many settings at once -> the figure to maximise, of each class and of all."""
+
+    def __init__(self, cache: Cache, point: Point) -> None:
+        if point == "all" and cache.queries != "all":
+            raise InputError(
+                f"{cache.folder} has present pairs only: rules cannot be tuned on all pairs;"
+                " run: python preprocess.py --pairs all"
+            )
+        self.cache, self.point = cache, point
+        self.before = running_sum(cache.label)  # (N + 1,) true frames before each frame
+        self.positives = np.diff(self.before[cache.offsets])
+        present = cache.present
+        if not present.any():
+            raise InputError(
+                f"{cache.folder}: no clip has an event, so there is nothing to tune on"
+            )
+        labels = class_of_pair(cache)
+        counted = np.flatnonzero(present if point == "present" else np.ones_like(present))
+        self._rows = counted[np.argsort(labels[counted], kind="stable")]
+        self._names, self._first = np.unique(labels[self._rows], return_index=True)
+        self._seen = set(labels[present].tolist())
+
+    def values(self, tp: np.ndarray, on: np.ndarray) -> np.ndarray:
+        """True positives and frames that are on, (P, K) -> (C + 1, K): each class, then all."""
+        cells = (tp, on, self.positives[:, None])
+        cells = tuple(cell[self._rows] for cell in cells)
+        if self.point == "all":
+            cells = tuple(np.add.reduceat(cell, self._first) for cell in cells)
+        tp, on, positives = cells
+        f1 = f1_score(tp, on - tp, positives - tp)
+        if self.point == "all":
+            return np.vstack((f1, macro_average(f1, on + positives > 0, axis=0)))
+        pairs = np.diff(self._first, append=len(self._rows))[:, None]
+        return np.vstack((np.add.reduceat(f1, self._first) / pairs, f1.mean(0)))
+
+    def tune(self, settings: list[Setting], values: np.ndarray) -> dict[str, Any]:
+        """Settings (K,) with their values (C + 1, K) -> the best of each class and of all."""
+        best = [settings[k] for k in values.argmax(axis=1)]
+        classes = dict(zip(self._names.tolist(), best[:-1], strict=True))
+        seen = {name: setting for name, setting in classes.items() if name in self._seen}
+        return {"fallback": best[-1], "classes": seen}
+
+
+# ---------------------------------------------------------------------------- thresholds
+
+
+def below(score: np.ndarray) -> np.ndarray:
+    """How many thresholds of the grid lie strictly below each score: on for those."""
+    return np.searchsorted(GRID, score, side="left")
+
+
+def table_over_grid(row: np.ndarray, cell: np.ndarray, weight: Any, num_rows: int) -> np.ndarray:
+    """Weight that is on at each threshold, (rows, G), of items that are on for the first `cell`."""
+    size = len(GRID) + 1
+    found = np.bincount(row * size + cell, weight, num_rows * size).reshape(num_rows, size)
+    return found[:, ::-1].cumsum(1)[:, ::-1][:, 1:]
+
+
+def counts_over_grid(cache: Cache, score: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """True positives and frames that are on, (P, G), of `score > t`, thresholds in one pass."""
+    row, cell, num_pairs = cache.frames_of_pair, below(score), len(cache.pairs)
+    tp = table_over_grid(row[cache.label], cell[cache.label], None, num_pairs)
+    return tp, table_over_grid(row, cell, None, num_pairs)
+
+
+def f1_over_grid(cache: Cache, score: np.ndarray) -> np.ndarray:
+    """F1 of `score > t` for each pair and threshold, (P, G)."""
+    tp, on = counts_over_grid(cache, score)
+    positives = np.add.reduceat(cache.label.astype(np.int64), cache.offsets[:-1])[:, None]
+    return f1_score(tp, on - tp, positives - tp)
+
+
+def thresholds_of(**others: Any) -> list[Setting]:
+    """One setting for each threshold of the grid."""
+    return [{"t": float(t), **others} for t in GRID]
+
+
+def tune_thresholds(aim: Objective, on: str) -> dict[str, Any]:
+    """Best threshold of each class and of all together."""
+    counts = counts_over_grid(aim.cache, aim.cache.signals[on])
+    return aim.tune(thresholds_of(), aim.values(*counts))
+
+
+# ---------------------------------------------------------------------------- median filter
+
+
+def smoothed(cache: Cache, on: str, seconds: np.ndarray) -> np.ndarray:
+    """A signal (N,) after a median filter of its own length for each pair, `seconds` (P,)."""
+    score, frame_s = cache.signals[on], frame_s_of_pair(cache)
+    out, length = np.empty_like(score), np.diff(cache.offsets)
+    size = [filter_frames(*each) for each in zip(seconds, frame_s, strict=True)]
+    alike = np.unique(np.stack([length, size], axis=1), axis=0, return_inverse=True)
+    for i, (num_frames, frames) in enumerate(alike[0]):
+        rows = np.flatnonzero(alike[1].ravel() == i)
+        for some in np.split(rows, range(ROWS, len(rows), ROWS)):
+            at = cache.offsets[some][:, None] + np.arange(num_frames)
+            out[at] = median(score[at], frames)  # a filter of 1 changes nothing
+    return out
+
+
+# ---------------------------------------------------------------------------- hysteresis
+
+
+class Runs(NamedTuple):
+    """Stretches that are on: frames [begin, end) and pair, each (R,)."""
+
+    begin: np.ndarray
+    end: np.ndarray
+    pair: np.ndarray
+
+
+def runs_between(up: np.ndarray, down: np.ndarray, offsets: np.ndarray) -> Runs:
+    """Read forward: on from a frame that is `up` until one that is `down`, (N,) bool each.
+
+    Off before the first such frame of a pair. No frame is both.
+    """
+    first = np.zeros(len(up) + 1, bool)
+    first[offsets] = True
+    at = np.flatnonzero(up | down | first[:-1])
+    on, fresh = up[at], first[at]
+    was_on = np.concatenate(([False], on[:-1]))
+    begin, end = at[on & (fresh | ~was_on)], at[was_on & (fresh | ~on)]
+    if on[-1]:
+        end = np.append(end, offsets[-1])
+    return Runs(begin, end, np.searchsorted(offsets, begin, side="right") - 1)
+
+
+def filled(runs: Runs, min_off: np.ndarray) -> Runs:
+    """Runs with pauses shorter than `min_off` frames (P,) taken as on."""
+    apart = np.ones(len(runs.pair) + 1, bool)
+    pause = runs.begin[1:] - runs.end[:-1]
+    apart[1:-1] = (runs.pair[1:] != runs.pair[:-1]) | (pause >= min_off[runs.pair[1:]])
+    return Runs(runs.begin[apart[:-1]], runs.end[apart[1:]], runs.pair[apart[:-1]])
+
+
+def long_enough(runs: Runs, min_on: np.ndarray) -> Runs:
+    """Runs without those shorter than `min_on` frames (P,)."""
+    keep = runs.end - runs.begin >= min_on[runs.pair]
+    return Runs(*(part[keep] for part in runs))
+
+
+def frames_of_runs(runs: Runs, num_frames: int) -> np.ndarray:
+    """Runs -> (N,) bool."""
+    step = np.zeros(num_frames + 1, np.int8)
+    step[runs.begin] += 1
+    step[runs.end] -= 1
+    return step[:-1].cumsum(dtype=np.int8).astype(bool)
+
+
+def in_frames(seconds: np.ndarray | float, frame_s: np.ndarray) -> np.ndarray:
+    """Durations in frames (P,), not rounded: 0.1 s is more than 5 frames of 18 ms, less than 6."""
+    return seconds / frame_s - 1e-6
+
+
+def count_durations(
+    aim: Objective, runs: Runs, frame_s: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """True positives and frames on, (P, K), of runs under all minimum durations."""
+    tp, on = [], []
+    for min_off in MIN_OFF_S:
+        closed = filled(runs, in_frames(min_off, frame_s)) if min_off else runs
+        for min_on in MIN_ON_S:
+            kept = long_enough(closed, in_frames(min_on, frame_s)) if min_on else closed
+            true = aim.before[kept.end] - aim.before[kept.begin]
+            tp.append(np.bincount(kept.pair, true, len(frame_s)))
+            on.append(np.bincount(kept.pair, kept.end - kept.begin, len(frame_s)))
+    return np.stack(tp, axis=1), np.stack(on, axis=1)
+
+
+def hysteresis_steps(plain: dict[str, Any]) -> list[tuple[int, int]]:
+    """(onset, offset) by index into the grid: all equal ones, then those of a thinned grid.
+
+    The thinned grid has the best plain thresholds (parameters of the plain rule) in it.
+    """
+    best = [plain["fallback"], *plain["classes"].values()]
+    levels = {int(np.searchsorted(GRID, np.float32(setting["t"]))) for setting in best}
+    levels = sorted(levels | set(range(0, len(GRID), THINNED)))
+    return [(k, k) for k in range(len(GRID))] + [(a, b) for a in levels for b in levels if b < a]
+
+
+def tune_hysteresis(aim: Objective, on: str) -> dict[str, Any]:
+    """Best onset and offset threshold and minimum durations of each class.
+
+    Never worse on the training clips than the best plain threshold, which is among the settings.
+    """
+    cache = aim.cache
+    cell = below(cache.signals[on]).astype(np.uint8)
+    frame_s = frame_s_of_pair(cache)
+    # Only where a pair begins or the cell changes can anything be switched.
+    fresh = np.append(True, cell[1:] != cell[:-1])
+    fresh[cache.offsets[:-1]] = True
+    at = np.append(np.flatnonzero(fresh), len(cell))
+    cell, offsets = cell[at[:-1]], np.searchsorted(at, cache.offsets)
+    settings, values = [], []
+    for onset, offset in hysteresis_steps(tune_thresholds(aim, on)):
+        runs = runs_between(cell > onset, cell <= offset, offsets)
+        runs = runs._replace(begin=at[runs.begin], end=at[runs.end])
+        values.append(aim.values(*count_durations(aim, runs, frame_s)))
+        both = {"onset": float(GRID[onset]), "offset": float(GRID[offset])}
+        settings += [
+            both | {"min_off_s": min_off, "min_on_s": min_on}
+            for min_off in MIN_OFF_S
+            for min_on in MIN_ON_S
+        ]
+    return aim.tune(settings, np.hstack(values))
+
+
+# ---------------------------------------------------------------------------- cSEBBs
+
+
+class Found(NamedTuple):
+    """Boxes of all pairs: pair, positions within it, mean score, (B,) each."""
+
+    pair: np.ndarray
+    begin: np.ndarray
+    end: np.ndarray
+    confidence: np.ndarray
+
+
+def all_boxes(cache: Cache, on: str) -> Iterator[tuple[Setting, Found]]:
+    """The boxes of every pair under every setting of filter and merging."""
+    scores = pieces(cache, cache.signals[on])
+    for filter_s in FILTERS_S:
+        changes = [
+            find_changes(score, filter_s / 2 / pair.frame_s)
+            for pair, score in zip(cache.pairs, scores, strict=True)
+        ]
+        settings = [(by, limit) for by, limits in MERGE.items() for limit in limits]
+        every = [merge(score, *ends, settings) for score, ends in zip(scores, changes, strict=True)]
+        for (by, limit), boxes in zip(settings, zip(*every, strict=True), strict=True):
+            pair = np.repeat(np.arange(len(boxes)), [len(each.begin) for each in boxes])
+            parts = (np.concatenate(part) for part in zip(*boxes, strict=True))
+            yield {"filter_s": filter_s, "by": by, "limit": limit}, Found(pair, *parts)
+
+
+def count_boxes(aim: Objective, boxes: Found) -> tuple[np.ndarray, np.ndarray]:
+    """True positives and frames on, (P, G), of the boxes of each pair above each threshold."""
+    first, num_pairs = aim.cache.offsets[boxes.pair], len(aim.cache.pairs)
+    begin, end = (first + first_frame(side) for side in (boxes.begin, boxes.end))
+    cell = below(boxes.confidence)
+    tp = table_over_grid(boxes.pair, cell, aim.before[end] - aim.before[begin], num_pairs)
+    return tp, table_over_grid(boxes.pair, cell, end - begin, num_pairs)
+
+
+# ---------------------------------------------------------------------------- events
+
+
+class EventObjective:
+    """Regions that thresholds switch on -> event metrics at every threshold, of each class."""
+
+    def __init__(self, cache: Cache) -> None:
+        self.cache, self.names = cache, cache.classes
+        self.sweep = Sweep(cache.truth, cache.durations, cache.classes)
+        numbers = {clip.filename: i for i, clip in enumerate(cache.clips)}
+        self.clip = np.array([numbers[pair.filename] for pair in cache.pairs])
+        labels = {name: k for k, name in enumerate(cache.classes)}
+        self.label = np.array([labels[pair.event_label] for pair in cache.pairs])
+        self.length = np.array([clip.duration_s for clip in cache.clips])[self.clip]  # (P,) s
+        self.metrics = ["event_f1", "intersection_f1"]
+        if cache.queries == "all":  # else a clip is asked for what it has, and nothing is ranked
+            self.metrics += ["psds1", "psds2"]
+
+    def of_boxes(self, boxes: Found) -> Regions:
+        """Boxes with the number of thresholds below their confidence as level."""
+        frame_s, last = frame_s_of_pair(self.cache)[boxes.pair], self.length[boxes.pair]
+        times = [np.minimum(side * frame_s, last) for side in (boxes.begin, boxes.end)]
+        level = below(boxes.confidence).astype(np.float64)
+        some = (level > 0) & (times[0] < times[1])
+        which = self.clip[boxes.pair], self.label[boxes.pair]
+        return self.sweep.of_boxes(*(part[some] for part in (*which, *times, level)))
+
+    def of_signal(self, score: np.ndarray) -> Regions:
+        """A signal (N,) with the number of thresholds below it as level."""
+        level = below(score).astype(np.float64)
+        level[level == 0] = -np.inf  # on at no threshold
+        parts = pieces(self.cache, level)
+
+        def rows() -> Iterator[tuple[int, int, np.ndarray, np.ndarray]]:
+            for i in np.lexsort((self.label, self.clip)):
+                edges = np.minimum(self.cache.pairs[i].edges, self.length[i])
+                fresh = np.flatnonzero(np.append(True, parts[i][1:] != parts[i][:-1]))
+                fresh = fresh[edges[fresh] < self.length[i]]
+                times = edges[np.append(fresh, len(edges) - 1)]
+                yield self.clip[i], self.label[i], parts[i][fresh], times
+
+        return self.sweep.of_scores(rows())
+
+    def values(self, regions: Regions, metric: str) -> np.ndarray:
+        """(C + 1, G) of each class, then of all; a PSDS needs no threshold and is the same at all,
+        that of all being the mean over classes."""
+        true = self.sweep.number
+        if metric.startswith("psds"):
+            area = self.sweep.psds(regions, int(metric[-1])).per_class
+            each = np.array([area.get(name, 0.0) for name in self.names])
+            each = np.append(each, each[true > 0].mean())
+            return np.repeat(each[:, None], len(GRID), axis=1)
+        tp, on = (self.at_thresholds(each) for each in getattr(self.sweep, metric)(regions))
+        f1 = f1_score(tp, on - tp, true[:, None] - tp)
+        return np.vstack((f1, macro_average(f1, on + true[:, None] > 0, axis=0)))
+
+    def at_thresholds(self, changes: Changes) -> np.ndarray:
+        """A count of each class at each threshold, (C, G)."""
+        cell = changes.level.astype(np.int64)
+        return table_over_grid(changes.label, cell, changes.change, len(self.names))
+
+    def tune(self, settings: list[Setting], values: np.ndarray) -> dict[str, Any]:
+        """Settings (K,) with their values (C + 1, K) -> the best of each class and of all."""
+        best = [settings[k] for k in values.argmax(axis=1)]
+        seen = zip(self.names, best[:-1], self.sweep.number > 0, strict=True)
+        return {"fallback": best[-1], "classes": {name: one for name, one, some in seen if some}}
+
+
+def all_smoothed(cache: Cache, on: str) -> Iterator[tuple[Setting, np.ndarray]]:
+    """The signal (N,) after every median filter."""
+    for seconds in MEDIAN_S:
+        yield {"median_s": seconds}, smoothed(cache, on, np.full(len(cache.pairs), seconds))
+
+
+def tune_settings(
+    kind: str, on: str, aim: Objective, events: EventObjective | None = None
+) -> dict[str, dict[str, Any]]:
+    """Settings of cSEBBs or of the median filter, each of them looked at once: by "" those for the
+    operating point, and with `events` by metric those tuned for each event metric.
+
+    The threshold of a rule tuned for PSDS, which ranks and decides nothing, is that of the highest
+    intersection F1 under the same setting.
+    """
+    settings, point, values = [], [], {name: [] for name in (events.metrics if events else [])}
+    boxed = kind == "csebbs"
+    for setting, found in (all_boxes if boxed else all_smoothed)(aim.cache, on):
+        settings += thresholds_of(**setting)
+        counts = count_boxes(aim, found) if boxed else counts_over_grid(aim.cache, found)
+        point.append(aim.values(*counts))
+        if events:
+            regions = events.of_boxes(found) if boxed else events.of_signal(found)
+            for name, row in values.items():
+                row.append(events.values(regions, name))
+    tuned = {"": aim.tune(settings, np.hstack(point))}
+    for name in values:
+        value = np.hstack(values[name])
+        if name.startswith("psds"):  # the smallest difference of a PSDS counts for more than all F1
+            value = np.unique(value, return_inverse=True)[1].reshape(value.shape)
+            value = 2 * value + np.hstack(values["intersection_f1"])
+        tuned[name] = events.tune(settings, value)
+    return tuned
+
+
+# ---------------------------------------------------------------------------- deciding
+
+
+def setting_of(rule: Rule, event_label: str) -> Setting:
+    """The setting that a rule uses for a class."""
+    return rule.params["classes"].get(event_label, rule.params["fallback"])
+
+
+def spread(rule: Rule, cache: Cache, name: str) -> np.ndarray:
+    """(P,) float32 value of a parameter for each pair."""
+    return np.array([setting_of(rule, pair.event_label)[name] for pair in cache.pairs], np.float32)
+
+
+def above(rule: Rule, cache: Cache, name: str, score: np.ndarray) -> np.ndarray:
+    """(N,) bool: score above a threshold of the rule."""
+    return score > spread(rule, cache, name)[cache.frames_of_pair]
+
+
+def decide_constant(rule: Rule, cache: Cache) -> np.ndarray:
+    return np.full(len(cache.label), rule.params["fallback"]["on"])
+
+
+def decide_threshold(rule: Rule, cache: Cache) -> np.ndarray:
+    return above(rule, cache, "t", cache.signals[rule.on])
+
+
+def after_median(rule: Rule, cache: Cache) -> np.ndarray:
+    """The signal (N,) of a median rule after the filter of each class, before its threshold."""
+    seconds = [setting_of(rule, pair.event_label)["median_s"] for pair in cache.pairs]
+    return smoothed(cache, rule.on, np.array(seconds))
+
+
+def decide_median(rule: Rule, cache: Cache) -> np.ndarray:
+    return above(rule, cache, "t", after_median(rule, cache))
+
+
+def decide_hysteresis(rule: Rule, cache: Cache) -> np.ndarray:
+    score, frame_s = cache.signals[rule.on], frame_s_of_pair(cache)
+    up, down = above(rule, cache, "onset", score), ~above(rule, cache, "offset", score)
+    runs = runs_between(up, down, cache.offsets)
+    min_off, min_on = (
+        in_frames(
+            np.array([setting_of(rule, pair.event_label)[name] for pair in cache.pairs]), frame_s
+        )
+        for name in ("min_off_s", "min_on_s")
+    )
+    return frames_of_runs(long_enough(filled(runs, min_off), min_on), len(score))
+
+
+def decide_csebbs(rule: Rule, cache: Cache) -> np.ndarray:
+    on = np.zeros(len(cache.label), bool)
+    for pair, score, part in zip(
+        cache.pairs, pieces(cache, cache.signals[rule.on]), pieces(cache, on), strict=True
+    ):
+        setting = setting_of(rule, pair.event_label)
+        boxes = boxes_of(score, pair.frame_s, setting)
+        chosen = boxes.confidence > setting["t"]
+        ends = (first_frame(side[chosen]) for side in (boxes.begin, boxes.end))
+        for begin, end in zip(*ends, strict=True):
+            part[begin:end] = True
+    return on
+
+
+def shifted(cache: Cache, delta: float) -> np.ndarray:
+    """Decisions (N,) with the base threshold shifted by one constant everywhere."""
+    return decide(cache.signals["prob"], shift(cache.signals["t_base"], delta))
+
+
+def best_possible(cache: Cache, max_delta: float) -> np.ndarray:
+    """Decisions (N,) of the best action per frame: the ceiling of any policy with these actions."""
+    can_be_on, can_be_off = shifted(cache, -max_delta), ~shifted(cache, max_delta)
+    return np.where(cache.label, can_be_on, ~can_be_off)
+
+
+def decide_best_threshold(rule: Rule, cache: Cache) -> np.ndarray:
+    """The best threshold of each pair by its own label; off where the class is not to be heard."""
+    score = cache.signals[rule.on]
+    best = GRID[f1_over_grid(cache, score).argmax(axis=1)]
+    true = np.add.reduceat(cache.label.astype(np.int64), cache.offsets[:-1]) > 0
+    return (score > best[cache.frames_of_pair]) & true[cache.frames_of_pair]
+
+
+DECIDE: dict[str, Callable[[Rule, Cache], np.ndarray]] = {
+    "constant": decide_constant,
+    "threshold": decide_threshold,
+    "median": decide_median,
+    "hysteresis": decide_hysteresis,
+    "csebbs": decide_csebbs,
+    "shift": lambda rule, cache: shifted(cache, rule.params["fallback"]["delta"]),
+    "best action": lambda rule, cache: best_possible(cache, rule.params["fallback"]["max_delta"]),
+    "best threshold": decide_best_threshold,
+}
+
+
+def decide_rule(rule: Rule, cache: Cache) -> np.ndarray:
+    """Decisions (N,) bool of a rule on any cache."""
+    return DECIDE[rule.kind](rule, cache)
+
+
+# ---------------------------------------------------------------------------- the rules
+
+SETTING_TEXT = {
+    "threshold": "{t:.4g}",
+    "median": "{t:.4g} after {median_s:g} s",
+    "hysteresis": "on {onset:.4g} off {offset:.4g}, at least {min_on_s:g} / {min_off_s:g} s",
+    "csebbs": "{t:.4g}, filter {filter_s:g} s, {by} {limit:g}",
+}
+EVENT_TITLES = {
+    "event_f1": "event F1",
+    "intersection_f1": "intersection F1",
+    "psds1": "PSDS 1",
+    "psds2": "PSDS 2",
+}
+QUICK_ON = ("d_raw", "d_adj", "prob")
+
+
+def of_all(setting: Setting) -> dict[str, Any]:
+    """Parameters of a rule with one setting for all classes."""
+    return {"fallback": setting, "classes": {}}
+
+
+def tuned_rule(name: str, kind: str, on: str, params: dict[str, Any]) -> Rule:
+    """A rule with its settings in words."""
+    text = SETTING_TEXT[kind]
+    by_class = (f"{label} {text.format(**each)}" for label, each in params["classes"].items())
+    setting = "; ".join(by_class) or "t = " + text.format(**params["fallback"])
+    return Rule(name, kind, on, setting, params)
+
+
+def fixed_rules() -> list[Rule]:
+    """Rules that need no tuning."""
+    rules = [
+        Rule("all on", "constant", "", "", of_all({"on": True})),
+        Rule("all off", "constant", "", "", of_all({"on": False})),
+        Rule("T_base", "shift", "prob", "", of_all({"delta": 0.0})),
+    ]
+    half = of_all({"t": 0.5})
+    return rules + [Rule(f"fixed 0.5 on {on}", "threshold", on, "", half) for on in QUICK_ON]
+
+
+def threshold_rules(aim: Objective, on: str) -> list[Rule]:
+    """One threshold for all classes, and one for each."""
+    params = tune_thresholds(aim, on)
+    single = of_all(params["fallback"])
+    return [
+        tuned_rule(f"best single threshold on {on}", "threshold", on, single),
+        tuned_rule(f"best per-class threshold on {on}", "threshold", on, params),
+    ]
+
+
+def rules_of_settings(
+    name: str, kind: str, on: str, aim: Objective, events: EventObjective | None
+) -> list[Rule]:
+    """A kind of rule, tuned for the operating point, and with `events` for each event metric."""
+    point, *others = tune_settings(kind, on, aim, events).items()
+    rules = [tuned_rule(f"{name} on {on}", kind, on, point[1])]
+    short = name.removesuffix(" + threshold")
+    for metric, params in others:
+        rule = tuned_rule(f"{short} on {on}, for {EVENT_TITLES[metric]}", kind, on, params)
+        rules.append(rule._replace(metric=metric))
+    return rules
+
+
+def constant_action(aim: Objective, bandit: Bandit) -> Rule:
+    """The one threshold shift that is best for all frames of the training cache."""
+    cache = aim.cache
+    settings = [{"delta": float(delta)} for delta in bandit.deltas]
+    tp, on = [], []
+    for setting in settings:
+        pred = shifted(cache, setting["delta"])
+        tp.append(np.diff(running_sum(pred & cache.label)[cache.offsets]))
+        on.append(np.diff(running_sum(pred)[cache.offsets]))
+    params = aim.tune(settings, aim.values(np.stack(tp, axis=1), np.stack(on, axis=1)))
+    best = params["fallback"]
+    text = f"{best['delta']:+.2f} everywhere"
+    return Rule("best constant action", "shift", "prob", text, of_all(best))
+
+
+def ceilings(bandit: Bandit) -> list[Rule]:
+    """What no policy with these actions, and no constant threshold in a pair, can exceed."""
+    action = of_all({"max_delta": bandit.max_delta})
+    within = f"labels known, within ±{bandit.max_delta:g}"
+    threshold = "best threshold per pair on d_raw (ceiling)"
+    return [
+        Rule("best action per frame (ceiling)", "best action", "prob", within, action),
+        Rule(threshold, "best threshold", "d_raw", "labels known", of_all({})),
+    ]
+
+
+class Tuning(NamedTuple):
+    """What rules are tuned on, and the parts of it, longest first: they share nothing."""
+
+    aim: Objective
+    events: EventObjective | None = None  # tune for event metrics too
+    bandit: Bandit = Bandit()
+
+    def part(self, kind: str, on: str) -> list[Rule]:
+        """The rules of one kind on one signal."""
+        events = self.events if on == "d_raw" else None
+        if kind == "csebbs":
+            return rules_of_settings("cSEBBs", kind, on, self.aim, events)
+        if kind == "median":
+            return rules_of_settings("median + threshold", kind, on, self.aim, events)
+        if kind == "hysteresis":
+            return [tuned_rule(f"hysteresis on {on}", kind, on, tune_hysteresis(self.aim, on))]
+        if kind == "threshold":
+            return threshold_rules(self.aim, on)
+        return [constant_action(self.aim, self.bandit)]
+
+
+PARTS = [("csebbs", "d_raw"), ("hysteresis", "d_raw"), ("hysteresis", "d_adj")]
+PARTS += [("median", on) for on in QUICK_ON] + [("shift", "prob")]
+PARTS += [("threshold", on) for on in QUICK_ON]
+ORDER = ("threshold", "median", "hysteresis", "csebbs", "shift")  # in the list of rules
+WORK_OF_A_PROCESS = 500_000  # frames whose tuning takes longer than to start a process for them
+_tuning: list[Tuning] = []  # of a process of the pool
+
+
+def prepare(train: Cache, bandit: Bandit, point: Point) -> None:
+    """Make a process of the pool ready for parts of the tuning."""
+    _tuning[:] = [Tuning(Objective(train, point), EventObjective(train), bandit)]
+
+
+def tuned_part(part: tuple[str, str]) -> list[Rule]:
+    """A part of the tuning that the process is ready for."""
+    return _tuning[0].part(*part)
+
+
+def fit_all(
+    train: Cache, bandit: Bandit, point: Point, quiet: bool = False, workers: int = 1
+) -> list[Rule]:
+    """Every rule, tuned on the training cache for one operating point; `quiet`: no progress bar.
+
+    At most `workers` processes share the work, each with a copy of the cache; no more than it is
+    worth. InputError where a cache of present pairs is to be tuned on all of them.
+    """
+    tuning = Tuning(Objective(train, point), EventObjective(train), bandit)
+    workers = min(workers, len(PARTS), 1 + len(train.label) // WORK_OF_A_PROCESS)
+    ready = partial(prepare, train, bandit, point)
+    with nullcontext() if workers == 1 else process_pool(workers, ready) as pool:
+        found = (
+            (tuning.part(*part) for part in PARTS) if pool is None else pool.map(tuned_part, PARTS)
+        )
+        parts = list(tqdm(found, desc="Tuning", total=len(PARTS), unit="part", disable=quiet))
+    rules = [rule for some in parts for rule in some]
+    rules.sort(key=lambda rule: (rule.metric != "", ORDER.index(rule.kind)))
+    return fixed_rules() + rules + ceilings(bandit)
+
+
+QUICK = ("all on", *(f"fixed 0.5 on {on}" for on in QUICK_ON))
+
+
+def yardsticks(cache: Cache, train: Cache | None, bandit: Bandit | None) -> list[Yardstick]:
+    """The quick rules, tuned on present pairs; without a training cache those without tuning.
+
+    `bandit`: of a policy that shifts the threshold, whose actions have a ceiling; None: of another.
+    """
+    rules = [rule for rule in fixed_rules() if rule.name in QUICK]
+    if train is not None:
+        aim = Objective(train, "present")
+        for on in QUICK_ON:
+            rules += threshold_rules(aim, on)
+        rules += [Tuning(aim).part(kind, "d_adj")[0] for kind in ("median", "hysteresis")]
+        rules.append(constant_action(aim, bandit or Bandit()))
+    if bandit is not None and bandit.max_delta < 1:  # 1: from end to end, nothing is out of reach
+        rules += ceilings(bandit)[:1]
+    return [Yardstick(rule, decide_rule(rule, cache)) for rule in rules]
+
+
+def yardsticks_of_all(cache: Cache, train: Cache) -> list[Yardstick]:
+    """The quick rules on raw scores, tuned over all pairs for macro-F1; InputError as `fit_all`."""
+    aim = Objective(train, "all")
+    kinds = ("threshold", "median", "hysteresis", "csebbs")
+    rules = [rule for kind in kinds for rule in Tuning(aim).part(kind, "d_raw")]
+    return [Yardstick(rule, decide_rule(rule, cache)) for rule in rules]

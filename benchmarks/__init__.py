@@ -1,0 +1,1 @@
+"""Speed, memory and structure of the suite, measured; `make bench`."""

@@ -1,0 +1,1 @@
+"""Who is compared, and what of it can be said: metrics, intervals, verdicts, tables."""

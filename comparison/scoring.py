@@ -1,0 +1,619 @@
+"""One table of many systems on one split: metrics, paired intervals, a verdict.
+
+Run:    python evaluate.py --compare DQN=runs/slides C=runs/classifier rules --out runs/table
+Writes: <out>/{results.json, table.md, table.tex, pairs.csv, events/}
+Shapes: N frames of all pairs, P pairs, C clips, K classes, D bootstrap draws
+
+A cache of present pairs gives the slides' protocol: accuracy, IoU and F1 of each pair, then the
+mean; it hands every system the clip's tags. A cache of all pairs lets false alarms count: F1 over
+the frames of each class in all clips, then the mean (macro), F1 over all frames (micro), and the
+share of absent pairs with a frame on. There, policies, baselines and T_base stand bare and behind
+the tag gate. Rules are tuned on the training cache: mean-pair F1, or macro-F1 over all pairs.
+
+Intervals are of clips drawn with replacement, the same draws for every row, so that differences are
+paired; of several seeds the mean is taken in every draw. They do not cover the choice of seeds (see
+the standard deviation) nor of recordings. One clip has no interval: nothing can be told from it.
+"""
+
+import csv
+import hashlib
+import io
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from baselines.tuned_rules import after_median, class_of_pair
+from comparison.systems import BASE, GATED, Entrant, Member, events_of, find_entrants, with_events
+from config import EvaluateConfig
+from core.errors import InputError
+from core.files import Kind, write_text, write_together
+from core.names import csv_cell
+from core.names import latex as as_latex
+from core.names import markdown as as_markdown
+from core.processes import in_order, num_workers, process_pool
+from core.stored import read_json, write_json
+from core.versions import made_with
+from policy import gate as tag_gate
+from sed import event_metrics
+from sed.caches import Cache
+from sed.event_metrics import ScoredEvent
+from sed.matching import end_errors, match_events
+from sed.metrics import (
+    SHARE,
+    Counts,
+    bootstrap_weights,
+    count_pairs,
+    f1_score,
+    macro_average,
+    mean_over_pairs,
+    over_all_pairs,
+    resampled,
+    scores_of,
+)
+from sed.timeline import ClipScores, Event, write_labels
+
+TABLE = Kind("table", older=(("results.json", "entrants"), ("results.json", "cache_key")))
+BEGUN = TABLE._replace(older=(("rules.json", "train"), ("rules.json", "rules")))  # and stopped
+HEADLINE = {"present": ("accuracy", "iou", "f1"), "all": ("macro_f1", "micro_f1", "false_alarms")}
+DECISIVE = {"present": "f1", "all": "macro_f1"}  # rules are tuned for it, verdicts are about it
+FIELD = ("event_f1", "segment_f1", "intersection_f1", "psds1", "psds2")
+TITLES = {
+    "accuracy": "Accuracy",
+    "iou": "IoU",
+    "f1": "F1",
+    "macro_f1": "macro-F1",
+    "micro_f1": "micro-F1",
+    "false_alarms": "absent pairs on",
+    "event_f1": "event F1",
+    "segment_f1": "segment F1",
+    "intersection_f1": "intersection F1",
+    "psds1": "PSDS 1",
+    "psds2": "PSDS 2",
+    "onset_ms": "onset error",
+    "offset_ms": "offset error",
+}
+NOT_OPPONENTS = ("all on", "all off")
+# Frames of all members together whose events take longer to score than to start a process for them.
+WORK_OF_A_PROCESS = 30_000_000
+
+
+# ---------------------------------------------------------------------------- headline metrics
+
+
+def counts_of(member: Member, cache: Cache) -> Counts:
+    """Confusion counts (P,) of a member's decisions."""
+    return count_pairs(member.pred, cache.label, cache.offsets)
+
+
+def headline(counts: Counts, cache: Cache) -> dict[str, float]:
+    """The split's headline metrics of one member."""
+    if cache.queries == "present":
+        return mean_over_pairs(counts)
+    return over_all_pairs(counts, class_of_pair(cache), cache.present)
+
+
+class Resampler:
+    """Clips with a pair drawn with replacement, the same draws for every member of a table."""
+
+    def __init__(self, cache: Cache) -> None:
+        self.cache = cache
+        names = [pair.filename for pair in cache.pairs]
+        _, self.clip = np.unique(names, return_inverse=True)  # (P,)
+        self.weights = bootstrap_weights(self.clip.max() + 1)  # (D, C)
+        labels = class_of_pair(cache)
+        self.classes = [np.flatnonzero(labels == name) for name in sorted(set(labels))]
+        self.absent = ~cache.present
+
+    def _drawn(self, values: np.ndarray, pairs: np.ndarray | slice = slice(None)) -> np.ndarray:
+        """Sum over the drawn clips of a value (P,) of some pairs -> (D,)."""
+        num_clips = self.weights.shape[1]
+        return resampled(self.weights, np.bincount(self.clip[pairs], values[pairs], num_clips))
+
+    def draws(self, counts: Counts) -> np.ndarray:
+        """Headline metrics of a member in every draw, (D, M)."""
+        if self.cache.queries == "present":
+            scores = scores_of(counts)
+            size = self._drawn(np.ones(len(self.clip)))
+            return np.stack([self._drawn(scores[m]) / size for m in HEADLINE["present"]], axis=1)
+        cells = np.stack(
+            [[self._drawn(cell, pairs) for pairs in self.classes] for cell in counts[:3]]
+        )  # (3, K, D): tp, fp, fn
+        macro = macro_average(f1_score(*cells), cells.sum(axis=0) > 0, axis=0)
+        micro = f1_score(*cells.sum(axis=1))
+        alarms = self._drawn((counts.fp > 0).astype(float), self.absent)
+        absent = self._drawn(np.ones(len(self.clip)), self.absent)
+        return np.stack([macro, micro, alarms / np.maximum(absent, 1)], axis=1)
+
+
+def interval(draws: np.ndarray) -> np.ndarray:
+    """95 % interval (2, M) of draws (D, M)."""
+    return np.quantile(draws, [(1 - SHARE) / 2, (1 + SHARE) / 2], axis=0)
+
+
+# ---------------------------------------------------------------------------- event metrics
+
+
+def ranked(cache: Cache) -> bool:
+    """Whether there is a PSDS, which needs the scores of all classes of every clip."""
+    return cache.queries == "all" and len(cache.pairs) == len(cache.clips) * len(cache.classes)
+
+
+def clip_scores(cache: Cache, signal: np.ndarray) -> dict[str, ClipScores]:
+    """A signal (N,) of a cache of all pairs -> values (K, T) of each clip, `cache.classes` rows."""
+    pairs: dict[str, dict[str, int]] = {}
+    for index, pair in enumerate(cache.pairs):
+        pairs.setdefault(pair.filename, {})[pair.event_label] = index
+    found = {}
+    for name, rows in pairs.items():
+        spans = [slice(*cache.offsets[rows[label] : rows[label] + 2]) for label in cache.classes]
+        edges = cache.pairs[rows[cache.classes[0]]].edges
+        found[name] = ClipScores(np.stack([signal[span] for span in spans]), edges)
+    return found
+
+
+class EventTask(NamedTuple):
+    """What a process needs to score one member's events."""
+
+    events: dict[str, list[Event]]
+    scored: dict[str, list[ScoredEvent]] | dict[str, ClipScores] | None  # None: no PSDS
+    truth: dict[str, list[Event]]
+    durations: dict[str, float]
+    classes: list[str]
+
+
+def event_row(task: EventTask) -> dict[str, float]:
+    """Event-based metrics of one member."""
+    given = (task.truth, task.durations, task.classes)
+    row = {name: f1.macro for name, f1 in event_metrics.all_f1(task.events, *given).items()}
+    if task.scored is not None:
+        frames = any(isinstance(each, ClipScores) for each in task.scored.values())
+        rank = event_metrics.score_psds if frames else event_metrics.event_psds
+        both = rank(task.scored, *given)
+        row |= {f"psds{scenario}": psds.value for scenario, psds in both.items()}
+    return row
+
+
+def event_tasks(entrants: list[Entrant], cache: Cache) -> Iterator[EventTask]:
+    """One task a member, in order; made when it is asked for."""
+    truth, durations = cache.truth, cache.durations
+    raw: dict[Path, dict[str, ClipScores]] = {}  # by the cache that a member's signals are in
+    for entrant in entrants:
+        for member in entrant.members:
+            events, scored, home = events_of(member, cache), None, member.home or cache
+            if ranked(cache) and member.scores is not None:
+                scored = clip_scores(cache, member.scores)
+            elif ranked(cache) and member.boxes is not None:
+                scored = {k: [ScoredEvent(*e) for e in v] for k, v in member.boxes.items()}
+            elif ranked(cache):
+                if home.folder not in raw:
+                    raw[home.folder] = clip_scores(home, home.signals["d_raw"])
+                scored = {
+                    name: event_metrics.mean_scores(found, raw[home.folder][name], cache.classes)
+                    for name, found in events.items()
+                }
+            yield EventTask(events, scored, truth, durations, cache.classes)
+
+
+def score_all(
+    work: Callable[[Any], dict[str, Any]],
+    tasks: Iterator[Any],
+    total: int,
+    pool: ProcessPoolExecutor | None,
+    title: str,
+) -> list[dict[str, Any]]:
+    """The result of every task, in order, with a progress bar."""
+    rows = map(work, tasks) if pool is None else in_order(pool, work, tasks)
+    return list(tqdm(rows, total=total, desc=title, unit="system"))
+
+
+def score_events(
+    entrants: list[Entrant], cache: Cache, pool: ProcessPoolExecutor | None = None
+) -> dict[str, list[dict[str, float]]]:
+    """Event metrics of every member, by entrant; the processes of a pool share the work."""
+    total = sum(len(entrant.members) for entrant in entrants)
+    tasks = event_tasks(entrants, cache)
+    left = iter(score_all(event_row, tasks, total, pool, "Event metrics"))
+    return {entrant.name: [next(left) for _ in entrant.members] for entrant in entrants}
+
+
+class ScoreTask(NamedTuple):
+    """What a process needs for the PSDS of one signal."""
+
+    name: str
+    scores: dict[str, ClipScores]
+    truth: dict[str, list[Event]]
+    durations: dict[str, float]
+    classes: list[str]
+
+
+def score_row(task: ScoreTask) -> dict[str, Any]:
+    """PSDS 1 and 2 of one signal."""
+    both = event_metrics.score_psds(*task[1:])
+    return {"name": task.name} | {f"psds{s}": found.value for s, found in both.items()}
+
+
+def raw_psds(
+    cache: Cache, entrants: list[Entrant], pool: ProcessPoolExecutor | None = None
+) -> list[dict[str, Any]]:
+    """PSDS 1 and 2 of scores without any decision.
+
+    The raw scores; the same after the class-wise median filter of a rule on them, if one is among
+    the entrants, as raw scores may flicker and a fragment overlaps no event by enough; and, as an
+    appendix, `prob - threshold` of the policies. A policy has spent its threshold, and signals
+    normalised in each pair cannot be compared across clips: the appendix shows how little such a
+    margin is worth as a score.
+    """
+    truth, durations = cache.truth, cache.durations
+    signals = [("raw scores", cache.signals["d_raw"])]
+    for entrant in entrants:
+        rule = entrant.members[0].rule
+        if rule is not None and (rule.kind, rule.on) == ("median", "d_raw"):
+            name = "raw scores after the class-wise median"
+            signals.append((name, after_median(rule, cache)))
+    for entrant in entrants:
+        home, threshold = entrant.members[0].home or cache, entrant.members[0].threshold
+        if entrant.kind == "policy" and threshold is not None and not entrant.gated:
+            name = f"prob - threshold of {entrant.name}, first seed (appendix)"
+            signals.append((name, home.signals["prob"] - threshold))
+    tasks = (
+        ScoreTask(name, clip_scores(cache, signal), truth, durations, cache.classes)
+        for name, signal in signals
+    )
+    return score_all(score_row, tasks, len(signals), pool, "PSDS of scores")
+
+
+# ---------------------------------------------------------------------------- the results
+
+
+def spread(rows: list[dict[str, float]]) -> tuple[dict[str, float], dict[str, float]]:
+    """Mean and standard deviation over members of every metric (0 for one member)."""
+    table = {name: np.array([row[name] for row in rows]) for name in rows[0]}
+    mean = {name: float(values.mean()) for name, values in table.items()}
+    std = {n: float(v.std(ddof=1)) if len(v) > 1 else 0.0 for n, v in table.items()}
+    return mean, std
+
+
+def difference(
+    names: tuple[str, ...],
+    ours: tuple[dict[str, float], np.ndarray],
+    theirs: tuple[dict[str, float], np.ndarray],
+) -> dict[str, list[float]]:
+    """Difference of the means of each metric, and the interval of it over the same draws."""
+    low, high = interval(ours[1] - theirs[1])
+    return {
+        name: [ours[0][name] - theirs[0][name], float(low[i]), float(high[i])]
+        for i, name in enumerate(names)
+    }
+
+
+def entrant_ends(entrant: Entrant, cache: Cache) -> dict[str, Any]:
+    """Onset and offset errors of an entrant's matched events, all members together."""
+    matches = [
+        match
+        for member in entrant.members
+        for match in match_events(cache.truth, events_of(member, cache), cache.durations)
+    ]
+    return end_errors(matches)
+
+
+def word(metric: str, low: float, high: float) -> str:
+    """What an interval of a difference says; fewer false alarms are better, more F1 is."""
+    if metric == "false_alarms":
+        low, high = -high, -low
+    return "beats" if low > 0 else "loses to" if high < 0 else "cannot be told from"
+
+
+def in_the_noise(results: dict[str, Any], low: float, high: float) -> bool:
+    """Whether a difference with this interval may be chance; one clip has no interval.
+
+    `results`: of a table, of a run, or of one of its classes.
+    """
+    return results["num_clips"] == 1 or low <= 0 <= high
+
+
+def judged(
+    results: dict[str, Any], metric: str, other: str, value: float, change: list[float]
+) -> str:
+    """What is to be said of a system against another one: `beats T_base (70.12): +2.48 points
+    [+2.01, +2.96]`. `value` is the other one's, `change` the difference to it with its interval.
+    """
+    gain, low, high = change
+    said = word(metric, *((0, 0) if in_the_noise(results, low, high) else (low, high)))
+    points = f"{100 * gain:+.2f} points [{100 * low:+.2f}, {100 * high:+.2f}]"
+    return f"{said} {other} ({100 * value:.2f}): {points}"
+
+
+def verdicts(results: dict[str, Any]) -> list[str]:
+    """One sentence for each policy: against its T_base and against the best opponent."""
+    metric = results["tuned_for"]
+    rows = {row["name"]: row for row in results["entrants"]}
+    lines = []
+    for row in results["entrants"]:
+        if row["kind"] != "policy":
+            continue
+        parts = [
+            judged(results, metric, other, rows[other]["mean"][metric], row[key][metric])
+            for key, other in (("vs_base", row["base"]), ("vs_best", results["best_opponent"]))
+            if other is not None
+        ]
+        value = 100 * row["mean"][metric]
+        lines.append(f"{row['name']} ({TITLES[metric]} {value:.2f}) " + " and ".join(parts) + ".")
+    if lines and results["num_clips"] == 1:
+        lines.append(ONE_CLIP)
+    return lines
+
+
+ONE_CLIP = "One clip has no interval: nothing can be told from it."
+
+
+def base_for(entrant: Entrant, entrants: list[Entrant]) -> str:
+    """Name of the T_base that a row is held against: behind the gate like the row, and of the same
+    signals, where there is one; else the first that fits best."""
+
+    def fits(base: Entrant) -> tuple[bool, bool]:
+        homes = [row.members[0].home for row in (base, entrant)]
+        ours, theirs = (None if home is None else home.folder for home in homes)
+        return base.gated == entrant.gated, ours == theirs
+
+    bases = [row for row in entrants if row.kind == "base"]
+    return max(bases, key=fits).name
+
+
+def compare(
+    cfg: EvaluateConfig, cache: Cache, train: Cache
+) -> tuple[dict[str, Any], list[Entrant]]:
+    """Decide and measure: everything that goes into results.json, and the rows."""
+    began = time.perf_counter()
+    entrants = with_events(find_entrants(cfg, cache, train), cache)
+    found = time.perf_counter()
+    facts = {"split": cfg.split, "train_cache": str(train.folder), "train_cache_key": train.key}
+    facts |= {"tuning_and_deciding_seconds": round(found - began, 1)}
+    facts |= measure(entrants, cache, cfg.workers)
+    return facts | {"seconds": round(time.perf_counter() - found, 1)}, entrants
+
+
+def measure(entrants: list[Entrant], cache: Cache, workers: int | None) -> dict[str, Any]:
+    """Metrics, intervals and differences of all rows, T_base first.
+
+    The best opponent is the one that is hardest to beat on this very split: the best rule,
+    supervised baseline or foreign system by the metric that rules are tuned for. That favours the
+    opponents. A row is held against the T_base of `base_for`.
+    """
+    names = HEADLINE[cache.queries]
+    sampler = Resampler(cache)
+    found: dict[str, tuple[dict[str, float], np.ndarray]] = {}
+    members: dict[str, list[dict[str, float]]] = {}
+    for entrant in tqdm(entrants, desc="Frame metrics", unit="row"):
+        counts = [counts_of(member, cache) for member in entrant.members]
+        rows = [headline(each, cache) for each in counts]
+        draws = np.mean([sampler.draws(each) for each in counts], axis=0)
+        found[entrant.name] = (spread(rows)[0], draws)
+        members[entrant.name] = rows
+    total = sum(len(entrant.members) for entrant in entrants)
+    count = min(num_workers(workers), 1 + total * len(cache.label) // WORK_OF_A_PROCESS)
+    with nullcontext() if count == 1 or not ranked(cache) else process_pool(count) as pool:
+        scored = score_events(entrants, cache, pool)
+        psds = raw_psds(cache, entrants, pool) if ranked(cache) else []
+    for name, rows in scored.items():
+        members[name] = [a | b for a, b in zip(members[name], rows, strict=True)]
+    rivals = [row.name for row in entrants if row.kind in ("rule", "supervised", "events")]
+    rivals = [name for name in rivals if name not in NOT_OPPONENTS]
+    decisive = DECISIVE[cache.queries]
+    best = max(rivals, key=lambda name: found[name][0][decisive], default=None)
+    table = []
+    for entrant in entrants:
+        mean, std = spread(members[entrant.name])
+        low, high = interval(found[entrant.name][1])
+        base = base_for(entrant, entrants)
+        row = {
+            "name": entrant.name,
+            "kind": entrant.kind,
+            "setting": entrant.setting,
+            "gated": entrant.gated,
+            "base": base,
+            "members": [
+                {
+                    "source": member.source,
+                    "home": None if member.home is None else str(member.home.folder.parent),
+                    "deciding_seconds": round(member.seconds, 3),
+                    **values,
+                }
+                for member, values in zip(entrant.members, members[entrant.name], strict=True)
+            ],
+            "mean": mean,
+            "std": std,
+            "interval": {m: [float(low[i]), float(high[i])] for i, m in enumerate(names)},
+            "vs_base": difference(names, found[entrant.name], found[base]),
+            "ends": entrant_ends(entrant, cache),
+        }
+        if best is not None:
+            row["vs_best"] = difference(names, found[entrant.name], found[best])
+        gates = [
+            tag_gate.tagging(member.gate, member.home or cache)
+            for member in entrant.members
+            if entrant.gated and member.gate is not None
+        ]
+        if gates:
+            row["gate"] = spread(gates)[0]
+        table.append(row)
+    results = {
+        "cache": str(cache.folder),
+        "cache_key": cache.key,
+        "queries": cache.queries,
+        "tuned_for": decisive,
+        "num_clips": sampler.weights.shape[1],
+        "num_pairs": len(cache.pairs),
+        "present_pairs": int(cache.present.sum()),
+        "entrants": table,
+        "best_opponent": best,
+        "psds_of_scores": psds,
+        **made_with(),
+    }
+    results["notes"] = list(
+        dict.fromkeys(note for row in entrants for member in row.members for note in member.notes)
+    )
+    results["verdict"] = verdicts(results)
+    return results
+
+
+def slugs(names: list[str]) -> list[str]:
+    """Names as file names, no two alike even where case does not count."""
+    found: list[str] = []
+    for name in names:
+        plain = "".join(c if c.isalnum() or c in "._-" else "_" for c in name)
+        taken = [other.lower() for other in found]
+        number = next(
+            n for n in range(1, len(names) + 1) if (plain + f"-{n}" * (n > 1)).lower() not in taken
+        )
+        found.append(plain + f"-{number}" * (number > 1))
+    return found
+
+
+def event_files(results: dict[str, Any]) -> list[str]:
+    """Names of the files in events/, one a row of the table."""
+    return [f"{name}.tsv" for name in slugs([row["name"] for row in results["entrants"]])]
+
+
+def earlier_files(out: Path) -> list[str]:
+    """The files in events/ that an earlier table in this folder has written."""
+    try:
+        return event_files(read_json(out / "results.json", ""))
+    except (InputError, KeyError, TypeError, AttributeError):
+        return []
+
+
+def write_table(out: Path, results: dict[str, Any], entrants: list[Entrant], cache: Cache) -> None:
+    """Everything of a table, all of it or nothing; events are those of a row's first member.
+
+    Event files of an earlier table in the folder go. Raises WriteError.
+    """
+    earlier, files = earlier_files(out), event_files(results)
+    pairs = pairs_csv(entrants, cache)
+    results["files"] = {"pairs.csv": hashlib.sha256(pairs.encode()).hexdigest()}
+    parts = {
+        out / "events" / file: partial(write_labels, clips=events_of(entrant.members[0], cache))
+        for entrant, file in zip(entrants, files, strict=True)
+    }
+    parts |= {
+        out / "pairs.csv": partial(write_text, text=pairs),
+        out / "table.md": partial(write_text, text=markdown(results)),
+        out / "table.tex": partial(write_text, text=latex(results)),
+        out / "results.json": partial(write_json, value=results),
+    }
+    write_together(parts)
+    for file in set(earlier) - set(files):
+        (out / "events" / file).unlink(missing_ok=True)
+
+
+def pairs_csv(entrants: list[Entrant], cache: Cache) -> str:
+    """A row a pair: accuracy, IoU and F1 of every entrant, the mean over its members."""
+    columns, cells = [], []
+    for entrant in entrants:
+        scores = [scores_of(counts_of(member, cache)) for member in entrant.members]
+        for name in HEADLINE["present"]:
+            columns.append(f"{entrant.name}: {name}")
+            cells.append(np.mean([each[name] for each in scores], axis=0))
+    stream = io.StringIO(newline="")
+    writer = csv.writer(stream)
+    writer.writerow(map(csv_cell, ["filename", "event_label", "present", "frames", *columns]))
+    for i, (pair, there) in enumerate(zip(cache.pairs, cache.present, strict=True)):
+        names = map(csv_cell, (pair.filename, pair.event_label))
+        values = [f"{column[i]:.6f}" for column in cells]
+        writer.writerow([*names, int(there), pair.num_frames, *values])
+    return stream.getvalue()
+
+
+# ---------------------------------------------------------------------------- tables
+
+
+def table_rows(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Header and cells of the table, in percent; milliseconds for the errors."""
+    names = HEADLINE[results["queries"]]
+    decisive = results["tuned_for"]
+    field = [name for name in FIELD if name in results["entrants"][0]["mean"]]
+    header = ["", *(TITLES[name] for name in names)]
+    header += [f"{TITLES[decisive]} minus its {BASE}", f"{TITLES[decisive]} minus best baseline"]
+    header += [*(TITLES[name] for name in field), "median onset error"]
+    lines = []
+    for row in results["entrants"]:
+        several = len(row["members"]) > 1
+
+        def value(name: str, row: dict = row, several: bool = several) -> str:
+            text = f"{100 * row['mean'][name]:.2f}"
+            return text + f" ± {100 * row['std'][name]:.2f}" * several
+
+        cells = [row["name"], *(value(name) for name in names)]
+        for key, other in (("vs_base", row["base"]), ("vs_best", results["best_opponent"])):
+            if other in (None, row["name"]):  # nothing to be held against
+                cells.append("")
+                continue
+            gain, low, high = (100 * x for x in row[key][decisive])
+            inside = " (within the noise)" * in_the_noise(results, low, high)
+            cells.append(f"{gain:+.2f} [{low:+.2f}, {high:+.2f}]{inside}")
+        cells += [value(name) for name in field]
+        onset = row["ends"]["onset"]
+        cells.append(f"{onset['median_ms']:.0f} ms" if onset["events"] else "")
+        lines.append(cells)
+    return header, lines
+
+
+def caption(results: dict[str, Any]) -> str:
+    """What a table is about, in one sentence."""
+    what = "present pairs" if results["queries"] == "present" else "all pairs"
+    count = f"{results['num_pairs']:,} pairs of {results['num_clips']:,} clips"
+    rest = f"{results['present_pairs']:,} of them present" * (results["queries"] == "all")
+    tuned = f"rules tuned on training clips for {TITLES[results['tuned_for']]}"
+    said = "in brackets 95 % of the bootstraps over clips, ± one standard deviation over seeds"
+    return (
+        f"{what[0].upper()}{what[1:]}: {count}{', ' * bool(rest)}{rest}; percent; {tuned}; {said}."
+    )
+
+
+def other_bases(results: dict[str, Any]) -> list[str]:
+    """Which rows are held against another T_base than the first row."""
+    rows: dict[str, list[str]] = {}
+    for row in results["entrants"]:
+        if row["base"] not in (BASE, row["name"]):
+            rows.setdefault(row["base"], []).append(row["name"])
+    return [f"Held against {base}: {'; '.join(names)}." for base, names in rows.items()]
+
+
+def markdown(results: dict[str, Any]) -> str:
+    """The table as Markdown, best opponent in italics, with caption, verdict and PSDS of scores."""
+    header, lines = table_rows(results)
+    text = [caption(results), ""]
+    text += ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
+    for cells in lines:
+        name = as_markdown(cells[0])
+        name = f"*{name}*" if cells[0] == results["best_opponent"] else name
+        text.append("| " + " | ".join([name, *cells[1:]]) + " |")
+    text += [""]
+    text += [f"{as_markdown(line)}\n" for line in other_bases(results)]
+    for row in results["psds_of_scores"]:
+        values = f"{row['psds1']:.3f} / {row['psds2']:.3f}"
+        text.append(f"PSDS 1 / 2 of {as_markdown(row['name'])}: {values}\n")
+    for row in results["entrants"]:
+        if "gate" in row:
+            gate = row["gate"]
+            name = as_markdown(row["name"].removesuffix(f", {GATED}"))
+            values = f"{100 * gate['precision']:.1f}, recall {100 * gate['recall']:.1f}"
+            text.append(f"Tag gate of {name}: precision {values}\n")
+    text += [f"{as_markdown(line)}\n" for line in results["verdict"]]
+    text += [f"Note: {as_markdown(note)}\n" for note in results.get("notes", [])]
+    return "\n".join(text)
+
+
+def latex(results: dict[str, Any]) -> str:
+    """The table as LaTeX (booktabs)."""
+    header, lines = table_rows(results)
+    text = [f"% {caption(results)}", r"\begin{tabular}{l" + "r" * (len(header) - 1) + "}"]
+    text += [r"\toprule", " & ".join(map(as_latex, header)) + r" \\", r"\midrule"]
+    text += [" & ".join(map(as_latex, cells)) + r" \\" for cells in lines]
+    return "\n".join([*text, r"\bottomrule", r"\end{tabular}", ""])

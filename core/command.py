@@ -1,0 +1,341 @@
+"""The command line: help, flags that are mistaken, presets, and how a script ends."""
+
+import ast
+import dataclasses
+import difflib
+import errno
+import inspect
+import os
+import re
+import sys
+import textwrap
+import typing
+from collections.abc import Callable, Iterable
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import fields
+from importlib import import_module
+from itertools import pairwise
+from pathlib import Path
+from types import ModuleType
+from typing import Any, ClassVar, Literal
+
+from core.errors import InputError
+from core.names import isolated
+from core.processes import ENDS_WITH_PARENT, end_with
+
+
+def needed(module: str, script: str) -> ModuleType:
+    """Import a module of requirements-studies.txt; InputError where it is not installed.
+
+    `script` is the file that the user started, for the message.
+    """
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as error:
+        cure = "run: pip install -r requirements-studies.txt"
+        raise InputError(f"{Path(script).name} needs {error.name}; {cure}") from None
+
+
+def flag_in(args: list[str], flag: str) -> str | None:
+    """Value of a flag before the command line is parsed: it chooses the defaults of the others."""
+    found = None
+    for i, arg in enumerate(args):
+        if arg == flag and i + 1 < len(args):
+            found = args[i + 1]
+        if arg.startswith(f"{flag}="):
+            found = arg.partition("=")[2]
+    return found
+
+
+def flags_of(cls: type, prefix: str = "--") -> dict[str, bool]:
+    """Flags of a config class: whether each takes any number of values."""
+    found: dict[str, bool] = {}
+    for name, hint in typing.get_type_hints(cls).items():
+        flag = f"{prefix}{name}".replace("_", "-")
+        if dataclasses.is_dataclass(hint):
+            found |= flags_of(hint, f"{flag}.")
+        elif typing.get_origin(hint) is not ClassVar:
+            found[flag] = typing.get_origin(hint) is tuple and Ellipsis in typing.get_args(hint)
+    return found
+
+
+# What other tools call it: the first of ours that a script has is suggested.
+ELSEWHERE = {
+    "epochs": ("passes",),
+    "epoch": ("passes", "epochs"),
+    "lr": ("learning.lr", "events.lr"),
+    "learning-rate": ("learning.lr", "events.lr", "lr"),
+    "batch-size": ("learning.batch", "batch"),
+    "gpu": ("device",),
+    "cuda": ("device",),
+    "num-workers": ("workers",),
+    "jobs": ("workers",),
+    "output": ("out", "run"),
+    "output-dir": ("out", "run"),
+    "input": ("audio", "labels", "run"),
+    "model": ("policy", "checkpoint"),
+    "ckpt": ("policy", "checkpoint", "init"),
+    "weights": ("policy", "checkpoint", "init"),
+    "data": ("cache", "corpus", "labels"),
+    "data-dir": ("cache", "corpus", "labels"),
+    "name": ("run",),
+    "random-state": ("seed",),
+}
+
+
+def check_known(args: list[str], known: Iterable[str]) -> None:
+    """InputError for a flag that a script does not have; it names the nearest one."""
+    whole = {flag.split(".")[-1]: flag for flag in reversed(list(known))}
+    for arg in args:
+        name = flag_of(arg)
+        if name is None or name in known or name in ("--help", "--version"):
+            continue
+        word = name.removeprefix("--")
+        near = [f"--{flag}" for flag in ELSEWHERE.get(word, ()) if f"--{flag}" in known]
+        near += [whole[word]] if word in whole else []
+        near += difflib.get_close_matches(name, known, 1, 0.6)
+        hint = f"did you mean {near[0]}?" if near else "see --help"
+        raise InputError(f"{arg.partition('=')[0]}: no such flag; {hint}")
+
+
+def flag_of(arg: str) -> str | None:
+    """The flag that a word of the command line gives, `--no-gate` being `--gate`; None: a value."""
+    if not re.match(r"--[A-Za-z]", arg):
+        return None
+    return re.sub(r"(^--|\.)no-", r"\1", arg.partition("=")[0].replace("_", "-"))
+
+
+def once_each(args: list[str], many: set[str]) -> list[str]:
+    """The command line with each flag once: those of `many` values add up.
+
+    InputError where another flag is given twice: the parser would take the last one in silence.
+    """
+    command: list[str] = []  # what stands before the first flag
+    given: dict[str, list[list[str]]] = {}  # flag -> the words of each time that it is given
+    words = command
+    for arg in args:
+        flag = flag_of(arg)
+        if flag is None:
+            words.append(arg)
+            continue
+        name, equals, value = arg.partition("=")
+        words = [name.replace("_", "-"), *[value] * bool(equals)]
+        given.setdefault(flag, []).append(words)
+    found = command
+    for flag, times in given.items():
+        if len(times) > 1 and flag not in many:
+            both = " and ".join(" ".join(words) for words in times)
+            raise InputError(f"{flag} is given {len(times)} times: {both}; give it once")
+        found = found + times[0] + [word for words in times[1:] for word in words[1:]]
+    return found
+
+
+def metavar(hint: Any) -> str:
+    """How a value of a type is written: INT, PATH, one|another, TEXT .. (any number)."""
+    kinds = [kind for kind in typing.get_args(hint) if kind is not type(None)]
+    if typing.get_origin(hint) is Literal:
+        return "|".join(map(str, kinds))
+    if typing.get_origin(hint) is tuple:
+        return " ".join(".." if kind is Ellipsis else metavar(kind) for kind in kinds)
+    return "|".join(map(metavar, kinds)) or {str: "TEXT"}.get(hint, hint.__name__.upper())
+
+
+def texts_of(cls: type) -> dict[str, str]:
+    """Field -> the line that stands under it in the source."""
+    texts = {}
+    for base in (base for base in reversed(cls.__mro__) if dataclasses.is_dataclass(base)):
+        (node,) = ast.parse(textwrap.dedent(inspect.getsource(base))).body
+        for name, text in pairwise(node.body):
+            if isinstance(name, ast.AnnAssign) and isinstance(text, ast.Expr):
+                texts[name.target.id] = text.value.value
+    return texts
+
+
+def option_lines(given: Any, prefix: str = "") -> list[str]:
+    """A line for each option of a config class (or of an instance, which holds the defaults); each
+    group behind them, under a line of its own."""
+    cls = given if isinstance(given, type) else type(given)
+    hints, texts, lines, groups = typing.get_type_hints(cls), texts_of(cls), [], []
+    for spec in fields(cls):
+        name, hint = prefix + spec.name.replace("_", "-"), hints[spec.name]
+        value = spec.default
+        if cls is not given:
+            value = getattr(given, spec.name)
+        elif spec.default_factory is not dataclasses.MISSING:
+            value = spec.default_factory()
+        if dataclasses.is_dataclass(hint):
+            groups += [f"{spec.name}: {summary(hint)}", *option_lines(value, f"{name}.")]
+            continue
+        head = f"--{name} {metavar(hint)}"
+        if hint is bool:
+            head, value = f"--{name}, --{prefix}no-{name.removeprefix(prefix)}", "on" * value
+        if isinstance(value, tuple):
+            value = " ".join(map(str, value))
+        default = "required" if value is dataclasses.MISSING else value
+        long = len(str(default)) > 40  # its text describes it
+        shown = "" if default in (None, "") or long else f" [{default}]"
+        lines.append(f"  {head:<31}  {texts.get(spec.name, '')}{shown}")
+    return lines + groups
+
+
+def summary(cls: type) -> str:
+    """First line of a class's docstring."""
+    return cls.__doc__.partition("\n")[0]
+
+
+def help_text(cls: type | dict[str, Any], args: list[str]) -> str:
+    """What `--help` prints: an option a line, or the commands of a script that has several."""
+    script = program()
+    if isinstance(cls, dict) and (not args or args[0] not in cls):
+        kinds = {name: kind if isinstance(kind, type) else type(kind) for name, kind in cls.items()}
+        lines = [f"  {name:<16} {summary(kind)}" for name, kind in kinds.items()]
+        head = f"usage: {script} COMMAND [--OPTION VALUE ..]; options: COMMAND --help"
+        return "\n".join([head, "", *lines])
+    given = cls
+    if isinstance(cls, dict):
+        script, given = f"{script} {args[0]}", cls[args[0]]
+    elif "preset" in [spec.name for spec in fields(cls)]:
+        given = preset_of(cls, args)
+    kind = given if isinstance(given, type) else type(given)
+    head = f"usage: {script} [--OPTION VALUE ..]; defaults in brackets"
+    return "\n".join([head, summary(kind), "", *option_lines(given)])
+
+
+def preset_of(cls: type, args: list[str]) -> Any:
+    """The defaults that a command line asks for; an unknown preset is the parser's to refuse."""
+    name = flag_in(args, "--preset")
+    return cls.with_preset(name if name in cls.PRESETS else next(iter(cls.PRESETS)))
+
+
+def plain_words(text: str) -> list[str]:
+    """The command line of a script without flags; `--help` prints `text`, its docstring.
+
+    Raises InputError for a flag.
+    """
+    args = sys.argv[1:]
+    if {"-h", "--help"} & set(args):
+        print(text.strip())
+        sys.exit(0)
+    check_known(args, ())
+    return args
+
+
+def parse(cls: type | dict[str, Any], args: list[str] | None = None) -> Any:
+    """Command line -> config; a bad flag or value is explained on stderr, exit code 2.
+
+    A dictionary is a script with several commands: the first word says which class is meant. An
+    instance in place of a class holds the defaults. Raises InputError for a flag given twice.
+    """
+    args = sys.argv[1:] if args is None else args
+    if {"-h", "--help"} & set(args):
+        print(help_text(cls, args))
+        sys.exit(0)
+    meant = cls.get(args[0] if args else "") if isinstance(cls, dict) else cls
+    meant = meant if isinstance(meant, type) or meant is None else type(meant)
+    if "--version" in args:
+        from core.versions import versions  # torch takes seconds to import
+
+        print("\n".join(f"{name}: {text}" for name, text in versions().items()))
+        sys.exit(0)
+    if meant:
+        flags = flags_of(meant)
+        check_known(args, flags)
+        args = once_each(args, {flag for flag, several in flags.items() if several})
+    elif isinstance(cls, dict):
+        got = f"{args[0]} was given" if args else "none was given"
+        raise InputError(f"a command is needed: {', '.join(cls)}; {got}")
+    import tyro  # the only place that knows the parser; help and mistakes need not wait for it
+
+    if isinstance(cls, dict):
+        kinds = []
+        for name, given in cls.items():
+            kind = given if isinstance(given, type) else type(given)
+            more = {} if kind is given else {"default": given}
+            about = tyro.conf.subcommand(name, **more)
+            kinds.append(typing.Annotated[kind, about])
+        return tyro.cli(typing.Union[tuple(kinds)], args=args, prog=program())  # noqa: UP007
+    if "preset" not in [spec.name for spec in fields(cls)]:
+        return tyro.cli(cls, args=args)
+    return tyro.cli(cls, default=preset_of(cls, args), args=args)
+
+
+_parsed: list[Any] = []  # by `parse_first`, for `run_script`
+
+
+def parse_first(cls: type | dict[str, Any], answer: Callable[[Any], bool] | None = None) -> None:
+    """Parse the command line of a script that is run, before it imports torch, which takes seconds:
+    help, mistakes, and what `answer` does (True: all is done) end here."""
+
+    def parsed() -> int | None:
+        _parsed[:] = [parse(cls)]
+        return 0 if answer is not None and answer(_parsed[0]) else None
+
+    run_main(parsed, ends=False)
+
+
+def run_script(cls: type | dict[str, Any], main: Callable[[Any], int | None]) -> None:
+    """Run with the parsed command line."""
+    run_main(lambda: main(_parsed.pop() if _parsed else parse(cls)))
+
+
+def program() -> str:
+    """What the user started: `DQN.py`, or `python -m studies.classic`."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    if spec is None:
+        return Path(sys.argv[0]).name
+    return f"python -m {spec.name.removesuffix('.__main__')}"
+
+
+def run_main(main: Callable[[], int | None], ends: bool = True) -> None:
+    """Run, and turn a user's mistake or a failing disk into one line and exit code 2.
+
+    Without `ends`, what returns no exit code goes on.
+    """
+    script = program()
+
+    def fail(text: str, code: int = 2) -> None:
+        close_bars()
+        print(f"{script}: {text}", file=sys.stderr)
+        sys.exit(code)
+
+    if os.environ.pop(ENDS_WITH_PARENT, None):
+        end_with(os.getppid())
+    if not sys.stderr.isatty():  # in a log a line a minute is enough; tqdm reads it when imported
+        os.environ.setdefault("TQDM_MININTERVAL", "60")
+    try:
+        code = main()
+        sys.stdout.flush()
+        if ends or code is not None:
+            sys.exit(code or 0)
+    except BrokenPipeError:  # the reader of our output has gone, e.g. `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except (InputError, OSError) as error:  # OSError: a folder without rights
+        text = str(error)
+        try:
+            sys.stdout.flush()
+        except OSError as failed:
+            error = failed
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC and not error.filename:
+            # Files of ours are named by what writes them.
+            text = f"standard output or a temporary file cannot be written ({error.strerror})"
+        fail(f"error: {isolated(text)}")
+    except BrokenProcessPool:
+        fail("error: a worker process died, probably for lack of memory; try --workers 1")
+    except (RuntimeError, MemoryError) as error:
+        text = str(error).splitlines()[0] if str(error) else "out of memory"
+        full = ("out of memory", "can't allocate memory", "not enough memory")
+        if not isinstance(error, MemoryError) and not any(word in text.lower() for word in full):
+            raise
+        cure = "a smaller --batch or network, or --device cpu"
+        fail(f"error: {text}; try {cure}")
+    except KeyboardInterrupt:
+        fail("interrupted", 130)
+
+
+def close_bars() -> None:
+    """End the line of every open progress bar: what is said next stands on one of its own."""
+    if "tqdm" in sys.modules:
+        for bar in list(sys.modules["tqdm"].tqdm._instances):
+            bar.close()

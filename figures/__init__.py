@@ -1,0 +1,1 @@
+"""Figures of a table, and the page of a policy."""

@@ -1,0 +1,609 @@
+"""Figures of a comparison: who is better by how much, for which classes, and what a policy does.
+
+Run:    python visualize.py --table runs/table
+Reads:  <table>/{results.json, pairs.csv} of evaluate.py --compare; for what the first policy does
+        its checkpoint, its stored decisions and the cache that the table was made from
+Shapes: T frames of a pair, N frames of all pairs, P pairs, B bins of prob - T_base, K classes
+"""
+
+import csv
+import io
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+
+from baselines.tuned_rules import class_of_pair
+from comparison.evaluations import Evaluated, View, short, view_of
+from comparison.scoring import DECISIVE, HEADLINE, NOT_OPPONENTS, TITLES
+from comparison.systems import BASE, GATED, from_checkpoint, same_pairs, store_of
+from config import EvaluateConfig
+from core.errors import InputError
+from core.names import csv_text
+from core.stored import (
+    check_form,
+    file_sha256,
+    is_count,
+    is_flag,
+    is_number,
+    is_share,
+    is_text,
+    maybe,
+    misfit,
+    read_json,
+    read_text,
+)
+from figures.plotting import (
+    COLOURS,
+    MOST_CLASSES,
+    PAGE,
+    STYLE,
+    bars,
+    draw_curves,
+    legend,
+    look,
+    page,
+    time_axis,
+    unit_axis,
+)
+from policy.apply import load_policy
+from policy.bandit import near
+from sed.caches import load_cache
+from sed.matching import BIN_MS, BINS_MS, ENDS
+from sed.metrics import DRAWS, bootstrap_mean, count_pairs, scores_of
+
+if TYPE_CHECKING:  # matplotlib is imported where a figure is drawn: it builds a font cache
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+KINDS = {  # kind of a row -> colour, legend entry
+    "base": ("t_base", "Base threshold, untouched"),
+    "policy": ("t_adj", "Policy (DQN)"),
+    "supervised": ("supervised", "Supervised baseline: the DQN's state and network"),
+    "rule": ("yardstick", "Rule, tuned on training clips"),
+    "events": ("events", "Events from elsewhere"),
+    "ceiling": ("ceiling", "Ceiling: knows the labels"),
+}
+FORMER = "twin"  # the kind `supervised` in tables of older versions
+MARKERS, LINES = "osD^vP", ("-", "--", "-.", ":")  # several rows of one kind
+
+
+# ---------------------------------------------------------------------------- what is drawn
+
+
+class PairScores(NamedTuple):
+    """pairs.csv: arrays (P,); `f1` by name of the row."""
+
+    filename: np.ndarray
+    event_label: np.ndarray
+    present: np.ndarray
+    f1: dict[str, np.ndarray]
+
+
+class Table(NamedTuple):
+    """A comparison, read back."""
+
+    folder: Path
+    results: dict[str, Any]
+    pairs: PairScores
+
+    @property
+    def rows(self) -> dict[str, dict[str, Any]]:
+        """Rows of the table by name."""
+        return {row["name"]: row for row in self.results["entrants"]}
+
+    @property
+    def split(self) -> str:
+        """Split of the cache."""
+        return Path(self.results["cache"]).name
+
+    @property
+    def decisive(self) -> str:
+        """The metric that verdicts are about."""
+        return DECISIVE[self.results["queries"]]
+
+    @property
+    def what(self) -> str:
+        """How many pairs of which kind, for titles."""
+        results, present = self.results, f"{self.results['present_pairs']:,}"
+        if results["queries"] == "present":
+            return f"{present} present pairs, {self.split} split"
+        return f"all {results['num_pairs']:,} pairs ({present} present), {self.split} split"
+
+    def bare(self, kind: str) -> list[str]:
+        """Names of the rows of a kind that do not stand behind the tag gate."""
+        return [name for name, row in self.rows.items() if row["kind"] == kind and not row["gated"]]
+
+
+SPAN = (is_number, is_number)
+ERRORS = {"median_ms": is_number, "histogram": (is_count,) * (len(BINS_MS) - 1)}
+
+
+def is_end(value: Any) -> bool:
+    """Onset or offset errors of a row; without matched events there are none."""
+    counted = misfit(value, {"events": is_count}) is None
+    return counted and (value["events"] == 0 or misfit(value, ERRORS) is None)
+
+
+ROW = {
+    "name": is_text,
+    "kind": {*KINDS, FORMER}.__contains__,
+    "gated": is_flag,
+    "base": is_text,
+    "members": [{"source": is_text}],
+    "ends": dict.fromkeys(ENDS, is_end),
+}
+TABLE = {
+    **dict.fromkeys(("cache", "cache_key"), is_text),
+    "queries": HEADLINE.__contains__,
+    **dict.fromkeys(("num_clips", "num_pairs", "present_pairs"), is_count),
+    "entrants": [ROW],
+    "best_opponent": maybe(is_text),
+}
+# Keys of results.json of the versions that wrote no checksum.
+UNSEALED = TABLE.keys() | {"tuned_for", "psds_of_scores", "verdict", "seconds"}
+UNSEALED |= {"split", "train_cache", "train_cache_key", "tuning_and_deciding_seconds"}
+
+
+def load_table(folder: Path) -> Table:
+    """results.json and pairs.csv of a comparison; InputError where one is missing or damaged."""
+    cure = f"run: python evaluate.py --compare .. --out {folder}"
+    path = folder / "results.json"
+    results = read_json(path, cure, UNSEALED)
+    try:
+        check_form(results, TABLE)
+        shares, spans = (dict.fromkeys(HEADLINE[results["queries"]], f) for f in (is_share, SPAN))
+        row = ROW | {"mean": shares, "std": dict.fromkeys(shares, is_number), "interval": spans}
+        check_form(results["entrants"], [row])
+    except ValueError as error:
+        raise InputError(f"{path}: not of such a comparison ({error}); {cure}") from None
+    for row in results["entrants"]:
+        if row["kind"] == FORMER:
+            row["kind"] = "supervised"
+    names = [row["name"] for row in results["entrants"]]
+    meant = {BASE, results["best_opponent"] or BASE, *(row["base"] for row in results["entrants"])}
+    if missing := meant - set(names):
+        raise InputError(f"{path}: no row {', '.join(sorted(missing))}; {cure}")
+    csv_path = folder / "pairs.csv"
+    pairs = read_pairs(csv_path, names, cure)
+    expected = results.get("files", {}).get("pairs.csv")  # older tables do not say
+    if expected is not None and file_sha256(csv_path) != expected:
+        raise InputError(f"{csv_path}: not the file that {path} was written with; {cure}")
+    if len(pairs.present) != results["num_pairs"]:
+        raise InputError(
+            f"{csv_path}: {len(pairs.present)} pairs, but {results['num_pairs']} in"
+            f" results.json; {cure}"
+        )
+    return Table(folder, results, pairs)
+
+
+def read_pairs(path: Path, names: list[str], cure: str) -> PairScores:
+    """F1 of the rows `names` in every pair; InputError ends with `cure`."""
+    if not path.exists():
+        raise InputError(f"{path}: not found; {cure}")
+    try:
+        text = io.StringIO(read_text(path, cure), newline="")
+        rows = csv.reader(text, strict=True)
+        header = list(map(csv_text, next(rows, [])))
+        lines = [dict(zip(header, map(csv_text, row), strict=True)) for row in rows]
+        pairs = PairScores(
+            np.array([line["filename"] for line in lines]),
+            np.array([line["event_label"] for line in lines]),
+            np.array([int(line["present"]) for line in lines], bool),
+            {name: np.array([float(line[f"{name}: f1"]) for line in lines]) for name in names},
+        )
+        for name, values in pairs.f1.items():
+            if not ((values >= 0) & (values <= 1)).all():
+                raise ValueError(f"F1 of {name} is not from 0 to 1")
+    except (KeyError, TypeError, ValueError, csv.Error) as error:
+        raise InputError(f"{path}: damaged ({error!r}); {cure}") from None
+    return pairs
+
+
+class Policy(NamedTuple):
+    """The first policy of a table with the decisions of its first seed."""
+
+    name: str  # with the number of the seed where there are several
+    data: Evaluated
+    max_delta: float
+
+
+def load_first_policy(table: Table, preset: str) -> Policy | None:
+    """The first policy's stored decisions and the cache behind them; None where there is no policy.
+
+    InputError where the cache is not that of the table any more, or the decisions are gone.
+    """
+    names = table.bare("policy")
+    if not names:
+        return None
+    results, members = table.results, table.rows[names[0]]["members"]
+    cure = f"run evaluate.py --compare again for {table.folder}"
+    if not Path(results["cache"]).is_dir():
+        raise InputError(
+            f"{results['cache']}: cache of {table.folder} not found; run this in the folder where"
+            " evaluate.py ran"
+        )
+    cache = load_cache(Path(results["cache"]))
+    if cache.key != results["cache_key"]:
+        raise InputError(
+            f"{table.folder / 'results.json'}: made from another cache than {cache.folder}"
+            f" (key {results['cache_key']}, now {cache.key}); {cure}"
+        )
+    if home := members[0].get("home"):
+        cache = same_pairs(Path(home), cache)
+    path = Path(members[0]["source"])
+    if not path.is_file():
+        raise InputError(f"{path}: checkpoint of {names[0]} not found; {cure}")
+    if not (store := store_of(path, cache)).is_file():
+        raise InputError(f"{store}: decisions of {names[0]} not found; {cure}")
+    _, member = from_checkpoint(path, cache, EvaluateConfig(preset=preset, device="cpu"))
+    bandit = load_policy(path, torch.device("cpu"), preset).bandit
+    before = cache.signals["binary"] > 0.5
+    seed = f" (first of {len(members)} seeds)" if len(members) > 1 else ""
+    data = Evaluated(cache, results, member.threshold, before, member.pred)
+    return Policy(names[0] + seed, data, bandit.max_delta)
+
+
+# ---------------------------------------------------------------------------- the whole table
+
+
+def draw_comparison(table: Table) -> "Figure":
+    """Every row with its headline metrics and intervals, best first."""
+    results = table.results
+    metrics, decisive = HEADLINE[results["queries"]], table.decisive
+    rows = sorted(results["entrants"], key=lambda row: -row["mean"][decisive])
+    title = f"{len(rows)} systems by {TITLES[decisive]}: {table.what}"
+    height = max(5.0, 2.6 + 0.31 * len(rows))
+    figure, axes = page(title, 1, len(metrics), height, sharey=True)
+    for ax, metric in zip(axes[0], metrics, strict=True):
+        draw_metric(ax, table, rows, metric)
+    names = [short(row["name"].replace(GATED, "gated"), 44) for row in rows]
+    axes[0, 0].set_yticks(-np.arange(len(rows)), names)
+    axes[0, 0].set_ylim(-len(rows) + 0.4, 0.6)
+    for text, row in zip(axes[0, 0].get_yticklabels(), rows, strict=True):
+        text.set_color(COLOURS[KINDS[row["kind"]][0]] if row["kind"] != "ceiling" else "#6b7380")
+        text.set_weight("bold" if row["kind"] == "policy" else "normal")
+    note = f"Thin line: 95 % of {DRAWS:,} bootstraps of clips, of each system alone"
+    if any(len(row["members"]) > 1 for row in rows):
+        note += "; pale bar: ± standard deviation of the seeds"
+    note += ".\nDifferences between systems are paired, their intervals narrower: see table.md."
+    for kind, (colour, text) in KINDS.items():
+        if any(row["kind"] == kind for row in rows):
+            axes[0, 0].plot([], [], "o", **look(colour, text))
+    if any(row["gated"] for row in rows):
+        hollow = {"markerfacecolor": "white", "label": "Hollow: behind the tag gate"}
+        axes[0, 0].plot([], [], "o", color=COLOURS["constant"], **hollow)
+    return legend(figure, 3, note)
+
+
+PER_WHAT = {
+    "macro_f1": "F1 of each class, then the mean (%)",
+    "micro_f1": "F1 over all frames (%)",
+    "false_alarms": "Share of the absent pairs (%)\nlower is better",
+}
+
+
+def draw_metric(ax: "Axes", table: Table, rows: list[dict[str, Any]], metric: str) -> None:
+    """One headline metric: points, intervals, seeds, reference lines and the numbers."""
+    ends = [row["interval"][metric] for row in rows if row["name"] not in NOT_OPPONENTS]
+    first, last = 100 * np.min(ends), 100 * np.max(ends)
+    if metric == "false_alarms":
+        first, last = 0, 100
+    margin = 0.05 * max(last - first, 1)
+    ax.set_xlim(first - margin, last + margin)
+    for i, row in enumerate(rows):
+        if i % 2:
+            ax.axhspan(-i - 0.5, -i + 0.5, color="#f4f6f9", lw=0, zorder=0)
+        value, std = 100 * row["mean"][metric], 100 * row["std"][metric]
+        colour = COLOURS[KINDS[row["kind"]][0]]
+        several = len(row["members"]) > 1
+        number = f"{value:.1f}" + f" ± {std:.1f}" * several
+        place = {"transform": ax.get_yaxis_transform(), "va": "center", "fontsize": 11}
+        ax.text(1.02, -i, number, weight="bold" if row["kind"] == "policy" else "normal", **place)
+        if not first - margin <= value <= last + margin:  # a rule that says nothing, far away
+            edge = "<" if value < first else ">"
+            ax.text(
+                0.01 if edge == "<" else 0.99,
+                -i,
+                "◂ off the scale" if edge == "<" else "off the scale ▸",
+                ha="left" if edge == "<" else "right",
+                color=colour,
+                bbox={"facecolor": "white", "lw": 0, "pad": 1},
+                **place,
+            )
+            continue
+        if several:
+            seeds = ([value - std, value + std], [-i, -i])
+            ax.plot(*seeds, color=colour, lw=9, alpha=0.3, solid_capstyle="butt")
+        low, high = row["interval"][metric]
+        ax.plot([100 * low, 100 * high], [-i, -i], color=colour, lw=1.8)
+        face = "white" if row["gated"] else colour
+        point = {"marker": "o", "markersize": 7, "markerfacecolor": face, "linestyle": "none"}
+        ax.plot([value], [-i], zorder=4, color=colour, **point)
+    for name, colour, line in (
+        (BASE, "t_base", "--"),
+        (table.results["best_opponent"], "best", ":"),
+    ):
+        if name is not None:
+            text = f"Best baseline: {short(name, 40)}" if colour == "best" else f"Level of {BASE}"
+            at = 100 * table.rows[name]["mean"][metric]
+            ax.axvline(at, linestyle=line, linewidth=1.5, zorder=1, **look(colour, text))
+    ax.set_title(TITLES[metric] + " (rows sorted by it)" * (metric == table.decisive))
+    ax.set_xlabel(PER_WHAT.get(metric, "Mean over pairs (%)"))
+    ax.grid(axis="y", visible=False)
+    ax.tick_params(left=False)
+
+
+# ---------------------------------------------------------------------------- classes, ends
+
+
+def series(table: Table, kinds: tuple[str, ...]) -> list[tuple[str, str, int]]:
+    """(row, colour, number within its kind) of bare rows of some kinds, then the best baseline."""
+    found, best = [], table.results["best_opponent"]
+    for kind in kinds:
+        names = [name for name in table.bare(kind) if name != best]
+        found += [(name, KINDS[kind][0], i) for i, name in enumerate(names)]
+    return found + [(best, "best", 0)] * (best is not None)
+
+
+def named(table: Table, name: str) -> str:
+    """A row's name for a legend."""
+    best = "Best baseline: " * (name == table.results["best_opponent"])
+    return best + short(name, 40)
+
+
+def draw_class_gains(table: Table) -> "Figure | str":
+    """F1 gained in the present pairs of each class over the T_base that the table holds a row
+    against, with intervals over clips."""
+    rows, pairs = series(table, ("policy", "supervised")), table.pairs
+    if not rows:
+        return "the table has neither a policy nor a baseline"
+    labels, counts = np.unique(pairs.event_label[pairs.present], return_counts=True)
+    order = np.lexsort((labels, -counts))[:MOST_CLASSES]
+    groups = {"All classes": pairs.present}
+    groups |= {labels[k]: pairs.present & (pairs.event_label == labels[k]) for k in order}
+    which = f" ({len(order)} most frequent of {len(labels)})" if len(order) < len(labels) else ""
+    title = f"F1 gained over {BASE} by class{which}: {counts.sum():,} present pairs"
+    height = max(PAGE[1], 2.2 + len(groups) * (0.3 + 0.13 * len(rows)))
+    figure, axes = page(f"{title}, {table.split} split", height=height)
+    ax, step = axes[0, 0], 0.8 / len(rows)
+    bases = [table.rows[name]["base"] for name, _, _ in rows]
+    gains = np.stack(
+        [
+            100 * (pairs.f1[name] - pairs.f1[base])
+            for (name, _, _), base in zip(rows, bases, strict=True)
+        ],
+        axis=1,
+    )
+    texts = [
+        named(table, name) + f"\nover {base}" * (base != BASE)
+        for (name, _, _), base in zip(rows, bases, strict=True)
+    ]
+    for i, chosen in enumerate(groups.values()):
+        if i % 2:
+            ax.axhspan(-i - 0.5, -i + 0.5, color="#f4f6f9", lw=0, zorder=0)
+        low, high = bootstrap_mean(gains[chosen], pairs.filename[chosen])
+        for j, (_, colour, number) in enumerate(rows):
+            y = -i + step * ((len(rows) - 1) / 2 - j)
+            ax.plot([low[j], high[j]], [y, y], color=COLOURS[colour])
+            point = {"marker": MARKERS[number % len(MARKERS)], "linestyle": "none", "markersize": 8}
+            ax.plot([gains[chosen, j].mean()], [y], **point, **look(colour, texts[j]))
+    ax.axvline(0, color=COLOURS["t_base"], linestyle="--", linewidth=1.5, label=f"Level of {BASE}")
+    names = [f"{short(name, 30)}\npairs: {chosen.sum():,}" for name, chosen in groups.items()]
+    ax.set_yticks(-np.arange(len(groups)), names)
+    ax.set_ylim(-len(groups) + 0.5, 0.5)
+    ax.set_xlabel(
+        "Gain in F1, mean over pairs (percentage points)\n"
+        f"Lines: 95 % of {DRAWS:,} bootstraps of clips, each difference paired"
+    )
+    ax.grid(axis="y", visible=False)
+    return legend(figure, 3)
+
+
+def draw_ends(table: Table) -> "Figure":
+    """How late onsets and offsets of matched events come: shares by error, medians."""
+    rows = [(BASE, "t_base", 0), *series(table, ("policy",))]
+    title, height = f"Onset and offset errors: {table.what}", 6.2 + 0.5 * len(rows)
+    figure, axes = page(title, 1, 2, height, sharex=True, sharey=True)
+    beyond = 0.0
+    for ax, end in zip(axes[0], ENDS, strict=True):
+        ax.axvline(0, color=COLOURS["constant"], linewidth=1)
+        for name, colour, number in rows:
+            found = table.rows[name]["ends"][end]
+            text = f"{named(table, name)}\n{found['events']:,} {end}s"
+            if not found["events"]:
+                ax.plot([], [], **look(colour, text))
+                continue
+            share = 100 * np.array(found["histogram"]) / found["events"]
+            beyond = max(beyond, 100 - share.sum())
+            text += f", median |error| {found['median_ms']:.0f} ms"
+            style = {"linewidth": 2, "linestyle": LINES[number % len(LINES)], "baseline": None}
+            ax.stairs(share, BINS_MS, **style, **look(colour, text))
+        ax.set_title(f"{end.capitalize()}s")
+        ax.set_xlabel(f"{end.capitalize()} error (ms): left early, right late")
+        ax.legend(loc="upper left", bbox_to_anchor=(0, -0.14))
+    axes[0, 0].set_ylabel(f"Share of the matched events\n(% in a bin of {BIN_MS} ms)")
+    axes[0, 0].set_xlim(BINS_MS[0], BINS_MS[-1])
+    axes[0, 0].set_ylim(bottom=0)
+    figure.supxlabel(
+        "Matched: a true event and the one found event of its class that it meets, all seeds"
+        " together.\nOnsets at the start of a clip and offsets at its end do not count."
+        f" Off the axis: at most {beyond:.1f} % of a row.",
+        fontsize=12,
+    )
+    return figure
+
+
+# ---------------------------------------------------------------------------- what a policy does
+
+STEPS = 20  # bins of prob - T_base within the reach of the actions
+
+
+class ShiftMap(NamedTuple):
+    """What a policy does at a distance from T_base: bins `edges` (B + 1,), arrays (K, B)."""
+
+    edges: np.ndarray
+    classes: list[str]
+    frames: np.ndarray  # number of frames
+    mean_shift: np.ndarray  # NaN without a frame
+    changed: np.ndarray  # frames whose decision is another one than before
+    frames_of_class: np.ndarray  # (K,) all frames, those out of reach too
+
+
+def shift_map(policy: Policy) -> ShiftMap:
+    """Mean shift of the threshold by `prob - T_base` and class, of all frames within reach."""
+    data, reach = policy.data, policy.max_delta
+    prob, t_base = (data.cache.signals[name].astype(np.float64) for name in ("prob", "t_base"))
+    labels = class_of_pair(data.cache)[data.cache.frames_of_pair]
+    classes, row = np.unique(labels, return_inverse=True)
+    edges = np.linspace(-reach, reach, STEPS + 1)
+    within = near(prob, t_base, reach)
+    column = np.digitize((prob - t_base)[within], edges[1:-1])  # the ends belong to the end bins
+    cell = row[within] * STEPS + column
+
+    def summed(values: np.ndarray | None) -> np.ndarray:
+        weights = None if values is None else values[within]
+        return np.bincount(cell, weights, len(classes) * STEPS).reshape(-1, STEPS)
+
+    frames = summed(None)
+    total = summed(data.t_adj - t_base)
+    mean = np.where(frames > 0, total / np.maximum(frames, 1), np.nan)
+    changed = summed((data.before != data.after).astype(float)).astype(int)
+    return ShiftMap(edges, classes.tolist(), frames, mean, changed, np.bincount(row))
+
+
+def draw_policy_map(policy: Policy, what: str) -> "Figure":
+    """Mean shift by `prob - T_base` and class, under the share of frames and changed decisions."""
+    found = shift_map(policy)
+    order = np.lexsort((found.classes, -found.frames_of_class))[:MOST_CLASSES]
+    height = max(PAGE[1], 3.8 + 0.42 * len(order))
+    figure, axes = page(
+        f"What {policy.name} does: {what}", 2, 1, height, sharex=True, height_ratios=(2.2, 5)
+    )
+    top, ax = axes[:, 0]
+    total = found.frames_of_class.sum()
+    for counts, colour, text in (
+        (found.frames, "yardstick", "Frames"),
+        (found.changed, "t_adj", "Frames with another decision than before"),
+    ):
+        share = 100 * counts.sum(axis=0) / total
+        top.stairs(share, found.edges, fill=True, **look(colour, text))
+    top.axvline(0, color=COLOURS["constant"], linewidth=1)
+    inside, changed = (counts.sum() / total for counts in (found.frames, found.changed))
+    top.set_title(
+        f"{inside:.1%} of {total:,} frames are within reach (±{policy.max_delta:g});"
+        f" {changed:.1%} get another decision"
+    )
+    top.set_ylabel("Share of all\nframes (%)")
+    scale = {"cmap": "RdBu_r", "vmin": -policy.max_delta, "vmax": policy.max_delta}
+    rows = np.arange(len(order) + 1) - 0.5
+    mesh = ax.pcolormesh(found.edges, rows, found.mean_shift[order], **scale)
+    ax.set_facecolor("#d9dce1")
+    ax.invert_yaxis()
+    ax.axvline(0, color=COLOURS["constant"], linewidth=1)
+    share = found.frames.sum(axis=1) / np.maximum(found.frames_of_class, 1)
+    names = [f"{short(found.classes[k], 26)}: {share[k]:.0%} within reach" for k in order]
+    ax.set_yticks(np.arange(len(order)), names)
+    ax.set_title("Mean shift of the threshold; grey: no frame")
+    ax.set_xlabel(
+        "Prob95 - Base_T (probability units)\nleft of 0: off before the DQN; right of 0: on before"
+    )
+    ax.grid(False)
+    figure.colorbar(
+        mesh, ax=ax, pad=0.01, label="Mean shift (probability units)\nblue: lower, red: higher"
+    )
+    return legend(figure)
+
+
+MOST = 3  # pairs on each side
+
+
+def best_and_worst(data: Evaluated) -> tuple[list[int], list[int], np.ndarray]:
+    """Present pairs with the largest gains and losses in F1, and the F1 before and after (2, P)."""
+    offsets = data.cache.offsets
+    before, after = (
+        scores_of(count_pairs(on, data.cache.label, offsets))["f1"]
+        for on in (data.before, data.after)
+    )
+    gain = np.where(data.cache.present, after - before, 0.0)
+    order = np.argsort(-gain, kind="stable").tolist()
+    best = [i for i in order[:MOST] if gain[i] > 0]
+    worst = [i for i in order[::-1][:MOST] if gain[i] < 0]
+    return best, worst, np.stack([before, after])
+
+
+def draw_best_worst(policy: Policy, what: str) -> "Figure":
+    """Signals, decisions and truth of the pairs where a policy helps and hurts most."""
+    best, worst, f1 = best_and_worst(policy.data)
+    columns = [("Helps", best), ("Hurts", worst)]
+    title = f"Where {policy.name} helps and hurts most: {what}"
+    figure, axes = page(title, 2 * MOST, 2, 13.5, height_ratios=(5, 3) * MOST)
+    for column, (word, chosen) in enumerate(columns):
+        for place in range(MOST):
+            curves, strip = axes[2 * place : 2 * place + 2, column]
+            if place >= len(chosen):
+                curves.set_axis_off()
+                strip.set_axis_off()
+                curves.text(0.5, 0.5, f"no further pair where it {word.lower()}", ha="center")
+                continue
+            view, (before, after) = view_of(policy.data, chosen[place]), f1[:, chosen[place]]
+            curves.set_title(
+                f"{word}, F1 {100 * before:.1f} to {100 * after:.1f}:"
+                f" {short(view.pair.event_label, 26)} in {short(view.pair.filename, 24)}",
+                fontsize=12,
+            )
+            draw_pair(curves, strip, view)
+    note = "Of the present pairs, those with the largest gains and losses in F1 over Base_T"
+    return legend(figure, 4, note)
+
+
+def draw_pair(curves: "Axes", strip: "Axes", view: View) -> None:
+    """Probability and thresholds of a pair over its decisions and the truth."""
+    first, last = view.edges[0], view.edges[-1]
+    changed, right = view.before != view.after, view.after == view.label
+    draw_curves(curves, view, "prob", "t_base", "t_adj")
+    for cell, on in (("fixed", changed & right), ("broken", changed & ~right)):
+        for event in view.events(on):
+            text = f"{cell.capitalize()} by the DQN"
+            curves.axvspan(event.onset, event.offset, lw=0, zorder=0, **look(cell, text))
+    unit_axis(curves, "Probability")
+    curves.set_xlim(first, last)
+    curves.tick_params(labelbottom=False)
+    time_axis(strip, first, last)
+    rows = [
+        ("Base", view.before, "t_base", "Base decision"),
+        ("DQN", view.after, "t_adj", "DQN decision"),
+        ("Truth", view.label, "label", "Ground Truth"),
+    ]
+    for y, (_, on, colour, text) in enumerate(rows):
+        bars(strip, view.events(on), -y, colour, text)
+    strip.set_yticks(-np.arange(len(rows)), [name for name, *_ in rows])
+    strip.set_ylim(-len(rows) + 0.4, 0.6)
+    strip.grid(axis="y", visible=False)
+
+
+# ---------------------------------------------------------------------------- all of them
+
+
+def figures(folder: Path, preset: str) -> Iterator[tuple[str, "Figure | str"]]:
+    """(file name, figure); a text says why a figure is left out."""
+    import matplotlib
+
+    table = load_table(folder)
+    policy = load_first_policy(table, preset)
+    drawings: dict[str, Callable[[], Figure | str]] = {
+        "comparison": lambda: draw_comparison(table),
+        "per_class_gains": lambda: draw_class_gains(table),
+        "ends": lambda: draw_ends(table),
+        "policy_map": lambda: draw_policy_map(policy, table.what) if policy else NO_POLICY,
+        "best_worst": lambda: draw_best_worst(policy, table.what) if policy else NO_POLICY,
+    }
+    for name, draw in drawings.items():
+        with matplotlib.rc_context(STYLE):  # not around the yield: the caller's style is its own
+            figure = draw()
+        yield f"{name}.png", figure
+
+
+NO_POLICY = "the table has no policy"

@@ -1,0 +1,1 @@
+"""Policies: the bandit, networks, checkpoints, training logs, how they are applied."""

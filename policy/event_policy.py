@@ -1,0 +1,955 @@
+"""The policy over events: a contextual bandit that emits boxes, rivals of theirs, or nothing.
+
+Run:    python DQN.py --preset best_events
+Shapes: Q queries of a clip, T frames, R rows (see posterior.py), B boxes, F features of a box,
+        V values of a box, M networks, K known classes
+
+The bandit. A context is a box (clip, class, onset, offset) among the candidates of its query. The
+actions are: emit it, emit a rival that overlaps it, or emit nothing. The reward is the difference
+that the action makes in the metrics, the other boxes as chosen; gamma is 0; the labels give the
+rewards of all actions, so nothing is tried out.
+
+The reward in numbers. A class's F1 over all clips is 2 TP / N with N = predicted + true. A box more
+that covers d frames, s of them true, changes the frame F1 by (2 s - F d) / (N + d), where F is the
+F1 before; as one event more that matches a true one (h = 1) or none (h = 0) it changes the event F1
+by (2 h - F) / (N + 1). Emitting nothing is worth 0. So a box is worth
+
+    (2 S - F_f d) / N_f + (2 Q_c - F_c) / N_e + (2 Q_o - F_o) / N_e
+
+with S the expected true frames, Q_c and Q_o the probabilities that it is a hit by collars and by
+overlap, and F_f, F_c, F_o, N_f, N_e of its class: that is K times what it changes in the averages
+over K classes. In the F1 of all frames together (micro) it changes (2 S - F_m d) / sum N_f, so that
+K times it, (2 S - F_m d) / mean N_f, is added with a weight of its own.
+
+Where one decision moves the metric little, a set of boxes is worth the sum. Rivals exclude each
+other: of each query the set of boxes that do not overlap with the highest sum is taken, which
+weighted interval scheduling finds exactly. F and N depend on the decisions and these on F and N: a
+few rounds over the training clips, each by networks that did not see it, find the fixed point. No
+threshold and no tag gate is tuned.
+
+For one event alone this is the rule for frames: on where P > F / 2 (Lipton et al., arXiv
+1402.1892).
+
+Where a class is known to sound, pairs are judged one by one, by the IoU of their frames: the frames
+are on that make the expected IoU highest, sum(on P) / (sum(on) + sum(off P)).
+"""
+
+import math
+from collections import deque
+from collections.abc import Iterable, Iterator
+from itertools import islice, pairwise
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+from tqdm import tqdm
+
+from config import Events, TrainConfig
+from core.errors import InputError
+from core.ranks import ALONE, Ranks
+from policy import runfolder
+from policy.bandit import hold_out, planned, query_of, reward_cells
+from policy.posterior import (
+    FLAT,
+    Asked,
+    Posterior,
+    Resident,
+    Stacked,
+    apply,
+    asked_clips,
+    frames_of_steps,
+    log_odds,
+    loss_of,
+    rows_of,
+    steps_of,
+    true_events,
+    with_targets,
+)
+from policy.qlearning import rate_at
+from sed.caches import Cache
+from sed.candidates import propose, running_sum
+from sed.metrics import mean_f1
+
+NEAR_S, FAR_S, EDGE_S, STEP_S = 0.25, 1.0, 0.2, 0.1  # spans beside and inside the ends of a box
+ALIKE = 0.8  # IoU above which candidates say the same
+LIMIT = 6.0  # deviations beyond which a feature is cut
+ROUNDS = 5  # of the fixed point
+# What is asked about a box: its IoU with the best true event, whether the two overlap by 0.7 and by
+# 0.5 of either (PSDS 1, intersection F1), whether it is a hit by collars (event F1).
+VALUES = ("iou", "overlap_70", "overlap_50", "collar")
+IOU, TIGHT, OVERLAP, COLLAR = range(len(VALUES))
+SHARES = {TIGHT: 0.7, OVERLAP: 0.5}
+RANKING = [IOU, TIGHT]  # a confidence is their mean
+FIRST_F1 = 0.5  # of every class, before the first round
+SLACK_S = 1e-6  # rounding
+FEATURES = 44
+BOXES_AT_ONCE, CLIPS_AT_ONCE = 8_192, 64  # applied at a time
+STEPS_A_TICK = 8  # gradient steps between two looks at the device
+BOXES_A_ROW = 8  # about; how many boxes there will be decides on the number of steps beforehand
+
+# ---------------------------------------------------------------------------- boxes of a clip
+
+
+class Boxes(NamedTuple):
+    """Candidates of some rows, by row and begin."""
+
+    row: np.ndarray  # (B,)
+    begin: np.ndarray  # (B,) frames [begin, end)
+    end: np.ndarray
+    soft: np.ndarray  # (B,) expected true frames: the posterior summed over the box
+    features: np.ndarray  # (B, F) float32
+
+
+class _Means:
+    """Means of (R, T) over spans of frames, parts outside the clip left out; 0 where nothing is."""
+
+    def __init__(self, values: np.ndarray, row: np.ndarray):
+        self.total = np.concatenate(
+            (np.zeros((len(values), 1)), np.cumsum(values, axis=1, dtype=np.float64)), axis=1
+        )
+        self.row, self.last = row, values.shape[1]
+
+    def sum(self, first: np.ndarray, end: np.ndarray) -> np.ndarray:
+        """Sums over [first, end), (B,)."""
+        first, end = first.clip(0, self.last), end.clip(0, self.last)
+        return self.total[self.row, np.maximum(first, end)] - self.total[self.row, first]
+
+    def __call__(self, first: np.ndarray, end: np.ndarray) -> np.ndarray:
+        first, end = first.clip(0, self.last), end.clip(0, self.last)
+        return self.sum(first, end) / np.maximum(end - first, 1)
+
+
+def clip_boxes(asked: Asked, odds: list[np.ndarray], first_row: int) -> Boxes:
+    """Candidates and their features of a clip's rows; `odds` (N, 3) of each, see `ANSWERS`."""
+    clip = asked.clip
+    count, frame_s = len(clip.loudness), clip.frame_s
+    first = steps_of(count, frame_s)
+    logits = np.stack([frames_of_steps(each.T.astype(np.float64), first, count) for each in odds])
+    posterior, begins, ends = np.moveaxis(1 / (1 + np.exp(-logits)), 1, 0)  # (R, T) each
+    parts = [propose(*each, frame_s) for each in zip(posterior, begins, ends, strict=True)]
+    row = np.repeat(np.arange(len(parts)), [len(part[0]) for part in parts])
+    begin, end, ways = (np.concatenate(each) for each in zip(*parts, strict=True))
+    means = {
+        "posterior": _Means(posterior, row),
+        "odds": _Means(logits[:, 0] / 3, row),
+        "raw": _Means(log_odds(clip.scores[asked.wanted]) / 3, row),
+        "begins": _Means(begins, row),
+        "ends": _Means(ends, row),
+    }
+    features = box_features(asked, posterior, means, row, begin, end, ways)
+    soft = means["posterior"].sum(begin, end)
+    return Boxes(row + first_row, begin, end, soft, features)
+
+
+def box_features(
+    asked: Asked,
+    posterior: np.ndarray,
+    means: dict[str, _Means],
+    row: np.ndarray,
+    begin: np.ndarray,
+    end: np.ndarray,
+    ways: np.ndarray,
+) -> np.ndarray:
+    """(B, F) float32: what is known of each box."""
+    clip, count = asked.clip, posterior.shape[1]
+    near, far, edge, step = (
+        max(1, round(span / clip.frame_s)) for span in (NEAR_S, FAR_S, EDGE_S, STEP_S)
+    )
+    post, odds, raw = means["posterior"], means["odds"], means["raw"]
+    loud = _Means(np.broadcast_to(clip.loudness, posterior.shape), row)
+    inside, length = post.sum(begin, end), end - begin
+    whole = post.sum(0 * begin, 0 * begin + count)
+    around = post.sum(begin - 2 * far, end + 2 * far) - inside
+    spread = [posterior[r, a:b] for r, a, b in zip(row, begin, end, strict=True)]
+    highest, lower, share, deviation = (
+        np.array(
+            [
+                (x.max(), np.partition(x, len(x) // 5)[len(x) // 5], (x < 0.2).mean(), x.std())
+                for x in spread
+            ]
+        )
+        .reshape(-1, 4)
+        .T
+    )
+    others = (post.total[:, end] - post.total[:, begin]) / length  # (R, B)
+    others[row, np.arange(len(row))] = 0
+    tags = log_odds(clip.tags)
+    above = np.argsort(np.argsort(-tags, kind="stable")) / max(len(tags) - 1, 1)
+    columns = [
+        inside / length,
+        highest,
+        lower,
+        share,
+        deviation,
+        post(begin - near, begin),
+        post(begin - far, begin),
+        post(end, end + near),
+        post(end, end + far),
+        post(begin, np.minimum(begin + near, end)),
+        post(np.maximum(end - near, begin), end),
+        inside / (length + whole - inside),  # IoU with all that may be true in the clip
+        inside / (length + around),
+        odds(begin, end),
+        raw(begin, end),
+        *(
+            side
+            for each in (raw, odds, loud)
+            for side in (
+                each(begin, begin + step) - each(begin - step, begin),
+                each(end - step, end) - each(end, end + step),
+            )
+        ),
+        others.max(axis=0, initial=0),
+        others.sum(axis=0),
+        loud(begin, end),
+        loud(begin - near, begin),
+        loud(end, end + near),
+        np.log(length * clip.frame_s),
+        begin == 0,
+        end == count,
+        whole * clip.frame_s / 10,
+        tags[asked.wanted][row] / 3,
+        above[asked.wanted][row],
+        *agreement(row, begin, end, ways),
+        *edges(means["begins"], begin, begin + edge, end, edge),
+        *edges(means["ends"], end, begin, end - edge, edge),
+        np.full(len(row), clip.present),
+    ]
+    return np.stack([np.broadcast_to(each, len(row)) for each in columns], 1).astype(np.float32)
+
+
+def edges(
+    means: _Means, at: np.ndarray, first: np.ndarray, last: np.ndarray, edge: int
+) -> list[np.ndarray]:
+    """How probable an onset (or offset) is at an end of a box, around it, and inside the box."""
+    close = max(1, edge // 5)
+    return [
+        means(at - close, at + close),
+        means(at - edge, at + edge),
+        means.sum(at - edge, at + edge),
+        means(first, last),
+    ]
+
+
+def agreement(
+    row: np.ndarray, begin: np.ndarray, end: np.ndarray, ways: np.ndarray
+) -> list[np.ndarray]:
+    """Mean IoU of a box with the candidates of its row, in how many ways it was found, and in how
+    many it or nearly it was."""
+    mean, alike = np.zeros(len(row)), np.zeros(len(row))
+    for mine in np.split(np.arange(len(row)), np.flatnonzero(np.diff(row)) + 1):
+        iou = overlap(begin[mine], end[mine])[0]
+        mean[mine] = iou @ ways[mine] / max(ways[mine].sum(), 1)
+        alike[mine] = (iou > ALIKE) @ ways[mine]
+    return [mean, np.log1p(ways), np.log1p(alike)]
+
+
+def overlap(begin: np.ndarray, end: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of all pairs of boxes (B, B): IoU, and the share of the shorter one that both cover."""
+    both = np.minimum(end[:, None], end) - np.maximum(begin[:, None], begin)
+    both, length = np.maximum(both, 0), end - begin
+    return both / (length[:, None] + length - both), both / np.minimum(length[:, None], length)
+
+
+def joined(parts: list[Boxes]) -> Boxes:
+    """Boxes of many clips."""
+    return Boxes(*(np.concatenate(each) for each in zip(*parts, strict=True)))
+
+
+# ---------------------------------------------------------------------------- values of a box
+
+
+class Values(nn.Module):
+    """M networks: features of boxes -> log odds of their values."""
+
+    def __init__(self, events: Events, num_features: int, num_classes: int, members: int):
+        super().__init__()
+        width = events.box_hidden
+        self.of_class = None
+        if events.class_context:
+            self.of_class = nn.Parameter(0.1 * torch.randn(members, num_classes, width))
+        self.inputs = Stacked(members, num_features, width)
+        self.hidden = Stacked(members, width, width)
+        self.answers = Stacked(members, width, len(VALUES))
+        self.drop = nn.Dropout(events.dropout)
+        self.register_buffer("mean", torch.zeros(num_features))
+        self.register_buffer("std", torch.ones(num_features))
+
+    @torch.no_grad()
+    def fit_scale(self, features: np.ndarray) -> None:
+        """Mean and deviation of the features over the training boxes."""
+        mean, deviation = features.mean(axis=0), features.std(axis=0)
+        deviation[deviation < FLAT] = 1.0
+        self.mean.copy_(torch.from_numpy(mean))
+        self.std.copy_(torch.from_numpy(deviation))
+
+    def forward(
+        self, features: torch.Tensor, query: torch.Tensor, which: slice = slice(None)
+    ) -> torch.Tensor:
+        """(M, B, F), (M, B) -> (M, B, V)."""
+        x = self.inputs(((features - self.mean) / self.std).clamp(-LIMIT, LIMIT), which)
+        if self.of_class is not None:  # an unknown class adds nothing
+            table = self.of_class[which]
+            rows = torch.arange(len(table), device=query.device)[:, None]
+            x = x + table[rows, query.clamp_min(0)] * (query >= 0)[..., None]
+        x = self.drop(functional.gelu(x))
+        x = self.drop(functional.gelu(self.hidden(x, which)))
+        return self.answers(x, which)
+
+
+@torch.inference_mode()
+def apply_values(
+    network: Values,
+    features: np.ndarray,
+    query: np.ndarray,
+    device: torch.device,
+    which: slice = slice(None),
+) -> np.ndarray:
+    """Mean values (B, V) that some networks give boxes."""
+    was_training, members = network.training, len(network.inputs.weight[which])
+    network.eval()
+    found = [np.zeros((0, len(VALUES)), np.float32)]
+    for start in range(0, len(features), BOXES_AT_ONCE):
+        part = slice(start, start + BOXES_AT_ONCE)
+        x = torch.from_numpy(features[part]).to(device).expand(members, -1, -1)
+        q = torch.from_numpy(query[part]).to(device).expand(members, -1)
+        found.append(network(x, q, which).sigmoid().mean(0).cpu().numpy())
+    network.train(was_training)
+    return np.concatenate(found)
+
+
+class Truth(NamedTuple):
+    """What is true of candidates (B,) and of rows (R,)."""
+
+    values: np.ndarray  # (B, V) float32
+    frames: np.ndarray  # (B,) true frames inside
+    row_frames: np.ndarray  # (R,) true frames
+    row_events: np.ndarray  # (R,) true events
+
+
+def true_values(
+    boxes: Boxes, true: list[np.ndarray], label: list[np.ndarray], edges: list[np.ndarray]
+) -> Truth:
+    """Events (E, 2) in seconds, label (T,) and edges (T + 1,) of each row -> what its boxes are."""
+    values, frames = np.zeros((len(boxes.row), len(VALUES)), np.float32), np.zeros(len(boxes.row))
+    ends = np.searchsorted(boxes.row, np.arange(len(true) + 1))
+    for row, (events, on, at) in enumerate(zip(true, label, edges, strict=True)):
+        mine = slice(ends[row], ends[row + 1])
+        total = running_sum(on)
+        frames[mine] = total[boxes.end[mine]] - total[boxes.begin[mine]]
+        if len(events):
+            begin, end = at[boxes.begin[mine]], at[boxes.end[mine]]
+            values[mine] = values_against(begin, end, events[:, 0], events[:, 1].clip(max=at[-1]))
+    row_frames = np.array([on.sum() for on in label], np.float64)
+    return Truth(values, frames, row_frames, np.array([len(events) for events in true]))
+
+
+def values_against(
+    begin: np.ndarray, end: np.ndarray, onset: np.ndarray, offset: np.ndarray
+) -> np.ndarray:
+    """Boxes (B,) against true events (E,), seconds -> (B, V): the best IoU; whether box and event
+    overlap by .7, .5, .1 of either; whether it is a hit by collars (DCASE Task 4)."""
+    begin, end, length, size = begin[:, None], end[:, None], offset - onset, (end - begin)[:, None]
+    both = np.maximum(np.minimum(end, offset) - np.maximum(begin, onset), 0)
+    found = np.zeros((len(begin), len(VALUES)), np.float32)
+    found[:, IOU] = (both / (length + size - both)).max(axis=1)
+    for value, share in SHARES.items():
+        enough = (both >= share * size - SLACK_S) & (both >= share * length - SLACK_S)
+        found[:, value] = enough.any(axis=1)
+    late = np.maximum(0.2, 0.2 * length) + SLACK_S
+    near = (np.abs(begin - onset) <= 0.2 + SLACK_S) & (np.abs(end - offset) <= late)
+    found[:, COLLAR] = near.any(axis=1)
+    return found
+
+
+# ---------------------------------------------------------------------------- decision
+
+
+class Prices(NamedTuple):
+    """F1 and predicted + true of each known class and, last, of a class that nobody knows, (K + 1,)
+    each: of frames, of events by collars, of events by overlap."""
+
+    frame_f1: np.ndarray
+    frames: np.ndarray
+    collar_f1: np.ndarray
+    overlap_f1: np.ndarray
+    events: np.ndarray
+
+
+def worth(
+    boxes: Boxes, values: np.ndarray, query: np.ndarray, prices: Prices, events: Events
+) -> np.ndarray:
+    """(B,): the expected difference that emitting each box makes, see the module's text."""
+    frame_f1, frames, collar_f1, overlap_f1, number = (each[query] for each in prices)
+    length, known = boxes.end - boxes.begin, prices.frames[:-1]
+    micro_f1 = (prices.frame_f1[:-1] * known).sum() / known.sum()
+    return (
+        events.frame_weight * (2 * boxes.soft - frame_f1 * length) / frames
+        + events.micro_weight * (2 * boxes.soft - micro_f1 * length) / known.mean()
+        + events.collar_weight * (2 * values[:, COLLAR] - collar_f1) / number
+        + events.overlap_weight * (2 * values[:, OVERLAP] - overlap_f1) / number
+    )
+
+
+def best_set(begin: np.ndarray, end: np.ndarray, worth: np.ndarray) -> np.ndarray:
+    """Indices of the boxes (B,) that neither overlap nor touch with the highest sum of worth, by
+    end: weighted interval scheduling, exact, in O(B log B). Those that touch would be one event."""
+    some = np.flatnonzero(worth > 0)
+    some = some[np.argsort(end[some], kind="stable")]
+    before = np.searchsorted(end[some], begin[some], "left").tolist()  # how many end earlier
+    best, taken = [0.0], []
+    for gain, rest in zip(worth[some].tolist(), before, strict=True):
+        taken.append(best[rest] + gain > best[-1])
+        best.append(max(best[rest] + gain, best[-1]))
+    chosen, i = [], len(some)
+    while i:
+        if taken[i - 1]:
+            chosen.append(some[i - 1])
+            i = before[i - 1]
+        else:
+            i -= 1
+    return np.array(chosen[::-1], np.int64)
+
+
+def decide(boxes: Boxes, worth: np.ndarray) -> np.ndarray:
+    """(B,) bool: the best set of each row."""
+    chosen = np.zeros(len(worth), bool)
+    rows = boxes.row[worth > 0]
+    for row in np.unique(rows):
+        first, last = np.searchsorted(boxes.row, (row, row + 1))
+        part = slice(first, last)
+        chosen[first + best_set(boxes.begin[part], boxes.end[part], worth[part])] = True
+    return chosen
+
+
+def fixed_point(
+    boxes: Boxes,
+    values: np.ndarray,
+    query: np.ndarray,
+    row_query: np.ndarray,
+    truth: Truth,
+    num_classes: int,
+    events: Events,
+) -> Prices:
+    """F and N under the decisions that they lead to, over training boxes valued out of fold."""
+
+    def of_class(row: np.ndarray, amount: np.ndarray) -> np.ndarray:
+        """Sums of each class, and last the mean over classes."""
+        sums = np.bincount(row, amount, num_classes)
+        return np.append(sums, sums.mean())
+
+    true_frames = of_class(row_query, truth.row_frames)
+    true_events = of_class(row_query, truth.row_events)
+    start = np.full(num_classes + 1, FIRST_F1)
+    # At least 1, as of a class without a true event: worth divides by them.
+    frames, number = (np.maximum(2 * true, 1) for true in (true_frames, true_events))
+    prices = Prices(start, frames, start, start, number)
+    for _ in range(ROUNDS):
+        on = decide(boxes, worth(boxes, values, query, prices, events))
+        mine = query[on]
+        length = np.maximum(of_class(mine, (boxes.end - boxes.begin)[on]) + true_frames, 1)
+        number = np.maximum(of_class(mine, np.ones(len(mine))) + true_events, 1)
+        hits = [
+            of_class(mine, amount[on])
+            for amount in (truth.frames, truth.values[:, COLLAR], truth.values[:, OVERLAP])
+        ]
+        f1 = [2 * hit / size for hit, size in zip(hits, (length, number, number), strict=True)]
+        # Halfway: two sets of decisions could lead to each other for ever.
+        f1 = [(old + new) / 2 for old, new in zip((prices.frame_f1, *prices[2:4]), f1, strict=True)]
+        prices = Prices(f1[0], length, f1[1], f1[2], number)
+    return prices
+
+
+def surely(values: np.ndarray) -> np.ndarray:
+    """Values (B, V) -> confidences (B,): the mean of expected IoU and P(overlap of 0.7)."""
+    return values[:, RANKING].mean(axis=1, dtype=np.float64)
+
+
+def ranks_of(boxes: Boxes, confidence: np.ndarray) -> np.ndarray:
+    """(B,): by what rivals are told apart where all boxes are handed over, for a PSDS.
+
+    The surest box of a row keeps its confidence; every other is lowered by the share that surer
+    ones cover of it or it of them, so that of rivals one is left when a threshold is high.
+    """
+    found = np.zeros(len(confidence))
+    ends = np.searchsorted(boxes.row, np.arange(boxes.row.max(initial=-1) + 2))
+    for first, last in pairwise(ends):
+        part = slice(first, last)
+        covered = overlap(boxes.begin[part], boxes.end[part])[1]
+        left, open_ = confidence[part].copy(), np.ones(last - first, bool)
+        for _ in range(last - first):
+            best = int(np.argmax(np.where(open_, left, -1.0)))
+            found[first + best] = left[best]
+            open_[best] = False
+            left[open_] *= 1 - covered[best, open_]
+    return found
+
+
+# ---------------------------------------------------------------------------- policy
+
+
+class EventNetwork(nn.Module):
+    """All that a policy has learned: networks of frames and of boxes, and the prices."""
+
+    window = None  # it sees the whole clip
+
+    def __init__(self, events: Events, classes: tuple[str, ...], members: int):
+        super().__init__()
+        self.events, self.classes = events, classes
+        self.posterior = Posterior(events, len(classes), members)
+        self.values = Values(events, FEATURES, len(classes), members)
+        shape = len(Prices._fields), len(classes) + 1
+        self.register_buffer("prices", torch.zeros(shape, dtype=torch.float64))  # 0: not yet found
+
+    @classmethod
+    def like(cls, events: Events, classes: tuple[str, ...], weights: Any) -> "EventNetwork":
+        """A network with as many networks side by side as stored weights have."""
+        stored = weights.get("posterior.inputs.weight") if isinstance(weights, dict) else None
+        return cls(events, classes, len(stored) if isinstance(stored, torch.Tensor) else 1)
+
+
+class Candidates(NamedTuple):
+    """Boxes that a policy had to choose from, by pair and begin."""
+
+    pair: np.ndarray  # (B,) index of the pair
+    begin: np.ndarray  # (B,) frames [begin, end) within the pair
+    end: np.ndarray
+    values: np.ndarray  # (B, V)
+    worth: np.ndarray  # (B,)
+    confidence: np.ndarray  # (B,) see `surely`
+    rank: np.ndarray  # (B,) see `ranks_of`
+    chosen: np.ndarray  # (B,) bool, emitted
+
+
+_NONE = np.zeros(0, np.int64)
+NO_BOXES = Candidates(
+    _NONE, _NONE, _NONE, np.zeros((0, len(VALUES)), np.float32), *[np.zeros(0)] * 3, _NONE > 0
+)
+
+STORED = dict(zip(Candidates._fields, ("iu", "iu", "iu", "f", "f", "f", "f", "b"), strict=True))
+# Forms of the arrays that hold candidates in a file, see `core.stored.read_npz`.
+FORMS = {f"box_{name}": (kind, None) for name, kind in STORED.items()}
+
+
+def as_arrays(boxes: Candidates) -> dict[str, np.ndarray]:
+    """Candidates as they are stored."""
+    return dict(zip(FORMS, boxes, strict=True))
+
+
+def from_arrays(arrays: dict[str, np.ndarray], cache: Cache) -> Candidates:
+    """Candidates of a cache as they were stored. ValueError where they cannot be of it."""
+    boxes = Candidates(*(arrays[name] for name in FORMS))
+    count = len(boxes.pair)
+    if any(len(each) != count or each.ndim != 1 + (each is boxes.values) for each in boxes):
+        raise ValueError("boxes of different numbers")
+    if count and not 0 <= boxes.pair.min() <= boxes.pair.max() < len(cache.pairs):
+        raise ValueError("boxes of unknown pairs")
+    inside = (boxes.begin >= 0) & (boxes.end > boxes.begin)
+    inside &= boxes.end <= np.diff(cache.offsets)[boxes.pair]
+    if not inside.all() or not all(np.isfinite(each).all() for each in boxes):
+        raise ValueError("boxes outside their clips")
+    return boxes
+
+
+def seconds_of(boxes: Candidates, cache: Cache) -> tuple[np.ndarray, np.ndarray]:
+    """Onset and offset (B,) of candidates in seconds."""
+    ends = np.zeros((2, len(boxes.pair)))
+    for index in np.unique(boxes.pair):
+        mine, edges = boxes.pair == index, cache.pairs[index].edges
+        ends[:, mine] = edges[boxes.begin[mine]], edges[boxes.end[mine]]
+    return ends[0], ends[1]
+
+
+def chunks(asked: Iterable[Asked]) -> Iterator[list[Asked]]:
+    """A few clips at a time."""
+    left = iter(asked)
+    while some := list(islice(left, CLIPS_AT_ONCE)):
+        yield some
+
+
+def boxes_of(asked: list[Asked], odds: list[np.ndarray], first_row: int = 0) -> Boxes:
+    """Candidates of some clips; log odds (N, 3) of their rows in order."""
+    parts, at = [], 0
+    for one in asked:
+        mine = odds[at : at + len(one.pair)]
+        parts.append(clip_boxes(one, mine, first_row + at))
+        at += len(one.pair)
+    return joined(parts)
+
+
+def best_iou(posterior: np.ndarray) -> np.ndarray:
+    """(T,) bool: the frames that make the expected IoU of a class that sounds highest."""
+    order = np.argsort(-posterior, kind="stable")
+    inside = np.cumsum(posterior[order])
+    iou = inside / (np.arange(1, len(order) + 1) + inside[-1] - inside)
+    on = np.zeros(len(posterior), bool)
+    on[order[: int(iou.argmax()) + 1]] = True
+    return on
+
+
+def decide_clips(
+    network: EventNetwork, asked: list[Asked], query: np.ndarray, device: torch.device
+) -> tuple[Candidates, np.ndarray, list[np.ndarray]]:
+    """Candidates of some clips' queries, the pair of each row and its log odds (N, 3); `query` (P,)
+    of each pair. InputError where the networks' answers are not finite."""
+    rows = rows_of(asked, query)
+    odds = apply(network.posterior, Resident.of(rows, device), np.arange(len(rows.pair)))
+    if not all(np.isfinite(each).all() for each in odds):
+        raise InputError("answers are not finite: the weights are damaged")
+    boxes = boxes_of(asked, odds)
+    known = rows.query[boxes.row]
+    values = apply_values(network.values, boxes.features, known, device)
+    gain = worth(boxes, values, known, Prices(*network.prices.cpu().numpy()), network.events)
+    sure, chosen = surely(values), decide(boxes, gain)
+    spans = rows.pair[boxes.row], boxes.begin, boxes.end
+    found = Candidates(*spans, values, gain, sure, ranks_of(boxes, sure), chosen)
+    return found, rows.pair, odds
+
+
+def decide_cache(
+    network: EventNetwork, cache: Cache, device: torch.device, progress: str | None = None
+) -> tuple[np.ndarray, Candidates]:
+    """Decisions (N,) and candidates of every pair of a cache; pairs below the tag limit have none.
+
+    Of classes that are known to sound the frames are decided (`best_iou`), and no box is chosen.
+    Raises what `decide_clips` raises.
+    """
+    query = query_of((pair.event_label for pair in cache.pairs), network.classes)
+    known, pred, parts = cache.queries == "present", np.zeros(len(cache.label), bool), [NO_BOXES]
+    bar = tqdm(total=len(cache.clips), desc=progress, unit="clip", disable=progress is None)
+    for asked in chunks(asked_clips(cache, network.events.tag_limit)):
+        found, pairs, odds = decide_clips(network, asked, query, device)
+        if known:  # decided by frames, below
+            found = found._replace(chosen=np.zeros_like(found.chosen))
+        parts.append(found)
+        first = cache.offsets[found.pair]
+        for begin, end in zip(*((first + x)[found.chosen] for x in found[1:3]), strict=True):
+            pred[begin:end] = True
+        for index, each in zip(pairs, odds, strict=True) if known else ():
+            span = slice(cache.offsets[index], cache.offsets[index + 1])
+            steps = steps_of(span.stop - span.start, cache.pairs[index].frame_s)
+            of_frames = frames_of_steps(each[:, 0].astype(np.float64), steps, len(pred[span]))
+            pred[span] = best_iou(1 / (1 + np.exp(-of_frames)))
+        bar.update(len(asked))
+    bar.close()
+    return pred, Candidates(*(np.concatenate(each) for each in zip(*parts, strict=True)))
+
+
+# ---------------------------------------------------------------------------- training
+
+
+def groups_of(cache: Cache, folds: int, seed: int) -> dict[str, int]:
+    """Number of the group of each clip: clips of different groups share no recording where the
+    cache knows bank folds; else clips are dealt out by chance."""
+    names = sorted({pair.filename for pair in cache.pairs})
+    known = {cache.groups.get(name) for name in names}
+    if None not in known and len(known) > 1:
+        number = {group: i for i, group in enumerate(sorted(known))}
+        return {name: number[cache.groups[name]] for name in names}
+    if len(names) < 2:
+        raise InputError(f"{cache.folder}: one clip; --method events needs two to learn from")
+    order = np.random.default_rng([seed, 4]).permutation(len(names))
+    return {names[i]: place % min(folds, len(names)) for place, i in enumerate(order)}
+
+
+def shuffled(items: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+    """So many items, all of them again and again, each time in another order."""
+    passes = -(-count // len(items))
+    return np.concatenate([rng.permutation(items) for _ in range(passes)])[:count]
+
+
+class EventTrainer:
+    """The state of a run; what changes is in the checkpoint. As `Trainer` of DQN.py to its user.
+
+    An episode is a gradient step: first of the networks of frames, on a batch of queries each, then
+    of those of boxes. Between them all boxes are made, after the last the prices are found: both
+    follow from the weights, so that a resumed run repeats them.
+    """
+
+    PASSES, FLOOR = 6, 600  # gradient steps, see "How much data" in the README
+    SCHEDULE = ""  # more passes than planned need a new run
+
+    def __init__(self, cfg: TrainConfig, cache: Cache, device: torch.device, ranks: Ranks = ALONE):
+        if ranks.size > 1:
+            raise InputError("--method events trains in one process; leave out torchrun")
+        self.cache, self.device, self.ranks = cache, device, ranks
+        self.bandit, self.events = cfg.bandit, cfg.events
+        events = cfg.events
+        train, self.held_out = hold_out(cache, cfg)
+        self.held_out = self.held_out[cache.present[self.held_out]]
+        chosen = np.zeros(len(cache.pairs), bool)
+        chosen[train] = True
+        self.train_cache = cache.choose(chosen)
+        self.classes = tuple(cache.classes)
+        self.query = query_of((pair.event_label for pair in self.train_cache.pairs), self.classes)
+        rows = with_targets(rows_of(self.asked(), self.query), self.train_cache)
+        group = groups_of(self.train_cache, events.folds, cfg.seed)
+        self.group = np.array([group[self.train_cache.pairs[i].filename] for i in rows.pair])
+        count = self.group.max() + 1
+        self.left_out = np.arange(events.members * count) % count  # group of each network
+        outside = [np.flatnonzero(self.group != k) for k in self.left_out]
+        self.pass_rows = max(map(len, outside))
+        self.cfg = cfg = planned(cfg, self.PASSES, self.FLOOR, self.gradient_steps)
+        self.frame_steps, self.box_steps = self.phases(cfg.passes)
+        self.order = np.arange(self.frame_steps + self.box_steps)
+        shown = self.frame_steps * events.batch
+        self.rows_shown = self.deal(outside, shown, 5).view(len(outside), -1, events.batch)
+        torch.manual_seed(cfg.seed)  # initial weights and dropout
+        self.network = EventNetwork(events, self.classes, len(outside)).to(device)
+        self.network.posterior.fit_scale(rows)
+        self.rows, self.resident = rows, Resident.of(rows, device)
+        self.optimizers = {
+            name: torch.optim.AdamW(
+                getattr(self.network, name).parameters(),
+                events.lr,
+                weight_decay=events.weight_decay,
+                fused=True,
+            )
+            for name in ("posterior", "values")
+        }
+        self.boxes: Boxes | None = None
+        self.recent: deque[float] = deque(maxlen=10)
+        self.sums = torch.zeros(2, dtype=torch.float64, device=device)  # of loss and mean answer
+        self.progress = runfolder.new_progress()
+
+    def phases(self, passes: int) -> tuple[int, int]:
+        """Gradient steps on frames and on boxes in so many passes."""
+        events, shown = self.events, passes * self.pass_rows
+        return -(-shown // events.batch), math.ceil(
+            events.box_passes * BOXES_A_ROW * shown / events.box_batch
+        )
+
+    def gradient_steps(self, passes: int) -> int:
+        """How many so many passes make."""
+        return sum(self.phases(passes))
+
+    def asked(self) -> Iterator[Asked]:
+        """The training clips as they are learned from, always in the same order."""
+        return asked_clips(self.train_cache, self.events.tag_limit, known_too=True)
+
+    def deal(self, items: list[np.ndarray], count: int, stream: int) -> torch.Tensor:
+        """What each network is shown, (M, count), on the device."""
+        seed = self.cfg.seed
+        rngs = (np.random.default_rng([seed, stream, m]) for m in range(len(items)))
+        dealt = [shuffled(mine, count, rng) for mine, rng in zip(items, rngs, strict=True)]
+        return torch.from_numpy(np.stack(dealt)).to(self.device)
+
+    @property
+    def done(self) -> bool:
+        """All episodes have finished."""
+        return self.progress["finished"] == len(self.order)
+
+    @property
+    def total_frames(self) -> int:
+        """Steps of 40 ms that the networks of frames are shown, about."""
+        mean = len(self.rows.channels) / len(self.rows.pair)
+        return round(self.rows_shown.numel() * mean)
+
+    def epsilon(self, episode: int) -> float:
+        """Exploration rate: the rewards of all actions are known, so nothing is tried out."""
+        return 0.0
+
+    # Frames.
+
+    def frame_step(self, step: int) -> torch.Tensor:
+        """A gradient step on queries; the cells of their decisions, (4,)."""
+        seen, at = self.resident.batch(self.rows_shown[:, step])
+        network = self.network.posterior.train()
+        found, target, inside = network(*seen), self.resident.target[at], seen[3]
+        self.gradient_step("posterior", loss_of(found, target, inside), step / self.frame_steps)
+        odds, true = found.detach()[..., 0], target[..., 0] > 0.5
+        self.sums[1] += (odds.sigmoid() * inside).sum() / inside.sum()
+        before = (seen[0][..., 0] > 0) == true  # the score is above 0.5
+        return self.cells(before, (odds > 0) == true, inside)
+
+    # Boxes.
+
+    def make_boxes(self) -> None:
+        """All candidates with their truth, by the networks that did not see their clips."""
+        odds: list[np.ndarray] = [np.zeros(0)] * len(self.rows.pair)
+        for k in range(self.group.max() + 1):
+            mine = np.flatnonzero(self.group == k)
+            apart = slice(k, None, int(self.group.max()) + 1)
+            found = apply(self.network.posterior, self.resident, mine, apart)
+            for row, each in zip(mine, found, strict=True):
+                odds[row] = each
+        parts, first = [], 0
+        for asked in chunks(self.asked()):
+            count = sum(len(one.pair) for one in asked)
+            parts.append(boxes_of(asked, odds[first : first + count], first))
+            first += count
+        cache, pair = self.train_cache, self.rows.pair
+        label = [cache.label[cache.offsets[i] : cache.offsets[i + 1]] for i in pair]
+        true, edges = true_events(cache), [cache.pairs[i].edges for i in pair]
+        self.boxes = boxes = joined(parts)
+        self.truth = true_values(boxes, [true[i] for i in pair], label, edges)
+        self.network.values.fit_scale(boxes.features)
+        outside = [np.flatnonzero(self.group[boxes.row] != k) for k in self.left_out]
+        shown = self.box_steps * self.cfg.events.box_batch
+        self.boxes_shown = self.deal(outside, shown, 6).view(
+            len(outside), -1, self.cfg.events.box_batch
+        )
+        parts = (boxes.features, self.rows.query[boxes.row], self.truth.values)
+        self.box_tensors = tuple(torch.from_numpy(part).to(self.device) for part in parts)
+
+    def box_step(self, step: int) -> torch.Tensor:
+        """A gradient step on boxes; the cells of their decisions, (4,)."""
+        features, query, true = (part[self.boxes_shown[:, step]] for part in self.box_tensors)
+        found = self.network.values.train()(features, query)
+        error = functional.binary_cross_entropy_with_logits(found, true, reduction="none")
+        self.gradient_step("values", error.mean((1, 2)), step / self.box_steps)
+        extent, good = found.detach()[..., IOU], true[..., IOU] > 0.5
+        self.sums[1] += extent.sigmoid().mean()
+        return self.cells(~good, (extent > 0) == good, torch.ones_like(good))  # before: nothing
+
+    def find_prices(self) -> None:
+        """F and N at the fixed point, over the boxes of clips whose tags are not known."""
+        boxes, count = self.boxes, self.group.max() + 1
+        values = np.zeros((len(boxes.row), len(VALUES)), np.float32)
+        query = self.rows.query[boxes.row]
+        for k in range(count):
+            mine = np.flatnonzero(self.group[boxes.row] == k)
+            apart = slice(k, None, int(count))
+            given = boxes.features[mine], query[mine]
+            values[mine] = apply_values(self.network.values, *given, self.device, apart)
+        asks = ~self.rows.present if (~self.rows.present).any() else self.rows.present
+        some, rows = asks[boxes.row], np.flatnonzero(asks)
+        own = Boxes(*(part[some] for part in boxes))
+        truth = Truth(
+            self.truth.values[some],
+            self.truth.frames[some],
+            self.truth.row_frames[rows],
+            self.truth.row_events[rows],
+        )
+        known = self.rows.query[rows]
+        prices = fixed_point(
+            own, values[some], query[some], known, truth, len(self.classes), self.cfg.events
+        )
+        self.network.prices.copy_(torch.from_numpy(np.stack(prices)))
+
+    # Both.
+
+    def gradient_step(self, name: str, losses: torch.Tensor, share: float) -> None:
+        """One step of AdamW on the losses (M,) of networks side by side."""
+        optimizer = self.optimizers[name]
+        for group in optimizer.param_groups:
+            group["lr"] = self.cfg.events.lr * rate_at(share)
+        optimizer.zero_grad(set_to_none=True)
+        losses.sum().backward()
+        clip_each(getattr(self.network, name).parameters())
+        optimizer.step()
+        self.sums[0] += losses.detach().mean()
+        self.progress["steps"] += 1
+        self.progress["loss_count"] += 1
+
+    @staticmethod
+    def cells(before: torch.Tensor, after: torch.Tensor, inside: torch.Tensor) -> torch.Tensor:
+        """How many decisions fall into each of the four reward cells."""
+        cells = functional.one_hot(reward_cells(before, after), 4) * inside[..., None]
+        return cells.flatten(0, -2).sum(0)
+
+    def tick(self) -> list[tuple[int, list[int]]]:
+        """A few gradient steps; (episode, cells of its decisions) of each."""
+        first = self.progress["finished"]
+        in_boxes = first >= self.frame_steps
+        if in_boxes and self.boxes is None:
+            self.make_boxes()
+        end = len(self.order) if in_boxes else self.frame_steps
+        steps = range(first, min(first + STEPS_A_TICK, end))
+        work = self.box_step if in_boxes else self.frame_step
+        cells = [work(step - self.frame_steps * in_boxes) for step in steps]
+        self.progress["finished"] = steps.stop
+        seen = min(steps.stop / self.frame_steps, 1)
+        self.progress["frames"] = round(self.total_frames * seen)
+        if not self.sums.isfinite().all():
+            raise InputError(
+                f"loss is not finite near gradient step {self.progress['steps']}; last.pt holds a"
+                " good state; start anew with --overwrite and a smaller --events.lr"
+            )
+        if self.done:
+            self.find_prices()
+        return list(zip(steps, torch.stack(cells).tolist(), strict=True))
+
+    def read_sums(self) -> None:
+        """Bring the sums of loss and answers into `progress`."""
+        self.progress["loss_sum"], self.progress["q_sum"] = self.sums.tolist()
+
+    def reset_sums(self) -> None:
+        """Begin to add up anew."""
+        self.sums.zero_()
+        self.progress |= {"loss_sum": 0.0, "q_sum": 0.0, "loss_count": 0}
+
+    def policy(self) -> dict[str, Any]:
+        """What best.pt and the numbered checkpoints hold: enough to apply the policy."""
+        self.read_sums()
+        info = self.progress | {"trained_on": self.cache.facts}
+        content = runfolder.policy_content(self.cfg, self.cache, self.network, None, info)
+        return {"classes": list(self.classes), "queries": self.cache.queries} | content
+
+    def state(self) -> dict[str, Any]:
+        """What last.pt holds: everything that a bit-exact resume needs."""
+        states = {name: each.state_dict() for name, each in self.optimizers.items()}
+        rest = {"optimizer": states, "recent": list(self.recent)}
+        return self.policy() | rest | {"rng": runfolder.torch_rng(self.device)}
+
+    def restore(self, content: dict[str, Any]) -> None:
+        """Take over the state of last.pt."""
+        self.network.load_state_dict(content["network"])
+        for name, each in self.optimizers.items():
+            each.load_state_dict(content["optimizer"][name])
+        self.recent.extend(content["recent"])
+        self.progress = {name: content["info"][name] for name in self.progress}
+        sums = [self.progress["loss_sum"], self.progress["q_sum"]]
+        self.sums.copy_(torch.tensor(sums, dtype=torch.float64))
+        runfolder.restore_torch_rng(content["rng"], self.device)
+
+    def learned(self) -> tuple[dict[str, str], str]:
+        """Losses of the run, for grep and in words; an episode is a gradient step."""
+        loss = runfolder.read_history(self.cfg.run)["Loss"]
+        lines = {}
+        for name, part in (("frame", loss[: self.frame_steps]), ("box", loss[self.frame_steps :])):
+            some = part[part > 0]  # a tick of several steps has one loss, their mean
+            tenth = math.ceil(len(some) / 10)
+            lines[f"{name}_loss_first_tenth"] = f"{some[:tenth].mean():.4f}"
+            lines[f"{name}_loss_last_tenth"] = f"{some[-tenth:].mean():.4f}"
+        frames, frames_end, boxes, boxes_end = lines.values()
+        return lines, (
+            f"from the first to the last tenth of the steps the loss went from {frames} to"
+            f" {frames_end} on frames and from {boxes} to {boxes_end} on boxes"
+        )
+
+    def held_out_f1(self) -> float:
+        """Mean-pair F1 on the present held-out pairs, asked for as the cache asks; -1 before the
+        boxes have their prices."""
+        if not self.done:
+            return -1.0
+        chosen = np.zeros(len(self.cache.pairs), bool)
+        chosen[self.held_out] = True
+        some = self.cache.choose(chosen)
+        pred, _ = decide_cache(self.network, some, self.device)
+        return mean_f1(some, pred, np.arange(len(some.pairs)))
+
+
+def clip_each(parameters: Iterable[nn.Parameter], most: float = 1.0) -> None:
+    """Shorten the gradient of each of the networks side by side to a norm of at most `most`."""
+    gradients = [each.grad for each in parameters if each.grad is not None]
+    squares = torch.stack([each.square().flatten(1).sum(1) for each in gradients]).sum(0)
+    factor = (most / squares.sqrt().clamp_min(1e-12)).clamp_max(1.0)  # (M,)
+    for each in gradients:
+        each.mul_(factor.view(-1, *[1] * (each.dim() - 1)))
+
+
+def announce(trainer: EventTrainer) -> None:
+    """Say what is about to happen."""
+    cfg, network = trainer.cfg, trainer.network
+    weights = sum(p.numel() for p in network.parameters())
+    print(
+        f"device {trainer.device}, {cfg.threads} thread(s); policy over events, {weights:,}"
+        f" parameters in {len(trainer.left_out)} networks of frames and as many of boxes, each"
+        f" leaving out one of {trainer.group.max() + 1} groups of clips\n"
+        f"{len(trainer.rows.pair)} queries of {len(trainer.train_cache.clips)} clips,"
+        f" {len(trainer.held_out)} present pairs held out; {trainer.frame_steps:,} gradient steps"
+        f" on frames, {trainer.box_steps:,} on boxes; run folder {cfg.run}"
+    )

@@ -1,0 +1,207 @@
+"""Supervised baselines: the policy's state and network, learned from labels instead of by trying.
+
+Run:    python DQN.py --method classifier --run runs/classifier
+        python DQN.py --method rewards --run runs/rewards
+Shapes: N frames of all pairs, B batch, A actions
+
+With gamma 0 a policy is a classifier of the state, and the labels give the reward of every action.
+Two baselines ask what reinforcement learning adds to that:
+
+classifier  one output, cross-entropy with the label, on every frame; on where its logit is above 0
+rewards     the Q-network itself, squared error against the rewards of all actions at once, on the
+            frames inside the boundary, which are those that the policy learns from
+
+A baseline always sees cached arrays (the independent reading): it takes no earlier decision.
+"""
+
+import math
+from collections import deque
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from config import Bandit, TrainConfig
+from core.errors import InputError
+from core.ranks import ALONE, Ranks
+from policy import runfolder
+from policy.apply import decisions
+from policy.bandit import (
+    Signals,
+    decide,
+    delta_table,
+    hold_out,
+    make_states,
+    near,
+    planned,
+    reward_cells,
+    reward_table,
+    shift,
+    to_device,
+)
+from policy.gate import tune_gate
+from policy.network import make_network
+from sed.caches import Cache
+from sed.metrics import mean_f1
+
+
+def all_rewards(signals: Signals, frame: torch.Tensor, bandit: Bandit) -> torch.Tensor:
+    """Reward of every action on some frames (B,) -> (B, A)."""
+    prob, t_base, label = (x[frame] for x in (signals.prob, signals.t_base, signals.label))
+    deltas = delta_table(bandit, frame.device)
+    before = decide(prob, t_base) == label
+    after = decide(prob[:, None], shift(t_base[:, None], deltas)) == label[:, None]
+    cells = reward_cells(before[:, None].expand_as(after), after)
+    return reward_table(bandit).to(frame.device)[cells]
+
+
+class SupervisedTrainer:
+    """The state of a run; what changes is in the checkpoint. As `Trainer` of DQN.py to its user.
+
+    An episode is a gradient step, on frames drawn at random.
+    """
+
+    PASSES, FLOOR = 1, 2_000  # as of the slides' learner, which they are held against
+    SCHEDULE = "the learning rate is constant"
+
+    def __init__(self, cfg: TrainConfig, cache: Cache, device: torch.device, ranks: Ranks = ALONE):
+        if ranks.size > 1:
+            raise InputError(f"--method {cfg.method} trains in one process; leave out torchrun")
+        self.cache, self.device, self.ranks = cache, device, ranks
+        self.bandit, self.learning = cfg.bandit, cfg.learning
+        self.classifies = cfg.method == "classifier"
+        train, self.held_out = hold_out(cache, cfg)
+        self.signals = to_device(cache, self.bandit, device)
+        self.gate = tune_gate(cache)
+        self.owner = torch.from_numpy(cache.frames_of_pair).to(device)
+        mine = np.isin(cache.frames_of_pair, train)
+        self.pass_frames = int(mine.sum())
+        self.cfg = cfg = planned(cfg, self.PASSES, self.FLOOR, self.gradient_steps)
+        self.order = np.arange(self.gradient_steps(cfg.passes))
+        if not self.classifies:
+            prob, t_base = cache.signals["prob"], cache.signals["t_base"]
+            mine &= near(prob, t_base, self.bandit.boundary_width)
+        self.frames = np.flatnonzero(mine)
+        if not len(self.frames):
+            raise InputError(f"{cache.folder}: no frame lies inside the boundary")
+        torch.manual_seed(cfg.seed)  # initial weights and dropout
+        self.network = make_network(cfg.method, self.bandit, cfg.network).to(device)
+        self.optimizer = torch.optim.Adam(self.network.parameters(), self.learning.lr, fused=True)
+        self.rng = np.random.default_rng([cfg.seed, 4])
+        self.recent: deque[float] = deque(maxlen=10)
+        self.sums = torch.zeros(2, dtype=torch.float64, device=device)  # of loss and mean answer
+        self.progress = runfolder.new_progress()
+
+    def gradient_steps(self, passes: int) -> int:
+        """How many so many passes make."""
+        return max(1, passes * self.pass_frames // self.learning.frames_per_step)
+
+    @property
+    def done(self) -> bool:
+        """All episodes have finished."""
+        return self.progress["finished"] == len(self.order)
+
+    @property
+    def total_frames(self) -> int:
+        """Frames that the whole run learns from, one that is drawn again counted again."""
+        return len(self.order) * self.learning.batch
+
+    def epsilon(self, episode: int) -> float:
+        """Exploration rate: the labels say what is right, so nothing is tried out."""
+        return 0.0
+
+    def loss_of(
+        self, out: torch.Tensor, frame: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Answers on frames (B,) -> loss, decisions (B,) bool, mean answer: the probability that
+        the frames are on, or the Q-value of the best action."""
+        if self.classifies:
+            logit, target = out[:, 0], self.signals.label[frame].float()
+            loss = functional.binary_cross_entropy_with_logits(logit, target)
+            return loss, logit > 0, logit.detach().sigmoid().mean()
+        loss = functional.mse_loss(out, all_rewards(self.signals, frame, self.bandit))
+        value, action = out.detach().max(1)
+        threshold = shift(self.signals.t_base[frame], delta_table(self.bandit, self.device)[action])
+        return loss, decide(self.signals.prob[frame], threshold), value.mean()
+
+    def tick(self) -> list[tuple[int, list[int]]]:
+        """A gradient step; (episode, cells of its decisions)."""
+        drawn = self.rng.choice(self.frames, self.learning.batch)
+        frame = torch.from_numpy(drawn).to(self.device)
+        states = make_states(self.signals, self.owner[frame], frame, self.bandit)
+        self.network.train()
+        loss, on, answer = self.loss_of(self.network(states), frame)
+        if not loss.isfinite():
+            raise InputError(
+                f"loss is {loss.item()} at gradient step {self.progress['steps']} (learning rate"
+                f" {self.learning.lr:g}); last.pt holds a good state; start anew with --overwrite"
+                " and a smaller --learning.lr"
+            )
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        self.sums += torch.stack([loss.detach(), answer])
+        episode = self.progress["finished"]
+        for name in ("finished", "steps", "loss_count"):
+            self.progress[name] += 1
+        self.progress["frames"] += len(frame)
+        prob, t_base, label = (part[frame] for part in self.signals[1:4])
+        cells = reward_cells(decide(prob, t_base) == label, on == label)
+        return [(episode, torch.bincount(cells, minlength=4).tolist())]
+
+    def read_sums(self) -> None:
+        """Bring the sums of loss and answers into `progress`."""
+        self.progress["loss_sum"], self.progress["q_sum"] = self.sums.tolist()
+
+    def reset_sums(self) -> None:
+        """Begin to add up anew."""
+        self.sums.zero_()
+        self.progress |= {"loss_sum": 0.0, "q_sum": 0.0, "loss_count": 0}
+
+    def policy(self) -> dict[str, Any]:
+        """What best.pt and the numbered checkpoints hold: enough to apply the policy."""
+        self.read_sums()
+        info = self.progress | {"trained_on": self.cache.facts}
+        return runfolder.policy_content(self.cfg, self.cache, self.network, self.gate, info)
+
+    def state(self) -> dict[str, Any]:
+        """What last.pt holds: everything that a bit-exact resume needs."""
+        rng = runfolder.torch_rng(self.device) | {"draws": self.rng.bit_generator.state}
+        rest = {"optimizer": self.optimizer.state_dict(), "recent": list(self.recent)}
+        return self.policy() | rest | {"rng": rng}
+
+    def restore(self, content: dict[str, Any]) -> None:
+        """Take over the state of last.pt."""
+        self.network.load_state_dict(content["network"])
+        self.optimizer.load_state_dict(content["optimizer"])
+        self.recent.extend(content["recent"])
+        self.progress = {name: content["info"][name] for name in self.progress}
+        sums = [self.progress["loss_sum"], self.progress["q_sum"]]
+        self.sums.copy_(torch.tensor(sums, dtype=torch.float64))
+        self.rng.bit_generator.state = content["rng"]["draws"]
+        runfolder.restore_torch_rng(content["rng"], self.device)
+
+    def learned(self) -> tuple[dict[str, str], str]:
+        """Loss of the run, for grep and in words; an episode is a gradient step."""
+        loss = runfolder.read_history(self.cfg.run)["Loss"]
+        tenth = math.ceil(len(loss) / 10)
+        first, last = (f"{some.mean():.4f}" for some in (loss[:tenth], loss[-tenth:]))
+        said = f"from the first to the last tenth of the steps the loss went from {first} to {last}"
+        return {"loss_first_tenth": first, "loss_last_tenth": last}, said
+
+    def held_out_f1(self) -> float:
+        """Mean-pair F1 on the held-out pairs."""
+        on, _ = decisions(self.network, self.signals, self.bandit, 256, self.held_out)
+        return mean_f1(self.cache, on.cpu().numpy(), self.held_out)
+
+
+def announce(trainer: SupervisedTrainer) -> None:
+    """Say what is about to happen."""
+    cfg = trainer.cfg
+    print(
+        f"device {trainer.device}, {cfg.threads} thread(s); supervised baseline ({cfg.method}),"
+        f" network {sum(p.numel() for p in trainer.network.parameters()):,} parameters\n"
+        f"{len(trainer.frames):,} training frames, {len(trainer.held_out)} pairs held out,"
+        f" {len(trainer.order):,} gradient steps of {cfg.learning.batch}; run folder {cfg.run}"
+    )

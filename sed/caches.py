@@ -1,0 +1,338 @@
+"""The cache: signals, labels and pairs of a split; its format, written and read.
+
+Reads:  <cache>/<split>/manifest.json, shard-*.npz
+Shapes: P pairs, N frames of all pairs
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from core.errors import InputError
+from core.files import Kind, whole
+from core.names import isolated
+from core.stored import (
+    Each,
+    check_form,
+    file_sha256,
+    is_count,
+    is_number,
+    is_share,
+    is_text,
+    maybe,
+    misfit,
+    read_json,
+    read_npz,
+    regular,
+)
+from sed.signals import SIGNALS
+from sed.signals import VERSION as FORMULAS
+from sed.timeline import Event, frame_edges
+
+FORMAT = 2
+CHECKED = "scores.json"  # which score files were held against their own checksums
+LEFT_OUT = "left_out.tsv"  # clips that were left out; label rows that were cut or left out
+CACHE = Kind(
+    "cache",
+    ("manifest.json", "manifest-*.json", CHECKED, LEFT_OUT, f"shard-{5 * '[0-9]'}.*"),
+    (("manifest.json", "format"), ("manifest.json", "shards")),
+)
+SLACK = 1e-6  # by which a filter may leave 0..1: rounding of float32
+LONGEST_FRAME_S = 3600.0
+MOST_MANIFEST = 1 << 31  # bytes; a million clips are a third of it
+
+
+class Pair(NamedTuple):
+    """One (clip, class) query of a cache."""
+
+    filename: str
+    event_label: str
+    num_frames: int
+    frame_s: float
+    start_s: float = 0.0  # where the first frame would begin, were it as long as the others
+
+    @property
+    def edges(self) -> np.ndarray:
+        """(T + 1,) frame edges in seconds."""
+        return frame_edges(self.num_frames, self.frame_s, self.start_s)
+
+
+class ClipRecord(NamedTuple):
+    """What a cache knows of a clip beside its pairs."""
+
+    filename: str
+    duration_s: float  # of the audio; without audio, up to the last frame or label
+    events: list[Event]  # as in the label file
+    tag: list[float] | None  # (K,) clip-level score of every class; None: imported arrays
+
+
+@dataclass(frozen=True)
+class Cache:
+    """All pairs of a split. `signals[name]` and `label` are (N,), `offsets` (P + 1,)."""
+
+    folder: Path
+    manifest: dict[str, Any]
+    pairs: list[Pair]
+    clips: list[ClipRecord]
+    signals: dict[str, np.ndarray]
+    label: np.ndarray
+    offsets: np.ndarray
+
+    @property
+    def queries(self) -> str:
+        """`present`: a pair for each class of a clip's labels; `all`: for each of `classes`."""
+        return self.manifest["queries"]
+
+    @property
+    def classes(self) -> list[str]:
+        """(K,) sorted names of the classes that the clips were queried for."""
+        return self.manifest["classes"]
+
+    @property
+    def key(self) -> str:
+        """Hash of the cached numbers: equal keys, equal signals."""
+        return self.manifest["key"]
+
+    @property
+    def groups(self) -> dict[str, str]:
+        """Group of each clip: clips of different groups share no recording (bank folds of a
+        corpus); empty where nobody knows."""
+        return self.manifest.get("groups", {})
+
+    @property
+    def present(self) -> np.ndarray:
+        """(P,) bool: the pair's class occurs in the labels of its clip."""
+        truth = {(clip.filename, event.event_label) for clip in self.clips for event in clip.events}
+        return np.array([(pair.filename, pair.event_label) in truth for pair in self.pairs], bool)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What a policy trained here must know of its data, to be applied to other data."""
+        seconds = [pair.num_frames * pair.frame_s for pair in self.pairs]
+        imported = self.manifest["signal"] is None  # then nobody knows whether there was audio
+        return {
+            "clip_s": float(np.median(seconds)),
+            "longest_s": float(max(seconds)),
+            "frame_s": float(np.median([pair.frame_s for pair in self.pairs])),
+            "audio": None if imported else self.manifest["audio"] is not None,
+            "classes": sorted({pair.event_label for pair in self.pairs}),
+            "formulas": None if imported else FORMULAS,
+        }
+
+    @property
+    def truth(self) -> dict[str, list[Event]]:
+        """Events of each clip, as in the label file."""
+        return {clip.filename: clip.events for clip in self.clips}
+
+    @property
+    def durations(self) -> dict[str, float]:
+        """Seconds of each clip."""
+        return {clip.filename: clip.duration_s for clip in self.clips}
+
+    @property
+    def frames_of_pair(self) -> np.ndarray:
+        """(N,) index of the pair that each frame belongs to."""
+        return np.repeat(np.arange(len(self.pairs)), np.diff(self.offsets))
+
+    def choose(self, pairs: np.ndarray) -> "Cache":
+        """The cache of some pairs, (P,) bool, and of the clips that they belong to.
+
+        Clips without a pair (no events, present classes only) leave with the pairs.
+        """
+        frames = pairs[self.frames_of_pair]
+        names = {pair.filename for pair, wanted in zip(self.pairs, pairs, strict=True) if wanted}
+        text = self.key + np.packbits(pairs).tobytes().hex()
+        lengths = np.diff(self.offsets)[pairs]
+        return replace(
+            self,
+            manifest=self.manifest | {"key": hashlib.sha256(text.encode()).hexdigest()[:16]},
+            pairs=[pair for pair, wanted in zip(self.pairs, pairs, strict=True) if wanted],
+            clips=[clip for clip in self.clips if clip.filename in names],
+            signals={name: array[frames] for name, array in self.signals.items()},
+            label=self.label[frames],
+            offsets=np.concatenate(([0], np.cumsum(lengths))).astype(np.int64),
+        )
+
+    def subset(self, filenames: Iterable[str]) -> "Cache":
+        """The cache of some clips, e.g. of one fold."""
+        wanted = set(filenames)
+        return self.choose(np.array([pair.filename in wanted for pair in self.pairs], bool))
+
+    def present_only(self) -> "Cache":
+        """The present pairs of a cache of all pairs, as `--pairs present` would have made them."""
+        if self.queries == "present":
+            return self
+        cache = self.choose(self.present)
+        return replace(cache, manifest=cache.manifest | {"queries": "present"})
+
+    def find(self, filename: str, event_label: str) -> int:
+        """Index of a pair; InputError where the cache has none."""
+        for index, pair in enumerate(self.pairs):
+            if (pair.filename, pair.event_label) == (filename, event_label):
+                return index
+        raise InputError(f"{self.folder}: no pair {filename} / {event_label}")
+
+    def of_pair(self, index: int) -> dict[str, np.ndarray]:
+        """Signals and label of one pair, each (T,)."""
+        span = slice(self.offsets[index], self.offsets[index + 1])
+        return {name: self.signals[name][span] for name in SIGNALS} | {"label": self.label[span]}
+
+
+def write_shard(path: Path, values: list[dict[str, np.ndarray]], labels: list[np.ndarray]) -> None:
+    """Write the pairs of a shard: flat float32 signals, uint8 decisions and labels, offsets."""
+    lengths = [len(label) for label in labels]
+    arrays = {name: np.concatenate([pair[name] for pair in values]) for name in SIGNALS}
+    arrays["binary"] = arrays["binary"].astype(np.uint8)
+    arrays["label"] = np.concatenate(labels).astype(np.uint8)
+    arrays["offsets"] = np.concatenate(([0], np.cumsum(lengths))).astype(np.int64)
+    with whole(path) as temporary, open(temporary, "wb") as stream:
+        np.savez(stream, **arrays)
+
+
+def is_shard_name(value: Any) -> bool:
+    """A file beside the manifest, and no other."""
+    return isinstance(value, str) and re.fullmatch(r"shard-\d{5,}\.npz", value) is not None
+
+
+def is_pair(value: Any) -> bool:
+    """A row of `Pair`; those of older versions do not say where the first frame begins."""
+    form = (is_text, is_text, is_count, is_number, is_number)
+    return isinstance(value, (list, tuple)) and any(misfit(value, form[:n]) is None for n in (4, 5))
+
+
+SHARD = {
+    "file": is_shard_name,
+    "sha256": is_text,
+    "inputs": is_text,
+    "failed": [is_text],
+    "notices": Each([is_text]),
+    "pairs": [is_pair],
+    "clips": [(is_text, is_number, [(is_number, is_number, is_text)], maybe([is_share]))],
+}
+ASIDES = [(is_text, (is_number, is_number, is_text), is_text)]
+MANIFEST = {
+    "split": is_text,
+    "queries": ("present", "all").__contains__,
+    "classes": [is_text],
+    "key": is_text,
+    "signal": maybe(Each(lambda value: is_number(value) or isinstance(value, (str, bool)))),
+    "scores": Each(lambda _: True),
+    "audio": maybe(is_text),
+    "left_out": [is_text],
+    "shards": [SHARD],
+}
+# Parts that older versions have not written.
+NEWER = {
+    "formulas": maybe(is_count),
+    "sources": Each(maybe(is_text)),
+    "home": is_text,
+    "fell_back": is_count,
+    "groups": Each(is_text),
+}
+
+
+def read_manifest(path: Path, cure: str) -> dict[str, Any]:
+    """The manifest of a cache, every value of it checked. InputError ends with `cure`."""
+    manifest = read_json(path, cure, {"format", "versions", *MANIFEST}, MOST_MANIFEST)
+    if manifest.get("format") != FORMAT:
+        raise InputError(f"{path}: format {manifest.get('format')!r}, not {FORMAT}; {cure}")
+    try:
+        check_form(manifest, MANIFEST | {k: form for k, form in NEWER.items() if k in manifest})
+        classes, seen = manifest["classes"], set()
+        for shard in manifest["shards"]:
+            clips = {name: duration for name, duration, _, _ in shard["clips"]}
+            for name, duration_s, events, tag in shard["clips"]:
+                spans = all(onset <= offset for onset, offset, _ in events)
+                if duration_s < 0 or not spans or (tag and len(tag) != len(classes)):
+                    raise ValueError(f"clip {name[:60]!r} cannot be so")
+            check_form(shard.get("asides", []), ASIDES)
+            for name, label, num_frames, frame_s, *_ in shard["pairs"]:
+                known = name in clips and label in classes and (name, label) not in seen
+                if not (known and num_frames and 0 < frame_s <= LONGEST_FRAME_S):
+                    raise ValueError(f"pair {name[:60]!r} / {label[:60]!r} cannot be so")
+                seen.add((name, label))
+    except ValueError as error:
+        raise InputError(f"{path}: damaged ({error}); {cure}") from None
+    return manifest
+
+
+def read_shard(path: Path, pairs: list[Pair], cure: str) -> dict[str, np.ndarray]:
+    """Arrays of a shard, those of its pairs one after the other: finite, and from 0 to 1."""
+    lengths = [pair.num_frames for pair in pairs]
+    num_frames = sum(lengths)
+    forms = {name: ("u" if name == "binary" else "f", (num_frames,)) for name in SIGNALS}
+    forms |= {"label": ("u", (num_frames,)), "offsets": ("i", (len(pairs) + 1,))}
+    arrays = read_npz(path, forms, cure)
+    ends = np.cumsum(lengths)
+    if (arrays.pop("offsets") != [0, *ends]).any():
+        raise InputError(f"{path}: its pairs are not as long as the manifest says; {cure}")
+    for name, values in arrays.items():
+        bad = np.flatnonzero(~((values >= -SLACK) & (values <= 1 + SLACK)))  # NaN is neither
+        for i in bad[:1]:
+            pair = pairs[int(np.searchsorted(ends, i, "right"))]
+            raise InputError(
+                f"{path}: {name} is {values[i]} in {pair.filename!r} / {pair.event_label!r}, not in"
+                f" 0..1 (one of {len(bad):,}): the cache is damaged, or its inputs were; {cure}"
+            )
+    return arrays
+
+
+def load_cache(folder: Path) -> Cache:
+    """Read cache/<split>, checksums verified. InputError says what is missing or damaged."""
+    manifest_path = folder / "manifest.json"
+    cure = f"run: python preprocess.py --cache {folder.parent} --split {folder.name}"
+    if not manifest_path.exists():
+        raise InputError(f"no manifest in {folder}; {cure}")
+    manifest = read_manifest(manifest_path, cure)
+    formulas = manifest.get("formulas", 1)  # the first version did not say
+    if manifest["signal"] is not None and formulas != FORMULAS:
+        what = f"made by version {formulas} of the formulas, not {FORMULAS}"
+        raise InputError(f"{folder}: an old cache, {what} (filters are centred now); {cure}")
+    pairs: list[Pair] = []
+    clips: list[ClipRecord] = []
+    num_frames = sum(row[2] for shard in manifest["shards"] for row in shard["pairs"])
+    try:  # filled shard by shard: nothing is held twice but one shard
+        signals = {name: np.empty(num_frames, np.float32) for name in SIGNALS}
+        label, filled = np.empty(num_frames, bool), 0
+    except (MemoryError, ValueError):
+        what = f"damaged ({num_frames:,} frames do not fit into memory)"
+        raise InputError(f"{manifest_path}: {what}; {cure}") from None
+    for shard in manifest["shards"]:
+        some = [Pair(*row) for row in shard["pairs"]]
+        clips += [
+            ClipRecord(name, duration_s, [Event(*event) for event in events], tag)
+            for name, duration_s, events, tag in shard["clips"]
+        ]
+        path = folder / shard["file"]
+        if not path.exists() or (regular(path) and file_sha256(path) != shard["sha256"]):
+            what = "does not match its checksum" if path.exists() else "is missing"
+            raise InputError(f"{path} {what}; {cure} (it rebuilds that shard only)")
+        arrays = read_shard(path, some, cure)
+        stop = filled + len(arrays["label"])
+        for name, array in arrays.items():
+            (label if name == "label" else signals[name])[filled:stop] = array
+        pairs += some
+        filled = stop
+    if not pairs:
+        raise InputError(f"{manifest_path}: no pairs; {cure}")
+    offsets = np.concatenate(([0], np.cumsum([pair.num_frames for pair in pairs]))).astype(np.int64)
+    return Cache(folder, manifest, pairs, clips, signals, label, offsets)
+
+
+def listed(names: list[str], most: int = 5) -> str:
+    """The first few names, and how many more there are."""
+    some = ", ".join(isolated(name) for name in names[:most])
+    return some + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def config_key_of(signal: dict | None, entries: list[dict]) -> str:
+    """Hash of the formulas, of every shard's bytes, of the clips' labels and tags."""
+    facts = [[entry["sha256"], entry["clips"]] for entry in entries]
+    text = json.dumps([signal, FORMULAS, facts], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
