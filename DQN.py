@@ -23,8 +23,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from policy.apply import load_policy
-
 if __name__ == "__main__":  # before torch, which takes seconds to import
     from config import TrainConfig
     from core.command import parse_first
@@ -44,7 +42,7 @@ from core.files import keep_apart
 from core.ranks import ALONE, TRAINING_PATIENCE, Ranks, together
 from core.settings import to_dict
 from policy import event_policy, heartbeat, longrun, runfolder, supervised
-from policy.apply import decisions
+from policy.apply import decisions, load_policy
 from policy.bandit import (
     check_finite,
     episode_order,

@@ -24,9 +24,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from scores import crnn, score_files
-from sed import timeline
-
 if __name__ == "__main__":  # before torch, which takes seconds to import
     from config import DetectConfig
     from core.command import parse_first
@@ -58,6 +55,8 @@ from policy.bandit import query_of, resident
 from policy.event_policy import decide_clips
 from policy.gate import Gate, opens
 from policy.posterior import Asked, Queried
+from scores import crnn, score_files
+from sed import timeline
 from sed.audio import TRUNCATED, AudioFile, wav_from
 from sed.caches import MOST_MANIFEST, listed
 from sed.event_metrics import ScoredEvent

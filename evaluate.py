@@ -20,8 +20,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from comparison.evaluations import Evaluated, digest_of, find_matches, interval, write_matches
-
 if __name__ == "__main__":  # before torch, which takes seconds to import
     from config import EvaluateConfig
     from core.command import parse_first
@@ -33,6 +31,7 @@ import torch
 
 from baselines.tuned_rules import best_possible, class_of_pair, yardsticks, yardsticks_of_all
 from comparison import scoring
+from comparison.evaluations import Evaluated, digest_of, find_matches, interval, write_matches
 from comparison.systems import BASE, Spec, kind_of_rule, predicted_events
 from config import Bandit, EvaluateConfig
 from core.command import run_script

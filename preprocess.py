@@ -30,38 +30,6 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from scores import corpora, crnn, score_files
-from sed import timeline
-from sed.caches import (
-    ASIDES,
-    CACHE,
-    CHECKED,
-    FORMAT,
-    LEFT_OUT,
-    MOST_MANIFEST,
-    SHARD,
-    SLACK,
-    ClipRecord,
-    Pair,
-    config_key_of,
-    listed,
-    load_cache,
-    read_manifest,
-    write_shard,
-)
-from sed.signals import (
-    CUT,
-    DISAGREE,
-    FELL_BACK,
-    NO_AUDIO,
-    NOTICES,
-    SILENT,
-    TOO_SHORT,
-    WINDOWS,
-    check_duration,
-    clip_tag,
-)
-
 if __name__ == "__main__":  # before torch, which takes seconds to import
     from config import PreprocessConfig
     from core.command import parse_first
@@ -91,7 +59,26 @@ from core.stored import (
     read_text,
     write_json,
 )
+from scores import corpora, crnn, score_files
+from sed import timeline
 from sed.audio import SHORT_AUDIO, TRUNCATED, AudioFile, audio_seconds, wav_from
+from sed.caches import (
+    ASIDES,
+    CACHE,
+    CHECKED,
+    FORMAT,
+    LEFT_OUT,
+    MOST_MANIFEST,
+    SHARD,
+    SLACK,
+    ClipRecord,
+    Pair,
+    config_key_of,
+    listed,
+    load_cache,
+    read_manifest,
+    write_shard,
+)
 from sed.labels import (
     Aside,
     Labels,
@@ -103,8 +90,22 @@ from sed.labels import (
     say_left_out,
     write_asides,
 )
+from sed.signals import (
+    CUT,
+    DISAGREE,
+    FELL_BACK,
+    NO_AUDIO,
+    NOTICES,
+    SILENT,
+    TOO_SHORT,
+    WINDOWS,
+    check_duration,
+    clip_tag,
+    compute_signals,
+    falls_back,
+    loudness_on_grid,
+)
 from sed.signals import VERSION as FORMULAS
-from sed.signals import compute_signals, falls_back, loudness_on_grid
 from sed.splits import two_splits
 from sed.timeline import SPLITS, Event, classes_of, label_frames
 

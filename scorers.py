@@ -11,18 +11,16 @@ Every clip is scored by a network that never heard its recordings: training clip
 other folds, validation clips by one more fit on all training clips.
 """
 
-from scores.crnn import make_scores
-from scores.score_files import convert
-
 if __name__ == "__main__":  # before torch, which takes seconds to import
     from config import ScorersConfig
     from core.command import parse_first
 
     parse_first(ScorersConfig)
 
-
 from config import ScorersConfig
 from core.command import run_script
+from scores.crnn import make_scores
+from scores.score_files import convert
 
 # ---------------------------------------------------------------------------- score sources
 

@@ -12,17 +12,15 @@ Nobody hears the validation fold of the bank in training: a training clip plays 
 bank fold, named in clips.tsv, and a validation clip plays `--validation-fold` only.
 """
 
-from scores.corpora import make_corpus
-
 if __name__ == "__main__":  # before torch, which takes seconds to import
     from config import SoundscapesConfig
     from core.command import parse_first
 
     parse_first(SoundscapesConfig)
 
-
 from config import SoundscapesConfig
 from core.command import run_script
+from scores.corpora import make_corpus
 
 # ---------------------------------------------------------------------------- built-in sounds
 # Every class function takes the maker's generator (what all takes of one dog share), the take's

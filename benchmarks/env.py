@@ -31,7 +31,11 @@ if absent:
     print(f"skipped: {', '.join(absent)} not installed (pip install -r requirements-studies.txt)")
     sys.exit(0)
 
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "tests"))
+
 import gymnasium  # noqa: E402
+from corpora import write_cache  # noqa: E402
 
 from config import TrainConfig  # noqa: E402
 from core.command import plain_words, run_main  # noqa: E402
@@ -48,7 +52,6 @@ from studies.gym import (  # noqa: E402
     make_dqn,
     mean_reward,
 )
-from tests.corpora import write_cache  # noqa: E402
 
 CPU = torch.device("cpu")
 DEMO = TrainConfig.with_preset("demo")

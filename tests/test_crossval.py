@@ -16,9 +16,6 @@ from policy.runfolder import read_checkpoint
 from sed.caches import load_cache
 from sed.labels import read_labels
 from sed.timeline import write_labels
-
-ROOT = Path(__file__).resolve().parent.parent
-
 from studies import crossval
 from studies.crossval import CrossvalConfig, Learned, Study
 

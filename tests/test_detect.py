@@ -36,9 +36,10 @@ from policy.apply import decisions, load_policy
 from policy.bandit import make_states, resident, to_device
 from policy.supervised import SupervisedTrainer
 from scores import crnn, score_files
-from sed import caches, signals, timeline
+from sed import caches, timeline
 from sed.audio import AudioFile
 from sed.labels import clip_id, read_labels
+from sed.signals import NOTICES
 from sed.timeline import (
     Event,
     frame_edges,
@@ -295,7 +296,7 @@ def slow_long(policy: Path, wav: np.ndarray, values: np.ndarray, size: int, fold
         first, last = (round(frame * 0.02 * RATE) for frame in (start, start + size))
         soundfile.write(folder / "b.wav", wav[first:last], RATE, subtype="FLOAT")
         clip = preprocess.Clip("b.wav", [], folder / "b.wav")
-        notices = {name: [] for name in signals.NOTICES}
+        notices = {name: [] for name in NOTICES}
         source = Fixed(values[:, start : start + size])
         rows, record, _ = preprocess.clip_signals(clip, source, "all", Signal(), notices)
         found += [signals for _, signals, _ in rows]

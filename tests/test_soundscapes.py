@@ -346,7 +346,7 @@ def test_built_in_recordings():
 
 
 def test_all_built_in(tmp_path, monkeypatch):
-    monkeypatch.setattr(soundscapes, "TAKES", 1)
+    monkeypatch.setattr(corpora, "TAKES", 1)
     cfg = SoundscapesConfig(out=tmp_path / "a", train_clips=6, validation_clips=3, workers=2)
     soundscapes.main(cfg)
     labels = read_labels(cfg.out / "train" / "labels.tsv")

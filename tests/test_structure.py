@@ -13,56 +13,16 @@ from pathlib import Path
 import pytest
 
 import config
+from benchmarks import structure
 from core import settings
 
 ROOT = Path(__file__).resolve().parent.parent
-ORDER = (
-    "core",
-    "config",
-    "heartbeat",
-    "ranks",
-    "timeline",
-    "matching",
-    "sed",
-    "labels",
-    "splits",
-    "soundscapes",
-    "scorers",
-    "preprocess",
-    "provenance",
-    "metrics",
-    "gate",
-    "event_metrics",
-    "qlearning",
-    "bandit",
-    "runfolder",
-    "longrun",
-    "dasm",
-    "network",
-    "device",
-    "apply",
-    "candidates",
-    "posterior",
-    "event_policy",
-    "supervised",
-    "DQN",
-    "csebbs",
-    "opponents",
-    "entrants",
-    "comparison",
-    "evaluate",
-    "detect",
-    "report",
-    "plotting",
-    "comparison_figures",
-    "visualize",
-)
-SCRIPTS = sorted(ROOT.glob("*.py"))
-INNER = sorted(path for folder in ("core", "sed") for path in (ROOT / folder).glob("*.py"))
-IDS = [path.stem for path in SCRIPTS]
-# Folder -> what it may import.
-FOLDERS = {"core": ("core",), "sed": ("core", "config", "sed")}
-ORDERED = [path for path in SCRIPTS if path.stem in ORDER]
+SCRIPTS = sorted(path for path in ROOT.glob("*.py") if path.stem != "config")
+FILES = {
+    name: path
+    for name, path in structure.modules().items()
+    if structure.wing_of(name) not in ("studies", "benchmarks")
+}
 CLASSES = [
     cls for cls in vars(config).values() if isinstance(cls, type) and dataclasses.is_dataclass(cls)
 ]
@@ -93,42 +53,41 @@ def imported(path: Path) -> Iterator[tuple[str, int, bool]]:
 # ---------------------------------------------------------------------------- files and imports
 
 
-def test_every_script_has_a_place_in_the_order():
-    assert set(IDS) <= set(ORDER)
-
-
 def test_no_utils_file():
     folders = [ROOT / name for name in ("tests", "benchmarks", "studies")]
     found = [path for folder in folders for path in folder.rglob("util*.py")]
     assert not [*found, *ROOT.glob("util*.py")]
 
 
-@pytest.mark.parametrize("path", ORDERED, ids=[path.stem for path in ORDERED])
-def test_imports_run_one_way(path):
-    allowed = set(ORDER[: ORDER.index(path.stem)])
-    wrong = [
-        f"{path.name}:{line} imports {name}"
-        for name, line, _ in imported(path)
-        if name.partition(".")[0] in ORDER and name.partition(".")[0] not in allowed
-    ]
-    assert not wrong
+def test_no_script_imports_a_script_and_folders_import_downwards():
+    assert not structure.upward()
 
 
-@pytest.mark.parametrize("folder", FOLDERS)
-def test_a_folder_imports_nothing_from_above(folder):
-    known = {*requirements("requirements.txt"), *FOLDERS[folder], *sys.stdlib_module_names}
-    wrong = {
-        f"{path.name}:{line} imports {name}"
-        for path in (ROOT / folder).glob("*.py")
-        for name, line, _ in imported(path)
-        if name.partition(".")[0] not in known
-    }
-    assert not wrong
+def test_nothing_is_imported_in_a_circle():
+    structure.floors(structure.graph())  # ValueError names it
+    assert max(structure.floors(structure.rooms()).values()) + 1 <= 9
 
 
-@pytest.mark.parametrize("path", [*SCRIPTS, *INNER], ids=[*IDS, *(path.stem for path in INNER)])
+def test_a_broken_law_is_found(monkeypatch):
+    found = {name: set(others) for name, others in structure.graph().items()}
+    found["core.errors"].add("sed.audio")
+    found["evaluate"].add("DQN")
+    found["policy.bandit"].add("scores.crnn")
+    monkeypatch.setattr(structure, "graph", lambda: found)
+    assert len(structure.upward()) == 3
+    with pytest.raises(ValueError, match="sed"):
+        structure.floors(found)
+
+
+def test_the_top_level_holds_what_a_person_types():
+    assert len(SCRIPTS) <= 9
+    for path in SCRIPTS:
+        assert "if __name__ ==" in path.read_text(encoding="utf-8"), path.name
+
+
+@pytest.mark.parametrize("path", FILES.values(), ids=FILES)
 def test_third_party_imports_are_required(path):
-    known = {*requirements("requirements.txt"), *ORDER, *IDS, *FOLDERS, *sys.stdlib_module_names}
+    known = {*requirements("requirements.txt"), *structure.LEVEL, *sys.stdlib_module_names}
     unknown = {
         f"{path.name}:{line} imports {name}"
         for name, line, _ in imported(path)
@@ -137,9 +96,9 @@ def test_third_party_imports_are_required(path):
     assert not unknown
 
 
-@pytest.mark.parametrize("path", SCRIPTS, ids=IDS)
+@pytest.mark.parametrize("path", FILES.values(), ids=FILES)
 def test_tensorboard_is_optional(path):
-    """torch.utils.tensorboard needs a package that is not required: only DQN.py, only in a try."""
+    """torch.utils.tensorboard needs a package that is not required: one module has it, in a try."""
     for name, line, guarded in imported(path):
         if name.startswith("torch.utils.tensorboard"):
             assert path.stem == "runfolder" and guarded, f"{path.name}:{line}"
@@ -184,9 +143,9 @@ def default_threads(tmp_path_factory) -> str:
     return done.stdout.strip()
 
 
-@pytest.mark.parametrize("path", SCRIPTS, ids=IDS)
-def test_import_is_silent(path, tmp_path, default_threads):
-    done = quiet_python(tmp_path, "-c", PROBE, str(ROOT), path.stem, default_threads)
+@pytest.mark.parametrize("name", [path.stem for path in SCRIPTS])
+def test_import_is_silent(name, tmp_path, default_threads):
+    done = quiet_python(tmp_path, "-c", PROBE, str(ROOT), name, default_threads)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert not list(tmp_path.iterdir())
 
@@ -224,8 +183,7 @@ def test_requirements_are_pinned_with_a_reason(name):
 
 def test_every_requirement_is_used():
     """A package that no script imports does not belong into the requirements."""
-    files = [*SCRIPTS, *INNER]
-    used = {name.partition(".")[0] for path in files for name, _, _ in imported(path)}
+    used = {name.partition(".")[0] for path in FILES.values() for name, _, _ in imported(path)}
     assert set(requirements("requirements.txt")) <= used
 
 
@@ -236,8 +194,8 @@ def test_every_requirement_is_used():
 def read_outside_config() -> dict[str, frozenset[str]]:
     """Script -> attribute names it reads from anything that is not an imported module."""
     found = {}
-    for path in [*SCRIPTS, *INNER]:
-        if path.stem == "config":
+    for module, path in FILES.items():
+        if module == "config":
             continue
         modules = {
             alias.asname or alias.name.partition(".")[0]
@@ -245,7 +203,7 @@ def read_outside_config() -> dict[str, frozenset[str]]:
             if isinstance(node, ast.Import)
             for alias in node.names
         }
-        found[path.stem] = frozenset(
+        found[module] = frozenset(
             node.attr
             for node in ast.walk(tree_of(path))
             if isinstance(node, ast.Attribute)
@@ -276,29 +234,19 @@ def derived(cls: type, read: set[str]) -> set[str]:
 
 
 def script_of(cls: type) -> str:
-    """The script that a config class belongs to; for a shared group, the first that needs it."""
-    if cls.GROUP:
-        return "preprocess" if cls is config.Signal else "DQN"
+    """The script that a config class belongs to; one with several commands has a class for each."""
     name = cls.__name__.removesuffix("Config").lower()
-    # a script with several commands has a class for each: DasmEmbedConfig belongs to dasm.py
-    return (
-        "DQN" if name == "train" else next((stem for stem in ORDER if name.startswith(stem)), name)
-    )
+    stems = [path.stem for path in SCRIPTS]
+    return "DQN" if name == "train" else next(stem for stem in stems if name.startswith(stem))
 
 
 @pytest.mark.parametrize("cls", CLASSES, ids=[cls.__name__ for cls in CLASSES])
 def test_every_config_field_is_read(cls):
-    """No flag does nothing. A group may be read anywhere, other fields in their script."""
-    script = script_of(cls)
-    assert script in ORDER
-    if script not in IDS:
-        pytest.skip(f"{script}.py is not there yet")
+    """No flag does nothing: a group is read anywhere, other fields in their script or a folder."""
+    scripts = {path.stem for path in SCRIPTS}
+    mine = scripts if cls.GROUP else {script_of(cls)}
     reads = read_outside_config()
-    read = set().union(*reads.values()) if cls.GROUP else set(reads[script])
-    if cls is config.TrainConfig:  # what may be resumed; order of episodes
-        read |= reads["runfolder"] | reads["bandit"] | reads["heartbeat"]
-    if cls is config.EvaluateConfig:  # --compare
-        read |= reads["entrants"] | reads["comparison"]
+    read = set().union(*(reads[name] for name in reads if name in mine or name not in scripts))
     fields = set(settings.stored_hints(cls)) - {"preset"}  # constants too
     assert not fields - derived(cls, read)
 
@@ -311,10 +259,3 @@ def test_preset_keys_exist(preset):
         for spec in dataclasses.fields(cls)
     }
     assert not set(config.PRESETS[preset]) - known
-
-
-def test_dqn_stays_readable():
-    path = ROOT / "DQN.py"
-    if not path.exists():
-        pytest.skip("DQN.py is not there yet")
-    assert len(path.read_text(encoding="utf-8").splitlines()) <= 700
