@@ -4,7 +4,7 @@ Run:    python evaluate.py                        # best.pt of runs/slides on ca
         python evaluate.py --run runs/original --cache cache/original
         python evaluate.py --preset original --checkpoint dqn_threshold.pt --out runs/authors
         torchrun --nproc-per-node=2 -- evaluate.py
-        python evaluate.py --compare DQN=runs/slides rules --out runs/table    # see comparison.py
+        python evaluate.py --compare DQN=runs/slides rules --out runs/table    # see comparison/
 Reads:  <cache>/<split>/, <cache>/<train-split>/ (yardsticks), a checkpoint
 Writes: <out>/{results.json, events.tsv, onsets.tsv, decisions.npz}
 Shapes: N frames of all pairs, P pairs

@@ -7,7 +7,7 @@ Run:    python visualize.py                     # every figure of runs/slides
         python visualize.py --html --beside runs/best     # the page of two policies
         python visualize.py --table runs/table  # figures of evaluate.py --compare
 Reads:  <run>/{config.json, reward_history.tsv, results.json, decisions.npz}, <cache>/<split>/;
-        with --table what comparison_figures.py reads
+        with --table what figures/table_figures.py reads
 Writes: <run>/figures/*.png or <table>/figures/*.png, or the folder --out; with --html <run>/report/
 Shapes: T frames of a pair, N frames of all pairs together, P pairs
 """
@@ -811,7 +811,7 @@ def write_figures(
 
 
 def write_page(cfg: VisualizeConfig) -> None:
-    """The page of report.py. A policy without a training log, as an imported one, has no curves."""
+    """The page of figures/report.py. A policy without a training log, as an imported one, has no curves."""
     shown = []
     for run in (cfg.run, cfg.beside):
         if run is not None:

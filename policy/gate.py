@@ -4,7 +4,7 @@ Shapes: C clips, K classes, P pairs, N frames of all pairs
 
 The signals of a pair are min-max normalised, so the peak of every queried class comes near 1,
 whether it sounds or not. Whoever queries without knowing the tags needs this gate: a pair whose
-clip-level score (`preprocess.clip_tag`) does not exceed its class's threshold is off everywhere.
+clip-level score (`sed.signals.clip_tag`) does not exceed its class's threshold is off everywhere.
 """
 
 from typing import NamedTuple

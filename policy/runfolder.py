@@ -394,7 +394,7 @@ def resume_command(processes: int = 1) -> str:
         if here < processes:
             start += [f"--nnodes={processes // here}", "--rdzv-backend=c10d"]
             start.append(f"--rdzv-endpoint={os.environ['MASTER_ADDR']}:29500")
-        start.append("--")  # see ranks.py
+        start.append("--")  # see core/ranks.py
     return shlex.join([*start, *words, "--resume"])
 
 

@@ -119,7 +119,7 @@ class Learned(NamedTuple):
 
     @property
     def kind(self) -> str:
-        """As in entrants.py."""
+        """As in comparison/systems.py."""
         return "supervised" if self.cfg.method in SUPERVISED else "policy"
 
 

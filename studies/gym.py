@@ -7,7 +7,7 @@ Writes: <out>/{model.zip, results.json}
 Shapes: L lanes, N frames of all pairs, P pairs, C channels, W window
 
 Needs requirements-studies.txt. An episode is a pair, a step one frame of it; observation, action
-and reward are those of bandit.py:
+and reward are those of policy/bandit.py:
 
 - observation (C, W) float32: `bandit.make_states`, in both readings;
 - action 0 .. num_actions - 1: the shift of the threshold, `bandit.deltas`;
