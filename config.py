@@ -315,7 +315,7 @@ class Script(Checked):
 class SoundscapesConfig(Script):
     """Make a strongly labelled corpus: timeline + sound bank -> audio, labels, clip list."""
 
-    NOT_MINE: ClassVar[tuple[str, ...]] = ()
+    NOT_MINE = ()
 
     preset: PresetName = "slides"
     """set of defaults; other flags win"""
@@ -568,7 +568,7 @@ class TrainConfig(Script):
     cuda_steps: Literal["auto", "plain", "graphs", "graphs-bf16"] = "auto"
     """gradient steps on a GPU"""
     method: Literal["windowed", "events", "classifier", "rewards"] = "windowed"
-    """frames (slides), events, or a supervised baseline"""
+    """frames (slides), events, or supervised"""
     bandit: Bandit = field(default_factory=Bandit)
     network: Network = field(default_factory=Network)
     learning: Learning = field(default_factory=Learning)

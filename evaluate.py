@@ -429,7 +429,7 @@ def apply(
     if train is None:
         print(f"no cache in {train_folder}: tuned baselines are left out")
     else:
-        notes += held_against("the baselines", origin_of(train), cache, cfg.other_classes)
+        notes += held_against("each baseline", origin_of(train), cache, cfg.other_classes)
     for note in notes:
         print(f"note: {note}")
     began = time.perf_counter()

@@ -811,7 +811,7 @@ def write_figures(
 
 
 def write_page(cfg: VisualizeConfig) -> None:
-    """The page of figures/report.py. A policy without a training log, as an imported one, has no curves."""
+    """The page of figures/report.py. A policy without a log, as an imported one, has no curves."""
     shown = []
     for run in (cfg.run, cfg.beside):
         if run is not None:

@@ -43,7 +43,7 @@ from core.versions import made_with
 from policy import gate as tag_gate
 from sed import event_metrics
 from sed.caches import Cache
-from sed.event_metrics import ScoredEvent
+from sed.event_metrics import EventCounts, ScoredEvent, averages
 from sed.matching import end_errors, match_events
 from sed.metrics import (
     SHARE,
@@ -63,6 +63,7 @@ TABLE = Kind("table", older=(("results.json", "entrants"), ("results.json", "cac
 BEGUN = TABLE._replace(older=(("rules.json", "train"), ("rules.json", "rules")))  # and stopped
 HEADLINE = {"present": ("accuracy", "iou", "f1"), "all": ("macro_f1", "micro_f1", "false_alarms")}
 DECISIVE = {"present": "f1", "all": "macro_f1"}  # rules are tuned for it, verdicts are about it
+DRAWN_FOR_EVENTS = ("event_f1", "intersection_f1")  # those that have an interval too
 FIELD = ("event_f1", "segment_f1", "intersection_f1", "psds1", "psds2")
 TITLES = {
     "accuracy": "Accuracy",
@@ -105,7 +106,7 @@ class Resampler:
     def __init__(self, cache: Cache) -> None:
         self.cache = cache
         names = [pair.filename for pair in cache.pairs]
-        _, self.clip = np.unique(names, return_inverse=True)  # (P,)
+        self.names, self.clip = np.unique(names, return_inverse=True)  # (C,), (P,)
         self.weights = bootstrap_weights(self.clip.max() + 1)  # (D, C)
         labels = class_of_pair(cache)
         self.classes = [np.flatnonzero(labels == name) for name in sorted(set(labels))]
@@ -115,6 +116,20 @@ class Resampler:
         """Sum over the drawn clips of a value (P,) of some pairs -> (D,)."""
         num_clips = self.weights.shape[1]
         return resampled(self.weights, np.bincount(self.clip[pairs], values[pairs], num_clips))
+
+    def event_draws(self, counts: dict[str, EventCounts]) -> np.ndarray:
+        """Macro F1 of events in every draw, (D, 2): by collars and by intersection.
+
+        `counts` (C, K) of a cache's clips in order; one without a pair is not drawn.
+        """
+        names = {clip.filename: row for row, clip in enumerate(self.cache.clips)}
+        rows = [names[name] for name in self.names]
+        found = []
+        for metric in DRAWN_FOR_EVENTS:
+            cells = (cell[rows].toarray().astype(np.float64) for cell in counts[metric])
+            drawn = EventCounts(*(resampled(self.weights, cell) for cell in cells))  # (D, K) each
+            found.append(averages(drawn)[0])
+        return np.stack(found, axis=1)
 
     def draws(self, counts: Counts) -> np.ndarray:
         """Headline metrics of a member in every draw, (D, M)."""
@@ -168,16 +183,17 @@ class EventTask(NamedTuple):
     classes: list[str]
 
 
-def event_row(task: EventTask) -> dict[str, float]:
-    """Event-based metrics of one member."""
+def event_row(task: EventTask) -> tuple[dict[str, float], dict[str, EventCounts]]:
+    """Event-based metrics of one member, and what those with an interval are counted from."""
     given = (task.truth, task.durations, task.classes)
-    row = {name: f1.macro for name, f1 in event_metrics.all_f1(task.events, *given).items()}
+    counts = event_metrics.event_counts(task.events, *given)
+    row = {name: event_metrics.f1_of(each, task.classes).macro for name, each in counts.items()}
     if task.scored is not None:
         frames = any(isinstance(each, ClipScores) for each in task.scored.values())
         rank = event_metrics.score_psds if frames else event_metrics.event_psds
         both = rank(task.scored, *given)
         row |= {f"psds{scenario}": psds.value for scenario, psds in both.items()}
-    return row
+    return row, {name: counts[name] for name in DRAWN_FOR_EVENTS}
 
 
 def event_tasks(entrants: list[Entrant], cache: Cache) -> Iterator[EventTask]:
@@ -202,12 +218,12 @@ def event_tasks(entrants: list[Entrant], cache: Cache) -> Iterator[EventTask]:
 
 
 def score_all(
-    work: Callable[[Any], dict[str, Any]],
+    work: Callable[[Any], Any],
     tasks: Iterator[Any],
     total: int,
     pool: ProcessPoolExecutor | None,
     title: str,
-) -> list[dict[str, Any]]:
+) -> list[Any]:
     """The result of every task, in order, with a progress bar."""
     rows = map(work, tasks) if pool is None else in_order(pool, work, tasks)
     return list(tqdm(rows, total=total, desc=title, unit="system"))
@@ -215,8 +231,8 @@ def score_all(
 
 def score_events(
     entrants: list[Entrant], cache: Cache, pool: ProcessPoolExecutor | None = None
-) -> dict[str, list[dict[str, float]]]:
-    """Event metrics of every member, by entrant; the processes of a pool share the work."""
+) -> dict[str, list[tuple[dict[str, float], dict[str, EventCounts]]]]:
+    """`event_row` of every member, by entrant; the processes of a pool share the work."""
     total = sum(len(entrant.members) for entrant in entrants)
     tasks = event_tasks(entrants, cache)
     left = iter(score_all(event_row, tasks, total, pool, "Event metrics"))
@@ -350,6 +366,23 @@ def verdicts(results: dict[str, Any]) -> list[str]:
     return lines
 
 
+def in_each_column(
+    row: dict[str, Any], rows: dict[str, dict[str, Any]], results: dict[str, Any]
+) -> str:
+    """A system against the best baseline of each metric; a PSDS has no interval."""
+    parts = []
+    for metric, change in row["vs_best_of"].items():
+        other, gain = results["best_of"][metric], 100 * change[0]
+        said = f"{TITLES[metric]} {100 * row['mean'][metric]:.2f} against"
+        said += f" {100 * rows[other]['mean'][metric]:.2f} ({other}): {gain:+.2f}"
+        if len(change) == 3:
+            low, high = change[1:]
+            said += f" [{100 * low:+.2f}, {100 * high:+.2f}]"
+            said += ", within the noise" * in_the_noise(results, low, high)
+        parts.append(said)
+    return f"{row['name']} against the best baseline of each column: {'; '.join(parts)}."
+
+
 ONE_CLIP = "One clip has no interval: nothing can be told from it."
 
 
@@ -386,27 +419,33 @@ def measure(entrants: list[Entrant], cache: Cache, workers: int | None) -> dict[
     supervised baseline or foreign system by the metric that rules are tuned for. That favours the
     opponents. A row is held against the T_base of `base_for`.
     """
-    names = HEADLINE[cache.queries]
+    names = (*HEADLINE[cache.queries], *DRAWN_FOR_EVENTS)
     sampler = Resampler(cache)
-    found: dict[str, tuple[dict[str, float], np.ndarray]] = {}
+    draws: dict[str, np.ndarray] = {}
     members: dict[str, list[dict[str, float]]] = {}
     for entrant in tqdm(entrants, desc="Frame metrics", unit="row"):
         counts = [counts_of(member, cache) for member in entrant.members]
         rows = [headline(each, cache) for each in counts]
-        draws = np.mean([sampler.draws(each) for each in counts], axis=0)
-        found[entrant.name] = (spread(rows)[0], draws)
+        draws[entrant.name] = np.mean([sampler.draws(each) for each in counts], axis=0)
         members[entrant.name] = rows
     total = sum(len(entrant.members) for entrant in entrants)
     count = min(num_workers(workers), 1 + total * len(cache.label) // WORK_OF_A_PROCESS)
     with nullcontext() if count == 1 or not ranked(cache) else process_pool(count) as pool:
         scored = score_events(entrants, cache, pool)
         psds = raw_psds(cache, entrants, pool) if ranked(cache) else []
+    found: dict[str, tuple[dict[str, float], np.ndarray]] = {}
     for name, rows in scored.items():
-        members[name] = [a | b for a, b in zip(members[name], rows, strict=True)]
+        members[name] = [a | b for a, (b, _) in zip(members[name], rows, strict=True)]
+        of_events = np.mean([sampler.event_draws(counts) for _, counts in rows], axis=0)
+        found[name] = spread(members[name])[0], np.concatenate([draws[name], of_events], axis=1)
     rivals = [row.name for row in entrants if row.kind in ("rule", "supervised", "events")]
     rivals = [name for name in rivals if name not in NOT_OPPONENTS]
     decisive = DECISIVE[cache.queries]
     best = max(rivals, key=lambda name: found[name][0][decisive], default=None)
+    columns = [name for name in found[BASE][0] if name not in ("false_alarms", "segment_f1")]
+    best_of = {
+        metric: max(rivals, key=lambda name: found[name][0][metric]) for metric in columns if rivals
+    }
     table = []
     for entrant in entrants:
         mean, std = spread(members[entrant.name])
@@ -435,6 +474,12 @@ def measure(entrants: list[Entrant], cache: Cache, workers: int | None) -> dict[
         }
         if best is not None:
             row["vs_best"] = difference(names, found[entrant.name], found[best])
+            row["vs_best_of"] = {
+                metric: difference(names, found[entrant.name], found[other]).get(
+                    metric, [mean[metric] - found[other][0][metric]]
+                )
+                for metric, other in best_of.items()
+            }
         gates = [
             tag_gate.tagging(member.gate, member.home or cache)
             for member in entrant.members
@@ -453,6 +498,7 @@ def measure(entrants: list[Entrant], cache: Cache, workers: int | None) -> dict[
         "present_pairs": int(cache.present.sum()),
         "entrants": table,
         "best_opponent": best,
+        "best_of": best_of,
         "psds_of_scores": psds,
         **made_with(),
     }
@@ -460,6 +506,10 @@ def measure(entrants: list[Entrant], cache: Cache, workers: int | None) -> dict[
         dict.fromkeys(note for row in entrants for member in row.members for note in member.notes)
     )
     results["verdict"] = verdicts(results)
+    rows = {row["name"]: row for row in table}
+    results["columns"] = [
+        in_each_column(row, rows, results) for row in table if row["kind"] == "policy" and best_of
+    ]
     return results
 
 
@@ -605,7 +655,7 @@ def markdown(results: dict[str, Any]) -> str:
             name = as_markdown(row["name"].removesuffix(f", {GATED}"))
             values = f"{100 * gate['precision']:.1f}, recall {100 * gate['recall']:.1f}"
             text.append(f"Tag gate of {name}: precision {values}\n")
-    text += [f"{as_markdown(line)}\n" for line in results["verdict"]]
+    text += [f"{as_markdown(line)}\n" for line in results["verdict"] + results["columns"]]
     text += [f"Note: {as_markdown(note)}\n" for note in results.get("notes", [])]
     return "\n".join(text)
 

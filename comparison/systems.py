@@ -326,7 +326,7 @@ def find_entrants(cfg: EvaluateConfig, cache: Cache, train: Cache) -> list[Entra
     asides: list[Aside] = []
     for text in cfg.compare:
         if text == "rules":
-            said = held_against("the rules", origin_of(train), cache, cfg.other_classes)
+            said = held_against("each rule", origin_of(train), cache, cfg.other_classes)
             rules = [rule for rule in fitted_rules(train, cfg) if rule.name != BASE]
             for rule in tqdm(rules, desc="Rules", unit="rule"):
                 member = from_rule(rule, cache, tuple(said))

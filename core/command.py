@@ -280,9 +280,9 @@ def run_script(cls: type | dict[str, Any], main: Callable[[Any], int | None]) ->
 
 def program() -> str:
     """What the user started: `DQN.py`, or `python -m studies.classic`."""
-    spec = getattr(sys.modules["__main__"], "__spec__", None)
-    if spec is None:
-        return Path(sys.argv[0]).name
+    started, spec = Path(sys.argv[0]), getattr(sys.modules["__main__"], "__spec__", None)
+    if spec is None or spec.origin is None or Path(spec.origin) != started:
+        return started.name
     return f"python -m {spec.name.removesuffix('.__main__')}"
 
 

@@ -46,7 +46,7 @@ class Checked:
 
     GROUP: ClassVar[str] = ""
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {}  # name -> `field` or `group.field` -> default
-    NOT_MINE: ClassVar[tuple[str, ...]] = ()  # keys of presets that are other scripts'
+    NOT_MINE = ()  # keys of presets that are other scripts'
 
     @classmethod
     def with_preset(cls, name: str) -> Any:
@@ -88,7 +88,8 @@ class Checked:
 
 def stored_hints(cls: type) -> dict[str, Any]:
     """Type of each field and constant of a config, in the order in which they are written."""
-    return {name: hint for name, hint in typing.get_type_hints(cls).items() if name != "GROUP"}
+    own = ("GROUP", "PRESETS")  # of the class, not settings
+    return {name: hint for name, hint in typing.get_type_hints(cls).items() if name not in own}
 
 
 def to_dict(cfg: Any) -> dict[str, Any]:

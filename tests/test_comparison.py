@@ -198,6 +198,27 @@ def test_the_interval_is_that_of_the_single_evaluation(home):
         assert low < gain < high
 
 
+def slow_event_draws(cache, pred, weights) -> dict[str, list[float]]:
+    """Macro F1 of events over clips drawn again and again, clip by clip, class by class."""
+    events = systems.predicted_events(cache, pred)
+    names = sorted({pair.filename for pair in cache.pairs})
+    found = {"event_f1": [], "intersection_f1": []}
+    one_clip = {}
+    for name in names:
+        given = ({name: events[name]}, {name: cache.truth[name]}, {name: cache.durations[name]})
+        counts = event_metrics.event_counts(*given, cache.classes)
+        for metric in found:
+            cells = [cell.toarray()[0] for cell in counts[metric]]
+            one_clip[name, metric] = np.array(cells)  # tp, fp, fn; K
+    for draw in weights:
+        for metric, values in found.items():
+            parts = [times * one_clip[n, metric] for n, times in zip(names, draw, strict=True)]
+            tp, fp, fn = np.sum(parts, axis=0, dtype=float)
+            f1 = [2 * a / (2 * a + b + c) for a, b, c in zip(tp, fp, fn, strict=True) if a + b + c]
+            values.append(float(np.mean(f1)) if f1 else 1.0)
+    return found
+
+
 def test_differences_are_paired(cache, tmp_path, monkeypatch):
     """Equal decisions: no difference in any draw, whatever the clips. Seeds: the mean of each."""
     one, two = some_decisions(cache, 0), some_decisions(cache, 1, 0.4)
@@ -219,6 +240,12 @@ def test_differences_are_paired(cache, tmp_path, monkeypatch):
         sampler.draws(count_pairs(pred, cache.label, cache.offsets))
         for pred in (one, two, cache.signals["binary"] > 0.5)
     ]
+    for member, pred in ((table["C"], one), (table["D"], two)):
+        ends = slow_event_draws(cache, pred, sampler.weights)
+        for metric, drawn in ends.items():
+            assert member["interval"][metric] == pytest.approx(
+                np.quantile(drawn, [0.025, 0.975]).tolist()
+            )
     low, high = interval((draws[0] + draws[1]) / 2 - draws[2])
     for i, name in enumerate(scoring.HEADLINE[cache.queries]):
         assert table["A"]["vs_base"][name][1:] == pytest.approx([low[i], high[i]])
@@ -248,6 +275,9 @@ def test_a_losing_policy_is_said_to_lose(cache, tmp_path, monkeypatch):
     assert re.search(r"loses to T_base \(\d.*: -\d.* and loses to good rule \(", lines["loser"])
     assert re.search(r"beats T_base \(\d.*: \+\d.* and beats good rule \(", lines["winner"])
     assert "cannot be told from T_base" in lines["chance"]
+    loser, winner, _ = results["columns"]
+    assert loser.startswith("loser against the best baseline of each column: ")
+    assert re.search(r"event F1 100\.00 against \d+\.\d+ \(good rule\): \+\d", winner)
     assert results["best_opponent"] == "good rule"  # a ceiling is none
     header, cells = scoring.table_rows(results)
     table = {each[0]: dict(zip(header, each, strict=True)) for each in cells}
@@ -411,7 +441,8 @@ def test_confidences_are_mean_raw_scores_of_the_own_cache(home, tmp_path):
         at = label_frames([Event(*first[:3])], first.event_label, cache.pairs[index].edges)
         assert first.confidence == pytest.approx(cache.of_pair(index)["d_raw"][at].mean(), rel=1e-5)
     assert pickle.loads(pickle.dumps(here)) == here  # what a process is given
-    assert scoring.event_row(here) == scoring.event_row(elsewhere)  # only the order counts
+    ours, theirs = (scoring.event_row(task)[0] for task in (here, elsewhere))
+    assert ours == theirs  # only the order counts
 
 
 def test_the_t_base_that_a_row_is_held_against(home, tmp_path):

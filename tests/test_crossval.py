@@ -53,7 +53,7 @@ class Here:
 def config(here: Path, *more: str) -> CrossvalConfig:
     """The command of docs/scores.md, with two parts."""
     line = next(line for line in blocks(TITLE, "bash")[-1].splitlines() if "crossval" in line)
-    words = shlex.split(line.replace("--parts 5", "--parts 2"))[2:]
+    words = shlex.split(line.replace("--parts 5", "--parts 2"))[3:]
     return parse(CrossvalConfig, [*words, "--workers", "1", *more])
 
 

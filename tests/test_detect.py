@@ -39,7 +39,7 @@ from scores import crnn, score_files
 from sed import caches, timeline
 from sed.audio import AudioFile
 from sed.labels import clip_id, read_labels
-from sed.signals import NOTICES
+from sed.signals import NOTICES, SIGNALS
 from sed.timeline import (
     Event,
     frame_edges,
@@ -302,7 +302,7 @@ def slow_long(policy: Path, wav: np.ndarray, values: np.ndarray, size: int, fold
         found += [signals for _, signals, _ in rows]
         opened += [gate.opens(loaded.gate, *cell) for cell in zip(CLASSES, record.tag, strict=True)]
     assert 0 < sum(opened) < len(opened)
-    signals = {name: np.concatenate([row[name] for row in found]) for name in preprocess.SIGNALS}
+    signals = {name: np.concatenate([row[name] for row in found]) for name in SIGNALS}
     offsets = np.arange(len(found) + 1) * size
     nobody_knows = np.zeros(offsets[-1], bool)
     there = resident(signals, nobody_knows, offsets, loaded.bandit, CPU)

@@ -16,11 +16,10 @@ import visualize
 from comparison import evaluations
 from comparison.evaluations import load_evaluated
 from comparison.systems import predicted_events
-from config import DetectConfig, EvaluateConfig, Events, TrainConfig
+from config import DetectConfig, EvaluateConfig, Events, TrainConfig, VisualizeConfig
 from core.errors import InputError
 from core.stored import read_json
 from DQN import main
-from evaluate import VisualizeConfig
 from policy.apply import decide_cache, load_policy
 from policy.event_policy import (
     COLLAR,

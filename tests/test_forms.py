@@ -18,6 +18,7 @@ import preprocess
 from comparison.systems import from_events, predicted_events
 from config import Bandit, DetectConfig, EvaluateConfig, PreprocessConfig
 from core.errors import InputError
+from core.stored import read_json
 from policy import gate
 from policy.apply import load_policy
 from scores import score_files
@@ -238,7 +239,7 @@ def test_a_system_that_says_nothing_has_a_row(home, tmp_path):
     compare = {"cache": home / "cache", "out": tmp_path / "table", "workers": 1, "device": "cpu"}
     files = (f"nothing={tmp_path / 'silence.tsv'}",)
     evaluate.main(EvaluateConfig(compare=files, **compare))
-    results = evaluate.read_json(tmp_path / "table" / "results.json", "")
+    results = read_json(tmp_path / "table" / "results.json", "")
     row = results["entrants"][1]
     assert row["name"] == "nothing" and row["mean"]["macro_f1"] == row["mean"]["micro_f1"] == 0
     assert row["mean"]["false_alarms"] == 0 and row["mean"].get("event_f1", 0) == 0
@@ -257,7 +258,7 @@ def test_predictions_over_the_ends_have_a_row(home, clean, tmp_path, capsys):
     assert "12 x lies outside" in told and "and 2 more" in told and "4 x begins before 0" in told
     rows = read_rows_of(tmp_path / "table" / "left_out.tsv")
     assert len(rows) == 12 + 2 * 4
-    results = evaluate.read_json(tmp_path / "table" / "results.json", "")
+    results = read_json(tmp_path / "table" / "results.json", "")
     first, second = (row["mean"] for row in results["entrants"][1:3])
     assert first == second
 
@@ -272,7 +273,7 @@ def test_events_under_other_spellings_of_the_clips(home, clean, tmp_path):
     given = {"cache": home / "cache", "out": tmp_path / "table", "workers": 1, "device": "cpu"}
     names = (str(tmp_path / "a.tsv"), str(tmp_path / "tracks"))
     evaluate.main(EvaluateConfig(compare=names, **given))
-    results = evaluate.read_json(tmp_path / "table" / "results.json", "")
+    results = read_json(tmp_path / "table" / "results.json", "")
     first, second = (row["mean"] for row in results["entrants"][1:3])
     assert first == second and first["micro_f1"] == 1
 

@@ -22,6 +22,7 @@ from sed import candidates
 from sed.caches import Cache, ClipRecord, Pair, load_cache
 from sed.event_metrics import ScoredEvent, all_f1, event_psds
 from sed.metrics import count_pairs, mean_over_pairs, over_all_pairs, pooled, subset
+from sed.signals import SIGNALS
 from sed.timeline import Event, frames_to_events
 
 POINTS = ("present", "all")
@@ -47,7 +48,7 @@ def small_cache(rows, classes=("Cat", "Dog")):
     score = np.array(score, np.float32)
     offsets = np.cumsum([0] + [len(row) for row in rows])
     manifest = {"queries": "all", "classes": sorted(classes), "key": "small"}
-    signals = dict.fromkeys(preprocess.SIGNALS, score)
+    signals = dict.fromkeys(SIGNALS, score)
     return Cache(Path("small"), manifest, pairs, clips, signals, np.array(label, bool), offsets)
 
 

@@ -10,7 +10,6 @@ import pytest
 import soundfile
 from corpora import write_cache
 
-import config
 from core import processes
 from scores.score_files import write_scores
 from sed.timeline import Event, frame_edges, write_labels
@@ -102,9 +101,9 @@ def test_the_whole_path_without_what_linux_alone_has(tmp_path, kind):
 
 def test_cores_where_affinity_is_unknown(monkeypatch):
     assert processes.num_cores() >= 1
-    monkeypatch.delattr(config.os, "sched_getaffinity", raising=False)
-    monkeypatch.setattr(config.os, "cpu_count", lambda: 6)
+    monkeypatch.delattr(processes.os, "sched_getaffinity", raising=False)
+    monkeypatch.setattr(processes.os, "cpu_count", lambda: 6)
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
     assert processes.num_cores() == processes.num_workers(None) == 6
-    monkeypatch.setattr(config.os, "cpu_count", lambda: None)
+    monkeypatch.setattr(processes.os, "cpu_count", lambda: None)
     assert processes.num_workers(None) == 1

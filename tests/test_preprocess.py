@@ -19,11 +19,11 @@ from core import files
 from core.errors import InputError
 from core.settings import to_dict
 from core.stored import file_sha256
-from preprocess import SIGNALS
-from scores import score_files
+from scores import corpora, crnn, score_files
 from scores.score_files import write_scores
 from sed import caches, signals
 from sed.caches import load_cache
+from sed.signals import SIGNALS
 from sed.timeline import Event, frame_edges, write_labels
 
 # ---------------------------------------------------------------------------- cache files
@@ -666,7 +666,7 @@ def test_forgotten_labels_make_no_corpus_in_another_cache(home, monkeypatch, spl
     def fail(_):
         raise AssertionError("a corpus was made")
 
-    monkeypatch.setattr(preprocess.soundscapes, "main", fail)
+    monkeypatch.setattr(corpora, "make_corpus", fail)
     monkeypatch.chdir(home)
     before = content_of(home / "cache" / "train")
     with pytest.raises(InputError, match="was made with --labels"):
@@ -800,8 +800,8 @@ def test_the_built_in_corpus_is_made_where_it_is_missing(home, monkeypatch):
         for split in ("train", "validation"):
             shutil.move(cfg.corpus / f"{split}-scores", cfg.corpus / split / "scores")
 
-    monkeypatch.setattr(preprocess.soundscapes, "main", soundscapes)
-    monkeypatch.setattr(preprocess.scorers, "main", scorers)
+    monkeypatch.setattr(corpora, "make_corpus", soundscapes)
+    monkeypatch.setattr(crnn, "make_scores", scorers)
     monkeypatch.chdir(home)
     made = PreprocessConfig().corpus
     cfg = PreprocessConfig(cache=home / "both", workers=1)

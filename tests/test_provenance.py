@@ -116,7 +116,7 @@ def test_yardsticks_are_tuned_on_what_they_judge(home, tmp_path):
     write_cache(mixed / "validation", [60] * 8, audio=home)
     evaluate.main(config(home, tmp_path, "usual", cache=mixed))
     results = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert len(results["notes"]) == 2 and all("yardsticks" in note for note in results["notes"])
+    assert len(results["notes"]) == 2 and all("each baseline" in note for note in results["notes"])
 
 
 def test_a_table_says_it_of_every_row(home, tmp_path, capsys):

@@ -6,11 +6,13 @@ from test_preprocess import CLASSES, CLIPS, config_of, write_corpus
 
 import preprocess
 from baselines.tuned_rules import class_of_pair
+from scores import score_files
 from sed import signals
 from sed.caches import load_cache
 from sed.labels import read_labels
 from sed.metrics import count_pairs, mean_over_pairs, over_all_pairs
-from sed.timeline import classes_of, write_labels
+from sed.signals import SIGNALS
+from sed.timeline import classes_of, frame_edges, write_labels
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +43,7 @@ def test_present_pairs_are_the_same_in_both(home):
     assert chosen.queries == "present" and chosen.key != present.key
     assert [*map(str, chosen.pairs)] == [*map(str, present.pairs)]
     assert (chosen.offsets == present.offsets).all() and (chosen.label == present.label).all()
-    for name in preprocess.SIGNALS:
+    for name in SIGNALS:
         assert (chosen.signals[name] == present.signals[name]).all()
     assert [clip.filename for clip in chosen.clips] == [name for name in CLIPS if CLIPS[name]]
 
@@ -74,7 +76,7 @@ def test_other_queries_make_other_shards(home, tmp_path, capsys):
 
 
 def test_clip_level_score_ignores_a_single_frame(home):
-    source = preprocess.scorers.ScoreFiles(home / "corpus" / "scores", classes_of(CLIPS))
+    source = score_files.ScoreFiles(home / "corpus" / "scores", classes_of(CLIPS))
     scores = source.scores("b.wav")
     spiked = scores.values.copy()
     spiked[:, 25] = 1.0
@@ -103,14 +105,14 @@ def test_without_audio_the_scores_decide_alone(home, tmp_path, capsys):
 def test_clips_of_any_length_in_one_cache(tmp_path):
     """Half a second, ten minutes, one frame; the grid of a real baseline (156 x 64 ms)."""
     lengths = {"half.wav": 8, "ten.wav": 9375, "tick.wav": 1, "usual.wav": 156}
-    edges = {n: preprocess.frame_edges(t, 0.064) for n, t in lengths.items()}
+    edges = {n: frame_edges(t, 0.064) for n, t in lengths.items()}
     events = {n: [preprocess.Event(0, e[-1] / 2 + 0.04, "Dog")] for n, e in edges.items()}
     (tmp_path / "scores").mkdir()
     write_labels(tmp_path / "labels.tsv", events)
     rng = np.random.default_rng(0)
     for name, times in edges.items():
         path = tmp_path / "scores" / f"{name.removesuffix('.wav')}.tsv"
-        preprocess.scorers.write_scores(path, times, ["Dog"], rng.random((1, len(times) - 1)))
+        score_files.write_scores(path, times, ["Dog"], rng.random((1, len(times) - 1)))
     folders = {"labels": tmp_path / "labels.tsv", "scores": tmp_path / "scores", "audio": None}
     preprocess.main(config_of(tmp_path, **folders))
     cache = load_cache(tmp_path / "cache" / "train")

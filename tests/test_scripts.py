@@ -4,6 +4,7 @@ The commands run in their README order in one folder; only sizes are added (`SMA
 """
 
 import json
+import os
 import re
 import runpy
 import shlex
@@ -19,6 +20,7 @@ import soundfile
 import torch
 
 import preprocess
+from benchmarks import structure
 from config import Bandit, Network
 from DQN import QNetwork
 from sed import caches, labels
@@ -30,7 +32,7 @@ SMALL = {
     "scorers.py": "--epochs 1 --channels 4 --workers 1",
     "preprocess.py": "--workers 1",
     "DQN.py": f"{TINY} --device cpu --passes 1",
-    "studies/gym.py": "--steps 300 --learning.train-start 100 --learning.lanes 8",
+    "-m studies.gym": "--steps 300 --learning.train-start 100 --learning.lanes 8",
     "evaluate.py": "--device cpu --workers 1",
     "detect.py": "--device cpu",
     "visualize.py": "--dpi 40",
@@ -56,6 +58,8 @@ def commands() -> list[str]:
 def small(command: str) -> list[str]:
     """Script and flags of a README line, with small sizes in place of its own."""
     script, *flags = shlex.split(command)[1:]
+    if script == "-m":
+        script = f"-m {flags.pop(0)}"
     if script == "DQN.py" and "--digest" not in flags and "--resume" not in flags:
         flags.append("--overwrite")
     sizes = [] if "--digest" in flags else shlex.split(SMALL[script])
@@ -82,11 +86,22 @@ def run(command: str, folder: Path) -> subprocess.CompletedProcess:
     """Run a README line in `folder` as a process of its own."""
     words = command.split(" | ")
     script, *flags = small(words[0])
-    line = shlex.join([sys.executable, str(ROOT / script), *flags])
+    started = script.split() if script.startswith("-m ") else [str(ROOT / script)]
+    line = shlex.join([sys.executable, *started, *flags])
     line = " | ".join(["set -o pipefail; " + line, *words[1:]])
+    environ = os.environ | {"PYTHONPATH": str(ROOT)}
     return subprocess.run(
-        ["bash", "-c", line], cwd=folder, capture_output=True, text=True, timeout=300
+        ["bash", "-c", line], cwd=folder, env=environ, capture_output=True, text=True, timeout=300
     )
+
+
+def run_here(script: str, flags: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run a script or module as `__main__` in this process; it ends with SystemExit."""
+    monkeypatch.setattr(sys, "argv", [script, *flags])
+    if script.startswith("-m "):
+        runpy.run_module(script.removeprefix("-m "), run_name="__main__", alter_sys=True)
+    else:
+        runpy.run_path(str(ROOT / script), run_name="__main__")
 
 
 def write_bank(folder: Path) -> None:
@@ -172,9 +187,8 @@ def test_readme_commands(workspace, monkeypatch, capfd):
     handlers = {number: signal.getsignal(number) for number in (2, 15, 1)}
     for line in lines:
         script, *flags = small(line.split(" | ")[0])
-        monkeypatch.setattr(sys, "argv", [script, *flags])
         with pytest.raises(SystemExit) as stop:
-            runpy.run_path(str(ROOT / script), run_name="__main__")
+            run_here(script, flags, monkeypatch)
         text = capfd.readouterr()
         assert not stop.value.code, f"{line}\n{text.out[-2000:]}\n{text.err[-2000:]}"
         if "| grep gain" in line:
@@ -190,9 +204,9 @@ def test_readme_names_every_script_and_no_other():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     named = set(re.findall(r"`(\w+\.py)`", text))
     assert {path.name for path in ROOT.glob("*.py")} <= named
-    assert named <= {
-        path.name for folder in (".", "core", "sed") for path in (ROOT / folder).glob("*.py")
-    }
+    assert named <= {path.name for path in structure.modules().values()}
+    folders = set(re.findall(r"`(\w+)/`", text))
+    assert set(structure.LEVEL) - {"config", "scripts"} <= folders
 
 
 @pytest.mark.parametrize("path", [*TEXTS, ROOT / "docs" / "scores.md"], ids=lambda path: path.stem)
@@ -218,9 +232,8 @@ def test_the_original_preset_trains_and_evaluates(workspace, monkeypatch):
         f"python evaluate.py {flags} --run runs/test-original",
     ):
         script, *rest = small(line)
-        monkeypatch.setattr(sys, "argv", [script, *rest])
         with pytest.raises(SystemExit) as stop:
-            runpy.run_path(str(ROOT / script), run_name="__main__")
+            run_here(script, rest, monkeypatch)
         assert not stop.value.code
     config = json.loads((workspace / "runs" / "test-original" / "config.json").read_text())
     assert (config["preset"], config["bandit"]["reading"]) == ("original", "sequential")
@@ -255,9 +268,8 @@ def test_mistakes_get_one_line_and_exit_code_2(workspace, monkeypatch, capfd, li
     """The script runs as `__main__` in this process: the same path without starting Python."""
     script, *flags = line.split()
     monkeypatch.chdir(workspace)
-    monkeypatch.setattr(sys, "argv", [script, *flags])
     with pytest.raises(SystemExit) as stop:
-        runpy.run_path(str(ROOT / script), run_name="__main__")
+        run_here(script, flags, monkeypatch)
     assert stop.value.code == 2
     text = capfd.readouterr().err
     errors = [row for row in text.splitlines() if row.startswith(f"{script}: error: ")]
@@ -276,7 +288,7 @@ def test_a_mistake_of_a_started_script(workspace, run_script):
 @pytest.mark.parametrize("script", sorted(SMALL))
 def test_help_needs_no_torch(script):
     """Help is printed before torch and the parser are imported, which takes seconds."""
-    if script.startswith("studies/"):
+    if script.startswith("-m "):
         pytest.skip("a study imports its library first")
     code = (
         "import runpy, sys\n"

@@ -100,7 +100,7 @@ TASKS = {
         "visualize.py --table {w}/table --dpi 40 --out {o}/figures", "figures", slow=True
     ),
     "gym": Task(
-        "studies/gym.py --cache {w}/cache --steps 300 --learning.train-start 100"
+        "-m studies.gym --cache {w}/cache --steps 300 --learning.train-start 100"
         " --learning.lanes 8 --device cpu --out {o}/sb3",
         "sb3",
         slow=True,
@@ -110,7 +110,7 @@ TASKS = {
         "-m studies.classic genetic --learning.generations 1 --out {o}/c", "c", slow=True
     ),
     "simulated cache": Task(
-        "benchmarks/simulate_cache.py --train-pairs 8 --validation-pairs 4 --frames 50 --workers 1"
+        "-m benchmarks.simulate_cache --train-pairs 8 --validation-pairs 4 --frames 50 --workers 1"
         " --out {o}/cache",
         "cache/train",
         slow=True,

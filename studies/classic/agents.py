@@ -3,7 +3,7 @@
 Writes: policy.pt files, for commands.py
 Shapes: L lanes (episodes side by side), T steps, B batch, S observation, A actions
 
-Needs requirements-studies.txt. What a DQN is made of, without an environment, is in policy/qlearning.py.
+Needs requirements-studies.txt. The parts of a DQN, without an environment: policy/qlearning.py.
 While a learner trains, its greedy policy plays 100 validation episodes every thousand steps, and
 the best policy is kept. Nothing is learned from those episodes, and they are not counted as
 training steps. The score that is reported comes later, from the policy file, on episodes with
