@@ -16,7 +16,9 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["MPLBACKEND"] = "Agg"
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+# The suite, and what tests share: a folder of tests is one wing of it.
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+sys.path += [str(path) for path in sorted((ROOT / "tests").iterdir()) if path.is_dir()]
 
 # Deterministic, and no deadline: the machine may be busy, an input is not wrong because it is slow.
 settings.register_profile("suite", deadline=None, derandomize=True, max_examples=50)

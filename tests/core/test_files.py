@@ -34,7 +34,7 @@ from core.files import (
 )
 from core.stored import write_json
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 NOTES = Kind("folder of notes", ("note-*.txt", "sub/*.txt"), (("notes.json", "notes"),))
 OTHER = Kind("other folder")
 

@@ -25,7 +25,7 @@ from config import Bandit, Network
 from DQN import QNetwork
 from sed import caches, labels
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 TINY = "--network.hidden 8 --network.heads 2 --learning.train-start 64 --learning.lanes 8"
 SMALL = {
     "soundscapes.py": "--train-clips 8 --validation-clips 4 --clip-s 2 --workers 1",

@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 import soundfile
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 NOBODY = 65534
 TINY = "--network.hidden 8 --network.heads 2 --device cpu"
 RUN = f"DQN.py --cache {{w}}/cache {TINY} --learning.train-start 64 --learning.lanes 8 --looks 2"

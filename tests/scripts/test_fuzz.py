@@ -1,6 +1,6 @@
 """Damaged and hostile files: refused in one line or read as they were, never believed.
 
-Run:    python tests/test_fuzz.py 300       # the table of docs/results/damage.md, about 20 seconds
+Run:    python tests/scripts/test_fuzz.py 300   # the table of docs/results/damage.md, about 20 s
 
 Every reader sees files that are damaged at random places, seeded. Four things may happen: the file
 is refused with an InputError; it is read as before (the damage lies where nothing is); it is text
@@ -29,15 +29,9 @@ import pytest
 import soundfile
 import torch
 
-from comparison import evaluations
-from core import command
-from policy import apply
-from scores import crnn, score_files
-from sed import caches, timeline
-
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 if str(ROOT) not in sys.path:  # run as a program
-    sys.path.insert(0, str(ROOT))
+    sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from corpora import SMALLEST, write_cache, write_policy  # noqa: E402
 
@@ -49,15 +43,18 @@ import evaluate  # noqa: E402
 import preprocess  # noqa: E402
 import scorers  # noqa: E402
 import soundscapes  # noqa: E402
-from comparison import systems  # noqa: E402
+from comparison import evaluations, systems  # noqa: E402
 from config import Bandit, EvaluateConfig, TrainConfig, VisualizeConfig  # noqa: E402
+from core import command  # noqa: E402
 from core.errors import InputError  # noqa: E402
 from core.settings import to_dict  # noqa: E402
 from core.stored import file_sha256, read_json  # noqa: E402
 from core.tensors import digest, read_checkpoint, with_digest  # noqa: E402
 from figures import table_figures  # noqa: E402
-from policy import heartbeat, runfolder  # noqa: E402
+from policy import apply, heartbeat, runfolder  # noqa: E402
 from policy.supervised import SupervisedTrainer  # noqa: E402
+from scores import crnn, score_files  # noqa: E402
+from sed import caches, timeline  # noqa: E402
 from sed.audio import read_audio  # noqa: E402
 from sed.labels import read_labels  # noqa: E402
 from sed.timeline import Event, frame_edges, write_labels  # noqa: E402

@@ -28,9 +28,9 @@ from core.files import contents
 from core.ranks import Ranks
 from DQN import Trainer, main
 from policy import runfolder
-from sed import caches
+from sed.caches import load_cache
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 TINY = Network(hidden=4, tcn_layers=1, gru_layers=1, transformer_layers=1, heads=1, tcn_groups=1)
 CPU = torch.device("cpu")
 
@@ -182,7 +182,7 @@ class Mirror(Ranks):
 
 def test_the_global_batch_is_kept(folder):
     """Each of two processes holds half of the replay, samples half a batch, steps as often."""
-    cache = caches.load_cache(folder / "cache" / "train")
+    cache = load_cache(folder / "cache" / "train")
     alone, half = Trainer(config(), cache, CPU), Trainer(config(), cache, CPU, Mirror(1, 2))
     sizes = []
     sample = half.replay.sample
@@ -198,7 +198,7 @@ def test_the_global_batch_is_kept(folder):
 def test_processes_share_the_frames_of_a_tick(folder, reading):
     """Every frame is looked at by one process; what asks the network is split evenly, and in the
     sequential reading a pair stays where it is."""
-    cache = caches.load_cache(folder / "cache" / "train")
+    cache = load_cache(folder / "cache" / "train")
     bandit = Bandit(boundary_width=1, max_delta=1, reading=reading)
     learning = replace(config().learning, train_start=40_000)  # weights that step would differ
     cfg = config(bandit=bandit, learning=learning)
@@ -373,7 +373,7 @@ def test_two_processes_make_the_cache_that_one_makes(folder, fork_server, monkey
     preprocess.main(cfg)
     two = replace(cfg, cache=Path("two"))
     assert join(start(fork_server, folder, 2, few_clips_a_shard, two)) == [0, 0]
-    caches = [caches.load_cache(Path(name) / "train") for name in ("one", "two")]
+    caches = [load_cache(Path(name) / "train") for name in ("one", "two")]
     assert caches[0].key == caches[1].key and caches[0].pairs == caches[1].pairs
     assert len(caches[1].manifest["shards"]) == 4 and not list(Path("two").glob(".*"))
     shards = [f"shard-0000{i}.npz" for i in range(4)]

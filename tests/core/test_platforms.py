@@ -14,7 +14,7 @@ from core import processes
 from scores.score_files import write_scores
 from sed.timeline import Event, frame_edges, write_labels
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 RATE = 8_000
 
 # Takes away what a system lacks, then runs scripts one after the other: `NAME FLAG.. + NAME FLAG..`

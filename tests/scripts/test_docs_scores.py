@@ -17,7 +17,7 @@ from scores.score_files import open_scores
 from sed.caches import Cache, load_cache
 from sed.timeline import Event, write_audacity, write_labels
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 SECTIONS = {
     part.splitlines()[0]: part
     for part in (ROOT / "docs" / "scores.md").read_text(encoding="utf-8").split("\n## ")

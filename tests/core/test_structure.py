@@ -16,7 +16,7 @@ import config
 from benchmarks import structure
 from core import settings
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 SCRIPTS = sorted(path for path in ROOT.glob("*.py") if path.stem != "config")
 FILES = {
     name: path

@@ -20,7 +20,7 @@ from core.errors import InputError
 from DQN import Trainer, main
 from policy import heartbeat, runfolder
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 TINY = Network(hidden=8, heads=2)
 
 

@@ -29,7 +29,7 @@ from test_ranks import documented, free_port
 from core.files import MARKER, TEMPORARY
 from policy import runfolder
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--monitor-interval=0.1"]
 if not Path("/proc/self/environ").exists():
     pytest.skip("needs /proc to find the processes that are left over", allow_module_level=True)
@@ -302,7 +302,7 @@ POOLED = {
 POOL = """
 import sys, time
 sys.path.insert(0, {root!r})
-from config import process_pool
+from core.processes import process_pool
 if __name__ == "__main__":
     with process_pool(2) as pool:
         list(pool.map(time.sleep, [0.01] * 2))

@@ -36,7 +36,7 @@ from sed.caches import load_cache
 
 TINY = Network(hidden=8, heads=2)
 LEARNING = Learning(lanes=4, batch=4, train_start=4, lr=3e-3)
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 READINGS = {
     "independent": Bandit(),
     "sequential": Bandit(reading="sequential", boundary_test="after", channel_order="original"),

@@ -41,7 +41,7 @@ from studies.gym import (
 )
 
 CPU = torch.device("cpu")
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 READINGS = {
     "independent": Bandit(),
     "sequential": Bandit(reading="sequential", boundary_test="after", channel_order="original"),
