@@ -538,7 +538,7 @@ def comparing(cfg: SpeedConfig) -> list[Row]:
 LOADING = """
 import re, sys
 from pathlib import Path
-from preprocess import load_cache
+from sed.caches import load_cache
 peak = lambda: 1024 * int(re.search(r"VmHWM:\\s*(\\d+)", open("/proc/self/status").read())[1])
 before = peak()
 cache = load_cache(Path(sys.argv[1]))
@@ -548,7 +548,7 @@ print((peak() - before) / size, size)
 DRAWING = """
 import re, sys
 import numpy as np
-from metrics import bootstrap_mean
+from sed.metrics import bootstrap_mean
 peak = lambda: 1024 * int(re.search(r"VmHWM:\\s*(\\d+)", open("/proc/self/status").read())[1])
 before, count = peak(), int(sys.argv[1])
 bootstrap_mean(np.random.default_rng(0).random((count, 3)), np.arange(count))

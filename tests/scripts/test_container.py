@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import structure
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 TEXT = (ROOT / "Dockerfile").read_text(encoding="utf-8")
 
@@ -184,7 +186,7 @@ def test_installation_replayed(tmp_path):
             run("sh", "-c", rest)
     for script in ROOT.glob("*.py"):
         shutil.copy(script, folder)
-    for name in ("core", "sed"):
+    for name in set(structure.LEVEL) - {"config", "scripts"}:
         shutil.copytree(ROOT / name, folder / name)
 
     run("python", "-c", "import torch, librosa, soundfile, tyro, matplotlib.pyplot, scipy, tqdm")

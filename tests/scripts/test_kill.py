@@ -344,7 +344,7 @@ IMPATIENT = """
 import runpy, sys
 from datetime import timedelta
 sys.path.insert(0, {root!r})
-import ranks
+from core import ranks
 ranks.PATIENCE = ranks.TRAINING_PATIENCE = timedelta(seconds=10)
 runpy.run_path({script!r}, run_name="__main__")
 """
