@@ -18,7 +18,6 @@ answer no action can change keep action 0.0 without being computed. In the `sequ
 
 import itertools
 import time
-from collections import deque
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -60,6 +59,7 @@ from policy.bandit import (
 )
 from policy.device import GraphSteps
 from policy.gate import tune_gate
+from policy.learner import Learner
 from policy.network import QNetwork
 from policy.qlearning import Replay
 from sed.caches import Cache, load_cache
@@ -70,7 +70,7 @@ AGREE_EVERY = 16  # ticks after which several processes ask each other whether t
 # ---------------------------------------------------------------------------- checkpoints
 
 
-def begin_from(trainer: "Trainer | event_policy.EventTrainer", path: Path) -> None:
+def begin_from(trainer: Learner, path: Path) -> None:
     """Give a new run the weights of a checkpoint. InputError where they would mean another thing:
     states, actions or rewards differ, the classes that it tells apart, or the network."""
     policy, network = load_policy(path, trainer.device, trainer.cfg.preset), trainer.network
@@ -89,14 +89,14 @@ def begin_from(trainer: "Trainer | event_policy.EventTrainer", path: Path) -> No
 # ---------------------------------------------------------------------------- training
 
 
-class Trainer:
+class Trainer(Learner):
     """The state of a run: everything here that changes is in the checkpoint."""
 
     PASSES, FLOOR = 1, 2_000  # slides; gradient steps, see "How much data" in docs/scores.md
     SCHEDULE = "epsilon goes on as first planned"  # said where a run gets more passes
 
     def __init__(self, cfg: TrainConfig, cache: Cache, device: torch.device, ranks: Ranks = ALONE):
-        self.cache, self.device, self.ranks = cache, device, ranks
+        super().__init__(cache, device, ranks)
         on_gpu = device.type == "cuda"
         self.bandit, self.learning = cfg.bandit, cfg.learning
         self.sequential = self.bandit.reading == "sequential"
@@ -130,13 +130,11 @@ class Trainer:
             (lanes, self.bandit.context), self.bandit.no_change, dtype=torch.int64, device=device
         )
         self.cells = torch.zeros(lanes, 4, dtype=torch.int64, device=device)
-        self.recent: deque[float] = deque(maxlen=10)
-        self.progress = runfolder.new_progress() | {
+        self.progress |= {
             "next_episode": 0,
             "owed": 0,  # frames visited since the last gradient step
             "planned": len(self.order),  # episodes that the schedule of epsilon is made for
         }
-        self.sums = torch.zeros(2, dtype=torch.float64, device=device)  # of loss and Q
         self.fill_lanes()
 
     def gradient_steps(self, passes: int) -> int:
@@ -147,11 +145,6 @@ class Trainer:
     def epsilon(self, episode: Any) -> Any:
         """Exploration rate of an episode, or of an array of them."""
         return epsilon_at(episode, self.progress["planned"], self.learning)
-
-    @property
-    def done(self) -> bool:
-        """All episodes have finished."""
-        return self.progress["finished"] == len(self.order)
 
     @property
     def total_frames(self) -> int:
@@ -298,21 +291,9 @@ class Trainer:
         gradients = (weight.grad for weight in self.network.parameters())
         self.ranks.average([*gradients, means])
 
-    def read_sums(self) -> None:
-        """Bring the sums of loss and Q into `progress`."""
-        self.progress["loss_sum"], self.progress["q_sum"] = self.sums.tolist()
-
-    def reset_sums(self) -> None:
-        """Begin to add up loss and Q anew."""
-        self.sums.zero_()
-        self.progress |= {"loss_sum": 0.0, "q_sum": 0.0, "loss_count": 0}
-
     def policy(self) -> dict[str, Any]:
         """What best.pt and the numbered checkpoints hold: enough to apply the policy."""
-        self.read_sums()
-        info = self.progress | {"trained_on": self.cache.facts}
-        content = runfolder.policy_content(self.cfg, self.cache, self.network, self.gate, info)
-        return {"format": FORMAT} | content
+        return {"format": FORMAT} | super().policy()
 
     def own_state(self) -> dict[str, Any]:
         """What differs between processes."""
@@ -338,7 +319,7 @@ class Trainer:
 
     def restore(self, content: dict[str, Any]) -> None:
         """Take over the state of last.pt."""
-        self.network.load_state_dict(content["network"])
+        self.take_over(content)
         self.optimizer.load_state_dict(content["optimizer"])
         own = content if self.ranks.leads else content["others"][self.ranks.rank - 1]
         for name, column in self.replay.columns.items():
@@ -348,14 +329,14 @@ class Trainer:
         self.episode, self.frame = (lanes[name].cpu().numpy() for name in ("episode", "frame"))
         self.left.copy_(lanes["left"])
         self.cells.copy_(lanes["cells"])
-        self.recent.extend(content["recent"])
-        self.progress |= content["info"]
-        sums = [self.progress["loss_sum"], self.progress["q_sum"]]
-        self.sums.copy_(torch.tensor(sums, dtype=torch.float64))
         self.explore_rng.bit_generator.state = own["rng"]["explore"]
         self.replay_rng.bit_generator.state = own["rng"]["replay"]
         runfolder.restore_torch_rng(own["rng"], self.device)
         self.fill_lanes()  # with pairs of further passes
+
+    def announce(self) -> None:
+        """Say what is about to happen."""
+        longrun.announce(self)
 
     def learned(self) -> tuple[dict[str, str], str]:
         """Rewards of the run, for grep and in words."""
@@ -376,7 +357,7 @@ class GraphTrainer(GraphSteps, Trainer):
     """The same on a GPU, acting and learning as CUDA graphs."""
 
 
-def learner_of(cfg: TrainConfig, device: torch.device) -> type:
+def learner_of(cfg: TrainConfig, device: torch.device) -> type[Learner]:
     """The class that trains by the method."""
     kinds = {"windowed": Trainer, "events": event_policy.EventTrainer}
     kinds |= dict.fromkeys(SUPERVISED, supervised.SupervisedTrainer)
@@ -409,8 +390,7 @@ def train(cfg: TrainConfig, device: torch.device, ranks: Ranks, cache: Cache | N
     if trainer.done:
         print(f"{cfg.run}: this run is complete ({len(trainer.order)} episodes)")
         return 0
-    said = {"windowed": longrun, "events": event_policy}
-    said.get(cfg.method, supervised).announce(trainer)
+    trainer.announce()
     longrun.warn_of_few_steps(trainer)
     stopped = runfolder.catch_signals()
     began, frames = time.perf_counter(), trainer.progress["frames"]
@@ -430,16 +410,14 @@ def train(cfg: TrainConfig, device: torch.device, ranks: Ranks, cache: Cache | N
     return 0
 
 
-def save_last(trainer: Trainer | event_policy.EventTrainer) -> None:
+def save_last(trainer: Learner) -> None:
     """Write last.pt."""
     content = trainer.state()
     if trainer.ranks.leads:
         runfolder.write_checkpoint(trainer.cfg.run / "last.pt", content)
 
 
-def run_episodes(
-    trainer: Trainer | event_policy.EventTrainer, beat: heartbeat.Heartbeat, stopped: list[int]
-) -> None:
+def run_episodes(trainer: Learner, beat: heartbeat.Heartbeat, stopped: list[int]) -> None:
     """Tick until all episodes have finished or a signal was caught; writes the run folder."""
     cfg, total, ranks = trainer.cfg, len(trainer.order), trainer.ranks
     finished = trainer.progress["finished"]
@@ -478,7 +456,7 @@ def run_episodes(
 
 
 def record(
-    trainer: Trainer | event_policy.EventTrainer,
+    trainer: Learner,
     history: runfolder.History | None,
     episode: int,
     cells: list[int],
@@ -500,7 +478,7 @@ def record(
     return {"epsilon": epsilon, "reward": reward, "avg10": average, **learned}
 
 
-def keep_best(trainer: Trainer | event_policy.EventTrainer) -> None:
+def keep_best(trainer: Learner) -> None:
     """Write best.pt if the held-out F1 rose; without held-out clips the newest is the best."""
     f1 = trainer.held_out_f1() if len(trainer.held_out) else -1.0  # -1: nothing to measure on
     trainer.progress["last_f1"] = f1

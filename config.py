@@ -565,7 +565,7 @@ class TrainConfig(Script):
     """auto: CUDA if present"""
     threads: int = number(1, 1, MOST_PROCESSES)
     """CPU threads; the number changes rounding"""
-    cuda_steps: Literal["auto", "plain", "graphs", "graphs-bf16"] = "auto"
+    cuda_steps: Literal["auto", "plain", "graphs"] = "auto"
     """gradient steps on a GPU"""
     method: Literal["windowed", "events", "classifier", "rewards"] = "windowed"
     """frames (slides), events, or supervised"""

@@ -78,7 +78,7 @@ class GraphSteps:
 
     def __init__(self, cfg: TrainConfig, cache: Cache, device: torch.device, ranks: Ranks = ALONE):
         super().__init__(cfg, cache, device, ranks)
-        self.bf16, self.recorded = cfg.cuda_steps == "graphs-bf16", False
+        self.recorded = False
         self.ring: dict[str, torch.Tensor] = {}
         for name, column in self.replay.columns.items():
             self.ring[name] = torch.cat([column, column[:1]])
@@ -90,21 +90,13 @@ class GraphSteps:
         self.drawn = torch.zeros(self.batch, **whole)
         self.bad = torch.zeros((), dtype=torch.bool, device=device)  # anything not finite?
 
-    def q_values(self, states: torch.Tensor) -> torch.Tensor:
-        """(B, C, W) -> (B, A) float32, computed in bfloat16 where that was asked for."""
-        with torch.autocast(
-            self.device.type, torch.bfloat16, enabled=self.bf16, cache_enabled=False
-        ):
-            q_values = self.network(states)
-        return q_values.float()
-
     @torch.no_grad()
     def act_all(self) -> None:
         """Choose, pay and store an action in every lane that `asked` calls active."""
         pair, frame, choice, greedy, active = self.asked
         self.network.train(self.learning.acting == "dropout")
         left = self.left if self.sequential else None
-        q_values = self.q_values(make_states(self.signals, pair, frame, self.bandit, left))
+        q_values = self.network(make_states(self.signals, pair, frame, self.bandit, left))
         self.bad |= ~q_values.isfinite().all()
         actions = torch.where(greedy > 0, q_values.argmax(1), choice)
         found = outcome(self.signals, frame, actions, self.bandit)
@@ -126,7 +118,7 @@ class GraphSteps:
         left = rows["left"].long() if self.sequential else None
         pair, frame = rows["pair"].long(), rows["frame"].long()
         self.network.train()
-        q_values = self.q_values(make_states(self.signals, pair, frame, self.bandit, left))
+        q_values = self.network(make_states(self.signals, pair, frame, self.bandit, left))
         q_taken = q_values.gather(1, rows["action"].long()[:, None])[:, 0]
         loss = functional.mse_loss(q_taken, rows["reward"])
         self.optimizer.zero_grad(set_to_none=True)

@@ -35,7 +35,6 @@ are on that make the expected IoU highest, sum(on P) / (sum(on) + sum(off P)).
 """
 
 import math
-from collections import deque
 from collections.abc import Iterable, Iterator
 from itertools import islice, pairwise
 from typing import Any, NamedTuple
@@ -51,6 +50,7 @@ from core.errors import InputError
 from core.ranks import ALONE, Ranks
 from policy import runfolder
 from policy.bandit import hold_out, planned, query_of, reward_cells
+from policy.learner import Learner
 from policy.posterior import (
     FLAT,
     Asked,
@@ -660,7 +660,7 @@ def shuffled(items: np.ndarray, count: int, rng: np.random.Generator) -> np.ndar
     return np.concatenate([rng.permutation(items) for _ in range(passes)])[:count]
 
 
-class EventTrainer:
+class EventTrainer(Learner):
     """The state of a run; what changes is in the checkpoint. As `Trainer` of DQN.py to its user.
 
     An episode is a gradient step: first of the networks of frames, on a batch of queries each, then
@@ -674,7 +674,7 @@ class EventTrainer:
     def __init__(self, cfg: TrainConfig, cache: Cache, device: torch.device, ranks: Ranks = ALONE):
         if ranks.size > 1:
             raise InputError("--method events trains in one process; leave out torchrun")
-        self.cache, self.device, self.ranks = cache, device, ranks
+        super().__init__(cache, device, ranks)
         self.bandit, self.events = cfg.bandit, cfg.events
         events = cfg.events
         train, self.held_out = hold_out(cache, cfg)
@@ -710,9 +710,6 @@ class EventTrainer:
             for name in ("posterior", "values")
         }
         self.boxes: Boxes | None = None
-        self.recent: deque[float] = deque(maxlen=10)
-        self.sums = torch.zeros(2, dtype=torch.float64, device=device)  # of loss and mean answer
-        self.progress = runfolder.new_progress()
 
     def phases(self, passes: int) -> tuple[int, int]:
         """Gradient steps on frames and on boxes in so many passes."""
@@ -737,19 +734,10 @@ class EventTrainer:
         return torch.from_numpy(np.stack(dealt)).to(self.device)
 
     @property
-    def done(self) -> bool:
-        """All episodes have finished."""
-        return self.progress["finished"] == len(self.order)
-
-    @property
     def total_frames(self) -> int:
         """Steps of 40 ms that the networks of frames are shown, about."""
         mean = len(self.rows.channels) / len(self.rows.pair)
         return round(self.rows_shown.numel() * mean)
-
-    def epsilon(self, episode: int) -> float:
-        """Exploration rate: the rewards of all actions are known, so nothing is tried out."""
-        return 0.0
 
     # Frames.
 
@@ -872,21 +860,10 @@ class EventTrainer:
             self.find_prices()
         return list(zip(steps, torch.stack(cells).tolist(), strict=True))
 
-    def read_sums(self) -> None:
-        """Bring the sums of loss and answers into `progress`."""
-        self.progress["loss_sum"], self.progress["q_sum"] = self.sums.tolist()
-
-    def reset_sums(self) -> None:
-        """Begin to add up anew."""
-        self.sums.zero_()
-        self.progress |= {"loss_sum": 0.0, "q_sum": 0.0, "loss_count": 0}
-
     def policy(self) -> dict[str, Any]:
         """What best.pt and the numbered checkpoints hold: enough to apply the policy."""
-        self.read_sums()
-        info = self.progress | {"trained_on": self.cache.facts}
-        content = runfolder.policy_content(self.cfg, self.cache, self.network, None, info)
-        return {"classes": list(self.classes), "queries": self.cache.queries} | content
+        classes = {"classes": list(self.classes), "queries": self.cache.queries}
+        return classes | super().policy()
 
     def state(self) -> dict[str, Any]:
         """What last.pt holds: everything that a bit-exact resume needs."""
@@ -896,14 +873,23 @@ class EventTrainer:
 
     def restore(self, content: dict[str, Any]) -> None:
         """Take over the state of last.pt."""
-        self.network.load_state_dict(content["network"])
+        self.take_over(content)
         for name, each in self.optimizers.items():
             each.load_state_dict(content["optimizer"][name])
-        self.recent.extend(content["recent"])
-        self.progress = {name: content["info"][name] for name in self.progress}
-        sums = [self.progress["loss_sum"], self.progress["q_sum"]]
-        self.sums.copy_(torch.tensor(sums, dtype=torch.float64))
         runfolder.restore_torch_rng(content["rng"], self.device)
+
+    def announce(self) -> None:
+        """Say what is about to happen."""
+        cfg, network = self.cfg, self.network
+        weights = sum(p.numel() for p in network.parameters())
+        print(
+            f"device {self.device}, {cfg.threads} thread(s); policy over events, {weights:,}"
+            f" parameters in {len(self.left_out)} networks of frames and as many of boxes, each"
+            f" leaving out one of {self.group.max() + 1} groups of clips\n"
+            f"{len(self.rows.pair)} queries of {len(self.train_cache.clips)} clips,"
+            f" {len(self.held_out)} present pairs held out; {self.frame_steps:,} gradient steps"
+            f" on frames, {self.box_steps:,} on boxes; run folder {cfg.run}"
+        )
 
     def learned(self) -> tuple[dict[str, str], str]:
         """Losses of the run, for grep and in words; an episode is a gradient step."""
@@ -939,17 +925,3 @@ def clip_each(parameters: Iterable[nn.Parameter], most: float = 1.0) -> None:
     factor = (most / squares.sqrt().clamp_min(1e-12)).clamp_max(1.0)  # (M,)
     for each in gradients:
         each.mul_(factor.view(-1, *[1] * (each.dim() - 1)))
-
-
-def announce(trainer: EventTrainer) -> None:
-    """Say what is about to happen."""
-    cfg, network = trainer.cfg, trainer.network
-    weights = sum(p.numel() for p in network.parameters())
-    print(
-        f"device {trainer.device}, {cfg.threads} thread(s); policy over events, {weights:,}"
-        f" parameters in {len(trainer.left_out)} networks of frames and as many of boxes, each"
-        f" leaving out one of {trainer.group.max() + 1} groups of clips\n"
-        f"{len(trainer.rows.pair)} queries of {len(trainer.train_cache.clips)} clips,"
-        f" {len(trainer.held_out)} present pairs held out; {trainer.frame_steps:,} gradient steps"
-        f" on frames, {trainer.box_steps:,} on boxes; run folder {cfg.run}"
-    )

@@ -15,7 +15,6 @@ A baseline always sees cached arrays (the independent reading): it takes no earl
 """
 
 import math
-from collections import deque
 from typing import Any
 
 import numpy as np
@@ -41,6 +40,7 @@ from policy.bandit import (
     to_device,
 )
 from policy.gate import tune_gate
+from policy.learner import Learner
 from policy.network import make_network
 from sed.caches import Cache
 from sed.metrics import mean_f1
@@ -56,8 +56,8 @@ def all_rewards(signals: Signals, frame: torch.Tensor, bandit: Bandit) -> torch.
     return reward_table(bandit).to(frame.device)[cells]
 
 
-class SupervisedTrainer:
-    """The state of a run; what changes is in the checkpoint. As `Trainer` of DQN.py to its user.
+class SupervisedTrainer(Learner):
+    """A supervised baseline, learning.
 
     An episode is a gradient step, on frames drawn at random.
     """
@@ -68,7 +68,7 @@ class SupervisedTrainer:
     def __init__(self, cfg: TrainConfig, cache: Cache, device: torch.device, ranks: Ranks = ALONE):
         if ranks.size > 1:
             raise InputError(f"--method {cfg.method} trains in one process; leave out torchrun")
-        self.cache, self.device, self.ranks = cache, device, ranks
+        super().__init__(cache, device, ranks)
         self.bandit, self.learning = cfg.bandit, cfg.learning
         self.classifies = cfg.method == "classifier"
         train, self.held_out = hold_out(cache, cfg)
@@ -89,27 +89,15 @@ class SupervisedTrainer:
         self.network = make_network(cfg.method, self.bandit, cfg.network).to(device)
         self.optimizer = torch.optim.Adam(self.network.parameters(), self.learning.lr, fused=True)
         self.rng = np.random.default_rng([cfg.seed, 4])
-        self.recent: deque[float] = deque(maxlen=10)
-        self.sums = torch.zeros(2, dtype=torch.float64, device=device)  # of loss and mean answer
-        self.progress = runfolder.new_progress()
 
     def gradient_steps(self, passes: int) -> int:
         """How many so many passes make."""
         return max(1, passes * self.pass_frames // self.learning.frames_per_step)
 
     @property
-    def done(self) -> bool:
-        """All episodes have finished."""
-        return self.progress["finished"] == len(self.order)
-
-    @property
     def total_frames(self) -> int:
         """Frames that the whole run learns from, one that is drawn again counted again."""
         return len(self.order) * self.learning.batch
-
-    def epsilon(self, episode: int) -> float:
-        """Exploration rate: the labels say what is right, so nothing is tried out."""
-        return 0.0
 
     def loss_of(
         self, out: torch.Tensor, frame: torch.Tensor
@@ -150,21 +138,6 @@ class SupervisedTrainer:
         cells = reward_cells(decide(prob, t_base) == label, on == label)
         return [(episode, torch.bincount(cells, minlength=4).tolist())]
 
-    def read_sums(self) -> None:
-        """Bring the sums of loss and answers into `progress`."""
-        self.progress["loss_sum"], self.progress["q_sum"] = self.sums.tolist()
-
-    def reset_sums(self) -> None:
-        """Begin to add up anew."""
-        self.sums.zero_()
-        self.progress |= {"loss_sum": 0.0, "q_sum": 0.0, "loss_count": 0}
-
-    def policy(self) -> dict[str, Any]:
-        """What best.pt and the numbered checkpoints hold: enough to apply the policy."""
-        self.read_sums()
-        info = self.progress | {"trained_on": self.cache.facts}
-        return runfolder.policy_content(self.cfg, self.cache, self.network, self.gate, info)
-
     def state(self) -> dict[str, Any]:
         """What last.pt holds: everything that a bit-exact resume needs."""
         rng = runfolder.torch_rng(self.device) | {"draws": self.rng.bit_generator.state}
@@ -173,12 +146,8 @@ class SupervisedTrainer:
 
     def restore(self, content: dict[str, Any]) -> None:
         """Take over the state of last.pt."""
-        self.network.load_state_dict(content["network"])
+        self.take_over(content)
         self.optimizer.load_state_dict(content["optimizer"])
-        self.recent.extend(content["recent"])
-        self.progress = {name: content["info"][name] for name in self.progress}
-        sums = [self.progress["loss_sum"], self.progress["q_sum"]]
-        self.sums.copy_(torch.tensor(sums, dtype=torch.float64))
         self.rng.bit_generator.state = content["rng"]["draws"]
         runfolder.restore_torch_rng(content["rng"], self.device)
 
@@ -195,13 +164,12 @@ class SupervisedTrainer:
         on, _ = decisions(self.network, self.signals, self.bandit, 256, self.held_out)
         return mean_f1(self.cache, on.cpu().numpy(), self.held_out)
 
-
-def announce(trainer: SupervisedTrainer) -> None:
-    """Say what is about to happen."""
-    cfg = trainer.cfg
-    print(
-        f"device {trainer.device}, {cfg.threads} thread(s); supervised baseline ({cfg.method}),"
-        f" network {sum(p.numel() for p in trainer.network.parameters()):,} parameters\n"
-        f"{len(trainer.frames):,} training frames, {len(trainer.held_out)} pairs held out,"
-        f" {len(trainer.order):,} gradient steps of {cfg.learning.batch}; run folder {cfg.run}"
-    )
+    def announce(self) -> None:
+        """Say what is about to happen."""
+        cfg = self.cfg
+        print(
+            f"device {self.device}, {cfg.threads} thread(s); supervised baseline ({cfg.method}),"
+            f" network {sum(p.numel() for p in self.network.parameters()):,} parameters\n"
+            f"{len(self.frames):,} training frames, {len(self.held_out)} pairs held out,"
+            f" {len(self.order):,} gradient steps of {cfg.learning.batch}; run folder {cfg.run}"
+        )

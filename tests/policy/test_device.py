@@ -1,7 +1,5 @@
 """The GPU's way of acting and learning, run on the CPU: same transitions and steps; batch sizes."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
@@ -172,18 +170,6 @@ def test_what_is_not_finite_is_found_when_it_is_read(cache):
         trainer.tick()
     with pytest.raises(InputError, match="not finite at or before gradient step 1"):
         trainer.state()
-
-
-def test_bfloat16_learns_too(cache):
-    cfg = replace(config(Bandit(boundary_width=1, max_delta=1)), cuda_steps="graphs-bf16")
-    trainer = GraphTrainer(cfg, cache, CPU)
-    states = torch.rand(5, 6, 21)
-    q_values = trainer.q_values(states)
-    exact = trainer.network(states)
-    assert q_values.dtype == torch.float32 and not torch.equal(q_values, exact)
-    assert torch.allclose(q_values, exact, atol=0.05)
-    played(trainer)
-    assert trainer.progress["steps"] > 4 and not trainer.bad
 
 
 def test_moments_are_made_without_moving_a_weight():

@@ -1,0 +1,72 @@
+"""What the learners of all methods share: how far a run is, and what its checkpoints hold."""
+
+from collections import deque
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+
+from config import Bandit, TrainConfig
+from core.ranks import Ranks
+from policy import runfolder
+from policy.gate import Gate
+from sed.caches import Cache
+
+
+class Learner:
+    """The state of a run; what changes is in the checkpoint.
+
+    A method is a class with `gradient_steps(passes)`, `total_frames`, `tick()`, `state()`,
+    `restore(content)`, `learned()`, `announce()` and `held_out_f1()`; the loop of DQN.py runs it.
+    Several passes make an `order` of episodes, and a tick finishes some of them.
+    """
+
+    PASSES: ClassVar[int]  # over the training pairs, where there is enough
+    FLOOR: ClassVar[int]  # gradient steps, see "How much data" in docs/scores.md
+    SCHEDULE: ClassVar[str]  # said where a run gets more passes than planned
+
+    cfg: TrainConfig
+    bandit: Bandit
+    network: torch.nn.Module
+    order: np.ndarray
+    held_out: np.ndarray
+    gate: Gate | None = None
+
+    def __init__(self, cache: Cache, device: torch.device, ranks: Ranks):
+        self.cache, self.device, self.ranks = cache, device, ranks
+        self.recent: deque[float] = deque(maxlen=10)
+        self.sums = torch.zeros(2, dtype=torch.float64, device=device)  # of loss and mean answer
+        self.progress = runfolder.new_progress()
+
+    @property
+    def done(self) -> bool:
+        """All episodes have finished."""
+        return self.progress["finished"] == len(self.order)
+
+    def epsilon(self, episode: int) -> float:
+        """Exploration rate: 0 where the rewards of all actions are known."""
+        return 0.0
+
+    def read_sums(self) -> None:
+        """Bring the sums of loss and answers into `progress`."""
+        self.progress["loss_sum"], self.progress["q_sum"] = self.sums.tolist()
+
+    def reset_sums(self) -> None:
+        """Begin to add up anew."""
+        self.sums.zero_()
+        self.progress |= {"loss_sum": 0.0, "q_sum": 0.0, "loss_count": 0}
+
+    def policy(self) -> dict[str, Any]:
+        """What best.pt and the numbered checkpoints hold: enough to apply the policy."""
+        self.read_sums()
+        info = self.progress | {"trained_on": self.cache.facts}
+        return runfolder.policy_content(self.cfg, self.cache, self.network, self.gate, info)
+
+    def take_over(self, content: dict[str, Any]) -> None:
+        """Weights, progress and sums of last.pt."""
+        self.network.load_state_dict(content["network"])
+        self.recent.extend(content["recent"])
+        known = content["info"]
+        self.progress |= {name: known[name] for name in self.progress if name in known}
+        sums = [self.progress["loss_sum"], self.progress["q_sum"]]
+        self.sums.copy_(torch.tensor(sums, dtype=torch.float64))
