@@ -712,6 +712,21 @@ def summarise(tally: Tally, plan: Plan, num_events: int, num_recordings: int, s:
     print(f"detecting_seconds: {s:.1f}")
 
 
+MIN_DURATION_S, MERGE_GAP_S = 0.1, 0.2  # advised where frames flicker; DESED's shortest: 0.25 s
+FRAGMENTED = 0.8  # share of events that the advice may leave, below which it is given
+
+
+def advise(plan: Plan, clips: list[list[Event]]) -> None:
+    """Say what would join the fragments of a policy that decides frames, and how many it leaves."""
+    if plan.policy.over_events or plan.min_duration or plan.merge_gap:
+        return
+    left = sum(len(tidy_events(events, MIN_DURATION_S, MERGE_GAP_S)) for events in clips)
+    total = sum(map(len, clips))
+    if left < FRAGMENTED * total:
+        flags = f"--merge-gap {MERGE_GAP_S:g} --min-duration {MIN_DURATION_S:g}"
+        print(f"note: many events are fragments: {flags} would make {left} of these {total}")
+
+
 TRACKS = Kind("folder of label tracks")
 
 
@@ -749,6 +764,7 @@ def main(cfg: DetectConfig) -> int:
             write_audacity(stack.enter_context(whole(path)), events)
         write_labels(cfg.out, clips, ("confidence",) if plan.policy.over_events else ())
     summarise(tally, plan, sum(map(len, clips.values())), len(recordings), seconds)
+    advise(plan, list(clips.values()))
     print(f"results: {cfg.out}" + (f", {cfg.audacity}" if cfg.audacity else ""))
     return 1 if tally.failed else 0
 

@@ -4,6 +4,7 @@ import contextlib
 import io
 import itertools
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -642,3 +643,17 @@ def test_mixed_lengths_are_known_to_the_policy(home):
     assert len(plan.cut(150, 0.02)) == 1 and len(plan.cut(152, 0.02)) == 3
     far = replace(plan, longest_s=4.0)
     assert len(far.cut(201, 0.02)) == 1 and len(far.cut(202, 0.02)) > 1
+
+
+def test_what_would_join_fragments_is_said(home, tmp_path, capsys):
+    """The advice, followed, makes as many events as it says; then there is none."""
+    _, events = run(home, tmp_path, "independent", gate=False)
+    total = sum(map(len, events.values()))
+    (said,) = [row for row in capsys.readouterr().out.splitlines() if "are fragments" in row]
+    left, of = map(int, re.findall(r"make (\d+) of these (\d+)", said)[0])
+    assert of == total and left < 0.8 * total
+    flags = {"merge_gap": 0.2, "min_duration": 0.1}
+    assert "--merge-gap 0.2 --min-duration 0.1" in said
+    _, events = run(home, tmp_path, "independent", gate=False, **flags)
+    assert sum(map(len, events.values())) == left
+    assert "are fragments" not in capsys.readouterr().out
