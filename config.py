@@ -27,9 +27,6 @@ PresetName = Literal["slides", "original", "demo", "best"]
 Device = Literal["auto", "cpu", "cuda"]
 
 
-# ---------------------------------------------------------------------------- checked fields
-
-
 # ---------------------------------------------------------------------------- shared groups
 
 
@@ -752,9 +749,3 @@ class VisualizeConfig(Script):
         require(other, "beside", "used with --html, and another folder than --run", self.beside)
         alone = self.table is None or not (self.html or self.clip)
         require(alone, "table", "used without --clip and --html", self.table)
-
-
-# ---------------------------------------------------------------------------- presets
-
-
-# ---------------------------------------------------------------------------- command line, JSON

@@ -339,9 +339,6 @@ def print_numbers(results: dict[str, Any]) -> None:
     print(f"trained_on_pairs: {results['trained_on_pairs']}")
 
 
-# ---------------------------------------------------------------------------- results, read back
-
-
 # ---------------------------------------------------------------------------- the evaluation
 
 

@@ -111,8 +111,6 @@ from sed.timeline import SPLITS, Event, classes_of, label_frames
 
 CLIPS_PER_SHARD = 64  # a shard is what one process holds in memory and what a rerun can skip
 
-# ---------------------------------------------------------------------------- cache format
-
 
 # ---------------------------------------------------------------------------- one shard
 

@@ -22,21 +22,6 @@ from config import SoundscapesConfig
 from core.command import run_script
 from scores.corpora import make_corpus
 
-# ---------------------------------------------------------------------------- built-in sounds
-# Every class function takes the maker's generator (what all takes of one dog share), the take's
-# and the number of samples, and returns a wave (n,) of any level. Maker draws come first.
-
-# ---------------------------------------------------------------------------- sound bank
-
-
-# ---------------------------------------------------------------------------- timelines, plans
-
-
-# ---------------------------------------------------------------------------- rendering
-
-
-# ---------------------------------------------------------------------------- corpus folder
-
 
 def main(cfg: SoundscapesConfig) -> int:
     """Make the corpus or say that it is there."""

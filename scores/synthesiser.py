@@ -1,6 +1,9 @@
 """Ten built-in sounds, synthesised from a seed.
 
 Shapes: n samples of a sound; waves are (n,)
+
+Every class function takes the maker's generator (what all takes of one dog share), the take's and
+the number of samples, and returns a wave (n,) of any level. Maker draws come first.
 """
 
 from collections.abc import Callable
