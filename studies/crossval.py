@@ -71,7 +71,7 @@ class CrossvalConfig(Checked):
     """table filename, recording: a recording stays in one part"""
     pairs: Literal["present", "all"] = "present"
     """classes queried for a clip (slides: present)"""
-    policy: PresetName = "best"
+    policy: PresetName = "slides"  # few clips teach `best` nothing, see docs/scores.md
     """preset of the policy"""
     parts: int = number(5, 2)
     """K, parts of the clips"""
@@ -247,17 +247,18 @@ def learned_rows(study: Study, cache: Cache, learned: list[Learned]) -> list[Ent
     for one in learned:
         members = []
         for seed in study.seeds:
-            whole = np.zeros(len(cache.label), bool)
+            whole, boxes = np.zeros(len(cache.label), bool), {}
             for number_, test in enumerate(parts):
                 run = study.run(one, one.queries or cache.queries, number_, seed)
                 part = cache.subset(test)
                 decided = from_checkpoint(run / "best.pt", part, EvaluateConfig())[1]
                 put(whole, cache, test, decided.pred)
-            members.append(Member(f"seed {seed}", whole, 0.0))
+                boxes |= decided.boxes or {}  # of a policy over events, with its confidences
+            members.append(Member(f"seed {seed}", whole, 0.0, boxes=boxes or None))
         setting = f"{len(members)} seeds" if len(members) > 1 else ""
         rows.append(Entrant(one.name, one.kind, setting, members))
     if cache.queries == "all":
-        for row in list(rows):
+        for row in [row for row in rows if row.members[0].boxes is None]:  # it needs no gate
             members = [m._replace(pred=m.pred & ~closed) for m in row.members]
             rows.append(row._replace(name=f"{row.name}, {GATED}", members=members, gated=True))
     return rows

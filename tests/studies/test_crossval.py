@@ -69,7 +69,7 @@ def test_one_command(here, capsys, pairs):
     out = here / "runs" / "few"
     printed = capsys.readouterr().out
     table = (out / pairs / "table.md").read_text()
-    assert table in printed and "T_base" in table and "DQN best" in table and "median" in table
+    assert table in printed and "T_base" in table and "DQN slides" in table and "median" in table
     assert str(out / "final" / "best.pt").removeprefix(f"{here}/") in printed
     cache = load_cache(out / "cache" / "train")
     parts = dict(line.split("\t") for line in (out / "parts.tsv").read_text().splitlines()[1:])
@@ -78,7 +78,7 @@ def test_one_command(here, capsys, pairs):
     assert all(set(events) == set(NAMES) for events in found.values()) and len(found) > 10
     keys = set()
     for part in "01":
-        name = f"DQN-best{'-all' * (pairs == 'all')}-part{part}-seed0"
+        name = f"DQN-slides{'-all' * (pairs == 'all')}-part{part}-seed0"
         content = read_checkpoint(out / name / "best.pt")
         rest = cache.subset([name for name in NAMES if parts[name] != part])
         assert content["cache_key"] == rest.key
