@@ -15,7 +15,7 @@ from config import Bandit, PreprocessConfig
 from core.command import parse
 from scores.score_files import open_scores
 from sed.caches import Cache, load_cache
-from sed.timeline import Event, write_audacity, write_labels
+from sed.timeline import Event, frame_edges, write_audacity, write_labels
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SECTIONS = {
@@ -218,3 +218,28 @@ def test_every_command_is_tried():
     count = sum("".join(blocks(title, "bash")).count("python ") for title in here)
     assert count == 8  # one above for each, and cross-validation in test_crossval.py
     assert blocks(forms, "bash")
+
+
+def test_the_python_of_the_readme(here, capsys):
+    """Arrays in: a policy is trained and evaluated, and finds the events of a new clip."""
+    rng, names = np.random.default_rng(0), ["Dog", "Speech"]
+    space: dict = {"names": names, "data": {}}
+    for split in ("train", "validation"):
+        scores, events = {}, {}
+        for number in range(6):
+            begin, edges = int(rng.integers(10, 50)), frame_edges(100, 0.02)
+            on = np.zeros((2, 100), bool)
+            on[number % 2, begin : begin + 40] = True
+            scores[f"{split}{number}"] = np.where(on, 0.9, 0.1) + rng.uniform(-0.05, 0.05, (2, 100))
+            event = Event(edges[begin], edges[begin + 40], names[number % 2])
+            events[f"{split}{number}"] = [event]
+        space["data"][split] = scores, events
+    space["new_scores"] = scores["validation1"]
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"(?s)^## From Python$.*?```python\n(.*?)```", text, flags=re.M)
+    exec(block, space)
+    assert "verdict: DQN (macro-F1 " in capsys.readouterr().out
+    (found,) = space["found"]
+    true = events["validation1"][0]
+    assert found.event_label == true.event_label
+    assert abs(found.onset - true.onset) < 0.1 and abs(found.offset - true.offset) < 0.1
