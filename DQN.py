@@ -268,12 +268,7 @@ class Trainer(Learner):
         states = make_states(self.signals, pair, frame, self.bandit, left)
         self.network.train()
         q_values = self.network(states)  # (B, A)
-        q_taken = q_values.gather(1, rows["action"].long()[:, None])[:, 0]
-        loss = functional.mse_loss(q_taken, rows["reward"])
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        means = torch.stack([loss.detach(), q_taken.detach().mean()])
-        self.average(means)
+        means = self.gradients(q_values, rows)
         if not (means.isfinite().all() and q_values.isfinite().all()):
             raise InputError(
                 f"loss is {means[0].item()} at gradient step {self.progress['steps'] - 1}"
@@ -285,6 +280,16 @@ class Trainer(Learner):
             )
         self.optimizer.step()
         self.sums += means
+
+    def gradients(self, q_values: torch.Tensor, rows: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Gradients of the loss of Q values (B, A) on stored rows; mean loss and mean Q, (2,)."""
+        q_taken = q_values.gather(1, rows["action"].long()[:, None])[:, 0]
+        loss = functional.mse_loss(q_taken, rows["reward"])
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        means = torch.stack([loss.detach(), q_taken.detach().mean()])
+        self.average(means)
+        return means
 
     def average(self, means: torch.Tensor) -> None:
         """The gradients, and a few other numbers, become their means over the processes."""

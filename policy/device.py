@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch.nn import functional
 
 from config import Bandit, TrainConfig
 from core.errors import InputError
@@ -119,15 +118,10 @@ class GraphSteps:
         pair, frame = rows["pair"].long(), rows["frame"].long()
         self.network.train()
         q_values = self.network(make_states(self.signals, pair, frame, self.bandit, left))
-        q_taken = q_values.gather(1, rows["action"].long()[:, None])[:, 0]
-        loss = functional.mse_loss(q_taken, rows["reward"])
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        means = torch.stack([loss.detach(), q_taken.detach().mean()])
-        self.average(means)
+        means = self.gradients(q_values, rows)
         self.optimizer.step()
         self.sums += means
-        self.bad |= ~(loss.isfinite() & q_values.isfinite().all())
+        self.bad |= ~(means[0].isfinite() & q_values.isfinite().all())
 
     def send(self, target: torch.Tensor, values: np.ndarray) -> None:
         """Bring host numbers to the device without a wait."""
