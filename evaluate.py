@@ -176,7 +176,7 @@ def operating_curve(cache: Cache, boxes: event_policy.Candidates) -> dict[str, A
 def best_rule(results: dict[str, Any]) -> list[dict[str, Any]]:
     """The tuned rule that is best by F1 on this very split; none without a training cache."""
     rules = [row for row in results["yardsticks"] if row["kind"] == "rule"]
-    rules = [row for row in rules if row["name"] not in scoring.NOT_OPPONENTS]
+    rules = [row for row in rules if row["name"] not in scoring.NOT_BASELINES]
     return sorted(rules, key=lambda row: -row["f1"])[:1]
 
 
@@ -389,9 +389,9 @@ def make_table(cfg: EvaluateConfig) -> None:
             f"{cache.folder} holds {cache.queries} pairs but {train.folder} {train.queries} pairs;"
             " run preprocess.py for both with the same --pairs"
         )
-    results, entrants = scoring.compare(cfg, cache, train)
+    results, systems = scoring.compare(cfg, cache, train)
     deciding = sum(m["deciding_seconds"] for row in results["entrants"] for m in row["members"])
-    scoring.write_table(cfg.out, results, entrants, cache)
+    scoring.write_table(cfg.out, results, systems, cache)
     print(scoring.markdown(results))
     print(f"deciding_seconds: {deciding:.1f} (once for each checkpoint and cache; stored)")
     print(f"tuning_and_deciding_seconds: {results['tuning_and_deciding_seconds']:.1f} (this time)")

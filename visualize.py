@@ -38,7 +38,7 @@ from comparison.evaluations import (
     short,
     view_of,
 )
-from comparison.scoring import NOT_OPPONENTS, TABLE
+from comparison.scoring import NOT_BASELINES, TABLE
 from config import SUPERVISED, Bandit, TrainConfig, VisualizeConfig
 from core.command import run_script
 from core.files import is_ours, keep_apart, made, own_folder, whole
@@ -665,7 +665,7 @@ def draw_yardstick(ax: "Axes", rows: list[dict[str, Any]], metric: str, ours: fl
         else ours - np.array(row["interval"][metric])[::-1]
         for row in rows
     ]
-    near = [span for span, row in zip(spans, rows, strict=True) if row["name"] not in NOT_OPPONENTS]
+    near = [span for span, row in zip(spans, rows, strict=True) if row["name"] not in NOT_BASELINES]
     first, last = 100 * np.min(near), 100 * np.max(near)
     margin = 0.05 * max(last - first, 1)
     ax.set_xlim(first - margin, last + margin)

@@ -30,7 +30,7 @@ import numpy as np
 from tqdm import tqdm
 
 from baselines.tuned_rules import after_median, class_of_pair
-from comparison.systems import BASE, GATED, Entrant, Member, events_of, find_entrants, with_events
+from comparison.systems import BASE, GATED, Member, System, events_of, find_systems, with_events
 from config import EvaluateConfig
 from core.errors import InputError
 from core.files import Kind, write_text, write_together
@@ -80,7 +80,7 @@ TITLES = {
     "onset_ms": "onset error",
     "offset_ms": "offset error",
 }
-NOT_OPPONENTS = ("all on", "all off")
+NOT_BASELINES = ("all on", "all off")
 # Frames of all members together whose events take longer to score than to start a process for them.
 WORK_OF_A_PROCESS = 30_000_000
 
@@ -196,12 +196,12 @@ def event_row(task: EventTask) -> tuple[dict[str, float], dict[str, EventCounts]
     return row, {name: counts[name] for name in DRAWN_FOR_EVENTS}
 
 
-def event_tasks(entrants: list[Entrant], cache: Cache) -> Iterator[EventTask]:
+def event_tasks(systems: list[System], cache: Cache) -> Iterator[EventTask]:
     """One task a member, in order; made when it is asked for."""
     truth, durations = cache.truth, cache.durations
     raw: dict[Path, dict[str, ClipScores]] = {}  # by the cache that a member's signals are in
-    for entrant in entrants:
-        for member in entrant.members:
+    for system in systems:
+        for member in system.members:
             events, scored, home = events_of(member, cache), None, member.home or cache
             if ranked(cache) and member.scores is not None:
                 scored = clip_scores(cache, member.scores)
@@ -230,13 +230,13 @@ def score_all(
 
 
 def score_events(
-    entrants: list[Entrant], cache: Cache, pool: ProcessPoolExecutor | None = None
+    systems: list[System], cache: Cache, pool: ProcessPoolExecutor | None = None
 ) -> dict[str, list[tuple[dict[str, float], dict[str, EventCounts]]]]:
-    """`event_row` of every member, by entrant; the processes of a pool share the work."""
-    total = sum(len(entrant.members) for entrant in entrants)
-    tasks = event_tasks(entrants, cache)
+    """`event_row` of every member, by system; the processes of a pool share the work."""
+    total = sum(len(system.members) for system in systems)
+    tasks = event_tasks(systems, cache)
     left = iter(score_all(event_row, tasks, total, pool, "Event metrics"))
-    return {entrant.name: [next(left) for _ in entrant.members] for entrant in entrants}
+    return {system.name: [next(left) for _ in system.members] for system in systems}
 
 
 class ScoreTask(NamedTuple):
@@ -256,27 +256,27 @@ def score_row(task: ScoreTask) -> dict[str, Any]:
 
 
 def raw_psds(
-    cache: Cache, entrants: list[Entrant], pool: ProcessPoolExecutor | None = None
+    cache: Cache, systems: list[System], pool: ProcessPoolExecutor | None = None
 ) -> list[dict[str, Any]]:
     """PSDS 1 and 2 of scores without any decision.
 
     The raw scores; the same after the class-wise median filter of a rule on them, if one is among
-    the entrants, as raw scores may flicker and a fragment overlaps no event by enough; and, as an
+    the systems, as raw scores may flicker and a fragment overlaps no event by enough; and, as an
     appendix, `prob - threshold` of the policies. A policy has spent its threshold, and signals
     normalised in each pair cannot be compared across clips: the appendix shows how little such a
     margin is worth as a score.
     """
     truth, durations = cache.truth, cache.durations
     signals = [("raw scores", cache.signals["d_raw"])]
-    for entrant in entrants:
-        rule = entrant.members[0].rule
+    for system in systems:
+        rule = system.members[0].rule
         if rule is not None and (rule.kind, rule.on) == ("median", "d_raw"):
             name = "raw scores after the class-wise median"
             signals.append((name, after_median(rule, cache)))
-    for entrant in entrants:
-        home, threshold = entrant.members[0].home or cache, entrant.members[0].threshold
-        if entrant.kind == "policy" and threshold is not None and not entrant.gated:
-            name = f"prob - threshold of {entrant.name}, first seed (appendix)"
+    for system in systems:
+        home, threshold = system.members[0].home or cache, system.members[0].threshold
+        if system.kind == "policy" and threshold is not None and not system.gated:
+            name = f"prob - threshold of {system.name}, first seed (appendix)"
             signals.append((name, home.signals["prob"] - threshold))
     tasks = (
         ScoreTask(name, clip_scores(cache, signal), truth, durations, cache.classes)
@@ -309,11 +309,11 @@ def difference(
     }
 
 
-def entrant_ends(entrant: Entrant, cache: Cache) -> dict[str, Any]:
-    """Onset and offset errors of an entrant's matched events, all members together."""
+def system_ends(system: System, cache: Cache) -> dict[str, Any]:
+    """Onset and offset errors of an system's matched events, all members together."""
     matches = [
         match
-        for member in entrant.members
+        for member in system.members
         for match in match_events(cache.truth, events_of(member, cache), cache.durations)
     ]
     return end_errors(matches)
@@ -347,7 +347,7 @@ def judged(
 
 
 def verdicts(results: dict[str, Any]) -> list[str]:
-    """One sentence for each policy: against its T_base and against the best opponent."""
+    """One sentence for each policy: against its T_base and against the best baseline."""
     metric = results["tuned_for"]
     rows = {row["name"]: row for row in results["entrants"]}
     lines = []
@@ -386,76 +386,76 @@ def in_each_column(
 ONE_CLIP = "One clip has no interval: nothing can be told from it."
 
 
-def base_for(entrant: Entrant, entrants: list[Entrant]) -> str:
+def base_for(system: System, systems: list[System]) -> str:
     """Name of the T_base that a row is held against: behind the gate like the row, and of the same
     signals, where there is one; else the first that fits best."""
 
-    def fits(base: Entrant) -> tuple[bool, bool]:
-        homes = [row.members[0].home for row in (base, entrant)]
+    def fits(base: System) -> tuple[bool, bool]:
+        homes = [row.members[0].home for row in (base, system)]
         ours, theirs = (None if home is None else home.folder for home in homes)
-        return base.gated == entrant.gated, ours == theirs
+        return base.gated == system.gated, ours == theirs
 
-    bases = [row for row in entrants if row.kind == "base"]
+    bases = [row for row in systems if row.kind == "base"]
     return max(bases, key=fits).name
 
 
-def compare(
-    cfg: EvaluateConfig, cache: Cache, train: Cache
-) -> tuple[dict[str, Any], list[Entrant]]:
+def compare(cfg: EvaluateConfig, cache: Cache, train: Cache) -> tuple[dict[str, Any], list[System]]:
     """Decide and measure: everything that goes into results.json, and the rows."""
     began = time.perf_counter()
-    entrants = with_events(find_entrants(cfg, cache, train), cache)
+    systems = with_events(find_systems(cfg, cache, train), cache)
     found = time.perf_counter()
     facts = {"split": cfg.split, "train_cache": str(train.folder), "train_cache_key": train.key}
     facts |= {"tuning_and_deciding_seconds": round(found - began, 1)}
-    facts |= measure(entrants, cache, cfg.workers)
-    return facts | {"seconds": round(time.perf_counter() - found, 1)}, entrants
+    facts |= measure(systems, cache, cfg.workers)
+    return facts | {"seconds": round(time.perf_counter() - found, 1)}, systems
 
 
-def measure(entrants: list[Entrant], cache: Cache, workers: int | None) -> dict[str, Any]:
+def measure(systems: list[System], cache: Cache, workers: int | None) -> dict[str, Any]:
     """Metrics, intervals and differences of all rows, T_base first.
 
-    The best opponent is the one that is hardest to beat on this very split: the best rule,
+    The best baseline is the one that is hardest to beat on this very split: the best rule,
     supervised baseline or foreign system by the metric that rules are tuned for. That favours the
-    opponents. A row is held against the T_base of `base_for`.
+    baselines. A row is held against the T_base of `base_for`.
     """
     names = (*HEADLINE[cache.queries], *DRAWN_FOR_EVENTS)
     sampler = Resampler(cache)
     draws: dict[str, np.ndarray] = {}
     members: dict[str, list[dict[str, float]]] = {}
-    for entrant in tqdm(entrants, desc="Frame metrics", unit="row"):
-        counts = [counts_of(member, cache) for member in entrant.members]
+    for system in tqdm(systems, desc="Frame metrics", unit="row"):
+        counts = [counts_of(member, cache) for member in system.members]
         rows = [headline(each, cache) for each in counts]
-        draws[entrant.name] = np.mean([sampler.draws(each) for each in counts], axis=0)
-        members[entrant.name] = rows
-    total = sum(len(entrant.members) for entrant in entrants)
+        draws[system.name] = np.mean([sampler.draws(each) for each in counts], axis=0)
+        members[system.name] = rows
+    total = sum(len(system.members) for system in systems)
     count = min(num_workers(workers), 1 + total * len(cache.label) // WORK_OF_A_PROCESS)
     with nullcontext() if count == 1 or not ranked(cache) else process_pool(count) as pool:
-        scored = score_events(entrants, cache, pool)
-        psds = raw_psds(cache, entrants, pool) if ranked(cache) else []
+        scored = score_events(systems, cache, pool)
+        psds = raw_psds(cache, systems, pool) if ranked(cache) else []
     found: dict[str, tuple[dict[str, float], np.ndarray]] = {}
     for name, rows in scored.items():
         members[name] = [a | b for a, (b, _) in zip(members[name], rows, strict=True)]
         of_events = np.mean([sampler.event_draws(counts) for _, counts in rows], axis=0)
         found[name] = spread(members[name])[0], np.concatenate([draws[name], of_events], axis=1)
-    rivals = [row.name for row in entrants if row.kind in ("rule", "supervised", "events")]
-    rivals = [name for name in rivals if name not in NOT_OPPONENTS]
+    baselines = [row.name for row in systems if row.kind in ("rule", "supervised", "events")]
+    baselines = [name for name in baselines if name not in NOT_BASELINES]
     decisive = DECISIVE[cache.queries]
-    best = max(rivals, key=lambda name: found[name][0][decisive], default=None)
+    best = max(baselines, key=lambda name: found[name][0][decisive], default=None)
     columns = [name for name in found[BASE][0] if name not in ("false_alarms", "segment_f1")]
     best_of = {
-        metric: max(rivals, key=lambda name: found[name][0][metric]) for metric in columns if rivals
+        metric: max(baselines, key=lambda name: found[name][0][metric])
+        for metric in columns
+        if baselines
     }
     table = []
-    for entrant in entrants:
-        mean, std = spread(members[entrant.name])
-        low, high = interval(found[entrant.name][1])
-        base = base_for(entrant, entrants)
+    for system in systems:
+        mean, std = spread(members[system.name])
+        low, high = interval(found[system.name][1])
+        base = base_for(system, systems)
         row = {
-            "name": entrant.name,
-            "kind": entrant.kind,
-            "setting": entrant.setting,
-            "gated": entrant.gated,
+            "name": system.name,
+            "kind": system.kind,
+            "setting": system.setting,
+            "gated": system.gated,
             "base": base,
             "members": [
                 {
@@ -464,26 +464,26 @@ def measure(entrants: list[Entrant], cache: Cache, workers: int | None) -> dict[
                     "deciding_seconds": round(member.seconds, 3),
                     **values,
                 }
-                for member, values in zip(entrant.members, members[entrant.name], strict=True)
+                for member, values in zip(system.members, members[system.name], strict=True)
             ],
             "mean": mean,
             "std": std,
             "interval": {m: [float(low[i]), float(high[i])] for i, m in enumerate(names)},
-            "vs_base": difference(names, found[entrant.name], found[base]),
-            "ends": entrant_ends(entrant, cache),
+            "vs_base": difference(names, found[system.name], found[base]),
+            "ends": system_ends(system, cache),
         }
         if best is not None:
-            row["vs_best"] = difference(names, found[entrant.name], found[best])
+            row["vs_best"] = difference(names, found[system.name], found[best])
             row["vs_best_of"] = {
-                metric: difference(names, found[entrant.name], found[other]).get(
+                metric: difference(names, found[system.name], found[other]).get(
                     metric, [mean[metric] - found[other][0][metric]]
                 )
                 for metric, other in best_of.items()
             }
         gates = [
             tag_gate.tagging(member.gate, member.home or cache)
-            for member in entrant.members
-            if entrant.gated and member.gate is not None
+            for member in system.members
+            if system.gated and member.gate is not None
         ]
         if gates:
             row["gate"] = spread(gates)[0]
@@ -503,7 +503,7 @@ def measure(entrants: list[Entrant], cache: Cache, workers: int | None) -> dict[
         **made_with(),
     }
     results["notes"] = list(
-        dict.fromkeys(note for row in entrants for member in row.members for note in member.notes)
+        dict.fromkeys(note for row in systems for member in row.members for note in member.notes)
     )
     results["verdict"] = verdicts(results)
     rows = {row["name"]: row for row in table}
@@ -539,17 +539,17 @@ def earlier_files(out: Path) -> list[str]:
         return []
 
 
-def write_table(out: Path, results: dict[str, Any], entrants: list[Entrant], cache: Cache) -> None:
+def write_table(out: Path, results: dict[str, Any], systems: list[System], cache: Cache) -> None:
     """Everything of a table, all of it or nothing; events are those of a row's first member.
 
     Event files of an earlier table in the folder go. Raises WriteError.
     """
     earlier, files = earlier_files(out), event_files(results)
-    pairs = pairs_csv(entrants, cache)
+    pairs = pairs_csv(systems, cache)
     results["files"] = {"pairs.csv": hashlib.sha256(pairs.encode()).hexdigest()}
     parts = {
-        out / "events" / file: partial(write_labels, clips=events_of(entrant.members[0], cache))
-        for entrant, file in zip(entrants, files, strict=True)
+        out / "events" / file: partial(write_labels, clips=events_of(system.members[0], cache))
+        for system, file in zip(systems, files, strict=True)
     }
     parts |= {
         out / "pairs.csv": partial(write_text, text=pairs),
@@ -562,13 +562,13 @@ def write_table(out: Path, results: dict[str, Any], entrants: list[Entrant], cac
         (out / "events" / file).unlink(missing_ok=True)
 
 
-def pairs_csv(entrants: list[Entrant], cache: Cache) -> str:
-    """A row a pair: accuracy, IoU and F1 of every entrant, the mean over its members."""
+def pairs_csv(systems: list[System], cache: Cache) -> str:
+    """A row a pair: accuracy, IoU and F1 of every system, the mean over its members."""
     columns, cells = [], []
-    for entrant in entrants:
-        scores = [scores_of(counts_of(member, cache)) for member in entrant.members]
+    for system in systems:
+        scores = [scores_of(counts_of(member, cache)) for member in system.members]
         for name in HEADLINE["present"]:
-            columns.append(f"{entrant.name}: {name}")
+            columns.append(f"{system.name}: {name}")
             cells.append(np.mean([each[name] for each in scores], axis=0))
     stream = io.StringIO(newline="")
     writer = csv.writer(stream)
@@ -636,7 +636,7 @@ def other_bases(results: dict[str, Any]) -> list[str]:
 
 
 def markdown(results: dict[str, Any]) -> str:
-    """The table as Markdown, best opponent in italics, with caption, verdict and PSDS of scores."""
+    """The table as Markdown, best baseline in italics, with caption, verdict and PSDS of scores."""
     header, lines = table_rows(results)
     text = [caption(results), ""]
     text += ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]

@@ -58,7 +58,7 @@ class Member(NamedTuple):
     notes: tuple[str, ...] = ()  # in what its training was another than this cache
 
 
-class Entrant(NamedTuple):
+class System(NamedTuple):
     """A row of the table: one system, or several seeds of one."""
 
     name: str
@@ -293,20 +293,20 @@ def kind_of_rule(rule: Rule) -> str:
     return "ceiling" if rule.name.endswith("(ceiling)") else "rule"
 
 
-def behind_gate(entrant: Entrant, cache: Cache) -> Entrant | None:
-    """The entrant with every closed pair off; None where it has no gate, or the cache no tags."""
+def behind_gate(system: System, cache: Cache) -> System | None:
+    """The system with every closed pair off; None where it has no gate, or the cache no tags."""
     members = []
-    for member in entrant.members:
+    for member in system.members:
         home = member.home or cache
         if member.gate is None or any(clip.tag is None for clip in home.clips):
             return None
         # Its decisions were timed in the row that is not gated.
         pred = tag_gate.behind(member.gate, home, member.pred)
         members.append(member._replace(pred=pred, seconds=0.0))
-    return entrant._replace(name=f"{entrant.name}, {GATED}", members=members, gated=True)
+    return system._replace(name=f"{system.name}, {GATED}", members=members, gated=True)
 
 
-def find_entrants(cfg: EvaluateConfig, cache: Cache, train: Cache) -> list[Entrant]:
+def find_systems(cfg: EvaluateConfig, cache: Cache, train: Cache) -> list[System]:
     """Every row of the table: T_base, what was asked for, and on all pairs those with a tag gate
     behind it too. What can be known to be wrong is said before anything is tuned or decided."""
 
@@ -316,7 +316,7 @@ def find_entrants(cfg: EvaluateConfig, cache: Cache, train: Cache) -> list[Entra
         pred = home.signals["binary"] > 0.5
         return Member(str(home.folder), pred, 0.0, gate, home=elsewhere)
 
-    rows = [Entrant(BASE, "base", "", [base_of(cache, train)])]
+    rows = [System(BASE, "base", "", [base_of(cache, train)])]
     if len(set(cfg.compare)) < len(cfg.compare):
         raise InputError("--compare: the same system is named twice")
     specs = {text: Spec.parse(text) for text in cfg.compare if text != "rules"}
@@ -330,7 +330,7 @@ def find_entrants(cfg: EvaluateConfig, cache: Cache, train: Cache) -> list[Entra
             rules = [rule for rule in fitted_rules(train, cfg) if rule.name != BASE]
             for rule in tqdm(rules, desc="Rules", unit="rule"):
                 member = from_rule(rule, cache, tuple(said))
-                rows.append(Entrant(rule.name, kind_of_rule(rule), rule.setting, [member]))
+                rows.append(System(rule.name, kind_of_rule(rule), rule.setting, [member]))
             continue
         name, files, elsewhere = specs[text]
         home = homes.get(elsewhere)
@@ -350,10 +350,10 @@ def find_entrants(cfg: EvaluateConfig, cache: Cache, train: Cache) -> list[Entra
             )
         setting = f"{len(members)} seeds" if len(members) > 1 else ""
         if files:
-            rows.append(Entrant(name, kinds.pop(), setting, members))
+            rows.append(System(name, kinds.pop(), setting, members))
         else:
             its_train = load_cache(elsewhere / train.folder.name)
-            rows.append(Entrant(name, "base", "", [base_of(home, its_train)]))
+            rows.append(System(name, "base", "", [base_of(home, its_train)]))
     if cache.queries == "all":
         for row in list(rows):
             gated = behind_gate(row, cache)
@@ -389,11 +389,11 @@ def predicted_events(cache: Cache, pred: np.ndarray) -> dict[str, list[Event]]:
     }
 
 
-def with_events(entrants: list[Entrant], cache: Cache) -> list[Entrant]:
+def with_events(systems: list[System], cache: Cache) -> list[System]:
     """Rows whose members have their events, so that nobody makes them again."""
     return [
         row._replace(members=[m._replace(events=events_of(m, cache)) for m in row.members])
-        for row in entrants
+        for row in systems
     ]
 
 

@@ -17,7 +17,7 @@ import torch
 
 from baselines.tuned_rules import class_of_pair
 from comparison.evaluations import Evaluated, View, short, view_of
-from comparison.scoring import DECISIVE, HEADLINE, NOT_OPPONENTS, TITLES
+from comparison.scoring import DECISIVE, HEADLINE, NOT_BASELINES, TITLES
 from comparison.systems import BASE, GATED, from_checkpoint, same_pairs, store_of
 from config import EvaluateConfig
 from core.errors import InputError
@@ -287,7 +287,7 @@ PER_WHAT = {
 
 def draw_metric(ax: "Axes", table: Table, rows: list[dict[str, Any]], metric: str) -> None:
     """One headline metric: points, intervals, seeds, reference lines and the numbers."""
-    ends = [row["interval"][metric] for row in rows if row["name"] not in NOT_OPPONENTS]
+    ends = [row["interval"][metric] for row in rows if row["name"] not in NOT_BASELINES]
     first, last = 100 * np.min(ends), 100 * np.max(ends)
     if metric == "false_alarms":
         first, last = 0, 100

@@ -1,13 +1,13 @@
-"""The policy over events: a contextual bandit that emits boxes, rivals of theirs, or nothing.
+"""The policy over events: a contextual bandit that emits a box, another in its place, or nothing.
 
-Run:    python DQN.py --preset best_events
+Run:    python DQN.py --preset best
 Shapes: Q queries of a clip, T frames, R rows (see posterior.py), B boxes, F features of a box,
         V values of a box, M networks, K known classes
 
 The bandit. A context is a box (clip, class, onset, offset) among the candidates of its query. The
-actions are: emit it, emit a rival that overlaps it, or emit nothing. The reward is the difference
-that the action makes in the metrics, the other boxes as chosen; gamma is 0; the labels give the
-rewards of all actions, so nothing is tried out.
+actions are: emit it, emit another box that overlaps it, or emit nothing. The reward is the
+difference that the action makes in the metrics, the other boxes as chosen; gamma is 0; the labels
+give the rewards of all actions, so nothing is tried out.
 
 The reward in numbers. A class's F1 over all clips is 2 TP / N with N = predicted + true. A box more
 that covers d frames, s of them true, changes the frame F1 by (2 s - F d) / (N + d), where F is the
@@ -21,10 +21,11 @@ overlap, and F_f, F_c, F_o, N_f, N_e of its class: that is K times what it chang
 over K classes. In the F1 of all frames together (micro) it changes (2 S - F_m d) / sum N_f, so that
 K times it, (2 S - F_m d) / mean N_f, is added with a weight of its own.
 
-Where one decision moves the metric little, a set of boxes is worth the sum. Rivals exclude each
-other: of each query the set of boxes that do not overlap with the highest sum is taken, which
-weighted interval scheduling finds exactly. F and N depend on the decisions and these on F and N: a
-few rounds over the training clips, each by networks that did not see it, find the fixed point. No
+Where one decision moves the metric little, a set of boxes is worth the sum. Boxes that overlap
+exclude each other: of each query the set with the highest sum among those without an overlap is
+taken, which weighted interval scheduling finds exactly. F and N depend on the decisions and these
+on F and N: a few rounds over the training clips, each by networks that did not see it, find the
+fixed point. No
 threshold and no tag gate is tuned.
 
 For one event alone this is the rule for frames: on where P > F / 2 (Lipton et al., arXiv
@@ -468,10 +469,10 @@ def surely(values: np.ndarray) -> np.ndarray:
 
 
 def ranks_of(boxes: Boxes, confidence: np.ndarray) -> np.ndarray:
-    """(B,): by what rivals are told apart where all boxes are handed over, for a PSDS.
+    """(B,): by what boxes that overlap are told apart where all boxes are handed over, for a PSDS.
 
     The surest box of a row keeps its confidence; every other is lowered by the share that surer
-    ones cover of it or it of them, so that of rivals one is left when a threshold is high.
+    ones cover of it or it of them, so that one of those that overlap is left at a high threshold.
     """
     found = np.zeros(len(confidence))
     ends = np.searchsorted(boxes.row, np.arange(boxes.row.max(initial=-1) + 2))

@@ -10,7 +10,7 @@ its answer the probability that the class sounds; two further answers are those 
 the class begins or ends here.
 
 A row is a query as somebody asks it: without knowing the clip's tags, or for a class that is known
-to sound, where only queries that are known to sound too are rivals. One network serves both. Each
+to sound, where only queries that are known to sound too compete. One network serves both. Each
 of several networks leaves out one group of clips: what follows is trained on what they say about
 the clips that they never saw, and a new clip gets the mean of their log odds.
 """
@@ -166,7 +166,7 @@ class Asked(NamedTuple):
     """Queries of a clip that are answered together."""
 
     clip: Queried
-    wanted: np.ndarray  # (R,) which of its queries; the others are rivals only
+    wanted: np.ndarray  # (R,) which of its queries; the others only compete
     pair: np.ndarray  # (R,) their pairs in the cache
 
 

@@ -28,8 +28,8 @@ from comparison import scoring
 from comparison.systems import (
     BASE,
     GATED,
-    Entrant,
     Member,
+    System,
     from_checkpoint,
     kind_of_rule,
     with_events,
@@ -206,7 +206,7 @@ def put(whole: np.ndarray, cache: Cache, names: list[str], part: np.ndarray) -> 
     whole[mine[cache.frames_of_pair]] = part
 
 
-def rule_rows(study: Study, cache: Cache) -> list[Entrant]:
+def rule_rows(study: Study, cache: Cache) -> list[System]:
     """Every rule, tuned and applied out of fold, a member for each division."""
     rows: dict[str, list[Member]] = {}
     kinds: dict[str, str] = {}
@@ -228,17 +228,17 @@ def rule_rows(study: Study, cache: Cache) -> list[Entrant]:
             rows.setdefault(name, []).append(member)
     fixed = ("all o", "fixed", BASE)  # the same in every division
     return [
-        Entrant(name, kinds[name], "", found[:1] if name.startswith(fixed) else found)
+        System(name, kinds[name], "", found[:1] if name.startswith(fixed) else found)
         for name, found in rows.items()
         if name != BASE
     ]
 
 
-def learned_rows(study: Study, cache: Cache, learned: list[Learned]) -> list[Entrant]:
+def learned_rows(study: Study, cache: Cache, learned: list[Learned]) -> list[System]:
     """T_base and the learned rows, out of fold; over all pairs also behind each part's gate."""
     parts = study.divisions[0]
     names = [name for part in parts for name in part]
-    rows = [Entrant(BASE, "base", "", [Member("", cache.signals["binary"] > 0.5, 0.0)])]
+    rows = [System(BASE, "base", "", [Member("", cache.signals["binary"] > 0.5, 0.0)])]
     closed = np.zeros(len(cache.label), bool)
     for test in parts:
         train_gate = gate.tune_gate(cache.subset(set(names) - set(test)))
@@ -256,7 +256,7 @@ def learned_rows(study: Study, cache: Cache, learned: list[Learned]) -> list[Ent
                 boxes |= decided.boxes or {}  # of a policy over events, with its confidences
             members.append(Member(f"seed {seed}", whole, 0.0, boxes=boxes or None))
         setting = f"{len(members)} seeds" if len(members) > 1 else ""
-        rows.append(Entrant(one.name, one.kind, setting, members))
+        rows.append(System(one.name, one.kind, setting, members))
     if cache.queries == "all":
         for row in [row for row in rows if row.members[0].boxes is None]:  # it needs no gate
             members = [m._replace(pred=m.pred & ~closed) for m in row.members]

@@ -14,11 +14,11 @@ import preprocess
 from baselines import tuned_rules
 from comparison import systems
 from comparison.systems import (
-    Entrant,
     Member,
     Spec,
+    System,
     behind_gate,
-    find_entrants,
+    find_systems,
     fitted_rules,
     from_checkpoint,
     from_events,
@@ -95,7 +95,7 @@ def config(home, out, *compare, queries="present", **changes):
 def find(home, out, *compare, queries="present", **changes):
     cfg = config(home, out, *compare, queries=queries, **changes)
     out.mkdir(parents=True, exist_ok=True)
-    return find_entrants(cfg, *(load_cache(cfg.cache / s) for s in ("validation", "train")))
+    return find_systems(cfg, *(load_cache(cfg.cache / s) for s in ("validation", "train")))
 
 
 # ---------------------------------------------------------------------------- the command line
@@ -376,7 +376,7 @@ def test_rules_are_tuned_once(home, present, tmp_path, monkeypatch, capsys):
 def test_behind_the_gate(every):
     pred = np.ones(len(every.label), bool)
     gates = [gate.tune_gate(every), gate.Gate({}, 0.0), gate.Gate({}, 2.0)]
-    row = Entrant("A", "policy", "", [Member("x", pred, 3.0, each) for each in gates])
+    row = System("A", "policy", "", [Member("x", pred, 3.0, each) for each in gates])
     gated = behind_gate(row, every)
     assert gated.name == "A, behind the gate" and gated.gated and not row.gated
     opened = gate.open_pairs(gates[0], every)[every.frames_of_pair]

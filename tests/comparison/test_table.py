@@ -24,7 +24,6 @@ from comparison.scoring import (
     base_for,
     clip_scores,
     difference,
-    entrant_ends,
     headline,
     interval,
     latex,
@@ -32,9 +31,10 @@ from comparison.scoring import (
     measure,
     raw_psds,
     slugs,
+    system_ends,
     word,
 )
-from comparison.systems import BASE, GATED, Entrant, Member
+from comparison.systems import BASE, GATED, Member, System
 from config import Bandit, EvaluateConfig, Learning, TrainConfig, VisualizeConfig
 from core.errors import InputError
 from core.files import contents
@@ -101,7 +101,7 @@ def some_decisions(cache, seed, share=0.2):
 
 def row(name, kind, *preds, **more):
     members = [Member(f"{name} {i}", pred, 0.0) for i, pred in enumerate(preds)]
-    return Entrant(name, kind, "", members, **more)
+    return System(name, kind, "", members, **more)
 
 
 def base_row(cache):
@@ -301,12 +301,12 @@ def test_nothing_can_be_told_from_one_clip(cache, tmp_path, monkeypatch):
     assert markdown(results).count("(within the noise)") == 4
 
 
-def test_without_an_opponent_or_a_policy(cache, tmp_path, monkeypatch):
+def test_without_a_baseline_or_a_policy(cache, tmp_path, monkeypatch):
     results = measure([base_row(cache), row("A", "policy", cache.label)], cache, 1)
     assert results["best_opponent"] is None and "vs_best" not in results["entrants"][1]
     assert len(results["verdict"]) == 1 and " and " not in results["verdict"][0]
     assert markdown(results) and latex(results)
-    on = row("all on", "rule", cache.label | True)  # a yardstick, nobody's opponent
+    on = row("all on", "rule", cache.label | True)  # a yardstick, nobody's baseline
     results = measure([base_row(cache), on], cache, 1)
     assert results["best_opponent"] is None and results["verdict"] == []
 
@@ -363,13 +363,13 @@ def test_end_errors_of_all_members(home):
     for index in range(len(cache.pairs)):
         span = slice(cache.offsets[index], cache.offsets[index + 1])
         late[span][3:] = cache.label[span][:-3]  # three frames of 20 ms
-    table = entrant_ends(row("A", "policy", late, cache.label), cache)
+    table = system_ends(row("A", "policy", late, cache.label), cache)
     onset = table["onset"]
     assert onset["bias_ms"] == pytest.approx(30)
     assert onset["median_ms"] == pytest.approx(30)
     assert onset["within_200_ms"] == 1.0
     assert sum(onset["histogram"]) == onset["events"] > 8
-    assert entrant_ends(row("none", "rule", cache.label & False), cache)["onset"] == {"events": 0}
+    assert system_ends(row("none", "rule", cache.label & False), cache)["onset"] == {"events": 0}
 
 
 # ---------------------------------------------------------------------------- PSDS of scores
@@ -391,10 +391,10 @@ def test_psds_of_scores(home, tmp_path):
     policy = Member("p", cache.label, 0.0, threshold=cache.signals["t_base"])
     rows = [base_row(cache), *(row_of(each, cache) for each in (other, rule))]
     rows += [
-        Entrant("A", "policy", "", [policy]),
-        Entrant("A, gated", "policy", "", [policy], True),
+        System("A", "policy", "", [policy]),
+        System("A, gated", "policy", "", [policy], True),
     ]
-    rows += [Entrant("B", "policy", "", [policy._replace(home=there)])]
+    rows += [System("B", "policy", "", [policy._replace(home=there)])]
     found = raw_psds(cache, rows)
     margin = "prob - threshold of {}, first seed (appendix)"
     assert [each["name"] for each in found] == [
@@ -420,7 +420,7 @@ def test_psds_of_scores(home, tmp_path):
 
 
 def row_of(rule, cache):
-    return Entrant(rule.name, "rule", "", [systems.from_rule(rule, cache)])
+    return System(rule.name, "rule", "", [systems.from_rule(rule, cache)])
 
 
 def test_confidences_are_mean_raw_scores_of_the_own_cache(home, tmp_path):
@@ -452,7 +452,7 @@ def test_the_t_base_that_a_row_is_held_against(home, tmp_path):
 
     def make(name, kind, gated=False, away=False):
         home_ = there if away else None
-        return Entrant(name, kind, "", [Member("", none, 0.0, home=home_)], gated)
+        return System(name, kind, "", [Member("", none, 0.0, home=home_)], gated)
 
     bases = [make("T_base", "base"), make("other", "base", away=True)]
     bases += [make("T_base, gated", "base", True), make("other, gated", "base", True, True)]
@@ -757,8 +757,8 @@ def test_ends_are_those_of_a_table(home, evaluated):
         with np.load(evaluated / queries / "decisions.npz") as arrays:
             pred = arrays["binary"].astype(bool)
         ends = read(evaluated / queries)["ends"]
-        assert ends["before"] == entrant_ends(base_row(cache), cache)
-        assert ends["after"] == entrant_ends(row("A", "policy", pred), cache)
+        assert ends["before"] == system_ends(base_row(cache), cache)
+        assert ends["after"] == system_ends(row("A", "policy", pred), cache)
         assert ends["before"] != ends["after"] and ends["after"]["onset"]["events"] > 0
 
 

@@ -15,7 +15,7 @@ from matplotlib.ticker import ScalarFormatter
 
 import visualize
 from comparison import scoring
-from comparison.systems import BASE, GATED, Entrant, Member, from_checkpoint, store_of
+from comparison.systems import BASE, GATED, Member, System, from_checkpoint, store_of
 from config import EvaluateConfig, Network, TrainConfig, VisualizeConfig
 from core.errors import InputError
 from DQN import Trainer
@@ -45,7 +45,7 @@ def write_policy(run: Path, train: Path, seed: int) -> Path:
     return run / "best.pt"
 
 
-def entrants_of(cache, checkpoints: list[Path]) -> list[Entrant]:
+def systems_of(cache, checkpoints: list[Path]) -> list[System]:
     """A row of every kind, two seeds of the policy, and all of them gated over all pairs."""
     label, base = cache.label, cache.signals["binary"] > 0.5
     rng = np.random.default_rng(0)
@@ -57,13 +57,13 @@ def entrants_of(cache, checkpoints: list[Path]) -> list[Entrant]:
         from_checkpoint(path, cache, EvaluateConfig(device="cpu"))[1] for path in checkpoints
     ]
     rows = [
-        Entrant(BASE, "base", "", [Member(str(cache.folder), base, 0.0)]),
-        Entrant("DQN", "policy", "2 seeds", policies),
-        Entrant("classifier", "supervised", "2 seeds", [wrong(0.2), wrong(0.1)]),
-        Entrant("all off", "rule", "", [Member("", np.zeros_like(label), 0.0)]),
-        Entrant(BEST, "rule", "t", [wrong(0.02)]),
-        Entrant("events", "events", "", [wrong(0.25)]),
-        Entrant("by labels (ceiling)", "ceiling", "", [Member("", label, 0.0)]),
+        System(BASE, "base", "", [Member(str(cache.folder), base, 0.0)]),
+        System("DQN", "policy", "2 seeds", policies),
+        System("classifier", "supervised", "2 seeds", [wrong(0.2), wrong(0.1)]),
+        System("all off", "rule", "", [Member("", np.zeros_like(label), 0.0)]),
+        System(BEST, "rule", "t", [wrong(0.02)]),
+        System("events", "events", "", [wrong(0.25)]),
+        System("by labels (ceiling)", "ceiling", "", [Member("", label, 0.0)]),
     ]
     if cache.queries == "all":
         there = cache.present[cache.frames_of_pair]
@@ -79,7 +79,7 @@ def entrants_of(cache, checkpoints: list[Path]) -> list[Entrant]:
     return rows
 
 
-def write_table(folder: Path, cache, entrants: list[Entrant]) -> None:
+def write_table(folder: Path, cache, systems: list[System]) -> None:
     """What evaluate.py --compare writes."""
     folder.mkdir(parents=True)
     with pytest.MonkeyPatch.context() as patch:
@@ -87,8 +87,8 @@ def write_table(folder: Path, cache, entrants: list[Entrant]) -> None:
         patch.setattr(
             scoring.tag_gate, "tagging", lambda gate, cache: {"precision": 1.0, "recall": 1.0}
         )
-        results = scoring.measure(entrants, cache, 1)
-        scoring.write_table(folder, results, entrants, cache)
+        results = scoring.measure(systems, cache, 1)
+        scoring.write_table(folder, results, systems, cache)
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +104,7 @@ def home(tmp_path_factory) -> Path:
             write_policy(folder / f"run-{queries}-{seed}", caches / "train", seed)
             for seed in (0, 1)
         ]
-        write_table(folder / queries, cache, entrants_of(cache, paths))
+        write_table(folder / queries, cache, systems_of(cache, paths))
     return folder
 
 
@@ -395,7 +395,7 @@ def test_decisions_on_another_cache(home, tmp_path):
         out=tmp_path / "table",
         device="cpu",
     )
-    rows = scoring.find_entrants(cfg, cache, cache)
+    rows = scoring.find_systems(cfg, cache, cache)
     write_table(cfg.out, cache, rows)
     policy = load_first_policy(load_table(cfg.out), "slides")
     assert policy.data.cache.folder == caches / "validation"
@@ -407,7 +407,7 @@ def test_decisions_on_another_cache(home, tmp_path):
 
 def test_without_a_policy_two_figures_are_left_out(home, tmp_path, capsys):
     cache = load_cache(home / "cache-present" / "validation")
-    rows = entrants_of(cache, [])
+    rows = systems_of(cache, [])
     write_table(tmp_path / "table", cache, [row for row in rows if row.kind in ("base", "rule")])
     cfg = VisualizeConfig(table=tmp_path / "table", out=tmp_path / "elsewhere", dpi=30)
     assert visualize.main(cfg) == 0
@@ -419,7 +419,7 @@ def test_without_a_policy_two_figures_are_left_out(home, tmp_path, capsys):
 
 def test_base_alone_has_no_gains(home, tmp_path):
     cache = load_cache(home / "cache-present" / "validation")
-    write_table(tmp_path / "table", cache, entrants_of(cache, [])[:1])
+    write_table(tmp_path / "table", cache, systems_of(cache, [])[:1])
     figures = draw(tmp_path / "table")
     assert "neither a policy nor" in figures["per_class_gains.png"]
     assert not isinstance(figures["comparison.png"], str)

@@ -160,7 +160,7 @@ def test_values_of_boxes_against_true_events():
     assert found[:, COLLAR].tolist() == [1, 0, 0, 0, 0]  # 0.2 s, or a fifth of the event
 
 
-def test_rivals_of_a_surer_box_rank_lower():
+def test_boxes_that_overlap_a_surer_box_rank_lower():
     boxes = Boxes(*np.array([[0, 0, 0, 1], [0, 5, 20, 0], [10, 15, 30, 10]]), None, None)
     rank = ranks_of(boxes, np.array([0.8, 0.6, 0.5, 0.3]))
     assert rank == pytest.approx([0.8, 0.3, 0.5, 0.3])  # half of the second lies in the first

@@ -9,7 +9,7 @@ from corpora import write_cache, write_policy
 
 import evaluate
 import preprocess
-from comparison.systems import find_entrants
+from comparison.systems import find_systems
 from config import EvaluateConfig, Signal
 from core.errors import InputError
 from core.settings import to_dict
@@ -128,7 +128,7 @@ def test_a_table_says_it_of_every_row(home, tmp_path, capsys):
     assert table.count("Note: ") == 2 and "64 ms" in table
     with pytest.raises(InputError, match="--other-classes"):
         cfg = config(home, tmp_path, "birds", compare=(str(home / "run"),))
-        find_entrants(cfg, *(load_cache(home / "birds" / s) for s in ("validation", "train")))
+        find_systems(cfg, *(load_cache(home / "birds" / s) for s in ("validation", "train")))
 
 
 def test_checkpoints_know_their_data_and_what_made_them(home):
