@@ -25,8 +25,7 @@ Where one decision moves the metric little, a set of boxes is worth the sum. Box
 exclude each other: of each query the set with the highest sum among those without an overlap is
 taken, which weighted interval scheduling finds exactly. F and N depend on the decisions and these
 on F and N: a few rounds over the training clips, each by networks that did not see it, find the
-fixed point. No
-threshold and no tag gate is tuned.
+fixed point. No threshold and no tag gate is tuned.
 
 For one event alone this is the rule for frames: on where P > F / 2 (Lipton et al., arXiv
 1402.1892).
