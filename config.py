@@ -322,10 +322,16 @@ class SoundscapesConfig(Script):
     """sound bank, a folder a class (default: the built-in synthesiser)"""
     class_map: Path | None = None
     """TSV `event_label, bank_class` (default: equal names)"""
-    train_timeline: Path | None = None
-    """DESED TSV of training events (default: random)"""
+    train_timeline: tuple[Path, ...] = ()
+    """DESED TSVs of training events (default: random)"""
     validation_timeline: Path | None = None
     """DESED TSV of validation events (default: random)"""
+    halve_timelines: bool = False
+    """matched splits: half of each TSV's clips in either"""
+    stretch_min: float = number(1.0, 0.1, 10)
+    """least factor on the length of a training event"""
+    stretch_max: float = number(1.0, 0.1, 10)
+    """largest factor; drawn evenly on a log scale"""
     train_clips: int = number(240, 1, MOST_CLIPS)
     """training clips"""
     validation_clips: int = number(120, 1, MOST_CLIPS)
@@ -347,6 +353,18 @@ class SoundscapesConfig(Script):
         super().__post_init__()
         rule = f"at least snr-min-db = {self.snr_min_db:g}"
         require(self.snr_max_db >= self.snr_min_db, self.flag("snr_max_db"), rule, self.snr_max_db)
+        rule = f"at least stretch-min = {self.stretch_min:g}"
+        ordered = self.stretch_max >= self.stretch_min
+        require(ordered, self.flag("stretch_max"), rule, self.stretch_max)
+        given = self.train_timeline or (self.validation_timeline and self.halve_timelines)
+        rule = "given with a timeline: --train-timeline FILE"
+        require(bool(given) or not self.halve_timelines, "halve-timelines", rule, True)
+        require(bool(given) or not self.stretches, "stretch-min, --stretch-max", rule, "them")
+
+    @property
+    def stretches(self) -> bool:
+        """Whether the lengths of training events are changed."""
+        return (self.stretch_min, self.stretch_max) != (1, 1)
 
 
 @dataclass(frozen=True, kw_only=True)

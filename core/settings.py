@@ -93,11 +93,13 @@ def stored_hints(cls: type) -> dict[str, Any]:
 
 
 def to_dict(cfg: Any) -> dict[str, Any]:
-    """Config -> plain dictionary for JSON (paths become strings)."""
+    """Config -> plain dictionary for JSON (paths become strings, tuples lists)."""
 
     def plain(value: Any) -> Any:
         if dataclasses.is_dataclass(value):
             return {name: plain(getattr(value, name)) for name in stored_hints(type(value))}
+        if isinstance(value, tuple):
+            return [plain(item) for item in value]
         return str(value) if isinstance(value, Path) else value
 
     return plain(cfg)

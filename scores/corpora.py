@@ -12,6 +12,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterable
 from functools import partial
+from itertools import compress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -59,6 +60,9 @@ SILENT = 1e-4  # a bank file with a lower peak (3 steps of 16 bits) has nothing 
 PEAK = 0.9  # a louder clip is scaled down as a whole, which keeps every SNR
 FOLDS = 5  # of a bank that brings no folds, and of the built-in one
 TAKES = 8  # built-in recordings of a class in a fold
+
+
+Timeline = dict[str, list[Event]]  # events of each clip by file name
 
 
 class Recording(NamedTuple):
@@ -244,16 +248,16 @@ def flac_name(filename: str) -> str:
     ) + ".flac"
 
 
-def read_timeline(path: Path, split: str, cfg: SoundscapesConfig) -> dict[str, list[Event]]:
+def read_timeline(path: Path, prefix: str, cfg: SoundscapesConfig) -> Timeline:
     """Timeline -> events of each clip by output name, rounded to 1 ms, cut at the clip's end.
 
     Raises InputError for an event outside the clip, shorter than 1 ms, or for two clips that
     would have one name.
     """
-    clips: dict[str, list[Event]] = {}
+    clips: Timeline = {}
     num_cut = 0
     for filename, events in read_labels(path).items():
-        name = flac_name(filename)
+        name = prefix + flac_name(filename)
         if name in clips:
             raise InputError(f"{path}: two clips would be {name}; rename {filename}")
         clips[name] = []
@@ -268,18 +272,86 @@ def read_timeline(path: Path, split: str, cfg: SoundscapesConfig) -> dict[str, l
             num_cut += event.offset > cfg.clip_s
             clips[name].append(Event(onset, offset, event.event_label))
     if num_cut:
-        print(f"{split}: {num_cut} events of {path} end after {cfg.clip_s:g} s and are cut there")
+        print(f"{num_cut} events of {path} end after {cfg.clip_s:g} s and are cut there")
     return clips
 
 
-def choose_clips(clips: dict[str, list[Event]], count: int, split: str, seed: int) -> list[str]:
-    """Names of `count` clips, a seeded choice in file order; all where there are fewer."""
-    names = list(clips)
-    if count > len(names):
-        print(f"{split}: the timeline has {len(names)} clips, not {count}; all are used")
-        return names
-    rng = generator(seed, "choice", SPLITS.index(split))
-    return [names[i] for i in np.sort(rng.choice(len(names), count, replace=False))]
+def read_timelines(paths: list[Path], cfg: SoundscapesConfig) -> dict[Path, Timeline]:
+    """Clips of each file. Those of several files have the file's name before their own."""
+    found: dict[Path, Timeline] = {}
+    for path in paths:
+        if path.stem in {other.stem for other in found}:
+            raise InputError(f"{path}: a second timeline named {path.stem!r}; rename one of them")
+        found[path] = read_timeline(path, f"{path.stem}-" if len(paths) > 1 else "", cfg)
+    return found
+
+
+def timelines_of_splits(cfg: SoundscapesConfig) -> dict[str, dict[Path, Timeline]]:
+    """The timelines of each split by file; none for a split of random ones.
+
+    `--halve-timelines`: a seeded half of each file's clips trains and the other half validates, so
+    that both splits have one distribution and no timeline is in both.
+    """
+    train = [*cfg.train_timeline]
+    validation = [cfg.validation_timeline] if cfg.validation_timeline else []
+    if not cfg.halve_timelines:
+        files = zip(SPLITS, (train, validation), strict=True)
+        return {split: read_timelines(paths, cfg) for split, paths in files}
+    halves: dict[str, dict[Path, Timeline]] = {split: {} for split in SPLITS}
+    for number, (path, clips) in enumerate(read_timelines(train + validation, cfg).items()):
+        if len(clips) < 2:
+            raise InputError(f"{path}: {len(clips)} clips; --halve-timelines needs two or more")
+        first = np.arange(len(clips)) % 2 == 0
+        generator(cfg.seed, "halves", number).shuffle(first)
+        for split, chosen in zip(SPLITS, (first, ~first), strict=True):
+            halves[split][path] = dict(compress(clips.items(), chosen))
+    return halves
+
+
+def equal_shares(sizes: list[int], count: int) -> list[int]:
+    """`count` items as so many of each file: equally many, or all where a file has fewer."""
+    shares, left = [0] * len(sizes), count
+    for place, i in enumerate(sorted(range(len(sizes)), key=sizes.__getitem__)):
+        shares[i] = min(sizes[i], left // (len(sizes) - place))
+        left -= shares[i]
+    return shares
+
+
+def choose_clips(files: list[Timeline], count: int, split: str, seed: int) -> Timeline:
+    """`count` clips, equally many of each file, a seeded choice in file order; all where there are
+    fewer."""
+    sizes = [len(clips) for clips in files]
+    if count > sum(sizes):
+        print(f"{split}: the timeline has {sum(sizes)} clips, not {count}; all are used")
+        count = sum(sizes)
+    rng, chosen = generator(seed, "choice", SPLITS.index(split)), {}
+    for clips, share in zip(files, equal_shares(sizes, count), strict=True):
+        names = list(clips)
+        some = np.sort(rng.choice(len(names), share, replace=False)) if names else ()
+        chosen |= {names[i]: clips[names[i]] for i in some}
+    return chosen
+
+
+def stretched(rng: Random, events: list[Event], cfg: SoundscapesConfig) -> list[Event]:
+    """Events of a clip with lengths times random factors, evenly drawn on a log scale.
+
+    Onsets stay. None becomes shorter than the shortest of DESED, reaches over the clip's end or
+    comes nearer than DESED's shortest pause to the next of its class (if it was not before).
+    """
+    found = []
+    for event in events:
+        length = event.offset - event.onset
+        factor = np.exp(rng.uniform(np.log(cfg.stretch_min), np.log(cfg.stretch_max)))
+        later = [
+            other.onset - GAP_S
+            for other in events
+            if other.event_label == event.event_label and other.onset > event.onset
+        ]
+        most = max(min([cfg.clip_s, *later]), event.offset)
+        least = event.onset + min(length, SHORTEST_S)
+        offset = min(max(event.onset + factor * length, least), most)
+        found.append(event._replace(offset=round(float(offset), 3)))
+    return found
 
 
 def given_sound(rng: Random, event: Event, recordings: list[Recording], snr: tuple) -> Sound:
@@ -334,15 +406,16 @@ def random_sounds(
 def plan_split(
     cfg: SoundscapesConfig,
     split: str,
-    given: dict[str, list[Event]] | None,
+    given: dict[Path, Timeline],
     class_map: dict[str, str],
     bank: list[Recording],
 ) -> list[Clip]:
     """Every clip of a split: its fold, its events and the recordings that play them."""
     count = cfg.train_clips if split == "train" else cfg.validation_clips
     names = [f"{number:05d}.flac" for number in range(count)]
-    if given is not None:
-        names = choose_clips(given, count, split, cfg.seed)
+    timeline = choose_clips([*given.values()], count, split, cfg.seed) if given else {}
+    if given:
+        names = list(timeline)
     held: dict[tuple[str, int], list[Recording]] = {}
     for recording in bank:
         held.setdefault((recording.bank_class, recording.fold), []).append(recording)
@@ -356,10 +429,13 @@ def plan_split(
     for number, (name, fold) in enumerate(zip(names, order.tolist(), strict=True)):
         rng = generator(cfg.seed, "plan", SPLITS.index(split), number)
         sounds: list[Sound] = []
-        for event in given[name] if given is not None else []:
+        events = timeline.get(name, [])
+        if split == "train" and cfg.stretches:
+            events = stretched(generator(cfg.seed, "stretch", number), events, cfg)
+        for event in events:
             choice = held[class_map[event.event_label], fold]
             sounds.append(given_sound(rng, event, choice, (cfg.snr_min_db, cfg.snr_max_db)))
-        while given is None and not sounds:  # DESED has no clip without a class
+        while not given and not sounds:  # DESED has no clip without a class
             for label in sorted(class_map):
                 habit = HABITS.get(label, usual)
                 if rng.random() < habit.presence:
@@ -444,8 +520,10 @@ def is_complete(cfg: SoundscapesConfig, out: Path) -> bool:
         if out.exists() and (not out.is_dir() or contents(out)):
             raise InputError(f"--out {cfg.out}: exists and is no corpus; give another --out")
         return False
-    made = read_json(path, "delete the corpus folder")
+    made = to_dict(SoundscapesConfig()) | read_json(path, "delete the corpus folder")
     asked = to_dict(cfg)
+    if not isinstance(timelines := made["train_timeline"], list):  # an earlier version's: one
+        made["train_timeline"] = [timelines] if timelines else []
     for name in ("preset", "out", "workers"):  # none of them changes a sample
         made.pop(name, None)
         asked.pop(name)
@@ -459,24 +537,25 @@ def is_complete(cfg: SoundscapesConfig, out: Path) -> bool:
     return True
 
 
-def read_inputs(cfg: SoundscapesConfig) -> tuple[list[Recording], dict[str, str], dict]:
-    """Bank (only classes that are played), class map, timeline or None of each split; checked."""
+def read_inputs(
+    cfg: SoundscapesConfig,
+) -> tuple[list[Recording], dict[str, str], dict[str, dict[Path, Timeline]]]:
+    """Bank (only classes that are played), class map, timelines of each split; checked."""
     bank = list_bank(cfg.bank, cfg.seed)
     bank_classes = sorted({recording.bank_class for recording in bank})
     class_map = read_class_map(cfg.class_map, bank_classes)
-    given: dict[str, dict[str, list[Event]] | None] = {}
-    needed: dict[str, set[str]] = {}
-    for split, path in zip(SPLITS, (cfg.train_timeline, cfg.validation_timeline), strict=True):
-        given[split] = read_timeline(path, split, cfg) if path else None
-        labels = sorted(class_map) if given[split] is None else classes_of(given[split])
-        for label in labels:
-            if label not in class_map:
-                known = ", ".join(sorted(class_map))
-                raise InputError(
-                    f"{path}: label {label!r} has no bank class (there are: {known}); "
-                    f"add it to --class-map"
-                )
-        needed[split] = {class_map[label] for label in labels}
+    given, needed = timelines_of_splits(cfg), {}
+    for split, files in given.items():
+        needed[split] = set() if files else {*class_map.values()}
+        for path, clips in files.items():
+            for label in classes_of(clips):
+                if label not in class_map:
+                    known = ", ".join(sorted(class_map))
+                    raise InputError(
+                        f"{path}: label {label!r} has no bank class (there are: {known}); "
+                        f"add it to --class-map"
+                    )
+                needed[split].add(class_map[label])
     check_folds(cfg, bank, needed)
     played = set().union(*needed.values())
     return [recording for recording in bank if recording.bank_class in played], class_map, given
@@ -521,7 +600,7 @@ def summarise(cfg: SoundscapesConfig, clips: list[Clip], seconds: float) -> None
 def make_corpus(cfg: SoundscapesConfig) -> int:
     """Make the corpus or say that it is there. An InputError leaves nothing behind."""
     started, out = time.perf_counter(), cfg.out.resolve()
-    keep_apart(cfg.out, [cfg.bank, cfg.class_map, cfg.train_timeline, cfg.validation_timeline])
+    keep_apart(cfg.out, [cfg.bank, cfg.class_map, *cfg.train_timeline, cfg.validation_timeline])
     if is_complete(cfg, out):
         print(f"corpus {cfg.out} is complete, nothing to do")
         return 0

@@ -16,7 +16,8 @@ RATE = 16_000  # samples a second of everything written; the built-in sounds end
 LONG_S = 4.0  # a longer active part goes on and on (rain, motor): any stretch of it may play
 SHORTEST_S = 0.25  # shortest event in DESED; shorter parts are repeated up to it
 MAKERS = 4  # dogs, speakers, blenders ... of a class in a fold; no maker is in two folds
-STREAMS = ("folds", "maker", "take", "choice", "plan", "background")  # a new one goes to the end
+STREAMS = ("folds", "maker", "take", "choice", "plan", "background", "halves", "stretch")
+# A new one goes to the end: the others' random numbers stay what they were.
 
 
 class Habit(NamedTuple):

@@ -1,6 +1,7 @@
 """soundscapes.py: labels are where the sound is, folds never mix, same seed same bytes."""
 
 import dataclasses
+import hashlib
 import itertools
 import json
 from pathlib import Path
@@ -15,7 +16,7 @@ from core import files
 from core.errors import InputError
 from scores import corpora, synthesiser
 from sed.labels import read_labels
-from sed.timeline import Event, classes_of, write_labels
+from sed.timeline import SPLITS, Event, classes_of, write_labels
 
 RATE = 16_000
 ESC_10 = {
@@ -69,7 +70,7 @@ def cfg(tmp_path, bank) -> SoundscapesConfig:
     return SoundscapesConfig(
         out=tmp_path / "corpus",
         bank=bank,
-        train_timeline=tmp_path / "train.tsv",
+        train_timeline=(tmp_path / "train.tsv",),
         validation_timeline=tmp_path / "validation.tsv",
         train_clips=8,
         validation_clips=4,
@@ -160,7 +161,7 @@ def test_same_seed_same_bytes_whatever_the_workers(cfg, tmp_path):
 def test_a_longer_timeline_is_sampled_and_a_shorter_one_used_whole(cfg, capsys):
     soundscapes.main(changed(cfg, train_clips=3, validation_clips=50))
     chosen = list(read_labels(cfg.out / "train" / "labels.tsv"))
-    names = [n.removesuffix(".wav") + ".flac" for n in read_labels(cfg.train_timeline)]
+    names = [n.removesuffix(".wav") + ".flac" for n in read_labels(cfg.train_timeline[0])]
     assert len(chosen) == 3 and chosen == sorted(chosen, key=names.index)
     assert len(read_labels(cfg.out / "validation" / "labels.tsv")) == 4
     printed = capsys.readouterr().out
@@ -182,6 +183,115 @@ def test_rerun_skips_and_another_config_is_refused(cfg, capsys):
     with pytest.raises(InputError, match="is no corpus"):
         soundscapes.main(cfg)
     assert contents(cfg.out) == before
+
+
+def test_a_plan_stays_what_it_was_where_no_option_changes_it(cfg):
+    """Which recordings play when, as corpora made before there were several timelines have them."""
+    digests = []
+    for each in (cfg, changed(cfg, train_timeline=(), validation_timeline=None)):
+        bank, class_map, given = corpora.read_inputs(each)
+        bank = [r._replace(parts=((100, 30_000), (40_000, 45_000))) for r in bank]
+        for split in SPLITS:
+            clips = corpora.plan_split(each, split, given[split], class_map, bank)
+            rows = [
+                (c.filename, c.fold, *(s._replace(recording=s.recording.name) for s in c.sounds))
+                for c in clips
+            ]
+            digests.append(hashlib.sha256(repr(rows).encode()).hexdigest()[:12])
+    assert digests == ["d1ef1ab3a35b", "e746d2e30cdc", "488c7a893a2b", "15dc7a0689c9"]
+
+
+def test_a_corpus_of_an_earlier_version_is_complete(cfg, capsys):
+    soundscapes.main(cfg)
+    made = json.loads((cfg.out / "corpus.json").read_text())
+    for name in ("halve_timelines", "stretch_min", "stretch_max", "sha256"):
+        made.pop(name)
+    made["train_timeline"] = made["train_timeline"][0]
+    (cfg.out / "corpus.json").write_text(json.dumps(made))
+    capsys.readouterr()
+    soundscapes.main(cfg)
+    assert "complete, nothing to do" in capsys.readouterr().out
+    with pytest.raises(InputError, match=r"halve_timelines False \(now True\)"):
+        soundscapes.main(changed(cfg, halve_timelines=True))
+
+
+def test_clips_of_several_timelines_are_equally_many_and_keep_apart(cfg, tmp_path):
+    both = (cfg.train_timeline[0], cfg.validation_timeline)  # 8 and 4 clips, four names in common
+    several = changed(cfg, train_timeline=both, train_clips=6)
+    _, _, given = corpora.read_inputs(several)
+    chosen = corpora.choose_clips([*given["train"].values()], 6, "train", 0)
+    assert [name.split("-")[0] for name in chosen] == ["train"] * 3 + ["validation"] * 3
+
+    assert corpora.equal_shares([8, 4], 11) == [7, 4]
+    assert corpora.equal_shares([2, 9, 3], 9) == [2, 4, 3]
+    soundscapes.main(several)
+    for name, events in read_labels(several.out / "train" / "labels.tsv").items():
+        stem, _, own = name.removesuffix(".flac").partition("-")
+        source = read_labels(both[stem == "validation"])
+        assert events == sorted(source[f"{own}.wav"])
+    refused(changed(several, out=tmp_path / "b", train_timeline=both[:1] * 2), "a second", "train")
+
+
+def test_halved_timelines_train_and_validate_with_other_clips_of_the_same_files(cfg):
+    halved = changed(cfg, halve_timelines=True)
+    found = [
+        corpora.timelines_of_splits(each) for each in (halved, halved, changed(halved, seed=1))
+    ]
+    assert found[0] == found[1] != found[2]
+    whole = corpora.read_timelines([*cfg.train_timeline, cfg.validation_timeline], cfg)
+    for path, clips in whole.items():
+        halves = [found[0][split][path] for split in SPLITS]
+        assert len(halves[0]) == len(halves[1]) == len(clips) / 2
+        assert halves[0].keys().isdisjoint(halves[1]) and halves[0] | halves[1] == clips
+    soundscapes.main(changed(halved, train_clips=6, validation_clips=4))
+    rows = listed(cfg.out)
+    names = [{r["filename"] for r in rows if r["split"] == split} for split in SPLITS]
+    assert len(names[0]) == 6 and len(names[1]) == 4 and not names[0] & names[1]
+    assert {name.split("-")[0] for name in names[1]} == {"train", "validation"}
+
+
+def test_stretched_lengths(cfg, tmp_path):
+    rng = np.random.default_rng(0)
+    free = [Event(1.0, 2.0, "Dog")] * 2000
+    long = changed(cfg, stretch_min=0.5, stretch_max=2.0, clip_s=10.0)
+    factors = np.array([e.offset - e.onset for e in corpora.stretched(rng, free, long)])
+    assert 0.5 <= factors.min() < 0.51 and 1.98 < factors.max() <= 2.0
+    assert abs(np.log2(factors).mean()) < 0.04  # halved as often as doubled
+    events = [Event(0.0, 1.0, "Dog"), Event(0.5, 0.7, "Rain"), Event(1.3, 3.0, "Dog")]
+    events += [Event(3.05, 9.0, "Dog")]
+    wider = corpora.stretched(rng, events, changed(long, stretch_min=2.0))
+    assert wider == [
+        Event(0.0, 1.15, "Dog"),  # 0.15 s before the next of its class
+        Event(0.5, 0.9, "Rain"),
+        Event(1.3, 3.0, "Dog"),  # was nearer already
+        Event(3.05, 10.0, "Dog"),  # the clip ends
+    ]
+    shorter = corpora.stretched(rng, events, changed(long, stretch_min=0.1, stretch_max=0.1))
+    assert [round(e.offset - e.onset, 3) for e in shorter] == [0.25, 0.2, 0.25, 0.595]
+    soundscapes.main(long)
+    for split, path in zip(SPLITS, (*cfg.train_timeline, cfg.validation_timeline), strict=True):
+        labels, given = read_labels(cfg.out / split / "labels.tsv"), read_labels(path)
+        onsets, offsets = (
+            [[e[k] for e in sorted(labels[n.replace(".wav", ".flac")])] for n in given]
+            for k in (0, 1)
+        )
+        assert onsets == [[e.onset for e in sorted(events)] for events in given.values()]
+        same = offsets == [[e.offset for e in sorted(events)] for events in given.values()]
+        assert same == (split == "validation")
+    again = changed(long, out=tmp_path / "again", workers=2)
+    soundscapes.main(again)
+    assert contents(again.out) == contents(cfg.out)
+
+
+def test_options_that_would_do_nothing_are_refused(cfg, tmp_path):
+    for options in ({"halve_timelines": True}, {"stretch_max": 2.0}):
+        with pytest.raises(ValueError, match="given with a timeline"):
+            SoundscapesConfig(**options)
+    with pytest.raises(ValueError, match="stretch-max must be at least stretch-min = 2"):
+        changed(cfg, stretch_min=2.0)
+    path = tmp_path / "one.tsv"
+    write_labels(path, {"0.wav": TIMELINE["0.wav"]})
+    refused(changed(cfg, train_timeline=(path,), halve_timelines=True), "one.tsv", "two or more")
 
 
 def test_class_map(cfg, tmp_path):
@@ -211,7 +321,7 @@ def test_bad_class_maps(cfg, tmp_path, text, words):
 
 def test_bad_timelines(cfg, tmp_path):
     path = tmp_path / "bad.tsv"
-    bad = changed(cfg, train_timeline=path)
+    bad = changed(cfg, train_timeline=(path,))
     write_labels(path, {"0.wav": [Event(1.0, 2.0, "Bagpipe")]})
     refused(bad, "bad.tsv", "'Bagpipe'", "Dog, Rain")
     write_labels(path, {"0.wav": [Event(11.0, 12.0, "Dog")]})
@@ -223,7 +333,7 @@ def test_bad_timelines(cfg, tmp_path):
 def test_an_event_past_the_end_is_cut_and_said(cfg, tmp_path, capsys):
     path = tmp_path / "late.tsv"
     write_labels(path, {"0.wav": [Event(8.0, 10.115, "Dog")]})
-    soundscapes.main(changed(cfg, train_timeline=path, train_clips=1))
+    soundscapes.main(changed(cfg, train_timeline=(path,), train_clips=1))
     assert "1 events of" in capsys.readouterr().out
     labels = read_labels(cfg.out / "train" / "labels.tsv")
     assert labels == {"0.flac": [Event(8.0, 10.0, "Dog")]}
@@ -287,9 +397,9 @@ def random_plan(tmp_path_factory) -> list[corpora.Clip]:
     folder = make_bank(tmp_path_factory.mktemp("desed"), short, long)
     cfg = SoundscapesConfig(bank=folder, train_clips=400, validation_clips=1)
     listing, class_map, given = corpora.read_inputs(cfg)
-    assert given == {"train": None, "validation": None}
+    assert given == {"train": {}, "validation": {}}
     decoded = [corpora.decode(r, 0, tmp_path_factory.getbasetemp()) for r in listing]
-    return corpora.plan_split(cfg, "train", None, class_map, decoded)
+    return corpora.plan_split(cfg, "train", {}, class_map, decoded)
 
 
 def test_random_timeline_statistics(random_plan):
@@ -368,7 +478,7 @@ def test_real_recordings_on_real_timelines(tmp_path, shared_data):
         out=tmp_path / "corpus",
         bank=shared_data / "esc10",
         class_map=tmp_path / "map.tsv",
-        train_timeline=shared_data / "desed_timelines" / "synthetic21_train.tsv",
+        train_timeline=(shared_data / "desed_timelines" / "synthetic21_train.tsv",),
         validation_timeline=shared_data / "desed_timelines" / "synthetic21_validation.tsv",
         train_clips=12,
         validation_clips=6,

@@ -689,7 +689,7 @@ def commands(home: Path, odd: Path) -> dict[str, Callable[[], Any]]:
             config.SoundscapesConfig(**soundscape, class_map=odd)
         ),
         "--train-timeline": lambda: soundscapes.main(
-            config.SoundscapesConfig(**soundscape, train_timeline=odd)
+            config.SoundscapesConfig(**soundscape, train_timeline=(odd,))
         ),
         "--query-file": lambda: dasm.read_query_file(odd, "raw"),
         "--queries": lambda: dasm.load_queries(odd, []),
