@@ -2,6 +2,11 @@
 
 Shapes: N frames of all pairs, P pairs, C classes, G thresholds of the grid, K settings, R runs
 
+Two rules are older post-processing of the field (Cances, Guyot, Pellegrini, "Evaluation of
+Post-Processing Algorithms for Polyphonic Sound Event Detection", WASPAA 2019, arXiv 1906.06909):
+a threshold from a clip's own statistics (there the mean of each class's scores in the file, here
+the mean plus k standard deviations), and onsets and offsets by the slope of the score.
+
 All rules are tuned for one operating point, on one grid of thresholds, by trying every setting.
 
 - `present`: mean over the present pairs of the frame F1 (the slides' protocol);
@@ -9,7 +14,8 @@ All rules are tuned for one operating point, on one grid of thresholds, by tryin
   a cache of all pairs.
 
 Who is judged by events is tuned for events: cSEBBs and the median filter once more for event F1,
-intersection F1 and, over all pairs, each PSDS (`tune_settings`).
+intersection F1 and, over all pairs, each PSDS; the two older rules, which rank nothing over clips,
+for event F1 and intersection F1 (`tune_settings`, `tune_slopes`).
 
 A rule has a setting for each class, and one for all classes together, which a class falls back on
 that is not in the training clips. Of equally good settings the first of the grid wins: the lowest
@@ -19,6 +25,7 @@ threshold, the shortest filter.
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from functools import partial
+from itertools import product
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -47,6 +54,11 @@ GRID = np.unique(
 MEDIAN_S = (0.0, 0.1, 0.2, 0.3, 0.5, 0.8, 1.2, 2.0)  # lengths of the median filter; 0 is none
 MIN_ON_S = MIN_OFF_S = (0.0, 0.1, 0.25, 0.5)  # shortest event, shortest pause
 ROWS = 1000  # pairs that are filtered at once
+Z_SCORES = np.arange(-4, 25) / 4  # k, deviations above a pair's mean; no more than thresholds
+Z_MEDIAN_S = (0.0, 0.3, 1.2)  # filter before them
+SLOPE_S = (0.3, 0.6)  # length of the step filter that finds slopes
+RISES = FALLS = (0.03, 0.1, 0.3)  # least change of the score over it
+HIGHS = (0.4, 0.8)  # a score that is on without a slope
 THINNED = 8  # hysteresis: every 8th threshold, besides the best plain thresholds
 
 
@@ -192,6 +204,28 @@ def smoothed(cache: Cache, on: str, seconds: np.ndarray) -> np.ndarray:
     return out
 
 
+# ---------------------------------------------------------------------------- clip statistics
+
+
+def z_scores(cache: Cache, score: np.ndarray) -> np.ndarray:
+    """A signal (N,) in standard deviations from its mean over each pair; 0 in a flat pair."""
+    first, owner, length = cache.offsets[:-1], cache.frames_of_pair, np.diff(cache.offsets)
+    mean = np.add.reduceat(score, first, dtype=np.float64) / length
+    away = score - mean[owner]
+    std = np.sqrt(np.add.reduceat(away**2, first) / length)
+    std[std <= 1e-9 * np.abs(mean)] = np.inf  # flat: what is left is the mean's rounding error
+    return away / std[owner]
+
+
+def all_z_scores(cache: Cache, on: str) -> Iterator[tuple[Setting, np.ndarray]]:
+    """The z-scores (N,) after each median filter, as a signal that exceeds as many thresholds of
+    the grid as there are k below."""
+    for seconds in Z_MEDIAN_S:
+        score = smoothed(cache, on, np.full(len(cache.pairs), seconds))
+        steps = np.searchsorted(Z_SCORES, z_scores(cache, score).round(9), side="left")
+        yield {"median_s": seconds}, np.append(GRID, np.float32(1))[steps]
+
+
 # ---------------------------------------------------------------------------- hysteresis
 
 
@@ -299,6 +333,61 @@ def tune_hysteresis(aim: Objective, on: str) -> dict[str, Any]:
     return aim.tune(settings, np.hstack(values))
 
 
+# ---------------------------------------------------------------------------- slopes
+
+
+def slopes(cache: Cache, score: np.ndarray, seconds: np.ndarray) -> np.ndarray:
+    """Change of a signal (N,) at the beginning of each frame: its mean over half the filter from
+    there on minus that over half before; `seconds` (P,) is the filter's length.
+
+    Outside the clip scores are 0, as in `candidates.find_changes`.
+    """
+    lengths = zip(seconds, frame_s_of_pair(cache), strict=True)
+    size = [filter_frames(*each, 2, odd=False) for each in lengths]
+    owner, here, total = cache.frames_of_pair, np.arange(len(score)), running_sum(score)
+    half = np.array(size)[owner] // 2
+    before = total[np.maximum(here - half, cache.offsets[:-1][owner])]
+    after = total[np.minimum(here + half, cache.offsets[1:][owner])]
+    return ((before - 2 * total[here] + after) / half).round(9)
+
+
+def runs_of_slopes(
+    cache: Cache, score: np.ndarray, slope: np.ndarray, rise: Any, fall: Any, high: Any
+) -> Runs:
+    """On from a slope above `rise` or a score above `high` until a slope below -`fall` where
+    neither is; a number, or (N,) one for each frame."""
+    up = (score > high) | (slope > rise)
+    return runs_between(up, ~up & (slope < -fall), cache.offsets)
+
+
+def tune_slopes(
+    aim: Objective, on: str, events: "EventObjective | None" = None
+) -> dict[str, dict[str, Any]]:
+    """Best settings of the slope rule, as `tune_settings` has them; it ranks nothing: no PSDS."""
+    cache, score, num_pairs = aim.cache, aim.cache.signals[on], len(aim.cache.pairs)
+    settings, values = [], {"": []}
+    values |= {name: [] for name in (EVENT_F1 if events else ())}
+    for slope_s in SLOPE_S:
+        slope = slopes(cache, score, np.full(num_pairs, slope_s))
+        for rise, fall, high in product(RISES, FALLS, HIGHS):
+            settings.append({"slope_s": slope_s, "rise": rise, "fall": fall, "high": high})
+            runs = runs_of_slopes(cache, score, slope, rise, fall, high)
+            true = aim.before[runs.end] - aim.before[runs.begin]
+            counts = (true, runs.end - runs.begin)
+            tp, frames = (np.bincount(runs.pair, x, num_pairs)[:, None] for x in counts)
+            values[""].append(aim.values(tp, frames))
+            if events:
+                first = cache.offsets[runs.pair]
+                ends = runs.begin - first, runs.end - first
+                regions = events.of_boxes(Found(runs.pair, *ends, np.ones(len(first))))
+                for name in EVENT_F1:  # on at every threshold
+                    values[name].append(events.values(regions, name)[:, :1])
+    return {
+        name: (events if name else aim).tune(settings, np.hstack(found))
+        for name, found in values.items()
+    }
+
+
 # ---------------------------------------------------------------------------- cSEBBs
 
 
@@ -339,6 +428,9 @@ def count_boxes(aim: Objective, boxes: Found) -> tuple[np.ndarray, np.ndarray]:
 # ---------------------------------------------------------------------------- events
 
 
+EVENT_F1 = ("event_f1", "intersection_f1")
+
+
 class EventObjective:
     """Regions that thresholds switch on -> event metrics at every threshold, of each class."""
 
@@ -350,7 +442,7 @@ class EventObjective:
         labels = {name: k for k, name in enumerate(cache.classes)}
         self.label = np.array([labels[pair.event_label] for pair in cache.pairs])
         self.length = np.array([clip.duration_s for clip in cache.clips])[self.clip]  # (P,) s
-        self.metrics = ["event_f1", "intersection_f1"]
+        self.metrics = [*EVENT_F1]
         if cache.queries == "all":  # else a clip is asked for what it has, and nothing is ranked
             self.metrics += ["psds1", "psds2"]
 
@@ -410,25 +502,32 @@ def all_smoothed(cache: Cache, on: str) -> Iterator[tuple[Setting, np.ndarray]]:
         yield {"median_s": seconds}, smoothed(cache, on, np.full(len(cache.pairs), seconds))
 
 
+SEARCHED = {"csebbs": all_boxes, "median": all_smoothed, "z-score": all_z_scores}
+
+
 def tune_settings(
     kind: str, on: str, aim: Objective, events: EventObjective | None = None
 ) -> dict[str, dict[str, Any]]:
-    """Settings of cSEBBs or of the median filter, each of them looked at once: by "" those for the
-    operating point, and with `events` by metric those tuned for each event metric.
+    """Settings of cSEBBs, the median filter or z-scores, each of them looked at once: by "" those
+    for the operating point, and with `events` by metric those tuned for each event metric.
 
     The threshold of a rule tuned for PSDS, which ranks and decides nothing, is that of the highest
     intersection F1 under the same setting.
     """
-    settings, point, values = [], [], {name: [] for name in (events.metrics if events else [])}
+    metrics = [] if events is None else EVENT_F1 if kind == "z-score" else events.metrics
+    settings, point, values = [], [], {name: [] for name in metrics}
     boxed = kind == "csebbs"
-    for setting, found in (all_boxes if boxed else all_smoothed)(aim.cache, on):
-        settings += thresholds_of(**setting)
+    for setting, found in SEARCHED[kind](aim.cache, on):
+        some = thresholds_of(**setting)
+        if kind == "z-score":
+            some = [{"k": float(k), **setting} for k in Z_SCORES]
+        settings += some
         counts = count_boxes(aim, found) if boxed else counts_over_grid(aim.cache, found)
-        point.append(aim.values(*counts))
+        point.append(aim.values(*counts)[:, : len(some)])
         if events:
             regions = events.of_boxes(found) if boxed else events.of_signal(found)
             for name, row in values.items():
-                row.append(events.values(regions, name))
+                row.append(events.values(regions, name)[:, : len(some)])
     tuned = {"": aim.tune(settings, np.hstack(point))}
     for name in values:
         value = np.hstack(values[name])
@@ -473,6 +572,21 @@ def after_median(rule: Rule, cache: Cache) -> np.ndarray:
 
 def decide_median(rule: Rule, cache: Cache) -> np.ndarray:
     return above(rule, cache, "t", after_median(rule, cache))
+
+
+def decide_z_score(rule: Rule, cache: Cache) -> np.ndarray:
+    return above(rule, cache, "k", z_scores(cache, after_median(rule, cache)).round(9))
+
+
+def decide_slopes(rule: Rule, cache: Cache) -> np.ndarray:
+    score, owner = cache.signals[rule.on], cache.frames_of_pair
+    slope_s, rise, fall = (
+        np.array([setting_of(rule, pair.event_label)[name] for pair in cache.pairs])
+        for name in ("slope_s", "rise", "fall")
+    )
+    high, slope = spread(rule, cache, "high"), slopes(cache, score, slope_s)
+    runs = runs_of_slopes(cache, score, slope, rise[owner], fall[owner], high[owner])
+    return frames_of_runs(runs, len(score))
 
 
 def decide_hysteresis(rule: Rule, cache: Cache) -> np.ndarray:
@@ -525,7 +639,9 @@ DECIDE: dict[str, Callable[[Rule, Cache], np.ndarray]] = {
     "constant": decide_constant,
     "threshold": decide_threshold,
     "median": decide_median,
+    "z-score": decide_z_score,
     "hysteresis": decide_hysteresis,
+    "slope": decide_slopes,
     "csebbs": decide_csebbs,
     "shift": lambda rule, cache: shifted(cache, rule.params["fallback"]["delta"]),
     "best action": lambda rule, cache: best_possible(cache, rule.params["fallback"]["max_delta"]),
@@ -543,6 +659,8 @@ def decide_rule(rule: Rule, cache: Cache) -> np.ndarray:
 SETTING_TEXT = {
     "threshold": "{t:.4g}",
     "median": "{t:.4g} after {median_s:g} s",
+    "z-score": "mean + {k:g} deviations after {median_s:g} s",
+    "slope": "rise {rise:g} / fall {fall:g} in {slope_s:g} s or above {high:g}",
     "hysteresis": "on {onset:.4g} off {offset:.4g}, at least {min_on_s:g} / {min_off_s:g} s",
     "csebbs": "{t:.4g}, filter {filter_s:g} s, {by} {limit:g}",
 }
@@ -593,7 +711,10 @@ def rules_of_settings(
     name: str, kind: str, on: str, aim: Objective, events: EventObjective | None
 ) -> list[Rule]:
     """A kind of rule, tuned for the operating point, and with `events` for each event metric."""
-    point, *others = tune_settings(kind, on, aim, events).items()
+    tuned = (
+        tune_slopes(aim, on, events) if kind == "slope" else tune_settings(kind, on, aim, events)
+    )
+    point, *others = tuned.items()
     rules = [tuned_rule(f"{name} on {on}", kind, on, point[1])]
     short = name.removesuffix(" + threshold")
     for metric, params in others:
@@ -628,6 +749,14 @@ def ceilings(bandit: Bandit) -> list[Rule]:
     ]
 
 
+TUNED_FOR_EVENTS = {
+    "csebbs": "cSEBBs",
+    "median": "median + threshold",
+    "z-score": "z-score + threshold",
+    "slope": "slope",
+}
+
+
 class Tuning(NamedTuple):
     """What rules are tuned on, and the parts of it, longest first: they share nothing."""
 
@@ -638,10 +767,8 @@ class Tuning(NamedTuple):
     def part(self, kind: str, on: str) -> list[Rule]:
         """The rules of one kind on one signal."""
         events = self.events if on == "d_raw" else None
-        if kind == "csebbs":
-            return rules_of_settings("cSEBBs", kind, on, self.aim, events)
-        if kind == "median":
-            return rules_of_settings("median + threshold", kind, on, self.aim, events)
+        if kind in TUNED_FOR_EVENTS:
+            return rules_of_settings(TUNED_FOR_EVENTS[kind], kind, on, self.aim, events)
         if kind == "hysteresis":
             return [tuned_rule(f"hysteresis on {on}", kind, on, tune_hysteresis(self.aim, on))]
         if kind == "threshold":
@@ -650,9 +777,18 @@ class Tuning(NamedTuple):
 
 
 PARTS = [("csebbs", "d_raw"), ("hysteresis", "d_raw"), ("hysteresis", "d_adj")]
-PARTS += [("median", on) for on in QUICK_ON] + [("shift", "prob")]
+PARTS += [("median", on) for on in QUICK_ON]
+PARTS += [("slope", "d_raw"), ("z-score", "d_raw"), ("shift", "prob")]
 PARTS += [("threshold", on) for on in QUICK_ON]
-ORDER = ("threshold", "median", "hysteresis", "csebbs", "shift")  # in the list of rules
+ORDER = (
+    "threshold",
+    "z-score",
+    "median",
+    "hysteresis",
+    "slope",
+    "csebbs",
+    "shift",
+)  # in the list of rules
 WORK_OF_A_PROCESS = 500_000  # frames whose tuning takes longer than to start a process for them
 _tuning: list[Tuning] = []  # of a process of the pool
 

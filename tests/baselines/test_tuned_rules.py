@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import statistics
 from dataclasses import replace
 from pathlib import Path
 from unittest import mock
@@ -184,6 +185,55 @@ def test_median(cache):
     assert decide_rule(rule, cache).tolist() == of_rows(rule, cache, slow)
 
 
+@given(CACHES)
+def test_z_score(cache):
+    """The threshold is the mean of the pair's filtered scores plus k of their deviations."""
+    rule = rule_of("z-score", k=(0.77, -0.51), median_s=(0.0, 3 * FRAME_S))
+
+    def slow(score, k, median_s):
+        score = slow_median(score, max(1, round(median_s / FRAME_S)))
+        deviation = statistics.pstdev(score)
+        t = statistics.fmean(score) + k * deviation
+        return [x > t if deviation > 1e-9 else k < 0 for x in score]
+
+    assert decide_rule(rule, cache).tolist() == of_rows(rule, cache, slow)
+
+
+def slow_slopes(score, half, rise, fall, high):
+    """On after a steep rise or a high score, off after a steep fall; `half` in frames."""
+    wide, on, state = [0.0] * half + score + [0.0] * half, [], False
+    for i, x in enumerate(score):
+        slope = sum(wide[i + half : i + 2 * half]) / half - sum(wide[i : i + half]) / half
+        if x > high or slope > rise:
+            state = True
+        elif slope < -fall:
+            state = False
+        on.append(state)
+    return on
+
+
+@given(CACHES)
+def test_slopes(cache):
+    given_ = {"rise": (0.1234, 0.31), "fall": (0.2345, 0.017), "high": (0.83, 0.55)}
+    rule = rule_of("slope", slope_s=(4 * FRAME_S, 2 * FRAME_S), **given_)
+
+    def slow(score, slope_s, **least):
+        return slow_slopes(score, round(slope_s / FRAME_S / 2), **least)
+
+    assert decide_rule(rule, cache).tolist() == of_rows(rule, cache, slow)
+
+
+def test_slopes_by_hand():
+    score = [0.0, 0.0, 0.4, 0.4, 0.4, 0.0, 0.9, 0.5, 0.5]
+    assert slow_slopes(score, 1, 0.3, 0.3, 1.0) == [0, 0, 1, 1, 1, 0, 1, 0, 0]
+    assert slow_slopes(score, 1, 0.3, 0.45, 1.0) == [0, 0, 1, 1, 1, 1, 1, 1, 1]
+    assert slow_slopes(score, 1, 0.95, 0.1, 0.45) == [0, 0, 0, 0, 0, 0, 1, 1, 1]
+    cache = small_cache([[(x, True) for x in score], [(0.5, True)] * 4], classes=("Cat",))
+    found = tuned_rules.slopes(cache, cache.signals["d_raw"], np.array([FRAME_S, 4 * FRAME_S]))
+    assert found[:9].tolist() == pytest.approx([0, 0, 0.4, 0, 0, -0.4, 0.9, -0.4, 0], abs=1e-6)
+    assert found[9:].tolist() == [0.5, 0.25, 0.0, -0.25]  # nothing sounds outside the clip
+
+
 @given(CACHES, st.integers(0, 4), st.integers(0, 4))
 def test_hysteresis(cache, min_on, min_off):
     lengths = {"min_on_s": (min_on * FRAME_S, 0.0), "min_off_s": (min_off * FRAME_S, 2 * FRAME_S)}
@@ -287,6 +337,7 @@ def test_grid():
     assert np.isin(linear, grid).all()
     assert [np.abs(grid - t).min() < 1e-6 for t in logits] == [True] * 70
     assert len(grid) == 99 + 70 - 1  # 0.99 is in both
+    assert len(tuned_rules.Z_SCORES) <= len(grid)  # each k has a threshold to stand for
 
 
 @given(CACHES)
@@ -313,6 +364,12 @@ def small_settings(kind):
         return [{"t": t} for t in grid]
     if kind == "median":
         return [{"t": t, "median_s": s} for s in (0.0, 3 * FRAME_S) for t in grid]
+    if kind == "z-score":
+        return [{"k": k, "median_s": s} for s in (0.0, 3 * FRAME_S) for k in (-0.5, 0.6, 1.7)]
+    if kind == "slope":
+        names, least = ("slope_s", "rise", "fall", "high"), (0.12, 0.31)
+        tried = itertools.product((0.1, 0.2), least, least, (0.35, 0.7))
+        return [dict(zip(names, each, strict=True)) for each in tried]
     if kind == "csebbs":
         merging = [("difference", 0.15), ("difference", 0.3), ("ratio", 2.0)]
         return [
@@ -335,6 +392,12 @@ SMALL = {
     "MEDIAN_S": (0.0, 3 * FRAME_S),
     "MIN_ON_S": (0.0, 3 * FRAME_S),
     "MIN_OFF_S": (0.0, 2 * FRAME_S),
+    "Z_SCORES": np.array([-0.5, 0.6, 1.7]),
+    "Z_MEDIAN_S": (0.0, 3 * FRAME_S),
+    "SLOPE_S": (0.1, 0.2),
+    "RISES": (0.12, 0.31),
+    "FALLS": (0.12, 0.31),
+    "HIGHS": (0.35, 0.7),
     "THINNED": 1,
     "FILTERS_S": (0.1, 0.2),
     "MERGE": {"difference": (0.15, 0.3), "ratio": (2.0,)},
@@ -344,6 +407,8 @@ TUNE = {
     "median": lambda aim, on: tuned_rules.tune_settings("median", on, aim)[""],
     "hysteresis": tuned_rules.tune_hysteresis,
     "csebbs": lambda aim, on: tuned_rules.tune_settings("csebbs", on, aim)[""],
+    "z-score": lambda aim, on: tuned_rules.tune_settings("z-score", on, aim)[""],
+    "slope": lambda aim, on: tuned_rules.tune_slopes(aim, on)[""],
 }
 
 
@@ -453,7 +518,7 @@ def with_durations(cache):
     return replace(cache, clips=clips)
 
 
-@pytest.mark.parametrize("kind", ["median", "csebbs"])
+@pytest.mark.parametrize("kind", ["median", "csebbs", "z-score", "slope"])
 @settings(max_examples=15, deadline=None)
 @given(CACHES)
 def test_tuned_for_events_is_the_best_of_all_settings(kind, cache):
@@ -461,7 +526,10 @@ def test_tuned_for_events_is_the_best_of_all_settings(kind, cache):
     cache = with_durations(cache)
     with mock.patch.multiple(tuned_rules, **SMALL):
         aims = Objective(cache, "present"), tuned_rules.EventObjective(cache)
-        found = tuned_rules.tune_settings(kind, "d_raw", *aims)
+        if kind == "slope":
+            found = tuned_rules.tune_slopes(aims[0], "d_raw", aims[1])
+        else:
+            found = tuned_rules.tune_settings(kind, "d_raw", *aims)
         tried = small_settings(kind)
         f1 = []
         for setting in tried:
@@ -515,6 +583,7 @@ def caches(tmp_path_factory):
 def fitted(request, caches):
     """Every rule for one point, on coarse grids; how they are found is tested above."""
     coarse = {"GRID": tuned_rules.GRID[::12], "MEDIAN_S": (0.0, 0.2), "FILTERS_S": (0.48,)}
+    coarse |= {"Z_SCORES": tuned_rules.Z_SCORES[::3]}
     with mock.patch.multiple(tuned_rules, **coarse):
         return tuned_rules.fit_all(caches[0], Bandit(), request.param)
 
@@ -536,6 +605,13 @@ def test_the_list(fitted):
     assert {"hysteresis on d_raw", "hysteresis on d_adj", "cSEBBs on d_raw"} <= set(names)
     for metric in ("event F1", "intersection F1", "PSDS 1", "PSDS 2"):
         assert {f"median on d_raw, for {metric}", f"cSEBBs on d_raw, for {metric}"} <= set(names)
+    for older in ("z-score", "slope"):  # they rank nothing: no PSDS to be tuned for
+        found = [name for name in names if name.startswith(older)]
+        assert [name.partition(" on d_raw")[2] for name in found] == [
+            "",
+            ", for event F1",
+            ", for intersection F1",
+        ]
     assert "best constant action" in names
     assert [name for name in names if "ceiling" in name] == names[-2:]
 
