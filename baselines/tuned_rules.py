@@ -15,7 +15,8 @@ All rules are tuned for one operating point, on one grid of thresholds, by tryin
 
 Who is judged by events is tuned for events: cSEBBs and the median filter once more for event F1,
 intersection F1 and, over all pairs, each PSDS; the two older rules, which rank nothing over clips,
-for event F1 and intersection F1 (`tune_settings`, `tune_slopes`).
+for event F1 and intersection F1 (`tune_settings`, `tune_slopes`). Over all pairs the kinds that a
+tag gate may help are tuned once more behind it: on a cache whose closed pairs are silent.
 
 A rule has a setting for each class, and one for all classes together, which a class falls back on
 that is not in the training clips. Of equally good settings the first of the grid wins: the lowest
@@ -67,7 +68,8 @@ class Rule(NamedTuple):
 
     `kind` is the key of `DECIDE`, `on` the signal it reads; `params["classes"]` has the settings of
     single classes, `params["fallback"]` that of all others; `metric`, what it was tuned for where
-    that is not the operating point's figure.
+    that is not the operating point's figure; `gated`: tuned behind a tag gate, for a cache whose
+    closed pairs are silent (`policy.gate.silenced`).
     """
 
     name: str
@@ -76,6 +78,7 @@ class Rule(NamedTuple):
     setting: str
     params: dict[str, Any]
     metric: str = ""
+    gated: bool = False
 
 
 class Yardstick(NamedTuple):
@@ -208,13 +211,15 @@ def smoothed(cache: Cache, on: str, seconds: np.ndarray) -> np.ndarray:
 
 
 def z_scores(cache: Cache, score: np.ndarray) -> np.ndarray:
-    """A signal (N,) in standard deviations from its mean over each pair; 0 in a flat pair."""
+    """A signal (N,) in standard deviations from its mean over each pair; below all in a flat pair,
+    which has no event that stands out."""
     first, owner, length = cache.offsets[:-1], cache.frames_of_pair, np.diff(cache.offsets)
     mean = np.add.reduceat(score, first, dtype=np.float64) / length
     away = score - mean[owner]
     std = np.sqrt(np.add.reduceat(away**2, first) / length)
-    std[std <= 1e-9 * np.abs(mean)] = np.inf  # flat: what is left is the mean's rounding error
-    return away / std[owner]
+    flat = std <= 1e-9 * np.abs(mean)  # what is left is the mean's rounding error
+    std[flat] = 1
+    return np.where(flat[owner], -np.inf, away / std[owner])
 
 
 def all_z_scores(cache: Cache, on: str) -> Iterator[tuple[Setting, np.ndarray]]:
@@ -434,7 +439,8 @@ EVENT_F1 = ("event_f1", "intersection_f1")
 class EventObjective:
     """Regions that thresholds switch on -> event metrics at every threshold, of each class."""
 
-    def __init__(self, cache: Cache) -> None:
+    def __init__(self, cache: Cache, ranked: bool = True) -> None:
+        """`ranked`: the PSDS too, where all pairs are there."""
         self.cache, self.names = cache, cache.classes
         self.sweep = Sweep(cache.truth, cache.durations, cache.classes)
         numbers = {clip.filename: i for i, clip in enumerate(cache.clips)}
@@ -443,7 +449,8 @@ class EventObjective:
         self.label = np.array([labels[pair.event_label] for pair in cache.pairs])
         self.length = np.array([clip.duration_s for clip in cache.clips])[self.clip]  # (P,) s
         self.metrics = [*EVENT_F1]
-        if cache.queries == "all":  # else a clip is asked for what it has, and nothing is ranked
+        # Over present pairs a clip is asked for what it has, and nothing is ranked.
+        if ranked and cache.queries == "all":
             self.metrics += ["psds1", "psds2"]
 
     def of_boxes(self, boxes: Found) -> Regions:
@@ -659,7 +666,7 @@ def decide_rule(rule: Rule, cache: Cache) -> np.ndarray:
 SETTING_TEXT = {
     "threshold": "{t:.4g}",
     "median": "{t:.4g} after {median_s:g} s",
-    "z-score": "mean + {k:g} deviations after {median_s:g} s",
+    "z-score": "mean {k:+g} deviations after {median_s:g} s",
     "slope": "rise {rise:g} / fall {fall:g} in {slope_s:g} s or above {high:g}",
     "hysteresis": "on {onset:.4g} off {offset:.4g}, at least {min_on_s:g} / {min_off_s:g} s",
     "csebbs": "{t:.4g}, filter {filter_s:g} s, {by} {limit:g}",
@@ -776,52 +783,68 @@ class Tuning(NamedTuple):
         return [constant_action(self.aim, self.bandit)]
 
 
-PARTS = [("csebbs", "d_raw"), ("hysteresis", "d_raw"), ("hysteresis", "d_adj")]
-PARTS += [("median", on) for on in QUICK_ON]
-PARTS += [("slope", "d_raw"), ("z-score", "d_raw"), ("shift", "prob")]
-PARTS += [("threshold", on) for on in QUICK_ON]
-ORDER = (
-    "threshold",
-    "z-score",
-    "median",
-    "hysteresis",
-    "slope",
-    "csebbs",
-    "shift",
-)  # in the list of rules
+class Part(NamedTuple):
+    """What is tuned at once."""
+
+    kind: str
+    on: str
+    gated: bool = False  # behind the tag gate
+
+
+PARTS = [Part("csebbs", "d_raw"), Part("hysteresis", "d_raw"), Part("hysteresis", "d_adj")]
+PARTS += [Part("median", on) for on in QUICK_ON]
+PARTS += [Part("slope", "d_raw"), Part("z-score", "d_raw"), Part("shift", "prob")]
+PARTS += [Part("threshold", on) for on in QUICK_ON]
+# Normalised signals have a peak in every clip, as z-scores have: without a gate they say that every
+# class sounds. The others for the fairness of the comparison; no PSDS, which a veto only lowers.
+GATED = [Part("csebbs", "d_raw", True), Part("hysteresis", "d_adj", True)]
+GATED += [Part("median", "d_adj", True), Part("slope", "d_raw", True)]
+GATED += [Part("z-score", "d_raw", True), Part("threshold", "d_adj", True)]
+ORDER = ("threshold", "z-score", "median", "hysteresis", "slope", "csebbs", "shift")  # in the list
 WORK_OF_A_PROCESS = 500_000  # frames whose tuning takes longer than to start a process for them
-_tuning: list[Tuning] = []  # of a process of the pool
+_tunings: list[Tuning] = []  # of a process of the pool
 
 
-def prepare(train: Cache, bandit: Bandit, point: Point) -> None:
-    """Make a process of the pool ready for parts of the tuning."""
-    _tuning[:] = [Tuning(Objective(train, point), EventObjective(train), bandit)]
+def prepare(train: Cache, gated: Cache | None, bandit: Bandit, point: Point) -> None:
+    """Make a process ready for parts of the tuning."""
+    _tunings[:] = [Tuning(Objective(train, point), EventObjective(train), bandit)]
+    if gated is not None:
+        aims = Objective(gated, point), EventObjective(gated, ranked=False)
+        _tunings.append(Tuning(*aims, bandit))
 
 
-def tuned_part(part: tuple[str, str]) -> list[Rule]:
+def tuned_part(part: Part) -> list[Rule]:
     """A part of the tuning that the process is ready for."""
-    return _tuning[0].part(*part)
+    rules = _tunings[part.gated].part(part.kind, part.on)
+    return [rule._replace(gated=part.gated) for rule in rules]
 
 
 def fit_all(
-    train: Cache, bandit: Bandit, point: Point, quiet: bool = False, workers: int = 1
+    train: Cache,
+    bandit: Bandit,
+    point: Point,
+    quiet: bool = False,
+    workers: int = 1,
+    gated: Cache | None = None,
 ) -> list[Rule]:
     """Every rule, tuned on the training cache for one operating point; `quiet`: no progress bar.
 
-    At most `workers` processes share the work, each with a copy of the cache; no more than it is
-    worth. InputError where a cache of present pairs is to be tuned on all of them.
+    `gated`: the training cache with closed pairs silent, for the rules behind the tag gate, which
+    come last. At most `workers` processes share the work, each with a copy of the cache; no more
+    than it is worth. InputError where a cache of present pairs is to be tuned on all of them.
     """
-    tuning = Tuning(Objective(train, point), EventObjective(train), bandit)
-    workers = min(workers, len(PARTS), 1 + len(train.label) // WORK_OF_A_PROCESS)
-    ready = partial(prepare, train, bandit, point)
+    todo = PARTS if gated is None else PARTS + GATED
+    prepare(train, gated, bandit, point)
+    workers = min(workers, len(todo), 1 + len(train.label) // WORK_OF_A_PROCESS)
+    ready = partial(prepare, train, gated, bandit, point)
     with nullcontext() if workers == 1 else process_pool(workers, ready) as pool:
-        found = (
-            (tuning.part(*part) for part in PARTS) if pool is None else pool.map(tuned_part, PARTS)
-        )
-        parts = list(tqdm(found, desc="Tuning", total=len(PARTS), unit="part", disable=quiet))
+        found = map(tuned_part, todo) if pool is None else pool.map(tuned_part, todo)
+        parts = list(tqdm(found, desc="Tuning", total=len(todo), unit="part", disable=quiet))
+    _tunings.clear()
     rules = [rule for some in parts for rule in some]
     rules.sort(key=lambda rule: (rule.metric != "", ORDER.index(rule.kind)))
-    return fixed_rules() + rules + ceilings(bandit)
+    bare, behind = ([rule for rule in rules if rule.gated == which] for which in (False, True))
+    return fixed_rules() + bare + ceilings(bandit) + behind
 
 
 QUICK = ("all on", *(f"fixed 0.5 on {on}" for on in QUICK_ON))

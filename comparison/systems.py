@@ -39,6 +39,7 @@ from sed.provenance import Origin, held_against, origin_of
 from sed.timeline import Event, frames_to_events, label_frames
 
 BASE, GATED = "T_base", "behind the gate"
+LIST = 2  # of rules: those of another list, kept beside a table, are tuned again
 
 
 class Member(NamedTuple):
@@ -261,9 +262,14 @@ def from_events(path: Path, cache: Cache) -> Member:
     return Member(str(path), np.concatenate(parts), 0.0, events=events, asides=tuple(asides))
 
 
+def tuned_gate(train: Cache) -> tag_gate.Gate | None:
+    """The tag gate of who brings none; over present pairs there is none."""
+    return tag_gate.tune_gate(train) if train.queries == "all" else None
+
+
 def fitted_rules(train: Cache, cfg: EvaluateConfig) -> list[Rule]:
     """Rules tuned on the training cache; kept in <out>/rules.json and read from there."""
-    path, key = cfg.out / "rules.json", f"{train.key}-{train.queries}"
+    path, key = cfg.out / "rules.json", f"{train.key}-{train.queries}-{LIST}"
     if path.exists():
         try:
             stored = read_json(path, "tuning again", ())
@@ -271,7 +277,9 @@ def fitted_rules(train: Cache, cfg: EvaluateConfig) -> list[Rule]:
                 return [Rule(**rule) for rule in stored["rules"]]
         except (InputError, KeyError, TypeError) as error:
             print(f"note: {error}")
-    rules = fit_all(train, Bandit(), train.queries, workers=num_workers(cfg.workers))
+    gate, workers = tuned_gate(train), num_workers(cfg.workers)
+    gated = tag_gate.silenced(gate, train) if gate else None
+    rules = fit_all(train, Bandit(), train.queries, workers=workers, gated=gated)
     write_json(path, {"train": key, "rules": [rule._asdict() for rule in rules]})
     return rules
 
@@ -293,6 +301,22 @@ def kind_of_rule(rule: Rule) -> str:
     return "ceiling" if rule.name.endswith("(ceiling)") else "rule"
 
 
+def rows_of_rules(
+    rules: list[Rule], cache: Cache, gate: tag_gate.Gate | None, notes: tuple[str, ...]
+) -> list[System]:
+    """A row a rule; those behind the gate where the cache knows tags."""
+    tagged = gate is not None and all(clip.tag is not None for clip in cache.clips)
+    silent = tag_gate.silenced(gate, cache) if tagged else None
+    rows = []
+    for rule in tqdm(rules, desc="Rules", unit="rule"):
+        home = silent if rule.gated else cache
+        if home is not None:
+            name = f"{rule.name}, {GATED}" if rule.gated else rule.name
+            member = from_rule(rule, home, notes)
+            rows.append(System(name, kind_of_rule(rule), rule.setting, [member], rule.gated))
+    return rows
+
+
 def behind_gate(system: System, cache: Cache) -> System | None:
     """The system with every closed pair off; None where it has no gate, or the cache no tags."""
     members = []
@@ -311,10 +335,9 @@ def find_systems(cfg: EvaluateConfig, cache: Cache, train: Cache) -> list[System
     behind it too. What can be known to be wrong is said before anything is tuned or decided."""
 
     def base_of(home: Cache, its_train: Cache) -> Member:
-        gate = tag_gate.tune_gate(its_train) if cache.queries == "all" else None
         elsewhere = None if home is cache else home
         pred = home.signals["binary"] > 0.5
-        return Member(str(home.folder), pred, 0.0, gate, home=elsewhere)
+        return Member(str(home.folder), pred, 0.0, tuned_gate(its_train), home=elsewhere)
 
     rows = [System(BASE, "base", "", [base_of(cache, train)])]
     if len(set(cfg.compare)) < len(cfg.compare):
@@ -328,9 +351,7 @@ def find_systems(cfg: EvaluateConfig, cache: Cache, train: Cache) -> list[System
         if text == "rules":
             said = held_against("each rule", origin_of(train), cache, cfg.other_classes)
             rules = [rule for rule in fitted_rules(train, cfg) if rule.name != BASE]
-            for rule in tqdm(rules, desc="Rules", unit="rule"):
-                member = from_rule(rule, cache, tuple(said))
-                rows.append(System(rule.name, kind_of_rule(rule), rule.setting, [member]))
+            rows += rows_of_rules(rules, cache, tuned_gate(train), tuple(said))
             continue
         name, files, elsewhere = specs[text]
         home = homes.get(elsewhere)

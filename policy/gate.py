@@ -7,6 +7,7 @@ whether it sounds or not. Whoever queries without knowing the tags needs this ga
 clip-level score (`sed.signals.clip_tag`) does not exceed its class's threshold is off everywhere.
 """
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -93,6 +94,14 @@ def open_pairs(gate: Gate, cache: Cache) -> np.ndarray:
 def behind(gate: Gate, cache: Cache, pred: np.ndarray) -> np.ndarray:
     """Decisions (N,) with every closed pair off."""
     return pred & open_pairs(gate, cache)[cache.frames_of_pair]
+
+
+def silenced(gate: Gate, cache: Cache) -> Cache:
+    """The cache with score and probability of closed pairs at 0, for rules behind the gate: no
+    threshold above 0 switches them on. InputError where the cache has no tags."""
+    opened = open_pairs(gate, cache)[cache.frames_of_pair]
+    some = {name: opened * cache.signals[name] for name in ("d_raw", "d_adj", "prob")}
+    return replace(cache, signals=cache.signals | some)
 
 
 def tagging(gate: Gate, cache: Cache) -> dict[str, float | int]:

@@ -194,7 +194,7 @@ def test_z_score(cache):
         score = slow_median(score, max(1, round(median_s / FRAME_S)))
         deviation = statistics.pstdev(score)
         t = statistics.fmean(score) + k * deviation
-        return [x > t if deviation > 1e-9 else k < 0 for x in score]
+        return [deviation > 1e-9 and x > t for x in score]
 
     assert decide_rule(rule, cache).tolist() == of_rows(rule, cache, slow)
 
@@ -590,8 +590,12 @@ def fitted(request, caches):
 
 def test_processes_tune_the_same(caches, monkeypatch):
     monkeypatch.setattr(tuned_rules, "WORK_OF_A_PROCESS", 100)
-    alone = tuned_rules.fit_all(caches[0], Bandit(), "all", quiet=True)
-    assert tuned_rules.fit_all(caches[0], Bandit(), "all", quiet=True, workers=2) == alone
+    silent = replace(caches[0], signals={k: x * 0 for k, x in caches[0].signals.items()})
+    given_ = (caches[0], Bandit(), "all", True)
+    alone = tuned_rules.fit_all(*given_, gated=silent)
+    assert tuned_rules.fit_all(*given_, workers=2, gated=silent) == alone
+    assert tuned_rules.fit_all(*given_) == [rule for rule in alone if not rule.gated]
+    assert not any(decide_rule(rule, silent).any() for rule in alone if rule.gated)
 
 
 def test_the_list(fitted):

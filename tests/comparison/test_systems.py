@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -354,8 +355,9 @@ def test_rules_are_tuned_once(home, present, tmp_path, monkeypatch, capsys):
     train = load_cache(home / "present" / "train")
     calls = []
 
-    def quick(train, bandit, point, workers):
+    def quick(train, bandit, point, workers, gated):
         calls.append(point)
+        assert (gated is None) == (point == "present")
         aim = tuned_rules.Objective(train, point)
         return tuned_rules.fixed_rules() + tuned_rules.threshold_rules(aim, "d_raw")
 
@@ -387,6 +389,37 @@ def test_behind_the_gate(every):
     assert behind_gate(without, every) is None
     untagged = replace(every, clips=[clip._replace(tag=None) for clip in every.clips])
     assert behind_gate(row, untagged) is None
+
+
+def test_rules_behind_the_gate(home, every, tmp_path):
+    """Closed pairs are silent; a rule there is one that is tuned on what the gate lets through."""
+    with mock.patch.multiple(tuned_rules, GRID=tuned_rules.GRID[::5], MEDIAN_S=(0.0, 0.2)):
+        rows = {row.name: row for row in find(home, tmp_path, "rules", queries="all")}
+        train = load_cache(home / "all" / "train")
+        tuned = gate.tune_gate(train)
+        aim = tuned_rules.Objective(gate.silenced(tuned, train), "all")
+        params = tuned_rules.tune_thresholds(aim, "d_adj")
+    gated = {name: row for name, row in rows.items() if row.gated and row.kind == "rule"}
+    assert all(name.endswith(", behind the gate") for name in gated)
+    kinds = {row.members[0].rule.kind for row in gated.values()}
+    assert kinds == {"threshold", "median", "hysteresis", "csebbs", "slope", "z-score"}
+    closed = ~gate.open_pairs(tuned, every)[every.frames_of_pair]
+    assert 0 < closed.mean() < 1
+    silent = gate.silenced(tuned, every)
+    for on in ("d_raw", "d_adj", "prob"):
+        assert not silent.signals[on][closed].any()
+        assert np.array_equal(silent.signals[on][~closed], every.signals[on][~closed])
+    for name, row in gated.items():
+        (member,) = row.members
+        assert not member.pred[closed].any(), name
+        assert np.array_equal(member.pred, tuned_rules.decide_rule(member.rule, silent))
+    best = gated["best per-class threshold on d_adj, behind the gate"].members[0]
+    assert best.rule.params == params
+    bare = rows["best per-class threshold on d_adj"].members[0]
+    assert bare.rule.params != params or (bare.pred != best.pred).any()
+    untagged = replace(every, clips=[clip._replace(tag=None) for clip in every.clips])
+    rules = [row.members[0].rule for row in gated.values()]
+    assert systems.rows_of_rules(rules, untagged, tuned, ()) == []
 
 
 def test_rows_on_signals_of_another_cache(home, every, tmp_path):
