@@ -347,11 +347,14 @@ def find_systems(cfg: EvaluateConfig, cache: Cache, train: Cache) -> list[System
     folders = dict.fromkeys(spec.cache for spec in specs.values() if spec.cache)
     homes = {folder: same_pairs(folder, cache) for folder in folders}
     asides: list[Aside] = []
+    rules_behind: list[System] = []
     for text in cfg.compare:
         if text == "rules":
             said = held_against("each rule", origin_of(train), cache, cfg.other_classes)
             rules = [rule for rule in fitted_rules(train, cfg) if rule.name != BASE]
-            rows += rows_of_rules(rules, cache, tuned_gate(train), tuple(said))
+            of_rules = rows_of_rules(rules, cache, tuned_gate(train), tuple(said))
+            rows += [row for row in of_rules if not row.gated]
+            rules_behind += [row for row in of_rules if row.gated]
             continue
         name, files, elsewhere = specs[text]
         home = homes.get(elsewhere)
@@ -382,6 +385,7 @@ def find_systems(cfg: EvaluateConfig, cache: Cache, train: Cache) -> list[System
                 rows.append(gated)
             elif row.kind in ("base", "policy", "supervised") and row.members[0].boxes is None:
                 print(f"note: {row.name} has no tag gate; it stands bare only")
+    rows += rules_behind
     check_names([row.name for row in rows])
     if asides or (cfg.out / LEFT_OUT).exists():
         write_asides(cfg.out / LEFT_OUT, asides)
