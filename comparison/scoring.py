@@ -627,10 +627,10 @@ def caption(results: dict[str, Any]) -> str:
 
 
 def other_bases(results: dict[str, Any]) -> list[str]:
-    """Which rows are held against another T_base than the first row."""
+    """Which rows are held against another T_base than the first row; of a rule its name says it."""
     rows: dict[str, list[str]] = {}
     for row in results["entrants"]:
-        if row["base"] not in (BASE, row["name"]):
+        if row["base"] not in (BASE, row["name"]) and row["kind"] != "rule":
             rows.setdefault(row["base"], []).append(row["name"])
     return [f"Held against {base}: {'; '.join(names)}." for base, names in rows.items()]
 
