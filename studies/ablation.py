@@ -178,7 +178,7 @@ CHANGES: dict[str, Callable[[Setting], Candidates]] = {
     "reward: without collars": partial(weighed, collar_weight=0.0),
     "reward: without overlap": partial(weighed, overlap_weight=0.0),
     "reward: without micro-F1": partial(weighed, micro_weight=0.0),
-    "reward: events count twice": lambda t, c: weighed(t, c, collar_weight=2.0, overlap_weight=2.0),
+    "reward: events count twice": partial(weighed, collar_weight=2.0, overlap_weight=2.0),
 }
 
 
