@@ -23,7 +23,6 @@ from tqdm import tqdm
 
 from comparison.scoring import TITLES, counts_of, event_row, event_tasks, headline, spread
 from comparison.systems import Member, System, scored_boxes
-from config import TrainConfig
 from core.command import plain_words, run_main
 from core.errors import InputError
 from core.files import write_text
@@ -81,13 +80,14 @@ class Setting(NamedTuple):
 
 def trained(name: str, run: Path) -> Setting:
     """A finished run with its boxes of both splits."""
-    cfg = replace(TrainConfig.with_preset("best"), cache=ROOT / "cache" / f"{name}-slides-all")
-    content = runfolder.read_checkpoint(run / "best.pt", CPU)
-    trainer = EventTrainer(cfg, load_cache(cfg.cache / "train"), CPU)
+    path, cache = run / "best.pt", ROOT / "cache" / f"{name}-slides-all"
+    content = runfolder.read_checkpoint(path, CPU)
+    cfg = replace(runfolder.facts_of(content, path).config, cache=cache)
+    trainer = EventTrainer(cfg, load_cache(cache / "train"), CPU)
     trainer.network.load_state_dict(content["network"])
     trainer.make_boxes()
-    cache = load_cache(cfg.cache / "validation")
-    return Setting(trainer, cache, *proposed(trainer.network, cache))
+    validation = load_cache(cache / "validation")
+    return Setting(trainer, validation, *proposed(trainer.network, validation))
 
 
 def proposed(network: EventNetwork, cache: Cache) -> tuple[Rows, Boxes]:
