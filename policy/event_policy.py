@@ -56,6 +56,7 @@ from policy.posterior import (
     Asked,
     Posterior,
     Resident,
+    Rows,
     Stacked,
     apply,
     asked_clips,
@@ -598,14 +599,26 @@ def decide_clips(
     odds = apply(network.posterior, Resident.of(rows, device), np.arange(len(rows.pair)))
     if not all(np.isfinite(each).all() for each in odds):
         raise InputError("answers are not finite: the weights are damaged")
-    boxes = boxes_of(asked, odds)
-    known = rows.query[boxes.row]
-    values = apply_values(network.values, boxes.features, known, device)
-    gain = worth(boxes, values, known, Prices(*network.prices.cpu().numpy()), network.events)
+    return decide_boxes(network, boxes_of(asked, odds), rows, device), rows.pair, odds
+
+
+def decide_boxes(
+    network: EventNetwork, boxes: Boxes, rows: Rows, device: torch.device
+) -> Candidates:
+    """Boxes of some rows with their values and worth, and which of them are emitted."""
+    query = rows.query[boxes.row]
+    values = apply_values(network.values, boxes.features, query, device)
+    gain = worth(boxes, values, query, Prices(*network.prices.cpu().numpy()), network.events)
     sure, chosen = surely(values), decide(boxes, gain)
     spans = rows.pair[boxes.row], boxes.begin, boxes.end
-    found = Candidates(*spans, values, gain, sure, ranks_of(boxes, sure), chosen)
-    return found, rows.pair, odds
+    return Candidates(*spans, values, gain, sure, ranks_of(boxes, sure), chosen)
+
+
+def turn_on(pred: np.ndarray, boxes: Candidates, cache: Cache) -> None:
+    """The frames of emitted boxes in the decisions (N,) of a cache."""
+    first = cache.offsets[boxes.pair]
+    for begin, end in zip(*((first + x)[boxes.chosen] for x in boxes[1:3]), strict=True):
+        pred[begin:end] = True
 
 
 def decide_cache(
@@ -624,9 +637,7 @@ def decide_cache(
         if known:  # decided by frames, below
             found = found._replace(chosen=np.zeros_like(found.chosen))
         parts.append(found)
-        first = cache.offsets[found.pair]
-        for begin, end in zip(*((first + x)[found.chosen] for x in found[1:3]), strict=True):
-            pred[begin:end] = True
+        turn_on(pred, found, cache)
         for index, each in zip(pairs, odds, strict=True) if known else ():
             span = slice(cache.offsets[index], cache.offsets[index + 1])
             steps = steps_of(span.stop - span.start, cache.pairs[index].frame_s)
@@ -792,16 +803,22 @@ class EventTrainer(Learner):
         self.sums[1] += extent.sigmoid().mean()
         return self.cells(~good, (extent > 0) == good, torch.ones_like(good))  # before: nothing
 
-    def find_prices(self) -> None:
-        """F and N at the fixed point, over the boxes of clips whose tags are not known."""
-        boxes, count = self.boxes, self.group.max() + 1
+    def out_of_fold(self) -> np.ndarray:
+        """Values (B, V) of the training boxes, by the networks that did not see their clips."""
+        boxes, count = self.boxes, int(self.group.max()) + 1
         values = np.zeros((len(boxes.row), len(VALUES)), np.float32)
         query = self.rows.query[boxes.row]
         for k in range(count):
             mine = np.flatnonzero(self.group[boxes.row] == k)
-            apart = slice(k, None, int(count))
+            apart = slice(k, None, count)
             given = boxes.features[mine], query[mine]
             values[mine] = apply_values(self.network.values, *given, self.device, apart)
+        return values
+
+    def find_prices(self) -> None:
+        """F and N at the fixed point, over the boxes of clips whose tags are not known."""
+        boxes, values = self.boxes, self.out_of_fold()
+        query = self.rows.query[boxes.row]
         asks = ~self.rows.present if (~self.rows.present).any() else self.rows.present
         some, rows = asks[boxes.row], np.flatnonzero(asks)
         own = Boxes(*(part[some] for part in boxes))

@@ -1,0 +1,259 @@
+"""What each part of the preset best is worth: the trained policy with one part changed at a time.
+
+Run:    python -m studies.ablation
+Reads:  caches and runs of studies/benchmark.py: bank folds 5 and 4, scorer seeds 0 and 1, all pairs
+Writes: runs/ablation/<setting>.json, docs/results/ablation.md
+
+Each change is made to the finished policy, its prices found anew on the training clips; only where
+boxes come from other scores the networks that value them are trained again. A setting that is
+measured is skipped. Shapes as in policy/event_policy.py.
+"""
+
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from comparison.scoring import TITLES, counts_of, event_row, event_tasks, headline, spread
+from comparison.systems import Member, System, scored_boxes
+from core.command import plain_words, run_main
+from core.errors import InputError
+from core.files import write_text
+from core.stored import read_json, write_json
+from core.versions import processor
+from policy import runfolder
+from policy.bandit import query_of
+from policy.event_policy import (
+    COLLAR,
+    IOU,
+    OVERLAP,
+    Boxes,
+    Candidates,
+    EventNetwork,
+    EventTrainer,
+    boxes_of,
+    decide_boxes,
+    ranks_of,
+    surely,
+    turn_on,
+)
+from policy.posterior import SCALE, Posterior, Resident, Rows, apply, asked_clips, rows_of
+from sed.caches import Cache, load_cache
+
+ROOT = Path(__file__).resolve().parent.parent
+SETTINGS = [(fold, scorer) for fold in (5, 4) for scorer in (0, 1)]
+METRICS = ("macro_f1", "micro_f1", "event_f1", "intersection_f1", "psds1", "psds2")
+CPU = torch.device("cpu")
+RARE = -4.0  # log odds of an onset or offset where nobody estimates them: none is paired
+LEVELS = np.linspace(0.02, 0.98, 49)  # of a confidence
+
+
+class RawScores(nn.Module):
+    """In place of the posterior networks: the scores as they are, on the same steps."""
+
+    def __init__(self, networks: int):
+        super().__init__()
+        self.inputs = nn.Linear(1, networks)  # its rows say how many networks stand side by side
+
+    def forward(self, channels, statistics, query, inside, which=slice(None)) -> torch.Tensor:
+        """As `Posterior.forward`: (M, B, N, C) -> (M, B, N, 3)."""
+        odds = channels[..., 0] * SCALE
+        rare = torch.full_like(odds, RARE)
+        return torch.stack((odds, rare, rare), 3)
+
+
+class Setting(NamedTuple):
+    """A finished run, and what it has to choose from on the validation clips."""
+
+    trainer: EventTrainer  # with the boxes of the training clips
+    cache: Cache  # validation
+    rows: Rows
+    boxes: Boxes
+
+
+def trained(name: str, run: Path) -> Setting:
+    """A finished run with its boxes of both splits."""
+    path, cache = run / "best.pt", ROOT / "cache" / f"{name}-slides-all"
+    content = runfolder.read_checkpoint(path, CPU)
+    cfg = replace(runfolder.facts_of(content, path).config, cache=cache)
+    trainer = EventTrainer(cfg, load_cache(cache / "train"), CPU)
+    trainer.network.load_state_dict(content["network"])
+    trainer.make_boxes()
+    validation = load_cache(cache / "validation")
+    return Setting(trainer, validation, *proposed(trainer.network, validation))
+
+
+def proposed(network: EventNetwork, cache: Cache) -> tuple[Rows, Boxes]:
+    """The queries of a cache, and all their boxes."""
+    query = query_of((pair.event_label for pair in cache.pairs), network.classes)
+    asked = list(asked_clips(cache, network.events.tag_limit))
+    rows = rows_of(asked, query)
+    odds = apply(network.posterior, Resident.of(rows, CPU), np.arange(len(rows.pair)))
+    return rows, boxes_of(asked, odds)
+
+
+def weighed(setting: Setting, **weights: float) -> Candidates:
+    """Other weights of the metrics in the reward."""
+    trainer = setting.trainer
+    before = trainer.cfg
+    events = replace(before.events, **weights)
+    trainer.cfg = replace(before, events=events)
+    trainer.network.events = events
+    trainer.find_prices()
+    found = decide_boxes(trainer.network, setting.boxes, setting.rows, CPU)
+    trainer.cfg, trainer.network.events = before, before.events
+    return found
+
+
+def one_value(setting: Setting) -> Candidates:
+    """The expected IoU in place of the probabilities of a hit."""
+    answers = setting.trainer.network.values.answers
+    kept = {name: each.clone() for name, each in answers.state_dict().items()}
+    with torch.no_grad():
+        for each in answers.parameters():
+            each[..., [OVERLAP, COLLAR]] = each[..., [IOU, IOU]]
+    found = weighed(setting)
+    answers.load_state_dict(kept)
+    return found
+
+
+def threshold_of_class(setting: Setting) -> Candidates:
+    """In place of the decoder: boxes above a confidence, tuned for each class by event F1."""
+    trainer, boxes = setting.trainer, setting.trainer.boxes
+    asked, query = ~trainer.rows.present, trainer.rows.query
+    rank = ranks_of(boxes, surely(trainer.out_of_fold()))
+    hit, limits = trainer.truth.values[:, COLLAR], np.ones(len(trainer.classes))
+    for k in range(len(limits)):
+        mine = (asked & (query == k))[boxes.row]
+        true = trainer.truth.row_events[asked & (query == k)].sum()
+        on = rank[mine, None] > LEVELS
+        f1 = 2 * (hit[mine] @ on) / np.maximum(on.sum(axis=0) + true, 1)
+        limits[k] = LEVELS[f1.argmax()]
+    found = decide_boxes(trainer.network, setting.boxes, setting.rows, CPU)
+    of_box = setting.rows.query[setting.boxes.row]
+    return found._replace(chosen=found.rank > limits[of_box])
+
+
+def one_network(setting: Setting) -> Candidates:
+    """On new clips one posterior network, in place of the mean of all."""
+    network, events = setting.trainer.network, setting.trainer.cfg.events
+    whole = network.posterior
+    network.posterior = Posterior(events, len(network.classes), 1)
+    own = {
+        name: each if name.endswith(("_mean", "_std")) else each[:1]
+        for name, each in whole.state_dict().items()
+    }
+    network.posterior.load_state_dict(own)
+    rows, boxes = proposed(network, setting.cache)
+    network.posterior = whole
+    return decide_boxes(network, boxes, rows, CPU)
+
+
+def raw_boxes(setting: Setting) -> Candidates:
+    """Boxes from the scores as they are, without a posterior; their values learned anew."""
+    trainer = EventTrainer(setting.trainer.cfg, setting.trainer.cache, CPU)
+    trainer.network.posterior = RawScores(len(trainer.left_out))
+    trainer.progress["finished"] = trainer.frame_steps
+    while not trainer.done:
+        trainer.tick()
+    rows, boxes = proposed(trainer.network, setting.cache)
+    return decide_boxes(trainer.network, boxes, rows, CPU)
+
+
+WITHOUT = dict.fromkeys(("micro_weight", "collar_weight", "overlap_weight"), 0.0)
+CHANGES: dict[str, Callable[[Setting], Candidates]] = {
+    "preset `best`": weighed,
+    "boxes from raw scores": raw_boxes,
+    "one posterior network, not the mean of four": one_network,
+    "one value of a box (IoU), not three": one_value,
+    "threshold per class, not the decoder": threshold_of_class,
+    "reward: frames only": partial(weighed, **WITHOUT),
+    "reward: without collars": partial(weighed, collar_weight=0.0),
+    "reward: without overlap": partial(weighed, overlap_weight=0.0),
+    "reward: without micro-F1": partial(weighed, micro_weight=0.0),
+    "reward: events count twice": partial(weighed, collar_weight=2.0, overlap_weight=2.0),
+}
+
+
+def measured(boxes: Candidates, cache: Cache) -> dict[str, float]:
+    """All metrics of a policy's decisions, as a comparison has them."""
+    pred = np.zeros(len(cache.label), bool)
+    turn_on(pred, boxes, cache)
+    member = Member("", pred, 0.0, boxes=scored_boxes(boxes, cache))
+    (task,) = event_tasks([System("", "policy", "", [member])], cache)
+    return headline(counts_of(member, cache), cache) | event_row(task)[0]
+
+
+def measure(name: str, run: Path, out: Path) -> None:
+    """Every change in one setting, kept as it is done."""
+    rows = read_json(out, "delete it", ()) if out.exists() else {}
+    left = [change for change in CHANGES if change not in rows]
+    if not left:
+        return
+    setting = trained(name, run)
+    for change in tqdm(left, desc=name, unit="change"):
+        rows[change] = measured(CHANGES[change](setting), setting.cache)
+        write_json(out, rows)
+
+
+def table(rows: list[dict[str, dict[str, float]]]) -> str:
+    """Each change: the mean over settings, and its difference to `best`, ± over settings."""
+    head = ["", *(TITLES[metric] for metric in METRICS)]
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    whole = next(iter(CHANGES))
+    for change in CHANGES:
+        mean, _ = spread([each[change] for each in rows])
+        cells = [f"{100 * mean[metric]:.2f}" for metric in METRICS]
+        if change != whole:
+            gaps = [{m: each[change][m] - each[whole][m] for m in METRICS} for each in rows]
+            gap, std = spread(gaps)
+            cells = [f"{100 * gap[m]:+.2f} ± {100 * std[m]:.2f}" for m in METRICS]
+        lines.append("| " + " | ".join([change, *cells]) + " |")
+    return "\n".join(lines)
+
+
+HEAD = """# What each part of the preset best is worth
+
+    python -m studies.ablation   # after python -m studies.benchmark
+
+All pairs of the validation clips, percent; mean over {count} settings ({settings}), policy seed 0.
+The first row is the policy as it is; below it the difference that one change makes, in points, ±
+one standard deviation over the settings. Nothing was chosen here: the preset is older than the
+table. {processor}.
+
+"""
+
+
+def main(args: list[str]) -> None:
+    """All settings that the benchmark has finished, then the table."""
+    if args:
+        raise InputError("usage: python -m studies.ablation")
+    found = {}
+    for fold, scorer in SETTINGS:
+        more = f"-scorer{scorer}" * (scorer > 0)
+        run = ROOT / "runs" / f"bench{fold}{more}-best-0"
+        if not (run / "best.pt").exists():
+            print(f"note: {run}: not found, left out; run: python -m studies.benchmark")
+            continue
+        out = ROOT / "runs" / "ablation" / f"fold{fold}-scorer{scorer}.json"
+        out.parent.mkdir(parents=True, exist_ok=True)
+        measure(f"esc10-fold{fold}{more}", run, out)
+        found[f"bank fold {fold}, scorer seed {scorer}"] = read_json(out, "delete it", ())
+    if not found:
+        raise InputError("no finished run of the benchmark; run: python -m studies.benchmark")
+    rows = list(found.values())
+    head = HEAD.format(count=len(rows), settings="; ".join(found), processor=processor())
+    write_text(ROOT / "docs" / "results" / "ablation.md", head + table(rows) + "\n")
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    os.chdir(ROOT)
+    run_main(lambda: main(plain_words(__doc__)))
