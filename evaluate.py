@@ -14,7 +14,7 @@ The metric: change it and old numbers are void.
 
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -62,6 +62,7 @@ from sed.provenance import Origin, held_against, origin_of
 from sed.timeline import Event, write_labels
 
 TITLES = {"accuracy": "Accuracy", "iou": "IoU", "f1": "F1 Score"}
+GATED_DQN = "DQN, gated"
 
 
 def selection(cache: Cache, pred: np.ndarray, bandit: Bandit) -> dict[str, float | int | None]:
@@ -136,13 +137,13 @@ def all_pairs_tables(
     if of_base is not None:
         rows[f"{BASE}, gated"] = ("base", tag_gate.behind(of_base, cache, base))
     if gate is not None:
-        rows["DQN, gated"] = ("policy", tag_gate.behind(gate, cache, pred))
+        rows[GATED_DQN] = ("policy", tag_gate.behind(gate, cache, pred))
     if train is not None and train.queries == "all":
         rows |= {rule.name: ("rule", on) for rule, on in yardsticks_of_all(cache, train)}
     counts = {name: count_pairs(on, cache.label, cache.offsets) for name, (_, on) in rows.items()}
     sampler = scoring.Resampler(cache)
     found = {name: (scoring.headline(c, cache), sampler.draws(c)) for name, c in counts.items()}
-    ours = found["DQN" if gate is None else "DQN, gated"]
+    ours = found[judged_row(found)]
     names = scoring.HEADLINE["all"]
     return {
         name: found[name][0]
@@ -175,15 +176,14 @@ def operating_curve(cache: Cache, boxes: event_policy.Candidates) -> dict[str, A
 
 def best_rule(results: dict[str, Any]) -> list[dict[str, Any]]:
     """The tuned rule that is best by F1 on this very split; none without a training cache."""
-    rules = [row for row in results["yardsticks"] if row["kind"] == "rule"]
-    rules = [row for row in rules if row["name"] not in scoring.NOT_BASELINES]
-    return sorted(rules, key=lambda row: -row["f1"])[:1]
+    rows = {row["name"]: row for row in results["yardsticks"]}
+    best = scoring.best_of(rows, "f1", ("rule",))
+    return [] if best is None else [rows[best]]
 
 
-def best_of(rows: dict[str, dict[str, Any]], kind: str) -> str | None:
-    """Name of the row of a kind that is best over all pairs."""
-    names = [name for name, row in rows.items() if row["kind"] == kind]
-    return max(names, key=lambda name: rows[name]["macro_f1"], default=None)
+def judged_row(rows: Container[str]) -> str:
+    """Which row over all pairs is the policy as it is used: behind its gate, where it has one."""
+    return GATED_DQN if GATED_DQN in rows else "DQN"
 
 
 def verdict(results: dict[str, Any]) -> str:
@@ -193,8 +193,9 @@ def verdict(results: dict[str, Any]) -> str:
     On present pairs by the mean F1 of a pair, on all pairs by macro-F1, behind the gate.
     """
     if rows := results.get("all_pairs"):
-        metric, name = "macro_f1", "DQN, gated" if "DQN, gated" in rows else "DQN"
-        ours, others = rows[name]["macro_f1"], (best_of(rows, "base"), best_of(rows, "rule"))
+        metric, name = "macro_f1", judged_row(rows)
+        ours = rows[name]["macro_f1"]
+        others = [scoring.best_of(rows, metric, (kind,)) for kind in ("base", "rule")]
         against = [(other, rows[other], rows[other]["behind"]) for other in others if other]
     else:
         metric, name, ours = "f1", "DQN", results["after"]["f1"]
@@ -260,7 +261,7 @@ def print_all_pairs(results: dict[str, Any], full: bool) -> None:
     title = f"all {results['num_pairs']} pairs"
     width = max(map(len, [title, *rows]))
     print(f"\n{title:<{width}} {'macro-F1':>9} {'micro-F1':>9} {'absent pairs on':>16}")
-    best = best_of(rows, "rule")
+    best = scoring.best_of(rows, "macro_f1", ("rule",))
     for name, row in rows.items():
         if row["kind"] == "rule" and name != best and not full:
             continue

@@ -80,6 +80,7 @@ TITLES = {
     "onset_ms": "onset error",
     "offset_ms": "offset error",
 }
+BASELINES = ("rule", "supervised", "events")  # kinds of rows that a policy is held against
 NOT_BASELINES = ("all on", "all off")
 # Frames of all members together whose events take longer to score than to start a process for them.
 WORK_OF_A_PROCESS = 30_000_000
@@ -101,13 +102,17 @@ def headline(counts: Counts, cache: Cache) -> dict[str, float]:
 
 
 class Resampler:
-    """Clips with a pair drawn with replacement, the same draws for every member of a table."""
+    """Clips with a pair drawn with replacement, the same draws for every member of a table; or
+    weighted: `weights` takes the names of the clips (C,) and gives (D, C)."""
 
-    def __init__(self, cache: Cache) -> None:
+    def __init__(
+        self, cache: Cache, weights: Callable[[np.ndarray], np.ndarray] | None = None
+    ) -> None:
         self.cache = cache
         names = [pair.filename for pair in cache.pairs]
         self.names, self.clip = np.unique(names, return_inverse=True)  # (C,), (P,)
-        self.weights = bootstrap_weights(self.clip.max() + 1)  # (D, C)
+        num_clips = len(self.names)
+        self.weights = bootstrap_weights(num_clips) if weights is None else weights(self.names)
         labels = class_of_pair(cache)
         self.classes = [np.flatnonzero(labels == name) for name in sorted(set(labels))]
         self.absent = ~cache.present
@@ -189,11 +194,29 @@ def event_row(task: EventTask) -> tuple[dict[str, float], dict[str, EventCounts]
     counts = event_metrics.event_counts(task.events, *given)
     row = {name: event_metrics.f1_of(each, task.classes).macro for name, each in counts.items()}
     if task.scored is not None:
-        frames = any(isinstance(each, ClipScores) for each in task.scored.values())
-        rank = event_metrics.score_psds if frames else event_metrics.event_psds
-        both = rank(task.scored, *given)
-        row |= {f"psds{scenario}": psds.value for scenario, psds in both.items()}
+        sweep, regions = swept(task)
+        for scenario in event_metrics.SCENARIOS:
+            row[f"psds{scenario}"] = sweep.psds(regions, scenario).value
     return row, {name: counts[name] for name in DRAWN_FOR_EVENTS}
+
+
+def swept(task: EventTask) -> tuple[event_metrics.Sweep, event_metrics.Regions]:
+    """All thresholds on a member's scored events or frame scores."""
+    frames = any(isinstance(each, ClipScores) for each in task.scored.values())
+    sweep = event_metrics.swept_scores if frames else event_metrics.swept_events
+    return sweep(task.scored, task.truth, task.durations, task.classes)
+
+
+def psds_draws(task: EventTask, weights: np.ndarray) -> dict[str, np.ndarray]:
+    """PSDS 1 and 2 of a member in every draw, (D,) each; `weights` (D, C) of the clips that have a
+    duration, in order."""
+    sweep, regions = swept(task)
+    found = {}
+    for scenario in event_metrics.SCENARIOS:
+        trials = sweep.trials(regions, scenario)
+        values = [sweep.psds_of(trials, scenario, each).value for each in weights]
+        found[f"psds{scenario}"] = np.array(values)
+    return found
 
 
 def event_tasks(systems: list[System], cache: Cache) -> Iterator[EventTask]:
@@ -346,6 +369,16 @@ def judged(
     return f"{said} {other} ({100 * value:.2f}): {points}"
 
 
+def best_of(
+    rows: dict[str, dict[str, Any]], metric: str, kinds: tuple[str, ...] = BASELINES
+) -> str | None:
+    """Name of the row that is best in a metric; each row has its `kind`. What switches everything
+    on or off is no baseline."""
+    names = [name for name, row in rows.items() if row["kind"] in kinds]
+    names = [name for name in names if name not in NOT_BASELINES]
+    return max(names, key=lambda name: rows[name][metric], default=None)
+
+
 def verdicts(results: dict[str, Any]) -> list[str]:
     """One sentence for each policy: against its T_base and against the best baseline."""
     metric = results["tuned_for"]
@@ -436,16 +469,11 @@ def measure(systems: list[System], cache: Cache, workers: int | None) -> dict[st
         members[name] = [a | b for a, (b, _) in zip(members[name], rows, strict=True)]
         of_events = np.mean([sampler.event_draws(counts) for _, counts in rows], axis=0)
         found[name] = spread(members[name])[0], np.concatenate([draws[name], of_events], axis=1)
-    baselines = [row.name for row in systems if row.kind in ("rule", "supervised", "events")]
-    baselines = [name for name in baselines if name not in NOT_BASELINES]
+    rows = {row.name: {"kind": row.kind, **found[row.name][0]} for row in systems}
     decisive = DECISIVE[cache.queries]
-    best = max(baselines, key=lambda name: found[name][0][decisive], default=None)
+    best = best_of(rows, decisive)
     columns = [name for name in found[BASE][0] if name not in ("false_alarms", "segment_f1")]
-    best_of = {
-        metric: max(baselines, key=lambda name: found[name][0][metric])
-        for metric in columns
-        if baselines
-    }
+    hardest = {metric: best_of(rows, metric) for metric in columns if best is not None}
     table = []
     for system in systems:
         mean, std = spread(members[system.name])
@@ -478,7 +506,7 @@ def measure(systems: list[System], cache: Cache, workers: int | None) -> dict[st
                 metric: difference(names, found[system.name], found[other]).get(
                     metric, [mean[metric] - found[other][0][metric]]
                 )
-                for metric, other in best_of.items()
+                for metric, other in hardest.items()
             }
         gates = [
             tag_gate.tagging(member.gate, member.home or cache)
@@ -498,7 +526,7 @@ def measure(systems: list[System], cache: Cache, workers: int | None) -> dict[st
         "present_pairs": int(cache.present.sum()),
         "entrants": table,
         "best_opponent": best,
-        "best_of": best_of,
+        "best_of": hardest,
         "psds_of_scores": psds,
         **made_with(),
     }
@@ -508,7 +536,7 @@ def measure(systems: list[System], cache: Cache, workers: int | None) -> dict[st
     results["verdict"] = verdicts(results)
     rows = {row["name"]: row for row in table}
     results["columns"] = [
-        in_each_column(row, rows, results) for row in table if row["kind"] == "policy" and best_of
+        in_each_column(row, rows, results) for row in table if row["kind"] == "policy" and hardest
     ]
     return results
 

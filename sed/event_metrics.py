@@ -340,11 +340,22 @@ class Regions(NamedTuple):
 
 
 class Changes(NamedTuple):
-    """By how much a count of a class changes, (M,), where a threshold falls below a level."""
+    """By how much a count of a class changes, (M,), where a threshold falls below a level, and in
+    which clip."""
 
     label: np.ndarray
     level: np.ndarray
     change: np.ndarray
+    clip: np.ndarray
+
+
+class Trials(NamedTuple):
+    """What thresholds find in a scenario of PSDS: true events, false alarms, and the false alarms
+    that lie in true events of another class, by that class. Each counts 1."""
+
+    tp: Changes
+    fp: Changes
+    crossed: dict[int, Changes]
 
 
 def _joined(parts: list[Changes]) -> Changes:
@@ -375,7 +386,7 @@ class Sweep:
         self.classes, self.line = classes, _Line.of(durations, classes)
         self.spans = self.line.put(self.true)
         self.number = np.bincount(self.true.label, minlength=len(classes))  # (K,) true events
-        self.hours = sum(durations.values()) / 3600
+        self.durations = np.array(list(durations.values()), np.float64)  # (C,) s
 
     # What is on.
 
@@ -427,13 +438,15 @@ class Sweep:
 
     # What it is worth.
 
-    def _come_and_go(self, regions: Regions, weight: np.ndarray) -> Changes:
-        """Each region counts as its weight from its highest threshold to its lowest."""
-        label, ends = regions.spans.place % len(self.classes), regions.low > -np.inf
+    def _come_and_go(self, regions: Regions) -> Changes:
+        """Each region counts from its highest threshold to its lowest."""
+        clip, label = np.divmod(regions.spans.place, len(self.classes))
+        ends = regions.low > -np.inf
         return Changes(
             np.concatenate((label, label[ends])),
             np.concatenate((regions.high, regions.low[ends])),
-            np.concatenate((weight, -weight[ends])),
+            np.repeat((1.0, -1.0), (len(label), ends.sum())),
+            np.concatenate((clip, clip[ends])),
         )
 
     def _found(
@@ -457,8 +470,8 @@ class Sweep:
         fresh[1:] = event[1:] != event[:-1]
         change = np.where(fresh, found, np.diff(found, prepend=0))
         moved = change != 0
-        label = self.true.label[event[moved]]
-        return Changes(label, level[moved], change[moved].astype(np.float64))
+        clip, label = (side[event[moved]] for side in (self.true.clip, self.true.label))
+        return Changes(label, level[moved], change[moved].astype(np.float64), clip)
 
     def by_overlap(self, regions: Regions, dtc: float, gtc: float) -> tuple[Changes, Regions]:
         """True positives, and the regions that are false alarms."""
@@ -473,47 +486,66 @@ class Sweep:
         r, t = _within_collars(regions.spans, self.spans)
         one = np.ones(len(self.spans.begin))
         tp = self._found(regions, r, t, np.ones(len(r)), one)
-        return tp, self._come_and_go(regions, np.ones(len(regions.high)))
+        return tp, self._come_and_go(regions)
 
     def intersection_f1(self, regions: Regions) -> tuple[Changes, Changes]:
         """True positives, and these with the false alarms."""
         tp, bad = self.by_overlap(regions, HALF, HALF)
-        return tp, _joined([tp, self._come_and_go(bad, np.ones(len(bad.high)))])
+        return tp, _joined([tp, self._come_and_go(bad)])
 
-    def _cross_triggers(self, bad: Regions, cttc: float) -> Changes:
-        """False alarms of which a share lies in true events of another class, for each such class:
-        their number over the hours of that class, as a mean over all others."""
+    def _cross_triggers(self, bad: Regions, cttc: float) -> dict[int, Changes]:
+        """False alarms of which a share lies in true events of another class, by that class."""
         clip, label = np.divmod(bad.spans.place, len(self.classes))
-        others, parts = np.flatnonzero(self.number), []
-        for other in others:
+        found = {}
+        for other in np.flatnonzero(self.number).tolist():
             mine = self.true.label == other
             asked = np.flatnonzero((label != other) & np.isin(clip, self.true.clip[mine]))
             moved = (other - label[asked]) * self.line.length
             spans = _Spans(clip[asked], *(side[asked] + moved for side in bad.spans[1:]))
             r, _, shared = _shared(spans, self.spans.some(mine))
             hit = _enough(np.bincount(r, shared, len(asked)), cttc, spans)
-            hours = (self.true.offset - self.true.onset)[mine].sum() / TICKS / 3600
-            weight = np.full(hit.sum(), 1 / hours / (len(others) - 1))
-            parts.append(self._come_and_go(bad.some(asked[hit]), weight))
-        return _joined(parts)
+            found[other] = self._come_and_go(bad.some(asked[hit]))
+        return found
+
+    def trials(self, regions: Regions, scenario: int) -> Trials:
+        """What `psds_of` counts, once for all weights of the clips."""
+        setting = SCENARIOS[scenario]
+        tp, bad = self.by_overlap(regions, setting.dtc, setting.gtc)
+        crossed = {} if setting.cttc is None else self._cross_triggers(bad, setting.cttc)
+        return Trials(tp, self._come_and_go(bad), crossed)
 
     def psds(self, regions: Regions, scenario: int) -> Psds:
         """Area under the PSD-ROC up to 100 effective false positives an hour (C. Bilen et al.,
         ICASSP 2020) over all thresholds (J. Ebbers et al., ICASSP 2022)."""
+        return self.psds_of(self.trials(regions, scenario), scenario)
+
+    def psds_of(self, trials: Trials, scenario: int, weights: np.ndarray | None = None) -> Psds:
+        """PSDS of trials, where each clip counts as its weight (C,), above 0; 1 where not given."""
+        weights = np.ones(self.line.num_clips) if weights is None else weights
         there, setting = np.flatnonzero(self.number), SCENARIOS[scenario]
         if not len(there):
             return Psds(0.0, {})
-        tp, bad = self.by_overlap(regions, setting.dtc, setting.gtc)
-        fp = self._come_and_go(bad, np.full(len(bad.high), 1 / self.hours))
-        if setting.cttc is not None and len(there) > 1:  # else nothing else could be triggered
-            crossed = self._cross_triggers(bad, setting.cttc)
-            fp = _joined([fp, crossed._replace(change=setting.alpha_ct * crossed.change)])
+        num_classes, label, clip = len(self.classes), self.true.label, self.true.clip
+        number = np.bincount(label, weights[clip], num_classes)  # (K,) true events
+        length = (self.true.offset - self.true.onset) * weights[clip] / TICKS / 3600
+        hours = np.bincount(label, length, num_classes)  # (K,) that they last
+
+        def weighed(some: Changes, each: float) -> Changes:
+            return some._replace(change=some.change * (each * weights[some.clip]))
+
+        tp = weighed(trials.tp, 1.0)
+        fp = [weighed(trials.fp, 1 / (self.durations @ weights / 3600))]
+        if len(there) > 1:  # else nothing else could be triggered; the mean over all others
+            for other, crossed in trials.crossed.items():
+                each = 1 / hours[other] / (len(there) - 1)
+                fp.append(weighed(crossed, setting.alpha_ct * each))
+        fp = _joined(fp)
         curves = [_curve(tp, fp, label) for label in there]
         rates = np.concatenate([[0.0, MAX_EFPR], *(x[x <= MAX_EFPR] for x, _ in curves)])
         rates = np.unique(rates.clip(0).round(RATE_DIGITS))
         best = np.array(
             [
-                y[np.searchsorted(x, rates + 10.0**-RATE_DIGITS, "right") - 1] / self.number[label]
+                y[np.searchsorted(x, rates + 10.0**-RATE_DIGITS, "right") - 1] / number[label]
                 for (x, y), label in zip(curves, there, strict=True)
             ]
         )  # up to each rate, and so to the next one
@@ -555,10 +587,20 @@ def event_psds(
     Where events of a class overlap, the larger confidence counts; outside them no threshold
     switches a class on. Raises InputError as `event_counts`, and where a confidence is no number.
     """
+    sweep, regions = swept_events(predicted, truth, durations, classes)
+    return {each: sweep.psds(regions, each) for each in SCENARIOS}
+
+
+def swept_events(
+    predicted: Mapping[str, list[ScoredEvent]],
+    truth: Clips,
+    durations: Mapping[str, float],
+    classes: list[str],
+) -> tuple[Sweep, Regions]:
+    """What `event_psds` is counted from."""
     found = _events(predicted, durations, classes, "prediction")
     sweep = Sweep(truth, durations, classes)
-    regions = sweep.of_events(found)
-    return {each: sweep.psds(regions, each) for each in SCENARIOS}
+    return sweep, sweep.of_events(found)
 
 
 def score_psds(
@@ -572,6 +614,17 @@ def score_psds(
     Frames are cut to the clip's duration. Raises InputError as `event_counts`, and for clips
     without scores.
     """
+    sweep, regions = swept_scores(scores, truth, durations, classes)
+    return {each: sweep.psds(regions, each) for each in SCENARIOS}
+
+
+def swept_scores(
+    scores: Mapping[str, ClipScores],
+    truth: Clips,
+    durations: Mapping[str, float],
+    classes: list[str],
+) -> tuple[Sweep, Regions]:
+    """What `score_psds` is counted from."""
     sweep = Sweep(truth, durations, classes)
     _check_clips(scores, durations, "scores")
     if missing := [name for name in durations if name not in scores]:
@@ -591,8 +644,7 @@ def score_psds(
             for k in np.flatnonzero(sweep.number):
                 yield number, int(k), values[k, :inside], times
 
-    regions = sweep.of_scores(rows())
-    return {each: sweep.psds(regions, each) for each in SCENARIOS}
+    return sweep, sweep.of_scores(rows())
 
 
 def mean_scores(events: list[Event], scores: ClipScores, classes: list[str]) -> list[ScoredEvent]:

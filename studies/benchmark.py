@@ -1,15 +1,19 @@
-"""ESC-10 recordings on the DESED timelines: every system, both kinds of pairs, two bank folds.
+"""ESC-10 recordings on the DESED timelines: every bank fold, scores of two scorers, all systems.
 
 Run:    python -m studies.benchmark [DATA]
 Reads:  DATA/{esc10,desed_timelines} (default: SED_SHARED_DATA or ../shared/data)
-Writes: data/esc10-fold*, cache/esc10-fold*, runs/bench*, runs/table-fold*-{present,all}, runs/logs/
+Writes: data/esc10-fold*, cache/esc10-fold*, runs/bench*, runs/table-best-fold*, runs/table-fold*,
+        runs/logs/
 
 600 training and 500 validation clips; the validation clips play a bank fold that nobody heard
-before. All of it is done twice, with another fold held out: a claim must hold in both. Learned rows
-are trained on present pairs, three seeds each, with the demo's small network (hidden 32, learning
-rate 1e-3) and a gradient step of 32 for every 64 or 128 frames, so that the study ends within hours
-on two CPU cores. `best` is trained as it is, on all pairs, and judged on both kinds. Two processes,
-one thread each; what is finished is skipped, so it can be interrupted.
+before. `best`, as it is, and the tuned rules are judged on all five bank folds, so that each of the
+400 recordings is judged once, with the scores of two scorers (seeds): a table of present and one of
+all pairs for each, which studies/pooled.py puts together. The slides' rows (two presets and their
+supervised baselines) need more time and are judged on two bank folds with one scorer: trained on
+present pairs, three seeds each, with the demo's small network (hidden 32, learning rate 1e-3) and a
+gradient step of 32 for every 64 or 128 frames.
+
+Two processes, one thread each; what is finished is skipped, so it can be interrupted.
 """
 
 import os
@@ -18,6 +22,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 from core.command import plain_words, run_main
 from core.errors import InputError
@@ -26,8 +31,12 @@ from core.processes import ENDS_WITH_PARENT
 ROOT = Path(__file__).resolve().parent.parent
 
 PROCESSES = 2
-FOLDS = (5, 4)
-SEEDS = (0, 1, 2)
+FOLDS = (5, 4, 3, 2, 1)
+SCORERS = (0, 1)  # seeds
+SLIDES_FOLDS = (5, 4)
+SEEDS = (0, 1, 2)  # of the slides' rows
+BEST_SEEDS = (0, 1)
+QUERIES = ("present", "all")
 CLIPS = {"train": 600, "validation": 500}
 SMALL = ["--network.hidden", 32, "--looks", 5]
 DQN_FLAGS = [*SMALL, "--learning.lr", 1e-3, "--learning.frames-per-step", 64]
@@ -43,15 +52,44 @@ TRAININGS = {
     "original": ("original", ["--preset", "original", *DQN_FLAGS, *ORIGINAL_FLAGS]),
     "classifier": ("slides", ["--method", "classifier", *SUPERVISED_FLAGS]),
     "rewards": ("slides", ["--method", "rewards", *SUPERVISED_FLAGS]),
-    "best": ("slides", ["--preset", "best"]),  # as it is, on all pairs
 }
 NAMES = {
     "slides": "DQN slides",
     "original": "DQN original",
     "classifier": "supervised classifier",
     "rewards": "all 21 rewards",
-    "best": "best",
 }
+
+
+class Setting(NamedTuple):
+    """A bank fold held out, and the seed of the scorer; paths are from the project root."""
+
+    fold: int
+    scorer: int = 0
+
+    @property
+    def _suffix(self) -> str:
+        return f"{self.fold}" + f"-scorer{self.scorer}" * bool(self.scorer)
+
+    @property
+    def corpus(self) -> str:
+        """Soundscapes; the scorer's scores lie with them."""
+        return f"data/esc10-fold{self._suffix}"
+
+    def cache(self, signals: str, queries: str) -> str:
+        """Signals of a preset for present or all pairs."""
+        return f"cache/esc10-fold{self._suffix}-{signals}-{queries}"
+
+    def run(self, kind: str, seed: int) -> str:
+        """Run folder of one training."""
+        return f"runs/bench{self._suffix}-{kind}-{seed}"
+
+    def table(self, queries: str) -> str:
+        """`best` and the rules."""
+        return f"runs/table-best-fold{self._suffix}-{queries}"
+
+
+SETTINGS = [Setting(fold, scorer) for scorer in SCORERS for fold in FOLDS]
 
 
 def run(log: str, *command: object) -> None:
@@ -80,66 +118,99 @@ def in_parallel(jobs: list[tuple]) -> None:
             future.result()
 
 
-def corpus_and_caches(fold: int, data: Path) -> None:
+def corpus_and_caches(setting: Setting, data: Path) -> None:
     """Soundscapes, scores of networks that never heard their recordings, all caches."""
-    name, lines = f"esc10-fold{fold}", data / "desed_timelines"
-    corpus = ["soundscapes.py", "--out", f"data/{name}", "--bank", data / "esc10"]
-    corpus += ["--class-map", "studies/esc10_classes.tsv", "--validation-fold", fold]
+    name, lines = Path(setting.corpus).name, data / "desed_timelines"
+    corpus = ["soundscapes.py", "--out", setting.corpus, "--bank", data / "esc10"]
+    corpus += ["--class-map", "studies/esc10_classes.tsv", "--validation-fold", setting.fold]
     corpus += ["--train-timeline", lines / "synthetic21_train.tsv"]
     corpus += ["--validation-timeline", lines / "synthetic21_validation.tsv"]
     corpus += ["--train-clips", CLIPS["train"], "--validation-clips", CLIPS["validation"]]
     run(name, *corpus, "--workers", 1)
-    run(name, "scorers.py", "--corpus", f"data/{name}", "--workers", 1)
-    same = ["preprocess.py", "--corpus", f"data/{name}", "--workers", 1]
-    for preset in ("slides", "original"):
-        for queries in ("present", "all"):
-            flags = ["--preset", preset, "--pairs", queries]
-            run(name, *same, *flags, "--cache", f"cache/{name}-{preset}-{queries}")
-    for queries in ("present", "all"):
-        flags = ["--pairs", queries, "--signal.no-flat-fallback"]
-        run(name, *same, *flags, "--cache", f"cache/{name}-noflat-{queries}")
+    scores = ["scorers.py", "--corpus", setting.corpus, "--seed", setting.scorer]
+    run(name, *scores, "--workers", 1)
+    same = ["preprocess.py", "--corpus", setting.corpus, "--workers", 1]
+    signals = {"slides": ["--preset", "slides"]}
+    if setting.fold in SLIDES_FOLDS and setting.scorer == 0:
+        signals |= {"original": ["--preset", "original"], "noflat": ["--signal.no-flat-fallback"]}
+    for kind, flags in signals.items():
+        for queries in QUERIES:
+            run(name, *same, *flags, "--pairs", queries, "--cache", setting.cache(kind, queries))
 
 
-def folder_of(fold: int, kind: str, seed: int) -> str:
-    """Run folder of one training, from the project root."""
-    return f"runs/bench{fold}-{kind}-{seed}"
-
-
-def train(fold: int, kind: str, seed: int) -> None:
+def train(folder: str, cache: str, seed: int, flags: list[object]) -> None:
     """One training: from nothing, from where it stopped, or not at all."""
-    preset, flags = TRAININGS[kind]
-    folder, began = folder_of(fold, kind, seed), time.perf_counter()
+    began = time.perf_counter()
     more = ["--resume"] if (ROOT / folder / "last.pt").exists() else []
-    queries = "all" if kind == "best" else "present"
-    cache = f"cache/esc10-fold{fold}-{preset}-{queries}"
     words = ["DQN.py", *flags, "--seed", seed, "--cache", cache, "--run", folder, *more]
     run(Path(folder).name, *words)
     print(f"{folder}: {(time.perf_counter() - began) / 60:.1f} min", flush=True)
 
 
-def compare(fold: int, queries: str) -> None:
-    """The table of one fold and kind of pairs; decisions are stored, so a rerun is quick."""
-    rows = []
+def train_best(setting: Setting, seed: int) -> None:
+    """`best` as it is, on all pairs."""
+    flags = ["--preset", "best"]
+    train(setting.run("best", seed), setting.cache("slides", "all"), seed, flags)
+
+
+def train_slides(setting: Setting, kind: str, seed: int) -> None:
+    """A row of the slides, on present pairs."""
+    preset, flags = TRAININGS[kind]
+    train(setting.run(kind, seed), setting.cache(preset, "present"), seed, flags)
+
+
+def is_finished(table: str, sources: list[str]) -> bool:
+    """Whether a table is there and newer than all it is made of, as `make` asks.
+
+    `sources`: run folders, and caches with the split. A missing one is no reason to make it again.
+    """
+    files = [ROOT / each / name for each in sources for name in ("best.pt", "manifest.json")]
+    made, made_of = ROOT / table / "results.json", [path for path in files if path.exists()]
+    newest = max((path.stat().st_mtime for path in made_of), default=0.0)
+    return made.exists() and made.stat().st_mtime >= newest
+
+
+def compare(out: str, cache: str, sources: list[str], rows: list[str]) -> None:
+    """A table of some rows and the rules, unless it is finished."""
+    if is_finished(out, [*sources, f"{cache}/train", f"{cache}/validation"]):
+        print(f"{out}: finished", flush=True)
+        return
+    words = ["evaluate.py", "--cache", cache, "--compare", *rows, "rules", "--out", out]
+    run(Path(out).name, *words, "--workers", 1)
+
+
+def compare_best(setting: Setting, queries: str) -> None:
+    """`best` and the rules on one setting and kind of pairs."""
+    runs = [setting.run("best", seed) for seed in BEST_SEEDS]
+    rows = [f"best={','.join(runs)}"]
+    compare(setting.table(queries), setting.cache("slides", queries), runs, rows)
+
+
+def compare_slides(setting: Setting, queries: str) -> None:
+    """The slides' rows and the rules on one bank fold and kind of pairs."""
+    rows, runs = [], []
+    original, noflat = (setting.cache(kind, queries) for kind in ("original", "noflat"))
     for kind, name in NAMES.items():
-        paths = ",".join(folder_of(fold, kind, seed) for seed in SEEDS)
-        home = f"@cache/esc10-fold{fold}-original-{queries}" if kind == "original" else ""
-        rows.append(f"{name}={paths}{home}")
-    rows.append(f"T_base original=T_base@cache/esc10-fold{fold}-original-{queries}")
-    noflat = f"cache/esc10-fold{fold}-noflat-{queries}"
-    rows += [f"T_base without fallback=T_base@{noflat}"]
-    rows += [f"DQN slides without fallback={folder_of(fold, 'slides', 0)}@{noflat}"]
-    words = ["evaluate.py", "--cache", f"cache/esc10-fold{fold}-slides-{queries}"]
-    out = f"runs/table-fold{fold}-{queries}"
-    run(Path(out).name, *words, "--compare", *rows, "rules", "--out", out, "--workers", 1)
+        paths = [setting.run(kind, seed) for seed in SEEDS]
+        rows.append(f"{name}={','.join(paths)}" + f"@{original}" * (kind == "original"))
+        runs += paths
+    rows.append(f"T_base original=T_base@{original}")
+    rows.append(f"T_base without fallback=T_base@{noflat}")
+    rows.append(f"DQN slides without fallback={setting.run('slides', 0)}@{noflat}")
+    table = f"runs/table-fold{setting.fold}-{queries}"
+    compare(table, setting.cache("slides", queries), runs, rows)
 
 
 def main(args: list[str]) -> None:
-    """Everything, two processes at a time."""
+    """Everything, two processes at a time; `best` first."""
     data = data_folder(args)
-    in_parallel([(corpus_and_caches, fold, data) for fold in FOLDS])
-    jobs = [(train, fold, kind, seed) for kind in TRAININGS for fold in FOLDS for seed in SEEDS]
-    in_parallel(jobs)
-    in_parallel([(compare, fold, queries) for queries in ("present", "all") for fold in FOLDS])
+    in_parallel([(corpus_and_caches, setting, data) for setting in SETTINGS])
+    in_parallel([(train_best, setting, seed) for setting in SETTINGS for seed in BEST_SEEDS])
+    in_parallel([(compare_best, setting, each) for setting in SETTINGS for each in QUERIES])
+    few = [Setting(fold) for fold in SLIDES_FOLDS]
+    rows = [(kind, each, seed) for kind in TRAININGS for each in few for seed in SEEDS]
+    in_parallel([(train_slides, each, kind, seed) for kind, each, seed in rows])
+    in_parallel([(compare_slides, each, queries) for queries in QUERIES for each in few])
 
 
 if __name__ == "__main__":

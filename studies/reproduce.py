@@ -24,13 +24,13 @@ from core.files import write_text
 from core.stored import read_json
 from policy.runfolder import learning_curve
 from sed.metrics import NAMES
-from studies import benchmark
+from studies import benchmark, pooled
 from studies.benchmark import in_parallel, run
+from studies.pooled import BEST
 
 ROOT = Path(__file__).resolve().parent.parent
 
 DEMO_SEEDS = range(5)
-QUERIES = ("present", "all")
 
 
 def train_and_evaluate(name: str, cache: str, flags: list[object]) -> None:
@@ -124,15 +124,14 @@ def claim(name: str, key: str, tables: list[dict]) -> str:
 
 
 def verdict() -> str:
-    """The first line of RESULTS.md, from the four tables of the benchmark."""
+    """The first line of RESULTS.md, from the four tables of the slides' rows."""
     lines = []
     for queries, suffix in (("present", ""), ("all", f", {GATED}")):
-        tables = [table_of(f"table-fold{fold}-{queries}") for fold in benchmark.FOLDS]
+        tables = [table_of(f"table-fold{fold}-{queries}") for fold in benchmark.SLIDES_FOLDS]
         title = scoring.TITLES[tables[0]["tuned_for"]]
         where = "present pairs" if queries == "present" else f"all pairs {GATED}"
-        for name in ("DQN slides", "DQN original", "best"):
-            row = name if name == "best" else name + suffix  # it decides without a gate
-            claims = [claim(row, key, tables) for key in ("vs_base", "vs_best")]
+        for name in ("DQN slides", "DQN original"):
+            claims = [claim(name + suffix, key, tables) for key in ("vs_base", "vs_best")]
             lines.append(f"- **{name}** on {where} ({title}, points): {'; '.join(claims)}.")
     return "\n".join(lines)
 
@@ -140,8 +139,8 @@ def verdict() -> str:
 def benchmark_table() -> str:
     """All four tables: two bank folds, both kinds of pairs."""
     parts = []
-    for queries in QUERIES:
-        for fold in benchmark.FOLDS:
+    for queries in benchmark.QUERIES:
+        for fold in benchmark.SLIDES_FOLDS:
             results = table_of(f"table-fold{fold}-{queries}")
             parts.append(f"## Bank fold {fold} held out, {queries} pairs\n")
             parts.append(scoring.markdown(results))
@@ -151,7 +150,7 @@ def benchmark_table() -> str:
 def dcase_table() -> str:
     """Both kinds of pairs of the 20 real clips."""
     parts = []
-    for queries in QUERIES:
+    for queries in benchmark.QUERIES:
         parts += [
             f"## {queries.capitalize()} pairs\n",
             scoring.markdown(table_of(f"dcase/{queries}")),
@@ -167,31 +166,45 @@ TABLES = {
 }
 
 
-def write_table(name: str) -> None:
-    """Write docs/results/<name>.md below its title; small ones: RESULTS.md, between the markers."""
-    path, begin, end = ROOT / "docs" / "results" / f"{name}.md", "## ", ""
-    if not path.exists():
-        path, begin, end = ROOT / "RESULTS.md", f"<!-- begin {name} -->\n", f"<!-- end {name} -->"
+def put(path: Path, table: str, begin: str, end: str = "") -> None:
+    """Write a part between its markers; without an end, all from `begin` on."""
     head, _, rest = path.read_text(encoding="utf-8").partition(begin)
     tail = rest.partition(end)[2] if end else ""
-    table = TABLES[name]()
     start = begin if end else ""
     write_text(path, f"{head}{start}{table}\n{end}{tail}")
+
+
+def write_table(name: str) -> None:
+    """Write docs/results/<name>.md below its title; small ones: RESULTS.md, between the markers.
+    `best` has both."""
+    page, results = ROOT / "docs" / "results" / f"{name}.md", ROOT / "RESULTS.md"
+    marks = f"<!-- begin {name} -->\n", f"<!-- end {name} -->"
+    if name == BEST:
+        studies = [pooled.study(queries) for queries in ("all", "present")]
+        table = pooled.screen(studies)
+        put(page, pooled.page(studies), "## ")
+        put(results, table, *marks)
+    else:
+        table = TABLES[name]()
+        put(*((page, table, "## ") if page.exists() else (results, table, *marks)))
     print(table)
 
 
 def main(args: list[str]) -> None:
     """Run a study, or only write its table."""
     study, rest = (args[0] if args else ""), args[1:]
-    if study == "table" and len(rest) == 1 and rest[0] in TABLES:
+    if study == "table" and len(rest) == 1 and rest[0] in (BEST, *TABLES):
         write_table(rest[0])
         return
     takes_data = study != "demo"
     if study not in ("demo", "benchmark", "dcase", "all") or len(rest) > takes_data:
         usage = "all [DATA] | benchmark [DATA] | dcase [DATA] | demo | table NAME"
-        raise InputError(f"usage: reproduce.py {usage}; NAME is one of {', '.join(TABLES)}")
+        raise InputError(
+            f"usage: reproduce.py {usage}; NAME is one of {', '.join((BEST, *TABLES))}"
+        )
     if study in ("benchmark", "all"):
         benchmark.main(rest)
+        write_table(BEST)
         write_table("benchmark")
         write_table("verdict")
     if study in ("dcase", "all"):

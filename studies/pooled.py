@@ -1,0 +1,385 @@
+"""`best` against the best rule of each column, pooled over bank folds, scorers and policies.
+
+Reads:  runs/table-best-fold*/{results.json, rules.json}, runs/bench*-best-*/{best.pt, decisions/},
+        cache/esc10-fold*-slides-*/validation/, data/esc10-fold*/clips.tsv
+Shapes: D draws, M metrics
+
+A figure is the mean over folds, in a fold over scorers, of a scorer over policies. The rule of a
+column is the one that is best in it so pooled: chosen on these very clips, which favours the rules.
+Settings that are not finished are left out, and counted: no claim is made before all folds are in.
+"""
+
+import csv
+import io
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from statistics import mean, variance
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from baselines.tuned_rules import Rule
+from comparison import clustered, scoring
+from comparison.scoring import DECISIVE, DRAWN_FOR_EVENTS, HEADLINE, TITLES, Resampler, word
+from comparison.systems import BASE, Member, System, from_checkpoint, from_rule
+from config import EvaluateConfig
+from core.errors import InputError
+from core.names import markdown as as_markdown
+from core.stored import read_json, read_text
+from sed.caches import Cache, load_cache
+from studies import benchmark
+from studies.benchmark import Setting
+
+BEST = "best"
+CURE = "delete the folder and run: python -m studies.reproduce benchmark"
+COLUMNS = {
+    "all": ("macro_f1", "micro_f1", "event_f1", "intersection_f1", "psds1", "psds2"),
+    "present": ("accuracy", "iou", "f1", "event_f1", "intersection_f1"),
+}
+PSDS_DRAWS = 200  # each takes as long as a PSDS
+TITLES_OF = {"all": "all pairs", "present": "present pairs"}
+
+
+def recordings_of(corpus: Path, split: str) -> dict[str, list[str]]:
+    """The recordings that each clip plays, from the corpus's clips.tsv.
+
+    Pieces of one recording (ESC-50 names them by a last letter: 5-198411-E) are the same one.
+    InputError for a list without them.
+    """
+    path = corpus / "clips.tsv"
+    rows = list(csv.DictReader(io.StringIO(read_text(path)), delimiter="\t"))
+    if not rows or any(not row.get(key) for row in rows for key in ("filename", "recordings")):
+        raise InputError(f"{path}: expected columns split, filename, recordings and a row a clip")
+    return {
+        row["filename"]: [name.rpartition("-")[0] for name in row["recordings"].split(";")]
+        for row in rows
+        if row["split"] == split
+    }
+
+
+class Table(NamedTuple):
+    """A finished comparison of `best` with the rules."""
+
+    setting: Setting
+    queries: str
+    results: dict[str, Any]
+
+    @property
+    def rows(self) -> dict[str, dict[str, Any]]:
+        return {row["name"]: row for row in self.results["entrants"]}
+
+
+def read_tables(queries: str) -> list[Table]:
+    """The finished tables; InputError without any, and where they do not hold the same rows."""
+    tables = []
+    for setting in benchmark.SETTINGS:
+        path = benchmark.ROOT / setting.table(queries) / "results.json"
+        if path.exists():
+            tables.append(Table(setting, queries, read_json(path, CURE)))
+    if not tables:
+        wanted = benchmark.SETTINGS[0].table(queries)
+        raise InputError(f"{wanted}: no table; run: python -m studies.reproduce benchmark")
+    for table in tables:
+        if other := tables[0].rows.keys() ^ table.rows.keys():
+            where = table.setting.table(queries)
+            raise InputError(f"{where}: {min(other)!r} is not in every table; {CURE}")
+    return tables
+
+
+# ---------------------------------------------------------------------------- figures
+
+
+def over_settings(values: dict[Setting, Any]) -> Any:
+    """Mean over folds of the means over scorers."""
+    folds = {setting.fold for setting in values}
+    each = [[v for setting, v in values.items() if setting.fold == fold] for fold in folds]
+    return sum(sum(some) / len(some) for some in each) / len(each)
+
+
+def spread_of(values: dict[Setting, list[float]]) -> float | None:
+    """Standard deviation of one run in a fold, over scorers and policies: the root of the mean
+    variance over folds; None where no fold has two runs."""
+    runs: dict[int, list[float]] = {}
+    for setting, some in values.items():
+        runs.setdefault(setting.fold, []).extend(some)
+    found = [variance(some) for some in runs.values() if len(some) > 1]
+    return mean(found) ** 0.5 if found else None
+
+
+def pooled_rows(tables: list[Table]) -> dict[str, dict[str, Any]]:
+    """Rows by name: `kind`, the pooled mean of each metric, and `std` of each."""
+    found = {}
+    for name, row in tables[0].rows.items():
+        found[name] = {"kind": row["kind"], "std": {}}
+        for metric in COLUMNS[tables[0].queries]:
+            of = {t.setting: [m[metric] for m in t.rows[name]["members"]] for t in tables}
+            found[name][metric] = over_settings({key: mean(some) for key, some in of.items()})
+            found[name]["std"][metric] = spread_of(of)
+    return found
+
+
+def members_of(table: Table, name: str, cache: Cache) -> list[Member]:
+    """A row's members from what is stored: decisions of checkpoints, tuned rules."""
+    if name == BEST:
+        runs = [table.setting.run(BEST, seed) for seed in benchmark.BEST_SEEDS]
+        paths = [benchmark.ROOT / run / "best.pt" for run in runs]
+        return [from_checkpoint(path, cache, EvaluateConfig())[1] for path in paths]
+    path = benchmark.ROOT / table.setting.table(table.queries) / "rules.json"
+    rules = {rule["name"]: rule for rule in read_json(path, CURE)["rules"]}
+    return [from_rule(Rule(**rules[name]), cache)]
+
+
+class Draws(NamedTuple):
+    """Figures of a row in one setting by metric, and what they are in every draw, (D,) each."""
+
+    value: dict[str, float]
+    drawn: dict[str, np.ndarray]
+
+    def minus(self, other: "Draws") -> "Draws":
+        """By metric of the other, which may lack the PSDS."""
+        value = {name: self.value[name] - each for name, each in other.value.items()}
+        return Draws(value, {name: self.drawn[name] - each for name, each in other.drawn.items()})
+
+
+def draws_of(table: Table, name: str, cache: Cache, weigh: clustered.Weigh, psds: bool) -> Draws:
+    """Figures of a row from what is stored. InputError where they are not those of its table."""
+    sampler = Resampler(cache, weigh)
+    members = members_of(table, name, cache)
+    tasks = scoring.event_tasks([System(name, "", "", members)], cache)
+    values, drawn = [], []
+    for member, task in zip(members, tasks, strict=True):
+        counts = scoring.counts_of(member, cache)
+        row, of_events = scoring.event_row(task if psds else task._replace(scored=None))
+        values.append(scoring.headline(counts, cache) | row)
+        parts = (sampler.draws(counts), sampler.event_draws(of_events))
+        names = (*HEADLINE[table.queries], *DRAWN_FOR_EVENTS)
+        drawn.append(dict(zip(names, np.concatenate(parts, axis=1).T, strict=True)))
+        if psds:
+            some = weigh(np.array(list(task.durations)))[:PSDS_DRAWS]
+            drawn[-1] |= scoring.psds_draws(task, some)
+    value = scoring.spread(values)[0]
+    written = table.rows[name]["mean"]
+    if any(abs(value[each] - written[each]) > 1e-9 for each in value):
+        where = table.setting.table(table.queries)
+        raise InputError(f"{where}: not made of the decisions that are stored now; {CURE}")
+    return Draws(
+        value, {name: np.mean([each[name] for each in drawn], axis=0) for name in drawn[0]}
+    )
+
+
+def differences(tables: list[Table], rules: dict[str, str]) -> dict[str, dict[Setting, Draws]]:
+    """`best` minus each rule in every setting, by rule; `rules`: that of each metric.
+
+    A timeline and a recording have one weight in all settings.
+    """
+    homes = {t.setting: benchmark.ROOT / t.setting.corpus for t in tables}
+    played = {setting: recordings_of(home, "validation") for setting, home in homes.items()}
+    timelines = clustered.level_weights((clip for some in played.values() for clip in some), seed=0)
+    every = (name for some in played.values() for clip in some.values() for name in clip)
+    recordings = clustered.level_weights(every, seed=1)
+    found: dict[str, dict[Setting, Draws]] = {rule: {} for rule in rules.values()}
+    ranked = {rules.get(metric) for metric in ("psds1", "psds2")}
+    for table in tables:
+        name = table.setting.cache("slides", table.queries)
+        cache = load_cache(benchmark.ROOT / name / "validation")
+        weigh = clustered.clip_weights(timelines, recordings, played[table.setting])
+        ours = draws_of(table, BEST, cache, weigh, scoring.ranked(cache))
+        for rule in found:
+            theirs = draws_of(table, rule, cache, weigh, rule in ranked)
+            found[rule][table.setting] = ours.minus(theirs)
+    return found
+
+
+# ---------------------------------------------------------------------------- claims
+
+
+class Claim(NamedTuple):
+    """`best` against one rule in one metric: difference, low and high end, pooled and by fold."""
+
+    metric: str
+    rule: str
+    whole: list[float]
+    folds: dict[int, list[float]]
+
+    @property
+    def told(self) -> str:
+        """What the intervals say together, see `clustered.told`."""
+        ends = [each[1:] for each in self.folds.values()]
+        return clustered.told(self.metric, self.whole[1:], ends)
+
+
+def claim_of(metric: str, rule: str, changes: dict[Setting, Draws]) -> Claim:
+    """Pooled over the settings that are given."""
+
+    def with_interval(some: dict[Setting, Draws]) -> list[float]:
+        value = over_settings({key: each.value[metric] for key, each in some.items()})
+        drawn = over_settings({key: each.drawn[metric] for key, each in some.items()})
+        return [value, *clustered.widened(drawn, value).tolist()]
+
+    folds = sorted({setting.fold for setting in changes})
+    by_fold = {f: {key: each for key, each in changes.items() if key.fold == f} for f in folds}
+    each = {fold: with_interval(some) for fold, some in by_fold.items()}
+    return Claim(metric, rule, with_interval(changes), each)
+
+
+class Study(NamedTuple):
+    """One kind of pairs: pooled rows, the rule of each column, claims, and those of each scorer."""
+
+    queries: str
+    tables: list[Table]
+    rows: dict[str, dict[str, Any]]
+    rules: dict[str, str]
+    claims: list[Claim]
+    of_scorer: dict[int, list[Claim]]
+
+
+def study(queries: str) -> Study:
+    """Read and pool what is finished."""
+    tables = read_tables(queries)
+    rows = pooled_rows(tables)
+    rules = {metric: scoring.best_of(rows, metric) for metric in COLUMNS[queries]}
+    changes = differences(tables, rules)
+    claims = [claim_of(metric, rule, changes[rule]) for metric, rule in rules.items()]
+    of_scorer = {}
+    for scorer in sorted({table.setting.scorer for table in tables}):
+        of_scorer[scorer] = []
+        for metric, rule in rules.items():
+            mine = {key: each for key, each in changes[rule].items() if key.scorer == scorer}
+            of_scorer[scorer].append(claim_of(metric, rule, mine))
+    return Study(queries, tables, rows, rules, claims, of_scorer)
+
+
+# ---------------------------------------------------------------------------- texts
+
+
+def points(change: list[float]) -> str:
+    """A difference with its interval, in points."""
+    gain, low, high = (100 * value for value in change)
+    return f"{gain:+.2f} [{low:+.2f}, {high:+.2f}]"
+
+
+def listed(values: list[Any]) -> str:
+    """`1, 2 and 3`."""
+    *first, last = map(str, values)
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+def scorers_said(claim: Claim, of_scorer: dict[int, Claim]) -> str:
+    """Whether the scorer's seed changes what is said of a metric."""
+    complete = {
+        seed: each.told
+        for seed, each in of_scorer.items()
+        if len(each.folds) == clustered.NUM_FOLDS
+    }
+    if len(complete) < len(benchmark.SCORERS):
+        return f"the scores of {len(complete)} of {len(benchmark.SCORERS)} scorers are complete"
+    others = {seed: said for seed, said in complete.items() if said != claim.told}
+    if not others:
+        return "the scores of each scorer alone say the same"
+    said = [f"those of scorer {seed} alone: {text}" for seed, text in others.items()]
+    return f"the scorer changes it, {listed(said)}"
+
+
+def sentence(claim: Claim, study: Study) -> str:
+    """One claim, or that it is none, in the words of the rule."""
+    number, folds = len(claim.folds), clustered.NUM_FOLDS
+    said = [word(claim.metric, *ends) for _, *ends in claim.folds.values()]
+    above, below = said.count("beats"), said.count("loses to")
+    where = {"beats": "is above zero", "loses to": "is below zero"}
+    side = where.get(word(claim.metric, *claim.whole[1:]), "covers zero")
+    counted = f"above zero in {above} of {number}" + f", below in {below}" * (below > 0)
+    value = 100 * study.rows[claim.rule][claim.metric]
+    rule = as_markdown(f"{claim.rule} ({value:.2f})")
+    what = f"{TITLES[claim.metric]}, {TITLES_OF[study.queries]}"
+    if number < folds:
+        text = f"**{what}**: no claim, {number} of {folds} bank folds are judged. So far `{BEST}`"
+        text += (
+            f" minus {rule}: {points(claim.whole)} points; the interval {side} over these pooled"
+        )
+        return f"{text}, {counted}."
+    of_scorer = {
+        seed: next(each for each in claims if each.metric == claim.metric)
+        for seed, claims in study.of_scorer.items()
+    }
+    text = f"**{what}**: `{BEST}` {claim.told} {rule}: {points(claim.whole)} points. The interval"
+    text += f" {side} over all {folds} bank folds pooled, {counted};"
+    return f"{text} {scorers_said(claim, of_scorer)}."
+
+
+def cell(row: dict[str, Any], metric: str, best: bool) -> str:
+    """Mean and standard deviation in percent, the best of a column in bold."""
+    text, std = f"{100 * row[metric]:.2f}", row["std"][metric]
+    text = f"**{text}**" if best else text
+    return text if std is None else f"{text} ± {100 * std:.2f}"
+
+
+def rows_table(study: Study, names: Iterable[str]) -> list[str]:
+    """Some rows as Markdown, sorted by what rules are tuned for, with the differences below."""
+    columns, rows = COLUMNS[study.queries], {name: study.rows[name] for name in names}
+    top = {metric: max(row[metric] for row in rows.values()) for metric in columns}
+    decisive = DECISIVE[study.queries]
+    lines = ["| | " + " | ".join(TITLES[metric] for metric in columns) + " |"]
+    lines.append("|---" * (len(columns) + 1) + "|")
+    for name, row in sorted(rows.items(), key=lambda item: -item[1][decisive]):
+        cells = [cell(row, metric, row[metric] == top[metric]) for metric in columns]
+        lines.append("| " + " | ".join([as_markdown(name), *cells]) + " |")
+    cells = [points(claim.whole) for claim in study.claims]
+    lines.append("| `best` minus the best rule | " + " | ".join(cells) + " |")
+    return lines
+
+
+def screen(studies: list[Study]) -> str:
+    """The tables with the rule of each column, a sentence for each claim, and what made them."""
+    lines = []
+    for study in studies:
+        settings = [table.setting for table in study.tables]
+        folds, scorers = ({getattr(s, part) for s in settings} for part in ("fold", "scorer"))
+        counted = [f"{len(folds)} of {clustered.NUM_FOLDS} bank folds ({listed(sorted(folds))})"]
+        counted.append(
+            f"scorer seeds {listed(sorted(scorers))}" if len(scorers) > 1 else "one scorer"
+        )
+        counted.append(f"policy seeds {listed(list(benchmark.BEST_SEEDS))}")
+        title = TITLES_OF[study.queries]
+        lines += [f"{title[0].upper()}{title[1:]}: {', '.join(counted)}.", ""]
+        lines += [*rows_table(study, dict.fromkeys([BEST, *study.rules.values(), BASE])), ""]
+    lines += [f"- {sentence(claim, study)}" for study in studies for claim in study.claims]
+    return "\n".join([*lines, "", made(studies)])
+
+
+def made(studies: list[Study]) -> str:
+    """When, on which processors and with which versions the tables were made."""
+    tables = [table for study in studies for table in study.tables]
+    paths = [benchmark.ROOT / t.setting.table(t.queries) / "results.json" for t in tables]
+    day = time.strftime("%Y-%m-%d", time.localtime(max(p.stat().st_mtime for p in paths)))
+    with_ = [table.results["versions"] for table in tables]
+    found = {key: listed(sorted({each[key] for each in with_})) for key in with_[0]}
+    versions = ", ".join(f"{key} {found[key]}" for key in ("suite", "torch", "numpy"))
+    return f"Made until {day} on {found['processor']}; {versions}."
+
+
+def by_fold(study: Study) -> list[str]:
+    """The differences of each bank fold as Markdown."""
+    columns = COLUMNS[study.queries]
+    lines = ["| bank fold | " + " | ".join(TITLES[metric] for metric in columns) + " |"]
+    lines.append("|---" * (len(columns) + 1) + "|")
+    for fold in study.claims[0].folds:
+        cells = [points(claim.folds[fold]) for claim in study.claims]
+        lines.append(f"| {fold} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def page(studies: list[Study]) -> str:
+    """`screen`, then each bank fold, then every row."""
+    lines = ["## `best` and the best rules", "", screen(studies), ""]
+    for study in studies:
+        lines += [f"## Each bank fold, {TITLES_OF[study.queries]}: `best` minus the same rules", ""]
+        lines += [*by_fold(study), ""]
+    for study in studies:
+        lines += [
+            f"## Every row, {TITLES_OF[study.queries]}",
+            "",
+            *rows_table(study, study.rows),
+            "",
+        ]
+    return "\n".join(lines).rstrip()
