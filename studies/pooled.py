@@ -238,7 +238,7 @@ def study(queries: str) -> Study:
     """Read and pool what is finished."""
     tables = read_tables(queries)
     rows = pooled_rows(tables)
-    rules = {metric: scoring.best_of(rows, metric) for metric in COLUMNS[queries]}
+    rules = {metric: scoring.best_of(rows, metric, ("rule",)) for metric in COLUMNS[queries]}
     changes = differences(tables, rules)
     claims = [claim_of(metric, rule, changes[rule]) for metric, rule in rules.items()]
     of_scorer = {}
@@ -265,20 +265,22 @@ def listed(values: list[Any]) -> str:
     return f"{', '.join(first)} and {last}" if first else last
 
 
-def scorers_said(claim: Claim, of_scorer: dict[int, Claim]) -> str:
-    """Whether the scorer's seed changes what is said of a metric."""
-    complete = {
-        seed: each.told
-        for seed, each in of_scorer.items()
-        if len(each.folds) == clustered.NUM_FOLDS
-    }
+def told_of(study: Study, scorer: int, metric: str) -> str | None:
+    """What the scores of one scorer say of a metric; None before all folds are in."""
+    claim = next(each for each in study.of_scorer[scorer] if each.metric == metric)
+    return claim.told if len(claim.folds) == clustered.NUM_FOLDS else None
+
+
+def scorers_said(claim: Claim, study: Study) -> str:
+    """Whether the scorer's seed changes what is said."""
+    each = {scorer: told_of(study, scorer, claim.metric) for scorer in study.of_scorer}
+    complete = {scorer: said for scorer, said in each.items() if said is not None}
     if len(complete) < len(benchmark.SCORERS):
         return f"the scores of {len(complete)} of {len(benchmark.SCORERS)} scorers are complete"
-    others = {seed: said for seed, said in complete.items() if said != claim.told}
+    others = [f"{scorer} alone: {said}" for scorer, said in complete.items() if said != claim.told]
     if not others:
         return "the scores of each scorer alone say the same"
-    said = [f"those of scorer {seed} alone: {text}" for seed, text in others.items()]
-    return f"the scorer changes it, {listed(said)}"
+    return f"the scorer changes it, {listed([f'those of scorer {each}' for each in others])}"
 
 
 def sentence(claim: Claim, study: Study) -> str:
@@ -298,13 +300,9 @@ def sentence(claim: Claim, study: Study) -> str:
             f" minus {rule}: {points(claim.whole)} points; the interval {side} over these pooled"
         )
         return f"{text}, {counted}."
-    of_scorer = {
-        seed: next(each for each in claims if each.metric == claim.metric)
-        for seed, claims in study.of_scorer.items()
-    }
     text = f"**{what}**: `{BEST}` {claim.told} {rule}: {points(claim.whole)} points. The interval"
     text += f" {side} over all {folds} bank folds pooled, {counted};"
-    return f"{text} {scorers_said(claim, of_scorer)}."
+    return f"{text} {scorers_said(claim, study)}."
 
 
 def cell(row: dict[str, Any], metric: str, best: bool) -> str:
