@@ -72,7 +72,7 @@ def home(tmp_path_factory):
             holdout=0.0,
             run=root,
             method="classifier",
-            learning=Learning(lr=1e-2, frames_per_step=8),
+            learning=Learning(lr=1e-2, frames_per_step=32),
             passes=4,
         )
         trainer = SupervisedTrainer(cfg, replace(train, label=label), CPU)
