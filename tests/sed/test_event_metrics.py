@@ -26,6 +26,7 @@ from sed.event_metrics import (
     f1_of,
     mean_scores,
     score_psds,
+    swept_events,
 )
 from sed.labels import read_labels
 from sed.timeline import ClipScores, Event, frames_to_events, merge_events, write_labels
@@ -267,6 +268,23 @@ def test_event_psds_against_the_definition(scenario, clips):
         slow_psds(clips, hours, (4, 3, 2, 1), **SETTINGS[scenario]), abs=1e-9
     )
     assert list(found.per_class) == [name for name in CLASSES if name in labels_of(truth)]
+
+
+@given(made(), st.lists(st.integers(1, 3), min_size=3, max_size=3))
+def test_a_clip_of_weight_two_is_there_twice(clips, weights):
+    """PSDS of weighted clips: whole weights are clips repeated under other names."""
+    _, truth, durations = clips.seconds()
+    times = dict(zip(durations, weights, strict=False))
+
+    def repeated(some):
+        return {f"{n}-{k}": some[n] for n in durations for k in range(times[n])}
+
+    sweep, regions = swept_events(clips.scored(), truth, durations, CLASSES)
+    expected = event_psds(*map(repeated, (clips.scored(), truth, durations)), CLASSES)
+    for scenario, psds in expected.items():
+        trials = sweep.trials(regions, scenario)
+        found = sweep.psds_of(trials, scenario, np.array([float(times[n]) for n in durations]))
+        assert found.value == pytest.approx(psds.value, abs=1e-9)
 
 
 def labels_of(clips) -> set[str]:

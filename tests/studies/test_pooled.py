@@ -230,16 +230,16 @@ def test_both_places_are_written(home, here, monkeypatch):
     judge(home, "learned", [setting])
     monkeypatch.setattr(pooled, "PSDS_DRAWS", 20)
     judge(home, "learned", [setting], "all")
-    (root / "RESULTS.md").write_text("a\n<!-- begin best -->\nold\n<!-- end best -->\nz\n")
-    (root / "docs" / "results" / "best.md").write_text("# Title\n\nWords.\n\n## Old\n")
+    (root / "RESULTS.md").write_text("a\n<!-- begin best -->\nstale\n<!-- end best -->\nz\n")
+    (root / "docs" / "results" / "best.md").write_text("# Title\n\nWords.\n\n## Stale\n")
     reproduce.write_table("best")
     results = (root / "RESULTS.md").read_text()
     page = (root / "docs" / "results" / "best.md").read_text()
     assert results.startswith(
         "a\n<!-- begin best -->\nAll pairs: 1 of 5 bank folds (5), one scorer"
     )
-    assert results.endswith("<!-- end best -->\nz\n") and "old" not in results
-    assert page.startswith("# Title\n\nWords.\n\n## `best`") and "## Old" not in page
+    assert results.endswith("<!-- end best -->\nz\n") and "stale" not in results
+    assert page.startswith("# Title\n\nWords.\n\n## `best`") and "Stale" not in page
     screen = results.partition("-->\n")[2].partition("\n<!-- end")[0]
     assert screen in page
     assert re.search(
@@ -254,14 +254,12 @@ def test_both_places_are_written(home, here, monkeypatch):
         line.split(" | ") for line in lines[1 : lines.index(next(x for x in lines if "minus" in x))]
     ]
     values = [
-        [float(cell.strip("*| ").split(" ")[0].strip("*")) for cell in row[1:]] for row in rows[1:]
+        [float(cell.strip("*| ").split(" ")[0].strip("*")) for cell in row[1:]] for row in rows
     ]
     assert len(header) == 7 and [row[0] for row in values] == sorted(row[0] for row in values)[::-1]
     for column in range(6):
         bold = {
-            row[column]
-            for row, line in zip(values, rows[1:], strict=True)
-            if "**" in line[column + 1]
+            row[column] for row, line in zip(values, rows, strict=True) if "**" in line[column + 1]
         }
         assert bold == {max(row[column] for row in values)}
 
