@@ -27,6 +27,8 @@ from typing import NamedTuple
 from core.command import plain_words, run_main
 from core.errors import InputError
 from core.processes import ENDS_WITH_PARENT
+from core.stored import read_json
+from sed.caches import read_manifest
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -159,20 +161,23 @@ def train_slides(setting: Setting, kind: str, seed: int) -> None:
     train(setting.run(kind, seed), setting.cache(preset, "present"), seed, flags)
 
 
-def is_finished(table: str, sources: list[str]) -> bool:
-    """Whether a table is there and newer than all it is made of, as `make` asks.
+def is_finished(table: str, cache: str, runs: list[str]) -> bool:
+    """Whether a table is there, of these very caches, and newer than the checkpoints."""
+    path = ROOT / table / "results.json"
+    if not path.exists():
+        return False
+    results = read_json(path, "delete it")
+    for split, key in (("validation", "cache_key"), ("train", "train_cache_key")):
+        manifest = read_manifest(ROOT / cache / split / "manifest.json", "make the cache again")
+        if results.get(key) != manifest["key"]:
+            return False
+    newest = max((ROOT / run / "best.pt").stat().st_mtime for run in runs)
+    return path.stat().st_mtime >= newest
 
-    `sources`: run folders, and caches with the split. A missing one is no reason to make it again.
-    """
-    files = [ROOT / each / name for each in sources for name in ("best.pt", "manifest.json")]
-    made, made_of = ROOT / table / "results.json", [path for path in files if path.exists()]
-    newest = max((path.stat().st_mtime for path in made_of), default=0.0)
-    return made.exists() and made.stat().st_mtime >= newest
 
-
-def compare(out: str, cache: str, sources: list[str], rows: list[str]) -> None:
+def compare(out: str, cache: str, runs: list[str], rows: list[str]) -> None:
     """A table of some rows and the rules, unless it is finished."""
-    if is_finished(out, [*sources, f"{cache}/train", f"{cache}/validation"]):
+    if is_finished(out, cache, runs):
         print(f"{out}: finished", flush=True)
         return
     words = ["evaluate.py", "--cache", cache, "--compare", *rows, "rules", "--out", out]

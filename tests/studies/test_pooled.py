@@ -210,6 +210,12 @@ def test_what_is_finished_is_skipped(home, here):
     for setting in FIRST[:2]:
         benchmark.compare_best(setting, "present")
     assert len(here) == 3 and FIRST[1].table("present") in here[-1]
+    cache, other = (benchmark.ROOT / each.cache("slides", "present") for each in FIRST[1:3])
+    (cache / "train").rename(cache / "gone")
+    shutil.copytree(other / "train", cache / "train")  # rules were tuned on others
+    for setting in FIRST[:2]:
+        benchmark.compare_best(setting, "present")
+    assert len(here) == 4 and FIRST[1].table("present") in here[-1]
 
 
 def test_a_table_of_other_decisions_is_refused(home, here):
