@@ -22,7 +22,15 @@ import numpy as np
 from baselines.tuned_rules import Rule
 from comparison import clustered, scoring
 from comparison.scoring import DECISIVE, DRAWN_FOR_EVENTS, HEADLINE, TITLES, Resampler, word
-from comparison.systems import BASE, Member, System, from_checkpoint, from_rule
+from comparison.systems import (
+    BASE,
+    GATED,
+    Member,
+    System,
+    from_checkpoint,
+    rows_of_rules,
+    tuned_gate,
+)
 from config import EvaluateConfig
 from core.errors import InputError
 from core.names import markdown as as_markdown
@@ -126,8 +134,13 @@ def members_of(table: Table, name: str, cache: Cache) -> list[Member]:
         paths = [benchmark.ROOT / run / "best.pt" for run in runs]
         return [from_checkpoint(path, cache, EvaluateConfig())[1] for path in paths]
     path = benchmark.ROOT / table.setting.table(table.queries) / "rules.json"
-    rules = {rule["name"]: rule for rule in read_json(path, CURE)["rules"]}
-    return [from_rule(Rule(**rules[name]), cache)]
+    rules = [Rule(**rule) for rule in read_json(path, CURE)["rules"]]
+    rules = [rule for rule in rules if rule.name == name.removesuffix(f", {GATED}")]
+    train = table.setting.cache("slides", table.queries)
+    gated = any(rule.gated for rule in rules)
+    gate = tuned_gate(load_cache(benchmark.ROOT / train / "train")) if gated else None
+    rows = {row.name: row for row in rows_of_rules(rules, cache, gate, ())}
+    return rows[name].members
 
 
 class Draws(NamedTuple):
