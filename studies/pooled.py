@@ -130,8 +130,7 @@ def pooled_rows(tables: list[Table]) -> dict[str, dict[str, Any]]:
 def members_of(table: Table, name: str, cache: Cache) -> list[Member]:
     """A row's members from what is stored: decisions of checkpoints, tuned rules."""
     if name == BEST:
-        runs = [table.setting.run(BEST, seed) for seed in benchmark.BEST_SEEDS]
-        paths = [benchmark.ROOT / run / "best.pt" for run in runs]
+        paths = [benchmark.ROOT / member["source"] for member in table.rows[BEST]["members"]]
         return [from_checkpoint(path, cache, EvaluateConfig())[1] for path in paths]
     path = benchmark.ROOT / table.setting.table(table.queries) / "rules.json"
     rules = [Rule(**rule) for rule in read_json(path, CURE)["rules"]]
@@ -345,12 +344,13 @@ def screen(studies: list[Study]) -> str:
     lines = []
     for study in studies:
         settings = [table.setting for table in study.tables]
-        folds, scorers = ({getattr(s, part) for s in settings} for part in ("fold", "scorer"))
-        counted = [f"{len(folds)} of {clustered.NUM_FOLDS} bank folds ({listed(sorted(folds))})"]
-        counted.append(
-            f"scorer seeds {listed(sorted(scorers))}" if len(scorers) > 1 else "one scorer"
-        )
-        counted.append(f"policy seeds {listed(list(benchmark.BEST_SEEDS))}")
+        folds, scorers = (sorted({getattr(s, part) for s in settings}) for part in Setting._fields)
+        counted = [f"{len(folds)} of {clustered.NUM_FOLDS} bank folds ({listed(folds)})"]
+        each = [f"{seed} in {sum(s.scorer == seed for s in settings)}" for seed in scorers]
+        several = f"scorer seeds {listed(each)} of them"
+        counted.append(several if len(scorers) > 1 else "one scorer")
+        seeds = sorted({len(table.rows[BEST]["members"]) for table in study.tables})
+        counted.append(f"{' or '.join(map(str, seeds))} policy seeds")
         title = TITLES_OF[study.queries]
         lines += [f"{title[0].upper()}{title[1:]}: {', '.join(counted)}.", ""]
         lines += [*rows_table(study, dict.fromkeys([BEST, *study.rules.values(), BASE])), ""]

@@ -129,7 +129,7 @@ def test_a_policy_of_known_worth(home, here, name):
     found = judge(home, name, FIRST)
     claim = of_f1(found)
     text = pooled.screen([found])
-    assert "5 of 5 bank folds (1, 2, 3, 4 and 5), one scorer, policy seeds 0 and 1" in text
+    assert "5 of 5 bank folds (1, 2, 3, 4 and 5), one scorer, 2 policy seeds" in text
     said = {"learned": {"beats"}, "loser": {"loses to"}}
     assert claim.told in said.get(name, {"loses to", "cannot be told from"})
     assert f"**F1, present pairs**: `best` {claim.told} fixed 0" in text
