@@ -629,7 +629,9 @@ def collect(runs: list[Run], cfg: Study, bench: Bench) -> tables.Outcome:
 
     labels = cfg.first + cfg.per_cycle * np.arange(cfg.cycles)
     queries = {name: gather(name) for name in tables.QUERIES}
-    return tables.Outcome(names, seeds, labels, gather("accuracy"), gather("seconds"), queries)
+    rule = getattr(cfg, "dqn_warm_start", "margin")  # `steps` and `repeats` have no warm start
+    numbers = gather("accuracy"), gather("seconds"), queries
+    return tables.Outcome(names, seeds, labels, *numbers, rule)
 
 
 def report(command: str, cfg: Study, outcome: tables.Outcome, text: str, **more: Any) -> None:

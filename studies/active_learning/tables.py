@@ -53,21 +53,21 @@ class Outcome(NamedTuple):
     accuracy: np.ndarray  # (M, S, R) on the test images
     seconds: np.ndarray  # (M, S, R)
     queries: dict[str, np.ndarray]  # name of QUERIES -> (M, S, R - 1), 0..1; NaN: has none
+    warm_start: str = "margin"  # rule of the first queries of dqn-warm
 
     def of(self, name: str) -> np.ndarray:
         """Accuracy (S, R) of a strategy."""
         return self.accuracy[self.names.index(name)]
 
-
-def spoken(name: str) -> str:
-    """dqn-warm3-200 -> margin 3 times, then DQN, 200 steps (the rule of the first queries is margin
-    unless --dqn-warm-start says another)"""
-    if not name.startswith("dqn"):
-        return NAMES[name]
-    who, _, steps = name.rpartition("-")
-    warm = who.removeprefix("dqn-warm")
-    times = "once" if warm == "1" else f"{warm} times"
-    return ("DQN" if who == "dqn" else f"margin {times}, then DQN") + f", {steps} steps"
+    def spoken(self, name: str) -> str:
+        """dqn-warm3-200 -> margin 3 times, then DQN, 200 steps: as tables and figure say it."""
+        if not name.startswith("dqn"):
+            return NAMES[name]
+        who, _, steps = name.rpartition("-")
+        warm = who.removeprefix("dqn-warm")
+        times = "once" if warm == "1" else f"{warm} times"
+        first = "" if who == "dqn" else f"{NAMES[self.warm_start]} {times}, then "
+        return f"{first}DQN, {steps} steps"
 
 
 def area(accuracy: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -90,7 +90,7 @@ def paired(first: np.ndarray, second: np.ndarray) -> tuple[float, float, float]:
 
 def points(difference: tuple[float, float, float]) -> str:
     """+1.20 [+0.80, +1.60], in percentage points."""
-    mean, low, high = (100 * value for value in difference)
+    mean, low, high = (round(100 * value, 2) + 0.0 for value in difference)  # no -0.00
     return f"{mean:+.2f}" + ("" if np.isnan(low) else f" [{low:+.2f}, {high:+.2f}]")
 
 
@@ -115,7 +115,7 @@ def accuracy_table(outcome: Outcome) -> str:
     rows = []
     for name, runs in zip(outcome.names, outcome.accuracy, strict=True):
         cells = [f"{100 * value:.2f}" for value in runs.mean(0)]
-        rows.append([spoken(name), *cells, spread(area(runs, outcome.labels))])
+        rows.append([outcome.spoken(name), *cells, spread(area(runs, outcome.labels))])
     return rows_of(header, rows)
 
 
@@ -138,7 +138,7 @@ def difference_table(outcome: Outcome) -> str:
                 cells.append("" if name == "random" else points(paired(*means)))
             else:  # fewer than four cycles
                 cells.append("")
-        rows.append([spoken(name), *cells])
+        rows.append([outcome.spoken(name), *cells])
     return rows_of(header, rows)
 
 
@@ -154,7 +154,7 @@ def query_table(outcome: Outcome) -> str:
             cells.append(
                 "" if np.isnan(pair[0]) else "{:.0f} → {:.0f}".format(*(100 * np.array(pair)))
             )
-        rows.append([spoken(name), *cells])
+        rows.append([outcome.spoken(name), *cells])
     return rows_of(header, rows)
 
 
@@ -172,7 +172,7 @@ def verdict(outcome: Outcome) -> str:
                 said = "one seed, so nothing is shown"
             else:
                 said = "above" if low > 0 else "below" if high < 0 else "cannot be told apart"
-            lines.append(f"- {spoken(name)} against {other}: area {points(gap)}: {said}")
+            lines.append(f"- {outcome.spoken(name)} against {other}: area {points(gap)}: {said}")
     return "\n".join(lines)
 
 
@@ -215,16 +215,15 @@ def wins(outcome: Outcome) -> dict[str, int]:
 
 
 def steps_table(outcome: Outcome, won: dict[str, int], best: str) -> str:
-    """The report of several numbers of gradient steps."""
-    about = f"Test accuracy in percent, {seeds_of(outcome)}."
+    """The report of several numbers of gradient steps: a comparison, and the source's count."""
     areas = {name: 100 * float(area(outcome.of(name), outcome.labels).mean()) for name in won}
-    said = ", ".join(f"{spoken(name)} {count}" for name, count in won.items())
+    said = ", ".join(f"{outcome.spoken(name)} {count}" for name, count in won.items())
     low, high = min(areas.values()), max(areas.values())
-    verdicts = [
-        f"Cycles from the third on in which it is the best: {said}.",
-        f"Best by that count: {spoken(best)}. Areas lie between {low:.2f} and {high:.2f}.",
-    ]
-    return "\n\n".join([about, accuracy_table(outcome), *verdicts]) + "\n"
+    counts = f"""Cycles from the third on in which it is the best: {said}.
+
+Best by that count: {outcome.spoken(best)}. Areas lie between {low:.2f} and {high:.2f}.
+"""
+    return f"{comparison(outcome)}\n{counts}"
 
 
 def as_dict(outcome: Outcome) -> dict[str, Any]:
@@ -279,7 +278,8 @@ def draw(outcome: Outcome, dataset: str, path: Path) -> None:
         base = outcome.of("random")
         for name, runs in zip(outcome.names, outcome.accuracy, strict=True):
             colour, marker = LOOKS.get(name) or (next(greens), "*")
-            line = {"color": colour, "marker": marker, "markersize": 6, "label": spoken(name)}
+            line = {"color": colour, "marker": marker, "markersize": 6}
+            line["label"] = outcome.spoken(name)
             if name.startswith("dqn"):
                 line |= {"linewidth": 2.6, "zorder": 3, "markersize": 10}
             left.plot(outcome.labels, 100 * runs.mean(0), **line)

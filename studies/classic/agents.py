@@ -80,6 +80,24 @@ class Rollout(NamedTuple):
         return self.rewards.sum(0)
 
 
+def step_alive(
+    envs: Any, obs: np.ndarray, actions: np.ndarray, alive: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Step the lanes (L,) that are alive -> observations (L, S), rewards (L,), ended (L,) bool.
+
+    Where the lanes are environments of their own (LunarLander), those that ended are left alone:
+    of 100 episodes most are over long before the last. Where all are one array, they move on.
+    """
+    if not hasattr(envs, "envs"):
+        obs, rewards, terminated, truncated, _ = envs.step(actions)
+        return obs, rewards, terminated | truncated
+    obs, rewards, ended = obs.copy(), np.zeros(len(alive)), np.zeros(len(alive), dtype=bool)
+    for lane in np.flatnonzero(alive):
+        obs[lane], rewards[lane], terminated, truncated, _ = envs.envs[lane].step(actions[lane])
+        ended[lane] = terminated or truncated
+    return obs, rewards, ended
+
+
 def play(envs: Any, act: Callable[[np.ndarray], np.ndarray], seed: int) -> Rollout:
     """Reset all lanes, then one episode of each; `act` maps observations (L, S) to actions (L,)."""
     obs, _ = envs.reset(seed=seed)
@@ -87,9 +105,9 @@ def play(envs: Any, act: Callable[[np.ndarray], np.ndarray], seed: int) -> Rollo
     steps = []
     while alive.any():
         actions = act(obs)
-        following, rewards, terminated, truncated, _ = envs.step(actions)
+        following, rewards, ended = step_alive(envs, obs, actions, alive)
         steps.append((obs, actions, np.where(alive, rewards, 0.0), alive))
-        alive = alive & ~(terminated | truncated)
+        alive = alive & ~ended
         obs = following
     return Rollout(*(np.stack(column) for column in zip(*steps, strict=True)))
 
@@ -170,6 +188,12 @@ class Checks:
         if score >= self.best:
             self.best, self.kept = score, copy.deepcopy(network.state_dict())
         return self.stop_at is not None and score >= self.stop_at
+
+    def spoken(self) -> str:
+        """Last and best check for a progress bar; empty before the first."""
+        if not self.history:
+            return ""
+        return f"check {self.history[-1][1]:.1f}, best {self.best:.1f}"
 
 
 class Trained(NamedTuple):
@@ -417,7 +441,9 @@ def dqn(
                 learner.update(clock / cfg.budget)
         if clock // cfg.sync_every > before // cfg.sync_every:
             sync(learner.target, learner.network)
-        if checks.look(learner.network, steps):
+        stop = checks.look(learner.network, steps)
+        bar.set_postfix_str(checks.spoken(), refresh=False)
+        if stop:
             break
     checks.look(learner.network, steps, last=True)
     bar.close()
@@ -491,7 +517,9 @@ def sb3_dqn(
             bar.update(cfg.lanes)
             ended = [info["episode"]["r"] for info in self.locals["infos"] if "episode" in info]
             episodes.extend((self.num_timesteps, float(total)) for total in ended)
-            return not checks.look(network, self.num_timesteps)
+            stop = checks.look(network, self.num_timesteps)
+            bar.set_postfix_str(checks.spoken(), refresh=False)
+            return not stop
 
     with tqdm(total=cfg.budget, unit="step", desc="sb3", disable=not progress) as bar:
         model.learn(cfg.budget, callback=Watch())

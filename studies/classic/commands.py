@@ -340,7 +340,10 @@ def result_of(cfg: TrainedConfig) -> dict[str, Any]:
     """The stored result of a training; InputError where its settings were others."""
     path = cfg.out / "result.json"
     result = read_json(path, "delete it")
-    if result.get("config") != json.loads(json.dumps(to_dict(cfg))):
+    wanted, found = json.loads(json.dumps(to_dict(cfg))), dict(result.get("config") or {})
+    for where in ("out", "overwrite"):  # of the command alone, they change no number
+        wanted.pop(where), found.pop(where, None)
+    if found != wanted:
         raise InputError(f"{path} was made with other settings; delete it or give another --out")
     return result
 

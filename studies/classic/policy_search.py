@@ -208,7 +208,7 @@ def reinforce(
         episodes += [(steps, float(total)) for total in rollout.returns]
         bar.update(int(rollout.alive.sum()))
         stop = checks.look(network, steps)
-        bar.set_postfix_str(f"return {rollout.returns.mean():.1f}, best check {checks.best:.1f}")
+        bar.set_postfix_str(f"return {rollout.returns.mean():.1f}, {checks.spoken()}")
         if stop:
             break
     checks.look(network, steps, last=True)

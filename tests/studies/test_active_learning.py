@@ -649,11 +649,12 @@ def test_steps_choose_and_repeats_take_the_best(tmp_path, capsys):
     out = ["--out", str(tmp_path)]
     with pytest.raises(InputError, match=r"run `steps` first, or give --gradient-steps"):
         main(["repeats", *FEW, *out])
-    main(["steps", *FEW, *out, "--gradient-steps", "1", "4"])
+    main(["steps", *FEW, *out, "--gradient-steps", "1", "4", "--seeds", "2"])
     results = json.loads((tmp_path / "steps" / "results.json").read_text())
     assert results["best_steps"] in (1, 4)
     assert max(results["wins"].values()) == results["wins"][f"dqn-{results['best_steps']}"]
-    assert "Best by that count" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "Best by that count" in printed and "DQN, 4 steps against random" in printed
     main(["repeats", *FEW, *out, "--repeats", "2"])
     repeats = json.loads((tmp_path / "repeats" / "results.json").read_text())
     assert repeats["gradient_steps"] == results["best_steps"] and repeats["seeds"] == [1, 2]
@@ -735,6 +736,18 @@ def test_verdict_follows_the_interval(rng):
     assert same.count("cannot be told apart") == 2
     alone = tables.verdict(outcome_of((levels + noise)[:, :1], ["random", "margin", "dqn"]))
     assert alone.count("one seed, so nothing is shown") == 2
+
+
+def test_rows_name_the_rule_of_the_first_queries():
+    outcome = outcome_of(np.zeros((2, 1, 3)), ["random", "dqn-warm3-200"])
+    assert outcome.spoken("dqn-warm3-200") == "margin 3 times, then DQN, 200 steps"
+    other = outcome._replace(warm_start="least-confidence")
+    assert other.spoken("dqn-warm1-50") == "least confidence once, then DQN, 50 steps"
+    assert "| least confidence 3 times, then DQN, 200 steps |" in tables.accuracy_table(other)
+
+
+def test_no_difference_is_not_minus_nothing():
+    assert tables.points((-1e-9, -0.01, 0.02)) == "+0.00 [-1.00, +2.00]"
 
 
 def test_wins_leave_out_the_cycles_before_learning():

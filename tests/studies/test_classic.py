@@ -163,6 +163,29 @@ def test_play_counts_each_lane_to_its_own_end():
     assert rollout.returns.max() <= 30 and len(rollout.obs) == rollout.returns.max()
 
 
+def test_episodes_that_ended_are_left_alone():
+    """Same episodes as where all lanes step on, without a step after their ends."""
+    pytest.importorskip("Box2D")
+    envs = agents.make_envs("LunarLander-v3", 4, 200)
+    counts = [0] * 4
+
+    def counted(lane, step):
+        def one(action):
+            counts[lane] += 1
+            return step(action)
+
+        return one
+
+    for lane, env in enumerate(envs.envs):
+        env.step = counted(lane, env.step)
+    rollout = agents.play(envs, lambda obs: np.zeros(len(obs), dtype=int), 0)
+    assert counts == rollout.alive.sum(0).tolist() and min(counts) < max(counts)
+    together = agents.make_envs("LunarLander-v3", 4, 200)
+    together.reset(seed=0)
+    rewards = [together.step(np.zeros(4, dtype=int))[1] for _ in rollout.alive]
+    np.testing.assert_array_equal(rollout.returns, (rewards * rollout.alive).sum(0))
+
+
 def test_reinforce_learns_and_repeats():
     cfg = ReinforceSettings(steps=8_000, max_steps=200)
     checking = Checking(every=4_000)
@@ -495,6 +518,11 @@ def test_the_table_reads_what_is_there(tmp_path, capsys, monkeypatch):
     changed = dataclasses.replace(other, learning=dataclasses.replace(other.learning, gamma=0.5))
     with pytest.raises(InputError, match="other settings"):
         classic.result_of(changed)
+    path = other.out / "result.json"
+    result = json.loads(path.read_text())
+    result["config"] |= {"out": None, "overwrite": True}  # as `dqn` without --out leaves it
+    path.write_text(json.dumps(result))
+    assert classic.result_of(other) == result
 
 
 def test_a_stopped_seed_keeps_its_last_value():
