@@ -40,15 +40,17 @@ for _env in LIMIT:
         steps=None,
     )
 LUNAR_LANDER = DqnSettings(
-    lr=6.3e-4,
+    hidden=(128, 128),
+    lr=1e-3,
     lr_end=1e-4,
-    budget=200_000,
+    budget=400_000,
     max_steps=1_000,
-    epsilon_end=0.1,
-    epsilon_span=16_000,
+    epsilon_end=0.05,
+    epsilon_span=40_000,
     batch=128,
     train_every=8,
-    updates=8,
+    updates=2,
+    sync_every=1_000,
 )
 DQN = {
     "tuned": DqnSettings(),
@@ -287,7 +289,7 @@ def commands(args: list[str]) -> dict[str, Any]:
     settings, env = flag_in(args, "--settings") or "tuned", flag_in(args, "--env")
     checking = WATCHED.get(settings, Checking())
     if env == "LunarLander-v3":
-        checking = Checking(every=20_000, stop_at=240.0)
+        checking = Checking(every=20_000, stop_at=230.0)
     tabular = TABULAR.get((env or "three-state", settings), TabularLearning())
     gamma = 0.9 if env in (None, "three-state") else 0.99
     policy_gradient = REINFORCE.get((env or "CartPole-v1", settings), ReinforceSettings())
