@@ -384,13 +384,17 @@ def table_of(results: dict[str, list[dict[str, Any]]]) -> str:
 
 
 def curve(results: list[dict[str, Any]], every: int) -> tuple[np.ndarray, np.ndarray]:
-    """Steps (T,) and the checks of every seed (seeds, T); a stopped seed keeps its last value."""
-    end = max(result["steps"] for result in results)
-    steps = np.arange(every, end + every, every)
+    """Steps (T,) and the checks of every seed (seeds, T); a stopped seed keeps its last value.
+
+    A check stands where it was due: it comes some steps later, once all lanes have stepped.
+    """
+    last = max(result["steps"] for result in results) // every
+    steps = every * (1 + np.arange(max(last, 1)))
     rows = []
     for result in results:
         at, means = np.array(result["checks"]).T
-        rows.append(means[np.clip(np.searchsorted(at, steps, "right") - 1, 0, None)])
+        due = at // every * every
+        rows.append(means[np.clip(np.searchsorted(due, steps, "right") - 1, 0, None)])
     return steps, np.stack(rows)
 
 
