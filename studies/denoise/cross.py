@@ -429,12 +429,17 @@ def told(rows: list[Row], cfg: CrossConfig, corpus: Corpus) -> str:
     first = constant.rounds
     head = ["", "rounds", "return", f"return - {CONSTANT}", "SI-SDR (dB)", "STOI", "ESTOI"]
     head += ["left alone", "hurt"]
+    fewer = ""
+    if any(len(row.rounds) < len(first) for row in rows):
+        fewer = (
+            " Of a row with fewer rounds only the differences compare: they are of its own rounds."
+        )
     lines = [
         f"{clips} held-out clips at {corpus.sample_rate} Hz: {len(first)} rounds, {speakers}"
         f" speakers, {len({one.fold for one in first})} folds of the noise. Intervals: 95 %,"
         f" Student's t over speakers. Return: dB gained / {cfg.reward_scale:g} +"
         f" {cfg.stoi_weight:g} STOI gained + {cfg.estoi_weight:g} ESTOI gained. Hurt: the share of"
-        f" clips that lose more than {HURT:g}.",
+        f" clips that lose more than {HURT:g}.{fewer}",
         "",
         f"| {' | '.join(head)} |",
         "|" + "---|" * len(head),
@@ -464,7 +469,9 @@ def told(rows: list[Row], cfg: CrossConfig, corpus: Corpus) -> str:
                 continue
             value, low, high = over_speakers(*gap)
             word = "better than" if low > 0 else "worse than" if high < 0 else "not told apart from"
-            lines.append(f"- {row.name}: {word} {other.name} ({said(value, low, high)})")
+            lines.append(
+                f"- {title_of(row, constant)}: {word} {other.name} ({said(value, low, high)})"
+            )
     lines += ["", f"Made on {processor()}."]
     return "\n".join(lines) + "\n"
 
@@ -480,31 +487,40 @@ def learning(row: Row, constant: Row) -> list[np.ndarray]:
     return [row.curves[0, :, 0], *np.array(told).T]
 
 
+def title_of(row: Row, constant: Row) -> str:
+    """A row's name; how many rounds it has where they are fewer."""
+    few = len(row.rounds) < len(constant.rounds)
+    return f"{row.name} ({len(row.rounds)} rounds)" if few else row.name
+
+
+AGENT_KINDS = ("t_adj", "prob", "supervised", "epsilon")  # of COLOURS
+
+
 def draw(rows: list[Row], path: Path) -> None:
     """Left: difference to the constant chain, its interval, the speakers; right: while learning."""
     constant = rows[0]
     others = list(reversed(rows[1:]))
+    agents = [row for row in rows if row.name not in YARDSTICKS]
+    kinds = dict(zip((row.name for row in agents), AGENT_KINDS, strict=False))
     title = "Held-out speakers and noise: what is gained over the best constant chain"
     figure, ((left, right),) = page(title, 1, 2, 6.2)
     for y, row in enumerate(others):
         gap, speaker = against(row, constant)
         mean, low, high = over_speakers(gap, speaker)
-        kind = "t_adj" if row.name not in YARDSTICKS else "yardstick"
-        kind = "ceiling" if row.name in (KNOWN, SEARCH) else kind
+        kind = "ceiling" if row.name in (KNOWN, SEARCH) else kinds.get(row.name, "yardstick")
         means = [gap[speaker == name].mean() for name in np.unique(speaker)]
         left.plot(means, [y] * len(means), "|", color=COLOURS[kind], ms=12, mew=1.5)
         left.plot([low, high], [y, y], color=COLOURS[kind], lw=3, solid_capstyle="butt")
         left.plot(mean, y, "o", color=COLOURS[kind], ms=8)
     left.axvline(0, color="black", lw=1)
-    left.set_yticks(range(len(others)), [row.name for row in others])
+    left.set_yticks(range(len(others)), [title_of(row, constant) for row in others])
     left.set_xlabel("return minus the constant chain's")
     left.set_title("line: 95 % over speakers; strokes: speakers", fontsize=11)
-    colours = ("t_adj", "prob", "supervised", "epsilon")
-    agents = [row for row in rows if row.name not in YARDSTICKS]
-    for row, colour in zip(agents, colours, strict=False):
+    for row in agents:
         steps, means, low, high = learning(row, constant)
-        right.plot(steps, means, "o-", color=COLOURS[colour], label=row.name)
-        right.fill_between(steps, low, high, color=COLOURS[colour], alpha=0.15, lw=0)
+        colour = COLOURS[kinds[row.name]]
+        right.plot(steps, means, "o-", color=colour, label=title_of(row, constant))
+        right.fill_between(steps, low, high, color=colour, alpha=0.15, lw=0)
     right.axhline(0, color="black", lw=1.5, ls="--", label=CONSTANT)
     right.set_xlabel("denoisers applied in training")
     right.set_ylabel("return minus the constant chain's, held-out clips")
