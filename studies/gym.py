@@ -27,6 +27,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -390,6 +391,19 @@ def sb3_env(envs: ThresholdVectorEnv) -> Any:
     return LockstepVecEnv()
 
 
+def without_log(model: Any) -> Any:
+    """The model, which then logs nowhere; else stable-baselines3 leaves a folder in /tmp."""
+    logger = needed("stable_baselines3.common.logger", __file__)
+    model.set_logger(logger.Logger(folder=None, output_formats=[]))
+    return model
+
+
+def save_model(model: Any, path: Path) -> None:
+    """Write stable-baselines3's archive to this very path; the library would add .zip to a name."""
+    with open(path, "wb") as stream:
+        model.save(stream)
+
+
 def qnetwork_kwargs(bandit: Bandit, network: Network) -> dict[str, Any]:
     """Policy settings that make stable-baselines3's Q-network the one of DQN.py."""
     layers = needed("stable_baselines3.common.torch_layers", __file__)
@@ -486,7 +500,7 @@ def make_dqn(cfg: ThresholdEnvConfig, cache: Cache, device: torch.device) -> Any
         frames = len(envs.lanes.visited) / len(envs.lanes.pairs)  # of an episode, on average
         decay = min(1.0, learning.epsilon_episodes * frames / cfg.steps)
     network = qnetwork_kwargs(cfg.bandit, cfg.network) if cfg.policy == "qnetwork" else None
-    return algorithm(
+    model = algorithm(
         "MlpPolicy",
         sb3_env(envs),
         learning_rate=learning.lr,
@@ -505,6 +519,7 @@ def make_dqn(cfg: ThresholdEnvConfig, cache: Cache, device: torch.device) -> Any
         seed=cfg.seed,
         device=device,
     )
+    return without_log(model)
 
 
 def learn(model: Any, steps: int, progress: str | None = None) -> None:
@@ -587,14 +602,9 @@ def train_and_judge(
         "config": to_dict(cfg),
         **tables(cache, pred, cfg.bandit, train),
     }
-
-    def save(path: Path) -> None:
-        with open(path, "wb") as stream:
-            model.save(stream)
-
     write_together(
         {
-            cfg.out / "model.zip": save,
+            cfg.out / "model.zip": partial(save_model, model),
             cfg.out / "results.json": lambda path: write_json(path, results),
         }
     )

@@ -477,6 +477,10 @@ def sb3_dqn(
     What stays different: in each step all lanes explore or none, and a batch may hold the same
     transition twice.
     """
+    from studies.gym import (
+        without_log,
+    )  # imports the suite, for which the other agents need not wait
+
     check_sb3(cfg, Variant())
     sb3 = needed("stable_baselines3", SCRIPT)
     callbacks = needed("stable_baselines3.common.callbacks", SCRIPT)
@@ -506,6 +510,7 @@ def sb3_dqn(
         seed=seed,
         device="cpu",
     )
+    without_log(model)
     network = model.q_net.q_net  # the layers of make_network, in the same order
     checks = Checks(env, min(cfg.max_steps, LIMIT[env]), checking, seed)
     episodes: list[tuple[int, float]] = []

@@ -36,6 +36,7 @@ from figures.plotting import COLOURS, page, write
 from studies.denoise import data, denoisers, environment
 from studies.denoise.data import BATCH, MEASURES
 from studies.denoise.environment import (
+    HURT,
     JOINT,
     SCRIPT,
     Agent,
@@ -52,7 +53,6 @@ from studies.denoise.training import learn, plain
 CONSTANT, SEARCH = "constant chain", "per-clip search"
 SELECTOR, GATE, KNOWN = "supervised selector", "chain or nothing", "chain or nothing, known"
 YARDSTICKS = (CONSTANT, GATE, SELECTOR, KNOWN, SEARCH)
-HURT = 0.05  # of return
 TREES = {"n_estimators": 300, "min_samples_leaf": 3, "random_state": 0}
 Prefix = tuple[int, ...]  # places in JOINT
 
@@ -111,8 +111,8 @@ class Search:
             self.before.round(3).tolist(),
         ]
         about += [task.quality_stride, task.reward_scale, task.stoi_weight, task.estoi_weight]
-        source = Path(denoisers.__file__).read_bytes()
-        self.key = hashlib.sha256(source + json.dumps(about).encode()).hexdigest()
+        about.append(data.code_of(denoisers))
+        self.key = hashlib.sha256(json.dumps(about).encode()).hexdigest()
 
     def gains(self, prefix: Prefix) -> np.ndarray:
         """Return (n, J) of the chains that begin with `prefix` and have one more denoiser."""
@@ -360,20 +360,21 @@ def collect(cfg: CrossConfig, corpus: Corpus, rounds: list[Round]) -> list[Row]:
             path = cfg.out / one.name / f"{name.replace(' ', '-').replace(',', '')}.json"
             found.append(result_of(path, about, lambda m=make, t=test: (judged(t, cfg, m()), [])))
         rows.append(row_of(name, rounds, found))
-    for algo in cfg.agents:
-        mine, found = [], []
-        for place, one in enumerate(rounds):
+    trainings: dict[str, list[tuple[Round, dict[str, Any]]]] = {algo: [] for algo in cfg.agents}
+    for place, one in enumerate(rounds):  # all agents of a round, so that a part is a comparison
+        for algo in cfg.agents:
             training = training_of(cfg, algo, cfg.seed + place)
             about = {"key": search.key, "train": to_dict(training)}
             path = cfg.out / one.name / f"{algo}.json"
             if cfg.present and not path.exists():
                 continue
             parts = subset(corpus, one.train), subset(corpus, one.test)
-            found.append(result_of(path, about, partial(trained, training, *parts)))
-            mine.append(one)
-            print(f"{algo}, round {one.name}: {np.mean(found[-1]['gain']):+.3f}", flush=True)
-        if found:
-            rows.append(row_of(algo, mine, found))
+            result = result_of(path, about, partial(trained, training, *parts))
+            trainings[algo].append((one, result))
+            print(f"{algo}, round {one.name}: {np.mean(result['gain']):+.3f}", flush=True)
+    for algo, made in trainings.items():
+        if made:
+            rows.append(row_of(algo, [one for one, _ in made], [result for _, result in made]))
     return rows
 
 
@@ -385,18 +386,35 @@ def over_speakers(values: np.ndarray, speaker: np.ndarray) -> tuple[float, float
     means = np.array([values[speaker == name].mean() for name in np.unique(speaker)])
     if len(means) < 2:
         return float(means.mean()), math.nan, math.nan
-    interval = stats.ttest_1samp(means, 0.0).confidence_interval(0.95)
-    return float(means.mean()), float(interval.low), float(interval.high)
+    mean, count = float(means.mean()), len(means)
+    half = float(stats.t.ppf(0.975, count - 1) * means.std(ddof=1) / math.sqrt(count))
+    return mean, mean - half, mean + half
 
 
-def against(row: Row, other: Row) -> np.ndarray:
-    """Difference (n,) to another row on the rounds that this one has."""
-    start = np.cumsum([0, *(len(one.test) for one in other.rounds)])
-    places = {
-        one.name: np.arange(a, b) for one, a, b in zip(other.rounds, start, start[1:], strict=False)
+class Gap(NamedTuple):
+    """What a row gains more than another on the clips that both have judged."""
+
+    values: np.ndarray  # (n,)
+    speaker: np.ndarray  # (n,)
+
+
+def against(row: Row, other: Row) -> Gap:
+    """Difference to another row on the rounds that both have."""
+    mine, theirs = places_of(row), places_of(other)
+    both = [name for name in mine if name in theirs]
+    if not both:
+        return Gap(np.empty(0), np.empty(0, str))
+    here, there = (np.concatenate([places[name] for name in both]) for places in (mine, theirs))
+    return Gap(row.gain[here] - other.gain[there], row.speaker[here])
+
+
+def places_of(row: Row) -> dict[str, np.ndarray]:
+    """Round -> where its clips are in a row."""
+    ends = np.cumsum([len(one.test) for one in row.rounds])
+    return {
+        one.name: np.arange(end - len(one.test), end)
+        for one, end in zip(row.rounds, ends, strict=True)
     }
-    index = np.concatenate([places[one.name] for one in row.rounds])
-    return row.gain - other.gain[index]
 
 
 def said(value: float, low: float, high: float) -> str:
@@ -411,12 +429,17 @@ def told(rows: list[Row], cfg: CrossConfig, corpus: Corpus) -> str:
     first = constant.rounds
     head = ["", "rounds", "return", f"return - {CONSTANT}", "SI-SDR (dB)", "STOI", "ESTOI"]
     head += ["left alone", "hurt"]
+    fewer = ""
+    if any(len(row.rounds) < len(first) for row in rows):
+        fewer = (
+            " Of a row with fewer rounds only the differences compare: they are of its own rounds."
+        )
     lines = [
         f"{clips} held-out clips at {corpus.sample_rate} Hz: {len(first)} rounds, {speakers}"
         f" speakers, {len({one.fold for one in first})} folds of the noise. Intervals: 95 %,"
         f" Student's t over speakers. Return: dB gained / {cfg.reward_scale:g} +"
         f" {cfg.stoi_weight:g} STOI gained + {cfg.estoi_weight:g} ESTOI gained. Hurt: the share of"
-        f" clips that lose more than {HURT:g}.",
+        f" clips that lose more than {HURT:g}.{fewer}",
         "",
         f"| {' | '.join(head)} |",
         "|" + "---|" * len(head),
@@ -426,7 +449,7 @@ def told(rows: list[Row], cfg: CrossConfig, corpus: Corpus) -> str:
     lines.append(f"| noisy | {len(first)} | 0 |  | {' | '.join(means)} | 100 % | 0 % |")
     for row in rows:
         means = [f"{np.nanmean(row.scores[:, i]):.{2 if i == 0 else 3}f}" for i in range(3)]
-        gap = "" if row is constant else said(*over_speakers(against(row, constant), row.speaker))
+        gap = "" if row is constant else said(*over_speakers(*against(row, constant)))
         alone = np.mean([not chain for chain in row.chains])
         cells = [row.name, str(len(row.rounds)), said(*over_speakers(row.gain, row.speaker)), gap]
         cells += [*means, f"{alone:.0%}", f"{(row.gain < -HURT).mean():.0%}"]
@@ -435,44 +458,73 @@ def told(rows: list[Row], cfg: CrossConfig, corpus: Corpus) -> str:
     for row in rows:
         if row.name in YARDSTICKS and row.name not in (GATE, SELECTOR):
             continue
-        for other in rows[: 3 if row.name not in YARDSTICKS else 1]:
-            if other is row:
+        others = rows[:1]
+        if row.name not in YARDSTICKS:
+            others = rows[:3] + [
+                one for one in rows[: rows.index(row)] if one.name not in YARDSTICKS
+            ]
+        for other in others:
+            gap = against(row, other)
+            if other is row or not len(gap.values):
                 continue
-            value, low, high = over_speakers(against(row, other), row.speaker)
+            value, low, high = over_speakers(*gap)
             word = "better than" if low > 0 else "worse than" if high < 0 else "not told apart from"
-            lines.append(f"- {row.name}: {word} {other.name} ({said(value, low, high)})")
+            lines.append(
+                f"- {title_of(row, constant)}: {word} {other.name} ({said(value, low, high)})"
+            )
     lines += ["", f"Made on {processor()}."]
     return "\n".join(lines) + "\n"
+
+
+def learning(row: Row, constant: Row) -> list[np.ndarray]:
+    """Steps (k,) of an agent's looks, then what it gains more than the constant chain on its rounds
+    (k,), with the interval's ends (k,) each."""
+    places = places_of(constant)
+    chain = np.array([constant.gain[places[one.name]].mean() for one in row.rounds])
+    speaker = np.array([one.speaker for one in row.rounds])
+    gaps = row.curves[:, :, 1] - chain[:, None]
+    told = [over_speakers(gap, speaker) for gap in gaps.T]
+    return [row.curves[0, :, 0], *np.array(told).T]
+
+
+def title_of(row: Row, constant: Row) -> str:
+    """A row's name; how many rounds it has where they are fewer."""
+    few = len(row.rounds) < len(constant.rounds)
+    return f"{row.name} ({len(row.rounds)} rounds)" if few else row.name
+
+
+AGENT_KINDS = ("t_adj", "prob", "supervised", "epsilon")  # of COLOURS
 
 
 def draw(rows: list[Row], path: Path) -> None:
     """Left: difference to the constant chain, its interval, the speakers; right: while learning."""
     constant = rows[0]
     others = list(reversed(rows[1:]))
+    agents = [row for row in rows if row.name not in YARDSTICKS]
+    kinds = dict(zip((row.name for row in agents), AGENT_KINDS, strict=False))
     title = "Held-out speakers and noise: what is gained over the best constant chain"
     figure, ((left, right),) = page(title, 1, 2, 6.2)
     for y, row in enumerate(others):
-        gap = against(row, constant)
-        mean, low, high = over_speakers(gap, row.speaker)
-        kind = "t_adj" if row.name not in YARDSTICKS else "yardstick"
-        kind = "ceiling" if row.name in (KNOWN, SEARCH) else kind
-        means = [gap[row.speaker == name].mean() for name in np.unique(row.speaker)]
+        gap, speaker = against(row, constant)
+        mean, low, high = over_speakers(gap, speaker)
+        kind = "ceiling" if row.name in (KNOWN, SEARCH) else kinds.get(row.name, "yardstick")
+        means = [gap[speaker == name].mean() for name in np.unique(speaker)]
         left.plot(means, [y] * len(means), "|", color=COLOURS[kind], ms=12, mew=1.5)
         left.plot([low, high], [y, y], color=COLOURS[kind], lw=3, solid_capstyle="butt")
         left.plot(mean, y, "o", color=COLOURS[kind], ms=8)
     left.axvline(0, color="black", lw=1)
-    left.set_yticks(range(len(others)), [row.name for row in others])
+    left.set_yticks(range(len(others)), [title_of(row, constant) for row in others])
     left.set_xlabel("return minus the constant chain's")
     left.set_title("line: 95 % over speakers; strokes: speakers", fontsize=11)
-    colours = ("t_adj", "prob", "supervised", "epsilon")
-    agents = [row for row in rows if row.name not in YARDSTICKS]
-    for row, colour in zip(agents, colours, strict=False):
-        steps, gains = row.curves.mean(0).T
-        right.plot(steps, gains, "o-", color=COLOURS[colour], label=row.name)
-    right.axhline(constant.gain.mean(), color="black", lw=1.5, ls="--", label=CONSTANT)
+    for row in agents:
+        steps, means, low, high = learning(row, constant)
+        colour = COLOURS[kinds[row.name]]
+        right.plot(steps, means, "o-", color=colour, label=title_of(row, constant))
+        right.fill_between(steps, low, high, color=colour, alpha=0.15, lw=0)
+    right.axhline(0, color="black", lw=1.5, ls="--", label=CONSTANT)
     right.set_xlabel("denoisers applied in training")
-    right.set_ylabel("mean return on held-out clips")
-    right.set_title("while learning; nothing is chosen by it", fontsize=11)
+    right.set_ylabel("return minus the constant chain's, held-out clips")
+    right.set_title("while learning, 95 % over speakers; nothing is chosen by it", fontsize=11)
     if agents:
         right.legend()
     write(figure, path, 100, "cross-validation of denoising agents")
@@ -490,6 +542,11 @@ def cross(cfg: CrossConfig) -> None:
 
 def cross_validate(cfg: CrossConfig) -> None:
     """The cross-validation itself."""
+    try:  # what does not fit is said before the chains are measured
+        for algo in cfg.agents:
+            training_of(cfg, algo, cfg.seed)
+    except ValueError as error:
+        raise InputError(str(error)) from None
     corpus = load_corpus(cfg.features)
     rounds = rounds_of(corpus, cfg.rounds)
     print(f"{len(corpus.clips)} clips, {len(rounds)} rounds; folder {cfg.out}")
@@ -500,7 +557,7 @@ def cross_validate(cfg: CrossConfig) -> None:
         row.name: {
             "rounds": [one.name for one in row.rounds],
             "gain": [*map(plain, over_speakers(row.gain, row.speaker))],
-            "minus_constant": [*map(plain, over_speakers(against(row, rows[0]), row.speaker))],
+            "minus_constant": [*map(plain, over_speakers(*against(row, rows[0])))],
         }
         for row in rows
     }

@@ -22,6 +22,7 @@ import pickle
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -39,7 +40,7 @@ from policy.runfolder import pick_device
 from studies.denoise import data, denoisers
 from studies.denoise.data import MEASURES, NOISY, Clip
 from studies.denoise.denoisers import FEATURES, METHODS, PARAMETERS, STOP
-from studies.gym import gymnasium, sb3_env
+from studies.gym import gymnasium, save_model, sb3_env, without_log
 
 SCRIPT = "python -m studies.denoise"  # the program that a message names
 CHOICES = (*METHODS, "stop")
@@ -53,6 +54,7 @@ JOINT: tuple[tuple[int, tuple[float, ...]], ...] = (
     *itertools.product(range(len(METHODS)), itertools.product(*COARSE)),
     (STOP, (0.0,) * len(PARAMETERS)),
 )
+HURT = 0.05  # of return; a clip that loses more counts as hurt
 CLIPPED = 5.0  # standard deviations an observation may lie from the mean
 Algo = Literal["ppo", "ppo-separate", "sac", "td3"]
 Chain = list[tuple[int, tuple[float, float, float]]]  # (method, parameters) of each step
@@ -518,14 +520,9 @@ def save_agent(folder: Path, model: Any, agent: Agent, about: dict[str, Any]) ->
         "versions": versions() | {"stable_baselines3": version("stable_baselines3")},
         **about,
     }
-
-    def save(path: Path) -> None:
-        with open(path, "wb") as stream:
-            model.save(stream)
-
     write_together(
         {
-            folder / "model.zip": save,
+            folder / "model.zip": partial(save_model, model),
             folder / "agent.json": lambda path: write_json(path, content),
         }
     )
@@ -618,13 +615,14 @@ def make_model(cfg: Any, envs: DenoiseVectorEnv) -> Any:
         "policy_kwargs": {"net_arch": [*cfg.hidden], "activation_fn": torch.nn.ReLU},
     }
     if cfg.algo.startswith("ppo"):
-        return sb3.PPO(
+        model = sb3.PPO(
             **same,
             n_steps=cfg.rollout_steps // cfg.num_envs,
             n_epochs=cfg.update_epochs,
             clip_range=cfg.clip_range,
             ent_coef=cfg.entropy_coef,
         )
+        return without_log(model)
     same |= {
         "buffer_size": cfg.replay,
         "learning_starts": cfg.random_steps,
@@ -633,12 +631,12 @@ def make_model(cfg: Any, envs: DenoiseVectorEnv) -> Any:
         "gradient_steps": max(1, round(cfg.num_envs * cfg.updates_per_step)),
     }
     if cfg.algo == "sac":
-        return sb3.SAC(**same)
+        return without_log(sb3.SAC(**same))
     size = action_space("td3").shape
     noise = needed("stable_baselines3.common.noise", SCRIPT).NormalActionNoise(
         np.zeros(size), np.full(size, cfg.exploration)
     )
-    return sb3.TD3(**same, action_noise=noise)
+    return without_log(sb3.TD3(**same, action_noise=noise))
 
 
 # ---------------------------------------------------------------------------- searches

@@ -82,6 +82,12 @@ class TrainConfig(Reward):
                 self.rollout_steps,
             )
         require(not ppo or self.batch_size > 1, "batch-size", "at least 2", self.batch_size)
+        require(
+            not ppo or self.total_steps >= self.rollout_steps,
+            "total-steps",
+            f"at least one rollout, {self.rollout_steps}",
+            self.total_steps,
+        )
         enough = ppo or self.total_steps > self.random_steps
         require(
             enough, "total-steps", f"above --random-steps {self.random_steps}", self.total_steps

@@ -39,7 +39,16 @@ from figures.plotting import COLOURS, page, write
 from sed.metrics import DRAWS, bootstrap_mean
 from studies.denoise import data, denoisers, environment
 from studies.denoise.data import MEASURES, write_csv
-from studies.denoise.environment import Agent, Chain, Chooser, Corpus, Reward, load_agent, worth
+from studies.denoise.environment import (
+    HURT,
+    Agent,
+    Chain,
+    Chooser,
+    Corpus,
+    Reward,
+    load_agent,
+    worth,
+)
 
 if TYPE_CHECKING:  # it imports this file
     from studies.denoise.settings import MetricsConfig
@@ -81,15 +90,15 @@ def read_corpus(cfg: "MetricsConfig") -> Corpus:
 class Judge:
     """Measures members of rows on the clips; what was measured before is not measured again.
 
-    A measurement is known by everything it depends on: the table of clips, the denoisers' source,
+    A measurement is known by everything it depends on: the table of clips, the code,
     the task, and what its maker says about the member.
     """
 
     def __init__(self, cfg: "MetricsConfig", corpus: Corpus, task: Reward):
         self.corpus, self.task, self.folder = corpus, task, cfg.out / "measured"
-        sources = [Path(module.__file__) for module in (denoisers, data, environment)]
+        codes = [data.code_of(module) for module in (denoisers, data, environment)]
         ids = [clip.row["utt_id"] for clip in corpus.clips]
-        self.known = [*map(file_sha256, (cfg.meta, *sources)), ids, vars(task)]
+        self.known = [file_sha256(cfg.meta), *codes, ids, vars(task)]
 
     def __call__(self, about: Any, make: Callable[[], Made]) -> tuple[np.ndarray, list[Chain]]:
         """Scores (n, 4) with the return, and chains, of what `make` makes of the noisy clips."""
@@ -273,19 +282,22 @@ def ratio_lines(rows: list[Row], corpus: Corpus, group: np.ndarray) -> list[str]
 
 
 def chain_lines(rows: list[Row]) -> list[str]:
-    """Which methods follow which, the three most frequent of each policy."""
-    lines = ["| | denoisers a clip | most frequent chains |", "|---|---|---|"]
+    """Which methods follow which, the three most frequent of each; how many clips are left alone,
+    and how many are hurt."""
+    lines = ["| | denoisers a clip | left alone | hurt | most frequent chains |", "|" + "---|" * 5]
     for row in rows:
         chains = [chain for member in row.chains for chain in member]
-        if not chains or row.name in (CONSTANT, "random policy"):
+        if not chains:
             continue
         names = Counter(" → ".join(denoisers.METHODS[m] for m, _ in chain) for chain in chains)
         frequent = "; ".join(
             f"{name or 'none'} {count / len(chains):.0%}" for name, count in names.most_common(3)
         )
-        length = np.mean([len(chain) for chain in chains])
-        lines.append(f"| {markdown(row.name)} | {length:.2f} | {frequent} |")
-    return lines if len(lines) > 2 else []
+        cells = [markdown(row.name), f"{np.mean([len(chain) for chain in chains]):.2f}"]
+        cells += [f"{names[''] / len(chains):.0%}", f"{(row.scores[..., 3] < -HURT).mean():.0%}"]
+        lines.append(f"| {' | '.join([*cells, frequent])} |")
+    told = f"Hurt: the share of clips whose return is below -{HURT:g}; 0 is to leave a clip alone."
+    return [*lines, "", told] if len(lines) > 2 else []
 
 
 def verdict(rows: list[Row], found: dict[str, Numbers]) -> list[str]:

@@ -1,10 +1,22 @@
-"""What the tests of the studies share: a package run as `python -m` runs it, in this process."""
+"""What the tests of the studies share: a package run as `python -m` runs it, in this process, and
+a temporary folder in which stable-baselines3 may leave nothing."""
 
 import runpy
 import sys
+import tempfile
 from collections.abc import Callable
 
 import pytest
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_left_behind(tmp_path_factory):
+    """Unless told otherwise, each training of stable-baselines3 leaves the folder of a log."""
+    home = tmp_path_factory.mktemp("temporary")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tempfile, "tempdir", str(home))
+        yield
+    assert not list(home.glob("SB3-*"))
 
 
 @pytest.fixture

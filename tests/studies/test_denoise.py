@@ -10,6 +10,7 @@ import pickle
 import re
 import shutil
 import sys
+import types
 import zipfile
 from pathlib import Path
 
@@ -30,7 +31,7 @@ from gymnasium.utils.env_checker import check_env
 from core.command import parse
 from core.errors import InputError
 from scores.synthesiser import synthesise
-from studies.denoise import commands, denoisers, environment, training
+from studies.denoise import commands, denoisers, environment, table, training
 from studies.denoise import data as mixtures
 from studies.denoise.data import FeaturesConfig, MixConfig, fitted, mixed
 from studies.denoise.denoisers import METHODS, STOP, batch_of
@@ -609,6 +610,7 @@ def test_what_cannot_be_resumed_is_refused(data, tmp_path, monkeypatch):
         ({"rollout_steps": 10}, "num-envs"),
         ({"batch_size": 3}, "batch-size"),
         ({"batch_size": 1}, "batch-size"),
+        ({"total_steps": 7}, "total-steps"),
         ({"algo": "sac", "random_steps": 16}, "random-steps"),
     ],
 )
@@ -687,6 +689,28 @@ def test_metrics_has_every_row(runs, tuned, data, tmp_path, capsys):
         samples = list(csv.DictReader(stream))
     assert len(samples) == 3 and len(list((tmp_path / "samples").glob("*.wav"))) == 9
     assert "against the constant chain" in capsys.readouterr().out
+
+
+def test_who_leaves_alone_and_who_hurts():
+    chain = [(0, (0.0, 0.0, 0.0))]
+    scores = np.zeros((1, 4, 4))
+    scores[0, :, 3] = 1.0, -0.04, -0.06, -3.0
+    rows = [table.Row("a|b", "policy", scores, [[[], chain, chain, [*chain, *chain]]])]
+    lines = table.chain_lines([table.Row("noisy", "noisy", scores, []), *rows])
+    assert len(lines) == 5 and lines[2].startswith("| a\\|b | 1.00 | 25% | 50% | spectral_sub 50%;")
+
+
+def test_measurements_outlive_a_reworded_comment(tmp_path):
+    """What was measured is known by the code, not by its comments."""
+    path = tmp_path / "some.py"
+    module = types.ModuleType("some")
+    module.__file__ = str(path)
+    path.write_text('"""Before."""\n\n\ndef f(x):\n    """One."""\n    return 2 * x  # why\n')
+    before = mixtures.code_of(module)
+    path.write_text('"""After."""\ndef f(x):\n    """Other."""\n    # another\n    return 2 * x\n')
+    assert mixtures.code_of(module) == before
+    path.write_text('"""After."""\ndef f(x):\n    """Other."""\n    return 3 * x\n')
+    assert mixtures.code_of(module) != before
 
 
 def infer(*words: object) -> None:

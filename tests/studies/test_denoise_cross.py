@@ -114,6 +114,49 @@ def test_intervals_are_students_over_speakers():
     assert (low, high) == pytest.approx((mean - half, mean + half), abs=1e-4)
 
 
+def row(name: str, gains: dict[str, list[float]], curve: dict[str, list[float]] | None = None):
+    """A row with a round for each speaker; two looks where it has a curve."""
+    rounds = [
+        cross.Round(who, "1", np.arange(0), np.arange(len(some))) for who, some in gains.items()
+    ]
+    gain = np.concatenate([*gains.values()])
+    speaker = np.concatenate([[who] * len(some) for who, some in gains.items()])
+    looks = [[[10, a], [20, b]] for a, b in (curve or {}).values()]
+    return cross.Row(
+        name, rounds, gain, np.zeros((len(gain), 3)), [[]] * len(gain), speaker, np.array(looks)
+    )
+
+
+def test_rows_are_compared_on_the_rounds_that_both_have():
+    chain = row("constant chain", {"a": [1.0, 3.0], "b": [0.5], "c": [9.0]})
+    agent = row("ppo", {"c": [10.0], "a": [1.0, 2.0]}, {"c": [8.0, 10.0], "a": [1.5, 1.5]})
+    gap = cross.against(agent, chain)
+    assert gap.values.tolist() == [1.0, 0.0, -1.0] and gap.speaker.tolist() == ["c", "a", "a"]
+    steps, means, low, high = cross.learning(agent, chain)
+    assert steps.tolist() == [10, 20] and means.tolist() == [-0.75, 0.25]
+    assert (low < means).all() and (means < high).all()
+    other = row("td3", {"b": [7.0]}, {"b": [1.0, 7.0]})
+    assert not len(cross.against(agent, other).values)
+
+
+def test_agents_are_told_apart_from_each_other(corpus):
+    rows = [
+        row(name, {"a": [g], "b": [g + 1]})
+        for name, g in zip(cross.YARDSTICKS, range(5), strict=True)
+    ]
+    rows += [row("ppo", {"a": [2.0], "b": [3.01]}), row("sac", {"a": [1.0], "b": [1.99]})]
+    text = cross.told(rows, CrossConfig(), corpus[0])
+    assert "- sac: worse than ppo (-1.010 [-1.137, -0.883])" in text
+    assert "- ppo: better than constant chain (+2.005 [+1.941, +2.069])" in text
+
+
+def test_too_few_steps_are_refused_before_anything_is_measured(corpus, tmp_path):
+    given = ["cross", "--features", str(corpus[1]), "--out", str(tmp_path / "out")]
+    with pytest.raises(InputError, match="--total-steps must be at least one rollout, 256"):
+        commands.main([*given, "--agents", "ppo", "--total-steps", "100"])
+    assert not (tmp_path / "out" / "search").exists()
+
+
 @pytest.mark.slow  # a minute
 def test_cross_validates_and_goes_on(corpus, tmp_path, capsys):
     given = ["cross", "--features", str(corpus[1]), "--out", str(tmp_path / "out")]

@@ -325,7 +325,7 @@ def test_dqn_of_stable_baselines3_on_one_environment(cache):
     model = stable_baselines3.DQN(
         "MlpPolicy", ThresholdEnv(cache), gamma=0.0, learning_starts=100, seed=0, device="cpu"
     )
-    model.learn(300)
+    gym.without_log(model).learn(300)
     assert model._n_updates == 50  # every 4 steps after the first 100
     state, _ = ThresholdEnv(cache).reset(seed=0)
     action, _ = model.predict(state, deterministic=True)
