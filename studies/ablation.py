@@ -46,9 +46,10 @@ from policy.event_policy import (
 )
 from policy.posterior import SCALE, Posterior, Resident, Rows, apply, asked_clips, rows_of
 from sed.caches import Cache, load_cache
+from studies.benchmark import Setting
 
 ROOT = Path(__file__).resolve().parent.parent
-SETTINGS = [(fold, scorer) for fold in (5, 4) for scorer in (0, 1)]
+SETTINGS = [Setting(fold, scorer) for fold in (5, 4) for scorer in (0, 1)]
 METRICS = ("macro_f1", "micro_f1", "event_f1", "intersection_f1", "psds1", "psds2")
 CPU = torch.device("cpu")
 RARE = -4.0  # log odds of an onset or offset where nobody estimates them: none is paired
@@ -69,7 +70,7 @@ class RawScores(nn.Module):
         return torch.stack((odds, rare, rare), 3)
 
 
-class Setting(NamedTuple):
+class Finished(NamedTuple):
     """A finished run, and what it has to choose from on the validation clips."""
 
     trainer: EventTrainer  # with the boxes of the training clips
@@ -78,16 +79,21 @@ class Setting(NamedTuple):
     boxes: Boxes
 
 
-def trained(name: str, run: Path) -> Setting:
+def run_of(setting: Setting) -> Path:
+    """The run folder that is taken apart."""
+    return ROOT / setting.run("best", 0)
+
+
+def trained(setting: Setting) -> Finished:
     """A finished run with its boxes of both splits."""
-    path, cache = run / "best.pt", ROOT / "cache" / f"{name}-slides-all"
+    path, cache = run_of(setting) / "best.pt", ROOT / setting.cache("slides", "all")
     content = runfolder.read_checkpoint(path, CPU)
     cfg = replace(runfolder.facts_of(content, path).config, cache=cache)
     trainer = EventTrainer(cfg, load_cache(cache / "train"), CPU)
     trainer.network.load_state_dict(content["network"])
     trainer.make_boxes()
     validation = load_cache(cache / "validation")
-    return Setting(trainer, validation, *proposed(trainer.network, validation))
+    return Finished(trainer, validation, *proposed(trainer.network, validation))
 
 
 def proposed(network: EventNetwork, cache: Cache) -> tuple[Rows, Boxes]:
@@ -99,34 +105,34 @@ def proposed(network: EventNetwork, cache: Cache) -> tuple[Rows, Boxes]:
     return rows, boxes_of(asked, odds)
 
 
-def weighed(setting: Setting, **weights: float) -> Candidates:
+def weighed(finished: Finished, **weights: float) -> Candidates:
     """Other weights of the metrics in the reward."""
-    trainer = setting.trainer
+    trainer = finished.trainer
     before = trainer.cfg
     events = replace(before.events, **weights)
     trainer.cfg = replace(before, events=events)
     trainer.network.events = events
     trainer.find_prices()
-    found = decide_boxes(trainer.network, setting.boxes, setting.rows, CPU)
+    found = decide_boxes(trainer.network, finished.boxes, finished.rows, CPU)
     trainer.cfg, trainer.network.events = before, before.events
     return found
 
 
-def one_value(setting: Setting) -> Candidates:
+def one_value(finished: Finished) -> Candidates:
     """The expected IoU in place of the probabilities of a hit."""
-    answers = setting.trainer.network.values.answers
+    answers = finished.trainer.network.values.answers
     kept = {name: each.clone() for name, each in answers.state_dict().items()}
     with torch.no_grad():
         for each in answers.parameters():
             each[..., [OVERLAP, COLLAR]] = each[..., [IOU, IOU]]
-    found = weighed(setting)
+    found = weighed(finished)
     answers.load_state_dict(kept)
     return found
 
 
-def threshold_of_class(setting: Setting) -> Candidates:
+def threshold_of_class(finished: Finished) -> Candidates:
     """In place of the decoder: boxes above a confidence, tuned for each class by event F1."""
-    trainer, boxes = setting.trainer, setting.trainer.boxes
+    trainer, boxes = finished.trainer, finished.trainer.boxes
     asked, query = ~trainer.rows.present, trainer.rows.query
     rank = ranks_of(boxes, surely(trainer.out_of_fold()))
     hit, limits = trainer.truth.values[:, COLLAR], np.ones(len(trainer.classes))
@@ -136,14 +142,14 @@ def threshold_of_class(setting: Setting) -> Candidates:
         on = rank[mine, None] > LEVELS
         f1 = 2 * (hit[mine] @ on) / np.maximum(on.sum(axis=0) + true, 1)
         limits[k] = LEVELS[f1.argmax()]
-    found = decide_boxes(trainer.network, setting.boxes, setting.rows, CPU)
-    of_box = setting.rows.query[setting.boxes.row]
+    found = decide_boxes(trainer.network, finished.boxes, finished.rows, CPU)
+    of_box = finished.rows.query[finished.boxes.row]
     return found._replace(chosen=found.rank > limits[of_box])
 
 
-def one_network(setting: Setting) -> Candidates:
+def one_network(finished: Finished) -> Candidates:
     """On new clips one posterior network, in place of the mean of all."""
-    network, events = setting.trainer.network, setting.trainer.cfg.events
+    network, events = finished.trainer.network, finished.trainer.cfg.events
     whole = network.posterior
     network.posterior = Posterior(events, len(network.classes), 1)
     own = {
@@ -151,24 +157,24 @@ def one_network(setting: Setting) -> Candidates:
         for name, each in whole.state_dict().items()
     }
     network.posterior.load_state_dict(own)
-    rows, boxes = proposed(network, setting.cache)
+    rows, boxes = proposed(network, finished.cache)
     network.posterior = whole
     return decide_boxes(network, boxes, rows, CPU)
 
 
-def raw_boxes(setting: Setting) -> Candidates:
+def raw_boxes(finished: Finished) -> Candidates:
     """Boxes from the scores as they are, without a posterior; their values learned anew."""
-    trainer = EventTrainer(setting.trainer.cfg, setting.trainer.cache, CPU)
+    trainer = EventTrainer(finished.trainer.cfg, finished.trainer.cache, CPU)
     trainer.network.posterior = RawScores(len(trainer.left_out))
     trainer.progress["finished"] = trainer.frame_steps
     while not trainer.done:
         trainer.tick()
-    rows, boxes = proposed(trainer.network, setting.cache)
+    rows, boxes = proposed(trainer.network, finished.cache)
     return decide_boxes(trainer.network, boxes, rows, CPU)
 
 
 WITHOUT = dict.fromkeys(("micro_weight", "collar_weight", "overlap_weight"), 0.0)
-CHANGES: dict[str, Callable[[Setting], Candidates]] = {
+CHANGES: dict[str, Callable[[Finished], Candidates]] = {
     "preset `best`": weighed,
     "boxes from raw scores": raw_boxes,
     "one posterior network, not the mean of four": one_network,
@@ -191,15 +197,15 @@ def measured(boxes: Candidates, cache: Cache) -> dict[str, float]:
     return headline(counts_of(member, cache), cache) | event_row(task)[0]
 
 
-def measure(name: str, run: Path, out: Path) -> None:
+def measure(setting: Setting, out: Path) -> None:
     """Every change in one setting, kept as it is done."""
     rows = read_json(out, "delete it", ()) if out.exists() else {}
     left = [change for change in CHANGES if change not in rows]
     if not left:
         return
-    setting = trained(name, run)
-    for change in tqdm(left, desc=name, unit="change"):
-        rows[change] = measured(CHANGES[change](setting), setting.cache)
+    finished = trained(setting)
+    for change in tqdm(left, desc=out.stem, unit="change"):
+        rows[change] = measured(CHANGES[change](finished), finished.cache)
         write_json(out, rows)
 
 
@@ -236,16 +242,16 @@ def main(args: list[str]) -> None:
     if args:
         raise InputError("usage: python -m studies.ablation")
     found = {}
-    for fold, scorer in SETTINGS:
-        more = f"-scorer{scorer}" * (scorer > 0)
-        run = ROOT / "runs" / f"bench{fold}{more}-best-0"
-        if not (run / "best.pt").exists():
-            print(f"note: {run}: not found, left out; run: python -m studies.benchmark")
+    for setting in SETTINGS:
+        if not (run_of(setting) / "best.pt").exists():
+            cure = "left out; run: python -m studies.benchmark"
+            print(f"note: {run_of(setting)}: not found, {cure}")
             continue
-        out = ROOT / "runs" / "ablation" / f"fold{fold}-scorer{scorer}.json"
+        out = ROOT / "runs" / "ablation" / f"fold{setting.fold}-scorer{setting.scorer}.json"
         out.parent.mkdir(parents=True, exist_ok=True)
-        measure(f"esc10-fold{fold}{more}", run, out)
-        found[f"bank fold {fold}, scorer seed {scorer}"] = read_json(out, "delete it", ())
+        measure(setting, out)
+        where = f"bank fold {setting.fold}, scorer seed {setting.scorer}"
+        found[where] = read_json(out, "delete it", ())
     if not found:
         raise InputError("no finished run of the benchmark; run: python -m studies.benchmark")
     rows = list(found.values())

@@ -207,6 +207,7 @@ def main(args: list[str]) -> None:
         write_table(BEST)
         write_table("benchmark")
         write_table("verdict")
+        run("ablation", "-m", "studies.ablation")
     if study in ("dcase", "all"):
         run("dcase", "-m", "studies.dcase", *rest)
         write_table("dcase")

@@ -51,7 +51,7 @@ def test_every_change_has_its_row_and_the_first_is_the_policy(finished, monkeypa
 
 def test_a_change_leaves_the_policy_as_it_was(finished, monkeypatch):
     monkeypatch.setattr(ablation, "ROOT", finished)
-    setting = ablation.trained("esc10-fold5", finished / "runs" / "bench5-best-0")
+    setting = ablation.trained(ablation.SETTINGS[0])
     before = {name: each.clone() for name, each in setting.trainer.network.state_dict().items()}
     first = ablation.weighed(setting)
     for change in (ablation.one_value, ablation.one_network, ablation.threshold_of_class):
