@@ -38,7 +38,7 @@ from config import SUPERVISED, TrainConfig
 from core.command import run_script
 from core.errors import InputError
 from core.files import keep_apart
-from core.ranks import ALONE, TRAINING_PATIENCE, Ranks, together
+from core.ranks import ALONE, TRAINING_PATIENCE, Ranks, pick_device, together
 from core.settings import to_dict
 from policy import event_policy, heartbeat, longrun, runfolder, supervised
 from policy.apply import decisions, load_policy
@@ -501,7 +501,7 @@ def main(cfg: TrainConfig) -> int:
     if cfg.digest is not None:
         print(runfolder.digest(runfolder.read_checkpoint(cfg.digest)))
         return 0
-    device = runfolder.pick_device(cfg.device, cfg.threads)
+    device = pick_device(cfg.device, cfg.threads)
     keep_apart(cfg.run, [cfg.cache, cfg.cache / cfg.split], "--run")
     if cfg.overwrite:
         keep_apart(cfg.run, [cfg.init], "--run", replaced=True)

@@ -48,6 +48,7 @@ from core.files import (
     whole,
 )
 from core.names import isolated, name_flaw
+from core.ranks import pick_device
 from core.stored import check_form, is_text, read_json
 from policy import runfolder
 from policy.apply import Policy, decisions, load_policy
@@ -662,7 +663,7 @@ def detect(
             audio = stream.getvalue()
     except (TypeError, ValueError, RuntimeError) as error:  # soundfile's are RuntimeErrors
         raise InputError(f"detect: {error}") from None
-    torch_device = runfolder.pick_device(cfg.device, cfg.threads)
+    torch_device = pick_device(cfg.device, cfg.threads)
     if isinstance(policy, (str, Path)):
         policy = load_policy(path, torch_device, cfg.preset)
     source, tally = Source(list(classes), lambda *_: scores, "arrays"), Tally()
@@ -746,7 +747,7 @@ def main(cfg: DetectConfig) -> int:
         raise InputError("nothing to do: give --audio, --scores, or both")
     cfg = replace(cfg, policy=runfolder.checkpoint_of(cfg.policy))
     check_outputs(cfg)
-    plan = make_plan(cfg, runfolder.pick_device(cfg.device, cfg.threads))
+    plan = make_plan(cfg, pick_device(cfg.device, cfg.threads))
     source = open_source(cfg, plan)
     recordings = find_recordings(cfg, source)
     describe(cfg, source, plan, len(recordings))

@@ -38,7 +38,7 @@ from core.command import run_script
 from core.errors import InputError
 from core.files import is_ours, keep_apart, mark, matching, own_folder, write_together
 from core.names import isolated
-from core.ranks import Ranks, together
+from core.ranks import Ranks, pick_device, together
 from core.stored import (
     write_json,
 )
@@ -500,7 +500,7 @@ def apply(
 
 def main(cfg: EvaluateConfig) -> None:
     """Evaluate a policy, or compare many."""
-    device = runfolder.pick_device(cfg.device, cfg.threads)
+    device = pick_device(cfg.device, cfg.threads)
     with together(device) as ranks:
         if cfg.compare and ranks.size > 1:
             raise InputError("--compare runs in one process; leave out torchrun")

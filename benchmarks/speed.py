@@ -43,11 +43,10 @@ from core.command import run_script
 from core.errors import InputError
 from core.files import Kind, keep_apart, own_folder, write_text
 from core.processes import num_cores
-from core.ranks import ALONE, Ranks, together
+from core.ranks import ALONE, Ranks, pick_device, together
 from core.settings import Checked, number
 from core.versions import processor
 from DQN import AGREE_EVERY, QNetwork, Trainer, learner_of
-from policy import runfolder
 from policy.apply import decisions, greedy_actions
 from policy.bandit import make_states, to_device
 from policy.device import fastest_batch, wait
@@ -383,7 +382,7 @@ def evaluating(cfg: SpeedConfig) -> list[Row]:
 
 def gpu(cfg: SpeedConfig) -> list[Row]:
     """Evaluating and training at the slides' scale on a GPU: plain steps and CUDA graphs."""
-    cache, device = load_cache(cfg.cache / "validation"), runfolder.pick_device("cuda", 1)
+    cache, device = load_cache(cfg.cache / "validation"), pick_device("cuda", 1)
     bandit, network = Bandit(), sharp(Bandit(), cfg.network).to(device)
     signals = to_device(cache, bandit, device)
     batch = fastest_batch(network, signals, bandit)

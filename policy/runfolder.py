@@ -134,22 +134,6 @@ def of_baseline(content: dict[str, Any], path: Path) -> dict[str, Any]:
     return {name: value for name, value in content.items() if name != "twin"} | rest
 
 
-def pick_device(name: str, threads: int) -> torch.device:
-    """Choose the device and set the thread count: the one place for both."""
-    torch.set_num_threads(threads)
-    if name == "cuda" and not torch.cuda.is_available():
-        raise InputError("--device cuda: no CUDA device; use --device cpu")
-    if name == "cpu" or not torch.cuda.is_available():
-        return torch.device("cpu")
-    if ranks.local_rank() >= (count := torch.cuda.device_count()):
-        cure = f"torchrun --nproc-per-node={count}, or --device cpu"
-        raise InputError(f"more processes than the {count} CUDA devices of this machine; {cure}")
-    # TF32 is on for convolutions and off for matrices by default: float32 in both, as on a CPU.
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-    torch.cuda.set_device(ranks.local_rank())
-    return torch.device("cuda", ranks.local_rank())
-
-
 # Ctrl-C, kill, a closed terminal, and what Slurm and its like send before the time is up.
 STOP_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
 

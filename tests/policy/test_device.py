@@ -9,8 +9,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from config import Bandit, Learning, Network, TrainConfig
 from core.errors import InputError
+from core.ranks import pick_device
 from DQN import GraphTrainer, QNetwork, Trainer
-from policy import device, runfolder
+from policy import device
 from policy.apply import greedy_actions
 from policy.bandit import make_states, to_device
 from sed.caches import load_cache
@@ -256,7 +257,7 @@ def test_a_gpu_computes_in_float32_everywhere(monkeypatch):
     try:
         for place in places:
             place.allow_tf32 = True
-        assert runfolder.pick_device("auto", 1) == torch.device("cuda", 0)
+        assert pick_device("auto", 1) == torch.device("cuda", 0)
         assert not any(place.allow_tf32 for place in places)
     finally:
         for place, value in zip(places, before, strict=True):

@@ -810,5 +810,17 @@ def test_a_single_gradient_step_is_allowed(tmp_path):
     features = rng.standard_normal((90, crnn.N_MELS)).astype(np.float16)
     store = crnn.Store(features, rng.random((90, 2)) < 0.3, starts)
     cfg = replace(CONFIG, epochs=1, batch=16)
-    net, seen = crnn.train_network(cfg, store, crnn.Fit(0, "x", [0, 1], []))
+    net, seen = crnn.train_network(cfg, store, crnn.Fit(0, "x", [0, 1], []), torch.device("cpu"))
     assert seen == [0, 1] and not net.training
+    # On another device nothing stays behind: with a tensor of the CPU the meta device refuses.
+    net, seen = crnn.train_network(cfg, store, crnn.Fit(0, "x", [0, 1], []), torch.device("meta"))
+    assert seen == [0, 1] and {each.device.type for each in net.state_dict().values()} == {"meta"}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_a_device_that_is_not_there(tmp_path):
+    corpus = make_corpus(tmp_path / "corpus")
+    before = sorted(corpus.rglob("*"))
+    with pytest.raises(InputError, match="--device cuda: no CUDA device; use --device cpu"):
+        scorers.main(replace(CONFIG, corpus=corpus, device="cuda"))
+    assert sorted(corpus.rglob("*")) == before
