@@ -555,6 +555,65 @@ print((peak() - before) / count)
 """
 
 
+# Loads all pairs, learns from them for two ticks of each kind, decides: what training and deciding
+# read, without their hours.
+ALL_PAIRS = """
+import re, sys
+from dataclasses import replace
+from pathlib import Path
+import torch
+from config import Events, TrainConfig
+from policy.event_policy import EventTrainer, decide_cache
+from sed.caches import load_cache
+peak = lambda: 1024 * int(re.search(r"VmHWM:\\s*(\\d+)", open("/proc/self/status").read())[1])
+torch.set_num_threads(1)
+cfg = TrainConfig.with_preset("best")
+cfg = replace(cfg, events=Events(hidden=16, layers=2), passes=1, holdout=0.1)
+for folder in map(Path, sys.argv[1:]):  # the first one warms up
+    before = peak()
+    cache = load_cache(folder)
+    trainer = EventTrainer(cfg, cache, torch.device("cpu"))
+    trainer.tick()
+    trainer.progress["finished"] = trainer.frame_steps
+    trainer.tick()
+    trainer.find_prices()
+    decide_cache(trainer.network, cache, torch.device("cpu"))
+    trainer.policy()
+print(peak() - before, len(cache.pairs), len(trainer.rows.pair))
+"""
+FEW_CLASSES, MANY_CLASSES = 40, 500
+
+
+def all_pairs(cfg: SpeedConfig) -> list[Row]:
+    """Peak of loading, learning from and deciding a cache of all pairs of few and many classes."""
+    home = cfg.out / ("all-pairs-quick" if cfg.quick else "all-pairs")
+    clips, frames = (8, 50) if cfg.quick else (160, 250)
+    spents, rows = {}, []
+    for name, classes in (("small", 10), ("few", FEW_CLASSES), ("many", MANY_CLASSES)):
+        folder = home / name
+        if not (folder / "train" / "manifest.json").exists():
+            simulated = simulate_cache.SimulateConfig(
+                out=folder,
+                train_pairs=2 * (8 if name == "small" else clips),  # two of a clip, about
+                validation_pairs=0,
+                classes=classes,
+                frames=frames,
+                frame_s=0.04,
+                workers=1,
+            )
+            simulate_cache.main(simulated)
+    for name, classes in (("few", FEW_CLASSES), ("many", MANY_CLASSES)):
+        folders = [home / kind / "train" for kind in ("small", name)]
+        bytes_, pairs, kept = map(int, spent("-c", ALL_PAIRS, *folders).said.split())
+        spents[name], arrays = (bytes_, pairs), 25 * frames * pairs
+        what = f"--pairs all, {classes} classes: loading, training and deciding {pairs:,} pairs"
+        what += f" ({kept:,} kept), peak over the arrays of {arrays / 1e6:,.0f} MB"
+        rows.append(row("memory", what, bytes_ / arrays))
+    each = (spents["many"][0] - spents["few"][0]) / (spents["many"][1] - spents["few"][1])
+    what = f"the same, what a pair more of a class that is absent takes, bytes ({frames} frames)"
+    return [*rows, row("memory", what, each, "<= 1250 bytes", f"25 a frame: {25 * frames:,} bytes")]
+
+
 def memory(cfg: SpeedConfig) -> list[Row]:
     """Peaks of processes of their own, above what their imports take."""
     ratio, size = map(float, spent("-c", LOADING, cfg.cache / "train").said.split())
@@ -563,7 +622,8 @@ def memory(cfg: SpeedConfig) -> list[Row]:
     what = f"load_cache, peak over its arrays of {size / 1e6:,.0f} MB"
     rows = [row("memory", what, ratio, "<= 1.1 x", "issue: 2.1 x")]
     what = f"1,000 bootstrap draws of {clips:,} clips, peak, bytes a clip"
-    return [*rows, row("memory", what, each, "<= 5000 bytes", "issue: 16,000 bytes")]
+    rows.append(row("memory", what, each, "<= 5000 bytes", "issue: 16,000 bytes"))
+    return rows + all_pairs(cfg)
 
 
 def detecting(cfg: SpeedConfig) -> list[Row]:

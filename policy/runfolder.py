@@ -39,7 +39,6 @@ from core.stored import (
 from core.tensors import digest as digest  # the suite asks here for everything about checkpoints
 from core.tensors import with_digest
 from core.versions import made_with, processor
-from policy.bandit import hold_out
 from policy.gate import Gate
 from sed.caches import Cache
 
@@ -210,8 +209,10 @@ def policy_content(
     network: torch.nn.Module,
     gate: Gate | None,
     info: dict[str, Any],
+    seen: np.ndarray,
 ) -> dict[str, Any]:
-    """What a checkpoint needs so that its network can be applied. InputError for bad weights."""
+    """What a checkpoint needs so that its network can be applied; `seen`: see `prints_of`.
+    InputError for bad weights."""
     if not all(weight.isfinite().all() for weight in network.parameters()):
         raise InputError("weights are not finite: the last good checkpoint is kept")
     return {
@@ -222,7 +223,7 @@ def policy_content(
         **made_with(),
         "device": next(network.parameters()).device.type,
         "info": info,
-        "seen": torch.from_numpy(prints_of(cache, hold_out(cache, cfg)[0])),
+        "seen": torch.from_numpy(seen),
         "network": network.state_dict(),
     }
 
@@ -311,8 +312,7 @@ def prints_of(cache: Cache, pairs: np.ndarray) -> np.ndarray:
     another cache, whatever their clips are called there; pairs without any contrast have none."""
     found = []
     for i in pairs:
-        span = slice(cache.offsets[i], cache.offsets[i + 1])
-        values = [cache.signals[name][span] for name in ("rms", "d_raw")]
+        values = [cache.one(name, i) for name in ("rms", "d_raw")]
         if any(np.ptp(value) for value in values):
             state = hashlib.blake2b(cache.pairs[i].event_label.encode(), digest_size=8)
             for value in values:
