@@ -555,7 +555,7 @@ print((peak() - before) / count)
 """
 
 
-# Loads all pairs, learns from them for two ticks of each kind, decides: what training and deciding
+# Loads all pairs, learns from them for a tick of each kind, decides: what training and deciding
 # read, without their hours.
 ALL_PAIRS = """
 import re, sys
@@ -569,49 +569,40 @@ peak = lambda: 1024 * int(re.search(r"VmHWM:\\s*(\\d+)", open("/proc/self/status
 torch.set_num_threads(1)
 cfg = TrainConfig.with_preset("best")
 cfg = replace(cfg, events=Events(hidden=16, layers=2), passes=1, holdout=0.1)
-for folder in map(Path, sys.argv[1:]):  # the first one warms up
-    before = peak()
-    cache = load_cache(folder)
-    trainer = EventTrainer(cfg, cache, torch.device("cpu"))
-    trainer.tick()
-    trainer.progress["finished"] = trainer.frame_steps
-    trainer.tick()
-    trainer.find_prices()
-    decide_cache(trainer.network, cache, torch.device("cpu"))
-    trainer.policy()
-print(peak() - before, len(cache.pairs), len(trainer.rows.pair))
+cache = load_cache(Path(sys.argv[1]))
+trainer = EventTrainer(cfg, cache, torch.device("cpu"))
+trainer.tick()
+trainer.progress["finished"] = trainer.frame_steps
+trainer.tick()
+trainer.find_prices()
+decide_cache(trainer.network, cache, torch.device("cpu"))
+trainer.policy()
+print(peak(), len(cache.pairs), len(trainer.rows.pair), len(cache.clips))
 """
-FEW_CLASSES, MANY_CLASSES = 40, 500
 
 
 def all_pairs(cfg: SpeedConfig) -> list[Row]:
-    """Peak of loading, learning from and deciding a cache of all pairs of few and many classes."""
+    """What more clips take where all pairs are loaded, learned from and decided, by their number of
+    classes: the difference between few and more clips leaves out what does not grow."""
     home = cfg.out / ("all-pairs-quick" if cfg.quick else "all-pairs")
-    clips, frames = (8, 50) if cfg.quick else (160, 250)
-    spents, rows = {}, []
-    for name, classes in (("small", 10), ("few", FEW_CLASSES), ("many", MANY_CLASSES)):
-        folder = home / name
-        if not (folder / "train" / "manifest.json").exists():
-            simulated = simulate_cache.SimulateConfig(
-                out=folder,
-                train_pairs=2 * (8 if name == "small" else clips),  # two of a clip, about
-                validation_pairs=0,
-                classes=classes,
-                frames=frames,
-                frame_s=0.04,
-                workers=1,
-            )
-            simulate_cache.main(simulated)
-    for name, classes in (("few", FEW_CLASSES), ("many", MANY_CLASSES)):
-        folders = [home / kind / "train" for kind in ("small", name)]
-        bytes_, pairs, kept = map(int, spent("-c", ALL_PAIRS, *folders).said.split())
-        spents[name], arrays = (bytes_, pairs), 25 * frames * pairs
-        what = f"--pairs all, {classes} classes: loading, training and deciding {pairs:,} pairs"
-        what += f" ({kept:,} kept), peak over the arrays of {arrays / 1e6:,.0f} MB"
-        rows.append(row("memory", what, bytes_ / arrays))
-    each = (spents["many"][0] - spents["few"][0]) / (spents["many"][1] - spents["few"][1])
-    what = f"the same, what a pair more of a class that is absent takes, bytes ({frames} frames)"
-    return [*rows, row("memory", what, each, "<= 1250 bytes", f"25 a frame: {25 * frames:,} bytes")]
+    sizes, frames = ((20, 40) if cfg.quick else (150, 400)), 50 if cfg.quick else 250
+    rows = []
+    for classes in (40, 500):
+        found = []
+        for size in sizes:
+            folder = home / f"{classes}-{size}"
+            if not (folder / "train" / "manifest.json").exists():
+                many = {"classes": classes, "frames": frames, "frame_s": 0.04, "workers": 1}
+                pairs = {"train_pairs": size, "validation_pairs": 0}
+                simulate_cache.main(simulate_cache.SimulateConfig(out=folder, **pairs, **many))
+            found.append([int(x) for x in spent("-c", ALL_PAIRS, folder / "train").said.split()])
+        peak, pairs, kept, clips = (b - a for a, b in zip(*found, strict=True))
+        arrays = 25 * frames * pairs
+        what = f"--pairs all, {classes} classes: {clips} clips more, peak of loading, training and"
+        what += f" deciding over their arrays of {arrays / 1e6:,.0f} MB"
+        now = f"{peak / 1e6:,.0f} MB, {kept} queries kept"
+        rows.append(row("memory", what, peak / arrays, "<= 0.25 x", "2.3 x", now))
+    return rows
 
 
 def memory(cfg: SpeedConfig) -> list[Row]:

@@ -52,6 +52,7 @@ CACHE = Kind(
 )
 SLACK = 1e-6  # by which a filter may leave 0..1: rounding of float32
 LONGEST_FRAME_S = 3600.0
+LARGE = 2_000_000  # frames of a shard, 25 bytes each
 MOST_MANIFEST = 1 << 31  # bytes; a million clips are a third of it
 
 
@@ -262,21 +263,24 @@ class Cache:
 
         Clips without a pair (no events, present classes only) leave with the pairs.
         """
-        lengths, frames = np.diff(self.offsets), self.of_frames(pairs)
+        lengths = np.diff(self.offsets)
         names = {pair.filename for pair, wanted in zip(self.pairs, pairs, strict=True) if wanted}
         text = self.key + np.packbits(pairs).tobytes().hex()
         if isinstance(self.signals, Stored):
             signals = self.signals.choose(pairs)
+            label = partial(signals.flat, "label")
         else:
+            frames = self.of_frames(pairs)
             signals = {name: array[frames] for name, array in self.signals.items()}
-        unread = isinstance(self.signals, Stored) and callable(vars(self)["label"])
+        if not callable(vars(self)["label"]):
+            label = self.label[self.of_frames(pairs)]
         return replace(
             self,
             manifest=self.manifest | {"key": hashlib.sha256(text.encode()).hexdigest()[:16]},
             pairs=[pair for pair, wanted in zip(self.pairs, pairs, strict=True) if wanted],
             clips=[clip for clip in self.clips if clip.filename in names],
             signals=signals,
-            label=partial(signals.flat, "label") if unread else self.label[frames],
+            label=label,
             offsets=np.concatenate(([0], np.cumsum(lengths[pairs]))).astype(np.int64),
         )
 
@@ -394,25 +398,32 @@ def read_manifest(path: Path, cure: str) -> dict[str, Any]:
     return manifest
 
 
-def read_shard(path: Path, pairs: list[Pair], cure: str) -> dict[str, np.ndarray]:
-    """Arrays of a shard, those of its pairs one after the other: finite, and from 0 to 1."""
+def read_shard(path: Path, pairs: list[Pair], cure: str) -> Iterator[tuple[str, np.ndarray]]:
+    """Arrays of a shard, those of its pairs one after the other: finite, and from 0 to 1.
+
+    Those of a large shard are read one by one.
+    """
     lengths = [pair.num_frames for pair in pairs]
-    num_frames = sum(lengths)
+    num_frames, ends = sum(lengths), np.cumsum(lengths)
     forms = {name: ("u" if name == "binary" else "f", (num_frames,)) for name in SIGNALS}
-    forms |= {"label": ("u", (num_frames,)), "offsets": ("i", (len(pairs) + 1,))}
-    arrays = read_npz(path, forms, cure)
-    ends = np.cumsum(lengths)
-    if (arrays.pop("offsets") != [0, *ends]).any():
+    forms |= {"label": ("u", (num_frames,))}
+    offsets = read_npz(path, {"offsets": ("i", (len(pairs) + 1,))}, cure)["offsets"]
+    if (offsets != [0, *ends]).any():
         raise InputError(f"{path}: its pairs are not as long as the manifest says; {cure}")
-    for name, values in arrays.items():
-        bad = np.flatnonzero(~((values >= -SLACK) & (values <= 1 + SLACK)))  # NaN is neither
-        for i in bad[:1]:
-            pair = pairs[int(np.searchsorted(ends, i, "right"))]
-            raise InputError(
-                f"{path}: {name} is {values[i]} in {pair.filename!r} / {pair.event_label!r}, not in"
-                f" 0..1 (one of {len(bad):,}): the cache is damaged, or its inputs were; {cure}"
-            )
-    return arrays
+    for part in [forms] if num_frames < LARGE else [{name: forms[name]} for name in forms]:
+        arrays = read_npz(path, part, cure)
+        for name in part:
+            values = arrays.pop(name)
+            bad = np.flatnonzero(~((values >= -SLACK) & (values <= 1 + SLACK)))  # NaN is neither
+            for i in bad[:1]:
+                pair = pairs[int(np.searchsorted(ends, i, "right"))]
+                where = f"in {pair.filename!r} / {pair.event_label!r}"
+                raise InputError(
+                    f"{path}: {name} is {values[i]} {where}, not in 0..1 (one of {len(bad):,}):"
+                    f" the cache is damaged, or its inputs were; {cure}"
+                )
+            yield name, values
+            del values
 
 
 def load_cache(folder: Path) -> Cache:
@@ -451,10 +462,11 @@ def load_cache(folder: Path) -> Cache:
             what = "does not match its checksum" if path.exists() else "is missing"
             raise InputError(f"{path} {what}; {cure} (it rebuilds that shard only)")
         shards.append(Shard.of(path))
-        arrays = read_shard(path, some, cure)
-        stop = filled + len(arrays["label"])
-        for name, array in arrays.items() if resident else ():
-            (label if name == "label" else signals[name])[filled:stop] = array
+        stop = filled + sum(pair.num_frames for pair in some)
+        for name, array in read_shard(path, some, cure):
+            if resident:
+                (label if name == "label" else signals[name])[filled:stop] = array
+            del array  # before the next one is read
         pairs += some
         filled = stop
     if not pairs:
