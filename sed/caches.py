@@ -405,14 +405,13 @@ def read_shard(path: Path, pairs: list[Pair], cure: str) -> Iterator[tuple[str, 
     """
     lengths = [pair.num_frames for pair in pairs]
     num_frames, ends = sum(lengths), np.cumsum(lengths)
-    forms = {name: ("u" if name == "binary" else "f", (num_frames,)) for name in SIGNALS}
-    forms |= {"label": ("u", (num_frames,))}
-    offsets = read_npz(path, {"offsets": ("i", (len(pairs) + 1,))}, cure)["offsets"]
-    if (offsets != [0, *ends]).any():
-        raise InputError(f"{path}: its pairs are not as long as the manifest says; {cure}")
+    forms = {"offsets": ("i", (len(pairs) + 1,)), "label": ("u", (num_frames,))}
+    forms |= {name: ("u" if name == "binary" else "f", (num_frames,)) for name in SIGNALS}
     for part in [forms] if num_frames < LARGE else [{name: forms[name]} for name in forms]:
         arrays = read_npz(path, part, cure)
-        for name in part:
+        if "offsets" in arrays and (arrays.pop("offsets") != [0, *ends]).any():
+            raise InputError(f"{path}: its pairs are not as long as the manifest says; {cure}")
+        for name in list(arrays):
             values = arrays.pop(name)
             bad = np.flatnonzero(~((values >= -SLACK) & (values <= 1 + SLACK)))  # NaN is neither
             for i in bad[:1]:

@@ -9,7 +9,8 @@ import pytest
 from corpora import write_cache
 
 from core.errors import InputError
-from core.stored import read_json, write_json
+from core.stored import file_sha256, read_json, write_json
+from sed import caches
 from sed.caches import Stored, load_cache
 from sed.signals import SIGNALS
 
@@ -37,7 +38,9 @@ def resident(cache):
     return replace(cache, signals=signals, label=flat("label").astype(bool))
 
 
-def test_arrays_from_disk_are_those_of_the_files(folder):
+@pytest.mark.parametrize("large", [caches.LARGE, 1])
+def test_arrays_from_disk_are_those_of_the_files(folder, monkeypatch, large):
+    monkeypatch.setattr(caches, "LARGE", large)
     cache = load_cache(folder)
     assert isinstance(cache.signals, Stored) and list(cache.signals) == list(SIGNALS)
     there = resident(load_cache(folder))
@@ -89,6 +92,24 @@ def test_a_shard_that_changes_meanwhile(folder):
     path.unlink()
     with pytest.raises(InputError, match=r"shard-00001\.npz: .* gone; run the command again"):
         assert cache.signals["prob"].any()
+
+
+def test_a_large_shard_is_checked_array_by_array(folder, monkeypatch):
+    monkeypatch.setattr(caches, "LARGE", 1)
+    path = folder / "shard-00001.npz"
+    manifest = read_json(folder / "manifest.json", "")
+    for name, value, message in (
+        ("prob", np.nan, r"prob is nan in 'x\.wav' / 'Speech', not in 0\.\.1 \(one of 1\)"),
+        ("offsets", 7, "its pairs are not as long as the manifest says"),
+    ):
+        with np.load(path) as stored:
+            arrays = dict(stored)
+        arrays[name][3 if name == "offsets" else 30] = value
+        np.savez(path, **arrays)
+        manifest["shards"][1]["sha256"] = file_sha256(path)
+        write_json(folder / "manifest.json", manifest)
+        with pytest.raises(InputError, match=message):
+            load_cache(folder)
 
 
 def test_names_are_held_once(folder):
