@@ -601,7 +601,7 @@ def all_pairs(cfg: SpeedConfig) -> list[Row]:
         what = f"--pairs all, {classes} classes: {clips} clips more, peak of loading, training and"
         what += f" deciding over their arrays of {arrays / 1e6:,.0f} MB"
         now = f"{peak / 1e6:,.0f} MB, {kept} queries kept"
-        rows.append(row("memory", what, peak / arrays, "<= 0.25 x", "2.3 x", now))
+        rows.append(row("memory", what, peak / arrays, "<= 0.25 x", "2.1 x", now))
     return rows
 
 
