@@ -38,7 +38,7 @@ from config import SUPERVISED, TrainConfig
 from core.command import run_script
 from core.errors import InputError
 from core.files import keep_apart
-from core.ranks import ALONE, TRAINING_PATIENCE, Ranks, together
+from core.ranks import ALONE, TRAINING_PATIENCE, Ranks, pick_device, together
 from core.settings import to_dict
 from policy import event_policy, heartbeat, longrun, runfolder, supervised
 from policy.apply import decisions, load_policy
@@ -325,7 +325,7 @@ class Trainer(Learner):
     def restore(self, content: dict[str, Any]) -> None:
         """Take over the state of last.pt."""
         self.take_over(content)
-        self.optimizer.load_state_dict(content["optimizer"])
+        self.load_optimizer(self.optimizer, content["optimizer"])
         own = content if self.ranks.leads else content["others"][self.ranks.rank - 1]
         for name, column in self.replay.columns.items():
             column.copy_(own["replay"][name])
@@ -353,7 +353,7 @@ class Trainer(Learner):
 
     def held_out_f1(self) -> float:
         """Mean-pair F1 of the greedy policy on the held-out pairs."""
-        given = (self.network, self.signals, self.bandit, 256, self.held_out)
+        given = (self.network, self.signals, self.bandit, self.deciding_batch, self.held_out)
         pred, _ = decisions(*given, ranks=self.ranks)
         return mean_f1(self.cache, pred.cpu().numpy(), self.held_out)
 
@@ -501,7 +501,7 @@ def main(cfg: TrainConfig) -> int:
     if cfg.digest is not None:
         print(runfolder.digest(runfolder.read_checkpoint(cfg.digest)))
         return 0
-    device = runfolder.pick_device(cfg.device, cfg.threads)
+    device = pick_device(cfg.device, cfg.threads)
     keep_apart(cfg.run, [cfg.cache, cfg.cache / cfg.split], "--run")
     if cfg.overwrite:
         keep_apart(cfg.run, [cfg.init], "--run", replaced=True)

@@ -389,6 +389,8 @@ class ScorersConfig(Script):
     """width of the CRNN's first convolution"""
     seed: int = number(0, 0, MOST_SEED)
     """weights, order, augmentation"""
+    device: Device = "auto"
+    """auto: CUDA if present"""
     workers: int | None = number(None, 1, MOST_PROCESSES)
     """processes, a fit each (default: all cores)"""
 

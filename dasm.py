@@ -46,10 +46,10 @@ from core.errors import InputError
 from core.files import Kind, contents, keep_apart, kind_of, made, mark, own_folder, whole
 from core.names import isolated, name_flaw
 from core.processes import num_workers
+from core.ranks import pick_device
 from core.settings import config_key
 from core.stored import check_form, is_text, read_text
 from core.tensors import read_checkpoint, read_tensors, with_digest
-from policy.runfolder import pick_device
 from scores.score_files import ScoreArchive, write_archive
 from sed.audio import TRUNCATED, AudioFile, read_samples, resample
 from sed.labels import AUDIO, clip_id, find_audio, read_labels, say_left_out

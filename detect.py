@@ -48,6 +48,7 @@ from core.files import (
     whole,
 )
 from core.names import isolated, name_flaw
+from core.ranks import pick_device
 from core.stored import check_form, is_text, read_json
 from policy import runfolder
 from policy.apply import Policy, decisions, load_policy
@@ -91,6 +92,7 @@ LOW_RATE = (
 BLOCK_S = 10.0  # where neither the policy nor the user says: clips of DESED and AudioSet
 FRAMES_AT_ONCE = 100_000  # rows are decided together until they have so many frames
 SHEETS_AT_ONCE = 256  # or so many recordings wait for their decisions
+FILES_AT_ONCE, SECONDS_AT_ONCE = 16, 160.0  # open and, where the built-in scorer hears them, scored
 
 # ---------------------------------------------------------------------------- blocks
 
@@ -157,6 +159,14 @@ class Recording(NamedTuple):
     clip: str | None = None  # id of its scores, where these alone tell of it
 
 
+class Opened(NamedTuple):
+    """A recording that is read next; None: there is no audio."""
+
+    recording: Recording
+    audio: AudioFile | ValueError | None  # an error: it cannot be opened
+    duration_s: float = np.inf  # as its header says
+
+
 class Source(NamedTuple):
     """Where scores come from: names of the K classes, and the scores of a recording."""
 
@@ -164,6 +174,7 @@ class Source(NamedTuple):
     score: Callable[[Recording, AudioFile | None, "Tally"], timeline.ClipScores]
     text: str
     clips: Callable[[], list[str]] = list  # ids of all clips that have scores, where that is known
+    ahead: Callable[[list[Opened]], object] = len  # told which recordings come next
 
 
 @dataclass
@@ -252,18 +263,34 @@ def corpus_scorer(policy: Path) -> Path | None:
     return path if path.is_file() else None
 
 
+def scored_parts(audio: AudioFile, plan: Plan) -> list[Block]:
+    """Blocks of a recording on the grid of the built-in scorer."""
+    whole = audio.num_samples * crnn.SAMPLE_RATE // (audio.sample_rate * crnn.HOP)
+    return plan.cut(whole, crnn.FRAME_S)
+
+
 def builtin_scores(
-    scorer: crnn.Scorer, filename: str, audio: AudioFile, plan: Plan, tally: Tally
+    scorer: crnn.Scorer,
+    filename: str,
+    audio: AudioFile,
+    plan: Plan,
+    tally: Tally,
+    ready: np.ndarray | ValueError | None = None,
 ) -> timeline.ClipScores:
-    """Scores of a recording by the built-in scorer; a long one is scored in the plan's blocks."""
+    """Scores of a recording by the built-in scorer; a long one is scored in the plan's blocks.
+
+    `ready`: what scoring it ahead has given, scores (K, T) or the error, which is raised.
+    """
     if audio.sample_rate < crnn.SAMPLE_RATE:
         tally.note(LOW_RATE, filename)
-    whole = audio.num_samples * crnn.SAMPLE_RATE // (audio.sample_rate * crnn.HOP)
-    parts = plan.cut(whole, crnn.FRAME_S)
+    if isinstance(ready, ValueError):
+        raise ready
+    parts, values = scored_parts(audio, plan), ready
     if len(parts) == 1:  # a last part of a frame is a frame
-        wav = audio.span(0, audio.duration_s)
-        values = scorer.score_recording(wav, audio.sample_rate)
+        if values is None:
+            values = scorer.score_recording(audio.span(0, audio.duration_s), audio.sample_rate)
         return timeline.ClipScores(values, frame_edges(values.shape[1], crnn.FRAME_S))
+    whole = parts[-1].stop
     values = np.empty((len(scorer.classes), whole), np.float32)
     for part in parts:
         wav = audio.span(part.start * crnn.FRAME_S, part.stop * crnn.FRAME_S)
@@ -297,11 +324,27 @@ def open_source(cfg: DetectConfig, plan: Plan) -> Source:
             raise InputError(f"--classes {name}: {path} knows {', '.join(scorer.classes)}")
     order = [scorer.classes.index(name) for name in classes]
 
+    ready: dict[str, np.ndarray | ValueError] = {}  # scores (K, T) of what comes next, or its flaw
+
+    def ahead(opened: list[Opened]) -> None:
+        """Score recordings of one block together."""
+        ready.clear()
+        features: dict[str, np.ndarray] = {}
+        for one, audio, _ in opened:
+            if isinstance(audio, AudioFile) and len(scored_parts(audio, plan)) == 1:
+                try:
+                    wav = audio.span(0, audio.duration_s)
+                    features[one.filename] = crnn.features_of(wav, audio.sample_rate)
+                except ValueError as error:
+                    ready[one.filename] = error
+        found = scorer.scores_of_many(list(features.values()))
+        ready.update(zip(features, found, strict=True))
+
     def score(one: Recording, audio: AudioFile, tally: Tally) -> timeline.ClipScores:
-        scores = builtin_scores(scorer, one.filename, audio, plan, tally)
+        scores = builtin_scores(scorer, one.filename, audio, plan, tally, ready.get(one.filename))
         return scores._replace(values=scores.values[order])
 
-    return Source(classes, score, f"built-in scorer {path}")
+    return Source(classes, score, f"built-in scorer {path}", ahead=ahead)
 
 
 def find_recordings(cfg: DetectConfig, source: Source) -> list[Recording]:
@@ -430,23 +473,41 @@ def opened_classes(
     return np.array([opens(plan.gate, *cell) for cell in zip(classes, tag, strict=True)])
 
 
+def opened_recordings(recordings: list[Recording]) -> Iterator[list[Opened]]:
+    """A few recordings at a time, open until the next few are asked for."""
+    left = iter(recordings)
+    while True:
+        with ExitStack() as stack:
+            some: list[Opened] = []
+            seconds = 0.0
+            for recording in itertools.islice(left, FILES_AT_ONCE):
+                if recording.audio is None:
+                    some.append(Opened(recording, None))
+                    continue
+                try:
+                    audio = stack.enter_context(AudioFile(recording.audio))
+                    some.append(Opened(recording, audio, audio.duration_s))
+                    seconds += audio.duration_s
+                except ValueError as error:
+                    some.append(Opened(recording, error))
+                if seconds >= SECONDS_AT_ONCE:
+                    break
+            if not some:
+                return
+            yield some
+
+
 def recording_rows(
-    recording: Recording, source: Source, plan: Plan, tally: Tally
+    one: Opened, source: Source, plan: Plan, tally: Tally
 ) -> Iterator["Row | Sight | Sheet"]:
     """Every row of a recording that the gate lets through (of a policy over events: every block),
     then its sheet, all off as yet.
 
     ValueError or InputError where the recording or its scores are bad.
     """
-    with nullcontext() if recording.audio is None else AudioFile(recording.audio) as audio:
-        yield from opened_rows(recording, audio, source, plan, tally)
-
-
-def opened_rows(
-    recording: Recording, audio: AudioFile | None, source: Source, plan: Plan, tally: Tally
-) -> Iterator["Row | Sight | Sheet"]:
-    """`recording_rows` of a recording that is open (None: there is no audio)."""
-    duration_s = np.inf if audio is None else audio.duration_s  # as its header says
+    recording, audio, duration_s = one
+    if isinstance(audio, ValueError):
+        raise audio
     scores = source.score(recording, audio, tally)
     if plan.cut_scores:
         scores = score_files.cut_scores(scores, duration_s)
@@ -504,14 +565,16 @@ def all_rows(
 ) -> Iterator[Row | Sight | Sheet]:
     """Rows, blocks and sheets of all recordings; what fails is named in the tally and left out."""
     with tqdm(total=len(recordings), desc="Detecting", unit="recording", disable=quiet) as bar:
-        for recording in recordings:
-            try:
-                for item in recording_rows(recording, source, plan, tally):
-                    bar.set_postfix_str(f"{tally.blocks} blocks", refresh=not tally.blocks % 50)
-                    yield item
-            except (ValueError, InputError) as error:
-                tally.failed.append(f"{recording.filename}: {error}")
-            bar.update()
+        for some in opened_recordings(recordings):
+            source.ahead(some)
+            for one in some:
+                try:
+                    for item in recording_rows(one, source, plan, tally):
+                        bar.set_postfix_str(f"{tally.blocks} blocks", refresh=not tally.blocks % 50)
+                        yield item
+                except (ValueError, InputError) as error:
+                    tally.failed.append(f"{one.recording.filename}: {error}")
+                bar.update()
 
 
 def decide_rows(rows: list[Row], plan: Plan) -> None:
@@ -662,7 +725,7 @@ def detect(
             audio = stream.getvalue()
     except (TypeError, ValueError, RuntimeError) as error:  # soundfile's are RuntimeErrors
         raise InputError(f"detect: {error}") from None
-    torch_device = runfolder.pick_device(cfg.device, cfg.threads)
+    torch_device = pick_device(cfg.device, cfg.threads)
     if isinstance(policy, (str, Path)):
         policy = load_policy(path, torch_device, cfg.preset)
     source, tally = Source(list(classes), lambda *_: scores, "arrays"), Tally()
@@ -746,7 +809,7 @@ def main(cfg: DetectConfig) -> int:
         raise InputError("nothing to do: give --audio, --scores, or both")
     cfg = replace(cfg, policy=runfolder.checkpoint_of(cfg.policy))
     check_outputs(cfg)
-    plan = make_plan(cfg, runfolder.pick_device(cfg.device, cfg.threads))
+    plan = make_plan(cfg, pick_device(cfg.device, cfg.threads))
     source = open_source(cfg, plan)
     recordings = find_recordings(cfg, source)
     describe(cfg, source, plan, len(recordings))

@@ -38,7 +38,7 @@ from core.command import run_script
 from core.errors import InputError
 from core.files import is_ours, keep_apart, mark, matching, own_folder, write_together
 from core.names import isolated
-from core.ranks import Ranks, together
+from core.ranks import Ranks, pick_device, together
 from core.stored import (
     write_json,
 )
@@ -163,10 +163,10 @@ def operating_curve(cache: Cache, boxes: event_policy.Candidates) -> dict[str, A
         pair = cache.pairs[boxes.pair[i]]
         event = Event(float(ends[0][i]), float(ends[1][i]), pair.event_label)
         found[pair.filename].append((float(boxes.confidence[i]), event))
-    rows = []
+    given, rows = (cache.truth, cache.durations, cache.classes, ("event_f1",)), []
     for level in LEVELS:
         some = {name: [e for sure, e in events if sure >= level] for name, events in found.items()}
-        counts = event_metrics.event_counts(some, cache.truth, cache.durations, cache.classes)
+        counts = event_metrics.event_counts(some, *given)
         tp, fp, fn = (float(each.sum()) for each in counts["event_f1"])
         rows.append((tp / max(tp + fp, 1), tp / max(tp + fn, 1), 2 * tp / max(2 * tp + fp + fn, 1)))
     columns = dict(zip(("precision", "recall", "f1"), zip(*rows, strict=True), strict=True))
@@ -450,13 +450,13 @@ def apply(
         "num_pairs": len(cache.pairs),
         "present_pairs": int(cache.present.sum()),
         "trained_on_pairs": seen,
-        "num_frames": len(cache.label),
-        "present_frames": int(cache.present[cache.frames_of_pair].sum()),
+        "num_frames": cache.num_frames,
+        "present_frames": int(np.diff(cache.offsets)[cache.present].sum()),
         "deciding_seconds": round(seconds, 3),
         "processes": ranks.size,
         "batch": batch,
     }
-    heard = pred[cache.present[cache.frames_of_pair]]  # the slides' tables: present classes only
+    heard = pred[cache.of_frames(cache.present)]  # the slides' tables: present classes only
     results |= tables(
         cache.present_only(), heard, None if policy.over_events else policy.bandit, train
     )
@@ -500,7 +500,7 @@ def apply(
 
 def main(cfg: EvaluateConfig) -> None:
     """Evaluate a policy, or compare many."""
-    device = runfolder.pick_device(cfg.device, cfg.threads)
+    device = pick_device(cfg.device, cfg.threads)
     with together(device) as ranks:
         if cfg.compare and ranks.size > 1:
             raise InputError("--compare runs in one process; leave out torchrun")

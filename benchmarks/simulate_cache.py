@@ -6,6 +6,7 @@ Run:    python -m benchmarks.simulate_cache --out cache/slides
             --validation-labels synthetic21_validation.tsv
         python -m benchmarks.simulate_cache --out cache/small --train-pairs 500 \
             --validation-pairs 100
+        python -m benchmarks.simulate_cache --out cache/many --train-pairs 200 --classes 500
 Reads:  DESED label files, where they are given
 Writes: <out>/{train,validation}/, as preprocess.py does
 Shapes: T frames of a pair
@@ -13,7 +14,8 @@ Shapes: T frames of a pair
 28,592 training and 5,570 validation pairs of 500 frames of 20 ms. Without label files (or where
 they hold fewer pairs) the timelines are random, DESED-like. A pair's score is a noisy copy of its
 label, its loudness rises where the class sounds; the six signals come from preprocess.py's own
-formulas. A process holds one shard of 64 clips at a time, whatever the size.
+formulas. A process holds one shard of 64 clips at a time, whatever the size. With `--classes` every
+clip is asked for all of so many classes; those that are absent have low, plain noise for a score.
 """
 
 import itertools
@@ -67,6 +69,8 @@ class SimulateConfig(Checked):
     """training pairs (slides)"""
     validation_pairs: int = number(5_570, 0)
     """validation pairs (slides); 0: no such cache"""
+    classes: int | None = number(None, 10)
+    """instead: pairs of all so many classes, those asked for present"""
     frames: int = number(500, 1)
     """frames of a pair (slides)"""
     frame_s: float = number(0.02, above=0)
@@ -128,6 +132,13 @@ def simulate_pair(
     return compute_signals(min_max(gaussian_filter1d(loud, 2)), d_raw, frame_s, signal)
 
 
+def absent_pair(rng: np.random.Generator, frames: int) -> dict[str, np.ndarray]:
+    """Six signals (T,) of a class that is not there and that no tag lets through."""
+    low = 0.02 * rng.random(frames, dtype=np.float32)  # below `config.Events.tag_limit`
+    signals = dict.fromkeys(("rms", "d_raw", "d_adj", "prob"), low)
+    return signals | {"t_base": low + np.float32(0.1), "binary": np.zeros_like(low)}
+
+
 def simulate_shard(
     path: Path,
     clips: list[tuple[str, list[Event]]],
@@ -135,16 +146,23 @@ def simulate_shard(
     frames: int,
     frame_s: float,
     seed: tuple[int, ...],
+    every: bool = False,
 ) -> dict:
-    """Write a shard of clips; returns its entry in the manifest."""
+    """Write a shard of clips, of present pairs or of `every` class; its entry in the manifest."""
     rng, signal = np.random.default_rng(seed), Signal()
     edges = frame_edges(frames, frame_s)
     values, labels, pairs, records = [], [], [], []
     for name, events in clips:
-        tag = [float(x) for x in rng.uniform(0, 0.3, len(classes))]
-        for event_label in classes_of({name: events}):
+        tag, present = (
+            [float(x) for x in rng.uniform(0, 0.3, len(classes))],
+            classes_of({"": events}),
+        )
+        for event_label in classes if every else present:
             label = label_frames(events, event_label, edges)
-            found = simulate_pair(rng, label, frame_s, signal)
+            if event_label in present:
+                found = simulate_pair(rng, label, frame_s, signal)
+            else:
+                found = absent_pair(rng, frames)
             tag[classes.index(event_label)] = float(found["d_raw"].max())
             values.append(found)
             labels.append(label)
@@ -174,6 +192,8 @@ def simulate_split(
     """Write one split, a shard at a time, and put it in place whole."""
     clips = list(timelines(labels, pairs, cfg.frames * cfg.frame_s, cfg.seed))
     classes = sorted({*CLASSES, *classes_of(dict(clips))})
+    every = cfg.classes is not None
+    classes += [f"absent_{i:04}" for i in range(len(classes), cfg.classes or 0)]
     keep_apart(folder / split, labels, replaced=True)
     with new_folder(folder / split, CACHE) as partial:
         starts = range(0, len(clips), CLIPS_PER_SHARD)
@@ -181,7 +201,8 @@ def simulate_split(
         for i, start in enumerate(starts):
             some = clips[start : start + CLIPS_PER_SHARD]
             path = partial / f"shard-{i:05d}.npz"
-            jobs.append((path, some, classes, cfg.frames, cfg.frame_s, (cfg.seed, pairs, i)))
+            seed = (cfg.seed, pairs, i)
+            jobs.append((path, some, classes, cfg.frames, cfg.frame_s, seed, every))
         bar = tqdm(made_shards(jobs, num_workers(cfg.workers)), total=len(jobs), unit="shard")
         bar.set_description(f"Simulating {split}")
         entries = list(bar)
@@ -189,7 +210,7 @@ def simulate_split(
         manifest = {
             "format": FORMAT,
             "split": split,
-            "queries": "present",
+            "queries": "all" if every else "present",
             "classes": classes,
             "key": config_key_of(signal, entries),
             "signal": signal,

@@ -43,11 +43,10 @@ from core.command import run_script
 from core.errors import InputError
 from core.files import Kind, keep_apart, own_folder, write_text
 from core.processes import num_cores
-from core.ranks import ALONE, Ranks, together
+from core.ranks import ALONE, Ranks, pick_device, together
 from core.settings import Checked, number
 from core.versions import processor
 from DQN import AGREE_EVERY, QNetwork, Trainer, learner_of
-from policy import runfolder
 from policy.apply import decisions, greedy_actions
 from policy.bandit import make_states, to_device
 from policy.device import fastest_batch, wait
@@ -383,7 +382,7 @@ def evaluating(cfg: SpeedConfig) -> list[Row]:
 
 def gpu(cfg: SpeedConfig) -> list[Row]:
     """Evaluating and training at the slides' scale on a GPU: plain steps and CUDA graphs."""
-    cache, device = load_cache(cfg.cache / "validation"), runfolder.pick_device("cuda", 1)
+    cache, device = load_cache(cfg.cache / "validation"), pick_device("cuda", 1)
     bandit, network = Bandit(), sharp(Bandit(), cfg.network).to(device)
     signals = to_device(cache, bandit, device)
     batch = fastest_batch(network, signals, bandit)
@@ -556,6 +555,56 @@ print((peak() - before) / count)
 """
 
 
+# Loads all pairs, learns from them for a tick of each kind, decides: what training and deciding
+# read, without their hours.
+ALL_PAIRS = """
+import re, sys
+from dataclasses import replace
+from pathlib import Path
+import torch
+from config import Events, TrainConfig
+from policy.event_policy import EventTrainer, decide_cache
+from sed.caches import load_cache
+peak = lambda: 1024 * int(re.search(r"VmHWM:\\s*(\\d+)", open("/proc/self/status").read())[1])
+torch.set_num_threads(1)
+cfg = TrainConfig.with_preset("best")
+cfg = replace(cfg, events=Events(hidden=16, layers=2), passes=1, holdout=0.1)
+cache = load_cache(Path(sys.argv[1]))
+trainer = EventTrainer(cfg, cache, torch.device("cpu"))
+trainer.tick()
+trainer.progress["finished"] = trainer.frame_steps
+trainer.tick()
+trainer.find_prices()
+decide_cache(trainer.network, cache, torch.device("cpu"))
+trainer.policy()
+print(peak(), len(cache.pairs), len(trainer.rows.pair), len(cache.clips))
+"""
+
+
+def all_pairs(cfg: SpeedConfig) -> list[Row]:
+    """What more clips take where all pairs are loaded, learned from and decided, by their number of
+    classes: the difference between few and more clips leaves out what does not grow."""
+    home = cfg.out / ("all-pairs-quick" if cfg.quick else "all-pairs")
+    sizes, frames = ((20, 40) if cfg.quick else (150, 400)), 50 if cfg.quick else 250
+    rows = []
+    for classes in (40, 500):
+        found = []
+        for size in sizes:
+            folder = home / f"{classes}-{size}"
+            if not (folder / "train" / "manifest.json").exists():
+                many = {"classes": classes, "frames": frames, "frame_s": 0.04, "workers": 1}
+                pairs = {"train_pairs": size, "validation_pairs": 0}
+                simulate_cache.main(simulate_cache.SimulateConfig(out=folder, **pairs, **many))
+            found.append([int(x) for x in spent("-c", ALL_PAIRS, folder / "train").said.split()])
+        peak, pairs, kept, clips = (b - a for a, b in zip(*found, strict=True))
+        arrays = 25 * frames * pairs
+        what = f"--pairs all, {classes} classes: {clips} clips more, peak of loading, training and"
+        what += f" deciding over their arrays of {arrays / 1e6:,.0f} MB"
+        now = f"{peak / 1e6:,.0f} MB, {kept} queries kept"
+        rows.append(row("memory", what, peak / arrays, "<= 0.25 x", "2.1 x", now))
+    return rows
+
+
 def memory(cfg: SpeedConfig) -> list[Row]:
     """Peaks of processes of their own, above what their imports take."""
     ratio, size = map(float, spent("-c", LOADING, cfg.cache / "train").said.split())
@@ -564,7 +613,8 @@ def memory(cfg: SpeedConfig) -> list[Row]:
     what = f"load_cache, peak over its arrays of {size / 1e6:,.0f} MB"
     rows = [row("memory", what, ratio, "<= 1.1 x", "issue: 2.1 x")]
     what = f"1,000 bootstrap draws of {clips:,} clips, peak, bytes a clip"
-    return [*rows, row("memory", what, each, "<= 5000 bytes", "issue: 16,000 bytes")]
+    rows.append(row("memory", what, each, "<= 5000 bytes", "issue: 16,000 bytes"))
+    return rows + all_pairs(cfg)
 
 
 def detecting(cfg: SpeedConfig) -> list[Row]:

@@ -19,6 +19,7 @@ from config import SUPERVISED, Bandit, EvaluateConfig
 from core.errors import InputError
 from core.files import whole, writing
 from core.processes import num_workers
+from core.ranks import pick_device
 from core.stored import file_sha256, read_json, read_npz, write_json
 from policy import event_policy, runfolder
 from policy import gate as tag_gate
@@ -168,7 +169,7 @@ def from_checkpoint(path: Path, cache: Cache, cfg: EvaluateConfig) -> tuple[str,
 
     InputError for a checkpoint that is damaged or of other signals, and for damaged decisions.
     """
-    device = runfolder.pick_device(cfg.device, cfg.threads)
+    device = pick_device(cfg.device, cfg.threads)
     bare = "config" not in runfolder.read_checkpoint(path)
     preset = cfg.preset if bare else ""  # by which a bare state dict was read
     system = load_policy(path, device, cfg.preset)

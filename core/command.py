@@ -151,10 +151,15 @@ def texts_of(cls: type) -> dict[str, str]:
     return texts
 
 
+def class_of(given: Any) -> type:
+    """A config class, or that of an instance."""
+    return given if isinstance(given, type) else type(given)
+
+
 def option_lines(given: Any, prefix: str = "") -> list[str]:
     """A line for each option of a config class (or of an instance, which holds the defaults); each
     group behind them, under a line of its own."""
-    cls = given if isinstance(given, type) else type(given)
+    cls = class_of(given)
     hints, texts, lines, groups = typing.get_type_hints(cls), texts_of(cls), [], []
     for spec in fields(cls):
         name, hint = prefix + spec.name.replace("_", "-"), hints[spec.name]
@@ -187,8 +192,7 @@ def help_text(cls: type | dict[str, Any], args: list[str]) -> str:
     """What `--help` prints: an option a line, or the commands of a script that has several."""
     script = program()
     if isinstance(cls, dict) and (not args or args[0] not in cls):
-        kinds = {name: kind if isinstance(kind, type) else type(kind) for name, kind in cls.items()}
-        lines = [f"  {name:<16} {summary(kind)}" for name, kind in kinds.items()]
+        lines = [f"  {name:<16} {summary(class_of(kind))}" for name, kind in cls.items()]
         head = f"usage: {script} COMMAND [--OPTION VALUE ..]; options: COMMAND --help"
         return "\n".join([head, "", *lines])
     given = cls
@@ -196,9 +200,8 @@ def help_text(cls: type | dict[str, Any], args: list[str]) -> str:
         script, given = f"{script} {args[0]}", cls[args[0]]
     elif "preset" in [spec.name for spec in fields(cls)]:
         given = preset_of(cls, args)
-    kind = given if isinstance(given, type) else type(given)
     head = f"usage: {script} [--OPTION VALUE ..]; defaults in brackets"
-    return "\n".join([head, summary(kind), "", *option_lines(given)])
+    return "\n".join([head, summary(class_of(given)), "", *option_lines(given)])
 
 
 def preset_of(cls: type, args: list[str]) -> Any:
@@ -231,7 +234,7 @@ def parse(cls: type | dict[str, Any], args: list[str] | None = None) -> Any:
         print(help_text(cls, args))
         sys.exit(0)
     meant = cls.get(args[0] if args else "") if isinstance(cls, dict) else cls
-    meant = meant if isinstance(meant, type) or meant is None else type(meant)
+    meant = meant and class_of(meant)
     if "--version" in args:
         from core.versions import versions  # torch takes seconds to import
 
@@ -249,7 +252,7 @@ def parse(cls: type | dict[str, Any], args: list[str] | None = None) -> Any:
     if isinstance(cls, dict):
         kinds = []
         for name, given in cls.items():
-            kind = given if isinstance(given, type) else type(given)
+            kind = class_of(given)
             more = {} if kind is given else {"default": given}
             about = tyro.conf.subcommand(name, **more)
             kinds.append(typing.Annotated[kind, about])

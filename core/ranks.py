@@ -36,6 +36,22 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
+def pick_device(name: str, threads: int) -> torch.device:
+    """Choose the device and set the thread count: the one place for both."""
+    torch.set_num_threads(threads)
+    if name == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device cuda: no CUDA device; use --device cpu")
+    if name == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    if local_rank() >= (count := torch.cuda.device_count()):
+        cure = f"torchrun --nproc-per-node={count}, or --device cpu"
+        raise InputError(f"more processes than the {count} CUDA devices of this machine; {cure}")
+    # TF32 is on for convolutions and off for matrices by default: float32 in both, as on a CPU.
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    torch.cuda.set_device(local_rank())
+    return torch.device("cuda", local_rank())
+
+
 def restarted() -> bool:
     """torchrun has started this job again because a process died: it goes on, whatever the flags.
 

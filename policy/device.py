@@ -169,8 +169,6 @@ class GraphSteps:
         """As of `Trainer`."""
         super().restore(content)
         self.count.fill_(self.replay.count)
-        for group in self.optimizer.param_groups:  # one of a CPU run says no
-            group["capturable"] = self.device.type == "cuda"
 
     def changing(self) -> list[torch.Tensor]:
         """Every tensor that `act_all` and `learn_drawn` change."""

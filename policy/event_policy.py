@@ -630,7 +630,7 @@ def decide_cache(
     Raises what `decide_clips` raises.
     """
     query = query_of((pair.event_label for pair in cache.pairs), network.classes)
-    known, pred, parts = cache.queries == "present", np.zeros(len(cache.label), bool), [NO_BOXES]
+    known, pred, parts = cache.queries == "present", np.zeros(cache.num_frames, bool), [NO_BOXES]
     bar = tqdm(total=len(cache.clips), desc=progress, unit="clip", disable=progress is None)
     for asked in chunks(asked_clips(cache, network.events.tag_limit)):
         found, pairs, odds = decide_clips(network, asked, query, device)
@@ -780,7 +780,7 @@ class EventTrainer(Learner):
             parts.append(boxes_of(asked, odds[first : first + count], first))
             first += count
         cache, pair = self.train_cache, self.rows.pair
-        label = [cache.label[cache.offsets[i] : cache.offsets[i + 1]] for i in pair]
+        label = [cache.one("label", i) for i in pair]
         true, edges = true_events(cache), [cache.pairs[i].edges for i in pair]
         self.boxes = boxes = joined(parts)
         self.truth = true_values(boxes, [true[i] for i in pair], label, edges)
@@ -892,7 +892,7 @@ class EventTrainer(Learner):
         """Take over the state of last.pt."""
         self.take_over(content)
         for name, each in self.optimizers.items():
-            each.load_state_dict(content["optimizer"][name])
+            self.load_optimizer(each, content["optimizer"][name])
         runfolder.restore_torch_rng(content["rng"], self.device)
 
     def announce(self) -> None:

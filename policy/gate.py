@@ -93,7 +93,7 @@ def open_pairs(gate: Gate, cache: Cache) -> np.ndarray:
 
 def behind(gate: Gate, cache: Cache, pred: np.ndarray) -> np.ndarray:
     """Decisions (N,) with every closed pair off."""
-    return pred & open_pairs(gate, cache)[cache.frames_of_pair]
+    return pred & cache.of_frames(open_pairs(gate, cache))
 
 
 def silenced(gate: Gate, cache: Cache) -> Cache:

@@ -1,6 +1,7 @@
 """What the learners of all methods share: how far a run is, and what its checkpoints hold."""
 
 from collections import deque
+from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
@@ -9,6 +10,8 @@ import torch
 from config import Bandit, TrainConfig
 from core.ranks import Ranks
 from policy import runfolder
+from policy.bandit import Signals, hold_out
+from policy.device import CPU_BATCHES, fastest_batch
 from policy.gate import Gate
 from sed.caches import Cache
 
@@ -28,6 +31,7 @@ class Learner:
     cfg: TrainConfig
     bandit: Bandit
     network: torch.nn.Module
+    signals: Signals  # of a method that decides frames
     order: np.ndarray
     held_out: np.ndarray
     gate: Gate | None = None
@@ -56,11 +60,37 @@ class Learner:
         self.sums.zero_()
         self.progress |= {"loss_sum": 0.0, "q_sum": 0.0, "loss_count": 0}
 
+    @cached_property
+    def deciding_batch(self) -> int:
+        """Held-out frames in a forward pass: on a GPU as many as it decides fastest, measured once;
+        on a CPU, where it matters little, the reference."""
+        if self.device.type == "cuda":
+            return fastest_batch(self.network, self.signals, self.bandit)
+        return CPU_BATCHES[0]
+
+    @staticmethod
+    def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+        """Take over an optimizer's state, but work as this device works, whichever one saved it.
+
+        Where `fused` or `capturable` says so, PyTorch puts Adam's `step` on the weights' device; on
+        the host each step of it would wait.
+        """
+        ways = ("foreach", "capturable", "fused")
+        own = {name: optimizer.param_groups[0][name] for name in ways}
+        groups = [group | own for group in state["param_groups"]]
+        optimizer.load_state_dict(state | {"param_groups": groups})
+
     def policy(self) -> dict[str, Any]:
         """What best.pt and the numbered checkpoints hold: enough to apply the policy."""
         self.read_sums()
         info = self.progress | {"trained_on": self.cache.facts}
-        return runfolder.policy_content(self.cfg, self.cache, self.network, self.gate, info)
+        given = (self.cfg, self.cache, self.network, self.gate, info, self.prints)
+        return runfolder.policy_content(*given)
+
+    @cached_property
+    def prints(self) -> np.ndarray:
+        """(n,) int64: by what the training pairs are known again."""
+        return runfolder.prints_of(self.cache, hold_out(self.cache, self.cfg)[0])
 
     def take_over(self, content: dict[str, Any]) -> None:
         """Weights, progress and sums of last.pt."""

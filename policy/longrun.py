@@ -99,8 +99,11 @@ def summarise(trainer: Any, frames: int, seconds: float) -> None:
     for name, value in curve.items():
         print(f"{name}: {value}")
     if len(held_out):
-        base = decide(cache.signals["prob"], cache.signals["t_base"])
-        before, best = mean_f1(cache, base, held_out), progress["best_f1"]
+        chosen = np.zeros(len(cache.pairs), bool)
+        chosen[held_out] = True
+        some = cache.choose(chosen)
+        base = decide(some.signals["prob"], some.signals["t_base"])
+        before, best = mean_f1(some, base, np.arange(len(held_out))), progress["best_f1"]
         print(f"held_out_f1_before: {before:.4f}")
         print(f"held_out_f1_best: {best:.4f} (episode {progress['best_episode']})")
         print(f"held_out_f1_last: {progress['last_f1']:.4f}")

@@ -184,13 +184,12 @@ def asked_clips(cache: Cache, limit: float, known_too: bool = False) -> Iterator
         groups.setdefault((pair.filename, pair.num_frames), []).append(index)
     for (name, _), members in groups.items():
         pairs = np.array(members)
-        spans = [slice(cache.offsets[i], cache.offsets[i + 1]) for i in members]
-        scores = np.stack([cache.signals["d_raw"][span] for span in spans])
+        scores = np.stack([cache.one("d_raw", i) for i in members])
         if tags[name] is None:  # imported arrays
             tag = scores.max(axis=1)
         else:
             tag = np.array([tags[name][column[cache.pairs[i].event_label]] for i in members])
-        loudness, frame_s = cache.signals["rms"][spans[0]], cache.pairs[members[0]].frame_s
+        loudness, frame_s = cache.one("rms", members[0]), cache.pairs[members[0]].frame_s
         clip = Queried(scores, loudness, tag, frame_s, knows)
         wanted = np.arange(len(pairs)) if knows else np.flatnonzero(tag > limit)
         if len(wanted):
@@ -240,8 +239,8 @@ def true_events(cache: Cache) -> list[np.ndarray]:
     for clip in cache.clips:
         for onset, offset, label in merge_events(clip.events):
             found.setdefault((clip.filename, label), []).append((onset, offset))
-    pairs = ((pair.filename, pair.event_label) for pair in cache.pairs)
-    return [np.array(found.get(pair, [])).reshape(-1, 2) for pair in pairs]
+    arrays, none = {pair: np.array(events) for pair, events in found.items()}, np.zeros((0, 2))
+    return [arrays.get((pair.filename, pair.event_label), none) for pair in cache.pairs]
 
 
 def with_targets(rows: Rows, cache: Cache) -> Rows:
@@ -249,7 +248,7 @@ def with_targets(rows: Rows, cache: Cache) -> Rows:
     to an onset and to an offset."""
     true, parts = true_events(cache), []
     for index in rows.pair:
-        label = cache.label[cache.offsets[index] : cache.offsets[index + 1]].astype(np.float64)
+        label = cache.one("label", index).astype(np.float64)
         frame_s = cache.pairs[index].frame_s
         first = steps_of(len(label), frame_s)
         middle = (first + np.append(first[1:], len(label))) / 2 * frame_s

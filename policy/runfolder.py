@@ -39,7 +39,6 @@ from core.stored import (
 from core.tensors import digest as digest  # the suite asks here for everything about checkpoints
 from core.tensors import with_digest
 from core.versions import made_with, processor
-from policy.bandit import hold_out
 from policy.gate import Gate
 from sed.caches import Cache
 
@@ -134,22 +133,6 @@ def of_baseline(content: dict[str, Any], path: Path) -> dict[str, Any]:
     return {name: value for name, value in content.items() if name != "twin"} | rest
 
 
-def pick_device(name: str, threads: int) -> torch.device:
-    """Choose the device and set the thread count: the one place for both."""
-    torch.set_num_threads(threads)
-    if name == "cuda" and not torch.cuda.is_available():
-        raise InputError("--device cuda: no CUDA device; use --device cpu")
-    if name == "cpu" or not torch.cuda.is_available():
-        return torch.device("cpu")
-    if ranks.local_rank() >= (count := torch.cuda.device_count()):
-        cure = f"torchrun --nproc-per-node={count}, or --device cpu"
-        raise InputError(f"more processes than the {count} CUDA devices of this machine; {cure}")
-    # TF32 is on for convolutions and off for matrices by default: float32 in both, as on a CPU.
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-    torch.cuda.set_device(ranks.local_rank())
-    return torch.device("cuda", ranks.local_rank())
-
-
 # Ctrl-C, kill, a closed terminal, and what Slurm and its like send before the time is up.
 STOP_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
 
@@ -226,8 +209,10 @@ def policy_content(
     network: torch.nn.Module,
     gate: Gate | None,
     info: dict[str, Any],
+    seen: np.ndarray,
 ) -> dict[str, Any]:
-    """What a checkpoint needs so that its network can be applied. InputError for bad weights."""
+    """What a checkpoint needs so that its network can be applied; `seen`: see `prints_of`.
+    InputError for bad weights."""
     if not all(weight.isfinite().all() for weight in network.parameters()):
         raise InputError("weights are not finite: the last good checkpoint is kept")
     return {
@@ -238,7 +223,7 @@ def policy_content(
         **made_with(),
         "device": next(network.parameters()).device.type,
         "info": info,
-        "seen": torch.from_numpy(prints_of(cache, hold_out(cache, cfg)[0])),
+        "seen": torch.from_numpy(seen),
         "network": network.state_dict(),
     }
 
@@ -327,8 +312,7 @@ def prints_of(cache: Cache, pairs: np.ndarray) -> np.ndarray:
     another cache, whatever their clips are called there; pairs without any contrast have none."""
     found = []
     for i in pairs:
-        span = slice(cache.offsets[i], cache.offsets[i + 1])
-        values = [cache.signals[name][span] for name in ("rms", "d_raw")]
+        values = [cache.one(name, i) for name in ("rms", "d_raw")]
         if any(np.ptp(value) for value in values):
             state = hashlib.blake2b(cache.pairs[i].event_label.encode(), digest_size=8)
             for value in values:

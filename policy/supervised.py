@@ -147,7 +147,7 @@ class SupervisedTrainer(Learner):
     def restore(self, content: dict[str, Any]) -> None:
         """Take over the state of last.pt."""
         self.take_over(content)
-        self.optimizer.load_state_dict(content["optimizer"])
+        self.load_optimizer(self.optimizer, content["optimizer"])
         self.rng.bit_generator.state = content["rng"]["draws"]
         runfolder.restore_torch_rng(content["rng"], self.device)
 
@@ -161,7 +161,9 @@ class SupervisedTrainer(Learner):
 
     def held_out_f1(self) -> float:
         """Mean-pair F1 on the held-out pairs."""
-        on, _ = decisions(self.network, self.signals, self.bandit, 256, self.held_out)
+        on, _ = decisions(
+            self.network, self.signals, self.bandit, self.deciding_batch, self.held_out
+        )
         return mean_f1(self.cache, on.cpu().numpy(), self.held_out)
 
     def announce(self) -> None:

@@ -9,7 +9,7 @@ import io
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,6 +34,7 @@ from core.files import (
 )
 from core.names import isolated, name_flaw
 from core.processes import in_order, num_workers, process_pool
+from core.ranks import pick_device
 from core.settings import config_key, to_dict
 from core.stored import check_form, is_count, is_text, read_json, read_text, write_json
 from core.tensors import fitted, read_checkpoint, with_digest
@@ -115,13 +116,28 @@ def log_mel(path: Path) -> np.ndarray:
     return features_of(wav, rate)
 
 
+def mel_bank() -> np.ndarray:
+    """Triangles of unit area, evenly spaced on Slaney's mel scale, (N_MELS, N_FFT / 2 + 1) float32.
+
+    The scale is linear below 1 kHz, 15 mel, and logarithmic above (Slaney, Auditory Toolbox, 1998).
+    The numbers are those of `librosa.filters.mel`, bit for bit, without a second of imports.
+    """
+    knee_hz, knee, step = 1000.0, 15.0, np.log(6.4) / 27.0
+    top = knee + np.log(SAMPLE_RATE / 2 / knee_hz) / step
+    mel = np.linspace(0.0, top, N_MELS + 2)
+    hz = 200.0 / 3 * mel
+    hz[mel >= knee] = knee_hz * np.exp(step * (mel[mel >= knee] - knee))
+    ramps, width = np.subtract.outer(hz, np.fft.rfftfreq(N_FFT, 1 / SAMPLE_RATE)), np.diff(hz)
+    rising, falling = -ramps[:-2] / width[:-1, None], ramps[2:] / width[1:, None]
+    bank = np.maximum(0, np.minimum(rising, falling)).astype(np.float32)
+    bank *= (2.0 / (hz[2:] - hz[:-2]))[:, None]
+    return bank
+
+
 @cache
 def mel_tables() -> tuple[torch.Tensor, torch.Tensor]:
     """Window (N_FFT,) and mel bank (N_MELS, N_FFT / 2 + 1), made once."""
-    import librosa  # takes a second, and who reads score files needs none of it
-
-    bank = librosa.filters.mel(sr=SAMPLE_RATE, n_fft=N_FFT, n_mels=N_MELS)
-    return torch.hann_window(N_FFT), torch.from_numpy(bank)
+    return torch.hann_window(N_FFT), torch.from_numpy(mel_bank())
 
 
 def features_of(wav: np.ndarray, rate: int) -> np.ndarray:
@@ -269,16 +285,22 @@ def class_rates(store: Store, chosen: list[int]) -> np.ndarray:
     return targets.mean(axis=0).clip(1e-3, 0.5)
 
 
-def train_network(cfg: ScorersConfig, store: Store, fit: Fit) -> tuple[CRNN, list[int]]:
-    """A trained network, and the sorted clips that it really was shown."""
+def train_network(
+    cfg: ScorersConfig, store: Store, fit: Fit, device: torch.device
+) -> tuple[CRNN, list[int]]:
+    """A trained network, and the sorted clips that it really was shown.
+
+    Weights are drawn and batches made on the host, so that they are the same on every device.
+    """
     rng = np.random.default_rng([cfg.seed, fit.stream])
     torch.manual_seed(int(rng.integers(2**63)))  # weights only
     frames = np.concatenate([store.clip(i)[0] for i in fit.train])  # (rows, N_MELS)
     rates = class_rates(store, fit.train)
-    net = CRNN(cfg.channels, frames.mean(axis=0), frames.std(axis=0) + 1e-3, rates).train()
+    net = CRNN(cfg.channels, frames.mean(axis=0), frames.std(axis=0) + 1e-3, rates)
+    net = net.to(device).train()
     del frames
     # Without a weight rare classes hardly ever reach 0.5; with the full one, everything does.
-    weight = torch.from_numpy(((1 - rates) / rates) ** RARE)  # (K,)
+    weight = torch.from_numpy(((1 - rates) / rates) ** RARE).to(device)  # (K,)
     loss_of = nn.BCEWithLogitsLoss(reduction="none", pos_weight=weight)
     optimizer = torch.optim.AdamW(net.parameters(), lr=cfg.lr, weight_decay=0.01)
     num_batches = -(-len(fit.train) // cfg.batch)
@@ -286,7 +308,7 @@ def train_network(cfg: ScorersConfig, store: Store, fit: Fit) -> tuple[CRNN, lis
     seen: set[int] = set()
     for _ in range(cfg.epochs):
         for chosen in np.array_split(rng.permutation(fit.train), num_batches):
-            mel, target, real = make_batch(store, chosen, rng)
+            mel, target, real = (part.to(device) for part in make_batch(store, chosen, rng))
             loss = loss_of(net(mel, real), target)  # (B, T, K)
             loss = (loss.mean(dim=2) * real).sum() / real.sum()
             optimizer.zero_grad()
@@ -296,6 +318,9 @@ def train_network(cfg: ScorersConfig, store: Store, fit: Fit) -> tuple[CRNN, lis
             schedule.step()
             seen.update(chosen.tolist())
     return net.eval(), sorted(seen)
+
+
+TOGETHER = 4  # clips from which on their number changes no score on a CPU
 
 
 class Scorer(NamedTuple):
@@ -310,6 +335,27 @@ class Scorer(NamedTuple):
         not depend on its neighbours' lengths."""
         mel = torch.from_numpy(features.astype(np.float32)).to(self.network.mean.device)
         return self.network(mel[None], torch.ones(1, len(mel), device=mel.device))[0].sigmoid()
+
+    @torch.inference_mode()
+    def scores_of_many(self, features: list[np.ndarray]) -> list[np.ndarray]:
+        """Features (T, N_MELS) of some clips -> scores (K, T) float32 of each.
+
+        Clips of one length go through the network together, where there are at least `TOGETHER`;
+        that rounds in another way than one clip alone, by some 1e-6.
+        """
+        alike: dict[int, list[int]] = {}
+        for i, each in enumerate(features):
+            alike.setdefault(len(each), []).append(i)
+        found: dict[int, torch.Tensor] = {}
+        for length, some in alike.items():
+            if len(some) < TOGETHER:
+                found |= {i: self.scores_of(features[i]) for i in some}
+                continue
+            mel = torch.from_numpy(np.stack([features[i] for i in some]).astype(np.float32))
+            mel = mel.to(self.network.mean.device)
+            real = torch.ones(len(some), length, device=mel.device)
+            found |= zip(some, self.network(mel, real).sigmoid(), strict=True)
+        return [found[i].T.cpu().numpy() for i in range(len(features))]
 
     def score_recording(self, wav: np.ndarray, rate: int) -> np.ndarray:
         """Samples (S,) or (S, C) -> scores (K, T) float32, the numbers of the score files."""
@@ -361,12 +407,17 @@ def load_scorer(path: Path, device: torch.device) -> Scorer:
 
 
 def fit_and_score(
-    cfg: ScorersConfig, fit: Fit, folder: Path, clips: list[Clip], classes: list[str]
+    cfg: ScorersConfig,
+    fit: Fit,
+    folder: Path,
+    clips: list[Clip],
+    classes: list[str],
+    device: torch.device,
 ) -> dict[str, Any]:
     """Train one network and write the score files of its clips below `folder`; returns a record."""
     began = time.monotonic()
     store = Store.open(folder)
-    net, seen = train_network(cfg, store, fit)
+    net, seen = train_network(cfg, store, fit, device)
     scorer = Scorer(net, classes)
     if fit.name == VALIDATION:
         write_scorer(folder / SCORER, scorer, cfg.channels)
@@ -376,7 +427,7 @@ def fit_and_score(
     for i in fit.score:
         mel, target = store.clip(i)
         target = torch.from_numpy(target)
-        scores = scorer.scores_of(mel)  # (T, K)
+        scores = scorer.scores_of(mel).cpu()  # (T, K)
         with torch.inference_mode():
             losses.append([float(bce(p, target)) for p in (scores, rates.expand_as(target))])
         path = folder / clips[i].split / f"{clip_id(clips[i].filename)}.tsv"
@@ -451,22 +502,20 @@ def is_done(cfg: ScorersConfig, clips: list[Clip], classes: list[str], key: str)
     return False
 
 
-def one_thread() -> None:
-    """Two processes beat two threads on small batches, and sums keep their order."""
-    torch.set_num_threads(1)
-
-
 def score_corpus(
-    cfg: ScorersConfig, folder: Path, clips: list[Clip], classes: list[str]
+    cfg: ScorersConfig, folder: Path, clips: list[Clip], classes: list[str], device: torch.device
 ) -> list[dict[str, Any]]:
-    """Fit every scorer and write all score files below `folder`; a record of each fit."""
+    """Fit every scorer and write all score files below `folder`; a record of each fit.
+
+    One thread each: two processes beat two threads on small batches, and sums keep their order.
+    """
     fits = plan(clips)
-    with process_pool(min(num_workers(cfg.workers), len(clips)), one_thread) as pool:
+    start = partial(pick_device, device.type, 1)
+    with process_pool(min(num_workers(cfg.workers), len(clips)), start) as pool:
         write_store(folder, clips, classes, pool)
         # The fit on all clips takes longest: it starts first.
-        tasks = [
-            pool.submit(fit_and_score, cfg, fit, folder, clips, classes) for fit in reversed(fits)
-        ]
+        given = (folder, clips, classes, device)
+        tasks = [pool.submit(fit_and_score, cfg, fit, *given) for fit in reversed(fits)]
         for _ in tqdm(as_completed(tasks), total=len(tasks), desc="fits", unit="fit"):
             pass
         return [task.result() for task in reversed(tasks)]
@@ -488,19 +537,21 @@ def publish(cfg: ScorersConfig, folder: Path, record: dict[str, Any]) -> None:
 
 
 def make_scores(cfg: ScorersConfig) -> None:
-    """Score every clip of a corpus out of fold, unless it is done. InputError for a bad corpus."""
+    """Score every clip of a corpus out of fold, unless it is done. InputError for a bad corpus, or
+    a device that is not there."""
     began = time.monotonic()
+    device = pick_device(cfg.device, torch.get_num_threads())
     clips = read_corpus(cfg.corpus)
     classes = classes_of({f"{clip.split}/{clip.filename}": clip.events for clip in clips})
     key = scorer_key(cfg, clips, classes)
     if is_done(cfg, clips, classes, key):
         return
     with lock(cfg.corpus), scratch_folder(cfg.corpus / ".scores.partial", SCRATCH) as folder:
-        done = score_corpus(cfg, folder, clips, classes)
+        done = score_corpus(cfg, folder, clips, classes, device)
         seconds = [fit.pop("seconds") for fit in done]
         record = {"key": key, "marker": MARKER, "config": to_dict(cfg), "classes": classes}
         publish(cfg, folder, record | {"fits": done})
-    print(f"scorer: {len(classes)} classes: {', '.join(map(isolated, classes))}")
+    print(f"scorer, on {device}: {len(classes)} classes: {', '.join(map(isolated, classes))}")
     for fit, taken in zip(done, seconds, strict=True):
         if fit["scored"]:
             print(

@@ -2,13 +2,19 @@
 
 Reads:  <cache>/<split>/manifest.json, shard-*.npz
 Shapes: P pairs, N frames of all pairs
+
+Of a cache of present pairs the arrays are resident. One of all pairs may have hundreds for a clip,
+most of them of absent classes: there a signal stays on disk until all of it is asked for, and
+`Cache.one` maps single pairs, so that who reads a clip after the other holds one shard.
 """
 
 import hashlib
 import json
 import re
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +31,7 @@ from core.stored import (
     is_number,
     is_share,
     is_text,
+    map_npz,
     maybe,
     misfit,
     read_json,
@@ -45,6 +52,7 @@ CACHE = Kind(
 )
 SLACK = 1e-6  # by which a filter may leave 0..1: rounding of float32
 LONGEST_FRAME_S = 3600.0
+LARGE = 2_000_000  # frames of a shard, 25 bytes each
 MOST_MANIFEST = 1 << 31  # bytes; a million clips are a third of it
 
 
@@ -72,6 +80,107 @@ class ClipRecord(NamedTuple):
     tag: list[float] | None  # (K,) clip-level score of every class; None: imported arrays
 
 
+class Shard(NamedTuple):
+    """A file of a cache, and what it was when its checksum was compared: size, time, number."""
+
+    path: Path
+    state: tuple[int, int, int]
+
+    @classmethod
+    def of(cls, path: Path) -> "Shard":
+        found = path.stat()
+        return cls(path, (found.st_size, found.st_mtime_ns, found.st_ino))
+
+
+class Stored(Mapping[str, np.ndarray]):
+    """Signals of pairs in the shards of a cache: `[name]`, (N,) float32, is read when it is first
+    asked for, and stays; in another process it is read again.
+
+    Pair i is `length[i]` frames from `start[i]` on in `shards[shard[i]]`. InputError where a shard
+    is gone or not what it was.
+    """
+
+    def __init__(
+        self, shards: list[Shard], shard: np.ndarray, start: np.ndarray, length: np.ndarray
+    ) -> None:
+        self.shards, self.shard, self.start, self.length = shards, shard, start, length
+        self.kept: dict[str, np.ndarray] = {}
+        self.mapped: tuple[int, dict[str, np.ndarray]] | None = None  # the shard read last
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        if name not in SIGNALS:
+            raise KeyError(name)
+        if name not in self.kept:
+            self.kept[name] = self.flat(name)
+        return self.kept[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(SIGNALS)
+
+    def __len__(self) -> int:
+        return len(SIGNALS)
+
+    def __or__(self, other: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {**self, **other}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"kept": {}, "mapped": None}
+
+    def arrays(self, shard: int) -> dict[str, np.ndarray]:
+        """Arrays of a shard, mapped read-only; one shard at a time, so that its pages can go."""
+        if self.mapped is None or self.mapped[0] != shard:
+            self.mapped = None
+            known = self.shards[shard]
+            if not known.path.exists() or Shard.of(known.path) != known:
+                what = "has changed since it was read, or is gone"
+                raise InputError(f"{known.path}: {what}; run the command again")
+            self.mapped = shard, map_npz(known.path, check=False)
+        return self.mapped[1]
+
+    def one(self, name: str, index: int) -> np.ndarray:
+        """A signal (T,) float32, or `label` (T,) bool, of one pair."""
+        first = self.start[index]
+        array = self.arrays(self.shard[index])[name][first : first + self.length[index]]
+        return np.array(array, bool if name == "label" else np.float32)
+
+    def flat(self, name: str) -> np.ndarray:
+        """A signal (N,) float32, or `label` (N,) bool, of all pairs."""
+        found = np.empty(self.length.sum(), bool if name == "label" else np.float32)
+        follows = self.start[1:] == self.start[:-1] + self.length[:-1]
+        cuts = np.flatnonzero(~follows | (np.diff(self.shard) != 0)) + 1
+        filled = 0
+        for run in np.split(np.arange(len(self.shard)), cuts):  # pairs that lie back to back
+            count = int(self.length[run].sum())
+            first = self.start[run[0]] if len(run) else 0
+            if count:
+                array = self.arrays(self.shard[run[0]])[name]
+                found[filled : filled + count] = array[first : first + count]
+            filled += count
+        self.mapped = None
+        return found
+
+    def choose(self, pairs: np.ndarray) -> "Stored":
+        """The signals of some pairs, (P,) bool."""
+        return Stored(self.shards, self.shard[pairs], self.start[pairs], self.length[pairs])
+
+
+class Late:
+    """A field whose value may be given as a function, called when the value is first asked for."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, instance: Any, owner: type) -> Any:
+        if instance is None:
+            raise AttributeError(self.name)  # a dataclass asks for its default: there is none
+        if callable(value := vars(instance)[self.name]):
+            value = vars(instance)[self.name] = value()
+        return value
+
+    def __set__(self, instance: Any, value: Any) -> None:
+        vars(instance)[self.name] = value
+
+
 @dataclass(frozen=True)
 class Cache:
     """All pairs of a split. `signals[name]` and `label` are (N,), `offsets` (P + 1,)."""
@@ -80,8 +189,8 @@ class Cache:
     manifest: dict[str, Any]
     pairs: list[Pair]
     clips: list[ClipRecord]
-    signals: dict[str, np.ndarray]
-    label: np.ndarray
+    signals: Mapping[str, np.ndarray]
+    label: np.ndarray | Callable[[], np.ndarray] = Late()
     offsets: np.ndarray
 
     @property
@@ -136,6 +245,15 @@ class Cache:
         return {clip.filename: clip.duration_s for clip in self.clips}
 
     @property
+    def num_frames(self) -> int:
+        """N."""
+        return int(self.offsets[-1])
+
+    def of_frames(self, values: np.ndarray) -> np.ndarray:
+        """What is so of each pair, (P,), of each of its frames, (N,)."""
+        return np.repeat(values, np.diff(self.offsets))
+
+    @property
     def frames_of_pair(self) -> np.ndarray:
         """(N,) index of the pair that each frame belongs to."""
         return np.repeat(np.arange(len(self.pairs)), np.diff(self.offsets))
@@ -145,18 +263,25 @@ class Cache:
 
         Clips without a pair (no events, present classes only) leave with the pairs.
         """
-        frames = pairs[self.frames_of_pair]
+        lengths = np.diff(self.offsets)
         names = {pair.filename for pair, wanted in zip(self.pairs, pairs, strict=True) if wanted}
         text = self.key + np.packbits(pairs).tobytes().hex()
-        lengths = np.diff(self.offsets)[pairs]
+        if isinstance(self.signals, Stored):
+            signals = self.signals.choose(pairs)
+            label = partial(signals.flat, "label")
+        else:
+            frames = self.of_frames(pairs)
+            signals = {name: array[frames] for name, array in self.signals.items()}
+        if not callable(vars(self)["label"]):
+            label = self.label[self.of_frames(pairs)]
         return replace(
             self,
             manifest=self.manifest | {"key": hashlib.sha256(text.encode()).hexdigest()[:16]},
             pairs=[pair for pair, wanted in zip(self.pairs, pairs, strict=True) if wanted],
             clips=[clip for clip in self.clips if clip.filename in names],
-            signals={name: array[frames] for name, array in self.signals.items()},
-            label=self.label[frames],
-            offsets=np.concatenate(([0], np.cumsum(lengths))).astype(np.int64),
+            signals=signals,
+            label=label,
+            offsets=np.concatenate(([0], np.cumsum(lengths[pairs]))).astype(np.int64),
         )
 
     def subset(self, filenames: Iterable[str]) -> "Cache":
@@ -178,10 +303,21 @@ class Cache:
                 return index
         raise InputError(f"{self.folder}: no pair {filename} / {event_label}")
 
+    def one(self, name: str, index: int) -> np.ndarray:
+        """A signal, or `label`, of one pair, (T,); from disk where that of all is not resident."""
+        known = self.signals
+        if name == "label":
+            known = vars(self)
+            on_disk = callable(known[name])
+        else:
+            on_disk = isinstance(known, Stored) and name not in known.kept
+        if on_disk:
+            return self.signals.one(name, index)
+        return known[name][self.offsets[index] : self.offsets[index + 1]]
+
     def of_pair(self, index: int) -> dict[str, np.ndarray]:
         """Signals and label of one pair, each (T,)."""
-        span = slice(self.offsets[index], self.offsets[index + 1])
-        return {name: self.signals[name][span] for name in SIGNALS} | {"label": self.label[span]}
+        return {name: self.one(name, index) for name in (*SIGNALS, "label")}
 
 
 def write_shard(path: Path, values: list[dict[str, np.ndarray]], labels: list[np.ndarray]) -> None:
@@ -262,25 +398,31 @@ def read_manifest(path: Path, cure: str) -> dict[str, Any]:
     return manifest
 
 
-def read_shard(path: Path, pairs: list[Pair], cure: str) -> dict[str, np.ndarray]:
-    """Arrays of a shard, those of its pairs one after the other: finite, and from 0 to 1."""
+def read_shard(path: Path, pairs: list[Pair], cure: str) -> Iterator[tuple[str, np.ndarray]]:
+    """Arrays of a shard, those of its pairs one after the other: finite, and from 0 to 1.
+
+    Those of a large shard are read one by one.
+    """
     lengths = [pair.num_frames for pair in pairs]
-    num_frames = sum(lengths)
-    forms = {name: ("u" if name == "binary" else "f", (num_frames,)) for name in SIGNALS}
-    forms |= {"label": ("u", (num_frames,)), "offsets": ("i", (len(pairs) + 1,))}
-    arrays = read_npz(path, forms, cure)
-    ends = np.cumsum(lengths)
-    if (arrays.pop("offsets") != [0, *ends]).any():
-        raise InputError(f"{path}: its pairs are not as long as the manifest says; {cure}")
-    for name, values in arrays.items():
-        bad = np.flatnonzero(~((values >= -SLACK) & (values <= 1 + SLACK)))  # NaN is neither
-        for i in bad[:1]:
-            pair = pairs[int(np.searchsorted(ends, i, "right"))]
-            raise InputError(
-                f"{path}: {name} is {values[i]} in {pair.filename!r} / {pair.event_label!r}, not in"
-                f" 0..1 (one of {len(bad):,}): the cache is damaged, or its inputs were; {cure}"
-            )
-    return arrays
+    num_frames, ends = sum(lengths), np.cumsum(lengths)
+    forms = {"offsets": ("i", (len(pairs) + 1,)), "label": ("u", (num_frames,))}
+    forms |= {name: ("u" if name == "binary" else "f", (num_frames,)) for name in SIGNALS}
+    for part in [forms] if num_frames < LARGE else [{name: forms[name]} for name in forms]:
+        arrays = read_npz(path, part, cure)
+        if "offsets" in arrays and (arrays.pop("offsets") != [0, *ends]).any():
+            raise InputError(f"{path}: its pairs are not as long as the manifest says; {cure}")
+        for name in list(arrays):
+            values = arrays.pop(name)
+            bad = np.flatnonzero(~((values >= -SLACK) & (values <= 1 + SLACK)))  # NaN is neither
+            for i in bad[:1]:
+                pair = pairs[int(np.searchsorted(ends, i, "right"))]
+                where = f"in {pair.filename!r} / {pair.event_label!r}"
+                raise InputError(
+                    f"{path}: {name} is {values[i]} {where}, not in 0..1 (one of {len(bad):,}):"
+                    f" the cache is damaged, or its inputs were; {cure}"
+                )
+            yield name, values
+            del values
 
 
 def load_cache(folder: Path) -> Cache:
@@ -296,32 +438,46 @@ def load_cache(folder: Path) -> Cache:
         raise InputError(f"{folder}: an old cache, {what} (filters are centred now); {cure}")
     pairs: list[Pair] = []
     clips: list[ClipRecord] = []
+    shards: list[Shard] = []
+    resident = manifest["queries"] == "present"
     num_frames = sum(row[2] for shard in manifest["shards"] for row in shard["pairs"])
     try:  # filled shard by shard: nothing is held twice but one shard
-        signals = {name: np.empty(num_frames, np.float32) for name in SIGNALS}
-        label, filled = np.empty(num_frames, bool), 0
+        size, filled = num_frames * resident, 0
+        signals = {name: np.empty(size, np.float32) for name in SIGNALS}
+        label = np.empty(size, bool)
     except (MemoryError, ValueError):
         what = f"damaged ({num_frames:,} frames do not fit into memory)"
         raise InputError(f"{manifest_path}: {what}; {cure}") from None
+    shared: dict[type, dict] = defaultdict(dict)  # names and numbers, which a manifest repeats
     for shard in manifest["shards"]:
-        some = [Pair(*row) for row in shard["pairs"]]
+        some = [Pair(*(shared[type(x)].setdefault(x, x) for x in row)) for row in shard["pairs"]]
         clips += [
             ClipRecord(name, duration_s, [Event(*event) for event in events], tag)
             for name, duration_s, events, tag in shard["clips"]
         ]
+        shard["pairs"] = some  # in place of lists of their own
         path = folder / shard["file"]
         if not path.exists() or (regular(path) and file_sha256(path) != shard["sha256"]):
             what = "does not match its checksum" if path.exists() else "is missing"
             raise InputError(f"{path} {what}; {cure} (it rebuilds that shard only)")
-        arrays = read_shard(path, some, cure)
-        stop = filled + len(arrays["label"])
-        for name, array in arrays.items():
-            (label if name == "label" else signals[name])[filled:stop] = array
+        shards.append(Shard.of(path))
+        stop = filled + sum(pair.num_frames for pair in some)
+        for name, array in read_shard(path, some, cure):
+            if resident:
+                (label if name == "label" else signals[name])[filled:stop] = array
+            del array  # before the next one is read
         pairs += some
         filled = stop
     if not pairs:
         raise InputError(f"{manifest_path}: no pairs; {cure}")
-    offsets = np.concatenate(([0], np.cumsum([pair.num_frames for pair in pairs]))).astype(np.int64)
+    length = np.array([pair.num_frames for pair in pairs], np.int64)
+    offsets = np.concatenate(([0], np.cumsum(length)))
+    if not resident:
+        counts = [len(shard["pairs"]) for shard in manifest["shards"]]
+        number = np.repeat(np.arange(len(counts)), counts)
+        first = offsets[np.concatenate(([0], np.cumsum(counts)))[number]]  # frame of each shard
+        signals = Stored(shards, number, offsets[:-1] - first, length)
+        label = partial(signals.flat, "label")
     return Cache(folder, manifest, pairs, clips, signals, label, offsets)
 
 

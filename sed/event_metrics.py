@@ -288,9 +288,13 @@ KINDS = {"event_f1": _collar, "segment_f1": _segment, "intersection_f1": _inters
 
 
 def event_counts(
-    predicted: Clips, truth: Clips, durations: Mapping[str, float], classes: list[str]
+    predicted: Clips,
+    truth: Clips,
+    durations: Mapping[str, float],
+    classes: list[str],
+    only: Iterable[str] | None = None,
 ) -> dict[str, EventCounts]:
-    """Counts (C, K) for `event_f1`, `segment_f1` and `intersection_f1`.
+    """Counts (C, K) for `event_f1`, `segment_f1` and `intersection_f1`, or `only` some of them.
 
     Raises InputError for clips without a duration, unknown classes, and events that are none.
     """
@@ -298,7 +302,7 @@ def event_counts(
     true = _merged(_events(truth, durations, classes, "truth"))
     line = _Line.of(durations, classes)
     sides = line.put(found), line.put(true)
-    return {name: EventCounts(*kind(*sides, line)) for name, kind in KINDS.items()}
+    return {name: EventCounts(*KINDS[name](*sides, line)) for name in only or KINDS}
 
 
 def averages(counts: EventCounts) -> tuple[np.ndarray, np.ndarray]:

@@ -39,7 +39,7 @@ from core.command import run_script
 from core.errors import InputError
 from core.files import Kind, keep_apart, own_folder, write_text
 from core.processes import num_workers, process_pool
-from core.ranks import ALONE
+from core.ranks import ALONE, pick_device
 from core.settings import Checked, config_key, number
 from core.stored import read_json, write_json
 from policy import gate, runfolder
@@ -169,7 +169,7 @@ def train_one(job: Training) -> None:
         redirect_stdout(stream),
         redirect_stderr(stream),
     ):
-        device = runfolder.pick_device(job.cfg.device, 1)
+        device = pick_device(job.cfg.device, 1)
         with runfolder.held_run(job.cfg.run):
             DQN.train(job.cfg, device, ALONE, cache)
     write_json(path, mark)

@@ -40,6 +40,7 @@ from config import Bandit, Device, Learning, Network, PresetName, Script
 from core.command import needed, run_script
 from core.errors import InputError
 from core.files import Kind, keep_apart, own_folder, write_together
+from core.ranks import pick_device
 from core.settings import number, split_name, to_dict
 from core.stored import write_json
 from core.versions import made_with
@@ -57,7 +58,6 @@ from policy.bandit import (
     thresholds,
     to_device,
 )
-from policy.runfolder import pick_device
 from sed.caches import Cache, load_cache
 from sed.metrics import NAMES
 from sed.provenance import held_against, origin_of

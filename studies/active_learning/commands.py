@@ -44,6 +44,7 @@ from core.files import (
     write_together,
 )
 from core.processes import num_workers, process_pool
+from core.ranks import pick_device
 from core.settings import Checked, number, require, to_dict
 from core.stored import is_count, read_json, write_json
 from core.versions import processor, versions
@@ -51,7 +52,6 @@ from policy.runfolder import (
     differences,
     digest,
     load_weights,
-    pick_device,
     read_checkpoint,
     write_checkpoint,
 )

@@ -30,10 +30,10 @@ from core.command import needed, parse
 from core.errors import InputError
 from core.files import Kind, check_file, keep_apart, made, own_folder, whole, write_text
 from core.processes import process_pool
+from core.ranks import pick_device
 from core.settings import to_dict
 from core.stored import read_json, write_json
 from core.versions import versions
-from policy.runfolder import pick_device
 from studies.classic import agents, mdp, policy_search
 from studies.classic.agents import LIMIT, Policy, Report, Trained, Variant
 from studies.classic.mdp import SCRIPT, TabularEnv

@@ -33,10 +33,10 @@ import torch
 from core.command import needed
 from core.errors import InputError
 from core.files import write_together
+from core.ranks import pick_device
 from core.settings import Checked, number
 from core.stored import read_json, write_json
 from core.versions import versions
-from policy.runfolder import pick_device
 from studies.denoise import data, denoisers
 from studies.denoise.data import MEASURES, NOISY, Clip
 from studies.denoise.denoisers import FEATURES, METHODS, PARAMETERS, STOP

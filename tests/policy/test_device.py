@@ -9,8 +9,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from config import Bandit, Learning, Network, TrainConfig
 from core.errors import InputError
+from core.ranks import pick_device
 from DQN import GraphTrainer, QNetwork, Trainer
-from policy import device, runfolder
+from policy import device
 from policy.apply import greedy_actions
 from policy.bandit import make_states, to_device
 from sed.caches import load_cache
@@ -172,6 +173,23 @@ def test_what_is_not_finite_is_found_when_it_is_read(cache):
         trainer.state()
 
 
+@pytest.mark.parametrize("way", ["capturable", "fused"])
+def test_a_resumed_adam_counts_its_steps_on_the_device(way):
+    """The state of a CPU run, whose groups say no; the meta device stands for a GPU."""
+    cpu = torch.nn.Parameter(torch.ones(3))
+    plain = torch.optim.Adam([cpu], 1e-2)
+    cpu.grad = torch.ones(3)
+    plain.step()
+    adam = torch.optim.Adam([torch.nn.Parameter(torch.ones(3, device="meta"))], 1e-2)
+    adam.param_groups[0][way] = True
+    Trainer.load_optimizer(adam, plain.state_dict())
+    (moments,) = adam.state.values()
+    assert {value.device.type for value in moments.values()} == {"meta"}
+    assert adam.param_groups[0][way] and not plain.param_groups[0][way]
+    Trainer.load_optimizer(plain, plain.state_dict())
+    assert plain.state[cpu]["step"] == 1
+
+
 def test_moments_are_made_without_moving_a_weight():
     weight = torch.nn.Parameter(torch.randn(7))
     before, optimizer = weight.detach().clone(), torch.optim.Adam([weight], 1e-2)
@@ -256,7 +274,7 @@ def test_a_gpu_computes_in_float32_everywhere(monkeypatch):
     try:
         for place in places:
             place.allow_tf32 = True
-        assert runfolder.pick_device("auto", 1) == torch.device("cuda", 0)
+        assert pick_device("auto", 1) == torch.device("cuda", 0)
         assert not any(place.allow_tf32 for place in places)
     finally:
         for place, value in zip(places, before, strict=True):

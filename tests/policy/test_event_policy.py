@@ -20,6 +20,7 @@ from config import DetectConfig, EvaluateConfig, Events, TrainConfig, VisualizeC
 from core.errors import InputError
 from core.stored import read_json
 from DQN import main
+from policy import event_policy
 from policy.apply import decide_cache, load_policy
 from policy.event_policy import (
     COLLAR,
@@ -80,6 +81,23 @@ def trained(cache, tmp_path_factory):
     home = {"cache": cache.folder.parent, "run": run, "device": "cpu"}
     assert main(replace(best, **home, events=replace(SMALL, hidden=16), passes=60)) == 0
     return run
+
+
+def test_a_cache_of_all_pairs_is_read_clip_by_clip(cache, cfg):
+    """Learning and deciding ask for no array of all pairs; the result is that of resident ones."""
+    found = []
+    stored = load_cache(cache.folder)
+    for some in (stored, replace(stored, signals=dict(cache.signals), label=cache.label.copy())):
+        trainer = EventTrainer(replace(cfg, passes=2), some, CPU)
+        while not trainer.done:
+            trainer.tick()
+        pred, boxes = event_policy.decide_cache(trainer.network, some, CPU)
+        checkpoint = {"network": trainer.network.state_dict(), "seen": trainer.policy()["seen"]}
+        found.append((digest(checkpoint), digest([torch.from_numpy(x) for x in (pred, *boxes)])))
+        if some is stored:
+            assert not stored.signals.kept and callable(vars(stored)["label"])
+            assert not trainer.train_cache.signals.kept
+    assert found[0] == found[1]
 
 
 # ---------------------------------------------------------------------------- decisions

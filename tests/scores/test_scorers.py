@@ -8,6 +8,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import librosa
 import numpy as np
 import pytest
 import soundfile
@@ -737,6 +738,11 @@ def test_the_kept_network_gives_the_scores_of_the_validation_clips(scored):
         assert np.array_equal(written, source.scores(f"{i}.flac").values)
 
 
+def test_the_mel_bank_is_that_of_librosa():
+    bank = librosa.filters.mel(sr=crnn.SAMPLE_RATE, n_fft=crnn.N_FFT, n_mels=crnn.N_MELS)
+    assert np.array_equal(crnn.mel_bank(), bank) and crnn.mel_bank().dtype == bank.dtype
+
+
 def test_a_scorer_that_is_none(scored, tmp_path):
     def fails(message: str) -> None:
         with pytest.raises(InputError, match=message):
@@ -810,5 +816,17 @@ def test_a_single_gradient_step_is_allowed(tmp_path):
     features = rng.standard_normal((90, crnn.N_MELS)).astype(np.float16)
     store = crnn.Store(features, rng.random((90, 2)) < 0.3, starts)
     cfg = replace(CONFIG, epochs=1, batch=16)
-    net, seen = crnn.train_network(cfg, store, crnn.Fit(0, "x", [0, 1], []))
+    net, seen = crnn.train_network(cfg, store, crnn.Fit(0, "x", [0, 1], []), torch.device("cpu"))
     assert seen == [0, 1] and not net.training
+    # On another device nothing stays behind: with a tensor of the CPU the meta device refuses.
+    net, seen = crnn.train_network(cfg, store, crnn.Fit(0, "x", [0, 1], []), torch.device("meta"))
+    assert seen == [0, 1] and {each.device.type for each in net.state_dict().values()} == {"meta"}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_a_device_that_is_not_there(tmp_path):
+    corpus = make_corpus(tmp_path / "corpus")
+    before = sorted(corpus.rglob("*"))
+    with pytest.raises(InputError, match="--device cuda: no CUDA device; use --device cpu"):
+        scorers.main(replace(CONFIG, corpus=corpus, device="cuda"))
+    assert sorted(corpus.rglob("*")) == before

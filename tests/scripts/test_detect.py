@@ -389,6 +389,31 @@ def test_a_recording_of_one_block_is_opened_once(home, scorer, tmp_path, monkeyp
     assert len(opened) == len(set(opened)) > 1
 
 
+def test_recordings_of_one_length_are_scored_together(home, scorer, tmp_path, monkeypatch):
+    """To float rounding the scores of each alone, and the same whatever lies beside it."""
+    (tmp_path / "alike").mkdir()
+    for i in range(5):
+        wav = make_clip(np.random.default_rng(i), 100)[0]
+        soundfile.write(tmp_path / "alike" / f"{i}.wav", wav, RATE)
+    built_in = {"scores": None, "scorer": home / "corpus" / "scorer.pt", "gate": False}
+    built_in["audio"] = tmp_path / "alike"
+    sizes, forward = [], crnn.CRNN.forward
+    record = lambda self, mel, real: (sizes.append(len(mel)), forward(self, mel, real))[1]  # noqa: E731
+    monkeypatch.setattr(crnn.CRNN, "forward", record)
+    _, together = run(home, tmp_path, **built_in)
+    assert max(sizes) >= crnn.TOGETHER
+    monkeypatch.setattr(detect, "FILES_AT_ONCE", 1)
+    _, alone = run(home, tmp_path, **built_in)
+    assert together == alone and sum(map(len, alone.values())) > 0
+    rng = np.random.default_rng(0)
+    clips = [rng.normal(-5, 3, (80, crnn.N_MELS)).astype(np.float16) for _ in range(7)]
+    clips.insert(2, clips[0][:33])
+    found, few = scorer.scores_of_many(clips), scorer.scores_of_many(clips[3:7])
+    for clip, scores in zip(clips, found, strict=True):
+        np.testing.assert_allclose(scores, scorer.scores_of(clip).numpy().T, atol=1e-5)
+    assert all(map(np.array_equal, few, found[3:7]))
+
+
 def test_long_recordings_are_scored_in_blocks(home, scorer, tmp_path):
     path = tmp_path / "a.wav"
     soundfile.write(path, make_clip(np.random.default_rng(1), 400)[0], RATE)

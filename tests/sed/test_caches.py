@@ -1,0 +1,119 @@
+"""Caches read back: resident or from disk, the same numbers; shards that change."""
+
+import pickle
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from corpora import write_cache
+
+from core.errors import InputError
+from core.stored import file_sha256, read_json, write_json
+from sed import caches
+from sed.caches import Stored, load_cache
+from sed.signals import SIGNALS
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """A cache of all pairs in two shards: five clips, two classes, three pairs absent."""
+    write_cache(tmp_path / "train", [40, 40, 30, 30, 1, 1], seed=1, absent=(1, 2))
+    names = ["x.wav", "y.wav"]
+    write_cache(tmp_path / "other", [25, 25, 60, 60], seed=2, absent=(3,), clips=names)
+    manifest, other = (
+        read_json(tmp_path / name / "manifest.json", "") for name in ("train", "other")
+    )
+    (tmp_path / "other" / "shard-00000.npz").rename(tmp_path / "train" / "shard-00001.npz")
+    manifest["shards"].append(other["shards"][0] | {"file": "shard-00001.npz"})
+    write_json(tmp_path / "train" / "manifest.json", manifest)
+    return tmp_path / "train"
+
+
+def resident(cache):
+    """The same cache, all arrays read by numpy."""
+    shards = [np.load(path) for path in sorted(cache.folder.glob("*.npz"))]
+    flat = lambda name: np.concatenate([shard[name] for shard in shards])  # noqa: E731
+    signals = {name: flat(name).astype(np.float32) for name in SIGNALS}
+    return replace(cache, signals=signals, label=flat("label").astype(bool))
+
+
+@pytest.mark.parametrize("large", [caches.LARGE, 1])
+def test_arrays_from_disk_are_those_of_the_files(folder, monkeypatch, large):
+    monkeypatch.setattr(caches, "LARGE", large)
+    cache = load_cache(folder)
+    assert isinstance(cache.signals, Stored) and list(cache.signals) == list(SIGNALS)
+    there = resident(load_cache(folder))
+    some = np.array([True, False, True, True, False, True, True, True, False, True])
+    chosen = some & (np.arange(10) != 3)
+    for ours, theirs in (
+        (cache, there),
+        (cache.choose(some), there.choose(some)),
+        (cache.choose(some).choose(chosen[some]), there.choose(chosen)),
+        (cache.present_only(), there.present_only()),
+        (cache.subset(["1.wav", "y.wav"]), there.subset(["1.wav", "y.wav"])),
+        (cache.choose(some & False), there.choose(some & False)),
+        (pickle.loads(pickle.dumps(cache.choose(some))), there.choose(some)),
+    ):
+        for index in range(len(ours.pairs)):  # from disk, one pair after the other
+            for name, values in ours.of_pair(index).items():
+                assert np.array_equal(values, theirs.of_pair(index)[name])
+        assert not ours.signals.kept and ours.pairs == theirs.pairs
+        assert ours.num_frames == len(theirs.label) == len(ours.label)
+        for name in SIGNALS:
+            assert ours.signals[name].dtype == np.float32
+            assert np.array_equal(ours.signals[name], theirs.signals[name])
+        assert ours.label.dtype == bool and np.array_equal(ours.label, theirs.label)
+        for index in range(len(ours.pairs)):  # now resident
+            for name, values in ours.of_pair(index).items():
+                assert np.array_equal(values, theirs.of_pair(index)[name])
+    # Another process reads again: nothing but names goes to it.
+    assert cache.signals.kept and not pickle.loads(pickle.dumps(cache)).signals.kept
+
+
+def test_a_replaced_label_or_signal_counts(folder):
+    cache = load_cache(folder)
+    other = replace(
+        cache, label=~cache.label, signals=cache.signals | {"rms": 1 - cache.signals["rms"]}
+    )
+    assert np.array_equal(other.one("label", 2), ~cache.one("label", 2))
+    assert np.array_equal(other.one("rms", 2), 1 - cache.one("rms", 2))
+    assert np.array_equal(other.choose(np.arange(10) == 2).label, ~cache.one("label", 2))
+
+
+def test_a_shard_that_changes_meanwhile(folder):
+    cache = load_cache(folder)
+    cache.one("prob", 0)
+    path = folder / "shard-00001.npz"
+    path.write_bytes(path.read_bytes())
+    cache.one("prob", 1)
+    with pytest.raises(InputError, match=r"shard-00001\.npz: has changed since it was read, or is"):
+        cache.one("prob", 9)
+    path.unlink()
+    with pytest.raises(InputError, match=r"shard-00001\.npz: .* gone; run the command again"):
+        assert cache.signals["prob"].any()
+
+
+def test_a_large_shard_is_checked_array_by_array(folder, monkeypatch):
+    monkeypatch.setattr(caches, "LARGE", 1)
+    path = folder / "shard-00001.npz"
+    manifest = read_json(folder / "manifest.json", "")
+    for name, value, message in (
+        ("prob", np.nan, r"prob is nan in 'x\.wav' / 'Speech', not in 0\.\.1 \(one of 1\)"),
+        ("offsets", 7, "its pairs are not as long as the manifest says"),
+    ):
+        with np.load(path) as stored:
+            arrays = dict(stored)
+        arrays[name][3 if name == "offsets" else 30] = value
+        np.savez(path, **arrays)
+        manifest["shards"][1]["sha256"] = file_sha256(path)
+        write_json(folder / "manifest.json", manifest)
+        with pytest.raises(InputError, match=message):
+            load_cache(folder)
+
+
+def test_names_are_held_once(folder):
+    cache = load_cache(folder)
+    assert cache.pairs[0].filename is cache.pairs[1].filename
+    assert cache.pairs[0].event_label is cache.pairs[2].event_label
+    assert all(type(pair.num_frames) is int and type(pair.frame_s) is float for pair in cache.pairs)
