@@ -40,7 +40,7 @@ from core.errors import InputError
 from core.files import keep_apart
 from core.ranks import ALONE, TRAINING_PATIENCE, Ranks, pick_device, together
 from core.settings import to_dict
-from policy import event_policy, heartbeat, longrun, runfolder, supervised
+from policy import event_policy, heartbeat, longrun, recalibration, runfolder, supervised
 from policy.apply import decisions, load_policy
 from policy.bandit import (
     check_finite,
@@ -72,12 +72,9 @@ AGREE_EVERY = 16  # ticks after which several processes ask each other whether t
 
 def begin_from(trainer: Learner, path: Path) -> None:
     """Give a new run the weights of a checkpoint. InputError where they would mean another thing:
-    states, actions or rewards differ, the classes that it tells apart, or the network."""
+    states, actions or rewards differ, or the network. (Events: `policy.recalibration`.)"""
     policy, network = load_policy(path, trainer.device, trainer.cfg.preset), trainer.network
     rows = runfolder.differences(to_dict(policy.bandit), to_dict(trainer.bandit), "bandit.")
-    known = list(getattr(network, "classes", policy.classes))
-    if list(policy.classes) != known:
-        rows.append(("classes of the cache", ", ".join(policy.classes), ", ".join(known)))
     if type(policy.network) is not type(network):
         rows.insert(0, ("--method", "another", trainer.cfg.method))
     if rows:
@@ -364,7 +361,8 @@ class GraphTrainer(GraphSteps, Trainer):
 
 def learner_of(cfg: TrainConfig, device: torch.device) -> type[Learner]:
     """The class that trains by the method."""
-    kinds = {"windowed": Trainer, "events": event_policy.EventTrainer}
+    over_events = event_policy.EventTrainer if cfg.init is None else recalibration.Recalibrator
+    kinds = {"windowed": Trainer, "events": over_events}
     kinds |= dict.fromkeys(SUPERVISED, supervised.SupervisedTrainer)
     if device.type == "cuda" and cfg.cuda_steps != "plain":
         kinds["windowed"] = GraphTrainer
@@ -381,7 +379,7 @@ def train(cfg: TrainConfig, device: torch.device, ranks: Ranks, cache: Cache | N
     trainer = learner_of(cfg, device)(cfg, cache, device, ranks)
     cfg = trainer.cfg
     longrun.refuse_no_step(trainer)
-    if cfg.init is not None and not cfg.resume:
+    if cfg.init is not None and not cfg.resume and cfg.method != "events":
         begin_from(trainer, runfolder.checkpoint_of(cfg.init))
     content = runfolder.open_together(cfg, cache.key, device, ranks)
     if content is None:

@@ -22,6 +22,8 @@ from core.settings import (
     split_name,
 )
 
+# For the scores of any detector; made by `python -m studies.pretrain`.
+PRETRAINED = Path(__file__).resolve().parent / "policy" / "pretrained.pt"
 SUPERVISED = ("classifier", "rewards")  # methods that learn from labels, without trying
 PresetName = Literal["slides", "original", "demo", "best"]
 Device = Literal["auto", "cpu", "cuda"]
@@ -571,7 +573,7 @@ class TrainConfig(Script):
     overwrite: bool = False
     """replace an earlier run"""
     init: Path | None = None
-    """checkpoint with the initial weights"""
+    """checkpoint with the initial weights; events: to recalibrate"""
     digest: Path | None = None
     """print the hash of a checkpoint and stop"""
     status: Path | None = None
@@ -676,8 +678,8 @@ class DetectConfig(Script):
 
     preset: PresetName = "slides"
     """set of defaults; other flags win"""
-    policy: Path = Path("runs/slides/best.pt")
-    """checkpoint, or dqn_threshold.pt (original)"""
+    policy: Path | None = None
+    """checkpoint, or dqn_threshold.pt (default: the one for any scores)"""
     audio: Path | None = None
     """recording or folder (default: none, scores alone)"""
     scores: Path | None = None

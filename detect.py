@@ -1,6 +1,7 @@
 """Unlabelled recordings in, sound events out: what evaluate.py decides, without labels.
 
 Run:    python detect.py --policy runs/demo/best.pt --audio recordings --out events.tsv
+        python detect.py --scores scores         # of any detector, nothing trained
         python detect.py --policy runs/mine/best.pt --audio recordings --scores scores
         python detect.py --policy runs/mine/best.pt --scores scores      # no audio: r = 1
         from detect import detect       # in Python: arrays in, events out, no files
@@ -35,7 +36,7 @@ import soundfile
 import torch
 from tqdm import tqdm
 
-from config import DetectConfig, Device, PreprocessConfig, Signal
+from config import PRETRAINED, DetectConfig, Device, PreprocessConfig, Signal
 from core.command import run_script
 from core.errors import InputError
 from core.files import (
@@ -680,7 +681,7 @@ def detect(
     values: np.ndarray,
     edges: np.ndarray,
     classes: list[str],
-    policy: Policy | Path | str,
+    policy: Policy | Path | str = PRETRAINED,
     wav: np.ndarray | None = None,
     sample_rate: int | None = None,
     *,
@@ -702,7 +703,7 @@ def detect(
     """
     if (wav is None) != (sample_rate is None):
         raise InputError("detect: wav and sample_rate go together")
-    path = Path(policy) if isinstance(policy, (str, Path)) else DetectConfig.policy
+    path = Path(policy) if isinstance(policy, (str, Path)) else PRETRAINED
     heard = None if wav is None else Path("wav")
     try:
         cfg = DetectConfig(
@@ -807,7 +808,12 @@ def main(cfg: DetectConfig) -> int:
     """Detect, write the events, name what failed. Returns the exit code."""
     if cfg.audio is None and cfg.scores is None:
         raise InputError("nothing to do: give --audio, --scores, or both")
-    cfg = replace(cfg, policy=runfolder.checkpoint_of(cfg.policy))
+    if cfg.policy is None:
+        print(
+            f"note: no --policy: {PRETRAINED.name}, for any scores; on labelled clips one of your"
+        )
+        print("  own decides better: DQN.py --init, see docs/scores.md")
+    cfg = replace(cfg, policy=runfolder.checkpoint_of(cfg.policy or PRETRAINED))
     check_outputs(cfg)
     plan = make_plan(cfg, pick_device(cfg.device, cfg.threads))
     source = open_source(cfg, plan)

@@ -53,6 +53,7 @@ from policy.bandit import hold_out, planned, query_of, reward_cells
 from policy.learner import Learner
 from policy.posterior import (
     FLAT,
+    LOUDNESS,
     Asked,
     Posterior,
     Resident,
@@ -282,7 +283,7 @@ class Values(nn.Module):
     def fit_scale(self, features: np.ndarray) -> None:
         """Mean and deviation of the features over the training boxes."""
         mean, deviation = features.mean(axis=0), features.std(axis=0)
-        deviation[deviation < FLAT] = 1.0
+        deviation[deviation < FLAT] = np.inf  # it says nothing, then or later
         self.mean.copy_(torch.from_numpy(mean))
         self.std.copy_(torch.from_numpy(deviation))
 
@@ -384,8 +385,10 @@ def worth(
 ) -> np.ndarray:
     """(B,): the expected difference that emitting each box makes, see the module's text."""
     frame_f1, frames, collar_f1, overlap_f1, number = (each[query] for each in prices)
-    length, known = boxes.end - boxes.begin, prices.frames[:-1]
-    micro_f1 = (prices.frame_f1[:-1] * known).sum() / known.sum()
+    length = boxes.end - boxes.begin
+    classes = slice(max(len(prices.frames) - 1, 1))  # where none is known, what stands for all
+    known = prices.frames[classes]
+    micro_f1 = (prices.frame_f1[classes] * known).sum() / known.sum()
     return (
         events.frame_weight * (2 * boxes.soft - frame_f1 * length) / frames
         + events.micro_weight * (2 * boxes.soft - micro_f1 * length) / known.mean()
@@ -504,6 +507,13 @@ class EventNetwork(nn.Module):
         shape = len(Prices._fields), len(classes) + 1
         self.register_buffer("prices", torch.zeros(shape, dtype=torch.float64))  # 0: not yet found
 
+    def shown(self, asked: Asked) -> Asked:
+        """What it sees of a clip: one that was trained without audio is shown no loudness."""
+        if self.posterior.channel_std[LOUDNESS].isfinite():
+            return asked
+        loudness = np.ones_like(asked.clip.loudness)
+        return asked._replace(clip=asked.clip._replace(loudness=loudness))
+
     @classmethod
     def like(cls, events: Events, classes: tuple[str, ...], weights: Any) -> "EventNetwork":
         """A network with as many networks side by side as stored weights have."""
@@ -595,6 +605,7 @@ def decide_clips(
 ) -> tuple[Candidates, np.ndarray, list[np.ndarray]]:
     """Candidates of some clips' queries, the pair of each row and its log odds (N, 3); `query` (P,)
     of each pair. InputError where the networks' answers are not finite."""
+    asked = [network.shown(one) for one in asked]
     rows = rows_of(asked, query)
     odds = apply(network.posterior, Resident.of(rows, device), np.arange(len(rows.pair)))
     if not all(np.isfinite(each).all() for each in odds):
@@ -687,7 +698,6 @@ class EventTrainer(Learner):
             raise InputError("--method events trains in one process; leave out torchrun")
         super().__init__(cache, device, ranks)
         self.bandit, self.events = cfg.bandit, cfg.events
-        events = cfg.events
         train, self.held_out = hold_out(cache, cfg)
         self.held_out = self.held_out[cache.present[self.held_out]]
         chosen = np.zeros(len(cache.pairs), bool)
@@ -695,22 +705,29 @@ class EventTrainer(Learner):
         self.train_cache = cache.choose(chosen)
         self.classes = tuple(cache.classes)
         self.query = query_of((pair.event_label for pair in self.train_cache.pairs), self.classes)
-        rows = with_targets(rows_of(self.asked(), self.query), self.train_cache)
-        group = groups_of(self.train_cache, events.folds, cfg.seed)
-        self.group = np.array([group[self.train_cache.pairs[i].filename] for i in rows.pair])
+        self.rows = with_targets(rows_of(self.asked(), self.query), self.train_cache)
+        self.cfg = cfg
+        self.begin()
+        self.order = np.arange(self.frame_steps + self.box_steps)
+        self.boxes: Boxes | None = None
+
+    def begin(self) -> None:
+        """Groups of clips, networks that each leave one out, what they are shown, optimizers."""
+        cfg, cache, rows = self.cfg, self.train_cache, self.rows
+        events, group = cfg.events, groups_of(cache, cfg.events.folds, cfg.seed)
+        self.group = np.array([group[cache.pairs[i].filename] for i in rows.pair])
         count = self.group.max() + 1
         self.left_out = np.arange(events.members * count) % count  # group of each network
         outside = [np.flatnonzero(self.group != k) for k in self.left_out]
         self.pass_rows = max(map(len, outside))
         self.cfg = cfg = planned(cfg, self.PASSES, self.FLOOR, self.gradient_steps)
         self.frame_steps, self.box_steps = self.phases(cfg.passes)
-        self.order = np.arange(self.frame_steps + self.box_steps)
         shown = self.frame_steps * events.batch
         self.rows_shown = self.deal(outside, shown, 5).view(len(outside), -1, events.batch)
         torch.manual_seed(cfg.seed)  # initial weights and dropout
-        self.network = EventNetwork(events, self.classes, len(outside)).to(device)
+        self.network = EventNetwork(events, self.classes, len(outside)).to(self.device)
         self.network.posterior.fit_scale(rows)
-        self.rows, self.resident = rows, Resident.of(rows, device)
+        self.resident = Resident.of(rows, self.device)
         self.optimizers = {
             name: torch.optim.AdamW(
                 getattr(self.network, name).parameters(),
@@ -720,7 +737,6 @@ class EventTrainer(Learner):
             )
             for name in ("posterior", "values")
         }
-        self.boxes: Boxes | None = None
 
     def phases(self, passes: int) -> tuple[int, int]:
         """Gradient steps on frames and on boxes in so many passes."""
@@ -784,6 +800,11 @@ class EventTrainer(Learner):
         true, edges = true_events(cache), [cache.pairs[i].edges for i in pair]
         self.boxes = boxes = joined(parts)
         self.truth = true_values(boxes, [true[i] for i in pair], label, edges)
+        self.show_boxes()
+
+    def show_boxes(self) -> None:
+        """Boxes and their truth on the device, and which of them the networks are shown."""
+        boxes = self.boxes
         self.network.values.fit_scale(boxes.features)
         outside = [np.flatnonzero(self.group[boxes.row] != k) for k in self.left_out]
         shown = self.box_steps * self.cfg.events.box_batch

@@ -34,7 +34,7 @@ NEAR_S = 0.08  # deviation of the Gaussian around true onsets and offsets, which
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 LEAST = 1e-4  # scores are kept off 0 and 1 by this
 SCALE = 3.0  # log odds are divided by it, which brings them to the size of the others
-CHANNELS = 7
+CHANNELS, LOUDNESS = 7, 5  # how many, which one
 STATISTICS = 4 + len(QUANTILES) + 4 + 1
 ANSWERS = ("sounds", "begins", "ends")
 EDGE_WEIGHT = 0.5  # of the two last answers in the loss
@@ -321,7 +321,7 @@ class Posterior(nn.Module):
         """Mean and deviation of channels and statistics over the training rows."""
         for name, values in (("channel", rows.channels), ("clip", rows.statistics)):
             mean, deviation = values.mean(axis=0), values.std(axis=0)
-            deviation[deviation < FLAT] = 1.0  # e.g. the loudness without audio
+            deviation[deviation < FLAT] = np.inf  # e.g. the loudness without audio: never seen
             getattr(self, f"{name}_mean").copy_(torch.from_numpy(mean))
             getattr(self, f"{name}_std").copy_(torch.from_numpy(deviation))
 

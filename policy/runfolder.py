@@ -174,9 +174,11 @@ FREE_FIELDS = (
 
 
 def stored_config(cfg: TrainConfig) -> dict[str, Any]:
-    """The config as kept in checkpoints: without what may change on resume."""
+    """The config as kept in checkpoints: without what may change on resume. Whether a policy over
+    events is trained or recalibrated (`init`) may not."""
     defaults = to_dict(TrainConfig())
-    return to_dict(cfg) | {name: defaults[name] for name in FREE_FIELDS}
+    free = [name for name in FREE_FIELDS if (name, cfg.method) != ("init", "events")]
+    return to_dict(cfg) | {name: defaults[name] for name in free}
 
 
 def known_config(cls: type, stored: Any) -> Any:

@@ -41,7 +41,7 @@ from core.files import Kind, keep_apart, own_folder, write_text
 from core.processes import num_workers, process_pool
 from core.ranks import ALONE, pick_device
 from core.settings import Checked, config_key, number
-from core.stored import read_json, write_json
+from core.stored import file_sha256, read_json, write_json
 from policy import gate, runfolder
 from sed.caches import Cache, load_cache
 from sed.splits import draw_parts, groups_of, read_list
@@ -79,6 +79,8 @@ class CrossvalConfig(Checked):
     """passes over the training pairs (default: the preset's)"""
     seeds: int = number(1, 1)
     """policies for each part, one a seed"""
+    init: Path | None = None
+    """policy over events to recalibrate, instead of a training"""
     seed: int = number(0, 0)
     """seed of the parts"""
     out: Path = Path("runs/crossval")
@@ -110,12 +112,14 @@ class CrossvalConfig(Checked):
 class Learned(NamedTuple):
     """A row that is trained: its name, and the settings; cache, run folder and seed are set here.
 
-    `queries`: the pairs that it learns from; None: those of the table.
+    `queries`: the pairs that it learns from; None: those of the table. `given`: a policy that is
+    applied as it is instead, and learns nothing here.
     """
 
     name: str
     cfg: TrainConfig
     queries: Literal["present", "all"] | None = None
+    given: Path | None = None
 
     @property
     def kind(self) -> str:
@@ -156,7 +160,8 @@ def some_clips(cache: Cache, names: list[str], queries: str) -> Cache:
 def train_one(job: Training) -> None:
     """Train in a run folder; skipped where this very training is finished there."""
     cache = some_clips(load_cache(job.cache), job.names, job.queries)
-    mark = {"cache": cache.key, "config": config_key(job.cfg)}
+    given = None if job.cfg.init is None else file_sha256(runfolder.checkpoint_of(job.cfg.init))
+    mark = {"cache": cache.key, "config": config_key(job.cfg), "init": given}
     path = job.cfg.run / MARK
     with suppress(InputError):
         if read_json(path, "") == mark:
@@ -179,7 +184,7 @@ def trainings(study: Study, learned: list[Learned], tables: list[str]) -> list[T
     """Every training that the tables need, each once."""
     found: dict[Path, Training] = {}
     names = [name for part in study.divisions[0] for name in part]
-    for one in learned:
+    for one in (one for one in learned if one.given is None):
         for queries in tables:
             queries = one.queries or queries
             for part, test in enumerate(study.divisions[0]):
@@ -246,12 +251,12 @@ def learned_rows(study: Study, cache: Cache, learned: list[Learned]) -> list[Sys
         put(closed, cache, test, ~gate.behind(train_gate, part, np.ones(len(part.label), bool)))
     for one in learned:
         members = []
-        for seed in study.seeds:
+        for seed in study.seeds if one.given is None else study.seeds[:1]:
             whole, boxes = np.zeros(len(cache.label), bool), {}
             for number_, test in enumerate(parts):
                 run = study.run(one, one.queries or cache.queries, number_, seed)
-                part = cache.subset(test)
-                decided = from_checkpoint(run / "best.pt", part, EvaluateConfig())[1]
+                part, path = cache.subset(test), one.given or run / "best.pt"
+                decided = from_checkpoint(path, part, EvaluateConfig())[1]
                 put(whole, cache, test, decided.pred)
                 boxes |= decided.boxes or {}  # of a policy over events, with its confidences
             members.append(Member(f"seed {seed}", whole, 0.0, boxes=boxes or None))
@@ -301,9 +306,11 @@ def run(cfg: CrossvalConfig) -> None:
     parts = draw_parts(groups_of(names, listed), cfg.parts, cfg.seed)
     lines = [f"{name}\t{part}" for part, clips in enumerate(parts) for name in clips]
     write_text(cfg.out / "parts.tsv", "filename\tpart\n" + "\n".join(lines) + "\n")
-    settings = replace(TrainConfig.with_preset(cfg.policy), passes=cfg.passes)
+    settings = TrainConfig.with_preset(cfg.policy if cfg.init is None else "best")
+    settings = replace(settings, passes=cfg.passes, init=cfg.init)
     print(f"{len(names)} clips, {cfg.parts} parts")
-    learned = Learned(f"DQN {cfg.policy}", settings)
+    name = f"DQN {cfg.policy}" if cfg.init is None else f"{cfg.init.stem}, recalibrated"
+    learned = Learned(name, settings)
     study = Study(folder, cfg.out, [parts], range(cfg.seeds), cfg.inputs.workers)
     (example, *_) = trainings(study, [learned], [cfg.pairs])
     final = replace(example.cfg, run=cfg.out / "final")

@@ -2,19 +2,25 @@
 
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
+import torch
 from test_detect import write_policy
 from test_forms import write_corpus
 
+import detect
+import DQN
 import preprocess
-from config import Bandit, PreprocessConfig
+from config import PRETRAINED, Bandit, DetectConfig, PreprocessConfig, TrainConfig
 from core.command import parse
+from policy.apply import load_policy
 from scores.score_files import open_scores
 from sed.caches import Cache, load_cache
+from sed.labels import read_labels
 from sed.timeline import Event, frame_edges, write_audacity, write_labels
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -23,6 +29,7 @@ SECTIONS = {
     for part in (ROOT / "docs" / "scores.md").read_text(encoding="utf-8").split("\n## ")
 }
 RATE = 16_000
+CPU = torch.device("cpu")
 
 
 def blocks(title: str, kind: str) -> list[str]:
@@ -131,6 +138,21 @@ def test_models_for_audioset_strong(here):
     check_cache(cache, values[0], ("b0RFKhbpFJA_30000", "/m/04rlf"))
     label = check_cache(cache, values[1], ("b0RFKhbpFJA_30000", "/m/0bt9lr"))
     assert label.sum() == 20 and cache.pairs[0].frame_s == pytest.approx(0.04)
+
+
+def test_few_labelled_clips_or_none(here):
+    """Scores alone, then recalibrated; the cross-validation is tried in test_crossval.py."""
+    title = "Few labelled clips, or none"
+    write_corpus(here)
+    (here / "policy").mkdir()
+    shutil.copy(PRETRAINED, here / "policy")
+    detect.main(parse(DetectConfig, command(title)[1:]))
+    events = read_labels(here / "events.tsv")
+    cache = run(title, 1)
+    assert set(events) == {clip.filename for clip in cache.clips} and cache.queries == "all"
+    assert DQN.main(parse(TrainConfig, [*command(title, 2)[1:], "--device", "cpu"])) == 0
+    assert load_policy(here / "runs/recalibrated/best.pt", CPU).classes == tuple(cache.classes)
+    assert "studies.crossval" in command(title, 3) and "studies.pretrain" in command(title, 4)
 
 
 @pytest.mark.parametrize("step", [3.0, 1.5])

@@ -1,6 +1,7 @@
 """Cross-validation: nobody decides a clip that it has seen; one command; what is done is kept."""
 
 import shlex
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 from test_docs_scores import blocks
 from test_forms import NAMES, write_corpus
 
-from config import Events, Network, TrainConfig
+from config import PRETRAINED, Events, Network, TrainConfig
 from core.command import parse
 from core.errors import InputError
 from policy.runfolder import read_checkpoint
@@ -25,6 +26,8 @@ CLASSIFIER = TrainConfig(method="classifier", passes=1, network=Network(hidden=4
 LEARNED = [
     Learned("DQN small", SMALL),
     Learned("classifier", CLASSIFIER, "present"),
+    Learned("given", SMALL, given=Path("given/best.pt")),
+    Learned("recalibrated", replace(SMALL, events=Events(), init=Path("given/best.pt"))),
 ]
 
 
@@ -33,6 +36,8 @@ def here(tmp_path, monkeypatch) -> Path:
     """A folder with five labelled clips, their scores and audio; trainings run in this process."""
     monkeypatch.chdir(tmp_path)
     write_corpus(tmp_path)
+    (tmp_path / "given").mkdir()
+    shutil.copy(PRETRAINED, tmp_path / "given" / "best.pt")
     monkeypatch.setattr(crossval, "process_pool", lambda _: Here())
     monkeypatch.setattr(TrainConfig, "with_preset", classmethod(lambda *_: SMALL))
     return tmp_path
@@ -127,11 +132,11 @@ def test_what_is_done_is_kept(here, monkeypatch):
     crossval.cross_validate(study, LEARNED, ["present"])
     table = (here / "a" / "present" / "table.md").read_text()
     files = {path: path.stat().st_mtime_ns for path in (here / "a").glob("*-part*/best.pt")}
-    assert len(files) == 2 * 2
+    assert len(files) == 2 * 3  # the given policy learns nothing
     crossval.cross_validate(study, LEARNED, ["present"])
     assert {path: path.stat().st_mtime_ns for path in files} == files
     assert (here / "a" / "present" / "table.md").read_text() == table
-    other = [Learned("DQN small", replace(SMALL, passes=3)), LEARNED[1]]
+    other = [Learned("DQN small", replace(SMALL, passes=3)), *LEARNED[1:]]
     crossval.cross_validate(study, other, ["present"])
     again = {path for path in files if path.stat().st_mtime_ns != files[path]}
     assert again == {path for path in files if "DQN-small" in str(path)}
