@@ -10,8 +10,8 @@ Every clip is decided by rules and policies that never saw it (crossval.py). Rul
 divisions into five folds; learned rows take the first division and three seeds, trained on present
 pairs, the preset `best` once for present and once for all pairs, as the rules are tuned: from
 nothing, recalibrated from policy/pretrained.pt, and that file as it is, without any label. 16 clips
-are a gradient step or two a pass, so policies make as many passes as their floor of steps asks for;
-nothing was tried out here.
+are a gradient step or two a pass, so policies make as many passes as their floor of steps asks for.
+Nothing was tried out here, but for the pretrained file: a first version was judged on these clips.
 `quick`: all pairs, rules on 5 divisions, the policies over events, one seed.
 There is no audio, so the loudness is 1 everywhere. 20 clips are few: read the intervals.
 """
