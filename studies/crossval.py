@@ -267,7 +267,7 @@ def learned_rows(study: Study, cache: Cache, learned: list[Learned]) -> list[Sys
 
 def cross_validate(
     study: Study, learned: list[Learned], tables: list[str], given: dict[str, Path] | None = None
-) -> dict[str, tuple[dict[str, Any], list[Entrant]]]:
+) -> dict[str, tuple[dict[str, Any], list[System]]]:
     """Train what is not trained yet, decide every clip out of fold, write and print the tables;
     results and rows of each. `given`: event tables of other systems by name, rows as well.
 
@@ -284,7 +284,7 @@ def cross_validate(
         with own_folder(out, scoring.TABLE):
             rows = learned_rows(study, chosen, learned)
             for name, path in (given or {}).items():
-                rows.append(Entrant(name, "events", "", [from_events(path, chosen)]))
+                rows.append(System(name, "events", "", [from_events(path, chosen)]))
             rows = with_events(rows + rule_rows(study, chosen), chosen)
             results = scoring.measure(rows, chosen, study.workers)
             scoring.write_table(out, results, rows, chosen)

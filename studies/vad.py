@@ -29,7 +29,7 @@ import soundfile
 import preprocess
 from baselines.tuned_rules import pieces
 from comparison import scoring
-from comparison.systems import Entrant, events_of
+from comparison.systems import System, events_of
 from config import PreprocessConfig, TrainConfig
 from core.command import plain_words, run_main
 from core.errors import InputError
@@ -284,13 +284,13 @@ def own_rows(cache: Cache, parts: list[list[str]], out: Path) -> dict[str, Path]
 # ---------------------------------------------------------------------------- what is said of it
 
 
-def draws_of(entrant: Entrant, cache: Cache, weights: list[np.ndarray]) -> list[np.ndarray]:
+def draws_of(system: System, cache: Cache, weights: list[np.ndarray]) -> list[np.ndarray]:
     """The metrics of a row, the mean over its members, where clips are drawn as often as weights
     (D, C) say: (D, M) for each of these."""
     sampler, given = scoring.Resampler(cache), (cache.truth, cache.durations, cache.classes)
     counts = [
         (scoring.counts_of(member, cache), event_counts(events_of(member, cache), *given))
-        for member in entrant.members
+        for member in system.members
     ]
     found = []
     for sampler.weights in weights:
@@ -320,7 +320,7 @@ class Margins(NamedTuple):
         return np.stack([self.by_clip[:, m], self.by_speaker[:, m]], axis=1)
 
 
-def margins(rows: list[Entrant], cache: Cache) -> dict[str, Margins]:
+def margins(rows: list[System], cache: Cache) -> dict[str, Margins]:
     """The policy against every other row."""
     names = scoring.Resampler(cache).names.tolist()
     speaker = np.array([list(GROUPS).index(name.split("-")[0]) for name in names])
@@ -345,7 +345,7 @@ def verdict(results: dict, found: dict[str, Margins]) -> str:
     frames and by events. A claim counts where both intervals are above zero."""
     rows = {row["name"]: row["mean"] for row in results["entrants"]}
     kinds = {row["name"]: row["kind"] for row in results["entrants"]}
-    tuned = [n for n in rows if kinds[n] == "rule" and n not in scoring.NOT_OPPONENTS]
+    tuned = [n for n in rows if kinds[n] == "rule" and n not in scoring.NOT_BASELINES]
     lines = []
     for m, column in enumerate(COLUMNS[:2]):
         owns = [name for name in rows if name.startswith("Silero") and name != "Silero's rule"]
@@ -363,7 +363,7 @@ def table(results: dict, found: dict[str, Margins]) -> str:
     """All systems by event F1, the best of each column in bold, and what `best` has more."""
     rows = [row for row in results["entrants"] if row["kind"] != "ceiling"]
     same = "per-class"  # of one class the threshold of all
-    rows = [r for r in rows if r["name"] not in scoring.NOT_OPPONENTS and same not in r["name"]]
+    rows = [r for r in rows if r["name"] not in scoring.NOT_BASELINES and same not in r["name"]]
     rows.sort(key=lambda row: -row["mean"]["event_f1"])
     tops = {c: max(row["mean"][c] for row in rows) for c in COLUMNS[:-1]}
     titles = ["frame F1", "event F1", "intersection F1", "PSDS 1", "PSDS 2", "false alarms"]
