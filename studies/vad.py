@@ -112,7 +112,7 @@ def place_digits(rng: Random, digits: list[Recording], snr_db: float) -> list[So
             at = string[-1][2] + rng.uniform(*PAUSE_S)
         strings.append(string)
     while (spare := CLIP_S - sum(s[-1][2] for s in strings) - APART_S * (len(strings) - 1)) < 0:
-        strings.pop()
+        (strings if len(strings) > 1 else strings[0]).pop()
     sounds, now = [], 0.0
     pauses = np.diff(np.sort(rng.uniform(0, spare, len(strings))), prepend=0)
     for string, pause in zip(strings, pauses, strict=True):
@@ -159,6 +159,8 @@ def make_group(speaker: str, data: Path, home: Path) -> list[Clip]:
 def make_corpora(data: Path) -> None:
     """data/vad-digits and data/vad-joined in the form of soundscapes.py; both have the same audio
     and scores. InputError where clips of other settings are there."""
+    for name in ("fsdd", "esc10"):
+        corpora.list_bank(data / name, 0)  # InputError before anything is written
     first, second = (Path(f"data/vad-{name}") for name in LABELS)
     (first / "train" / "audio").mkdir(parents=True, exist_ok=True)
     (first / "train" / "scores").mkdir(exist_ok=True)
