@@ -205,7 +205,7 @@ PAD_S = 0.03  # added on both sides of an event
 TRIED = product(
     (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98),
     (0.02, 0.05, 0.15, 0.3),  # by which the negative threshold is lower
-    (0.0, 0.05, 0.1, 0.2, 0.3),
+    (0.0, 0.05, 0.1, 0.2, 0.3, 0.4),
     (0.0, 0.1, 0.25),
 )
 GRID = [OwnRule(t, round(t - less, 2), *rest) for t, less, *rest in TRIED if t > less]
@@ -339,17 +339,20 @@ def margins(rows: list[System], cache: Cache) -> dict[str, Margins]:
     return found
 
 
-COLUMNS = ("macro_f1", "event_f1", "intersection_f1", "psds1", "psds2", "false_alarms")
+COLUMNS = {"macro_f1": "frame F1", "event_f1": "event F1", "intersection_f1": "intersection F1"}
+COLUMNS |= {"psds1": "PSDS 1", "psds2": "PSDS 2", "false_alarms": "false alarms"}
 
 
 def verdict(results: dict, found: dict[str, Margins]) -> str:
-    """Against the detector's rule, as documented and tuned, and against the best tuned rule, by
-    frames and by events. A claim counts where both intervals are above zero."""
+    """Against the detector's rule, as documented and tuned, and against the best of the suite's
+    rules, by frames and by events, where a claim counts if both intervals are above zero; and what
+    is ahead in other columns."""
     rows = {row["name"]: row["mean"] for row in results["entrants"]}
     kinds = {row["name"]: row["kind"] for row in results["entrants"]}
-    tuned = [n for n in rows if kinds[n] == "rule" and n not in scoring.NOT_BASELINES]
+    tuned = [name for name in found if kinds[name] in ("rule", "base")]
+    tuned = [name for name in tuned if name not in scoring.NOT_BASELINES]
     lines = []
-    for m, column in enumerate(COLUMNS[:2]):
+    for m, column in enumerate(list(COLUMNS)[:2]):
         owns = [name for name in rows if name.startswith("Silero") and name != "Silero's rule"]
         best = [max(some, key=lambda name: rows[name][column]) for some in (owns, tuned)]
         for name in ("Silero's rule", *best):
@@ -358,6 +361,16 @@ def verdict(results: dict, found: dict[str, Margins]) -> str:
             word = scoring.word(column, low, high)
             values = f"{100 * rows[LEARNED.name][column]:.1f} to {100 * rows[name][column]:.1f}"
             lines.append(f"- `best` {word} {name} ({values}): {found[name].said(m)}.")
+    others = [name for name in found if kinds[name] == "events"] + tuned
+    ahead = []
+    for column, title in COLUMNS.items():
+        sign = -1 if column == "false_alarms" else 1
+        top = max(others, key=lambda name: sign * rows[name][column])
+        ours, theirs = rows[LEARNED.name][column], rows[top][column]
+        if sign * theirs > sign * ours:
+            values = f"{100 * theirs:.1f} to {100 * ours:.1f}"
+            ahead.append(f"{top} in {title} ({values})")
+    lines += [f"- Ahead of `best`: {'; '.join(ahead)}."] * bool(ahead)
     return "\n".join(lines)
 
 
@@ -367,9 +380,8 @@ def table(results: dict, found: dict[str, Margins]) -> str:
     same = "per-class"  # of one class the threshold of all
     rows = [r for r in rows if r["name"] not in scoring.NOT_BASELINES and same not in r["name"]]
     rows.sort(key=lambda row: -row["mean"]["event_f1"])
-    tops = {c: max(row["mean"][c] for row in rows) for c in COLUMNS[:-1]}
-    titles = ["frame F1", "event F1", "intersection F1", "PSDS 1", "PSDS 2", "false alarms"]
-    titles += ["`best` minus it: frame F1", "event F1"]
+    tops = {c: max(row["mean"][c] for row in rows) for c in COLUMNS if c != "false_alarms"}
+    titles = [*COLUMNS.values(), "`best` minus it: frame F1", "event F1"]
     lines = ["| | " + " | ".join(titles) + " |", "|---" * (len(titles) + 1) + "|"]
     for row in rows:
         cells = [f"`{row['name']}`" if row["name"] == LEARNED.name else row["name"]]
