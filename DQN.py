@@ -395,6 +395,7 @@ def train(cfg: TrainConfig, device: torch.device, ranks: Ranks, cache: Cache | N
         return 0
     trainer.announce()
     longrun.warn_of_few_steps(trainer)
+    longrun.warn_of_no_negatives(trainer)
     stopped = runfolder.catch_signals()
     began, frames = time.perf_counter(), trainer.progress["frames"]
     totals = {"episodes": len(trainer.order), "frames": trainer.total_frames}

@@ -63,7 +63,7 @@ from sed.audio import TRUNCATED, AudioFile, wav_from
 from sed.caches import MOST_MANIFEST, listed
 from sed.event_metrics import ScoredEvent
 from sed.labels import AUDIO, clip_id, fit_events
-from sed.provenance import Origin, other_classes, other_frames
+from sed.provenance import Origin, no_negatives, other_classes, other_frames
 from sed.signals import (
     FELL_BACK,
     SILENT,
@@ -745,8 +745,9 @@ def describe(cfg: DetectConfig, source: Source, plan: Plan, num_recordings: int)
     said = other_classes("the policy", plan.origin, source.text, source.classes, cfg.other_classes)
     print(f"{num_recordings} recordings; scores: {source.text}")
     print(f"{len(source.classes)} classes: {', '.join(map(isolated, source.classes))}")
-    if said:
-        print(f"note: {isolated(said)}")
+    for text in (said, no_negatives("the policy", plan.origin, source.classes)):
+        if text:
+            print(f"note: {isolated(text)}")
     print(f"longer than {plan.longest_s:.4g} s: blocks of {plan.block_s:.4g} s, half over the next")
     if plan.gate is not None:
         others = [name for name in source.classes if name not in plan.gate.thresholds]

@@ -898,6 +898,12 @@ class EventTrainer(Learner):
             self.find_prices()
         return list(zip(steps, torch.stack(cells).tolist(), strict=True))
 
+    @property
+    def facts(self) -> dict[str, Any]:
+        """As of every learner; of present pairs no class is ever absent."""
+        known = {"never_absent": list(self.classes)} if self.cache.queries == "present" else {}
+        return super().facts | known
+
     def policy(self) -> dict[str, Any]:
         """What best.pt and the numbered checkpoints hold: enough to apply the policy."""
         classes = {"classes": list(self.classes), "queries": self.cache.queries}

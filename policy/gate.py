@@ -41,8 +41,11 @@ def best_threshold(score: np.ndarray, present: np.ndarray) -> float:
     """The t >= 0 of the highest F1 of `score > t`; scores 0..1 and truth (n,), somewhere true.
 
     Candidates lie halfway between neighbouring scores, below the lowest one too; of equals the
-    highest counts, which opens for the fewest clips. A score of 0 never opens.
+    highest counts, which opens for the fewest clips. A score of 0 never opens. Where all is true
+    nothing says when to close: 0.
     """
+    if present.all():
+        return 0.0
     order = np.argsort(-score, kind="stable")
     ranked, truth = score[order], present[order]
     tp = np.cumsum(truth)

@@ -80,10 +80,15 @@ class Learner:
         groups = [group | own for group in state["param_groups"]]
         optimizer.load_state_dict(state | {"param_groups": groups})
 
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What the policy must know of its data, see `Cache.facts`."""
+        return self.cache.facts
+
     def policy(self) -> dict[str, Any]:
         """What best.pt and the numbered checkpoints hold: enough to apply the policy."""
         self.read_sums()
-        info = self.progress | {"trained_on": self.cache.facts}
+        info = self.progress | {"trained_on": self.facts}
         given = (self.cfg, self.cache, self.network, self.gate, info, self.prints)
         return runfolder.policy_content(*given)
 

@@ -11,7 +11,9 @@ import torch
 
 from core.errors import InputError
 from policy.bandit import decide
+from sed.caches import listed
 from sed.metrics import mean_f1
+from sed.provenance import NO_NEGATIVES
 
 # ---------------------------------------------------------------------------- before and after
 
@@ -68,6 +70,12 @@ def warn_of_few_steps(trainer: Any) -> None:
             f"note: about {steps:,} gradient steps are too few, a policy needs {trainer.FLOOR:,};"
             f" leave out --passes {trainer.cfg.passes}, or give more"
         )
+
+
+def warn_of_no_negatives(trainer: Any) -> None:
+    """Say which classes every training clip has, or every pair that is learned from."""
+    if names := trainer.facts["never_absent"]:
+        print(f"note: {trainer.cache.folder}: {NO_NEGATIVES.format(listed(names))}")
 
 
 def measure_speed(trainer: Any) -> tuple[float, float]:

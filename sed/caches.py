@@ -221,6 +221,12 @@ class Cache:
         return np.array([(pair.filename, pair.event_label) in truth for pair in self.pairs], bool)
 
     @property
+    def never_absent(self) -> list[str]:
+        """Classes that every clip has: nothing here tells when they are absent."""
+        labels = [{event.event_label for event in clip.events} for clip in self.clips]
+        return [name for name in self.classes if all(name in some for some in labels)]
+
+    @property
     def facts(self) -> dict[str, Any]:
         """What a policy trained here must know of its data, to be applied to other data."""
         seconds = [pair.num_frames * pair.frame_s for pair in self.pairs]
@@ -231,6 +237,7 @@ class Cache:
             "frame_s": float(np.median([pair.frame_s for pair in self.pairs])),
             "audio": None if imported else self.manifest["audio"] is not None,
             "classes": sorted({pair.event_label for pair in self.pairs}),
+            "never_absent": self.never_absent,
             "formulas": None if imported else FORMULAS,
         }
 

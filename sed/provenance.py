@@ -13,6 +13,8 @@ from core.settings import to_dict
 from sed.caches import Cache, listed
 from sed.signals import SLIDES_FRAME_S
 
+# Of some classes; a tag gate that is tuned on such clips closes nothing.
+NO_NEGATIVES = "no clip without {}: nothing teaches a policy or its tag gate when to be silent"
 FLAT = ("flat_fallback", "flat_range")  # they change signals of scores without contrast only
 
 
@@ -98,6 +100,12 @@ def other_classes(
     return f"{who} was not trained on {listed(new)}" if new else ""
 
 
+def no_negatives(who: str, trained: Origin, classes: Iterable[str]) -> str:
+    """A note where classes, which may be absent here, were never absent in the training."""
+    names = sorted(set(trained.facts.get("never_absent", [])) & set(classes))
+    return f"{who} was trained on {NO_NEGATIVES.format(listed(names))}" if names else ""
+
+
 def held_against(
     who: str,
     trained: Origin,
@@ -116,4 +124,6 @@ def held_against(
         other_audio(who, trained, where, here.facts["audio"]),
         other_classes(who, trained, where, here.facts["classes"], allowed),
     ]
+    if cache.queries == "all":
+        notes.append(no_negatives(who, trained, here.facts["classes"]))
     return [note for note in notes if note]

@@ -16,7 +16,7 @@ steps. 20 clips are few: read the intervals.
 from contextlib import redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -31,6 +31,7 @@ from comparison.systems import (
     Member,
     System,
     from_checkpoint,
+    from_events,
     kind_of_rule,
     with_events,
 )
@@ -269,11 +270,15 @@ def learned_rows(study: Study, cache: Cache, learned: list[Learned]) -> list[Sys
     return rows
 
 
-def cross_validate(study: Study, learned: list[Learned], tables: list[str]) -> None:
-    """Train what is not trained yet, decide every clip out of fold, write and print the tables.
+def cross_validate(
+    study: Study, learned: list[Learned], tables: list[str], given: dict[str, Path] | None = None
+) -> dict[str, tuple[dict[str, Any], list[System]]]:
+    """Train what is not trained yet, decide every clip out of fold, write and print the tables;
+    results and rows of each. `given`: event tables of other systems by name, rows as well.
 
     InputError where a part is left without pairs.
     """
+    found = {}
     cache = load_cache(study.cache)
     jobs = trainings(study, learned, tables)
     with process_pool(min(study.workers, len(jobs))) as pool:
@@ -282,11 +287,15 @@ def cross_validate(study: Study, learned: list[Learned], tables: list[str]) -> N
         chosen = cache.present_only() if queries == "present" else cache
         out = study.out / queries
         with own_folder(out, scoring.TABLE):
-            rows = learned_rows(study, chosen, learned) + rule_rows(study, chosen)
-            rows = with_events(rows, chosen)
+            rows = learned_rows(study, chosen, learned)
+            for name, path in (given or {}).items():
+                rows.append(System(name, "events", "", [from_events(path, chosen)]))
+            rows = with_events(rows + rule_rows(study, chosen), chosen)
             results = scoring.measure(rows, chosen, study.workers)
             scoring.write_table(out, results, rows, chosen)
         print(scoring.markdown(results))
+        found[queries] = results, rows
+    return found
 
 
 def main(cfg: CrossvalConfig) -> None:

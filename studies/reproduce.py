@@ -3,9 +3,11 @@
 Run:    python -m studies.reproduce all [DATA]        # everything below; `make results`
         python -m studies.reproduce benchmark [DATA]  # ESC-10 recordings on the DESED timelines
         python -m studies.reproduce dcase [DATA]      # 20 real clips, scores only
+        python -m studies.reproduce vad [DATA]        # Silero VAD on digits in noise, its own rule
         python -m studies.reproduce demo              # the demo with 5 seeds, corpus and all
         python -m studies.reproduce table NAME        # only write a part from finished runs
-Reads:  DATA/{esc10,desed_timelines,dcase2023_baseline} (default: SED_SHARED_DATA or ../shared/data)
+Reads:  DATA/{esc10,desed_timelines,dcase2023_baseline,fsdd}
+        (default: SED_SHARED_DATA or ../shared/data)
 Writes: data/, cache/, runs/ like the scripts, runs/logs/, docs/results/, marked parts of RESULTS.md
 
 Two processes, one thread each. What is finished is skipped, so the study can be interrupted.
@@ -158,10 +160,19 @@ def dcase_table() -> str:
     return "\n".join(parts)
 
 
+def vad_text() -> str:
+    """What studies.vad has written."""
+    path = ROOT / "runs" / "vad.md"
+    if not path.is_file():
+        raise InputError(f"{path}: not found; run: python -m studies.vad")
+    return path.read_text(encoding="utf-8").rstrip("\n")
+
+
 TABLES = {
     "verdict": verdict,
     "benchmark": benchmark_table,
     "dcase": dcase_table,
+    "vad": vad_text,
     "demo": demo_table,
 }
 
@@ -197,8 +208,8 @@ def main(args: list[str]) -> None:
         write_table(rest[0])
         return
     takes_data = study != "demo"
-    if study not in ("demo", "benchmark", "dcase", "all") or len(rest) > takes_data:
-        usage = "all [DATA] | benchmark [DATA] | dcase [DATA] | demo | table NAME"
+    if study not in ("demo", "benchmark", "dcase", "vad", "all") or len(rest) > takes_data:
+        usage = "all [DATA] | benchmark [DATA] | dcase [DATA] | vad [DATA] | demo | table NAME"
         raise InputError(
             f"usage: reproduce.py {usage}; NAME is one of {', '.join((BEST, *TABLES))}"
         )
@@ -211,6 +222,9 @@ def main(args: list[str]) -> None:
     if study in ("dcase", "all"):
         run("dcase", "-m", "studies.dcase", *rest)
         write_table("dcase")
+    if study in ("vad", "all"):
+        run("vad", "-m", "studies.vad", *rest)
+        write_table("vad")
     if study in ("demo", "all"):
         in_parallel([(demo, seed) for seed in DEMO_SEEDS])
         write_table("demo")

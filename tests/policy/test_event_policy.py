@@ -343,6 +343,20 @@ def test_the_script_trains_and_resumes_and_unfinished_policies_decide_nothing(
         assert torch.equal(weight, weights[name]), name
 
 
+def test_learning_without_an_absent_class_is_said_in_training_and_in_use(
+    cache, cfg, tmp_path, capsys
+):
+    said = "no clip without Dog, Speech: nothing teaches a policy or its tag gate when to be silent"
+    write_cache(tmp_path / "present" / "train", LENGTHS, seed=1)
+    assert main(replace(cfg, cache=tmp_path / "present")) == 0
+    assert f"note: {tmp_path / 'present' / 'train'}: {said}\n" in capsys.readouterr().out
+    where = {"run": cfg.run, "cache": cache.folder.parent, "device": "cpu", "workers": 1}
+    evaluate.main(EvaluateConfig(**where))
+    assert f"best.pt was trained on {said}\n" in capsys.readouterr().out
+    assert main(replace(cfg, overwrite=True)) == 0  # one class was absent from three clips
+    assert "no clip without" not in capsys.readouterr().out
+
+
 # ---------------------------------------------------------------------------- the scripts
 
 

@@ -81,6 +81,17 @@ def test_class_without_a_positive_gets_the_fallback(cache):
     assert not gate.opens(found, "Cat", found.fallback)
 
 
+def test_without_a_negative_the_gate_closes_nothing(tmp_path):
+    """A class that every clip has: no threshold above 0 is learned, which is said where it is
+    trained and where it meets clips that may lack it."""
+    write_cache(tmp_path / "train", [50] * 6, labels=("Speech",))
+    everywhere = load_cache(tmp_path / "train")
+    found = gate.tune_gate(everywhere)
+    assert found == gate.Gate({"Speech": 0.0}, 0.0)
+    assert gate.opens(found, "Speech", 1e-3) and gate.opens(found, "Dog", 1e-3)
+    assert everywhere.never_absent == ["Speech"]
+
+
 def test_imported_arrays_have_no_gate(cache):
     clips = [clip._replace(tag=None) for clip in cache.clips]
     object.__setattr__(cache, "clips", clips)

@@ -663,6 +663,7 @@ def test_mixed_lengths_are_known_to_the_policy(home):
     policy = load_policy(home / "independent" / "best.pt", CPU)
     known = policy.info["trained_on"]
     assert (known.pop("classes"), known.pop("formulas")) == (CLASSES, preprocess.FORMULAS)
+    assert known.pop("never_absent") == []
     assert known == pytest.approx({"clip_s": 2.0, "longest_s": 2.2, "frame_s": 0.02, "audio": True})
     plan = detect.make_plan(DetectConfig(policy=home / "independent" / "best.pt"), CPU)
     assert len(plan.cut(150, 0.02)) == 1 and len(plan.cut(152, 0.02)) == 3

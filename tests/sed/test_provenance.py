@@ -58,6 +58,19 @@ def test_frames_audio_and_new_classes_are_said(home):
     assert held_against("it", origin(frame_s=0.0201), cache_of(home, "usual")) == []
 
 
+def test_classes_that_were_never_absent_are_said_where_they_may_be(tmp_path):
+    for split, absent in (("everywhere", ()), ("some", (0, 3))):
+        write_cache(tmp_path / split, [60] * 8, absent=absent)
+    trained = origin_of(load_cache(tmp_path / "everywhere"))
+    assert trained.facts["never_absent"] == ["Dog", "Speech"]
+    (note,) = held_against("it", trained, load_cache(tmp_path / "some"))
+    assert "no clip without Dog, Speech" in note and "tag gate" in note
+    one = Origin(trained.signal, trained.facts | {"never_absent": ["Speech"]})
+    assert "Dog" not in held_against("it", one, load_cache(tmp_path / "some"))[0]
+    assert held_against("it", trained, load_cache(tmp_path / "everywhere")) == []
+    assert origin_of(load_cache(tmp_path / "some")).facts["never_absent"] == []
+
+
 def test_entirely_other_classes_are_refused_unless_meant(home):
     birds = cache_of(home, "birds")
     with pytest.raises(InputError, match=r"Dog, Speech.*Owl, Wren.*--other-classes"):
