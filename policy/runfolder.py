@@ -111,7 +111,8 @@ def checkpoint_of(path: Path) -> Path:
 def read_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
     """Read a checkpoint without running code from it; InputError where it is damaged."""
     if not path.exists():
-        raise InputError(f"{path}: not found; train first: python DQN.py --run {path.parent}")
+        run = path.parent if path.suffix else path  # a run folder stands for its best.pt
+        raise InputError(f"{path}: not found; train first: python DQN.py --run {run}")
     content = tensors.read_checkpoint(path, device)
     return of_baseline(content, path) if "twin" in content else content
 

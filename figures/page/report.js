@@ -167,14 +167,14 @@ function decisions() {
     h("td", kind ? { class: kind } : {}, value(r)))]);
   const changed = (r) => `${percent((r.fixed_frames + r.broken_frames) / report.num_frames)} %`;
   const selected = ({ threshold_selection: { accuracy } }) =>
-    (accuracy === null ? "none" : `${percent(accuracy)} %`);
+    (accuracy === null ? "shifts none" : `${percent(accuracy)} %`);
   const names = beside() ? ["", ...rows.map((_, i) => who(i))] : null;
   return card("third", "Decisions that changed", table(names, [
     line("Fixed: wrong before, right after", (r) => `${count(r.fixed_frames)} frames`, "good"),
     line("Broken: right before, wrong after", (r) => `${count(r.broken_frames)} frames`, "bad"),
     line(`Changed, of ${count(report.num_frames)} frames`, changed),
     ...(rows.some((r) => r.threshold_selection.frames)
-      ? [line("Right where some action is right", selected)] : []),
+      ? [line("Right where some shift is right", selected)] : []),
     line("F1 pooled over frames (%)", (r) => `${percent(r.pooled.before.f1)} → ` +
       percent(r.pooled.after.f1)),
   ]));
