@@ -381,6 +381,9 @@ def train(cfg: TrainConfig, device: torch.device, ranks: Ranks, cache: Cache | N
     longrun.refuse_no_step(trainer)
     if cfg.init is not None and not cfg.resume and cfg.method != "events":
         begin_from(trainer, runfolder.checkpoint_of(cfg.init))
+    board = cfg.wandb_project, cfg.run, to_dict(cfg)
+    opened: list[Any] = []  # before the run folder is cleared
+    ranks.leader_first(lambda: opened.append(runfolder.open_wandb(*board)))
     content = runfolder.open_together(cfg, cache.key, device, ranks)
     if content is None:
         save_last(trainer)  # resumable from the start
@@ -400,7 +403,7 @@ def train(cfg: TrainConfig, device: torch.device, ranks: Ranks, cache: Cache | N
     began, frames = time.perf_counter(), trainer.progress["frames"]
     totals = {"episodes": len(trainer.order), "frames": trainer.total_frames}
     with heartbeat.Heartbeat(cfg.run, totals, ranks.size, ranks.leads) as beat:
-        run_episodes(trainer, beat, stopped)
+        run_episodes(trainer, beat, stopped, *opened)
         beat.end("complete" if trainer.done else "stopped")
     if not trainer.done:
         print(f"stopped and saved after {trainer.progress['finished']} episodes; to go on, run:")
@@ -421,11 +424,13 @@ def save_last(trainer: Learner) -> None:
         runfolder.write_checkpoint(trainer.cfg.run / "last.pt", content)
 
 
-def run_episodes(trainer: Learner, beat: heartbeat.Heartbeat, stopped: list[int]) -> None:
+def run_episodes(
+    trainer: Learner, beat: heartbeat.Heartbeat, stopped: list[int], wandb_run: Any = None
+) -> None:
     """Tick until all episodes have finished or a signal was caught; writes the run folder."""
     cfg, total, ranks = trainer.cfg, len(trainer.order), trainer.ranks
     finished = trainer.progress["finished"]
-    history = runfolder.History(cfg.run, finished) if ranks.leads else None
+    history = runfolder.History(cfg.run, finished, wandb_run) if ranks.leads else None
     agree_every = 1 if ranks.size == 1 else AGREE_EVERY
     saved = time.perf_counter()
     bar = tqdm(total=total, initial=finished, desc="Training", disable=not ranks.leads)

@@ -578,6 +578,8 @@ class TrainConfig(Script):
     """print the hash of a checkpoint and stop"""
     status: Path | None = None
     """print the state of a run and stop"""
+    wandb_project: str | None = None
+    """log to this project of Weights & Biases as well"""
     seed: int = number(0, 0, MOST_SEED)
     """weights, exploration, replay, episode order"""
     device: Device = "auto"

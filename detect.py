@@ -743,7 +743,7 @@ def detect(
 def describe(cfg: DetectConfig, source: Source, plan: Plan, num_recordings: int) -> None:
     """Say what is about to happen. InputError where the policy knows none of the classes."""
     said = other_classes("the policy", plan.origin, source.text, source.classes, cfg.other_classes)
-    print(f"{num_recordings} recordings; scores: {source.text}")
+    print(f"{num_recordings} recording{'s' * (num_recordings != 1)}; scores: {source.text}")
     print(f"{len(source.classes)} classes: {', '.join(map(isolated, source.classes))}")
     for text in (said, no_negatives("the policy", plan.origin, source.classes)):
         if text:

@@ -218,13 +218,17 @@ def print_block(title: str, metrics: dict[str, float]) -> None:
     print("=" * len(line))
 
 
+GAIN = "gain (points)"  # a row of `print_rows` that holds differences
+
+
 def print_rows(title: str, rows: list[tuple[str, dict[str, float]]]) -> None:
     """A table of accuracy, IoU, F1 in percent."""
     width = max(len(name) for name, _ in rows)
     print(f"\n{title:<{width}} {'Accuracy':>9} {'IoU':>9} {'F1':>9}")
     for name, metrics in rows:
-        line = f"{name:<{width}} " + " ".join(f"{metrics[m]:>9.2%}" for m in NAMES)
-        print(isolated(line))
+        form = "+.2f" if name == GAIN else ".2f"
+        cells = (f"{100 * metrics[m]:{form}}" + "%" * (name != GAIN) for m in NAMES)
+        print(isolated(f"{name:<{width}} " + " ".join(f"{cell:>9}" for cell in cells)))
 
 
 def print_margins(results: dict[str, Any]) -> None:
@@ -285,7 +289,7 @@ def print_results(results: dict[str, Any], full: bool = False) -> None:
     before, after, gain = results["before"], results["after"], results["gain"]
     print_block("npz binary only", before)
     print_block("env mode", after)
-    rows = [("before (T_base)", before), ("after (DQN)", after), ("gain (points)", gain)]
+    rows = [("before (T_base)", before), ("after (DQN)", after), (GAIN, gain)]
     rows += [(f"best rule by F1: {row['name']}", row) for row in best_rule(results)]
     print_rows(f"mean over {results['present_pairs']} pairs of present classes", rows)
     if full:

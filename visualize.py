@@ -128,9 +128,7 @@ def focus_pair(data: Evaluated) -> tuple[int, str]:
     partly = (share > 0) & (share < 1)
     index = int(np.argmax(np.where(partly | ~partly.any(), after - before, -np.inf)))
     change = f"F1 {100 * before[index]:.1f} to {100 * after[index]:.1f} %"
-    among = (
-        f"the {partly.sum():,} pairs on in a part of their clip" if partly.any() else "all pairs"
-    )
+    among = f"{partly.sum():,} pairs on in part of the clip" if partly.any() else "all pairs"
     return index, f"chosen: largest gain ({change}) of {among}"
 
 
@@ -234,8 +232,11 @@ def in_lanes(boxes: list[dict[str, Any]]) -> list[int]:
 MOST_LANES = 16  # less sure candidates than these are not drawn
 
 
-def draw_boxes(view: View, boxes: list[dict[str, Any]], why: str) -> "Figure":
-    """Score and loudness, the candidates with their confidences, the decision over the truth."""
+def draw_boxes(view: View, boxes: list[dict[str, Any]], why: str, known: bool = False) -> "Figure":
+    """Score and loudness, the candidates with their confidences, the decision over the truth.
+
+    `known`: the class is known to sound, so frames were decided and no candidate was emitted.
+    """
     lanes = in_lanes(boxes)
     shown = [(box, lane) for box, lane in zip(boxes, lanes, strict=True) if lane < MOST_LANES]
     title = f"Candidates: {len(shown)} of {len(boxes)} drawn"
@@ -263,7 +264,8 @@ def draw_boxes(view: View, boxes: list[dict[str, Any]], why: str) -> "Figure":
     candidates.set_ylim(-0.6, max(2, *(lane for _, lane in shown), 0) + 0.6)
     candidates.set_yticks([])
     candidates.grid(False)
-    decision.set_title("Decision over ground truth")
+    how = ": the class is known to sound, so frames are decided and no candidate is emitted"
+    decision.set_title("Decision over ground truth" + how * known)
     decision.stairs(view.label, view.edges, fill=True, alpha=0.6, **look("label"))
     decision.stairs(view.after, view.edges, linewidth=2.5, **look("t_adj", "Decision"))
     decision.set_yticks([0, 1], ["off", "on"])
@@ -302,7 +304,8 @@ def draw_deciding(data: Evaluated, index: int, why: str) -> "Figure | str":
         return draw_signals(view, why)
     if data.boxes is None:
         return "this policy shifts no threshold; --html shows its decisions"
-    return draw_boxes(view, data.boxes.get(index, []), why)
+    known = data.cache.queries == "present"
+    return draw_boxes(view, data.boxes.get(index, []), why, known)
 
 
 def draw_decisions(view: View, why: str) -> "Figure":
@@ -409,9 +412,10 @@ def draw_events(data: Evaluated, matches: Matches) -> "Figure | str":
     if not best:
         return NO_EVENT
     why = f"chosen: the most improved of {len(both):,} that both found{none}"
-    title = f"Events under Base Threshold and DQN Threshold\n{why}"
+    name = "DQN" if data.t_adj is None else "DQN Threshold"
+    title = f"Events under Base Threshold and {name}\n{why}"
     figure, axes = page(title, 1, len(best), 5.6)
-    rows = [("Ground Truth", "label"), ("Base Threshold", "t_base"), ("DQN Threshold", "t_adj")]
+    rows = [("Ground Truth", "label"), ("Base Threshold", "t_base"), (name, "t_adj")]
     for ax, (kind, (base, dqn)) in zip(axes[0], best.items(), strict=True):
         view = view_of(data, data.cache.find(dqn.filename, dqn.true.event_label))
         three = (dqn.true, base.found, dqn.found)
@@ -513,8 +517,11 @@ def judged_pairs(results: dict[str, Any]) -> str:
     return f"{total:,} pairs" if count == total else f"{count:,} present of {total:,} pairs"
 
 
-def draw_before_after(results: dict[str, Any]) -> "Figure":
-    """Table and bars of the three metrics before and after (slides, page 10)."""
+def draw_before_after(results: dict[str, Any], threshold: bool = True) -> "Figure":
+    """Table and bars of the three metrics before and after (slides, page 10).
+
+    `threshold`: whether the policy shifts one, so that there is a DQN_T.
+    """
     pairs, before, after = judged_pairs(results), results["before"], results["after"]
     figure, axes = page(
         f"Before and after the DQN: {pairs}, {results['split']} split", 1, 2, width_ratios=(7, 5)
@@ -525,9 +532,9 @@ def draw_before_after(results: dict[str, Any]) -> "Figure":
     tones = {name: tone(results, *results["interval"][name]) for name in NAMES}
     marks = {name: f"{'▼' if gains[name] < 0 else '▲'} {points(gains[name])}" for name in NAMES}
     ranges = {name: " to ".join(map(points, results["interval"][name])) for name in NAMES}
-    cells = [
-        ["Metric", "Before DQN\n(Base_T)", "After DQN\n(DQN_T)", "Gain (points)\n95 % interval"]
-    ]
+    was, now = "Before DQN (Base_T)", "After DQN" + " (DQN_T)" * threshold
+    heads = [text.replace(" (", "\n(") for text in (was, now)]
+    cells = [["Metric", *heads, "Gain (points)\n95 % interval"]]
     cells += [
         [TEXT[n], percent(before[n]), percent(after[n]), f"{marks[n]}\n{ranges[n]}"] for n in NAMES
     ]
@@ -549,8 +556,8 @@ def draw_before_after(results: dict[str, Any]) -> "Figure":
     )
     table.text(0, 0.05, text.format(pairs, *counts), linespacing=1.6)
     for x, values, colour, text in (
-        (-0.2, before, "t_base", "Before DQN (Base_T)"),
-        (0.2, after, "t_adj", "After DQN (DQN_T)"),
+        (-0.2, before, "t_base", was),
+        (0.2, after, "t_adj", now),
     ):
         place, height = np.arange(len(NAMES)) + x, [100 * values[name] for name in NAMES]
         ax.bar_label(ax.bar(place, height, 0.38, **look(colour, text)), fmt="%.1f", padding=2)
@@ -618,14 +625,18 @@ def draw_network(run: Training) -> "Figure":
     return legend(figure)
 
 
-def draw_yardsticks(results: dict[str, Any]) -> "Figure":
-    """Before, after and the yardsticks by F1, one panel a metric.
+def draw_yardsticks(results: dict[str, Any], threshold: bool = True) -> "Figure":
+    """Before, after and the yardsticks by F1, one panel a metric; `threshold`: there is a DQN_T.
 
     The whiskers are the interval of the difference to the DQN, laid from the DQN's value: where one
     reaches its line, the two cannot be told apart.
     """
     base = {"name": "Before: Base_T", "kind": "base", "interval": results["interval"]}
-    ours = {"name": "After: DQN_T", "kind": "policy", "interval": None}
+    ours = {
+        "name": "After: DQN_T" if threshold else "After: DQN",
+        "kind": "policy",
+        "interval": None,
+    }
     rows = [base | results["before"], ours | results["after"], *results["yardsticks"]]
     rows.sort(key=lambda row: -row["f1"])
     title = (
@@ -748,6 +759,7 @@ def pair_drawings(
 def run_drawings(data: Evaluated, run: Training) -> dict[str, Drawing]:
     """Every figure of the slides; pair and events are chosen as the clearest of the split."""
     index, why = focus_pair(data)
+    threshold = data.t_adj is not None
     learning = {
         "epsilon": lambda: draw_epsilon(run),
         "avg10": lambda: draw_avg10(run),
@@ -758,9 +770,9 @@ def run_drawings(data: Evaluated, run: Training) -> dict[str, Drawing]:
     return {
         "thresholds": lambda: draw_thresholds(view_of(data, index), data.results, why),
         **pair_drawings(data, index, find_matches(data), why),
-        "before_after": lambda: draw_before_after(data.results),
+        "before_after": lambda: draw_before_after(data.results, threshold),
         **learning,
-        "yardsticks": lambda: draw_yardsticks(data.results),
+        "yardsticks": lambda: draw_yardsticks(data.results, threshold),
         "per_class": lambda: draw_per_class(data.results),
     }
 

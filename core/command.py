@@ -12,12 +12,13 @@ import textwrap
 import typing
 from collections.abc import Callable, Iterable
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack, redirect_stderr
 from dataclasses import fields
 from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TextIO
 
 from core.errors import InputError
 from core.names import isolated
@@ -59,7 +60,7 @@ def flags_of(cls: type, prefix: str = "--") -> dict[str, bool]:
     return found
 
 
-# What other tools call it: the first of ours that a script has is suggested.
+# What other tools, or other scripts of ours, call it: the first that a script has is suggested.
 ELSEWHERE = {
     "epochs": ("passes",),
     "epoch": ("passes", "epochs"),
@@ -70,9 +71,13 @@ ELSEWHERE = {
     "cuda": ("device",),
     "num-workers": ("workers",),
     "jobs": ("workers",),
-    "output": ("out", "run"),
-    "output-dir": ("out", "run"),
+    "output": ("out", "run", "cache"),
+    "output-dir": ("out", "run", "cache"),
+    "out": ("run", "cache"),
     "input": ("audio", "labels", "run"),
+    "run": ("policy",),
+    "policy": ("run",),
+    "checkpoint": ("policy", "init"),
     "model": ("policy", "checkpoint"),
     "ckpt": ("policy", "checkpoint", "init"),
     "weights": ("policy", "checkpoint", "init"),
@@ -93,7 +98,8 @@ def check_known(args: list[str], known: Iterable[str]) -> None:
         word = name.removeprefix("--")
         near = [f"--{flag}" for flag in ELSEWHERE.get(word, ()) if f"--{flag}" in known]
         near += [whole[word]] if word in whole else []
-        near += difflib.get_close_matches(name, known, 1, 0.6)
+        if word not in ELSEWHERE:  # there the nearest spelling means another thing
+            near += difflib.get_close_matches(name, known, 1, 0.6)
         hint = f"did you mean {near[0]}?" if near else "see --help"
         raise InputError(f"{arg.partition('=')[0]}: no such flag; {hint}")
 
@@ -236,9 +242,9 @@ def parse(cls: type | dict[str, Any], args: list[str] | None = None) -> Any:
     meant = cls.get(args[0] if args else "") if isinstance(cls, dict) else cls
     meant = meant and class_of(meant)
     if "--version" in args:
-        from core.versions import versions  # torch takes seconds to import
+        from core.versions import version_text  # torch takes seconds to import
 
-        print("\n".join(f"{name}: {text}" for name, text in versions().items()))
+        print(version_text())
         sys.exit(0)
     if meant:
         flags = flags_of(meant)
@@ -294,6 +300,40 @@ def run_main(main: Callable[[], int | None], ends: bool = True) -> None:
 
     Without `ends`, what returns no exit code goes on.
     """
+    if os.environ.pop(ENDS_WITH_PARENT, None):
+        end_with(os.getppid())
+    with ExitStack() as log:
+        if not sys.stderr.isatty():  # tqdm reads it when imported
+            os.environ.setdefault("TQDM_MININTERVAL", "60")
+            os.environ.setdefault("TQDM_MAXINTERVAL", "60")
+            log.enter_context(redirect_stderr(BarLines(sys.stderr)))
+        guarded(main, ends)
+
+
+class BarLines:
+    """Standard error that is no terminal: what a progress bar shows is a line, a minute apart.
+
+    A bar goes back to the start of its line before each text, and ends the line when it closes.
+    """
+
+    def __init__(self, stream: TextIO):
+        self.stream, self.shown = stream, False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+    def write(self, text: str) -> int:
+        """Write a text; of a bar's the line."""
+        bar = text.startswith("\r")
+        line = text.strip("\r ") + "\n"
+        if not (line == "\n" if bar else self.shown and text == "\n"):
+            self.stream.write(line if bar else text)
+        self.shown = bar
+        return len(text)
+
+
+def guarded(main: Callable[[], int | None], ends: bool) -> None:
+    """What `run_main` does, once the streams are set."""
     script = program()
 
     def fail(text: str, code: int = 2) -> None:
@@ -301,10 +341,6 @@ def run_main(main: Callable[[], int | None], ends: bool = True) -> None:
         print(f"{script}: {text}", file=sys.stderr)
         sys.exit(code)
 
-    if os.environ.pop(ENDS_WITH_PARENT, None):
-        end_with(os.getppid())
-    if not sys.stderr.isatty():  # in a log a line a minute is enough; tqdm reads it when imported
-        os.environ.setdefault("TQDM_MININTERVAL", "60")
     try:
         code = main()
         sys.stdout.flush()

@@ -42,6 +42,13 @@ def versions() -> dict[str, str]:
     }
 
 
+def version_text() -> str:
+    """What `--version` prints, a line each; no commit outside git."""
+    found = versions()
+    rows = {"threshold-dqn": found.pop("suite"), "commit": found.pop("code")} | found
+    return "\n".join(f"{name}: {text}" for name, text in rows.items() if text != "unknown")
+
+
 def made_with() -> dict[str, Any]:
     """What is kept beside results and weights: `versions`, and the kernels that torch has."""
     return {"versions": versions(), "kernels": torch.__config__.show()}

@@ -347,8 +347,8 @@ SHOWN += ("fixed_frames", "broken_frames", "threshold_selection", "verdict")
 
 
 def policy_data(shown: Shown, name: str) -> dict[str, Any]:
-    """A policy's results and training; `curve` where its events can be swept by confidence:
-    `what`, `confidence`, `precision`, `recall`, `f1` (a list each)."""
+    """A policy's results and training; `all_pairs` where absent classes were asked for too, `curve`
+    where events can be swept by confidence: `what`, `confidence`, `precision`, `recall`, `f1`."""
     results = shown.data.results
     return {
         "name": name,
@@ -356,6 +356,7 @@ def policy_data(shown: Shown, name: str) -> dict[str, Any]:
         "results": {key: results[key] for key in SHOWN},
         "settings": settings(shown.data, shown.training and shown.training[0]),
         "training": training_curves(shown.training),
+        "all_pairs": results.get("all_pairs"),
         "curve": results.get("curve"),
         "shifts": shown.data.t_adj is not None,
     }

@@ -13,6 +13,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -109,7 +110,8 @@ def checkpoint_of(path: Path) -> Path:
 def read_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
     """Read a checkpoint without running code from it; InputError where it is damaged."""
     if not path.exists():
-        raise InputError(f"{path}: not found; train first: python DQN.py --run {path.parent}")
+        run = path.parent if path.suffix else path  # a run folder stands for its best.pt
+        raise InputError(f"{path}: not found; train first: python DQN.py --run {run}")
     content = tensors.read_checkpoint(path, device)
     return of_baseline(content, path) if "twin" in content else content
 
@@ -170,6 +172,7 @@ FREE_FIELDS = (
     "device",
     "threads",
     "cuda_steps",
+    "wandb_project",
 )
 
 
@@ -477,10 +480,33 @@ CELLS = ("Missed", "Fixed", "Broken", "Kept")  # in the order of the reward cell
 HISTORY = ("Episode", "Reward", "Avg10", "Epsilon", *CELLS, "Steps", "Loss", "Q")
 
 
-class History:
-    """reward_history.tsv, a line an episode (and TensorBoard where it is installed)."""
+def open_wandb(project: str | None, folder: Path, config: dict[str, Any]) -> Any | None:
+    """A run of Weights & Biases, which lies in wandb/ of the current folder; None: none is wanted.
 
-    def __init__(self, folder: Path, rows: int):
+    Each start is a run of its own, in a group named after the run folder: a training that is
+    resumed goes on in the next one. Raises InputError where the package or the project says no.
+    """
+    if project is None:
+        return None
+    try:
+        wandb = import_module("wandb")
+    except ModuleNotFoundError:
+        raise InputError("--wandb-project needs wandb; run: pip install wandb") from None
+    try:
+        return wandb.init(project=project, name=folder.name, group=folder.name, config=config)
+    except wandb.Error as error:
+        cure = "WANDB_MODE=offline keeps the run on this machine"
+        raise InputError(
+            f"--wandb-project {project}: {str(error).splitlines()[0]}; {cure}"
+        ) from None
+
+
+class History:
+    """reward_history.tsv, a line an episode; the same to TensorBoard where it is installed, and to
+    a run of Weights & Biases where there is one."""
+
+    def __init__(self, folder: Path, rows: int, wandb_run: Any = None):
+        self.rows, self.wandb_run = rows, wandb_run
         self.path = folder / "reward_history.tsv"
         there = rows and self.path.exists()
         known = self.path.read_text(encoding="utf-8", errors="replace") if there else ""
@@ -514,12 +540,17 @@ class History:
         if self.board:
             for name in HISTORY[1:]:
                 self.board.add_scalar(f"train/{name}", row[name], row["Episode"])
+        if self.wandb_run:
+            self.wandb_run.log({f"train/{name}": row[name] for name in HISTORY}, step=self.rows)
+        self.rows += 1
 
     def close(self) -> None:
         """Flush everything."""
         self.stream.close()
         if self.board:
             self.board.close()
+        if self.wandb_run:
+            self.wandb_run.finish()
 
 
 def read_history(folder: Path) -> dict[str, np.ndarray]:

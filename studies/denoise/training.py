@@ -24,7 +24,13 @@ from core.errors import InputError
 from core.files import Kind, contents, keep_apart, own_folder, remove_ours
 from core.settings import to_dict
 from core.stored import write_json
-from policy.runfolder import catch_signals, differences, read_checkpoint, write_checkpoint
+from policy.runfolder import (
+    catch_signals,
+    differences,
+    open_wandb,
+    read_checkpoint,
+    write_checkpoint,
+)
 from studies.denoise import environment
 from studies.denoise.data import write_csv
 from studies.denoise.environment import SCRIPT, Agent, Corpus, DenoiseVectorEnv, load_corpus
@@ -152,12 +158,8 @@ def start_wandb(cfg: TrainConfig) -> Callable[[dict[str, float], int], None]:
     """Logging to Weights & Biases, or nothing where it is not wanted."""
     if cfg.wandb_project is None:
         return lambda values, step: None
-    try:
-        import wandb
-    except ModuleNotFoundError:
-        raise InputError("--wandb-project needs wandb; run: pip install wandb") from None
-    wandb.init(project=cfg.wandb_project, name=cfg.folder.name, config=to_dict(cfg))
-    return lambda values, step: wandb.log(values, step=step)
+    run = open_wandb(cfg.wandb_project, cfg.folder, to_dict(cfg))
+    return lambda values, step: run.log(values, step=step)
 
 
 RUN = Kind(

@@ -408,6 +408,9 @@ def test_bad_command_line_says_what_is_wrong(refused, cls, args, words):
         (TrainConfig, "--epochs", "--passes"),
         (TrainConfig, "--signal.beta", "--help"),
         (PreprocessConfig, "--learning.lr", "--help"),
+        (DetectConfig, "--epochs", "--help"),  # nearest in letters would be --policy
+        (DetectConfig, "--run", "--policy"),
+        (EvaluateConfig, "--policy", "--run"),
     ],
 )
 def test_an_unknown_flag_is_named_with_the_nearest(cls, flag, ours):

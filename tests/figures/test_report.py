@@ -940,6 +940,30 @@ def test_the_other_policy(opened, two):
     assert page.is_visible("#value-t_adj") and page.is_visible("#value-t_adj2")
 
 
+def test_the_table_of_all_pairs_stands_under_the_verdict(opened, data, tmp_path):
+    """Best macro-F1 first; what may be chance is grey, the policy's own row has no difference."""
+    rows = {
+        "T_base": {"macro_f1": 0.2, "behind": [0.3, 0.2, 0.4]},
+        "DQN": {"macro_f1": 0.5, "behind": [0.0, 0.0, 0.0]},
+        "a rule": {"macro_f1": 0.48, "behind": [0.02, -0.01, 0.05]},
+    }
+    rows = {name: row | {"micro_f1": 0.6, "false_alarms": 0.1} for name, row in rows.items()}
+    given = data._replace(results=data.results | {"all_pairs": rows})
+    report.write_folder(tmp_path / "report", [report.Shown(tmp_path, given, None)], 3)
+    page = opened(tmp_path / "report", "#view=overview")
+    page.wait_for_selector("h2:has-text('All pairs')")
+    found = page.eval_on_selector_all(
+        "section:has(> h2:text-is('All pairs')) tbody tr",
+        "rows => rows.map((r) => [...r.cells].map((c) => c.innerText.trim()))",
+    )
+    assert [row[0] for row in found] == ["DQN", "a rule", "T_base"]
+    assert [row[1] for row in found] == ["50.00", "48.00", "20.00"]
+    assert found[0][-1] == "" and found[1][-1].startswith("+2.00")
+    last = "section:has(> h2:text-is('All pairs')) tbody tr:nth-child({}) td:last-child"
+    kinds = [page.get_attribute(last.format(i), "class").split()[0] for i in (2, 3)]
+    assert kinds[0] != kinds[1] == "good"
+
+
 def test_candidates_and_their_curve(opened, data, tmp_path):
     """A policy over events: its candidates are named under the pointer, its curve is drawn."""
     both = {"confidence": 0.9, "chosen": True, "values": {"expected IoU": 0.75}}

@@ -174,6 +174,7 @@ def test_a_full_disk_under_the_history():
         pytest.skip("no /dev/full on this system to play a full disk")
     history = runfolder.History.__new__(runfolder.History)
     history.path, history.board = Path("reward_history.tsv"), None
+    history.wandb_run, history.rows = None, 0
     with (
         open("/dev/full", "ab", buffering=0) as history.stream,
         pytest.raises(InputError, match=r"No space left on device\); the last good"),
