@@ -229,7 +229,8 @@ HEAD = """# What each part of the preset best is worth
 
     python -m studies.ablation   # after python -m studies.benchmark
 
-All pairs of the validation clips, percent; mean over {count} settings ({settings}), policy seed 0.
+All pairs of the validation clips, percent; mean over {count} settings, policy seed 0:
+{settings}.
 The first row is the policy as it is; below it the difference that one change makes, in points, ±
 one standard deviation over the settings. Nothing was chosen here: the preset is older than the
 table. {processor}.
