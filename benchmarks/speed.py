@@ -601,7 +601,8 @@ def all_pairs(cfg: SpeedConfig) -> list[Row]:
         what = f"--pairs all, {classes} classes: {clips} clips more, peak of loading, training and"
         what += f" deciding over their arrays of {arrays / 1e6:,.0f} MB"
         now = f"{peak / 1e6:,.0f} MB, {kept} queries kept"
-        rows.append(row("memory", what, peak / arrays, "<= 0.25 x", "2.1 x", now))
+        before = "2.1 x" if classes == 500 else ""  # measured while caches lay in memory
+        rows.append(row("memory", what, peak / arrays, "<= 0.25 x", before, now))
     return rows
 
 
