@@ -115,7 +115,7 @@ CLIPS_PER_SHARD = 64  # a shard is what one process holds in memory and what a r
 # ---------------------------------------------------------------------------- one shard
 
 
-class Clip(NamedTuple):
+class ClipInput(NamedTuple):
     """A clip to process: file name in the labels, events, audio file (None: there is none)."""
 
     filename: str
@@ -123,7 +123,7 @@ class Clip(NamedTuple):
     audio: Path | None
 
 
-class Outcome(NamedTuple):
+class ShardResult(NamedTuple):
     """What became of a shard: its pairs and clips, what failed (name: reason), clips behind each
     notice, label rows that were cut or left out."""
 
@@ -145,7 +145,7 @@ def clip_end(end: float, slack_s: float, events: list[Event]) -> float:
 
 
 def clip_loudness(
-    clip: Clip, scores: timeline.ClipScores, signal: Signal, notices: dict[str, list[str]]
+    clip: ClipInput, scores: timeline.ClipScores, signal: Signal, notices: dict[str, list[str]]
 ) -> tuple[np.ndarray | None, float]:
     """Normalised loudness (T,) on the scores' grid, None without audio, and the clip's duration in
     seconds."""
@@ -171,7 +171,7 @@ Row = tuple[Pair, dict[str, np.ndarray], np.ndarray]  # a pair, its signals, its
 
 
 def clip_signals(
-    clip: Clip,
+    clip: ClipInput,
     source: score_files.ScoreSource,
     queries: str,
     signal: Signal,
@@ -251,7 +251,7 @@ class Job(NamedTuple):
     """What a process needs to make one shard."""
 
     path: Path
-    clips: list[Clip]
+    clips: list[ClipInput]
     source: score_files.ScoreSource | Path  # scores, or the folder of NPZ files to import
     queries: str  # present or all
     signal: Signal
@@ -260,7 +260,7 @@ class Job(NamedTuple):
 
 
 def imported_clip(
-    clip: Clip, folder: Path, frame_s: float, notices: dict[str, list[str]]
+    clip: ClipInput, folder: Path, frame_s: float, notices: dict[str, list[str]]
 ) -> tuple[list[Row], ClipRecord, list[Aside]]:
     """Every present pair of a clip of the original program; ValueError on a damaged file."""
     arrays = []
@@ -280,10 +280,10 @@ def imported_clip(
     return rows, ClipRecord(clip.filename, end, events, None), asides
 
 
-def make_shard(job: Job) -> Outcome:
+def make_shard(job: Job) -> ShardResult:
     """Compute and write one shard. Clips that fail are named, the others are written."""
     rows: list[Row] = []
-    outcome = Outcome([], [], [], {name: [] for name in NOTICES}, [])
+    outcome = ShardResult([], [], [], {name: [] for name in NOTICES}, [])
     for clip in job.clips:
         notices = outcome.notices
         try:
@@ -327,7 +327,7 @@ class Task(NamedTuple):
         return {name: path and str(path.resolve()) for name, path in paths.items()}
 
 
-def find_inputs(task: Task, cfg: PreprocessConfig) -> tuple[list[Clip], Any, list[str]]:
+def find_inputs(task: Task, cfg: PreprocessConfig) -> tuple[list[ClipInput], Any, list[str]]:
     """Labels -> clips with their inputs, the score source, and `name: reason` of those left out.
 
     Everything that can be known without decoding is checked here, before anything is written.
@@ -345,7 +345,7 @@ def find_inputs(task: Task, cfg: PreprocessConfig) -> tuple[list[Clip], Any, lis
             if absent:
                 missing.append(f"{name}: no {listed(absent)} in {source}")
             else:
-                ready.append(Clip(name, events, None))
+                ready.append(ClipInput(name, events, None))
     else:
         checked = read_checked(cfg.cache / task.split / CHECKED)
         source = score_files.open_scores(task.scores, task.classes, cfg.rename, checked)
@@ -360,7 +360,7 @@ def find_inputs(task: Task, cfg: PreprocessConfig) -> tuple[list[Clip], Any, lis
                 try:
                     if path is not None:
                         AudioFile(path).stream.close()
-                    ready.append(Clip(name, events, path))
+                    ready.append(ClipInput(name, events, path))
                 except ValueError as error:
                     missing.append(f"{name}: {error}")
     stop_on_failures(task, cfg, missing, len(clips))
@@ -493,7 +493,9 @@ def worth_starting(jobs: list[Job]) -> int:
     return 1 + int(size / WORK_OF_A_PROCESS)
 
 
-def made_shards(todo: list[tuple[Job, str]], workers: int) -> Iterator[tuple[Job, str, Outcome]]:
+def made_shards(
+    todo: list[tuple[Job, str]], workers: int
+) -> Iterator[tuple[Job, str, ShardResult]]:
     """Shards as they are finished; one worker stays in this process and saves its start."""
     if workers == 1:
         yield from ((job, inputs, make_shard(job)) for job, inputs in todo)

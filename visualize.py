@@ -90,7 +90,7 @@ if TYPE_CHECKING:  # matplotlib is imported where a figure is drawn: it builds a
 # ---------------------------------------------------------------------------- what is drawn
 
 
-class Training(NamedTuple):
+class TrainingLog(NamedTuple):
     """A run's settings, its history (a row an episode) and the number of planned episodes."""
 
     config: TrainConfig
@@ -99,7 +99,7 @@ class Training(NamedTuple):
     schedule: int  # episodes that epsilon was planned for; fewer where a run got more passes
 
 
-def load_training(cfg: VisualizeConfig) -> Training:
+def load_training(cfg: VisualizeConfig) -> TrainingLog:
     """Settings and reward history of the run."""
     cure = f"python DQN.py --run {cfg.run} --cache {cfg.cache}"
     config = config_of(TrainConfig, read_json(cfg.run / "config.json", f"run: {cure}"))
@@ -113,7 +113,7 @@ def load_training(cfg: VisualizeConfig) -> Training:
         planned = max(planned, (config.passes or 1) * len(train))
     best = cfg.run / "best.pt"
     info = facts_of(read_checkpoint(best), best).info if best.exists() else {}
-    return Training(config, history, planned, info.get("planned", planned))
+    return TrainingLog(config, history, planned, info.get("planned", planned))
 
 
 def focus_pair(data: Evaluated) -> tuple[int, str]:
@@ -441,7 +441,7 @@ def draw_events(data: Evaluated, matches: Matches) -> "Figure | str":
 # ---------------------------------------------------------------------------- figures of the run
 
 
-def draw_epsilon(run: Training) -> "Figure | str":
+def draw_epsilon(run: TrainingLog) -> "Figure | str":
     """Exploration rate over episodes, planned and logged, with the gradient steps."""
     learning = run.config.learning
     if run.config.method != "windowed":
@@ -470,7 +470,7 @@ def draw_epsilon(run: Training) -> "Figure | str":
     return legend(figure)
 
 
-def draw_loss(run: Training) -> "Figure":
+def draw_loss(run: TrainingLog) -> "Figure":
     """Loss of a policy over events by gradient step; its rewards are of two kinds."""
     figure, axes = page("Loss over the gradient steps of this run")
     ax, loss = axes[0, 0], run.history["Loss"]
@@ -484,7 +484,7 @@ def draw_loss(run: Training) -> "Figure":
     return legend(figure)
 
 
-def draw_avg10(run: Training) -> "Figure":
+def draw_avg10(run: TrainingLog) -> "Figure":
     """Reward and avg10 over episodes, with what action 0.0 would have been paid (page 10)."""
     figure, axes = page("Avg10 over episodes")
     ax, rows = axes[0, 0], run.history
@@ -599,7 +599,7 @@ def network_boxes(network: QNetwork, bandit: Bandit) -> list[tuple[str, str, str
     ]
 
 
-def draw_network(run: Training) -> "Figure":
+def draw_network(run: TrainingLog) -> "Figure":
     """The Q-network as a row of boxes, sizes from the run's config."""
     from matplotlib.patches import FancyBboxPatch
 
@@ -756,7 +756,7 @@ def pair_drawings(
     }
 
 
-def run_drawings(data: Evaluated, run: Training) -> dict[str, Drawing]:
+def run_drawings(data: Evaluated, run: TrainingLog) -> dict[str, Drawing]:
     """Every figure of the slides; pair and events are chosen as the clearest of the split."""
     index, why = focus_pair(data)
     threshold = data.t_adj is not None

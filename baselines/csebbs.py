@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 
 from sed.caches import Cache
-from sed.candidates import Boxes, find_changes, merge
+from sed.candidates import MergedBoxes, find_changes, merge
 
 FILTERS_S = (0.32, 0.48, 0.64)  # length of the step filter
 MERGE = {"difference": (0.15, 0.2, 0.3), "ratio": (1.5, 2.0, 3.0)}  # a setting has one of the two
 
 
-def boxes_of(score: np.ndarray, frame_s: float, setting: dict[str, Any]) -> Boxes:
+def boxes_of(score: np.ndarray, frame_s: float, setting: dict[str, Any]) -> MergedBoxes:
     """Boxes of one pair's score (T,); `setting` has `filter_s`, `by`, `limit`."""
     found = find_changes(score, setting["filter_s"] / 2 / frame_s)
     return merge(score, *found, [(setting["by"], setting["limit"])])[0]

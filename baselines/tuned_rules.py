@@ -384,7 +384,7 @@ def tune_slopes(
             if events:
                 first = cache.offsets[runs.pair]
                 ends = runs.begin - first, runs.end - first
-                regions = events.of_boxes(Found(runs.pair, *ends, np.ones(len(first))))
+                regions = events.of_boxes(PairBoxes(runs.pair, *ends, np.ones(len(first))))
                 for name in EVENT_F1:  # on at every threshold
                     values[name].append(events.values(regions, name)[:, :1])
     return {
@@ -396,7 +396,7 @@ def tune_slopes(
 # ---------------------------------------------------------------------------- cSEBBs
 
 
-class Found(NamedTuple):
+class PairBoxes(NamedTuple):
     """Boxes of all pairs: pair, positions within it, mean score, (B,) each."""
 
     pair: np.ndarray
@@ -405,7 +405,7 @@ class Found(NamedTuple):
     confidence: np.ndarray
 
 
-def all_boxes(cache: Cache, on: str) -> Iterator[tuple[Setting, Found]]:
+def all_boxes(cache: Cache, on: str) -> Iterator[tuple[Setting, PairBoxes]]:
     """The boxes of every pair under every setting of filter and merging."""
     scores = pieces(cache, cache.signals[on])
     for filter_s in FILTERS_S:
@@ -418,10 +418,10 @@ def all_boxes(cache: Cache, on: str) -> Iterator[tuple[Setting, Found]]:
         for (by, limit), boxes in zip(settings, zip(*every, strict=True), strict=True):
             pair = np.repeat(np.arange(len(boxes)), [len(each.begin) for each in boxes])
             parts = (np.concatenate(part) for part in zip(*boxes, strict=True))
-            yield {"filter_s": filter_s, "by": by, "limit": limit}, Found(pair, *parts)
+            yield {"filter_s": filter_s, "by": by, "limit": limit}, PairBoxes(pair, *parts)
 
 
-def count_boxes(aim: Objective, boxes: Found) -> tuple[np.ndarray, np.ndarray]:
+def count_boxes(aim: Objective, boxes: PairBoxes) -> tuple[np.ndarray, np.ndarray]:
     """True positives and frames on, (P, G), of the boxes of each pair above each threshold."""
     first, num_pairs = aim.cache.offsets[boxes.pair], len(aim.cache.pairs)
     begin, end = (first + first_frame(side) for side in (boxes.begin, boxes.end))
@@ -453,7 +453,7 @@ class EventObjective:
         if ranked and cache.queries == "all":
             self.metrics += ["psds1", "psds2"]
 
-    def of_boxes(self, boxes: Found) -> Regions:
+    def of_boxes(self, boxes: PairBoxes) -> Regions:
         """Boxes with the number of thresholds below their confidence as level."""
         frame_s, last = frame_s_of_pair(self.cache)[boxes.pair], self.length[boxes.pair]
         times = [np.minimum(side * frame_s, last) for side in (boxes.begin, boxes.end)]

@@ -231,7 +231,7 @@ def check_form(value: Any, form: Form) -> None:
 # ---------------------------------------------------------------------------- NPZ
 
 
-class Member(NamedTuple):
+class ArrayEntry(NamedTuple):
     """An array of an .npz file, as its own header and the directory of the file describe it."""
 
     info: zipfile.ZipInfo
@@ -243,7 +243,7 @@ class Member(NamedTuple):
 
 def open_npz(
     path: Path, cure: str = "", wanted: Collection[str] | None = None
-) -> tuple[zipfile.ZipFile, dict[str, Member]]:
+) -> tuple[zipfile.ZipFile, dict[str, ArrayEntry]]:
     """An .npz file and its arrays (or the wanted ones) by name, nothing of them read yet.
 
     Raises whatever zipfile and numpy raise for damaged files, ValueError for arrays of Python
@@ -281,7 +281,7 @@ def open_npz(
             claimed = math.prod(shape) * dtype.itemsize
             if min(shape, default=0) < 0 or claimed != info.file_size - header:
                 raise ValueError(f"array {name!r} claims {claimed:,} bytes, which are not there")
-            members[name] = Member(info, shape, fortran, dtype, header)
+            members[name] = ArrayEntry(info, shape, fortran, dtype, header)
     except BaseException:
         archive.close()
         raise

@@ -99,7 +99,7 @@ def choose_pairs(gains: np.ndarray, count: int) -> dict[int, str]:
 # ---------------------------------------------------------------------------- sound and picture
 
 
-class Sound(NamedTuple):
+class ClipSound(NamedTuple):
     """A clip: its length in seconds, its waveform (B,) from -1 to 1, where its spectrogram lies."""
 
     duration: float
@@ -155,15 +155,15 @@ def envelope(wav: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.minimum.reduceat(wav, starts), np.maximum.reduceat(wav, starts)
 
 
-def write_sound(folder: Path, number: int, source: Path) -> Sound:
+def write_sound(folder: Path, number: int, source: Path) -> ClipSound:
     """Everything the page needs of a clip's audio. ValueError where it cannot be read."""
     wav, sample_rate = read_audio(source)
     write_mp3(folder / f"{number:05d}.mp3", wav, sample_rate)
     picture = write_spectrogram(folder / f"{number:05d}.webp", wav, sample_rate)
-    return Sound(len(wav) / sample_rate, *envelope(wav), picture)
+    return ClipSound(len(wav) / sample_rate, *envelope(wav), picture)
 
 
-def sounds_of(data: Evaluated, chosen: Iterable[int], folder: Path) -> dict[str, Sound]:
+def sounds_of(data: Evaluated, chosen: Iterable[int], folder: Path) -> dict[str, ClipSound]:
     """Write each clip of the chosen pairs once -> its sound, by file name, in order of number.
 
     Clips whose audio is not at hand are left out; the page says so.
@@ -208,7 +208,7 @@ def policy_of_pair(data: Evaluated, index: int) -> dict[str, Any]:
     return {"t_adj": shifted, **runs, "boxes": (data.boxes or {}).get(index)}
 
 
-def pair_data(shown: list[Shown], index: int, sound: Sound | None) -> dict[str, Any]:
+def pair_data(shown: list[Shown], index: int, sound: ClipSound | None) -> dict[str, Any]:
     """One pair's signals, and the decisions of each policy."""
     view = view_of(shown[0].data, index)
     return {
@@ -234,7 +234,7 @@ def scores_of_pairs(data: Evaluated, on: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def pair_rows(
-    shown: list[Shown], chosen: dict[int, str], sounds: dict[str, Sound]
+    shown: list[Shown], chosen: dict[int, str], sounds: dict[str, ClipSound]
 ) -> list[dict[str, Any]]:
     """The list of pairs: what the page filters and sorts by."""
     first = shown[0].data

@@ -202,7 +202,7 @@ def read_pairs(path: Path, names: list[str], cure: str) -> PairScores:
     return pairs
 
 
-class Policy(NamedTuple):
+class FirstPolicy(NamedTuple):
     """The first policy of a table with the decisions of its first seed."""
 
     name: str  # with the number of the seed where there are several
@@ -210,7 +210,7 @@ class Policy(NamedTuple):
     max_delta: float
 
 
-def load_first_policy(table: Table, preset: str) -> Policy | None:
+def load_first_policy(table: Table, preset: str) -> FirstPolicy | None:
     """The first policy's stored decisions and the cache behind them; None where there is no policy.
 
     InputError where the cache is not that of the table any more, or the decisions are gone.
@@ -243,7 +243,7 @@ def load_first_policy(table: Table, preset: str) -> Policy | None:
     before = cache.signals["binary"] > 0.5
     seed = f" (first of {len(members)} seeds)" if len(members) > 1 else ""
     data = Evaluated(cache, results, member.threshold, before, member.pred)
-    return Policy(names[0] + seed, data, bandit.max_delta)
+    return FirstPolicy(names[0] + seed, data, bandit.max_delta)
 
 
 # ---------------------------------------------------------------------------- the whole table
@@ -452,7 +452,7 @@ class ShiftMap(NamedTuple):
     frames_of_class: np.ndarray  # (K,) all frames, those out of reach too
 
 
-def shift_map(policy: Policy) -> ShiftMap:
+def shift_map(policy: FirstPolicy) -> ShiftMap:
     """Mean shift of the threshold by `prob - T_base` and class, of all frames within reach."""
     data, reach = policy.data, policy.max_delta
     prob, t_base = (data.cache.signals[name].astype(np.float64) for name in ("prob", "t_base"))
@@ -474,7 +474,7 @@ def shift_map(policy: Policy) -> ShiftMap:
     return ShiftMap(edges, classes.tolist(), frames, mean, changed, np.bincount(row))
 
 
-def draw_policy_map(policy: Policy, what: str) -> "Figure":
+def draw_policy_map(policy: FirstPolicy, what: str) -> "Figure":
     """Mean shift by `prob - T_base` and class, under the share of frames and changed decisions."""
     found = shift_map(policy)
     order = np.lexsort((found.classes, -found.frames_of_class))[:MOST_CLASSES]
@@ -534,7 +534,7 @@ def best_and_worst(data: Evaluated) -> tuple[list[int], list[int], np.ndarray]:
     return best, worst, np.stack([before, after])
 
 
-def draw_best_worst(policy: Policy, what: str) -> "Figure":
+def draw_best_worst(policy: FirstPolicy, what: str) -> "Figure":
     """Signals, decisions and truth of the pairs where a policy helps and hurts most."""
     best, worst, f1 = best_and_worst(policy.data)
     columns = [("Helps", best), ("Hurts", worst)]

@@ -276,7 +276,7 @@ class Stacked(nn.Module):
         return found.reshape(*x.shape[:-1], -1)
 
 
-class Block(nn.Module):
+class ConvBlock(nn.Module):
     """Residual dilated convolution over the steps, normalised over the width."""
 
     def __init__(self, members: int, events: Events, dilation: int):
@@ -309,7 +309,7 @@ class Posterior(nn.Module):
         self.of_class = None
         if events.class_context:
             self.of_class = nn.Parameter(0.1 * torch.randn(members, num_classes, width))
-        self.blocks = nn.ModuleList(Block(members, events, 2**i) for i in range(events.layers))
+        self.blocks = nn.ModuleList(ConvBlock(members, events, 2**i) for i in range(events.layers))
         self.before = Stacked(members, width, width)
         self.answers = Stacked(members, width, len(ANSWERS))
         for name, size in (("channel", CHANNELS), ("clip", STATISTICS)):

@@ -65,7 +65,7 @@ TAKES = 8  # built-in recordings of a class in a fold
 Timeline = dict[str, list[Event]]  # events of each clip by file name
 
 
-class Recording(NamedTuple):
+class BankSound(NamedTuple):
     """A bank sound. `source` is its file or its take; `parts` are (start, end) active samples."""
 
     number: int
@@ -76,27 +76,27 @@ class Recording(NamedTuple):
     parts: tuple[tuple[int, int], ...] = ()
 
 
-class Sound(NamedTuple):
+class PlacedSound(NamedTuple):
     """An event and what plays it: from part `first`, `skip` samples in, at `snr_db`."""
 
     event: Event
-    recording: Recording
+    recording: BankSound
     first: int
     skip: int
     snr_db: float
 
 
-class Clip(NamedTuple):
+class PlannedClip(NamedTuple):
     """A planned clip; `number` counts inside its split."""
 
     split: str
     number: int
     filename: str
     fold: int
-    sounds: tuple[Sound, ...]
+    sounds: tuple[PlacedSound, ...]
 
 
-def list_bank(bank: Path | None, seed: int) -> list[Recording]:
+def list_bank(bank: Path | None, seed: int) -> list[BankSound]:
     """Recordings with class and fold, without audio. Raises InputError for an unusable folder.
 
     Folds: the integer before the first `-` of the file name where every file of the bank has one
@@ -104,7 +104,7 @@ def list_bank(bank: Path | None, seed: int) -> list[Recording]:
     """
     if bank is None:
         keys = [(c, f, t) for c in BUILT_IN for f in range(1, FOLDS + 1) for t in range(TAKES)]
-        return [Recording(i, f"{c}/{f}-{t}", c, f, t) for i, (c, f, t) in enumerate(keys)]
+        return [BankSound(i, f"{c}/{f}-{t}", c, f, t) for i, (c, f, t) in enumerate(keys)]
     files = sorted(p for p in bank.glob("*/*") if p.suffix.lower() in AUDIO and p.name[0] != ".")
     if not files:
         endings = ", ".join(AUDIO)
@@ -126,7 +126,7 @@ def list_bank(bank: Path | None, seed: int) -> list[Recording]:
             for place, i in enumerate(rng.permutation(members)):
                 folds[i] = 1 + place % FOLDS
     rows = zip(names, files, folds, strict=True)
-    return [Recording(i, n, p.parent.name, fold, p) for i, (n, p, fold) in enumerate(rows)]
+    return [BankSound(i, n, p.parent.name, fold, p) for i, (n, p, fold) in enumerate(rows)]
 
 
 def read_class_map(path: Path | None, bank_classes: list[str]) -> dict[str, str]:
@@ -203,7 +203,7 @@ def active_parts(wave: np.ndarray) -> tuple[tuple[int, int], ...]:
     return tuple((int(a) * block, min(int(b) * block, len(wave))) for a, b in runs)
 
 
-def decode(recording: Recording, seed: int, folder: Path) -> Recording:
+def decode(recording: BankSound, seed: int, folder: Path) -> BankSound:
     """Write the recording's wave to `folder` for the renderers; return it with its parts."""
     if isinstance(recording.source, Path):
         wave = read_recording(recording.source)
@@ -215,7 +215,7 @@ def decode(recording: Recording, seed: int, folder: Path) -> Recording:
     return recording._replace(parts=active_parts(wave))
 
 
-def check_folds(cfg: SoundscapesConfig, bank: list[Recording], needed: dict[str, set[str]]) -> None:
+def check_folds(cfg: SoundscapesConfig, bank: list[BankSound], needed: dict[str, set[str]]) -> None:
     """Every class that a split needs has recordings in every fold of that split, or InputError."""
     folds = sorted({recording.fold for recording in bank})
     told = f"--validation-fold {cfg.validation_fold}: the bank's folds are {folds}"
@@ -354,19 +354,19 @@ def stretched(rng: Random, events: list[Event], cfg: SoundscapesConfig) -> list[
     return found
 
 
-def given_sound(rng: Random, event: Event, recordings: list[Recording], snr: tuple) -> Sound:
+def given_sound(rng: Random, event: Event, recordings: list[BankSound], snr: tuple) -> PlacedSound:
     """A recording for a given event; of a long part any stretch, of a call its beginning."""
     recording = recordings[rng.integers(len(recordings))]
     first = int(rng.integers(len(recording.parts)))
     start, end = recording.parts[first]
     spare = end - start - round((event.offset - event.onset) * RATE)
     skip = int(rng.integers(spare)) if end - start > LONG_S * RATE and spare > 0 else 0
-    return Sound(event, recording, first, skip, float(rng.uniform(*snr)))
+    return PlacedSound(event, recording, first, skip, float(rng.uniform(*snr)))
 
 
 def random_sounds(
-    rng: Random, label: str, habit: Habit, recordings: list[Recording], cfg: SoundscapesConfig
-) -> list[Sound]:
+    rng: Random, label: str, habit: Habit, recordings: list[BankSound], cfg: SoundscapesConfig
+) -> list[PlacedSound]:
     """All events of one class in a random clip; they neither overlap nor touch.
 
     Parts up to 4 s are placed whole; of longer ones a stretch of a drawn duration. Sounds that do
@@ -408,15 +408,15 @@ def plan_split(
     split: str,
     given: dict[Path, Timeline],
     class_map: dict[str, str],
-    bank: list[Recording],
-) -> list[Clip]:
+    bank: list[BankSound],
+) -> list[PlannedClip]:
     """Every clip of a split: its fold, its events and the recordings that play them."""
     count = cfg.train_clips if split == "train" else cfg.validation_clips
     names = [f"{number:05d}.flac" for number in range(count)]
     timeline = choose_clips([*given.values()], count, split, cfg.seed) if given else {}
     if given:
         names = list(timeline)
-    held: dict[tuple[str, int], list[Recording]] = {}
+    held: dict[tuple[str, int], list[BankSound]] = {}
     for recording in bank:
         held.setdefault((recording.bank_class, recording.fold), []).append(recording)
     usual = Habit(min(0.9, CLASSES_A_CLIP / len(class_map)), 0.7, 0.0, 1.2, 0.8)
@@ -428,7 +428,7 @@ def plan_split(
     clips = []
     for number, (name, fold) in enumerate(zip(names, order.tolist(), strict=True)):
         rng = generator(cfg.seed, "plan", SPLITS.index(split), number)
-        sounds: list[Sound] = []
+        sounds: list[PlacedSound] = []
         events = timeline.get(name, [])
         if split == "train" and cfg.stretches:
             events = stretched(generator(cfg.seed, "stretch", number), events, cfg)
@@ -441,7 +441,9 @@ def plan_split(
                 if rng.random() < habit.presence:
                     choice = held[class_map[label], fold]
                     sounds += random_sounds(rng, label, habit, choice, cfg)
-        clips.append(Clip(split, number, name, fold, tuple(sorted(sounds, key=lambda s: s.event))))
+        clips.append(
+            PlannedClip(split, number, name, fold, tuple(sorted(sounds, key=lambda s: s.event)))
+        )
     return clips
 
 
@@ -455,7 +457,7 @@ def faded(wave: np.ndarray) -> np.ndarray:
     return wave
 
 
-def play(wave: np.ndarray, sound: Sound, n: int) -> np.ndarray:
+def play(wave: np.ndarray, sound: PlacedSound, n: int) -> np.ndarray:
     """(n,): the active parts of a recording one after the other, again and again, until full."""
     out, at, part, skip = np.zeros(n), 0, sound.first, sound.skip
     while at < n:
@@ -472,7 +474,7 @@ def rms(wave: np.ndarray) -> float:
     return float(np.sqrt(np.mean(wave**2)))
 
 
-def mix(clip: Clip, cfg: SoundscapesConfig, bank_dir: Path) -> np.ndarray:
+def mix(clip: PlannedClip, cfg: SoundscapesConfig, bank_dir: Path) -> np.ndarray:
     """The clip's wave (n,): background plus every sound at its SNR, peak at most 0.9."""
     n = round(cfg.clip_s * RATE)
     rng = generator(cfg.seed, "background", SPLITS.index(clip.split), clip.number)
@@ -487,7 +489,7 @@ def mix(clip: Clip, cfg: SoundscapesConfig, bank_dir: Path) -> np.ndarray:
     return wave * min(1.0, PEAK / np.abs(wave).max())
 
 
-def render(clip: Clip, cfg: SoundscapesConfig, bank_dir: Path, folder: Path) -> None:
+def render(clip: PlannedClip, cfg: SoundscapesConfig, bank_dir: Path, folder: Path) -> None:
     """Write the clip's FLAC file."""
     path = folder / clip.split / "audio" / clip.filename
     sound = io.BytesIO()
@@ -504,7 +506,7 @@ def in_parallel(function: Callable, items: list, workers: int, told: str) -> lis
         return list(bar(in_order(pool, function, items)))
 
 
-def write_clips(path: Path, clips: list[Clip], duration: float) -> None:
+def write_clips(path: Path, clips: list[PlannedClip], duration: float) -> None:
     """clips.tsv: a row a clip, the bank recordings it plays joined by semicolons."""
     lines = ["\t".join(CLIP_COLUMNS)]
     for clip in clips:
@@ -539,7 +541,7 @@ def is_complete(cfg: SoundscapesConfig, out: Path) -> bool:
 
 def read_inputs(
     cfg: SoundscapesConfig,
-) -> tuple[list[Recording], dict[str, str], dict[str, dict[Path, Timeline]]]:
+) -> tuple[list[BankSound], dict[str, str], dict[str, dict[Path, Timeline]]]:
     """Bank (only classes that are played), class map, timelines of each split; checked."""
     bank = list_bank(cfg.bank, cfg.seed)
     bank_classes = sorted({recording.bank_class for recording in bank})
@@ -561,14 +563,14 @@ def read_inputs(
     return [recording for recording in bank if recording.bank_class in played], class_map, given
 
 
-def write_corpus(cfg: SoundscapesConfig, folder: Path) -> list[Clip]:
+def write_corpus(cfg: SoundscapesConfig, folder: Path) -> list[PlannedClip]:
     """Make the whole corpus inside an empty folder."""
     bank, class_map, given = read_inputs(cfg)
     workers, bank_dir = num_workers(cfg.workers), folder / "bank"
     with writing(bank_dir):
         bank_dir.mkdir()
     bank = in_parallel(partial(decode, seed=cfg.seed, folder=bank_dir), bank, workers, "bank")
-    clips: list[Clip] = []
+    clips: list[PlannedClip] = []
     for split in SPLITS:
         (folder / split / "audio").mkdir(parents=True)
         planned = plan_split(cfg, split, given[split], class_map, bank)
@@ -583,7 +585,7 @@ def write_corpus(cfg: SoundscapesConfig, folder: Path) -> list[Clip]:
     return clips
 
 
-def summarise(cfg: SoundscapesConfig, clips: list[Clip], seconds: float) -> None:
+def summarise(cfg: SoundscapesConfig, clips: list[PlannedClip], seconds: float) -> None:
     """Print what was made."""
     for split in SPLITS:
         chosen = [clip for clip in clips if clip.split == split]

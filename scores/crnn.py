@@ -45,7 +45,7 @@ from sed.timeline import CLIP_COLUMNS, SPLITS, Event, classes_of, frame_edges, l
 
 
 @dataclass(frozen=True)
-class Clip:
+class CorpusClip:
     """One audio file of the corpus; `filename` is unique within its split only."""
 
     split: str
@@ -55,7 +55,7 @@ class Clip:
     events: list[Event]
 
 
-def read_corpus(corpus: Path) -> list[Clip]:
+def read_corpus(corpus: Path) -> list[CorpusClip]:
     """Clips of both splits in the order of clips.tsv.
 
     Raises InputError where a file is missing, or clips.tsv and labels.tsv name different clips.
@@ -70,7 +70,7 @@ def read_corpus(corpus: Path) -> list[Clip]:
     if not rows or any(row.get(name) is None for row in rows for name in CLIP_COLUMNS[:3]):
         raise InputError(f"{listing}: expected columns {', '.join(CLIP_COLUMNS)} and a row a clip")
     labels = {split: read_labels(corpus / split / "labels.tsv") for split in SPLITS}
-    clips: list[Clip] = []
+    clips: list[CorpusClip] = []
     for row in rows:
         split, filename = row["split"], row["filename"]
         if filename not in labels.get(split, {}):
@@ -79,7 +79,7 @@ def read_corpus(corpus: Path) -> list[Clip]:
         audio = corpus / split / "audio" / filename
         if not audio.is_file():
             raise InputError(f"{audio}: no such audio file; run python soundscapes.py again")
-        clips.append(Clip(split, filename, row["fold"], audio, events))
+        clips.append(CorpusClip(split, filename, row["fold"], audio, events))
     for split, rest in labels.items():
         for filename in rest:
             raise InputError(f"{listing}: clip {filename} of {split}/labels.tsv is not listed")
@@ -177,7 +177,7 @@ class Store(NamedTuple):
 
 
 def write_store(
-    folder: Path, clips: list[Clip], classes: list[str], pool: ProcessPoolExecutor
+    folder: Path, clips: list[CorpusClip], classes: list[str], pool: ProcessPoolExecutor
 ) -> None:
     """Compute features in the pool and write the arrays that `Store.open` reads."""
     found = in_order(pool, log_mel, (clip.audio for clip in clips))
@@ -267,7 +267,7 @@ class Fit:
     score: list[int]
 
 
-def plan(clips: list[Clip]) -> list[Fit]:
+def plan(clips: list[CorpusClip]) -> list[Fit]:
     """One fit a training fold, scoring that fold, then one on all of them for validation."""
     train = [i for i, clip in enumerate(clips) if clip.split == "train"]
     rest = [i for i, clip in enumerate(clips) if clip.split == "validation"]
@@ -410,7 +410,7 @@ def fit_and_score(
     cfg: ScorersConfig,
     fit: Fit,
     folder: Path,
-    clips: list[Clip],
+    clips: list[CorpusClip],
     classes: list[str],
     device: torch.device,
 ) -> dict[str, Any]:
@@ -445,7 +445,7 @@ def fit_and_score(
     }
 
 
-def scorer_key(cfg: ScorersConfig, clips: list[Clip], classes: list[str]) -> str:
+def scorer_key(cfg: ScorersConfig, clips: list[CorpusClip], classes: list[str]) -> str:
     """Hash of all that the scores follow from; audio counts by its size, which is quick to see."""
     settings = {
         "version": VERSION,
@@ -473,7 +473,7 @@ def check_scores(folder: Path, record: dict[str, Any]) -> None:
         raise InputError(f"{folder}: {others[0]} was not written by scorers.py; {cure}")
 
 
-def is_done(cfg: ScorersConfig, clips: list[Clip], classes: list[str], key: str) -> bool:
+def is_done(cfg: ScorersConfig, clips: list[CorpusClip], classes: list[str], key: str) -> bool:
     """Whether the corpus holds these very scores; says what it will replace otherwise.
 
     Raises InputError where score files or a scorer lie that this script has not written.
@@ -503,7 +503,11 @@ def is_done(cfg: ScorersConfig, clips: list[Clip], classes: list[str], key: str)
 
 
 def score_corpus(
-    cfg: ScorersConfig, folder: Path, clips: list[Clip], classes: list[str], device: torch.device
+    cfg: ScorersConfig,
+    folder: Path,
+    clips: list[CorpusClip],
+    classes: list[str],
+    device: torch.device,
 ) -> list[dict[str, Any]]:
     """Fit every scorer and write all score files below `folder`; a record of each fit.
 

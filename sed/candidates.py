@@ -21,7 +21,7 @@ NOISE_DIGITS = 9  # changes are rounded: sums of equal scores differ in their la
 FLOOR = 1e-3  # added to both levels before their ratio is taken, as the authors' results show
 
 
-class Boxes(NamedTuple):
+class MergedBoxes(NamedTuple):
     """Boxes of one pair, by onset: positions and mean score, each (B,)."""
 
     begin: np.ndarray
@@ -77,7 +77,7 @@ def over_spans(extreme: np.ufunc, score: np.ndarray, begin: np.ndarray, end: np.
 
 def merge(
     score: np.ndarray, begin: np.ndarray, end: np.ndarray, settings: Iterable[tuple[str, float]]
-) -> list[Boxes]:
+) -> list[MergedBoxes]:
     """Boxes (B,) of a score (T,) with those merged that have a shallow gap between them, for each
     setting `(by, limit)`.
 
@@ -95,7 +95,7 @@ def merge(
         deep = (difference if by == "difference" else ratio) > limit
         first, last = np.append(some, deep), np.append(deep, some)
         inside, length = before_end[last] - before_begin[first], end[last] - begin[first]
-        found.append(Boxes(begin[first], end[last], inside / length))
+        found.append(MergedBoxes(begin[first], end[last], inside / length))
     return found
 
 

@@ -36,7 +36,7 @@ from core.errors import InputError
 from core.files import write_text
 from core.stored import read_json, write_json
 from scores import corpora
-from scores.corpora import Clip, Recording, Sound
+from scores.corpora import BankSound, PlacedSound, PlannedClip
 from scores.score_files import write_scores
 from scores.synthesiser import RATE, Random
 from sed.caches import Cache, load_cache
@@ -89,7 +89,7 @@ def probabilities(detector: Any, wave: np.ndarray) -> np.ndarray:
     return np.array([detector(chunk.tobytes()) for chunk in padded.reshape(-1, CHUNK)])
 
 
-def heard(recordings: list[Recording], whole: bool) -> tuple[list[Recording], list[np.ndarray]]:
+def heard(recordings: list[BankSound], whole: bool) -> tuple[list[BankSound], list[np.ndarray]]:
     """Recordings numbered anew, with their active parts (`whole`: one, from the first to the last),
     and their waves (S,)."""
     waves = [corpora.read_recording(recording.source) for recording in recordings]
@@ -100,7 +100,7 @@ def heard(recordings: list[Recording], whole: bool) -> tuple[list[Recording], li
     return [r._replace(number=i, parts=some) for i, (r, some) in enumerate(rows)], waves
 
 
-def place_digits(rng: Random, digits: list[Recording], snr_db: float) -> list[Sound]:
+def place_digits(rng: Random, digits: list[BankSound], snr_db: float) -> list[PlacedSound]:
     """Strings of digits with short pauses, long ones between the strings, anywhere in the clip."""
     strings = []
     for _ in range(rng.integers(1, STRINGS + 1)):
@@ -119,12 +119,12 @@ def place_digits(rng: Random, digits: list[Recording], snr_db: float) -> list[So
         now += pause
         for digit, onset, offset in string:
             onset, offset = round(now + onset, 3), round(now + offset, 3)
-            sounds.append(Sound(Event(onset, offset, CLASS), digit, 0, 0, snr_db))
+            sounds.append(PlacedSound(Event(onset, offset, CLASS), digit, 0, 0, snr_db))
         now += string[-1][2] + APART_S
     return sounds
 
 
-def make_group(speaker: str, data: Path, home: Path) -> list[Clip]:
+def make_group(speaker: str, data: Path, home: Path) -> list[PlannedClip]:
     """The clips of a speaker: audio and scores into `home`, those that are there are kept."""
     detector, fold = load_detector(), GROUPS[speaker]
     spoken = [r for r in corpora.list_bank(data / "fsdd", 0) if r.bank_class == speaker]
@@ -145,7 +145,7 @@ def make_group(speaker: str, data: Path, home: Path) -> list[Clip]:
             wave[start:end] += 10 ** (sound.snr_db / 20) * voice / corpora.rms(voice)
         wave *= min(10 ** (rng.uniform(*LEVEL_DB) / 20), corpora.PEAK / np.abs(wave).max())
         name = f"{speaker}-{i:03d}"
-        clips.append(Clip("train", i, f"{name}.flac", number + 1, (noise, *sounds)))
+        clips.append(PlannedClip("train", i, f"{name}.flac", number + 1, (noise, *sounds)))
         path = home / "scores" / f"{name}.tsv"
         if not path.exists():
             samples = np.rint(wave * 32767).astype(np.int16)

@@ -296,7 +296,7 @@ def slow_long(policy: Path, wav: np.ndarray, values: np.ndarray, size: int, fold
     for start in starts:
         first, last = (round(frame * 0.02 * RATE) for frame in (start, start + size))
         soundfile.write(folder / "b.wav", wav[first:last], RATE, subtype="FLOAT")
-        clip = preprocess.Clip("b.wav", [], folder / "b.wav")
+        clip = preprocess.ClipInput("b.wav", [], folder / "b.wav")
         notices = {name: [] for name in NOTICES}
         source = Fixed(values[:, start : start + size])
         rows, record, _ = preprocess.clip_signals(clip, source, "all", Signal(), notices)

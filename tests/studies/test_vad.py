@@ -13,7 +13,7 @@ from test_crossval import Here
 
 from config import Events
 from core.errors import InputError
-from scores.corpora import Recording
+from scores.corpora import BankSound
 from scores.synthesiser import RATE
 from sed.caches import load_cache
 from sed.labels import read_labels
@@ -111,7 +111,7 @@ def test_tuning_sees_no_clip_of_the_part(tmp_path):
 def test_digits_lie_in_strings_inside_the_clip():
     rng = np.random.default_rng(0)
     digits = [
-        Recording(i, f"{i}", "george", 1, i, ((100, 100 + round(s * RATE)),))
+        BankSound(i, f"{i}", "george", 1, i, ((100, 100 + round(s * RATE)),))
         for i, s in enumerate((0.2, 0.5, 0.9, 1.3))
     ]
     counts = []
