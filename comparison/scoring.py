@@ -34,7 +34,7 @@ from comparison.systems import BASE, GATED, Member, System, events_of, find_syst
 from config import EvaluateConfig
 from core.errors import InputError
 from core.files import Kind, write_text, write_together
-from core.names import csv_cell
+from core.names import csv_cell, markdown_table
 from core.names import latex as as_latex
 from core.names import markdown as as_markdown
 from core.processes import in_order, num_workers, process_pool
@@ -666,13 +666,11 @@ def other_bases(results: dict[str, Any]) -> list[str]:
 def markdown(results: dict[str, Any]) -> str:
     """The table as Markdown, best baseline in italics, with caption, verdict and PSDS of scores."""
     header, lines = table_rows(results)
-    text = [caption(results), ""]
-    text += ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
-    for cells in lines:
-        name = as_markdown(cells[0])
-        name = f"*{name}*" if cells[0] == results["best_opponent"] else name
-        text.append("| " + " | ".join([name, *cells[1:]]) + " |")
-    text += [""]
+    rows = []
+    for first, *cells in lines:
+        name = as_markdown(first)
+        rows.append([f"*{name}*" if first == results["best_opponent"] else name, *cells])
+    text = [caption(results), "", *markdown_table(header, rows), ""]
     text += [f"{as_markdown(line)}\n" for line in other_bases(results)]
     for row in results["psds_of_scores"]:
         values = f"{row['psds1']:.3f} / {row['psds2']:.3f}"

@@ -2,6 +2,7 @@
 
 import re
 import unicodedata
+from collections.abc import Iterable
 
 # A spreadsheet runs a cell that begins with one of these (OWASP, CSV Injection).
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
@@ -105,6 +106,13 @@ def isolated(text: str) -> str:
         parts += [text[done:first], _closed(text[first : last + 1])]
         done = last + 1
     return "".join([*parts, text[done:]])
+
+
+def markdown_table(header: list[str], rows: Iterable[list[str]]) -> list[str]:
+    """Lines of a Markdown table; cells are written as they are."""
+    lines = [header, *rows]
+    head, *body = ("| " + " | ".join(cells) + " |" for cells in lines)
+    return [head, "|---" * len(header) + "|", *body]
 
 
 UNWRITABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")  # tabs, line breaks, ..

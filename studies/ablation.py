@@ -26,6 +26,7 @@ from comparison.systems import Member, System, scored_boxes
 from core.command import plain_words, run_main
 from core.errors import InputError
 from core.files import write_text
+from core.names import markdown_table
 from core.stored import read_json, write_json
 from core.versions import processor
 from policy import runfolder
@@ -47,10 +48,11 @@ from policy.event_policy import (
 from policy.posterior import SCALE, Posterior, Resident, Rows, apply, asked_clips, rows_of
 from sed.caches import Cache, load_cache
 from studies.benchmark import Setting
+from studies.pooled import COLUMNS
 
 ROOT = Path(__file__).resolve().parent.parent
 SETTINGS = [Setting(fold, scorer) for fold in (5, 4) for scorer in (0, 1)]
-METRICS = ("macro_f1", "micro_f1", "event_f1", "intersection_f1", "psds1", "psds2")
+METRICS = COLUMNS["all"]
 CPU = torch.device("cpu")
 RARE = -4.0  # log odds of an onset or offset where nobody estimates them: none is paired
 LEVELS = np.linspace(0.02, 0.98, 49)  # of a confidence
@@ -212,7 +214,7 @@ def measure(setting: Setting, out: Path) -> None:
 def table(rows: list[dict[str, dict[str, float]]]) -> str:
     """Each change: the mean over settings, and its difference to `best`, ± over settings."""
     head = ["", *(TITLES[metric] for metric in METRICS)]
-    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    lines = []
     whole = next(iter(CHANGES))
     for change in CHANGES:
         mean, _ = spread([each[change] for each in rows])
@@ -221,8 +223,8 @@ def table(rows: list[dict[str, dict[str, float]]]) -> str:
             gaps = [{m: each[change][m] - each[whole][m] for m in METRICS} for each in rows]
             gap, std = spread(gaps)
             cells = [f"{100 * gap[m]:+.2f} ± {100 * std[m]:.2f}" for m in METRICS]
-        lines.append("| " + " | ".join([change, *cells]) + " |")
-    return "\n".join(lines)
+        lines.append([change, *cells])
+    return "\n".join(markdown_table(head, lines))
 
 
 HEAD = """# What each part of the preset best is worth

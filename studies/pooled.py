@@ -34,6 +34,7 @@ from comparison.systems import (
 from config import EvaluateConfig
 from core.errors import InputError
 from core.names import markdown as as_markdown
+from core.names import markdown_table
 from core.stored import read_json, read_text
 from sed.caches import Cache, load_cache
 from studies import benchmark
@@ -271,7 +272,7 @@ def points(change: list[float]) -> str:
     return f"{gain:+.2f} [{low:+.2f}, {high:+.2f}]"
 
 
-def listed(values: list[Any]) -> str:
+def in_words(values: list[Any]) -> str:
     """`1, 2 and 3`."""
     *first, last = map(str, values)
     return f"{', '.join(first)} and {last}" if first else last
@@ -292,7 +293,7 @@ def scorers_said(claim: Claim, study: Study) -> str:
     others = [f"{scorer} alone: {said}" for scorer, said in complete.items() if said != claim.told]
     if not others:
         return "the scores of each scorer alone say the same"
-    return f"the scorer changes it, {listed([f'those of scorer {each}' for each in others])}"
+    return f"the scorer changes it, {in_words([f'those of scorer {each}' for each in others])}"
 
 
 def sentence(claim: Claim, study: Study) -> str:
@@ -329,14 +330,13 @@ def rows_table(study: Study, names: Iterable[str]) -> list[str]:
     columns, rows = COLUMNS[study.queries], {name: study.rows[name] for name in names}
     top = {metric: max(row[metric] for row in rows.values()) for metric in columns}
     decisive = DECISIVE[study.queries]
-    lines = ["| | " + " | ".join(TITLES[metric] for metric in columns) + " |"]
-    lines.append("|---" * (len(columns) + 1) + "|")
+    lines = []
     for name, row in sorted(rows.items(), key=lambda item: -item[1][decisive]):
         cells = [cell(row, metric, row[metric] == top[metric]) for metric in columns]
-        lines.append("| " + " | ".join([as_markdown(name), *cells]) + " |")
-    cells = [points(claim.whole) for claim in study.claims]
-    lines.append("| `best` minus the best rule | " + " | ".join(cells) + " |")
-    return lines
+        lines.append([as_markdown(name), *cells])
+    gaps = [points(claim.whole) for claim in study.claims]
+    lines.append(["`best` minus the best rule", *gaps])
+    return markdown_table(["", *(TITLES[metric] for metric in columns)], lines)
 
 
 def screen(studies: list[Study]) -> str:
@@ -345,9 +345,9 @@ def screen(studies: list[Study]) -> str:
     for study in studies:
         settings = [table.setting for table in study.tables]
         folds, scorers = (sorted({getattr(s, part) for s in settings}) for part in Setting._fields)
-        counted = [f"{len(folds)} of {clustered.NUM_FOLDS} bank folds ({listed(folds)})"]
+        counted = [f"{len(folds)} of {clustered.NUM_FOLDS} bank folds ({in_words(folds)})"]
         each = [f"{seed} in {sum(s.scorer == seed for s in settings)}" for seed in scorers]
-        several = f"scorer seeds {listed(each)} of them"
+        several = f"scorer seeds {in_words(each)} of them"
         counted.append(several if len(scorers) > 1 else "one scorer")
         seeds = sorted({len(table.rows[BEST]["members"]) for table in study.tables})
         counted.append(f"{' or '.join(map(str, seeds))} policy seeds")
@@ -364,20 +364,19 @@ def made(studies: list[Study]) -> str:
     paths = [benchmark.ROOT / t.setting.table(t.queries) / "results.json" for t in tables]
     day = time.strftime("%Y-%m-%d", time.localtime(max(p.stat().st_mtime for p in paths)))
     with_ = [table.results["versions"] for table in tables]
-    found = {key: listed(sorted({each[key] for each in with_})) for key in with_[0]}
+    found = {key: in_words(sorted({each[key] for each in with_})) for key in with_[0]}
     versions = ", ".join(f"{key} {found[key]}" for key in ("suite", "torch", "numpy"))
     return f"Made until {day} on {found['processor']}; {versions}."
 
 
 def by_fold(study: Study) -> list[str]:
     """The differences of each bank fold as Markdown."""
-    columns = COLUMNS[study.queries]
-    lines = ["| bank fold | " + " | ".join(TITLES[metric] for metric in columns) + " |"]
-    lines.append("|---" * (len(columns) + 1) + "|")
-    for fold in study.claims[0].folds:
-        cells = [points(claim.folds[fold]) for claim in study.claims]
-        lines.append(f"| {fold} | " + " | ".join(cells) + " |")
-    return lines
+    header = ["bank fold", *(TITLES[metric] for metric in COLUMNS[study.queries])]
+    rows = [
+        [str(fold), *(points(claim.folds[fold]) for claim in study.claims)]
+        for fold in study.claims[0].folds
+    ]
+    return markdown_table(header, rows)
 
 
 def page(studies: list[Study]) -> str:

@@ -29,7 +29,7 @@ import preprocess
 from config import Events, Signal, TrainConfig
 from core.command import plain_words, run_main
 from core.errors import InputError
-from core.ranks import ALONE
+from core.ranks import ALONE, pick_device
 from core.settings import to_dict
 from policy import runfolder
 from policy.posterior import log_odds
@@ -122,7 +122,7 @@ def main(args: list[str]) -> None:
     RUN.parent.mkdir(exist_ok=True)
     cache = read_corpora(corpora)
     with runfolder.held_run(RUN):
-        if code := DQN.train(cfg, runfolder.pick_device("cpu", 1), ALONE, cache):
+        if code := DQN.train(cfg, pick_device("cpu", 1), ALONE, cache):
             sys.exit(code)
     content = packed(runfolder.read_checkpoint(RUN / "best.pt"), corpora)
     runfolder.write_checkpoint(OUT, content)

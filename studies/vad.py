@@ -34,6 +34,7 @@ from config import PreprocessConfig, TrainConfig
 from core.command import plain_words, run_main
 from core.errors import InputError
 from core.files import write_text
+from core.names import markdown_table
 from core.stored import read_json, write_json
 from scores import corpora
 from scores.corpora import BankSound, PlacedSound, PlannedClip
@@ -382,7 +383,7 @@ def table(results: dict, found: dict[str, Margins]) -> str:
     rows.sort(key=lambda row: -row["mean"]["event_f1"])
     tops = {c: max(row["mean"][c] for row in rows) for c in COLUMNS if c != "false_alarms"}
     titles = [*COLUMNS.values(), "`best` minus it: frame F1", "event F1"]
-    lines = ["| | " + " | ".join(titles) + " |", "|---" * (len(titles) + 1) + "|"]
+    lines = []
     for row in rows:
         cells = [f"`{row['name']}`" if row["name"] == LEARNED.name else row["name"]]
         for column in COLUMNS:
@@ -394,8 +395,8 @@ def table(results: dict, found: dict[str, Margins]) -> str:
             for m in range(2):
                 low, high = 100 * margin.by_clip[:, m]
                 cells.append(f"{100 * margin.change[m]:+.1f} [{low:+.1f}, {high:+.1f}]")
-        lines.append("| " + " | ".join(cells + [""] * (len(titles) + 1 - len(cells))) + " |")
-    return "\n".join(lines)
+        lines.append(cells + [""] * (len(titles) + 1 - len(cells)))
+    return "\n".join(markdown_table(["", *titles], lines))
 
 
 # ---------------------------------------------------------------------------- the study

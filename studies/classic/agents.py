@@ -477,9 +477,8 @@ def sb3_dqn(
     What stays different: in each step all lanes explore or none, and a batch may hold the same
     transition twice.
     """
-    from studies.gym import (
-        without_log,
-    )  # imports the suite, for which the other agents need not wait
+    # It imports the suite, for which the other agents need not wait.
+    from studies.gym import without_log
 
     check_sb3(cfg, Variant())
     sb3 = needed("stable_baselines3", SCRIPT)

@@ -95,3 +95,19 @@ def test_a_folder_without_scores_is_refused(tmp_path):
         pretrain.read_corpora([tmp_path])
     with pytest.raises(InputError, match="give corpora"):
         pretrain.main([])
+
+
+def test_the_command_makes_a_small_file_and_goes_on(tmp_path, monkeypatch, capsys):
+    """From corpora to a file that decides for any class; a second run trains nothing."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "policy").mkdir()
+    write_corpus(tmp_path / "one")
+    pretrain.main(["one"])
+    shipped = tmp_path / pretrain.OUT
+    assert f"{shipped.stat().st_size:,} bytes, of 8 clips" in capsys.readouterr().out
+    assert shipped.stat().st_size < 200_000
+    policy = load_policy(shipped, CPU)
+    assert policy.over_events and policy.classes == () and not policy.info["trained_on"]["classes"]
+    before = shipped.read_bytes()
+    pretrain.main(["one"])
+    assert shipped.read_bytes() == before
