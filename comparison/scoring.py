@@ -194,23 +194,20 @@ def event_row(task: EventTask) -> tuple[dict[str, float], dict[str, EventCounts]
     counts = event_metrics.event_counts(task.events, *given)
     row = {name: event_metrics.f1_of(each, task.classes).macro for name, each in counts.items()}
     if task.scored is not None:
-        sweep, regions = swept(task)
-        for scenario in event_metrics.SCENARIOS:
-            row[f"psds{scenario}"] = sweep.psds(regions, scenario).value
+        row |= named(event_metrics.psds(task.scored, *given))
     return row, {name: counts[name] for name in DRAWN_FOR_EVENTS}
 
 
-def swept(task: EventTask) -> tuple[event_metrics.Sweep, event_metrics.Regions]:
-    """All thresholds on a member's scored events or frame scores."""
-    frames = any(isinstance(each, ClipScores) for each in task.scored.values())
-    sweep = event_metrics.swept_scores if frames else event_metrics.swept_events
-    return sweep(task.scored, task.truth, task.durations, task.classes)
+def named(both: dict[int, event_metrics.Psds]) -> dict[str, float]:
+    """PSDS 1 and 2 by their names in a table."""
+    return {f"psds{scenario}": found.value for scenario, found in both.items()}
 
 
 def psds_draws(task: EventTask, weights: np.ndarray) -> dict[str, np.ndarray]:
     """PSDS 1 and 2 of a member in every draw, (D,) each; `weights` (D, C) of the clips that have a
     duration, in order."""
-    sweep, regions = swept(task)
+    given = (task.scored, task.truth, task.durations, task.classes)
+    sweep, regions = event_metrics.swept(*given)
     found = {}
     for scenario in event_metrics.SCENARIOS:
         trials = sweep.trials(regions, scenario)
@@ -274,8 +271,7 @@ class ScoreTask(NamedTuple):
 
 def score_row(task: ScoreTask) -> dict[str, Any]:
     """PSDS 1 and 2 of one signal."""
-    both = event_metrics.score_psds(*task[1:])
-    return {"name": task.name} | {f"psds{s}": found.value for s, found in both.items()}
+    return {"name": task.name} | named(event_metrics.psds(*task[1:]))
 
 
 def raw_psds(

@@ -580,75 +580,61 @@ def _curve(tp: Changes, fp: Changes, label: int) -> tuple[np.ndarray, np.ndarray
 # ---------------------------------------------------------------------------- PSDS
 
 
-def event_psds(
-    predicted: Mapping[str, list[ScoredEvent]],
+def psds(
+    found: Mapping[str, list[ScoredEvent]] | Mapping[str, ClipScores],
     truth: Clips,
     durations: Mapping[str, float],
     classes: list[str],
 ) -> dict[int, Psds]:
-    """PSDS 1 and 2 of events with a confidence: a threshold keeps events, it never changes them.
+    """PSDS 1 and 2 of events with a confidence, or of frame scores.
 
-    Where events of a class overlap, the larger confidence counts; outside them no threshold
-    switches a class on. Raises InputError as `event_counts`, and where a confidence is no number.
+    Raises InputError as `event_counts`, and what `swept` raises.
     """
-    sweep, regions = swept_events(predicted, truth, durations, classes)
+    sweep, regions = swept(found, truth, durations, classes)
     return {each: sweep.psds(regions, each) for each in SCENARIOS}
 
 
-def swept_events(
-    predicted: Mapping[str, list[ScoredEvent]],
+def swept(
+    found: Mapping[str, list[ScoredEvent]] | Mapping[str, ClipScores],
     truth: Clips,
     durations: Mapping[str, float],
     classes: list[str],
 ) -> tuple[Sweep, Regions]:
-    """What `event_psds` is counted from."""
-    found = _events(predicted, durations, classes, "prediction")
-    sweep = Sweep(truth, durations, classes)
-    return sweep, sweep.of_events(found)
+    """What `psds` is counted from: all thresholds on what was found in each clip.
 
-
-def score_psds(
-    scores: Mapping[str, ClipScores],
-    truth: Clips,
-    durations: Mapping[str, float],
-    classes: list[str],
-) -> dict[int, Psds]:
-    """PSDS 1 and 2 of frame scores, rows of their values in the order of `classes`.
-
-    Frames are cut to the clip's duration. Raises InputError as `event_counts`, and for clips
-    without scores.
+    Events: a threshold keeps events, it never changes them. Where events of a class overlap, the
+    larger confidence counts; outside them no threshold switches a class on. Scores: their rows are
+    in the order of `classes`; frames are cut to the clip's duration. Raises InputError where a
+    confidence is no number, and for clips without scores.
     """
-    sweep, regions = swept_scores(scores, truth, durations, classes)
-    return {each: sweep.psds(regions, each) for each in SCENARIOS}
-
-
-def swept_scores(
-    scores: Mapping[str, ClipScores],
-    truth: Clips,
-    durations: Mapping[str, float],
-    classes: list[str],
-) -> tuple[Sweep, Regions]:
-    """What `score_psds` is counted from."""
+    if any(isinstance(each, ClipScores) for each in found.values()):
+        sweep = Sweep(truth, durations, classes)
+        return sweep, sweep.of_scores(_score_rows(found, sweep, durations))
+    events = _events(found, durations, classes, "prediction")
     sweep = Sweep(truth, durations, classes)
+    return sweep, sweep.of_events(events)
+
+
+def _score_rows(
+    scores: Mapping[str, ClipScores], sweep: Sweep, durations: Mapping[str, float]
+) -> Iterator[tuple[int, int, np.ndarray, np.ndarray]]:
+    """Clip, class, scores (T,) and times (T + 1,) of every row of a class that sounds somewhere."""
     _check_clips(scores, durations, "scores")
     if missing := [name for name in durations if name not in scores]:
         raise InputError(f"scores: {len(missing)} clips have none, the first is {missing[0]!r}")
-
-    def rows() -> Iterator[tuple[int, int, np.ndarray, np.ndarray]]:
-        for number, (clip, duration) in enumerate(durations.items()):
-            values, edges = scores[clip].values, scores[clip].edges
-            if values.shape != (len(classes), len(edges) - 1):
-                shape = len(classes), len(edges) - 1
-                raise InputError(
-                    f"scores, clip {clip}: {len(classes)} classes and {len(edges)} edges need"
-                    f" values {shape} but {values.shape} was given"
-                )
-            inside = int(np.searchsorted(edges, duration))  # frames that begin before the end
-            times = np.minimum(edges[: inside + 1], duration)
-            for k in np.flatnonzero(sweep.number):
-                yield number, int(k), values[k, :inside], times
-
-    return sweep, sweep.of_scores(rows())
+    num_classes = len(sweep.classes)
+    for number, (clip, duration) in enumerate(durations.items()):
+        values, edges = scores[clip].values, scores[clip].edges
+        shape = num_classes, len(edges) - 1
+        if values.shape != shape:
+            raise InputError(
+                f"scores, clip {clip}: {num_classes} classes and {len(edges)} edges need"
+                f" values {shape} but {values.shape} was given"
+            )
+        inside = int(np.searchsorted(edges, duration))  # frames that begin before the end
+        times = np.minimum(edges[: inside + 1], duration)
+        for k in np.flatnonzero(sweep.number):
+            yield number, int(k), values[k, :inside], times
 
 
 def mean_scores(events: list[Event], scores: ClipScores, classes: list[str]) -> list[ScoredEvent]:

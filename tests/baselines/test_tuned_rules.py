@@ -21,7 +21,7 @@ from config import Bandit, PreprocessConfig
 from core.errors import InputError
 from sed import candidates
 from sed.caches import Cache, ClipRecord, Pair, load_cache
-from sed.event_metrics import ScoredEvent, all_f1, event_psds
+from sed.event_metrics import ScoredEvent, all_f1, psds
 from sed.metrics import count_pairs, mean_over_pairs, over_all_pairs, pooled, subset
 from sed.signals import SIGNALS
 from sed.timeline import Event, frames_to_events
@@ -557,7 +557,7 @@ def test_tuned_for_psds_has_the_highest_psds(caches):
             boxes = csebbs.sebbs(train, tuned_rules.of_all(setting))
             scored = {name: [ScoredEvent(*box) for box in each] for name, each in boxes.items()}
             given_ = (scored, train.truth, train.durations, train.classes)
-            every.append((setting, event_psds(*given_)[scenario].per_class))
+            every.append((setting, psds(*given_)[scenario].per_class))
         for name, setting in tuned["classes"].items():
             chosen = [area[name] for one, area in every if one.items() <= setting.items()]
             assert len(chosen) == 1

@@ -414,7 +414,7 @@ def test_psds_of_scores(home, tmp_path):
     expected = (cache.signals["d_raw"], smooth, prob - t_base, 1 - prob - t_base)
     for each, signal in zip(found, expected, strict=True):
         for scenario in (1, 2):
-            value = event_metrics.score_psds(clip_scores(cache, signal), *given)[scenario].value
+            value = event_metrics.psds(clip_scores(cache, signal), *given)[scenario].value
             assert each[f"psds{scenario}"] == pytest.approx(value)
     assert found[0]["psds1"] != found[1]["psds1"]
 

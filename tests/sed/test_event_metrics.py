@@ -22,11 +22,10 @@ from sed.event_metrics import (
     all_f1,
     averages,
     event_counts,
-    event_psds,
     f1_of,
     mean_scores,
-    score_psds,
-    swept_events,
+    psds,
+    swept,
 )
 from sed.labels import read_labels
 from sed.timeline import ClipScores, Event, frames_to_events, merge_events, write_labels
@@ -262,7 +261,7 @@ LONG_S = 1200.0  # the first clip goes on in silence: a false alarm more is not 
 def test_event_psds_against_the_definition(scenario, clips):
     _, truth, durations = clips.seconds()
     durations["0.wav"] = LONG_S
-    found = event_psds(clips.scored(), truth, durations, CLASSES)[scenario]
+    found = psds(clips.scored(), truth, durations, CLASSES)[scenario]
     hours = sum(durations.values()) / 3600
     assert found.value == pytest.approx(
         slow_psds(clips, hours, (4, 3, 2, 1), **SETTINGS[scenario]), abs=1e-9
@@ -279,12 +278,12 @@ def test_a_clip_of_weight_two_is_there_twice(clips, weights):
     def repeated(some):
         return {f"{n}-{k}": some[n] for n in durations for k in range(times[n])}
 
-    sweep, regions = swept_events(clips.scored(), truth, durations, CLASSES)
-    expected = event_psds(*map(repeated, (clips.scored(), truth, durations)), CLASSES)
-    for scenario, psds in expected.items():
+    sweep, regions = swept(clips.scored(), truth, durations, CLASSES)
+    expected = psds(*map(repeated, (clips.scored(), truth, durations)), CLASSES)
+    for scenario, whole in expected.items():
         trials = sweep.trials(regions, scenario)
         found = sweep.psds_of(trials, scenario, np.array([float(times[n]) for n in durations]))
-        assert found.value == pytest.approx(psds.value, abs=1e-9)
+        assert found.value == pytest.approx(whole.value, abs=1e-9)
 
 
 def labels_of(clips) -> set[str]:
@@ -304,7 +303,7 @@ def test_psds_of_scores_against_the_definition(scenario, clips):
             span = values[CLASSES.index(label), first:last]
             np.maximum(span, level / 4, out=span)
         scores[clip] = ClipScores(values, np.arange(steps + 1) * STEP)
-    found = score_psds(scores, truth, durations, CLASSES)[scenario].value
+    found = psds(scores, truth, durations, CLASSES)[scenario].value
     for clip, steps in clips.steps.items():
         clips.predicted[clip].extend((0, steps, label, 0) for label in CLASSES)
     hours = sum(durations.values()) / 3600
@@ -415,8 +414,8 @@ def test_psds_equals_sed_scores_eval(sides):
     pytest.importorskip("sed_scores_eval")
     durations = {"a.wav": 500.0, "b.wav": 10.0}  # a false alarm more is not yet 100 an hour
     for outside, found in (
-        (-np.inf, event_psds(*sides, durations, CLASSES)),
-        (0.0, score_psds(drawn_scores(sides[0], durations), sides[1], durations, CLASSES)),
+        (-np.inf, psds(*sides, durations, CLASSES)),
+        (0.0, psds(drawn_scores(sides[0], durations), sides[1], durations, CLASSES)),
     ):
         tables = naive.score_tables(sides[0], durations, CLASSES, outside)
         for scenario, (value, of_class) in naive.library_psds(tables, sides[1], durations).items():
@@ -498,7 +497,7 @@ def test_published_values_on_real_clips(real):
     """Collar F1 at 0.5 and PSDS 1 of the raw scores, as measured with the library alone."""
     *given, scores, classes = real
     assert all_f1(*given, classes)["event_f1"].macro == pytest.approx(0.447, abs=5e-4)
-    found = score_psds(scores, *given[1:], classes)
+    found = psds(scores, *given[1:], classes)
     assert found[1].value == pytest.approx(0.270, abs=5e-4)
     assert found[2].value == pytest.approx(0.581, abs=5e-4)
 
@@ -569,12 +568,12 @@ def test_confidences_of_real_events(real):
         frames = scores[clip].values[classes.index(event.event_label), first:last]
         assert (frames > 0.5).all()
         assert event.confidence == pytest.approx(float(frames.mean()), abs=1e-6)
-    value = event_psds(scored, *given[1:], classes)
+    value = psds(scored, *given[1:], classes)
     other = {
         name: [event._replace(confidence=event.confidence**3 - 7) for event in events]
         for name, events in scored.items()
     }
-    assert event_psds(other, *given[1:], classes) == value
+    assert psds(other, *given[1:], classes) == value
     assert 0 < value[1].value < value[2].value < 1
 
 
@@ -608,29 +607,29 @@ def test_perfect_empty_and_wrong_predictions(metric):
 
 def test_psds_of_perfect_and_empty_predictions():
     for scenario in (1, 2):
-        assert event_psds(sure(DOG), DOG, TEN, CLASSES)[scenario] == (1.0, {"Dog": 1.0})
-        assert event_psds({}, DOG, TEN, CLASSES)[scenario] == (0.0, {"Dog": 0.0})
-        assert event_psds(sure(DOG), {}, TEN, CLASSES)[scenario] == (0.0, {})
+        assert psds(sure(DOG), DOG, TEN, CLASSES)[scenario] == (1.0, {"Dog": 1.0})
+        assert psds({}, DOG, TEN, CLASSES)[scenario] == (0.0, {"Dog": 0.0})
+        assert psds(sure(DOG), {}, TEN, CLASSES)[scenario] == (0.0, {})
         two = {**DOG, "b.wav": [Event(0, 3, "Cat")]}
-        half = event_psds(sure(DOG), two, TEN, CLASSES)[scenario]
+        half = psds(sure(DOG), two, TEN, CLASSES)[scenario]
         assert half == (pytest.approx(0.0), {"Dog": 1.0, "Cat": 0.0})  # mean .5 less deviation .5
 
 
 def test_confidence_zero_is_a_detection_and_larger_confidence_wins():
-    assert event_psds(sure(DOG, 0.0), DOG, TEN, CLASSES)[1].value == 1.0
+    assert psds(sure(DOG, 0.0), DOG, TEN, CLASSES)[1].value == 1.0
     # A sure event with a doubtful one around it: the first threshold sees the sure one alone.
     both = {"a.wav": [ScoredEvent(4, 8, "Dog", 0.9), ScoredEvent(2, 9.9, "Dog", 0.1)]}
     one = {"a.wav": [Event(4, 8, "Dog")]}
-    assert event_psds(both, one, TEN, CLASSES)[1].value == 1.0
+    assert psds(both, one, TEN, CLASSES)[1].value == 1.0
     doubtful = {"a.wav": [ScoredEvent(2, 9.9, "Dog", 0.1)]}
-    assert event_psds(doubtful, one, TEN, CLASSES)[1].value == 0.0
+    assert psds(doubtful, one, TEN, CLASSES)[1].value == 0.0
 
 
 def test_policy_cannot_be_on_everywhere():
     """Outside its events no threshold switches a class on, though all of it is truth."""
     whole = {"a.wav": [Event(0, 10, "Dog")], "b.wav": [Event(0, 10, "Dog")]}
     found = {"a.wav": [ScoredEvent(0, 10, "Dog", 0.8)]}
-    assert event_psds(found, whole, TEN, CLASSES)[1].value == 0.5
+    assert psds(found, whole, TEN, CLASSES)[1].value == 0.5
 
 
 @pytest.mark.parametrize("metric", ALL_F1, ids=KINDS)
@@ -673,7 +672,7 @@ def test_scores_past_the_end_are_cut():
         "b.wav": ClipScores(values * 0, np.arange(13.0)),
     }
     truth = {"a.wav": [Event(5.0, 10.0, "Dog")]}  # 5 of 6 s inside the clip, 5 of 8 s with the rest
-    assert score_psds(scores, truth, TEN, ["Dog"])[1].value == 1.0
+    assert psds(scores, truth, TEN, ["Dog"])[1].value == 1.0
 
 
 def test_counts_of_clips_can_be_drawn_again():
@@ -714,8 +713,8 @@ def test_wrong_input_is_named(given, message):
 def test_wrong_scores_are_named():
     scores = {"a.wav": ClipScores(np.zeros((3, 2), np.float32), np.array([0.0, 5.0, 10.0]))}
     with pytest.raises(InputError, match=r"1 clips have none, the first is 'b.wav'"):
-        score_psds(scores, DOG, TEN, CLASSES)
+        psds(scores, DOG, TEN, CLASSES)
     with pytest.raises(InputError, match=r"need values \(2, 2\) but \(3, 2\)"):
-        score_psds(scores, DOG, {"a.wav": 10.0}, CLASSES[:2])
+        psds(scores, DOG, {"a.wav": 10.0}, CLASSES[:2])
     with pytest.raises(InputError, match="confidence nan"):
-        event_psds(sure(DOG, float("nan")), DOG, TEN, CLASSES)
+        psds(sure(DOG, float("nan")), DOG, TEN, CLASSES)
