@@ -5,8 +5,11 @@ Reads:  caches and runs of studies/benchmark.py: bank folds 5 and 4, scorer seed
 Writes: runs/ablation/<setting>.json, docs/results/ablation.md
 
 Each change is made to the finished policy, its prices found anew on the training clips; only where
-boxes come from other scores the networks that value them are trained again. A setting that is
-measured is skipped. Shapes as in policy/event_policy.py.
+boxes come from other scores the networks that value them are trained again. Two changes concern
+the scores of the validation clips, which come from a network fitted on all training clips: here
+from those fitted without one bank fold each, as the training clips' own; they are fitted again, a
+quarter of an hour of one core, and their scores kept. A setting that is measured is skipped.
+Shapes as in policy/event_policy.py.
 """
 
 import os
@@ -23,13 +26,17 @@ from tqdm import tqdm
 
 from comparison.scoring import TITLES, counts_of, event_row, event_tasks, headline, spread
 from comparison.systems import Member, System, scored_boxes
+from config import ScorersConfig, Signal
 from core.command import plain_words, run_main
 from core.errors import InputError
-from core.files import write_text
+from core.files import scratch_folder, whole, write_text
 from core.names import markdown_table
+from core.processes import process_pool
+from core.ranks import pick_device
 from core.stored import read_json, write_json
 from core.versions import processor
 from policy import runfolder
+from policy.apply import load_policy
 from policy.bandit import query_of
 from policy.event_policy import (
     COLLAR,
@@ -46,8 +53,11 @@ from policy.event_policy import (
     turn_on,
 )
 from policy.posterior import SCALE, Posterior, Resident, Rows, apply, asked_clips, rows_of
+from scores import crnn
 from sed.caches import Cache, load_cache
-from studies.benchmark import Setting
+from sed.signals import tag_of
+from sed.timeline import classes_of
+from studies.benchmark import PROCESSES, Setting
 from studies.pooled import COLUMNS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -75,6 +85,7 @@ class RawScores(nn.Module):
 class Finished(NamedTuple):
     """A finished run, and what it has to choose from on the validation clips."""
 
+    setting: Setting
     trainer: EventTrainer  # with the boxes of the training clips
     cache: Cache  # validation
     rows: Rows
@@ -95,7 +106,7 @@ def trained(setting: Setting) -> Finished:
     trainer.network.load_state_dict(content["network"])
     trainer.make_boxes()
     validation = load_cache(cache / "validation")
-    return Finished(trainer, validation, *proposed(trainer.network, validation))
+    return Finished(setting, trainer, validation, *proposed(trainer.network, validation))
 
 
 def proposed(network: EventNetwork, cache: Cache) -> tuple[Rows, Boxes]:
@@ -175,6 +186,81 @@ def raw_boxes(finished: Finished) -> Candidates:
     return decide_boxes(trainer.network, boxes, rows, CPU)
 
 
+def scores_of_fold(cfg: ScorersConfig, folder: Path, fit: crnn.Fit, path: Path) -> None:
+    """Scores (C, K, T) of the validation clips by the network of one fit, whose clips all have one
+    length, into a file."""
+    clips = crnn.read_corpus(cfg.corpus)
+    store = crnn.Store.open(folder)
+    network, _ = crnn.train_network(cfg, store, fit, CPU)
+    scorer = crnn.Scorer(network, [])
+    rest = [i for i, clip in enumerate(clips) if clip.split == "validation"]
+    found = np.stack([scorer.scores_of(store.clip(i)[0]).T.numpy() for i in rest])
+    with whole(path) as temporary, open(temporary, "wb") as stream:
+        np.save(stream, found)
+
+
+def fold_scores(setting: Setting) -> np.ndarray:
+    """(M, C, K, T): scores of the validation clips by the networks that the scorer fitted without
+    one bank fold each; only the one of all folds is kept with the corpus."""
+    cfg = ScorersConfig(corpus=ROOT / setting.corpus, seed=setting.scorer)
+    clips = crnn.read_corpus(cfg.corpus)
+    *fits, _ = crnn.plan(clips)
+    out = ROOT / "runs" / "ablation" / Path(setting.corpus).name
+    out.mkdir(parents=True, exist_ok=True)
+    paths = [out / f"{fit.name.replace(' ', '-')}.npy" for fit in fits]
+    left = [(fit, path) for fit, path in zip(fits, paths, strict=True) if not path.exists()]
+    if left:
+        classes = classes_of({f"{clip.split}/{clip.filename}": clip.events for clip in clips})
+        with (
+            scratch_folder(out / ".partial", crnn.SCRATCH) as folder,
+            process_pool(PROCESSES, partial(pick_device, "cpu", 1)) as pool,
+        ):
+            crnn.write_store(folder, clips, classes, pool)
+            jobs = [pool.submit(scores_of_fold, cfg, folder, *each) for each in left]
+            for job in jobs:
+                job.result()
+    return np.stack([np.load(path) for path in paths])
+
+
+def with_scores(cache: Cache, clips: list[str], scores: np.ndarray) -> Cache:
+    """A cache of all pairs with other scores (C, K, T) of these clips, and tags that follow."""
+    of_clip, tags = dict(zip(clips, scores, strict=True)), {}
+    for pair in cache.pairs:
+        if pair.filename not in tags:
+            found = tag_of(of_clip[pair.filename], pair.frame_s, Signal())
+            tags[pair.filename] = found.tolist()
+    column = {name: k for k, name in enumerate(cache.classes)}
+    raw = [of_clip[pair.filename][column[pair.event_label]] for pair in cache.pairs]
+    signals = {"d_raw": np.concatenate(raw), "rms": cache.signals["rms"]}
+    records = [clip._replace(tag=tags[clip.filename]) for clip in cache.clips]
+    return replace(cache, signals=signals, clips=records)
+
+
+def scored_by(finished: Finished, networks: slice) -> Candidates:
+    """Validation scores by the mean of some of the scorer's networks of a fold each."""
+    corpus = crnn.read_corpus(ROOT / finished.setting.corpus)
+    clips = [clip.filename for clip in corpus if clip.split == "validation"]
+    scores = fold_scores(finished.setting)[networks].mean(axis=0)
+    cache = with_scores(finished.cache, clips, scores)
+    network = finished.trainer.network
+    rows, boxes = proposed(network, cache)
+    return decide_boxes(network, boxes, rows, CPU)
+
+
+def strong_timelines(finished: Finished) -> Candidates:
+    """Corpus, scorer and policy of other training timelines."""
+    setting = finished.setting._replace(timelines="strong")
+    path = run_of(setting) / "best.pt"
+    if not path.exists():
+        raise InputError(f"{path}: not found; run: python -m studies.benchmark")
+    cache = load_cache(ROOT / setting.cache("slides", "all") / "validation")
+    if cache.pairs != finished.cache.pairs:
+        raise InputError(f"{cache.folder}: other clips than {finished.cache.folder}")
+    network = load_policy(path, CPU).network
+    rows, boxes = proposed(network, cache)
+    return decide_boxes(network, boxes, rows, CPU)
+
+
 WITHOUT = dict.fromkeys(("micro_weight", "collar_weight", "overlap_weight"), 0.0)
 CHANGES: dict[str, Callable[[Finished], Candidates]] = {
     "preset `best`": weighed,
@@ -187,6 +273,9 @@ CHANGES: dict[str, Callable[[Finished], Candidates]] = {
     "reward: without overlap": partial(weighed, overlap_weight=0.0),
     "reward: without micro-F1": partial(weighed, micro_weight=0.0),
     "reward: events count twice": partial(weighed, collar_weight=2.0, overlap_weight=2.0),
+    "validation scored by one network of a fold": partial(scored_by, networks=slice(1)),
+    "validation scored by the mean of four": partial(scored_by, networks=slice(None)),
+    "training timelines of AudioSet strong too, lengths stretched": strong_timelines,
 }
 
 

@@ -8,10 +8,11 @@ Writes: data/esc10-fold*, cache/esc10-fold*, runs/bench*, runs/table-best-fold*,
 600 training and 500 validation clips; the validation clips play a bank fold that nobody heard
 before. `best`, as it is, and the tuned rules are judged on all five bank folds, so that each of the
 400 recordings is judged once, with the scores of two scorers (seeds): a table of present and one of
-all pairs for each, which studies/pooled.py puts together. The slides' rows (two presets and their
-supervised baselines) need more time and are judged on two bank folds with one scorer: trained on
-present pairs, three seeds each, with the demo's small network (hidden 32, learning rate 1e-3) and a
-gradient step of 32 for every 64 or 128 frames.
+all pairs for each, which studies/pooled.py puts together. Other timelines (matched halves; those of
+AudioSet strong as well, lengths stretched) are tried on one and two bank folds, all pairs. The
+slides' rows (two presets and their supervised baselines) need more time and are judged on two bank
+folds with one scorer: trained on present pairs, three seeds each, with the demo's small network
+(hidden 32, learning rate 1e-3) and a gradient step of 32 for every 64 or 128 frames.
 
 Two processes, one thread each; what is finished is skipped, so it can be interrupted.
 """
@@ -39,6 +40,15 @@ SLIDES_FOLDS = (5, 4)
 SEEDS = (0, 1, 2)  # of the slides' rows
 BEST_SEEDS = (0, 1)
 QUERIES = ("present", "all")
+# Files of training timelines, and further flags of soundscapes.py.
+TIMELINES: dict[str, tuple[list[str], list[object]]] = {
+    "usual": (["synthetic21_train"], []),
+    "matched": (["synthetic21_train"], ["--halve-timelines"]),
+    "strong": (
+        ["synthetic21_train", "audioset_strong"],
+        ["--stretch-min", 0.5, "--stretch-max", 2],
+    ),
+}
 CLIPS = {"train": 600, "validation": 500}
 SMALL = ["--network.hidden", 32, "--looks", 5]
 DQN_FLAGS = [*SMALL, "--learning.lr", 1e-3, "--learning.frames-per-step", 64]
@@ -64,14 +74,17 @@ NAMES = {
 
 
 class Setting(NamedTuple):
-    """A bank fold held out, and the seed of the scorer; paths are from the project root."""
+    """A bank fold held out, the seed of the scorer, and the timelines; paths are from the project
+    root."""
 
     fold: int
     scorer: int = 0
+    timelines: str = "usual"
 
     @property
     def _suffix(self) -> str:
-        return f"{self.fold}" + f"-scorer{self.scorer}" * bool(self.scorer)
+        other = f"-{self.timelines}" * (self.timelines != "usual")
+        return f"{self.fold}" + f"-scorer{self.scorer}" * bool(self.scorer) + other
 
     @property
     def corpus(self) -> str:
@@ -92,6 +105,8 @@ class Setting(NamedTuple):
 
 
 SETTINGS = [Setting(fold, scorer) for scorer in SCORERS for fold in FOLDS]
+OTHERS = [Setting(5, 0, "matched")]  # other timelines: all pairs, one policy seed
+OTHERS += [Setting(fold, scorer, "strong") for fold in (5, 4) for scorer in SCORERS]
 
 
 def run(log: str, *command: object) -> None:
@@ -123,9 +138,10 @@ def in_parallel(jobs: list[tuple]) -> None:
 def corpus_and_caches(setting: Setting, data: Path) -> None:
     """Soundscapes, scores of networks that never heard their recordings, all caches."""
     name, lines = Path(setting.corpus).name, data / "desed_timelines"
+    train, flags = TIMELINES[setting.timelines]
     corpus = ["soundscapes.py", "--out", setting.corpus, "--bank", data / "esc10"]
     corpus += ["--class-map", "studies/esc10_classes.tsv", "--validation-fold", setting.fold]
-    corpus += ["--train-timeline", lines / "synthetic21_train.tsv"]
+    corpus += ["--train-timeline", *(lines / f"{file}.tsv" for file in train), *flags]
     corpus += ["--validation-timeline", lines / "synthetic21_validation.tsv"]
     corpus += ["--train-clips", CLIPS["train"], "--validation-clips", CLIPS["validation"]]
     run(name, *corpus, "--workers", 1)
@@ -133,7 +149,7 @@ def corpus_and_caches(setting: Setting, data: Path) -> None:
     run(name, *scores, "--workers", 1)
     same = ["preprocess.py", "--corpus", setting.corpus, "--workers", 1]
     signals = {"slides": ["--preset", "slides"]}
-    if setting.fold in SLIDES_FOLDS and setting.scorer == 0:
+    if setting in map(Setting, SLIDES_FOLDS):
         signals |= {"original": ["--preset", "original"], "noflat": ["--signal.no-flat-fallback"]}
     for kind, flags in signals.items():
         for queries in QUERIES:
@@ -186,7 +202,8 @@ def compare(out: str, cache: str, runs: list[str], rows: list[str]) -> None:
 
 def compare_best(setting: Setting, queries: str) -> None:
     """`best` and the rules on one setting and kind of pairs."""
-    runs = [setting.run("best", seed) for seed in BEST_SEEDS]
+    seeds = BEST_SEEDS if setting in SETTINGS else BEST_SEEDS[:1]
+    runs = [setting.run("best", seed) for seed in seeds]
     rows = [f"best={','.join(runs)}"]
     compare(setting.table(queries), setting.cache("slides", queries), runs, rows)
 
@@ -209,9 +226,13 @@ def compare_slides(setting: Setting, queries: str) -> None:
 def main(args: list[str]) -> None:
     """Everything, two processes at a time; `best` first."""
     data = data_folder(args)
-    in_parallel([(corpus_and_caches, setting, data) for setting in SETTINGS])
-    in_parallel([(train_best, setting, seed) for setting in SETTINGS for seed in BEST_SEEDS])
-    in_parallel([(compare_best, setting, each) for setting in SETTINGS for each in QUERIES])
+    trainings = [(train_best, setting, seed) for setting in SETTINGS for seed in BEST_SEEDS]
+    trainings += [(train_best, setting, BEST_SEEDS[0]) for setting in OTHERS]
+    tables = [(compare_best, setting, each) for setting in SETTINGS for each in QUERIES]
+    tables += [(compare_best, setting, "all") for setting in OTHERS]
+    in_parallel([(corpus_and_caches, setting, data) for setting in [*SETTINGS, *OTHERS]])
+    in_parallel(trainings)
+    in_parallel(tables)
     few = [Setting(fold) for fold in SLIDES_FOLDS]
     rows = [(kind, each, seed) for kind in TRAININGS for each in few for seed in SEEDS]
     in_parallel([(train_slides, each, kind, seed) for kind, each, seed in rows])

@@ -344,7 +344,9 @@ def screen(studies: list[Study]) -> str:
     lines = []
     for study in studies:
         settings = [table.setting for table in study.tables]
-        folds, scorers = (sorted({getattr(s, part) for s in settings}) for part in Setting._fields)
+        folds, scorers = (
+            sorted({getattr(s, part) for s in settings}) for part in ("fold", "scorer")
+        )
         counted = [f"{len(folds)} of {clustered.NUM_FOLDS} bank folds ({in_words(folds)})"]
         each = [f"{seed} in {sum(s.scorer == seed for s in settings)}" for seed in scorers]
         several = f"scorer seeds {in_words(each)} of them"
