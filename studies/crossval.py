@@ -13,6 +13,7 @@ settings train anew. Few clips are a few gradient steps a pass, so the passes fo
 steps. 20 clips are few: read the intervals.
 """
 
+import shutil
 from contextlib import redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -35,7 +36,15 @@ from comparison.systems import (
     kind_of_rule,
     with_events,
 )
-from config import SUPERVISED, Bandit, EvaluateConfig, PreprocessConfig, PresetName, TrainConfig
+from config import (
+    PRETRAINED,
+    SUPERVISED,
+    Bandit,
+    EvaluateConfig,
+    PreprocessConfig,
+    PresetName,
+    TrainConfig,
+)
 from core.command import run_script
 from core.errors import InputError
 from core.files import Kind, keep_apart, own_folder, write_text
@@ -49,6 +58,7 @@ from sed.splits import draw_parts, groups_of, read_list
 
 SPLIT = "train"  # folder of the cache, which holds all clips
 CROSSVAL = Kind("cross-validation")
+SHIPPED = Path("runs/pretrained/best.pt")
 MARK = "crossval.json"  # of a finished run folder: what it was trained on, and how
 
 
@@ -126,6 +136,18 @@ class Learned(NamedTuple):
     def kind(self) -> str:
         """As in comparison/systems.py."""
         return "supervised" if self.cfg.method in SUPERVISED else "policy"
+
+
+def pretrained_rows() -> list[Learned]:
+    """The rows of policy/pretrained.pt: as it is, without any label, and recalibrated. The former
+    is a copy in `SHIPPED`, since decisions are kept beside a policy."""
+    SHIPPED.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(PRETRAINED, SHIPPED)
+    best = TrainConfig.with_preset("best")
+    return [
+        Learned("best, pretrained", best, given=SHIPPED),
+        Learned("best, recalibrated", replace(best, init=PRETRAINED)),
+    ]
 
 
 class Study(NamedTuple):

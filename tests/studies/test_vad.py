@@ -155,13 +155,13 @@ def small(tmp_path, monkeypatch) -> Path:
         link = data / file.relative_to(DATA)
         link.parent.mkdir(parents=True, exist_ok=True)
         link.symlink_to(file.resolve())
-    cfg = replace(vad.LEARNED.cfg, passes=2, events=Events(hidden=4, layers=2))
+    cfg = replace(vad.BEST.cfg, passes=2, events=Events(hidden=4, layers=2))
     for name, value in {
         "CLIPS": 5,
         "SEEDS": range(1),
         "PROCESSES": 1,
         "GRID": [OwnRule(), OwnRule(0.8, 0.6, 0.0, 0.0)],
-        "LEARNED": vad.LEARNED._replace(cfg=cfg),
+        "BEST": vad.BEST._replace(cfg=cfg),
     }.items():
         monkeypatch.setattr(vad, name, value)
     monkeypatch.setattr(crossval, "process_pool", lambda _: Here())
@@ -184,7 +184,9 @@ def test_the_study(small, capsys):
         "cSEBBs",
     ):
         assert said in text
-    assert text.count("- `best` ") == 12 and "of 6 speakers" in text
+    for policy in ("best", "best, pretrained", "best, recalibrated"):
+        assert text.count(f"- `{policy}` ") == 12
+    assert "of 6 speakers" in text
 
     digits, joined = (read_labels(Path(f"data/vad-{name}/train/labels.tsv")) for name in vad.LABELS)
     assert digits.keys() == joined.keys()
