@@ -338,7 +338,7 @@ def find_systems(cfg: EvaluateConfig, cache: Cache, train: Cache) -> list[System
 
     def base_of(home: Cache, its_gate: tag_gate.Gate | None) -> Member:
         elsewhere = None if home is cache else home
-        pred = home.signals["binary"] > 0.5
+        pred = home.base
         return Member(str(home.folder), pred, 0.0, its_gate, home=elsewhere)
 
     gate = tuned_gate(train)
