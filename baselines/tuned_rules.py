@@ -656,9 +656,15 @@ DECIDE: dict[str, Callable[[Rule, Cache], np.ndarray]] = {
 }
 
 
+DECIDED_AT_ONCE = 10_000  # pairs: each is decided by itself
+
+
 def decide_rule(rule: Rule, cache: Cache) -> np.ndarray:
     """Decisions (N,) bool of a rule on any cache."""
-    return DECIDE[rule.kind](rule, cache)
+    decide, block = DECIDE[rule.kind], np.arange(len(cache.pairs)) // DECIDED_AT_ONCE
+    if block[-1] == 0:
+        return decide(rule, cache)
+    return np.concatenate([decide(rule, cache.choose(block == i)) for i in range(block[-1] + 1)])
 
 
 # ---------------------------------------------------------------------------- the rules
@@ -861,7 +867,7 @@ def yardsticks(cache: Cache, train: Cache | None, bandit: Bandit | None) -> list
     """
     rules = [rule for rule in fixed_rules() if rule.name in QUICK]
     if train is not None:
-        aim = Objective(train, "present")
+        aim = Objective(train.present_only(), "present")
         for on in QUICK_ON:
             rules += threshold_rules(aim, on)
         rules += [Tuning(aim).part(kind, "d_adj")[0] for kind in ("median", "hysteresis")]
