@@ -9,11 +9,11 @@ Writes: <out>/speed.md, <out>/speed.json, <out>/demo/: corpus, cache and policy 
 
 The first six sections are what people wait for; but for `events` they run the scripts themselves,
 in processes of their own. `issue:` stands before what they took before they were made faster. The
-naive version is `benchmarks/naive.py`: one pair, one frame at a time, the same network, at the thread count that suits it best. Both sides run in
-turns; a figure is the median of the repeats with the range behind it, and a ratio is the median of
-the repeats' own ratios. What takes hours is measured in slices of `--slice-s` seconds and
-extrapolated; the table says so. Read CPU seconds and ratios: wall seconds depend on what else the
-machine does.
+naive version is `benchmarks/naive.py`: one pair, one frame at a time, the same network, at the
+thread count that suits it best. Both sides run in turns; a figure is the median of the repeats with
+the range behind it, and a ratio is the median of the repeats' own ratios. What takes hours is
+measured in slices of `--slice-s` seconds and extrapolated; the table says so. Read CPU seconds and
+ratios: wall seconds depend on what else the machine does.
 """
 
 import itertools
