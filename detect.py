@@ -532,11 +532,13 @@ def recording_rows(
         opened = opened_classes(scores, source.classes, part, plan)
         ever_open |= opened
         values = scores.values[:, part.start : part.stop]
-        for k in np.flatnonzero(opened):
-            if falls_back(rms, values[k], plan.signal):
-                tally.note(FELL_BACK, f"{recording.filename} / {source.classes[k]}")
-            signals = compute_signals(rms, values[k], frame_s, plan.signal)
-            yield cut_row(source.classes[k], signals, part, sheet.on[k], plan)
+        wanted = np.flatnonzero(opened)
+        for k in wanted[falls_back(rms, values[wanted], plan.signal)]:
+            tally.note(FELL_BACK, f"{recording.filename} / {source.classes[k]}")
+        signals = compute_signals(rms, values[wanted], frame_s, plan.signal)
+        for i, k in enumerate(wanted):
+            of_class = {name: array[i] for name, array in signals.items()}
+            yield cut_row(source.classes[k], of_class, part, sheet.on[k], plan)
     tally.seconds += num_frames * frame_s
     tally.pairs += len(ever_open)  # counted where there is a gate
     tally.closed += int((~ever_open).sum())

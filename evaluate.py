@@ -81,7 +81,7 @@ def tables(
 ) -> dict[str, Any]:
     """Everything that goes into results.json about decisions (N,) after the policy; `bandit` None:
     of one that shifts no threshold."""
-    base = cache.signals["binary"] > 0.5
+    base = cache.base
     counts = {
         "before": count_pairs(base, cache.label, cache.offsets),
         "after": count_pairs(pred, cache.label, cache.offsets),
@@ -131,7 +131,7 @@ def all_pairs_tables(
     Each row has its `kind` and `behind`: by how much the policy's last row is better in macro-F1,
     with the interval.
     """
-    base, rows = cache.signals["binary"] > 0.5, {}
+    base, rows = cache.base, {}
     rows[BASE], rows["DQN"] = ("base", base), ("policy", pred)
     of_base = gate or (train and train.queries == "all" and tag_gate.tune_gate(train)) or None
     if of_base is not None:
@@ -473,7 +473,7 @@ def apply(
         if boxes is not None:
             results["curve"] = operating_curve(cache, boxes)
     results["verdict"] = verdict(results)
-    before = cache.signals["binary"] > 0.5
+    before = cache.base
     data = Evaluated(cache, results, t_adj, before, pred)
     matches = find_matches(data)
     results["ends"] = {when: end_errors(some) for when, some in matches._asdict().items()}

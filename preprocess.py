@@ -196,15 +196,17 @@ def clip_signals(
         notices[CUT].append(clip.filename)
     present = classes_of({clip.filename: events})
     rows = []
-    for event_label in source.classes if queries == "all" else present:
-        d_raw = scores.values[source.classes.index(event_label)]
+    queried = source.classes if queries == "all" else present
+    d_raw = scores.values[[source.classes.index(name) for name in queried]]
+    signals, flat = compute_signals(rms, d_raw, frame_s, signal), falls_back(rms, d_raw, signal)
+    for i, event_label in enumerate(queried):
         pair = Pair(clip.filename, event_label, num_frames, frame_s, start_s)
         label = label_frames(events, event_label, edges)
         if event_label in present and not label.any():
             notices[TOO_SHORT].append(f"{clip.filename} / {event_label}")
-        if falls_back(rms, d_raw, signal):
+        if flat[i]:
             notices[FELL_BACK].append(f"{clip.filename} / {event_label}")
-        rows.append((pair, compute_signals(rms, d_raw, frame_s, signal), label))
+        rows.append((pair, {name: array[i] for name, array in signals.items()}, label))
     tag = [float(value) for value in clip_tag(scores, signal)]
     return rows, ClipRecord(clip.filename, duration, events, tag), asides
 

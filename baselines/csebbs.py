@@ -32,9 +32,8 @@ def sebbs(cache: Cache, params: dict[str, Any]) -> dict[str, list[tuple[float, f
     """
     found = {clip.filename: [] for clip in cache.clips}
     for index, pair in enumerate(cache.pairs):
-        span = slice(cache.offsets[index], cache.offsets[index + 1])
         setting = params["classes"].get(pair.event_label, params["fallback"])
-        boxes = boxes_of(cache.signals["d_raw"][span], pair.frame_s, setting)
+        boxes = boxes_of(cache.one("d_raw", index), pair.frame_s, setting)
         seconds = (boxes.begin * pair.frame_s, boxes.end * pair.frame_s, boxes.confidence)
         for onset, offset, confidence in np.stack(seconds, axis=1).tolist():
             found[pair.filename].append((onset, offset, pair.event_label, confidence))

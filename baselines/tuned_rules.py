@@ -656,9 +656,15 @@ DECIDE: dict[str, Callable[[Rule, Cache], np.ndarray]] = {
 }
 
 
+DECIDED_AT_ONCE = 10_000  # pairs: each is decided by itself
+
+
 def decide_rule(rule: Rule, cache: Cache) -> np.ndarray:
     """Decisions (N,) bool of a rule on any cache."""
-    return DECIDE[rule.kind](rule, cache)
+    decide, block = DECIDE[rule.kind], np.arange(len(cache.pairs)) // DECIDED_AT_ONCE
+    if block[-1] == 0:
+        return decide(rule, cache)
+    return np.concatenate([decide(rule, cache.choose(block == i)) for i in range(block[-1] + 1)])
 
 
 # ---------------------------------------------------------------------------- the rules
@@ -802,19 +808,23 @@ GATED += [Part("median", "d_adj", True), Part("slope", "d_raw", True)]
 GATED += [Part("z-score", "d_raw", True), Part("threshold", "d_adj", True)]
 ORDER = ("threshold", "z-score", "median", "hysteresis", "slope", "csebbs", "shift")  # in the list
 WORK_OF_A_PROCESS = 500_000  # frames whose tuning takes longer than to start a process for them
-_tunings: list[Tuning] = []  # of a process of the pool
+_given: list[Any] = []  # of a process: what its parts are tuned on
+_tunings: dict[bool, Tuning] = {}  # of it: bare and behind the gate, each made for its first part
 
 
 def prepare(train: Cache, gated: Cache | None, bandit: Bandit, point: Point) -> None:
-    """Make a process ready for parts of the tuning."""
-    _tunings[:] = [Tuning(Objective(train, point), EventObjective(train), bandit)]
-    if gated is not None:
-        aims = Objective(gated, point), EventObjective(gated, ranked=False)
-        _tunings.append(Tuning(*aims, bandit))
+    """Give a process what parts of the tuning need."""
+    _given[:] = train, gated, bandit, point
+    _tunings.clear()
 
 
 def tuned_part(part: Part) -> list[Rule]:
-    """A part of the tuning that the process is ready for."""
+    """A part of the tuning that the process was given."""
+    if part.gated not in _tunings:
+        train, gated, bandit, point = _given
+        cache = gated if part.gated else train
+        events = EventObjective(cache, ranked=not part.gated)
+        _tunings[part.gated] = Tuning(Objective(cache, point), events, bandit)
     rules = _tunings[part.gated].part(part.kind, part.on)
     return [rule._replace(gated=part.gated) for rule in rules]
 
@@ -834,12 +844,12 @@ def fit_all(
     than it is worth. InputError where a cache of present pairs is to be tuned on all of them.
     """
     todo = PARTS if gated is None else PARTS + GATED
-    prepare(train, gated, bandit, point)
     workers = min(workers, len(todo), 1 + len(train.label) // WORK_OF_A_PROCESS)
     ready = partial(prepare, train, gated, bandit, point)
-    with nullcontext() if workers == 1 else process_pool(workers, ready) as pool:
+    with nullcontext(ready()) if workers == 1 else process_pool(workers, ready) as pool:
         found = map(tuned_part, todo) if pool is None else pool.map(tuned_part, todo)
         parts = list(tqdm(found, desc="Tuning", total=len(todo), unit="part", disable=quiet))
+    _given.clear()
     _tunings.clear()
     rules = [rule for some in parts for rule in some]
     rules.sort(key=lambda rule: (rule.metric != "", ORDER.index(rule.kind)))
@@ -857,7 +867,7 @@ def yardsticks(cache: Cache, train: Cache | None, bandit: Bandit | None) -> list
     """
     rules = [rule for rule in fixed_rules() if rule.name in QUICK]
     if train is not None:
-        aim = Objective(train, "present")
+        aim = Objective(train.present_only(), "present")
         for on in QUICK_ON:
             rules += threshold_rules(aim, on)
         rules += [Tuning(aim).part(kind, "d_adj")[0] for kind in ("median", "hysteresis")]

@@ -144,7 +144,7 @@ def load_evaluated(cfg: VisualizeConfig) -> Evaluated:
     forms = {"action": ("i", size), "t_adj": ("f", size), "binary": ("ub", size)}
     forms |= event_policy.FORMS
     arrays = read_npz(path, forms, cure, ("action", "t_adj", *event_policy.FORMS))
-    t_adj, after, before = arrays.get("t_adj"), arrays["binary"] > 0, cache.signals["binary"] > 0.5
+    t_adj, after, before = arrays.get("t_adj"), arrays["binary"] > 0, cache.base
     if "decisions" not in results:  # those of older versions do not say what they are about
         if t_adj is None:
             raise InputError(f"{path}: damaged (no t_adj); {cure}")

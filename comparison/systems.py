@@ -268,8 +268,9 @@ def tuned_gate(train: Cache) -> tag_gate.Gate | None:
     return tag_gate.tune_gate(train) if train.queries == "all" else None
 
 
-def fitted_rules(train: Cache, cfg: EvaluateConfig) -> list[Rule]:
-    """Rules tuned on the training cache; kept in <out>/rules.json and read from there."""
+def fitted_rules(train: Cache, gate: tag_gate.Gate | None, cfg: EvaluateConfig) -> list[Rule]:
+    """Rules tuned on the training cache, those behind its gate too; kept in <out>/rules.json and
+    read from there."""
     path, key = cfg.out / "rules.json", f"{train.key}-{train.queries}-{LIST}"
     if path.exists():
         try:
@@ -278,8 +279,8 @@ def fitted_rules(train: Cache, cfg: EvaluateConfig) -> list[Rule]:
                 return [Rule(**rule) for rule in stored["rules"]]
         except (InputError, KeyError, TypeError) as error:
             print(f"note: {error}")
-    gate, workers = tuned_gate(train), num_workers(cfg.workers)
     gated = tag_gate.silenced(gate, train) if gate else None
+    workers = num_workers(cfg.workers)
     rules = fit_all(train, Bandit(), train.queries, workers=workers, gated=gated)
     write_json(path, {"train": key, "rules": [rule._asdict() for rule in rules]})
     return rules
@@ -335,12 +336,13 @@ def find_systems(cfg: EvaluateConfig, cache: Cache, train: Cache) -> list[System
     """Every row of the table: T_base, what was asked for, and on all pairs those with a tag gate
     behind it too. What can be known to be wrong is said before anything is tuned or decided."""
 
-    def base_of(home: Cache, its_train: Cache) -> Member:
+    def base_of(home: Cache, its_gate: tag_gate.Gate | None) -> Member:
         elsewhere = None if home is cache else home
-        pred = home.signals["binary"] > 0.5
-        return Member(str(home.folder), pred, 0.0, tuned_gate(its_train), home=elsewhere)
+        pred = home.base
+        return Member(str(home.folder), pred, 0.0, its_gate, home=elsewhere)
 
-    rows = [System(BASE, "base", "", [base_of(cache, train)])]
+    gate = tuned_gate(train)
+    rows = [System(BASE, "base", "", [base_of(cache, gate)])]
     if len(set(cfg.compare)) < len(cfg.compare):
         raise InputError("--compare: the same system is named twice")
     specs = {text: Spec.parse(text) for text in cfg.compare if text != "rules"}
@@ -352,8 +354,8 @@ def find_systems(cfg: EvaluateConfig, cache: Cache, train: Cache) -> list[System
     for text in cfg.compare:
         if text == "rules":
             said = held_against("each rule", origin_of(train), cache, cfg.other_classes)
-            rules = [rule for rule in fitted_rules(train, cfg) if rule.name != BASE]
-            of_rules = rows_of_rules(rules, cache, tuned_gate(train), tuple(said))
+            rules = [rule for rule in fitted_rules(train, gate, cfg) if rule.name != BASE]
+            of_rules = rows_of_rules(rules, cache, gate, tuple(said))
             rows += [row for row in of_rules if not row.gated]
             rules_behind += [row for row in of_rules if row.gated]
             continue
@@ -377,8 +379,8 @@ def find_systems(cfg: EvaluateConfig, cache: Cache, train: Cache) -> list[System
         if files:
             rows.append(System(name, kinds.pop(), setting, members))
         else:
-            its_train = load_cache(elsewhere / train.folder.name)
-            rows.append(System(name, "base", "", [base_of(home, its_train)]))
+            its_gate = tuned_gate(load_cache(elsewhere / train.folder.name))
+            rows.append(System(name, "base", "", [base_of(home, its_gate)]))
     if cache.queries == "all":
         for row in list(rows):
             gated = behind_gate(row, cache)

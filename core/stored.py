@@ -89,10 +89,22 @@ def read_text(path: Path, cure: str = "") -> str:
 # ---------------------------------------------------------------------------- JSON
 
 
-def content_hash(value: Any) -> str:
-    """SHA-256 of a JSON value: of its content in order, not of blanks and line ends."""
-    text = json.dumps(value, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()
+def content_hash(value: dict[str, Any]) -> str:
+    """SHA-256 of a JSON dictionary: of its content in order, not of blanks and line ends.
+
+    Long lists in it are written item by item: a manifest's text as a whole is as large as itself.
+    """
+    write = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
+    digest = hashlib.sha256()
+    for i, (name, item) in enumerate(value.items()):
+        items = item if isinstance(item, list) else []
+        text = write({name: [] if items else item})[1:-1]
+        digest.update(f"{',' if i else '{'}{text[:-1] if items else text}".encode())
+        for j, one in enumerate(items):
+            digest.update(f"{',' * (j > 0)}{write(one)}".encode())
+        digest.update(b"]" * bool(items))
+    digest.update(b"}" if value else b"{}")
+    return digest.hexdigest()
 
 
 def sealed(value: dict[str, Any]) -> dict[str, Any]:
@@ -106,20 +118,27 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
     write_text(path, json.dumps(sealed(value), indent=1, allow_nan=False))
 
 
-def parse_json(text: str) -> Any:
+Hook = Callable[[dict[str, Any]], Any]  # what to hold in place of a dictionary just parsed
+
+
+def parse_json(text: str, hook: Hook | None = None) -> Any:
     """A JSON value; ValueError for what is none, NaN included, or nested too deep to be ours."""
 
     def refuse(name: str) -> None:
         raise ValueError(f"{name} is no number")
 
     try:
-        return json.loads(text, parse_constant=refuse)
+        return json.loads(text, parse_constant=refuse, object_hook=hook)
     except RecursionError:
         raise ValueError("brackets in brackets, too deep") from None
 
 
 def read_json(
-    path: Path, cure: str, unsealed: Collection[str] | None = None, most: int = MOST_JSON
+    path: Path,
+    cure: str,
+    unsealed: Collection[str] | None = None,
+    most: int = MOST_JSON,
+    hook: Hook | None = None,
 ) -> dict[str, Any]:
     """A JSON dictionary, without its checksum, which must be that of the content.
 
@@ -132,7 +151,7 @@ def read_json(
     if size > most:
         raise InputError(f"{path}: {size:,} bytes, more than {most:,}; {cure}")
     try:
-        value = parse_json(path.read_bytes().decode("utf-8-sig"))
+        value = parse_json(path.read_bytes().decode("utf-8-sig"), hook)
         if not isinstance(value, dict):
             raise ValueError(f"a {type(value).__name__} in place of a dictionary")
         checksum = value.pop(CHECKSUM, None)

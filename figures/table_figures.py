@@ -240,7 +240,7 @@ def load_first_policy(table: Table, preset: str) -> FirstPolicy | None:
         raise InputError(f"{store}: decisions of {names[0]} not found; {cure}")
     _, member = from_checkpoint(path, cache, EvaluateConfig(preset=preset, device="cpu"))
     bandit = load_policy(path, torch.device("cpu"), preset).bandit
-    before = cache.signals["binary"] > 0.5
+    before = cache.base
     seed = f" (first of {len(members)} seeds)" if len(members) > 1 else ""
     data = Evaluated(cache, results, member.threshold, before, member.pred)
     return FirstPolicy(names[0] + seed, data, bandit.max_delta)

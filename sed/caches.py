@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
+from weakref import WeakValueDictionary
 
 import numpy as np
 
@@ -93,8 +94,8 @@ class Shard(NamedTuple):
 
 
 class Stored(Mapping[str, np.ndarray]):
-    """Signals of pairs in the shards of a cache: `[name]`, (N,) float32, is read when it is first
-    asked for, and stays; in another process it is read again.
+    """Signals of pairs in the shards of a cache: `[name]`, (N,) float32, is read when it is asked
+    for, and once more where nobody holds it any longer.
 
     Pair i is `length[i]` frames from `start[i]` on in `shards[shard[i]]`. InputError where a shard
     is gone or not what it was.
@@ -104,15 +105,15 @@ class Stored(Mapping[str, np.ndarray]):
         self, shards: list[Shard], shard: np.ndarray, start: np.ndarray, length: np.ndarray
     ) -> None:
         self.shards, self.shard, self.start, self.length = shards, shard, start, length
-        self.kept: dict[str, np.ndarray] = {}
+        self.kept: WeakValueDictionary[str, np.ndarray] = WeakValueDictionary()
         self.mapped: tuple[int, dict[str, np.ndarray]] | None = None  # the shard read last
 
     def __getitem__(self, name: str) -> np.ndarray:
         if name not in SIGNALS:
             raise KeyError(name)
-        if name not in self.kept:
-            self.kept[name] = self.flat(name)
-        return self.kept[name]
+        if (found := self.kept.get(name)) is None:
+            found = self.kept[name] = self.flat(name)
+        return found
 
     def __iter__(self) -> Iterator[str]:
         return iter(SIGNALS)
@@ -124,7 +125,10 @@ class Stored(Mapping[str, np.ndarray]):
         return {**self, **other}
 
     def __getstate__(self) -> dict[str, Any]:
-        return vars(self) | {"kept": {}, "mapped": None}
+        return vars(self) | {"kept": None, "mapped": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, kept=WeakValueDictionary())
 
     def arrays(self, shard: int) -> dict[str, np.ndarray]:
         """Arrays of a shard, mapped read-only; one shard at a time, so that its pages can go."""
@@ -143,9 +147,9 @@ class Stored(Mapping[str, np.ndarray]):
         array = self.arrays(self.shard[index])[name][first : first + self.length[index]]
         return np.array(array, bool if name == "label" else np.float32)
 
-    def flat(self, name: str) -> np.ndarray:
-        """A signal (N,) float32, or `label` (N,) bool, of all pairs."""
-        found = np.empty(self.length.sum(), bool if name == "label" else np.float32)
+    def flat(self, name: str, dtype: type = np.float32) -> np.ndarray:
+        """A signal, or `label`, of all pairs, (N,)."""
+        found = np.empty(self.length.sum(), dtype)
         follows = self.start[1:] == self.start[:-1] + self.length[:-1]
         cuts = np.flatnonzero(~follows | (np.diff(self.shard) != 0)) + 1
         filled = 0
@@ -221,6 +225,13 @@ class Cache:
         return np.array([(pair.filename, pair.event_label) in truth for pair in self.pairs], bool)
 
     @property
+    def base(self) -> np.ndarray:
+        """(N,) bool: decisions of the base threshold."""
+        if isinstance(self.signals, Stored):
+            return self.signals.flat("binary", bool)
+        return self.signals["binary"] > 0.5
+
+    @property
     def never_absent(self) -> list[str]:
         """Classes that every clip has: nothing here tells when they are absent."""
         labels = [{event.event_label for event in clip.events} for clip in self.clips]
@@ -275,7 +286,7 @@ class Cache:
         text = self.key + np.packbits(pairs).tobytes().hex()
         if isinstance(self.signals, Stored):
             signals = self.signals.choose(pairs)
-            label = partial(signals.flat, "label")
+            label = partial(signals.flat, "label", bool)
         else:
             frames = self.of_frames(pairs)
             signals = {name: array[frames] for name, array in self.signals.items()}
@@ -382,7 +393,19 @@ NEWER = {
 
 def read_manifest(path: Path, cure: str) -> dict[str, Any]:
     """The manifest of a cache, every value of it checked. InputError ends with `cure`."""
-    manifest = read_json(path, cure, {"format", "versions", *MANIFEST}, MOST_MANIFEST)
+    names: dict[str, str] = {}  # each held once
+
+    def packed(value: Any) -> Any:
+        if isinstance(value, list):
+            return tuple(map(packed, value))
+        return names.setdefault(value, value) if isinstance(value, str) else value
+
+    def pack_rows(found: dict[str, Any]) -> dict[str, Any]:
+        """Make a shard's rows small before the next shard is parsed: Python gives little back."""
+        return found | {name: packed(found[name]) for name in ("pairs", "clips") if name in found}
+
+    known = {"format", "versions", *MANIFEST}
+    manifest = read_json(path, cure, known, MOST_MANIFEST, pack_rows)
     if manifest.get("format") != FORMAT:
         raise InputError(f"{path}: format {manifest.get('format')!r}, not {FORMAT}; {cure}")
     try:
@@ -456,13 +479,18 @@ def load_cache(folder: Path) -> Cache:
         what = f"damaged ({num_frames:,} frames do not fit into memory)"
         raise InputError(f"{manifest_path}: {what}; {cure}") from None
     shared: dict[type, dict] = defaultdict(dict)  # names and numbers, which a manifest repeats
+
+    def once(values: list) -> Iterator[Any]:
+        return (shared[type(x)].setdefault(x, x) for x in values)
+
     for shard in manifest["shards"]:
-        some = [Pair(*(shared[type(x)].setdefault(x, x) for x in row)) for row in shard["pairs"]]
-        clips += [
-            ClipRecord(name, duration_s, [Event(*event) for event in events], tag)
+        some = [Pair(*once(row)) for row in shard["pairs"]]
+        known = [
+            ClipRecord(name, duration_s, [Event(*once(event)) for event in events], tag)
             for name, duration_s, events, tag in shard["clips"]
         ]
-        shard["pairs"] = some  # in place of lists of their own
+        shard["pairs"], shard["clips"] = some, known  # in place of lists of their own
+        clips += known
         path = folder / shard["file"]
         if not path.exists() or (regular(path) and file_sha256(path) != shard["sha256"]):
             what = "does not match its checksum" if path.exists() else "is missing"
@@ -484,7 +512,7 @@ def load_cache(folder: Path) -> Cache:
         number = np.repeat(np.arange(len(counts)), counts)
         first = offsets[np.concatenate(([0], np.cumsum(counts)))[number]]  # frame of each shard
         signals = Stored(shards, number, offsets[:-1] - first, length)
-        label = partial(signals.flat, "label")
+        label = partial(signals.flat, "label", bool)
     return Cache(folder, manifest, pairs, clips, signals, label, offsets)
 
 

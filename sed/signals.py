@@ -22,13 +22,24 @@ EPS = 1e-8  # spec: mm(x) = (x - min) / (max - min + eps)
 
 
 def min_max(x: np.ndarray) -> np.ndarray:
-    """Scale to 0..1 over the frames of one pair; a constant becomes 0."""
-    return (x - x.min()) / (x.max() - x.min() + EPS)
+    """Scale (.., T) to 0..1 over the frames of each pair; a constant becomes 0."""
+    low, high = x.min(axis=-1, keepdims=True), x.max(axis=-1, keepdims=True)
+    return (x - low) / (high - low + EPS)
 
 
 def clip_percentile(x: np.ndarray, percentile: float) -> np.ndarray:
-    """Cut values above the percentile of x."""
-    return np.minimum(x, np.percentile(x, percentile))
+    """Cut the values of each pair, (.., T), above their percentile.
+
+    The percentile is that of `np.percentile`, bit for bit, which takes ten times as long.
+    """
+    at = (x.shape[-1] - 1) * (percentile / 100)
+    low, high = int(at), min(int(at) + 1, x.shape[-1] - 1)
+    ordered = np.partition(x, (low, high), axis=-1)
+    below, above = ordered[..., low, None], ordered[..., high, None]
+    share = at - low
+    step = above - below
+    cut = below + step * share if share < 0.5 else above - step * (1 - share)
+    return np.minimum(x, cut)
 
 
 # ---------------------------------------------------------------------------- filter lengths
@@ -59,17 +70,18 @@ def slides_frames(duration_s: float, frame_s: float) -> int:
 def median(x: np.ndarray, size: int) -> np.ndarray:
     """Median filter of (T,) or (K, T) over time, mirrored at the ends.
 
-    Odd sizes are padded here: scipy 1.17 mirrors wrongly, and not alike at both ends, where a
-    filter reaches further than there are frames. Even ones are the slides', as scipy has them.
+    The ends are padded here: scipy 1.17 mirrors wrongly, and not alike at both ends, where a
+    filter reaches further than there are frames. Even sizes are the slides', and stay as scipy has
+    them.
     """
-    reach = size // 2 if size % 2 else 0
-    rest = x.ndim - 1
-    padded = np.pad(x, [*[(0, 0)] * rest, (reach, reach)], mode="symmetric")
-    if size % 2:  # rows one after the other: the filter of one dimension is the faster one
-        found = median_filter(padded.ravel(), size).reshape(padded.shape)
-    else:
-        found = median_filter(padded, (1, size) if rest else size)
-    return found[..., reach : reach + x.shape[-1]]
+    num_frames, reach = x.shape[-1], size // 2
+    if size % 2 == 0 and reach > num_frames:
+        return median_filter(x, (1, size) if x.ndim > 1 else size)
+    at = np.arange(-reach, num_frames + reach) % (2 * num_frames)
+    padded = x[..., np.minimum(at, 2 * num_frames - 1 - at)]
+    # Rows one after the other: the filter of one dimension is the faster one.
+    found = median_filter(padded.ravel(), size).reshape(padded.shape)
+    return found[..., reach : reach + num_frames]
 
 
 # ---------------------------------------------------------------------------- loudness
@@ -87,7 +99,8 @@ def loudness(wav: np.ndarray, sample_rate: int, signal: Signal) -> np.ndarray:
     of several channels is the mean of their squares. The numbers are those of
     `librosa.feature.rms`, bit for bit.
     """
-    power = np.square(np.atleast_2d(wav.T)).mean(axis=0)
+    power = np.square(np.atleast_2d(wav.T))
+    power = power.mean(axis=0) if len(power) > 1 else power[0]
     size, hop = max(1, round(signal.rms_window_s * sample_rate)), rms_hop(sample_rate, signal)
     windows = sliding_window_view(np.pad(power, size // 2), size)[::hop]  # (R, window)
     rms = np.sqrt(windows.mean(axis=1))
@@ -124,7 +137,7 @@ def loudness_on_grid(
 
 
 def adjust_score(d_raw: np.ndarray, frame_s: float, signal: Signal) -> np.ndarray:
-    """Raw score (T,) -> D_adj (T,): twice median filtered, sharpened, mixed, cut, scaled."""
+    """Raw scores (.., T) -> D_adj: twice median filtered, sharpened, mixed, cut, scaled."""
     smooth = median(d_raw, slides_frames(signal.score_median_s, frame_s))
     again = median(smooth, slides_frames(signal.score_median2_s, frame_s))
     power = smooth**signal.score_power
@@ -145,7 +158,7 @@ def tag_of(values: np.ndarray, frame_s: float, signal: Signal) -> np.ndarray:
 
 
 def fuse(rms: np.ndarray, d_adj: np.ndarray, frame_s: float, signal: Signal) -> np.ndarray:
-    """Loudness and score (T,) -> probability (T,)."""
+    """Loudness (T,) and scores (.., T) -> probabilities (.., T)."""
     # The original adds eps to avoid dividing by zero.
     harmonic = 2 / (1 / (rms + EPS) + 1 / (d_adj + EPS))
     fused = rms * d_adj if signal.fusion == "product" else harmonic
@@ -156,7 +169,7 @@ def fuse(rms: np.ndarray, d_adj: np.ndarray, frame_s: float, signal: Signal) -> 
 def dynamic_threshold(
     rms: np.ndarray, d_adj: np.ndarray, frame_s: float, signal: Signal
 ) -> np.ndarray:
-    """Base threshold (T,): background loudness where the class is not.
+    """Base thresholds (.., T): background loudness (T,) where the class is not.
 
     The slides' factor alpha = 0.7 is left out: the min-max that follows cancels it.
     """
@@ -166,35 +179,37 @@ def dynamic_threshold(
     return min_max(gaussian_filter1d(background, sigma) * anti_mask)
 
 
-def falls_back(rms: np.ndarray | None, d_raw: np.ndarray, signal: Signal) -> bool:
-    """Whether a score (T,) has so little contrast that loudness decides alone (original program).
+def falls_back(rms: np.ndarray | None, d_raw: np.ndarray, signal: Signal) -> np.ndarray:
+    """Whether each score (.., T) has so little contrast that loudness decides alone (original
+    program): (..) bool.
 
     Without audio it never does: there the score is all that is known.
     """
-    flat = float(d_raw.max()) - float(d_raw.min()) < signal.flat_range
-    return rms is not None and signal.flat_fallback and flat
+    contrast = d_raw.max(axis=-1).astype(np.float64) - d_raw.min(axis=-1)
+    return (contrast < signal.flat_range) & (rms is not None and signal.flat_fallback)
 
 
 def compute_signals(
     rms: np.ndarray | None, d_raw: np.ndarray, frame_s: float, signal: Signal
 ) -> dict[str, np.ndarray]:
-    """Loudness (None: no audio, 1 everywhere) and raw score (T,) -> the six signals, (T,) float32.
+    """Loudness (T,) (None: no audio, 1 everywhere) and raw scores of one pair, (T,), or of several
+    classes of a clip, (K, T) -> the six signals, float32, each of the scores' shape.
 
     `binary` is decided on the stored float32 values, so that every reader repeats it exactly.
     """
     flat = falls_back(rms, d_raw, signal)
     d_raw = d_raw.astype(np.float64)
-    rms = np.ones_like(d_raw) if rms is None else rms.astype(np.float64)
+    rms = np.ones(d_raw.shape[-1]) if rms is None else rms.astype(np.float64)
     d_adj = adjust_score(d_raw, frame_s, signal)
-    if flat:
-        prob = rms
-        threshold = min(np.percentile(rms, 10), rms.mean() - rms.std())
-        t_base = np.full_like(rms, np.clip(threshold, 0, 1))
-    else:
-        prob = fuse(rms, d_adj, frame_s, signal)
-        t_base = dynamic_threshold(rms, d_adj, frame_s, signal)
+    prob = fuse(rms, d_adj, frame_s, signal)
+    t_base = dynamic_threshold(rms, d_adj, frame_s, signal)
+    if flat.any():
+        threshold = np.clip(min(np.percentile(rms, 10), rms.mean() - rms.std()), 0, 1)
+        prob = np.where(flat[..., None], rms, prob)
+        t_base = np.where(flat[..., None], threshold, t_base)
+    rms = np.broadcast_to(rms, d_raw.shape)
     values = {"rms": rms, "d_raw": d_raw, "d_adj": d_adj, "prob": prob, "t_base": t_base}
-    values = {name: array.astype(np.float32) for name, array in values.items()}
+    values = {name: array.astype(np.float32, order="C") for name, array in values.items()}
     values["binary"] = (values["prob"] > values["t_base"]).astype(np.float32)
     return values
 

@@ -266,7 +266,7 @@ def learned_rows(study: Study, cache: Cache, learned: list[Learned]) -> list[Sys
     """T_base and the learned rows, out of fold; over all pairs also behind each part's gate."""
     parts = study.divisions[0]
     names = [name for part in parts for name in part]
-    rows = [System(BASE, "base", "", [Member("", cache.signals["binary"] > 0.5, 0.0)])]
+    rows = [System(BASE, "base", "", [Member("", cache.base, 0.0)])]
     closed = np.zeros(len(cache.label), bool)
     for test in parts:
         train_gate = gate.tune_gate(cache.subset(set(names) - set(test)))

@@ -363,15 +363,16 @@ def test_rules_are_tuned_once(home, present, tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(systems, "fit_all", quick)
     cfg = config(home, tmp_path, "rules")
-    first = fitted_rules(train, cfg)
-    assert fitted_rules(train, cfg) == first and calls == ["present"]
+    first = fitted_rules(train, None, cfg)
+    assert fitted_rules(train, None, cfg) == first and calls == ["present"]
     for rule in first:
         pred = systems.from_rule(rule, present).pred
         assert np.array_equal(pred, tuned_rules.decide_rule(rule, present))
     (tmp_path / "rules.json").write_text('{"train": 1')
-    assert fitted_rules(train, cfg) == first and len(calls) == 2
+    assert fitted_rules(train, None, cfg) == first and len(calls) == 2
     assert "tuning again" in capsys.readouterr().out
-    fitted_rules(load_cache(home / "all" / "train"), cfg)  # tuned on other clips
+    train = load_cache(home / "all" / "train")  # other clips
+    fitted_rules(train, systems.tuned_gate(train), cfg)
     assert calls == ["present", "present", "all"]
 
 

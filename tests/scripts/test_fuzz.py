@@ -344,7 +344,7 @@ def replace_fit(fitted: Callable, cache: Any, cfg: EvaluateConfig) -> Callable[[
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(systems, "fit_all", refuse)
-            return [rule._asdict() for rule in fitted(train, cfg)]
+            return [rule._asdict() for rule in fitted(train, None, cfg)]
 
     return read
 

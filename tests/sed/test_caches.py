@@ -60,15 +60,21 @@ def test_arrays_from_disk_are_those_of_the_files(folder, monkeypatch, large):
                 assert np.array_equal(values, theirs.of_pair(index)[name])
         assert not ours.signals.kept and ours.pairs == theirs.pairs
         assert ours.num_frames == len(theirs.label) == len(ours.label)
+        held = dict(ours.signals)
         for name in SIGNALS:
-            assert ours.signals[name].dtype == np.float32
-            assert np.array_equal(ours.signals[name], theirs.signals[name])
+            assert held[name].dtype == np.float32 and held[name] is ours.signals[name]
+            assert np.array_equal(held[name], theirs.signals[name])
+        for base in (ours.base, theirs.base):
+            assert base.dtype == bool and np.array_equal(base, held["binary"] == 1)
         assert ours.label.dtype == bool and np.array_equal(ours.label, theirs.label)
         for index in range(len(ours.pairs)):  # now resident
             for name, values in ours.of_pair(index).items():
                 assert np.array_equal(values, theirs.of_pair(index)[name])
-    # Another process reads again: nothing but names goes to it.
-    assert cache.signals.kept and not pickle.loads(pickle.dumps(cache)).signals.kept
+    # It stays while somebody holds it; another process reads again.
+    assert held["prob"] is ours.signals["prob"]
+    assert not pickle.loads(pickle.dumps(ours)).signals.kept
+    del held
+    assert not ours.signals.kept
 
 
 def test_a_replaced_label_or_signal_counts(folder):
