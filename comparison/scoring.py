@@ -192,7 +192,7 @@ def event_row(task: EventTask) -> tuple[dict[str, float], dict[str, EventCounts]
     """Event-based metrics of one member, and what those with an interval are counted from."""
     given = (task.truth, task.durations, task.classes)
     counts = event_metrics.event_counts(task.events, *given)
-    row = {name: event_metrics.f1_of(each, task.classes).macro for name, each in counts.items()}
+    row = {name: event_metrics.macro_f1(each) for name, each in counts.items()}
     if task.scored is not None:
         row |= named(event_metrics.psds(task.scored, *given))
     return row, {name: counts[name] for name in DRAWN_FOR_EVENTS}

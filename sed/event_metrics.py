@@ -14,11 +14,10 @@ clip are left out (the rule of labels.fit_events), times are rounded to microsec
 one class that overlap or touch are one event: the libraries refuse them.
 
 Defined values. A class with neither truth nor prediction has F1 = 1, as in metrics.py, but takes no
-part in the macro average, where it would flatter; `F1.num_classes` tells how many do. A class with
-only false alarms has F1 = 0 and takes part (sed_eval leaves such a class out). Where no class takes
-part, macro and micro are 1: nothing was there and nothing was said. PSDS is over the classes with
-an event in the truth (`Psds.per_class`), as no other has a true positive rate; without any it is 0.
-No value is ever NaN.
+part in the macro average, where it would flatter. A class with only false alarms has F1 = 0 and
+takes part (sed_eval leaves such a class out). Where no class takes part, macro and micro are 1:
+nothing was there and nothing was said. PSDS is over the classes with an event in the truth
+(`Psds.per_class`), as no other has a true positive rate; without any it is 0. No value is ever NaN.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -76,15 +75,6 @@ class EventCounts(NamedTuple):
     tp: Any
     fp: Any
     fn: Any
-
-
-class F1(NamedTuple):
-    """F1 of all clips: mean over classes, of the summed counts, of each class."""
-
-    macro: float
-    micro: float
-    per_class: dict[str, float]
-    num_classes: int  # in the macro average
 
 
 class Psds(NamedTuple):
@@ -311,20 +301,9 @@ def averages(counts: EventCounts) -> tuple[np.ndarray, np.ndarray]:
     return macro, f1_score(*(cell.sum(-1) for cell in counts))
 
 
-def f1_of(counts: EventCounts, classes: list[str]) -> F1:
-    """F1 of counts (C, K) over all clips."""
-    total = EventCounts(*(cell.sum(axis=0) for cell in counts))
-    macro, micro = averages(total)
-    per_class = dict(zip(classes, f1_score(*total).tolist(), strict=True))
-    return F1(float(macro), float(micro), per_class, int((sum(total) > 0).sum()))
-
-
-def all_f1(
-    predicted: Clips, truth: Clips, durations: Mapping[str, float], classes: list[str]
-) -> dict[str, F1]:
-    """`event_f1`, `segment_f1` and `intersection_f1` by name; InputError as `event_counts`."""
-    counts = event_counts(predicted, truth, durations, classes)
-    return {name: f1_of(each, classes) for name, each in counts.items()}
+def macro_f1(counts: EventCounts) -> float:
+    """Mean F1 over classes of counts (C, K) over all clips."""
+    return float(averages(EventCounts(*(cell.sum(axis=0) for cell in counts)))[0])
 
 
 # ---------------------------------------------------------------------------- all thresholds

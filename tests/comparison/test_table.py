@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import torch
 from corpora import SMALLEST, write_cache, write_policy
+from reference import slow_mean
 from scipy.ndimage import median_filter
 
 import evaluate
 import preprocess
 import visualize
 from baselines import tuned_rules
-from benchmarks.naive import slow_mean
 from comparison import evaluations, scoring, systems
 from comparison.scoring import (
     Resampler,

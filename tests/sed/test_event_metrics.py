@@ -12,17 +12,15 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from reference import all_f1, f1_of, library_hits, library_psds, score_tables
 
-from benchmarks import naive
 from core.errors import InputError
 from scores.score_files import ScoreFiles
 from sed.event_metrics import (
     EventCounts,
     ScoredEvent,
-    all_f1,
     averages,
     event_counts,
-    f1_of,
     mean_scores,
     psds,
     swept,
@@ -392,7 +390,7 @@ def test_counts_equal_sed_scores_eval(sides):
     durations = {"a.wav": 10.0, "b.wav": 10.0}
     counts = event_counts(*sides, durations, CLASSES)
     pytest.importorskip("sed_scores_eval")
-    for kind, hits in naive.library_hits(*sides, durations, CLASSES).items():
+    for kind, hits in library_hits(*sides, durations, CLASSES).items():
         found = [cell.toarray() for cell in counts[kind][:2]]
         np.testing.assert_array_equal(np.moveaxis(found, 0, 2), hits)
 
@@ -417,8 +415,8 @@ def test_psds_equals_sed_scores_eval(sides):
         (-np.inf, psds(*sides, durations, CLASSES)),
         (0.0, psds(drawn_scores(sides[0], durations), sides[1], durations, CLASSES)),
     ):
-        tables = naive.score_tables(sides[0], durations, CLASSES, outside)
-        for scenario, (value, of_class) in naive.library_psds(tables, sides[1], durations).items():
+        tables = score_tables(sides[0], durations, CLASSES, outside)
+        for scenario, (value, of_class) in library_psds(tables, sides[1], durations).items():
             assert found[scenario].value == pytest.approx(value, abs=1e-9)
             assert found[scenario].per_class == pytest.approx(of_class, abs=1e-9)
 
