@@ -303,11 +303,15 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
+@dataclass(frozen=True, kw_only=True)
 class Script(Checked):
     """Base of the config classes that a preset sets."""
 
     PRESETS = PRESETS
     NOT_MINE = ("out",)  # it follows from the run folder
+
+    preset: PresetName = "slides"
+    """set of defaults; other flags win"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -316,8 +320,6 @@ class SoundscapesConfig(Script):
 
     NOT_MINE = ()
 
-    preset: PresetName = "slides"
-    """set of defaults; other flags win"""
     out: Path = Path("data/builtin")
     """corpus folder to write"""
     bank: Path | None = None
@@ -373,8 +375,6 @@ class SoundscapesConfig(Script):
 class ScorersConfig(Script):
     """Train the built-in scorer on a corpus, cross-fitted over bank folds; write score files."""
 
-    preset: PresetName = "slides"
-    """set of defaults; other flags win"""
     corpus: Path = Path("data/builtin")
     """corpus folder of soundscapes.py"""
     convert: Path | None = None
@@ -471,8 +471,6 @@ class DasmScoreConfig(Checked):
 class PreprocessConfig(Script):
     """Audio + scores + labels -> the six signals -> cache/<split>."""
 
-    preset: PresetName = "slides"
-    """set of defaults; other flags win"""
     cache: Path = Path("cache")
     """folder of the caches, a folder a split"""
     corpus: Path = Path("data/builtin")
@@ -550,8 +548,6 @@ class PreprocessConfig(Script):
 class TrainConfig(Script):
     """Train the threshold policy on cache/train and write a run folder."""
 
-    preset: PresetName = "slides"
-    """set of defaults; other flags win"""
     cache: Path = Path("cache")
     """folder of the caches"""
     split: str = split_name("train")
@@ -637,8 +633,6 @@ class TrainConfig(Script):
 class EvaluateConfig(Script):
     """Accuracy, IoU and F1 of a policy before and after, with baselines; tables of many."""
 
-    preset: PresetName = "slides"
-    """set of defaults; other flags win"""
     run: Path = Path("runs/slides")
     """run folder: best.pt is read, results are written"""
     checkpoint: Path | None = None
@@ -678,8 +672,6 @@ class EvaluateConfig(Script):
 class DetectConfig(Script):
     """Unlabelled recordings (or their scores) in, sound events out, with a trained policy."""
 
-    preset: PresetName = "slides"
-    """set of defaults; other flags win"""
     policy: Path | None = None
     """checkpoint, or dqn_threshold.pt (default: the one for any scores)"""
     audio: Path | None = None
@@ -739,8 +731,6 @@ class DetectConfig(Script):
 class VisualizeConfig(Script):
     """The slides' figures from a run folder and its cache."""
 
-    preset: PresetName = "slides"
-    """set of defaults; other flags win"""
     run: Path = Path("runs/slides")
     """run folder, evaluated"""
     cache: Path = Path("cache")

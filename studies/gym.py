@@ -36,7 +36,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from config import Bandit, Device, Learning, Network, PresetName, Script
+from config import Bandit, Device, Learning, Network, Script
 from core.command import needed, run_script
 from core.errors import InputError
 from core.files import Kind, keep_apart, own_folder, write_together
@@ -429,8 +429,6 @@ def qnetwork_kwargs(bandit: Bandit, network: Network) -> dict[str, Any]:
 class ThresholdEnvConfig(Script):
     """Train the DQN of stable-baselines3 on a cache, then the before/after table."""
 
-    preset: PresetName = "slides"
-    """set of defaults; other flags win"""
     cache: Path = Path("cache")
     """folder of the caches"""
     train_split: str = split_name("train")
@@ -441,8 +439,6 @@ class ThresholdEnvConfig(Script):
     """folder of model.zip and results.json"""
     overwrite: bool = False
     """replace an earlier result"""
-    algorithm: Literal["dqn"] = "dqn"
-    """algorithm of stable-baselines3"""
     policy: Literal["mlp", "qnetwork"] = "mlp"
     """network: two layers of 64, or that of DQN.py"""
     steps: int = number(20_000, 1)
@@ -491,7 +487,6 @@ def make_dqn(cfg: ThresholdEnvConfig, cache: Cache, device: torch.device) -> Any
     What stays different from DQN.py: Huber loss, a target network that gamma = 0 never uses but
     that is computed, replay sampled with replacement, and in each tick all lanes explore or none.
     """
-    algorithm = getattr(needed("stable_baselines3", __file__), cfg.algorithm.upper())
     learning = cfg.learning
     boundary_only = has_fixed_boundary(cfg.bandit) and not cfg.all_frames
     envs = ThresholdVectorEnv(cache, learning.lanes, bandit=cfg.bandit, boundary_only=boundary_only)
@@ -500,7 +495,7 @@ def make_dqn(cfg: ThresholdEnvConfig, cache: Cache, device: torch.device) -> Any
         frames = len(envs.lanes.visited) / len(envs.lanes.pairs)  # of an episode, on average
         decay = min(1.0, learning.epsilon_episodes * frames / cfg.steps)
     network = qnetwork_kwargs(cfg.bandit, cfg.network) if cfg.policy == "qnetwork" else None
-    model = algorithm(
+    model = needed("stable_baselines3", __file__).DQN(
         "MlpPolicy",
         sb3_env(envs),
         learning_rate=learning.lr,
@@ -586,7 +581,7 @@ def train_and_judge(
     same = torch.full_like(actions, cfg.bandit.no_change)
     libraries = {name: version(name) for name in ("gymnasium", "stable_baselines3")}
     results = {
-        "algorithm": cfg.algorithm,
+        "algorithm": "dqn",
         "split": cfg.split,
         "cache": str(cache.folder),
         "cache_key": cache.key,
