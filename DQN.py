@@ -397,8 +397,7 @@ def train(cfg: TrainConfig, device: torch.device, ranks: Ranks, cache: Cache | N
         print(f"{cfg.run}: this run is complete ({len(trainer.order)} episodes)")
         return 0
     trainer.announce()
-    longrun.warn_of_few_steps(trainer)
-    longrun.warn_of_no_negatives(trainer)
+    longrun.warn(trainer)
     stopped = runfolder.catch_signals()
     began, frames = time.perf_counter(), trainer.progress["frames"]
     totals = {"episodes": len(trainer.order), "frames": trainer.total_frames}

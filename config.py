@@ -596,22 +596,11 @@ class TrainConfig(Script):
         require(not (self.resume and self.overwrite), "resume", "used without --overwrite", "both")
         apart = self.init is None or self.init.resolve().parent != self.run.resolve()
         require(apart, self.flag("init"), f"outside --run {self.run}, which is written,", self.init)
-        graphs = self.device != "cpu" or self.cuda_steps in ("auto", "plain")
-        require(graphs, self.flag("cuda_steps"), "auto or plain on a CPU", self.cuda_steps)
-        graphs = self.method == "windowed" or self.cuda_steps == "auto"
-        require(
-            graphs, self.flag("cuda_steps"), f"auto with --method {self.method}", self.cuda_steps
-        )
-        # No flag that does nothing: each method has its own.
-        own = {"events": ("events",)}
-        own |= dict.fromkeys(("windowed", *SUPERVISED), ("network", "learning"))
-        groups = {name: type(getattr(self, name))() for each in own.values() for name in each}
-        unused = {
-            name: (getattr(self, name), default)
-            for name, default in groups.items()
-            if name not in own[self.method]
-        }
-        if self.method == "windowed":
+        steps, flag = self.cuda_steps, self.flag("cuda_steps")
+        require(self.device != "cpu" or steps != "graphs", flag, "auto or plain on a CPU", steps)
+        windowed = self.method == "windowed"
+        require(windowed or steps == "auto", flag, f"auto with --method {self.method}", steps)
+        if windowed:
             self.learning.check_replay()
         if self.method in SUPERVISED:
             reading = self.bandit.reading
@@ -622,11 +611,12 @@ class TrainConfig(Script):
                 given = getattr(self.learning, spec.name)
                 alone = spec.name in ("lr", "batch", "frames_per_step") or given == spec.default
                 require(alone, self.learning.flag(spec.name), rule, given)
-        if self.method == "events":
-            unused["bandit"] = (self.bandit, Bandit())
-        for name, (given, default) in unused.items():
+        # No flag that does nothing: each method has its own groups.
+        others = ("bandit", "network", "learning") if self.method == "events" else ("events",)
+        for name in others:
+            given = getattr(self, name)
             rule = f"left alone with --method {self.method}, which has no such part,"
-            require(given == default, f"{name}.*", rule, "another value")
+            require(given == type(given)(), f"{name}.*", rule, "another value")
 
 
 @dataclass(frozen=True, kw_only=True)

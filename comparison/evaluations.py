@@ -89,33 +89,27 @@ class View(NamedTuple):
         return frames_to_events(on, self.pair.event_label, self.edges)
 
 
-NEEDED = {"split", "cache_key", "num_pairs", "num_frames", "before", "after", "per_class"}
-NEEDED |= {"yardsticks", "fixed_frames", "broken_frames", "interval", "num_clips", "ends"}
-NEEDED |= {"verdict", "pooled", "threshold_selection"}
 SHARES = dict.fromkeys(NAMES, is_share)
 BOTH = {"before": SHARES, "after": SHARES}
 FORMS = {
     **BOTH,
     "split": lambda value: is_text(value) and value == Path(value).name,
-    **dict.fromkeys(("cache_key", "checkpoint"), is_text),
-    **dict.fromkeys(("num_pairs", "num_frames", "present_pairs", "present_frames"), is_count),
+    **dict.fromkeys(("cache_key", "decisions", "verdict"), is_text),
+    **dict.fromkeys(("num_clips", "num_pairs", "num_frames"), is_count),
     **dict.fromkeys(("fixed_frames", "broken_frames"), is_count),
     "per_class": Each({"pairs": is_count, **BOTH}),
     "yardsticks": [{"name": is_text, **SHARES}],
     "pooled": BOTH,
-    "gain": Each(is_number),
     "interval": Each((is_number, is_number)),
     "threshold_selection": {"accuracy": maybe(is_share), "frames": is_count},
-    "decisions": is_text,
-    "num_clips": is_count,
-    "verdict": is_text,
-    "notes": [is_text],
     "ends": {"before": Each({"events": is_count}), "after": Each({"events": is_count})},
 }
-# Keys of results.json of the versions that wrote no checksum.
-UNSEALED = FORMS.keys() - {"decisions", "num_clips", "verdict", "notes", "ends"}
-UNSEALED |= {"cache", "policy", "queries", "deciding_seconds", "processes", "batch", "all_pairs"}
-UNSEALED |= {"gate", "onsets"}
+OPTIONAL = {
+    "checkpoint": is_text,
+    **dict.fromkeys(("present_pairs", "present_frames"), is_count),
+    "gain": Each(is_number),
+    "notes": [is_text],
+}
 
 
 def load_evaluated(cfg: VisualizeConfig) -> Evaluated:
@@ -125,11 +119,11 @@ def load_evaluated(cfg: VisualizeConfig) -> Evaluated:
     """
     cure = f"run: python evaluate.py --run {cfg.run} --cache {cfg.cache}"
     where, path = cfg.run / "results.json", cfg.run / "decisions.npz"
-    results = read_json(where, cure, UNSEALED)
-    if missing := sorted(NEEDED - set(results)):
+    results = read_json(where, cure, ())
+    if missing := sorted(FORMS.keys() - results.keys()):
         raise InputError(f"{where}: no {', '.join(missing)}; {cure}")
     try:
-        check_form(results, {name: FORMS[name] for name in FORMS if name in results})
+        check_form(results, FORMS | {k: form for k, form in OPTIONAL.items() if k in results})
     except ValueError as error:
         raise InputError(f"{where}: damaged ({error}); {cure}") from None
     if not path.exists():
@@ -144,25 +138,14 @@ def load_evaluated(cfg: VisualizeConfig) -> Evaluated:
     forms = {"action": ("i", size), "t_adj": ("f", size), "binary": ("ub", size)}
     forms |= event_policy.FORMS
     arrays = read_npz(path, forms, cure, ("action", "t_adj", *event_policy.FORMS))
-    t_adj, after, before = arrays.get("t_adj"), arrays["binary"] > 0, cache.signals["binary"] > 0.5
-    if "decisions" not in results:  # those of older versions do not say what they are about
-        if t_adj is None:
-            raise InputError(f"{path}: damaged (no t_adj); {cure}")
-    elif results["decisions"] != digest_of(arrays):
+    if results["decisions"] != digest_of(arrays):
         raise InputError(f"{path}: not the decisions of {where}; {cure}")
     try:
         boxes = boxes_of_pairs(arrays, cache) if "box_pair" in arrays else None
     except (KeyError, ValueError) as error:
         raise InputError(f"{path}: damaged ({error}); {cure}") from None
-    heard = cache.present[cache.frames_of_pair] | (cache.queries == "present")
-    changed = [(after == truth) & (before != after) for truth in (cache.label, ~cache.label)]
-    counts = [int((some & heard).sum()) for some in changed]
-    fits = counts == [results["fixed_frames"], results["broken_frames"]]
-    if t_adj is not None:
-        fits &= not ((cache.signals["prob"] > t_adj) != after).any() and _are_shares(t_adj)
-    if not fits:
-        raise InputError(f"{path}: does not fit {where}; {cure}")
-    return Evaluated(cache, results, t_adj, before, after, boxes)
+    before, after = cache.signals["binary"] > 0.5, arrays["binary"] > 0
+    return Evaluated(cache, results, arrays.get("t_adj"), before, after, boxes)
 
 
 def boxes_of_pairs(arrays: dict[str, np.ndarray], cache: Cache) -> dict[int, list[dict[str, Any]]]:
@@ -177,10 +160,6 @@ def boxes_of_pairs(arrays: dict[str, np.ndarray], cache: Cache) -> dict[int, lis
         row = {"onset": onset, "offset": offset, "confidence": sure, "chosen": chosen}
         found.setdefault(pair, []).append(row | {"values": asked})
     return found
-
-
-def _are_shares(values: np.ndarray) -> bool:
-    return bool(((values >= 0) & (values <= 1)).all())  # NaN is neither
 
 
 def view_of(data: Evaluated, index: int) -> View:

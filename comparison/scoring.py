@@ -19,7 +19,7 @@ import csv
 import hashlib
 import io
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
 from functools import partial
@@ -179,7 +179,7 @@ def clip_scores(cache: Cache, signal: np.ndarray) -> dict[str, ClipScores]:
 
 
 class EventTask(NamedTuple):
-    """What a process needs to score one member's events."""
+    """What a process needs to score one member's events, or the scores of a signal."""
 
     events: dict[str, list[Event]]
     scored: dict[str, list[ScoredEvent]] | dict[str, ClipScores] | None  # None: no PSDS
@@ -259,19 +259,9 @@ def score_events(
     return {system.name: [next(left) for _ in system.members] for system in systems}
 
 
-class ScoreTask(NamedTuple):
-    """What a process needs for the PSDS of one signal."""
-
-    name: str
-    scores: dict[str, ClipScores]
-    truth: dict[str, list[Event]]
-    durations: dict[str, float]
-    classes: list[str]
-
-
-def score_row(task: ScoreTask) -> dict[str, Any]:
+def score_row(task: EventTask) -> dict[str, float]:
     """PSDS 1 and 2 of one signal."""
-    return {"name": task.name} | named(event_metrics.psds(*task[1:]))
+    return named(event_metrics.psds(task.scored, task.truth, task.durations, task.classes))
 
 
 def raw_psds(
@@ -285,7 +275,6 @@ def raw_psds(
     normalised in each pair cannot be compared across clips: the appendix shows how little such a
     margin is worth as a score.
     """
-    truth, durations = cache.truth, cache.durations
     signals = [("raw scores", cache.signals["d_raw"])]
     for system in systems:
         rule = system.members[0].rule
@@ -297,11 +286,13 @@ def raw_psds(
         if system.kind == "policy" and threshold is not None and not system.gated:
             name = f"prob - threshold of {system.name}, first seed (appendix)"
             signals.append((name, home.signals["prob"] - threshold))
+    truth, durations = cache.truth, cache.durations
     tasks = (
-        ScoreTask(name, clip_scores(cache, signal), truth, durations, cache.classes)
-        for name, signal in signals
+        EventTask({}, clip_scores(cache, signal), truth, durations, cache.classes)
+        for _, signal in signals
     )
-    return score_all(score_row, tasks, len(signals), pool, "PSDS of scores")
+    rows = score_all(score_row, tasks, len(signals), pool, "PSDS of scores")
+    return [{"name": name} | row for (name, _), row in zip(signals, rows, strict=True)]
 
 
 # ---------------------------------------------------------------------------- the results
@@ -353,6 +344,12 @@ def in_the_noise(results: dict[str, Any], low: float, high: float) -> bool:
     return results["num_clips"] == 1 or low <= 0 <= high
 
 
+def points(change: Iterable[float]) -> str:
+    """A difference with its interval, in points."""
+    gain, low, high = (100 * value for value in change)
+    return f"{gain:+.2f} [{low:+.2f}, {high:+.2f}]"
+
+
 def judged(
     results: dict[str, Any], metric: str, other: str, value: float, change: list[float]
 ) -> str:
@@ -401,13 +398,13 @@ def in_each_column(
     """A system against the best baseline of each metric; a PSDS has no interval."""
     parts = []
     for metric, change in row["vs_best_of"].items():
-        other, gain = results["best_of"][metric], 100 * change[0]
+        other = results["best_of"][metric]
         said = f"{TITLES[metric]} {100 * row['mean'][metric]:.2f} against"
-        said += f" {100 * rows[other]['mean'][metric]:.2f} ({other}): {gain:+.2f}"
+        said += f" {100 * rows[other]['mean'][metric]:.2f} ({other}): "
         if len(change) == 3:
-            low, high = change[1:]
-            said += f" [{100 * low:+.2f}, {100 * high:+.2f}]"
-            said += ", within the noise" * in_the_noise(results, low, high)
+            said += points(change) + ", within the noise" * in_the_noise(results, *change[1:])
+        else:
+            said += f"{100 * change[0]:+.2f}"
         parts.append(said)
     return f"{row['name']} against the best baseline of each column: {'; '.join(parts)}."
 
@@ -628,9 +625,8 @@ def table_rows(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
             if other in (None, row["name"]):  # nothing to be held against
                 cells.append("")
                 continue
-            gain, low, high = (100 * x for x in row[key][decisive])
-            inside = " (within the noise)" * in_the_noise(results, low, high)
-            cells.append(f"{gain:+.2f} [{low:+.2f}, {high:+.2f}]{inside}")
+            inside = " (within the noise)" * in_the_noise(results, *row[key][decisive][1:])
+            cells.append(points(row[key][decisive]) + inside)
         cells += [value(name) for name in field]
         onset = row["ends"]["onset"]
         cells.append(f"{onset['median_ms']:.0f} ms" if onset["events"] else "")

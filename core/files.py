@@ -200,16 +200,6 @@ def made(folder: Path) -> Iterator[None]:
                 path.rmdir()
 
 
-def make_ours(folder: Path, *kinds: Kind) -> None:
-    """Give a folder that was found to be empty or ours its marker. Raises WriteError.
-
-    An empty one is of the first kind.
-    """
-    if kind_of(folder) is None:
-        known = [kind for kind in kinds if is_ours(folder, kind)]
-        mark(folder, (known or kinds)[0])
-
-
 def matching(folder: Path, patterns: Iterable[str]) -> tuple[list[Path], list[Path]]:
     """All files below a folder: those that one of the patterns names, and the others.
 
@@ -346,7 +336,9 @@ def own_folder(folder: Path, *kinds: Kind, flag: str = "--out") -> Iterator[None
     new = not folder.exists()
     with made(folder):
         try:
-            make_ours(folder, *kinds)
+            if kind_of(folder) is None:  # an empty folder becomes one of the first kind
+                known = [kind for kind in kinds if is_ours(folder, kind)]
+                mark(folder, (known or kinds)[0])
             with lock(folder):
                 yield
         finally:

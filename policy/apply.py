@@ -154,8 +154,8 @@ class Policy(NamedTuple):
     network: QNetwork | EventNetwork  # or a Classifier, which is a QNetwork
     bandit: Bandit
     signal: dict | None  # formulas of the cache it was trained on; None: unknown
+    gate: Gate | None  # for queries without known tags; None: unknown
     info: dict[str, Any]
-    gate: Gate | None = None  # for queries without known tags; None: unknown
     classes: tuple[str, ...] = ()  # those that it knows apart
     seen: torch.Tensor | None = None  # see `runfolder.prints_of`; None: unknown
     method: str = "windowed"  # of `config.TrainConfig`
@@ -181,15 +181,13 @@ def load_policy(path: Path, device: torch.device, preset: str = "slides") -> Pol
     else:
         facts = runfolder.facts_of(content, path)
     config, weights = facts.config, content if bare else content.get("network")
-    classes = runfolder.classes_of(content, path)
     make = partial(make_network, config.method, config.bandit, config.network)
     if config.method == "events":
-        make = partial(EventNetwork.like, config.events, classes, weights)
-    network, seen = fitted(make, weights, path).to(device).eval(), runfolder.seen_of(content, path)
+        make = partial(EventNetwork.like, config.events, facts.classes, weights)
+    network = fitted(make, weights, path).to(device).eval()
     if config.method == "events" and not network.prices.any():
         raise InputError(f"{path}: training has not ended, nothing can be decided; use --resume")
-    known = (facts.signal, facts.info, facts.gate, classes, seen, config.method)
-    return Policy(network, config.bandit, *known)
+    return Policy(network, config.bandit, *facts[1:], config.method)
 
 
 class Decided(NamedTuple):

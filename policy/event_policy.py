@@ -962,10 +962,10 @@ class EventTrainer(Learner):
         return mean_f1(some, pred, np.arange(len(some.pairs)))
 
 
-def clip_each(parameters: Iterable[nn.Parameter], most: float = 1.0) -> None:
-    """Shorten the gradient of each of the networks side by side to a norm of at most `most`."""
+def clip_each(parameters: Iterable[nn.Parameter]) -> None:
+    """Shorten the gradient of each of the networks side by side to a norm of at most 1."""
     gradients = [each.grad for each in parameters if each.grad is not None]
     squares = torch.stack([each.square().flatten(1).sum(1) for each in gradients]).sum(0)
-    factor = (most / squares.sqrt().clamp_min(1e-12)).clamp_max(1.0)  # (M,)
+    factor = (1 / squares.sqrt().clamp_min(1e-12)).clamp_max(1.0)  # (M,)
     for each in gradients:
         each.mul_(factor.view(-1, *[1] * (each.dim() - 1)))

@@ -62,18 +62,15 @@ def refuse_no_step(trainer: Any) -> None:
         )
 
 
-def warn_of_few_steps(trainer: Any) -> None:
-    """Say so where a run makes fewer gradient steps than a policy needs."""
-    steps = trainer.gradient_steps(trainer.cfg.passes)
+def warn(trainer: Any) -> None:
+    """Say where a run makes fewer gradient steps than a policy needs, and which classes every
+    training clip has, or every pair that is learned from."""
+    passes, steps = trainer.cfg.passes, trainer.gradient_steps(trainer.cfg.passes)
     if steps < trainer.FLOOR:
         print(
             f"note: about {steps:,} gradient steps are too few, a policy needs {trainer.FLOOR:,};"
-            f" leave out --passes {trainer.cfg.passes}, or give more"
+            f" leave out --passes {passes}, or give more"
         )
-
-
-def warn_of_no_negatives(trainer: Any) -> None:
-    """Say which classes every training clip has, or every pair that is learned from."""
     if names := trainer.facts["never_absent"]:
         print(f"note: {trainer.cache.folder}: {NO_NEGATIVES.format(listed(names))}")
 

@@ -610,9 +610,7 @@ def _checked_clock(where: Callable[[int], str], onset: np.ndarray, offset: np.nd
     return found
 
 
-def checked_scores(
-    values: np.ndarray, edges: np.ndarray, classes: list[str], tag: np.ndarray | None = None
-) -> ClipScores:
+def checked_scores(values: np.ndarray, edges: np.ndarray, classes: list[str]) -> ClipScores:
     """Scores (K, T) of one recording on edges (T + 1,), checked as those of score files are.
 
     Raises InputError for arrays that do not fit each other, scores out of 0..1, unequal frames.
@@ -631,7 +629,7 @@ def checked_scores(
     table = np.column_stack([edges[:-1], edges[1:], values.T])
     names = [*TIME_COLUMNS, *classes]
     clock, values = _checked(lambda row: f"scores, frame {row}", names, table)
-    return clock.scores(np.ascontiguousarray(values.T, dtype=np.float32), tag)
+    return clock.scores(np.ascontiguousarray(values.T, dtype=np.float32))
 
 
 def _printed_unit(onset: np.ndarray, offset: np.ndarray) -> float:

@@ -21,7 +21,7 @@ import numpy as np
 
 from baselines.tuned_rules import Rule
 from comparison import clustered, scoring
-from comparison.scoring import DECISIVE, DRAWN_FOR_EVENTS, HEADLINE, TITLES, Resampler, word
+from comparison.scoring import DECISIVE, DRAWN_FOR_EVENTS, HEADLINE, TITLES, Resampler, points, word
 from comparison.systems import (
     BASE,
     GATED,
@@ -266,12 +266,6 @@ def study(queries: str) -> Study:
 # ---------------------------------------------------------------------------- texts
 
 
-def points(change: list[float]) -> str:
-    """A difference with its interval, in points."""
-    gain, low, high = (100 * value for value in change)
-    return f"{gain:+.2f} [{low:+.2f}, {high:+.2f}]"
-
-
 def in_words(values: list[Any]) -> str:
     """`1, 2 and 3`."""
     *first, last = map(str, values)
@@ -386,10 +380,6 @@ def page(studies: list[Study]) -> str:
         lines += [f"## Each bank fold, {TITLES_OF[study.queries]}: `best` minus the same rules", ""]
         lines += [*by_fold(study), ""]
     for study in studies:
-        lines += [
-            f"## Every row, {TITLES_OF[study.queries]}",
-            "",
-            *rows_table(study, study.rows),
-            "",
-        ]
+        lines += [f"## Every row, {TITLES_OF[study.queries]}", ""]
+        lines += [*rows_table(study, study.rows), ""]
     return "\n".join(lines).rstrip()
