@@ -43,7 +43,7 @@ from tqdm import tqdm
 from config import DasmEmbedConfig, DasmScoreConfig
 from core.command import run_script
 from core.errors import InputError
-from core.files import Kind, contents, keep_apart, kind_of, made, mark, own_folder, whole
+from core.files import Kind, contents, keep_apart, made, own_folder, whole
 from core.names import isolated, name_flaw
 from core.processes import num_workers
 from core.ranks import pick_device
@@ -750,7 +750,7 @@ def finished(out: Path, classes: list[str], facts: dict[str, Any]) -> tuple[set[
         raise InputError(f"--out {out}: is a file, not a folder")
     parts = sorted(out.glob("part-*.npz"))
     for name in contents(out):
-        if out / name not in parts and not name.endswith(".npz.tmp"):  # of an older version, killed
+        if out / name not in parts:
             raise InputError(f"--out {out}: holds other files ({name}); give a new folder")
     if not parts:
         return set(), 0
@@ -833,8 +833,6 @@ def score(cfg: DasmScoreConfig) -> None:
     device = device_of(cfg)
     model = load_model(cfg, settings, device)
     scorer = Scorer(model, settings, queries.vectors, cfg.temperature, device)
-    if cfg.out.is_dir() and kind_of(cfg.out) is None:  # of an older version; `finished` knows it
-        mark(cfg.out, PARTS)
     with own_folder(cfg.out, PARTS):
         failed = score_clips(scorer, clips, queries, cfg, facts)
     say_left_out(failed)

@@ -39,9 +39,7 @@ from core.errors import InputError
 from core.files import is_ours, keep_apart, mark, matching, own_folder, write_together
 from core.names import isolated
 from core.ranks import Ranks, pick_device, together
-from core.stored import (
-    write_json,
-)
+from core.stored import write_json
 from core.versions import made_with
 from policy import event_policy, runfolder
 from policy import gate as tag_gate
@@ -239,11 +237,7 @@ def print_margins(results: dict[str, Any]) -> None:
     width = max(len(title), *(len(name) for name, _, _ in rows))
     print(f"\n{title:<{width}}" + "".join(f"{TITLES[name]:>24}" for name in NAMES))
     for name, row, between in rows:
-        cells = [
-            f"{100 * (results['after'][m] - row[m]):+.2f}"
-            f" [{100 * between[m][0]:+.2f}, {100 * between[m][1]:+.2f}]"
-            for m in NAMES
-        ]
+        cells = [scoring.points((results["after"][m] - row[m], *between[m])) for m in NAMES]
         print(f"{name:<{width}}" + "".join(f"{cell:>24}" for cell in cells))
 
 

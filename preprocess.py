@@ -404,9 +404,6 @@ def check_sources(cache: Path, task: Task) -> None:
     """
     found = known_manifest(cache / task.split)
     theirs, home = found.get("sources"), found.get("home", str(cache.resolve()))
-    if found and theirs is None:  # an older version noted these two only
-        scores = (found.get("scores") or {}).get("folder")
-        theirs = {"audio": found.get("audio"), "scores": scores and str(Path(scores).resolve())}
     for name, path in task.sources.items():
         old = (theirs or {}).get(name, path)
         moved = old and path and os.path.relpath(old, home) == os.path.relpath(path, cache)

@@ -170,6 +170,12 @@ def check_finite(finite: torch.Tensor) -> None:
         raise InputError("Q-values are not finite: the weights are damaged or training diverged")
 
 
+def diverged(what: str, flag: str = "learning.lr") -> InputError:
+    """What is said of a training whose loss or answers are not finite."""
+    cure = f"start anew with --overwrite and a smaller --{flag}"
+    return InputError(f"{what}; last.pt holds a good state; {cure}")
+
+
 def thresholds(signals: Signals, actions: torch.Tensor, bandit: Bandit) -> torch.Tensor:
     """Actions (N,) -> adjusted thresholds (N,)."""
     return shift(signals.t_base, delta_table(bandit, actions.device)[actions])

@@ -49,10 +49,9 @@ from config import Events, TrainConfig
 from core.errors import InputError
 from core.ranks import ALONE, Ranks
 from policy import runfolder
-from policy.bandit import hold_out, planned, query_of, reward_cells
+from policy.bandit import diverged, hold_out, planned, query_of, reward_cells
 from policy.learner import Learner
 from policy.posterior import (
-    FLAT,
     LOUDNESS,
     Asked,
     Posterior,
@@ -64,7 +63,9 @@ from policy.posterior import (
     frames_of_steps,
     log_odds,
     loss_of,
+    of_known,
     rows_of,
+    scale_of,
     steps_of,
     true_events,
     with_targets,
@@ -282,20 +283,16 @@ class Values(nn.Module):
     @torch.no_grad()
     def fit_scale(self, features: np.ndarray) -> None:
         """Mean and deviation of the features over the training boxes."""
-        mean, deviation = features.mean(axis=0), features.std(axis=0)
-        deviation[deviation < FLAT] = np.inf  # it says nothing, then or later
-        self.mean.copy_(torch.from_numpy(mean))
-        self.std.copy_(torch.from_numpy(deviation))
+        for own, found in zip((self.mean, self.std), scale_of(features), strict=True):
+            own.copy_(found)
 
     def forward(
         self, features: torch.Tensor, query: torch.Tensor, which: slice = slice(None)
     ) -> torch.Tensor:
         """(M, B, F), (M, B) -> (M, B, V)."""
         x = self.inputs(((features - self.mean) / self.std).clamp(-LIMIT, LIMIT), which)
-        if self.of_class is not None:  # an unknown class adds nothing
-            table = self.of_class[which]
-            rows = torch.arange(len(table), device=query.device)[:, None]
-            x = x + table[rows, query.clamp_min(0)] * (query >= 0)[..., None]
+        if self.of_class is not None:
+            x = x + of_known(self.of_class[which], query)
         x = self.drop(functional.gelu(x))
         x = self.drop(functional.gelu(self.hidden(x, which)))
         return self.answers(x, which)
@@ -890,10 +887,8 @@ class EventTrainer(Learner):
         seen = min(steps.stop / self.frame_steps, 1)
         self.progress["frames"] = round(self.total_frames * seen)
         if not self.sums.isfinite().all():
-            raise InputError(
-                f"loss is not finite near gradient step {self.progress['steps']}; last.pt holds a"
-                " good state; start anew with --overwrite and a smaller --events.lr"
-            )
+            step = self.progress["steps"]
+            raise diverged(f"loss is not finite near gradient step {step}", "events.lr")
         if self.done:
             self.find_prices()
         return list(zip(steps, torch.stack(cells).tolist(), strict=True))

@@ -42,7 +42,7 @@ from scores.synthesiser import (
 )
 from sed.audio import TRUNCATED, AudioFile
 from sed.labels import read_labels
-from sed.timeline import CLIP_COLUMNS, SPLITS, Event, classes_of, write_labels
+from sed.timeline import CLIP_COLUMNS, SPLITS, Event, classes_of, runs_of, write_labels
 
 # An earlier corpus is never replaced; what is half made is deleted.
 CORPUS = Kind(
@@ -191,9 +191,8 @@ def active_parts(wave: np.ndarray) -> tuple[tuple[int, int], ...]:
     blocks = np.pad(wave, (0, -len(wave) % block)).reshape(-1, block).astype(np.float64)
     level = 10 * np.log10(np.mean(blocks**2, axis=1) + 1e-12)
     gate = np.clip(np.percentile(level, 10) + 10, level.max() - 35, level.max() - 25)
-    steps = np.diff(np.concatenate(([0], (level >= gate).astype(np.int8), [0])))
     runs: list[list[int]] = []
-    for a, b in zip(np.flatnonzero(steps == 1), np.flatnonzero(steps == -1), strict=True):
+    for a, b in zip(*runs_of(level >= gate), strict=True):
         if runs and a - runs[-1][1] < 20:
             runs[-1][1] = b
         else:

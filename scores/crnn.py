@@ -466,8 +466,7 @@ def check_scores(folder: Path, record: dict[str, Any]) -> None:
     if not folder.exists():
         return
     written = {f"{clip_id(name)}.tsv" for fit in record.get("fits", ()) for name in fit["scored"]}
-    # Older versions have put no marker there.
-    ours = kind_of(folder) == SCORES.name or "marker" not in record
+    ours = kind_of(folder) == SCORES.name
     if others := sorted(set(contents(folder)) - (written if ours else set())):
         cure = "move the folder away"
         raise InputError(f"{folder}: {others[0]} was not written by scorers.py; {cure}")

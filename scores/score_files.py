@@ -55,17 +55,22 @@ class ScoreSource(Protocol):
     def missing(self, filenames: list[str]) -> list[str]:
         """The clips (names as in the labels) that this source cannot score."""
 
-    def scores(self, filename: str) -> ClipScores:
-        """Scores of a clip; raises InputError naming file, line and column."""
-
     def identity(self, filename: str) -> list[Any]:
         """JSON-ready facts that change when this clip's scores do; what a rerun may skip by."""
 
     def clips(self) -> list[str]:
         """Ids of all clips that have scores; `read` takes such an id."""
 
+    def find(self, filename: str) -> str:
+        """Id of a clip by its name in the labels: the whole name, else without its extension."""
+
     def read(self, clip: str) -> ClipScores:
-        """Scores of a clip by its id; `scores` takes its name in the labels."""
+        """Scores of a clip by its id, rows in the order of `classes`; raises InputError naming
+        file, line and column."""
+
+    def scores(self, filename: str) -> ClipScores:
+        """Scores of a clip by its name in the labels, as `read` gives them."""
+        return self.read(self.find(filename))
 
 
 def open_scores(
@@ -90,7 +95,7 @@ def open_scores(
     return ScoreFiles(path, classes, rename)
 
 
-class ScoreFiles:
+class ScoreFiles(ScoreSource):
     """A folder of `<clip>.tsv` in the form of sed_scores_eval: onset, offset, a column a class.
 
     Columns are found by name and further ones are not read; tabs or commas. Other TSVs in the
@@ -149,14 +154,17 @@ class ScoreFiles:
         """Ids of all score files, sorted."""
         return sorted(map(self.id_of, self.files))
 
-    def path(self, filename: str) -> Path:
-        """Score file of a clip: of the whole name, else without its extension."""
-        paths = [self.folder / f"{name}.tsv" for name in spellings(filename)]
-        return next((path for path in paths if path.is_file()), paths[-1])
+    def path(self, clip: str) -> Path:
+        """Score file of a clip id."""
+        return self.folder / f"{clip}.tsv"
+
+    def find(self, filename: str) -> str:
+        names = spellings(filename)
+        return next((name for name in names if self.path(name).is_file()), names[-1])
 
     def missing(self, filenames: list[str]) -> list[str]:
         """The clips without a score file; reads one file, so that a wrong folder fails at once."""
-        absent = [name for name in filenames if not self.path(name).is_file()]
+        absent = [name for name in filenames if not self.path(self.find(name)).is_file()]
         present = set(filenames) - set(absent)
         if self._first is None and present:
             self.scores(min(present))
@@ -178,19 +186,12 @@ class ScoreFiles:
 
     def identity(self, filename: str) -> list[Any]:
         """Name, size and time of the score file; the names that are read in it."""
-        path = self.path(filename)
+        path = self.path(self.find(filename))
         stat = path.stat()
         return [path.name, stat.st_size, stat.st_mtime_ns, sorted(self.rename.items())]
 
-    def scores(self, filename: str) -> ClipScores:
-        """Scores of a clip, rows in the order of `classes`. May raise InputError."""
-        return self._read(self.path(filename))
-
     def read(self, clip: str) -> ClipScores:
-        """Scores of a clip id, rows in the order of `classes`. May raise InputError."""
-        return self._read(self.folder / f"{clip}.tsv")
-
-    def _read(self, path: Path) -> ClipScores:
+        path = self.path(clip)
         header = _read_header(path)
         names = _renamed(str(path), header.classes, self.rename)
         order = _columns(str(path), names, self.classes)
@@ -226,7 +227,7 @@ class Part(NamedTuple):
     meta: dict[str, Any]
 
 
-class ScoreArchive:
+class ScoreArchive(ScoreSource):
     """Scores of many clips in one uncompressed .npz file, or in all .npz files of a folder.
 
     Nothing is parsed or copied before a clip is asked for: the numbers stay on disk, mapped, and
@@ -282,8 +283,7 @@ class ScoreArchive:
     def __reduce__(self) -> tuple:
         return ScoreArchive, (self.location, self.classes, self.rename, self.checked)
 
-    def _find(self, filename: str) -> str:
-        """Id of a clip: the whole name, else without its extension."""
+    def find(self, filename: str) -> str:
         names = spellings(filename)
         return next((name for name in names if name in self._index), names[-1])
 
@@ -304,7 +304,7 @@ class ScoreArchive:
 
     def missing(self, filenames: list[str]) -> list[str]:
         """The clips that are not in the archive."""
-        return [name for name in filenames if self._find(name) not in self._index]
+        return [name for name in filenames if self.find(name) not in self._index]
 
     def meta(self) -> dict[str, Any]:
         """Place, classes in order, what the writer said about itself, a hash over all files."""
@@ -322,18 +322,13 @@ class ScoreArchive:
 
     def identity(self, filename: str) -> list[Any]:
         """A hash of the clip's numbers; the classes that are read as others."""
-        part, i = self._index[self._find(filename)]
+        part, i = self._index[self.find(filename)]
         values, edges = self._rows(part, i)
         tag = b"" if part.tag is None else part.tag[i].tobytes()
         digest = hashlib.sha256(values.tobytes() + edges.tobytes() + tag)
         return [digest.hexdigest(), part.classes, sorted(self.rename.items())]
 
-    def scores(self, filename: str) -> ClipScores:
-        """Scores of a clip, rows in the order of `classes`. May raise InputError."""
-        return self.read(self._find(filename))
-
     def read(self, clip: str) -> ClipScores:
-        """Scores of a clip id, rows in the order of `classes`. May raise InputError."""
         if clip not in self._index:
             raise InputError(f"{self.location}: no scores of clip {clip!r}")
         part, i = self._index[clip]

@@ -49,13 +49,10 @@ from evaluate import print_rows, tables
 from policy.apply import decisions
 from policy.bandit import (
     Signals,
-    decide,
     make_states,
     near,
     outcome,
-    reward_cells,
     reward_table,
-    thresholds,
     to_device,
 )
 from sed.caches import Cache, load_cache
@@ -533,9 +530,9 @@ SB3 = Kind("run of gym.py", older=(("results.json", "algorithm"), ("results.json
 
 def mean_reward(signals: Signals, actions: torch.Tensor, bandit: Bandit) -> float:
     """Reward per frame of the actions (N,), over all frames."""
-    before = decide(signals.prob, signals.t_base) == signals.label
-    after = decide(signals.prob, thresholds(signals, actions, bandit)) == signals.label
-    return float(reward_table(bandit)[reward_cells(before, after).cpu()].double().mean())
+    frame = torch.arange(len(actions), device=actions.device)
+    cells = outcome(signals, frame, actions, bandit).cells
+    return float(reward_table(bandit)[cells.cpu()].double().mean())
 
 
 def print_table(results: dict[str, Any]) -> None:
