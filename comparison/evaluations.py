@@ -27,7 +27,7 @@ from core.stored import (
 from policy import event_policy
 from sed.caches import Cache, Pair, load_cache
 from sed.matching import ENDS, Match, match_events
-from sed.metrics import NAMES, bootstrap_mean
+from sed.metrics import NAMES, bootstrap_mean, count_pairs, scores_of
 from sed.timeline import Event, frame_centres, frames_to_events
 
 
@@ -66,6 +66,10 @@ class Evaluated(NamedTuple):
     before: np.ndarray
     after: np.ndarray
     boxes: dict[int, list[dict[str, Any]]] | None = None
+
+    def scores(self, on: np.ndarray) -> dict[str, np.ndarray]:
+        """Accuracy, IoU and F1 (P,) of decisions (N,)."""
+        return scores_of(count_pairs(on, self.cache.label, self.cache.offsets))
 
 
 class View(NamedTuple):

@@ -34,7 +34,7 @@ from sed.audio import read_audio
 from sed.caches import Pair
 from sed.labels import find_audio
 from sed.matching import BINS_MS
-from sed.metrics import NAMES, count_pairs, scores_of
+from sed.metrics import NAMES
 from sed.timeline import frames_to_events
 
 ASSETS = Path(__file__).parent / "page"
@@ -228,18 +228,13 @@ def pair_data(shown: list[Shown], index: int, sound: ClipSound | None) -> dict[s
     }
 
 
-def scores_of_pairs(data: Evaluated, on: np.ndarray) -> dict[str, np.ndarray]:
-    """Accuracy, IoU and F1 (P,) of decisions (N,)."""
-    return scores_of(count_pairs(on, data.cache.label, data.cache.offsets))
-
-
 def pair_rows(
     shown: list[Shown], chosen: dict[int, str], sounds: dict[str, ClipSound]
 ) -> list[dict[str, Any]]:
     """The list of pairs: what the page filters and sorts by."""
     first = shown[0].data
-    before = scores_of_pairs(first, first.before)
-    after = [scores_of_pairs(each.data, each.data.after) for each in shown]
+    before = first.scores(first.before)
+    after = [each.data.scores(each.data.after) for each in shown]
     number = {name: i for i, name in enumerate(sounds)}
     rows = []
     for index, why in chosen.items():
@@ -287,9 +282,7 @@ def training_curves(training: tuple[TrainConfig, dict[str, np.ndarray]] | None) 
     ones = np.ones(count)
     steps = np.maximum(0, np.diff(history["Steps"], prepend=0))  # a row without a step has no loss
     columns = {"loss": (history["Loss"], steps), "epsilon": (history["Epsilon"], ones)}
-    if (
-        config.method == "events"
-    ):  # a row is a gradient step; of a few there is one loss, their mean
+    if config.method == "events":  # a row is a gradient step; of a few the loss is their mean
         columns["loss"] = (history["Loss"], (history["Loss"] > 0).astype(float))
     else:
         columns["reward"], columns["avg10"] = (history["Reward"], ones), (history["Avg10"], ones)
@@ -366,7 +359,7 @@ def difference(shown: list[Shown]) -> dict[str, Any] | None:
     """The second policy minus the first over the present pairs, paired; None for one policy."""
     if len(shown) == 1:
         return None
-    ours, theirs = (scores_of_pairs(each.data, each.data.after) for each in shown[::-1])
+    ours, theirs = (each.data.scores(each.data.after) for each in shown[::-1])
     cache = shown[0].data.cache
     gain = {name: float((ours[name] - theirs[name])[cache.present].mean()) for name in NAMES}
     return {"gain": gain, "interval": interval(cache, ours, theirs, cache.present)}
@@ -396,7 +389,7 @@ def write_folder(folder: Path, shown: list[Shown], count: int) -> int:
     """Everything of the page; returns the number of pairs on it."""
     copy_assets(folder)
     data = shown[0].data
-    before, after = (scores_of_pairs(data, on) for on in (data.before, data.after))
+    before, after = map(data.scores, (data.before, data.after))
     gains = np.stack([after[name] - before[name] for name in ("f1", "accuracy")], axis=1)
     chosen = choose_pairs(gains, count)
     sounds = sounds_of(data, chosen, folder / "clips")
