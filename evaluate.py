@@ -56,7 +56,7 @@ from sed.metrics import (
     pooled,
     scores_of,
 )
-from sed.provenance import Origin, held_against, origin_of
+from sed.provenance import held_against, origin_of
 from sed.timeline import Event, write_labels
 
 TITLES = {"accuracy": "Accuracy", "iou": "IoU", "f1": "F1 Score"}
@@ -415,8 +415,7 @@ def apply(
 ) -> None:
     """The evaluation itself; nobody else writes into the output folder meanwhile."""
     cache = load_cache(cfg.cache / cfg.split)
-    trained = Origin(policy.signal, policy.info.get("trained_on") or {})
-    notes = held_against(str(path), trained, cache, cfg.other_classes, policy.network.window)
+    notes = held_against(str(path), policy.origin, cache, cfg.other_classes, policy.network.window)
     seen = runfolder.trained_on(policy.seen, cache, path)
     if not cache.present.any():
         raise InputError(f"{cache.folder}: no clip has an event, so there is nothing to evaluate")

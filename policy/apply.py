@@ -32,6 +32,7 @@ from policy.event_policy import EventNetwork
 from policy.gate import Gate
 from policy.network import Classifier, QNetwork, make_network
 from sed.caches import Cache
+from sed.provenance import Origin
 
 
 def outputs(
@@ -159,6 +160,11 @@ class Policy(NamedTuple):
     classes: tuple[str, ...] = ()  # those that it knows apart
     seen: torch.Tensor | None = None  # see `runfolder.prints_of`; None: unknown
     method: str = "windowed"  # of `config.TrainConfig`
+
+    @property
+    def origin(self) -> Origin:
+        """What it was trained on."""
+        return Origin(self.signal, self.info.get("trained_on") or {})
 
     @property
     def over_events(self) -> bool:
