@@ -49,7 +49,7 @@ from core.processes import num_workers
 from core.ranks import pick_device
 from core.settings import config_key
 from core.stored import check_form, is_text, read_text
-from core.tensors import check_weights, read_checkpoint, read_tensors, with_digest
+from core.tensors import check_weights, read_checkpoint, read_tensors, write_checkpoint
 from scores.score_files import ScoreArchive, write_archive
 from sed.audio import TRUNCATED, AudioFile, read_samples, resample
 from sed.labels import AUDIO, clip_id, find_audio, read_labels, say_left_out
@@ -366,12 +366,8 @@ def embed(cfg: DasmEmbedConfig) -> None:
         "vectors": vectors.clone(),
         "weights": sha256_of(cfg.mga_weights),
     }
-    with (
-        made(cfg.out.parent),
-        whole(cfg.out) as temporary,
-        open(temporary, "wb") as stream,
-    ):
-        torch.save(with_digest(content), stream)
+    with made(cfg.out.parent), whole(cfg.out) as temporary:
+        write_checkpoint(temporary, content)
     for name, prompt in prompts.items():
         print(f"  {isolated(name)}: {isolated(prompt)}")
     print(f"{len(prompts)} queries of width {vectors.shape[1]} -> {cfg.out}")

@@ -15,9 +15,7 @@ Shapes: S samples, T frames of a pair, N frames of all pairs together, P pairs, 
 The formulas are in sed/signals.py.
 """
 
-import csv
 import hashlib
-import io
 import json
 import os
 import shutil
@@ -56,7 +54,6 @@ from core.stored import (
     is_text,
     read_json,
     read_npz,
-    read_text,
     write_json,
 )
 from scores import corpora, crnn, score_files
@@ -86,6 +83,7 @@ from sed.labels import (
     find_audio,
     fit_events,
     read_rows,
+    records,
     say_asides,
     say_left_out,
     write_asides,
@@ -734,7 +732,7 @@ def bank_folds(corpus: Path, split: str) -> dict[str, str]:
     listing = corpus / "clips.tsv"
     if not listing.is_file():
         return {}
-    rows = csv.DictReader(io.StringIO(read_text(listing)), delimiter="\t")
+    rows = records(listing, "corpus")
     mine = [row for row in rows if row.get("split") == split and row.get("fold")]
     return {row["filename"]: row["fold"] for row in mine}
 

@@ -4,6 +4,7 @@ Reads:  files that torch.save wrote
 """
 
 import hashlib
+import os
 import zipfile
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -108,6 +109,15 @@ def with_digest(content: dict[str, Any]) -> dict[str, Any]:
     """What `read_checkpoint` reads: the content with its digest."""
     content = {name: item for name, item in content.items() if name != CHECKSUM}
     return content | {CHECKSUM: digest(content)}
+
+
+def write_checkpoint(path: Path, content: dict[str, Any], flush: bool = False) -> None:
+    """Write what `read_checkpoint` reads; `flush`: onto the disk, to outlast a power failure."""
+    with open(path, "wb") as stream:
+        torch.save(with_digest(content), stream)
+        if flush:
+            stream.flush()
+            os.fsync(stream.fileno())
 
 
 def read_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:

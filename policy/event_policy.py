@@ -697,9 +697,7 @@ class EventTrainer(Learner):
         self.bandit, self.events = cfg.bandit, cfg.events
         train, self.held_out = hold_out(cache, cfg)
         self.held_out = self.held_out[cache.present[self.held_out]]
-        chosen = np.zeros(len(cache.pairs), bool)
-        chosen[train] = True
-        self.train_cache = cache.choose(chosen)
+        self.train_cache = self.cache_of(train)
         self.classes = tuple(cache.classes)
         self.query = query_of((pair.event_label for pair in self.train_cache.pairs), self.classes)
         self.rows = with_targets(rows_of(self.asked(), self.query), self.train_cache)
@@ -950,9 +948,7 @@ class EventTrainer(Learner):
         boxes have their prices."""
         if not self.done:
             return -1.0
-        chosen = np.zeros(len(self.cache.pairs), bool)
-        chosen[self.held_out] = True
-        some = self.cache.choose(chosen)
+        some = self.cache_of(self.held_out)
         pred, _ = decide_cache(self.network, some, self.device)
         return mean_f1(some, pred, np.arange(len(some.pairs)))
 

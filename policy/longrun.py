@@ -95,7 +95,7 @@ def measure_speed(trainer: Any) -> tuple[float, float]:
 
 def summarise(trainer: Any, frames: int, seconds: float) -> None:
     """`key: value` lines that grep can read."""
-    cache, held_out, progress = trainer.cache, trainer.held_out, trainer.progress
+    held_out, progress = trainer.held_out, trainer.progress
     print(f"episodes: {progress['finished']}")
     print(f"gradient_steps: {progress['steps']}")
     print(f"train_seconds: {seconds:.1f}")
@@ -104,9 +104,7 @@ def summarise(trainer: Any, frames: int, seconds: float) -> None:
     for name, value in curve.items():
         print(f"{name}: {value}")
     if len(held_out):
-        chosen = np.zeros(len(cache.pairs), bool)
-        chosen[held_out] = True
-        some = cache.choose(chosen)
+        some = trainer.cache_of(held_out)
         base = decide(some.signals["prob"], some.signals["t_base"])
         before, best = mean_f1(some, base, np.arange(len(held_out))), progress["best_f1"]
         print(f"held_out_f1_before: {before:.4f}")

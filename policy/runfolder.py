@@ -38,7 +38,6 @@ from core.stored import (
     write_json,
 )
 from core.tensors import digest as digest  # the suite asks here for everything about checkpoints
-from core.tensors import with_digest
 from core.versions import made_with, processor
 from policy.gate import Gate
 from sed.caches import Cache
@@ -80,10 +79,8 @@ RUN = Kind(
 def write_checkpoint(path: Path, content: dict[str, Any]) -> None:
     """Write under a temporary name, flush to disk, rename: never a half-written file."""
     try:
-        with whole(path) as temporary, open(temporary, "wb") as stream:
-            torch.save(with_digest(content), stream)
-            stream.flush()
-            os.fsync(stream.fileno())
+        with whole(path) as temporary:
+            tensors.write_checkpoint(temporary, content, flush=True)
         flush_folder(path.parent)
     except WriteError as error:
         raise WriteError(f"{error}; the last good one is kept") from None

@@ -317,6 +317,12 @@ def cells(path: Path, what: str = "labels") -> Iterator[tuple[int, list[str]]]:
         raise InputError(f"{what} {path} line {line}: cannot be read ({error})") from None
 
 
+def records(path: Path, what: str) -> list[dict[str, str]]:
+    """Rows of a table with a header, by column; raises as `cells`."""
+    (_, header), *rows = list(cells(path, what)) or [(0, [])]
+    return [dict(zip(header, row, strict=False)) for _, row in rows]
+
+
 def _number(text: str) -> float | None:
     try:
         value = float("_" if "_" in text else text)  # Python would read 1_0 as 10

@@ -9,8 +9,6 @@ column is the one that is best in it so pooled: chosen on these very clips, whic
 Settings that are not finished are left out, and counted: no claim is made before all folds are in.
 """
 
-import csv
-import io
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -35,8 +33,9 @@ from config import EvaluateConfig
 from core.errors import InputError
 from core.names import markdown as as_markdown
 from core.names import markdown_table
-from core.stored import read_json, read_text
+from core.stored import read_json
 from sed.caches import Cache, load_cache
+from sed.labels import records
 from studies import benchmark
 from studies.benchmark import Setting
 
@@ -57,7 +56,7 @@ def recordings_of(corpus: Path, split: str) -> dict[str, list[str]]:
     InputError for a list without them.
     """
     path = corpus / "clips.tsv"
-    rows = list(csv.DictReader(io.StringIO(read_text(path)), delimiter="\t"))
+    rows = records(path, "corpus")
     if not rows or any(not row.get(key) for row in rows for key in ("filename", "recordings")):
         raise InputError(f"{path}: expected columns split, filename, recordings and a row a clip")
     return {
