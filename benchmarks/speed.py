@@ -408,20 +408,7 @@ def gpu(cfg: SpeedConfig) -> list[Row]:
         what = f"{name}: training 28,592 episodes, min, {steps}"
         what += f" ({1000 * each:.2f} ms a tick and step, extrapolated)"
         rows.append(row("gpu", what, minutes, "<= 15 min" if steps == "graphs" else ""))
-        if steps != "plain":
-            save_profile(cfg, trainer, steps)
     return rows
-
-
-def save_profile(cfg: SpeedConfig, trainer: Trainer, steps: str) -> None:
-    """What bounds it: the kernels of 20 ticks by device time."""
-    kinds = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
-    with torch.profiler.profile(activities=kinds) as found:
-        for _ in range(20):
-            trainer.tick()
-        wait(trainer.device)
-    table = found.key_averages().table(sort_by="self_cuda_time_total", row_limit=25)
-    write_text(cfg.out / f"profile-{steps}.txt", table + "\n")
 
 
 # ---------------------------------------------------------------------------- where people wait
