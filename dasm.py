@@ -224,7 +224,7 @@ def read_yaml(path: Path, root: Path) -> dict[str, Any]:
     except (yaml.YAMLError, RecursionError) as error:
         raise InputError(f"{path}: cannot be read ({' '.join(str(error).split())})") from None
     except (KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path}: not the settings that are needed ({error!r})") from None
+        raise InputError(f"{path}: cannot be used ({error!r})") from None
     return content
 
 
@@ -413,8 +413,8 @@ def read_settings(path: Path, repo: Path) -> Settings:
         width, base = init["at_param"]["query_dim"], init["class_num"]
         several = isinstance(init["at_param"].get("query"), list)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        text = f"{error!r}; is this the text_query config?"
-        raise InputError(f"{path.name}: not the settings that are needed: {text}") from None
+        text = f"cannot be used ({error!r}); is this the text_query config?"
+        raise InputError(f"{path.name}: {text}") from None
     if width != WIDTH or several:
         raise one_table_only(width)
     if init.get("mlm_dict") is not None:

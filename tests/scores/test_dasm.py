@@ -589,12 +589,12 @@ FAILURES = {
     "no init_kwargs": (
         edit("text_query/config.yaml", "init_kwargs", "init"),
         SCORE,
-        "config.yaml: not the settings that are needed: KeyError('init_kwargs'); is this the text",
+        "config.yaml: cannot be used (KeyError('init_kwargs')); is this the text_query config?",
     ),
     "no class_num": (
         edit("text_query/config.yaml", "class_num: 4", ""),
         SCORE,
-        "config.yaml: not the settings that are needed: KeyError('class_num'); is this the text",
+        "config.yaml: cannot be used (KeyError('class_num')); is this the text_query config?",
     ),
     "masked pre-training": (
         edit("text_query/config.yaml", "class_num: 4", "class_num: 4\n    mlm_dict: {out_dim: 3}"),
@@ -604,12 +604,12 @@ FAILURES = {
     "no feature": (
         edit("repo/shared/base.yaml", "hopsize", "hop"),
         SCORE,
-        "config.yaml: not the settings that are needed: KeyError('hopsize'); is this the text",
+        "config.yaml: cannot be used (KeyError('hopsize')); is this the text_query config?",
     ),
     "include": (
         edit("repo/shared/base.yaml", "feature", "features"),
         SCORE,
-        "text_query/config.yaml: not the settings that are needed (KeyError('feature'))",
+        "text_query/config.yaml: cannot be used (KeyError('feature'))",
     ),
     "not yaml": (
         lambda: write(Path("text_query/config.yaml"), "a: [1,\nb: {"),
