@@ -30,7 +30,7 @@ from core.names import isolated
 from core.settings import to_dict
 from core.versions import versions
 from policy.runfolder import FREE_FIELDS, PAGE, last_ten, unchanged_rewards
-from sed.audio import read_audio
+from sed.audio import read_audio, resample
 from sed.caches import Pair
 from sed.labels import find_audio
 from sed.matching import BINS_MS
@@ -114,12 +114,8 @@ def write_mp3(path: Path, wav: np.ndarray, sample_rate: int) -> None:
     At these rates the decoded sound begins where the recording does (at 11 to 24 kHz it is up to
     0.1 s late), and MP3 frames, to which browsers seek, are shortest: 26 or 24 ms.
     """
-    from scipy.signal import resample_poly
-
     rate = 44_100 if 44_100 % sample_rate == 0 else 48_000
-    if rate != sample_rate:
-        common = math.gcd(rate, sample_rate)
-        wav = resample_poly(wav, rate // common, sample_rate // common)
+    wav = resample(wav, sample_rate, rate)
     bits = {"bitrate_mode": "CONSTANT", "compression_level": 0.88}  # 64 of 320 .. 32 kbit/s
     sound = io.BytesIO()
     soundfile.write(sound, np.clip(wav, -1, 1), rate, format="MP3", **bits)

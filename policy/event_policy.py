@@ -536,9 +536,9 @@ NO_BOXES = Candidates(
     _NONE, _NONE, _NONE, np.zeros((0, len(VALUES)), np.float32), *[np.zeros(0)] * 3, _NONE > 0
 )
 
-STORED = dict(zip(Candidates._fields, ("iu", "iu", "iu", "f", "f", "f", "f", "b"), strict=True))
 # Forms of the arrays that hold candidates in a file, see `core.stored.read_npz`.
-FORMS = {f"box_{name}": (kind, None) for name, kind in STORED.items()}
+KINDS = ("iu", "iu", "iu", "f", "f", "f", "f", "b")
+FORMS = {f"box_{n}": (kind, None) for n, kind in zip(Candidates._fields, KINDS, strict=True)}
 
 
 def as_arrays(boxes: Candidates) -> dict[str, np.ndarray]:

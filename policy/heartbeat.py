@@ -244,10 +244,7 @@ def status_of_checkpoint(folder: Path) -> str:
     from core.tensors import read_checkpoint  # torch takes seconds to import
 
     info = read_checkpoint(folder / "last.pt").get("info")
-    what = (
-        "its heartbeat is damaged" if (folder / "status.json").exists() else "it left no heartbeat"
-    )
-    lines = [f"run: {folder}", f"state: unknown, {what}"]
+    lines = [f"run: {folder}", "state: unknown, no heartbeat that can be read"]
     counts = info if isinstance(info, dict) else {}
     for name in ("finished", "frames", "steps"):
         lines += [f"{name}: {counts[name]:,}"] if is_count(counts.get(name)) else []
