@@ -732,7 +732,7 @@ def bank_folds(corpus: Path, split: str) -> dict[str, str]:
     listing = corpus / "clips.tsv"
     if not listing.is_file():
         return {}
-    rows = records(listing, "corpus")
+    rows = records(listing)
     mine = [row for row in rows if row.get("split") == split and row.get("fold")]
     return {row["filename"]: row["fold"] for row in mine}
 

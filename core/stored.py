@@ -81,9 +81,13 @@ def read_text(path: Path, cure: str = "") -> str:
                     raise InputError(f"{path} line {at}: longer than {MOST_LINE:,} bytes{cure}")
                 lines.append(line)
         text = b"".join(lines).decode("utf-8-sig")
+        if "\0" in text:
+            raise ValueError("UTF-16, or no text")
         return text.replace("\r\n", "\n").replace("\r", "\n")
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise InputError(f"{path}: cannot be read ({why(error)}){cure}") from None
+    except ValueError as error:
+        raise InputError(f"{path}: not UTF-8 ({why(error)}); save it as UTF-8{cure}") from None
 
 
 # ---------------------------------------------------------------------------- JSON

@@ -133,7 +133,7 @@ def read_class_map(path: Path | None, bank_classes: list[str]) -> dict[str, str]
     """Event label -> bank class; without a file every bank class plays itself."""
     if path is None:
         return {name: name for name in bank_classes}
-    rows = list(cells(path, "--class-map"))
+    rows = list(cells(path))
     if not rows or rows[0][1] != ["event_label", "bank_class"]:
         found = ", ".join(rows[0][1]) if rows else "an empty file"
         raise InputError(f"{path} line 1: no header event_label, bank_class; found {found}")

@@ -61,7 +61,7 @@ def read_corpus(corpus: Path) -> list[CorpusClip]:
     listing = corpus / "clips.tsv"
     if not listing.is_file():
         raise InputError(f"corpus {corpus}: no clips.tsv; run python soundscapes.py first")
-    rows = records(listing, "corpus")
+    rows = records(listing)
     if not rows or any(row.get(name) is None for row in rows for name in CLIP_COLUMNS[:3]):
         raise InputError(f"{listing}: expected columns {', '.join(CLIP_COLUMNS)} and a row a clip")
     labels = {split: read_labels(corpus / split / "labels.tsv") for split in SPLITS}

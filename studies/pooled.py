@@ -56,7 +56,7 @@ def recordings_of(corpus: Path, split: str) -> dict[str, list[str]]:
     InputError for a list without them.
     """
     path = corpus / "clips.tsv"
-    rows = records(path, "corpus")
+    rows = records(path)
     if not rows or any(not row.get(key) for row in rows for key in ("filename", "recordings")):
         raise InputError(f"{path}: expected columns split, filename, recordings and a row a clip")
     return {
