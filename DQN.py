@@ -282,13 +282,9 @@ class Trainer(Learner):
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         means = torch.stack([loss.detach(), q_taken.detach().mean()])
-        self.average(means)
-        return means
-
-    def average(self, means: torch.Tensor) -> None:
-        """The gradients, and a few other numbers, become their means over the processes."""
         gradients = (weight.grad for weight in self.network.parameters())
-        self.ranks.average([*gradients, means])
+        self.ranks.average([*gradients, means])  # over the processes
+        return means
 
     def policy(self) -> dict[str, Any]:
         """What best.pt and the numbered checkpoints hold: enough to apply the policy."""

@@ -23,10 +23,10 @@ import os
 import sys
 import types
 import warnings
-from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,7 +45,7 @@ from core.command import run_script
 from core.errors import InputError
 from core.files import Kind, contents, keep_apart, made, own_folder, whole
 from core.names import isolated, name_flaw
-from core.processes import num_workers
+from core.processes import in_order, num_workers
 from core.ranks import pick_device
 from core.settings import config_key
 from core.stored import check_form, is_text, read_text
@@ -642,20 +642,17 @@ def read_ahead(
 ) -> Iterator[list[tuple[str, np.ndarray | InputError]]]:
     """Batches of (name, samples or what is wrong), decoded while the model is at work."""
 
-    def read(name: str, path: Path) -> tuple[str, np.ndarray | InputError]:
+    def read(clip: tuple[str, Path]) -> tuple[str, np.ndarray | InputError]:
+        name, path = clip
         try:
             return name, read_clip(path, settings)
         except InputError as error:
             return name, error
 
     with ThreadPoolExecutor(num_workers(None)) as pool:
-        begun: deque = deque()
-        for name, path in clips:
-            begun.append(pool.submit(read, name, path))
-            if len(begun) == 3 * size:  # one batch in the model, two being read
-                yield [begun.popleft().result() for _ in range(size)]
-        while begun:
-            yield [begun.popleft().result() for _ in range(min(size, len(begun)))]
+        found = in_order(pool, read, clips)
+        while batch := list(islice(found, size)):
+            yield batch
 
 
 # ---------------------------------------------------------------------------- scoring

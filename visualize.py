@@ -82,7 +82,7 @@ from sed.audio import read_audio
 from sed.caches import load_cache
 from sed.labels import find_audio
 from sed.matching import Match
-from sed.metrics import DRAWS, NAMES, count_pairs, scores_of
+from sed.metrics import DRAWS, NAMES
 
 if TYPE_CHECKING:  # matplotlib is imported where a figure is drawn: it builds a font cache
     from matplotlib.axes import Axes
@@ -165,7 +165,7 @@ def draw_thresholds(view: View, results: dict[str, Any], why: str) -> "Figure":
     levels = constant_thresholds(results, view.pair.event_label)
     for (name, threshold), curve, row in zip(levels, axes[::2, 0], axes[1::2, 0], strict=True):
         found = view.signals["d_adj"] > threshold
-        f1 = scores_of(count_pairs(found, view.label, np.array([0, len(found)])))["f1"][0]
+        f1 = view.scores(found)["f1"]
         curve.set_title(f"{name}, {threshold:.3g}: frame F1 {percent(f1)}")
         curve.plot(view.centres, view.signals["d_adj"], **look("d_adj", "Frame-level score D_adj"))
         curve.axhline(threshold, **look("constant", "Constant threshold"))
@@ -312,8 +312,8 @@ def draw_decisions(view: View, why: str) -> "Figure":
     figure, axes = page(titled("Decisions over ground truth", view, why), 2, sharex=True)
     rows = [("Base decision", view.before, "t_base"), ("DQN decision", view.after, "t_adj")]
     for ax, (text, on, colour) in zip(axes[:, 0], rows, strict=True):
-        scores = scores_of(count_pairs(on, view.label, np.array([0, len(on)])))
-        ax.set_title(f"{text}: " + ", ".join(f"{TEXT[n]} {percent(scores[n][0])}" for n in NAMES))
+        scores = view.scores(on)
+        ax.set_title(f"{text}: " + ", ".join(f"{TEXT[n]} {percent(scores[n])}" for n in NAMES))
         ax.stairs(view.label, view.edges, fill=True, alpha=0.6, **look("label"))
         ax.stairs(on, view.edges, linewidth=2.5, **look(colour, text))
         ax.set_yticks([0, 1], ["off", "on"])

@@ -89,25 +89,18 @@ def timelines(
     labels: tuple[Path, ...], pairs: int, clip_s: float, seed: int
 ) -> Iterator[tuple[str, list[Event]]]:
     """Clips with events, real ones first, until they hold `pairs` pairs; the last may be cut."""
-    rng = np.random.default_rng([seed, pairs])
-    left = pairs
-    for i, path in enumerate(labels):
-        for name, events in read_labels(path).items():
-            inside = [
-                Event(event.onset, min(event.offset, clip_s), event.event_label)
-                for event in events
-                if event.onset < clip_s
-            ]
-            wanted = classes_of({name: inside})[:left]
-            if wanted:
-                yield f"{i}/{name}", [event for event in inside if event.event_label in wanted]
-            left -= len(wanted)
-            if not left:
-                return
-    for clip in itertools.count():
-        events = random_events(rng, clip_s)
-        wanted = classes_of({"": events})[:left]
-        yield f"random-{clip:05d}.wav", [e for e in events if e.event_label in wanted]
+    rng, left = np.random.default_rng([seed, pairs]), pairs
+    given = (
+        (f"{i}/{name}", [e._replace(offset=min(e.offset, clip_s)) for e in events])
+        for i, path in enumerate(labels)
+        for name, events in read_labels(path).items()
+    )
+    random = ((f"random-{i:05d}.wav", random_events(rng, clip_s)) for i in itertools.count())
+    for name, events in itertools.chain(given, random):
+        inside = [event for event in events if event.onset < clip_s]
+        wanted = classes_of({name: inside})[:left]
+        if wanted:
+            yield name, [event for event in inside if event.event_label in wanted]
         left -= len(wanted)
         if not left:
             return

@@ -27,7 +27,7 @@ from core.stored import (
 from policy import event_policy
 from sed.caches import Cache, Pair, load_cache
 from sed.matching import ENDS, Match, match_events
-from sed.metrics import NAMES, bootstrap_mean, count_pairs, scores_of
+from sed.metrics import NAMES, bootstrap_mean, count_pairs, mean_over_pairs, scores_of
 from sed.timeline import Event, frame_centres, frames_to_events
 
 
@@ -87,6 +87,10 @@ class View(NamedTuple):
     def name(self) -> str:
         """`label in clip`, short enough for a title."""
         return f"{short(self.pair.event_label, 32)} in {short(self.pair.filename, 44)}"
+
+    def scores(self, on: np.ndarray) -> dict[str, float]:
+        """Accuracy, IoU and F1 of decisions (T,)."""
+        return mean_over_pairs(count_pairs(on, self.label, np.array([0, len(on)])))
 
     def events(self, on: np.ndarray) -> list[Event]:
         """Runs of true frames (T,) in seconds."""

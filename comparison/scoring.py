@@ -46,11 +46,11 @@ from sed.caches import Cache
 from sed.event_metrics import EventCounts, ScoredEvent, averages
 from sed.matching import end_errors, match_events
 from sed.metrics import (
-    SHARE,
     Counts,
     bootstrap_weights,
     count_pairs,
     f1_score,
+    interval,
     macro_average,
     mean_over_pairs,
     over_all_pairs,
@@ -150,11 +150,6 @@ class Resampler:
         alarms = self._drawn((counts.fp > 0).astype(float), self.absent)
         absent = self._drawn(np.ones(len(self.clip)), self.absent)
         return np.stack([macro, micro, alarms / np.maximum(absent, 1)], axis=1)
-
-
-def interval(draws: np.ndarray) -> np.ndarray:
-    """95 % interval (2, M) of draws (D, M)."""
-    return np.quantile(draws, [(1 - SHARE) / 2, (1 + SHARE) / 2], axis=0)
 
 
 # ---------------------------------------------------------------------------- event metrics

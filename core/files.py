@@ -21,6 +21,7 @@ from typing import NamedTuple
 from filelock import LeaseSettingsMismatch, SoftFileLease, Timeout
 
 from core.errors import InputError, WriteError
+from core.processes import start_of
 
 # ---------------------------------------------------------------------------- one file
 
@@ -269,6 +270,8 @@ def _is_here(pid: int, host: str) -> bool:
     """Whether the holder of a lock is a process of this machine that is not dead."""
     if host.partition("?")[0] != socket.gethostname():  # behind ?: the container
         return False
+    if os.path.exists("/proc/self/stat"):
+        return start_of(pid) is not None
     if os.name == "nt":  # where signal 0 is Ctrl-C; the library looks by itself
         return True
     try:
@@ -277,8 +280,6 @@ def _is_here(pid: int, host: str) -> bool:
         return True
     except OSError:
         return False
-    with suppress(OSError):  # dead, but nobody has waited for it; elsewhere than on Linux unknown
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
     return True
 
 

@@ -11,6 +11,7 @@ import torch
 
 from core.errors import InputError
 from policy.bandit import decide
+from policy.device import wait
 from sed.caches import listed
 from sed.metrics import mean_f1
 from sed.provenance import NO_NEGATIVES
@@ -87,8 +88,7 @@ def measure_speed(trainer: Any) -> tuple[float, float]:
             if grad:
                 loss.backward()
             trainer.network.zero_grad()
-            if trainer.device.type == "cuda":
-                torch.cuda.synchronize()
+            wait(trainer.device)
             times.append(time.perf_counter() - began)
     return min(times[:2]), min(times[2:]) / len(states)
 
