@@ -31,7 +31,7 @@ import torch
 
 from baselines.tuned_rules import best_possible, class_of_pair, yardsticks, yardsticks_of_all
 from comparison import scoring
-from comparison.evaluations import Evaluated, digest_of, find_matches, interval, write_matches
+from comparison.evaluations import Evaluated, digest_of, find_matches, gain_interval, write_matches
 from comparison.systems import BASE, Spec, kind_of_rule, predicted_events
 from config import Bandit, EvaluateConfig
 from core.command import run_script
@@ -94,12 +94,12 @@ def tables(
         found = count_pairs(decided, cache.label, cache.offsets)
         row = {"name": rule.name, "kind": kind_of_rule(rule), "setting": rule.setting}
         row |= {"params": rule.params, **mean_over_pairs(found)}
-        rows.append(row | {"interval": interval(cache, scores["after"], scores_of(found))})
+        rows.append(row | {"interval": gain_interval(cache, scores["after"], scores_of(found))})
     return {
         "num_clips": len(set(clips)),
         **mean,
         "gain": {name: mean["after"][name] - mean["before"][name] for name in NAMES},
-        "interval": interval(cache, scores["after"], scores["before"]),
+        "interval": gain_interval(cache, scores["after"], scores["before"]),
         "pooled": {when: pooled(each) for when, each in counts.items()},
         "per_class": {
             label: {
@@ -107,7 +107,9 @@ def tables(
                 "num_clips": len(set(clips[labels == label])),
                 "before": row,
                 "after": {name: classes["after"][label][name] for name in NAMES},
-                "interval": interval(cache, scores["after"], scores["before"], labels == label),
+                "interval": gain_interval(
+                    cache, scores["after"], scores["before"], labels == label
+                ),
             }
             for label, row in classes["before"].items()
         },
@@ -237,7 +239,7 @@ def print_margins(results: dict[str, Any]) -> None:
     width = max(len(title), *(len(name) for name, _, _ in rows))
     print(f"\n{title:<{width}}" + "".join(f"{TITLES[name]:>24}" for name in NAMES))
     for name, row, between in rows:
-        cells = [scoring.points((results["after"][m] - row[m], *between[m])) for m in NAMES]
+        cells = [scoring.in_points((results["after"][m] - row[m], *between[m])) for m in NAMES]
         print(f"{name:<{width}}" + "".join(f"{cell:>24}" for cell in cells))
 
 

@@ -31,7 +31,7 @@ from sed.metrics import NAMES, bootstrap_mean, count_pairs, mean_over_pairs, sco
 from sed.timeline import Event, frame_centres, frames_to_events
 
 
-def interval(
+def gain_interval(
     cache: Cache,
     ours: dict[str, np.ndarray],
     theirs: dict[str, np.ndarray],

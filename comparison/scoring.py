@@ -339,7 +339,7 @@ def in_the_noise(results: dict[str, Any], low: float, high: float) -> bool:
     return results["num_clips"] == 1 or low <= 0 <= high
 
 
-def points(change: Iterable[float]) -> str:
+def in_points(change: Iterable[float]) -> str:
     """A difference with its interval, in points."""
     gain, low, high = (100 * value for value in change)
     return f"{gain:+.2f} [{low:+.2f}, {high:+.2f}]"
@@ -397,7 +397,7 @@ def in_each_column(
         said = f"{TITLES[metric]} {100 * row['mean'][metric]:.2f} against"
         said += f" {100 * rows[other]['mean'][metric]:.2f} ({other}): "
         if len(change) == 3:
-            said += points(change) + ", within the noise" * in_the_noise(results, *change[1:])
+            said += in_points(change) + ", within the noise" * in_the_noise(results, *change[1:])
         else:
             said += f"{100 * change[0]:+.2f}"
         parts.append(said)
@@ -621,7 +621,7 @@ def table_rows(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
                 cells.append("")
                 continue
             inside = " (within the noise)" * in_the_noise(results, *row[key][decisive][1:])
-            cells.append(points(row[key][decisive]) + inside)
+            cells.append(in_points(row[key][decisive]) + inside)
         cells += [value(name) for name in field]
         onset = row["ends"]["onset"]
         cells.append(f"{onset['median_ms']:.0f} ms" if onset["events"] else "")

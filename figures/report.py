@@ -22,7 +22,7 @@ import numpy as np
 import soundfile
 from tqdm import tqdm
 
-from comparison.evaluations import Evaluated, interval, view_of
+from comparison.evaluations import Evaluated, gain_interval, view_of
 from config import TrainConfig
 from core.errors import InputError
 from core.files import new_folder, write_bytes, write_text, writing
@@ -358,7 +358,7 @@ def difference(shown: list[Shown]) -> dict[str, Any] | None:
     ours, theirs = (each.data.scores(each.data.after) for each in shown[::-1])
     cache = shown[0].data.cache
     gain = {name: float((ours[name] - theirs[name])[cache.present].mean()) for name in NAMES}
-    return {"gain": gain, "interval": interval(cache, ours, theirs, cache.present)}
+    return {"gain": gain, "interval": gain_interval(cache, ours, theirs, cache.present)}
 
 
 # ---------------------------------------------------------------------------- the folder

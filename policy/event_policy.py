@@ -60,10 +60,10 @@ from policy.posterior import (
     Stacked,
     apply,
     asked_clips,
+    class_vectors,
     frames_of_steps,
     log_odds,
     loss_of,
-    of_known,
     rows_of,
     scale_of,
     steps_of,
@@ -292,7 +292,7 @@ class Values(nn.Module):
         """(M, B, F), (M, B) -> (M, B, V)."""
         x = self.inputs(((features - self.mean) / self.std).clamp(-LIMIT, LIMIT), which)
         if self.of_class is not None:
-            x = x + of_known(self.of_class[which], query)
+            x = x + class_vectors(self.of_class[which], query)
         x = self.drop(functional.gelu(x))
         x = self.drop(functional.gelu(self.hidden(x, which)))
         return self.answers(x, which)

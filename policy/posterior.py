@@ -297,7 +297,7 @@ class ConvBlock(nn.Module):
         return x + self.drop(y) * there
 
 
-def of_known(table: torch.Tensor, query: torch.Tensor) -> torch.Tensor:
+def class_vectors(table: torch.Tensor, query: torch.Tensor) -> torch.Tensor:
     """Vectors of known classes (M, K, H), queries (M, B) -> (M, B, H); 0 for an unknown class."""
     rows = torch.arange(len(table), device=query.device)[:, None]
     return table[rows, query.clamp_min(0)] * (query >= 0)[..., None]
@@ -348,7 +348,7 @@ class Posterior(nn.Module):
         about = (statistics - self.clip_mean) / self.clip_std
         context = self.to_width(functional.gelu(self.of_clip(about, which)), which)
         if self.of_class is not None:
-            context = context + of_known(self.of_class[which], query)
+            context = context + class_vectors(self.of_class[which], query)
         there = inside[..., None].float()
         x = self.inputs((channels - self.channel_mean) / self.channel_std, which)
         x = (x + context[:, :, None]) * there

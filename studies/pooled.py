@@ -19,7 +19,15 @@ import numpy as np
 
 from baselines.tuned_rules import Rule
 from comparison import clustered, scoring
-from comparison.scoring import DECISIVE, DRAWN_FOR_EVENTS, HEADLINE, TITLES, Resampler, points, word
+from comparison.scoring import (
+    DECISIVE,
+    DRAWN_FOR_EVENTS,
+    HEADLINE,
+    TITLES,
+    Resampler,
+    in_points,
+    word,
+)
 from comparison.systems import (
     BASE,
     GATED,
@@ -303,10 +311,12 @@ def sentence(claim: Claim, study: Study) -> str:
     if number < folds:
         text = f"**{what}**: no claim, {number} of {folds} bank folds are judged. So far `{BEST}`"
         text += (
-            f" minus {rule}: {points(claim.whole)} points; the interval {side} over these pooled"
+            f" minus {rule}: {in_points(claim.whole)} points; the interval {side} over these pooled"
         )
         return f"{text}, {counted}."
-    text = f"**{what}**: `{BEST}` {claim.told} {rule}: {points(claim.whole)} points. The interval"
+    text = (
+        f"**{what}**: `{BEST}` {claim.told} {rule}: {in_points(claim.whole)} points. The interval"
+    )
     text += f" {side} over all {folds} bank folds pooled, {counted};"
     return f"{text} {scorers_said(claim, study)}."
 
@@ -327,7 +337,7 @@ def rows_table(study: Study, names: Iterable[str]) -> list[str]:
     for name, row in sorted(rows.items(), key=lambda item: -item[1][decisive]):
         cells = [cell(row, metric, row[metric] == top[metric]) for metric in columns]
         lines.append([as_markdown(name), *cells])
-    gaps = [points(claim.whole) for claim in study.claims]
+    gaps = [in_points(claim.whole) for claim in study.claims]
     lines.append(["`best` minus the best rule", *gaps])
     return markdown_table(["", *(TITLES[metric] for metric in columns)], lines)
 
@@ -366,7 +376,7 @@ def by_fold(study: Study) -> list[str]:
     """The differences of each bank fold as Markdown."""
     header = ["bank fold", *(TITLES[metric] for metric in COLUMNS[study.queries])]
     rows = [
-        [str(fold), *(points(claim.folds[fold]) for claim in study.claims)]
+        [str(fold), *(in_points(claim.folds[fold]) for claim in study.claims)]
         for fold in study.claims[0].folds
     ]
     return markdown_table(header, rows)

@@ -101,7 +101,7 @@ def claim(name: str, key: str, tables: list[dict]) -> str:
         row = next(row for row in table["entrants"] if row["name"] == name)
         words.append(scoring.word(metric, *row[key][metric][1:]))
         beside = f" ({table['best_opponent']})" * (key == "vs_best")
-        texts.append(scoring.points(row[key][metric]) + beside)
+        texts.append(scoring.in_points(row[key][metric]) + beside)
     other = row["base"] if key == "vs_base" else "the best tuned baseline"
     if len(set(words)) == 1:
         said = f"{words[0]} {other} in both bank folds"

@@ -192,7 +192,7 @@ def test_the_interval_is_that_of_the_single_evaluation(home):
         found.append((headline(counts, cache), sampler.draws(counts)))
         scores.append(scoring.scores_of(counts))
     table = difference(scoring.HEADLINE["present"], *found)
-    for name, ends in evaluations.interval(cache, *scores).items():
+    for name, ends in evaluations.gain_interval(cache, *scores).items():
         gain, low, high = table[name]
         assert [low, high] == pytest.approx(ends, abs=1e-12)
         assert low < gain < high
