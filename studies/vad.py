@@ -42,7 +42,7 @@ from scores.score_files import write_scores
 from scores.synthesiser import RATE, Random
 from sed.caches import Cache, load_cache
 from sed.event_metrics import event_counts
-from sed.metrics import bootstrap_weights, count_pairs, f1_score, interval
+from sed.metrics import bootstrap_weights, count_pairs, f1_score
 from sed.timeline import Event, label_frames, merge_events, write_labels
 from studies import crossval
 from studies.benchmark import data_folder
@@ -335,7 +335,7 @@ def margins(rows: list[System], cache: Cache) -> dict[str, Margins]:
     found = {}
     for name, theirs in draws.items():
         change = [a - b for a, b in zip(ours, theirs, strict=True)]
-        spans = interval(change[1]), interval(change[2])
+        spans = scoring.interval(change[1]), scoring.interval(change[2])
         found[name] = Margins(change[0][0], *spans, change[3])
     return found
 
