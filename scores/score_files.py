@@ -22,6 +22,7 @@ from core.errors import InputError
 from core.files import Kind, made, new_folder, whole, write_text
 from core.names import name_flaw
 from core.stored import MOST_LINE, check_form, file_sha256, map_npz, parse_json, read_text, regular
+from sed.caches import listed
 from sed.labels import spellings
 from sed.timeline import JITTER, ClipScores, _even_frames
 
@@ -137,9 +138,8 @@ class ScoreFiles(ScoreSource):
             if len(others) == len(found):
                 raise InputError(f"{_no_times(others[0])} (of {len(found)} files: none has them)")
             if others:
-                names = ", ".join(str(path.relative_to(self.folder)) for path in others[:5])
-                more = f" and {len(others) - 5} more" if len(others) > 5 else ""
-                print(f"note: {self.folder}: no scores in {names}{more} (no onset, offset)")
+                names = listed([str(path.relative_to(self.folder)) for path in others])
+                print(f"note: {self.folder}: no scores in {names} (no onset, offset)")
             self._files = [p for p, header in zip(found, headers, strict=True) if header]
             for path in self._files:
                 if flaw := name_flaw(self.id_of(path), path=True):
