@@ -13,6 +13,7 @@ Writes: data/, cache/, runs/ like the scripts, runs/logs/, docs/results/, marked
 Two processes, one thread each. What is finished is skipped, so the study can be interrupted.
 """
 
+import itertools
 import statistics
 from pathlib import Path
 
@@ -35,15 +36,6 @@ ROOT = Path(__file__).resolve().parent.parent
 DEMO_SEEDS = range(5)
 
 
-def train_and_evaluate(name: str, cache: str, seed: int, flags: list[object]) -> None:
-    """One run folder, from nothing, from where it stopped, or not at all."""
-    if (ROOT / "runs" / name / "results.json").exists():
-        print(f"{name}: finished")
-        return
-    benchmark.train(f"runs/{name}", cache, seed, flags)
-    run(name, "evaluate.py", "--cache", cache, "--run", f"runs/{name}")
-
-
 def demo(seed: int) -> None:
     """The demo's own commands for one seed: another corpus, another scorer, another policy."""
     name = "demo" if seed == 0 else f"demo-{seed}"
@@ -51,7 +43,11 @@ def demo(seed: int) -> None:
     run(name, "soundscapes.py", "--out", f"data/{name}", "--seed", seed, *few)
     run(name, "scorers.py", "--corpus", f"data/{name}", "--seed", seed, *few)
     run(name, "preprocess.py", "--corpus", f"data/{name}", "--cache", f"cache/{name}", *few)
-    train_and_evaluate(name, f"cache/{name}", seed, ["--preset", "demo"])
+    if (ROOT / "runs" / name / "results.json").exists():
+        print(f"{name}: finished")
+        return
+    benchmark.train(f"runs/{name}", f"cache/{name}", seed, ["--preset", "demo"])
+    run(name, "evaluate.py", "--cache", f"cache/{name}", "--run", f"runs/{name}")
 
 
 # ---------------------------------------------------------------------------- tables
@@ -123,26 +119,22 @@ def verdict() -> str:
     return "\n".join(lines)
 
 
+def under_titles(folders: dict[str, str]) -> str:
+    """Tables of some comparisons, title -> folder, one below the other."""
+    tables = ((title, scoring.markdown(table_of(folder))) for title, folder in folders.items())
+    return "\n".join(f"## {title}\n\n{table}" for title, table in tables)
+
+
 def benchmark_table() -> str:
     """All four tables: two bank folds, both kinds of pairs."""
-    parts = []
-    for queries in benchmark.QUERIES:
-        for fold in benchmark.SLIDES_FOLDS:
-            results = table_of(f"table-fold{fold}-{queries}")
-            parts.append(f"## Bank fold {fold} held out, {queries} pairs\n")
-            parts.append(scoring.markdown(results))
-    return "\n".join(parts)
+    both = itertools.product(benchmark.QUERIES, benchmark.SLIDES_FOLDS)
+    titles = {f"Bank fold {f} held out, {q} pairs": f"table-fold{f}-{q}" for q, f in both}
+    return under_titles(titles)
 
 
 def dcase_table() -> str:
     """Both kinds of pairs of the 20 real clips."""
-    parts = []
-    for queries in benchmark.QUERIES:
-        parts += [
-            f"## {queries.capitalize()} pairs\n",
-            scoring.markdown(table_of(f"dcase/{queries}")),
-        ]
-    return "\n".join(parts)
+    return under_titles({f"{q.capitalize()} pairs": f"dcase/{q}" for q in benchmark.QUERIES})
 
 
 def vad_text() -> str:
