@@ -298,22 +298,21 @@ Shape = tuple[int | tuple[int, ...] | None, ...] | None
 
 def read_npz(
     path: Path,
-    forms: dict[str, tuple[str, Shape]] | None,
+    forms: dict[str, tuple[str, Shape]],
     cure: str,
     optional: Collection[str] = (),
 ) -> dict[str, np.ndarray]:
     """Arrays of an .npz file, checked against the file's own checksums.
 
-    `forms`: name -> (kinds of `dtype.kind`, shape) of those to read; None: all of any form.
-    InputError where one is missing (but not an `optional` one) or another, where the file is
-    damaged, or unpacks to more than is believable.
+    `forms`: name -> (kinds of `dtype.kind`, shape) of those to read. InputError where one is
+    missing (but not an `optional` one) or another, where the file is damaged, or unpacks to more
+    than is believable.
     """
     try:
         archive, members = open_npz(path, cure, forms)
         with archive:
             arrays = {}
-            every = {name: (member.dtype.kind, None) for name, member in members.items()}
-            for name, (kinds, shape) in (every if forms is None else forms).items():
+            for name, (kinds, shape) in forms.items():
                 if name not in members:
                     if name in optional:
                         continue
