@@ -44,6 +44,7 @@ from policy import event_policy, heartbeat, longrun, recalibration, runfolder, s
 from policy.apply import decisions, load_policy
 from policy.bandit import (
     check_finite,
+    diverged,
     episode_order,
     epsilon_at,
     frames_of,
@@ -267,14 +268,10 @@ class Trainer(Learner):
         q_values = self.network(states)  # (B, A)
         means = self.gradients(q_values, rows)
         if not (means.isfinite().all() and q_values.isfinite().all()):
-            raise InputError(
-                f"loss is {means[0].item()} at gradient step {self.progress['steps'] - 1}"
-                f" (learning rate {self.learning.lr:g}, states {states.min():.3g}.."
-                f"{states.max():.3g}, rewards {rows['reward'].min():.3g}.."
-                f"{rows['reward'].max():.3g}, Q {q_values.min():.3g}..{q_values.max():.3g});"
-                " last.pt holds a good state; start anew with --overwrite and a smaller"
-                " --learning.lr"
-            )
+            ranges = ((states, "states"), (rows["reward"], "rewards"), (q_values, "Q"))
+            text = ", ".join(f"{name} {x.min():.3g}..{x.max():.3g}" for x, name in ranges)
+            what = f"loss is {means[0].item()} at gradient step {self.progress['steps'] - 1}"
+            raise diverged(f"{what} (learning rate {self.learning.lr:g}, {text})")
         self.optimizer.step()
         self.sums += means
 
@@ -285,13 +282,9 @@ class Trainer(Learner):
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         means = torch.stack([loss.detach(), q_taken.detach().mean()])
-        self.average(means)
-        return means
-
-    def average(self, means: torch.Tensor) -> None:
-        """The gradients, and a few other numbers, become their means over the processes."""
         gradients = (weight.grad for weight in self.network.parameters())
-        self.ranks.average([*gradients, means])
+        self.ranks.average([*gradients, means])  # over the processes
+        return means
 
     def policy(self) -> dict[str, Any]:
         """What best.pt and the numbered checkpoints hold: enough to apply the policy."""
@@ -397,8 +390,7 @@ def train(cfg: TrainConfig, device: torch.device, ranks: Ranks, cache: Cache | N
         print(f"{cfg.run}: this run is complete ({len(trainer.order)} episodes)")
         return 0
     trainer.announce()
-    longrun.warn_of_few_steps(trainer)
-    longrun.warn_of_no_negatives(trainer)
+    longrun.warn(trainer)
     stopped = runfolder.catch_signals()
     began, frames = time.perf_counter(), trainer.progress["frames"]
     totals = {"episodes": len(trainer.order), "frames": trainer.total_frames}

@@ -303,11 +303,15 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
+@dataclass(frozen=True, kw_only=True)
 class Script(Checked):
     """Base of the config classes that a preset sets."""
 
     PRESETS = PRESETS
     NOT_MINE = ("out",)  # it follows from the run folder
+
+    preset: PresetName = "slides"
+    """set of defaults; other flags win"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -316,8 +320,6 @@ class SoundscapesConfig(Script):
 
     NOT_MINE = ()
 
-    preset: PresetName = "slides"
-    """set of defaults; other flags win"""
     out: Path = Path("data/builtin")
     """corpus folder to write"""
     bank: Path | None = None
@@ -373,8 +375,6 @@ class SoundscapesConfig(Script):
 class ScorersConfig(Script):
     """Train the built-in scorer on a corpus, cross-fitted over bank folds; write score files."""
 
-    preset: PresetName = "slides"
-    """set of defaults; other flags win"""
     corpus: Path = Path("data/builtin")
     """corpus folder of soundscapes.py"""
     convert: Path | None = None
@@ -471,8 +471,6 @@ class DasmScoreConfig(Checked):
 class PreprocessConfig(Script):
     """Audio + scores + labels -> the six signals -> cache/<split>."""
 
-    preset: PresetName = "slides"
-    """set of defaults; other flags win"""
     cache: Path = Path("cache")
     """folder of the caches, a folder a split"""
     corpus: Path = Path("data/builtin")
@@ -550,8 +548,6 @@ class PreprocessConfig(Script):
 class TrainConfig(Script):
     """Train the threshold policy on cache/train and write a run folder."""
 
-    preset: PresetName = "slides"
-    """set of defaults; other flags win"""
     cache: Path = Path("cache")
     """folder of the caches"""
     split: str = split_name("train")
@@ -600,22 +596,11 @@ class TrainConfig(Script):
         require(not (self.resume and self.overwrite), "resume", "used without --overwrite", "both")
         apart = self.init is None or self.init.resolve().parent != self.run.resolve()
         require(apart, self.flag("init"), f"outside --run {self.run}, which is written,", self.init)
-        graphs = self.device != "cpu" or self.cuda_steps in ("auto", "plain")
-        require(graphs, self.flag("cuda_steps"), "auto or plain on a CPU", self.cuda_steps)
-        graphs = self.method == "windowed" or self.cuda_steps == "auto"
-        require(
-            graphs, self.flag("cuda_steps"), f"auto with --method {self.method}", self.cuda_steps
-        )
-        # No flag that does nothing: each method has its own.
-        own = {"events": ("events",)}
-        own |= dict.fromkeys(("windowed", *SUPERVISED), ("network", "learning"))
-        groups = {name: type(getattr(self, name))() for each in own.values() for name in each}
-        unused = {
-            name: (getattr(self, name), default)
-            for name, default in groups.items()
-            if name not in own[self.method]
-        }
-        if self.method == "windowed":
+        steps, flag = self.cuda_steps, self.flag("cuda_steps")
+        require(self.device != "cpu" or steps != "graphs", flag, "auto or plain on a CPU", steps)
+        windowed = self.method == "windowed"
+        require(windowed or steps == "auto", flag, f"auto with --method {self.method}", steps)
+        if windowed:
             self.learning.check_replay()
         if self.method in SUPERVISED:
             reading = self.bandit.reading
@@ -626,19 +611,18 @@ class TrainConfig(Script):
                 given = getattr(self.learning, spec.name)
                 alone = spec.name in ("lr", "batch", "frames_per_step") or given == spec.default
                 require(alone, self.learning.flag(spec.name), rule, given)
-        if self.method == "events":
-            unused["bandit"] = (self.bandit, Bandit())
-        for name, (given, default) in unused.items():
+        # No flag that does nothing: each method has its own groups.
+        others = ("bandit", "network", "learning") if self.method == "events" else ("events",)
+        for name in others:
+            given = getattr(self, name)
             rule = f"left alone with --method {self.method}, which has no such part,"
-            require(given == default, f"{name}.*", rule, "another value")
+            require(given == type(given)(), f"{name}.*", rule, "another value")
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig(Script):
     """Accuracy, IoU and F1 of a policy before and after, with baselines; tables of many."""
 
-    preset: PresetName = "slides"
-    """set of defaults; other flags win"""
     run: Path = Path("runs/slides")
     """run folder: best.pt is read, results are written"""
     checkpoint: Path | None = None
@@ -678,8 +662,6 @@ class EvaluateConfig(Script):
 class DetectConfig(Script):
     """Unlabelled recordings (or their scores) in, sound events out, with a trained policy."""
 
-    preset: PresetName = "slides"
-    """set of defaults; other flags win"""
     policy: Path | None = None
     """checkpoint, or dqn_threshold.pt (default: the one for any scores)"""
     audio: Path | None = None
@@ -739,8 +721,6 @@ class DetectConfig(Script):
 class VisualizeConfig(Script):
     """The slides' figures from a run folder and its cache."""
 
-    preset: PresetName = "slides"
-    """set of defaults; other flags win"""
     run: Path = Path("runs/slides")
     """run folder, evaluated"""
     cache: Path = Path("cache")

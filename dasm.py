@@ -23,10 +23,10 @@ import os
 import sys
 import types
 import warnings
-from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,13 +43,13 @@ from tqdm import tqdm
 from config import DasmEmbedConfig, DasmScoreConfig
 from core.command import run_script
 from core.errors import InputError
-from core.files import Kind, contents, keep_apart, kind_of, made, mark, own_folder, whole
+from core.files import Kind, contents, keep_apart, made, own_folder, whole
 from core.names import isolated, name_flaw
-from core.processes import num_workers
+from core.processes import in_order, num_workers
 from core.ranks import pick_device
 from core.settings import config_key
 from core.stored import check_form, is_text, read_text
-from core.tensors import read_checkpoint, read_tensors, with_digest
+from core.tensors import check_weights, read_checkpoint, read_tensors, write_checkpoint
 from scores.score_files import ScoreArchive, write_archive
 from sed.audio import TRUNCATED, AudioFile, read_samples, resample
 from sed.labels import AUDIO, clip_id, find_audio, read_labels, say_left_out
@@ -206,69 +206,26 @@ def sha256_of(*paths: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def read_yaml(path: Path, root: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+def read_yaml(path: Path, root: Path) -> dict[str, Any]:
     """A YAML file with its `include: {base_path, keys}` filled in.
 
-    `base_path` is looked for beside the file, then below `root`. Raises InputError if it is absent
-    or turns in a circle.
+    `base_path` is looked for beside the file, then below `root`. InputError where a file is absent,
+    or no settings.
     """
     yaml = require_package("yaml")
-    if path.resolve() in seen:
-        raise InputError(f"{path}: includes itself")
     try:
         content = yaml.safe_load(read_text(path))
+        include = content.pop("include", None)
+        if include is not None:
+            beside = path.parent / include["base_path"]
+            base_path = beside if beside.is_file() else root / include["base_path"]
+            base = read_yaml(base_path, root)
+            content |= {key: base[key] for key in include["keys"]}
     except (yaml.YAMLError, RecursionError) as error:
         raise InputError(f"{path}: cannot be read ({' '.join(str(error).split())})") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: no settings in it")
-    include = content.pop("include", None)
-    if include is not None:
-        try:
-            base_path, keys = Path(include["base_path"]), list(include["keys"])
-        except (TypeError, KeyError):
-            raise InputError(f"{path}: include needs base_path and keys") from None
-        beside = path.parent / base_path
-        base_path = beside if beside.is_file() else root / base_path
-        base = read_yaml(base_path, root, (*seen, path.resolve()))
-        for key in keys:
-            if key not in base:
-                raise InputError(f"{base_path}: no {key}, which {path} includes")
-            content[key] = base[key]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path}: cannot be used ({error!r})") from None
     return content
-
-
-def match_weights(
-    model: torch.nn.Module, state: dict[str, Any], cure: str, unused: str = ""
-) -> None:
-    """Load weights that fit in every name and shape; InputError counts those that do not.
-
-    Names that end in `unused` may be there or not.
-    """
-    own = model.state_dict()
-    missing = [name for name in own if name not in state]
-    unexpected = [
-        name for name in state if name not in own and not (unused and name.endswith(unused))
-    ]
-    shaped = [
-        name
-        for name in own
-        if name in state and own[name].shape != getattr(state[name], "shape", None)
-    ]
-    wrong = [*missing, *unexpected, *shaped]
-    if wrong:
-        raise InputError(
-            f"weights do not fit this config: {len(missing)} missing, {len(unexpected)} unexpected,"
-            f" {len(shaped)} of other shape (first: {wrong[0]}). {cure}"
-        )
-    model.load_state_dict({name: state[name] for name in own})
-
-
-def device_of(cfg: DasmEmbedConfig | DasmScoreConfig) -> torch.device:
-    """The device of a command; InputError where CUDA is asked for and absent."""
-    try:
-        return pick_device(cfg.device, num_workers(cfg.threads))
-    except InputError as error:
-        raise InputError(f"{error} (about 1 s per clip and core)") from None
 
 
 # ---------------------------------------------------------------------------- queries
@@ -316,15 +273,10 @@ def load_queries(path: Path, wanted: list[str]) -> Queries:
         raise InputError(f"queries {path}: not a file of python dasm.py embed") from None
     if width != WIDTH:
         raise InputError(f"queries {path}: {num_rows} x {width}, the model wants width {WIDTH}")
-    if not (len(classes) == len(prompts) == num_rows == len(set(classes))):
-        found = f"{len(set(classes))} classes, {len(prompts)} prompts"
-        raise InputError(f"queries {path}: {num_rows} x {width} vectors, but {found}")
     for name in wanted:
         if name not in classes:
             has = ", ".join(classes)
             raise InputError(f"queries {path}: no vector for {name} (has: {has})")
-    if not vectors.isfinite().all():
-        raise InputError(f"queries {path}: values that are not finite")
     return Queries(classes, prompts, vectors)
 
 
@@ -378,8 +330,10 @@ def load_text_encoder(cfg: DasmEmbedConfig, device: torch.device) -> torch.nn.Mo
         raise InputError(f"{error}; {cure}") from None
     if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
         raise InputError(f"--mga-weights {cfg.mga_weights}: no 'model' in it; is it MGA-CLAP's?")
-    cure = "Use MGA-CLAP's own checkpoint"
-    match_weights(model, content["model"], cure, unused="position_ids")
+    known = model.state_dict()  # which older versions of transformers knew more of
+    weights = {n: w for n, w in content["model"].items() if n in known or "position_ids" not in n}
+    check_weights(known, weights, cfg.mga_weights)
+    model.load_state_dict(weights)
     model.msc.attn_activation = OnDevice(model.msc.attn_activation)
     return model.eval().to(device)
 
@@ -398,7 +352,7 @@ def embed(cfg: DasmEmbedConfig) -> None:
             raise InputError(f"--query-file {cfg.query_file}: the class name {name!r} {flaw}")
     if cfg.out.exists() or cfg.out.is_symlink():
         raise InputError(f"--out {cfg.out}: is there already; remove it or give another name")
-    device = device_of(cfg)
+    device = pick_device(cfg.device, num_workers(cfg.threads))
     model = load_text_encoder(cfg, device)
     with torch.inference_mode():
         _, words, mask = model.encode_text(list(prompts.values()))
@@ -412,12 +366,8 @@ def embed(cfg: DasmEmbedConfig) -> None:
         "vectors": vectors.clone(),
         "weights": sha256_of(cfg.mga_weights),
     }
-    with (
-        made(cfg.out.parent),
-        whole(cfg.out) as temporary,
-        open(temporary, "wb") as stream,
-    ):
-        torch.save(with_digest(content), stream)
+    with made(cfg.out.parent), whole(cfg.out) as temporary:
+        write_checkpoint(temporary, content)
     for name, prompt in prompts.items():
         print(f"  {isolated(name)}: {isolated(prompt)}")
     print(f"{len(prompts)} queries of width {vectors.shape[1]} -> {cfg.out}")
@@ -448,11 +398,8 @@ class Settings(NamedTuple):
 
 def one_table_only(width: Any) -> InputError:
     """The refusal of a checkpoint for audio queries, or for both kinds."""
-    what = f"queries of width {width} (audio)"
-    if isinstance(width, list):
-        what = f"text and audio queries of widths {width}"
     cure = f"only text checkpoints with one 407 x {WIDTH} table are supported"
-    return InputError(f"this checkpoint expects {what}; {cure}")
+    return InputError(f"this checkpoint expects queries of width {width}; {cure}")
 
 
 def read_settings(path: Path, repo: Path) -> Settings:
@@ -460,21 +407,13 @@ def read_settings(path: Path, repo: Path) -> Settings:
     content = read_yaml(require_file("--dasm-config", path), repo)
     try:
         init = copy.deepcopy(dict(content["DASM_HTSAT"]["init_kwargs"]))
-    except (KeyError, TypeError, ValueError):
-        text = "no DASM_HTSAT.init_kwargs; is this the text_query config?"
-        raise InputError(f"{path.name}: {text}") from None
-    try:
         feature = content["feature"]
         sample_rate, clip_s = int(feature["sr"]), float(feature["audio_max_len"])
         hop, subsample = int(feature["hopsize"]), int(feature["net_subsample"])
-    except (KeyError, TypeError, ValueError) as error:
-        text = "sr, audio_max_len, hopsize and net_subsample are needed"
-        raise InputError(f"{path.name}: feature: {text} ({error!r})") from None
-    try:
         width, base = init["at_param"]["query_dim"], init["class_num"]
         several = isinstance(init["at_param"].get("query"), list)
-    except (KeyError, TypeError, AttributeError) as error:
-        text = f"DASM_HTSAT.init_kwargs: no {error}; is this the text_query config?"
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        text = f"cannot be used ({error!r}); is this the text_query config?"
         raise InputError(f"{path.name}: {text}") from None
     if width != WIDTH or several:
         raise one_table_only(width)
@@ -516,7 +455,8 @@ def load_model(cfg: DasmScoreConfig, settings: Settings, device: torch.device) -
         except Exception as error:  # another project's code may raise anything here
             reason = f"{type(error).__name__}: {error}"
             raise InputError(f"{cfg.dasm_config}: DASM_HTSAT cannot be built ({reason})") from None
-    match_weights(model, state, "Use the config that lies beside the weights")
+    check_weights(model.state_dict(), state, cfg.dasm_weights)
+    model.load_state_dict(state)
     return model.eval().to(device)  # without eval, parts of the spectrogram are masked at random
 
 
@@ -591,6 +531,7 @@ class Scorer:
                 f"model gives {num_frames} frames, config says {expected}:"
                 " backbone_upsample_ratio and net_subsample disagree"
             )
+
         wanted = self.num_base + self.num_classes
         if rows != wanted or tags != wanted:
             what = f"{self.num_base} base and {self.num_classes} own queries"
@@ -701,20 +642,17 @@ def read_ahead(
 ) -> Iterator[list[tuple[str, np.ndarray | InputError]]]:
     """Batches of (name, samples or what is wrong), decoded while the model is at work."""
 
-    def read(name: str, path: Path) -> tuple[str, np.ndarray | InputError]:
+    def read(clip: tuple[str, Path]) -> tuple[str, np.ndarray | InputError]:
+        name, path = clip
         try:
             return name, read_clip(path, settings)
         except InputError as error:
             return name, error
 
     with ThreadPoolExecutor(num_workers(None)) as pool:
-        begun: deque = deque()
-        for name, path in clips:
-            begun.append(pool.submit(read, name, path))
-            if len(begun) == 3 * size:  # one batch in the model, two being read
-                yield [begun.popleft().result() for _ in range(size)]
-        while begun:
-            yield [begun.popleft().result() for _ in range(min(size, len(begun)))]
+        found = in_order(pool, read, clips)
+        while batch := list(islice(found, size)):
+            yield batch
 
 
 # ---------------------------------------------------------------------------- scoring
@@ -750,7 +688,7 @@ def finished(out: Path, classes: list[str], facts: dict[str, Any]) -> tuple[set[
         raise InputError(f"--out {out}: is a file, not a folder")
     parts = sorted(out.glob("part-*.npz"))
     for name in contents(out):
-        if out / name not in parts and not name.endswith(".npz.tmp"):  # of an older version, killed
+        if out / name not in parts:
             raise InputError(f"--out {out}: holds other files ({name}); give a new folder")
     if not parts:
         return set(), 0
@@ -830,11 +768,9 @@ def score(cfg: DasmScoreConfig) -> None:
     if all(clip_id(name) in done for name in clips):
         print(f"{cfg.out}: all {len(clips)} clips are scored, nothing to do")
         return
-    device = device_of(cfg)
+    device = pick_device(cfg.device, num_workers(cfg.threads))
     model = load_model(cfg, settings, device)
     scorer = Scorer(model, settings, queries.vectors, cfg.temperature, device)
-    if cfg.out.is_dir() and kind_of(cfg.out) is None:  # of an older version; `finished` knows it
-        mark(cfg.out, PARTS)
     with own_folder(cfg.out, PARTS):
         failed = score_clips(scorer, clips, queries, cfg, facts)
     say_left_out(failed)

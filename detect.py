@@ -63,7 +63,7 @@ from sed.audio import TRUNCATED, AudioFile, wav_from
 from sed.caches import MOST_MANIFEST, listed
 from sed.event_metrics import ScoredEvent
 from sed.labels import AUDIO, clip_id, fit_events
-from sed.provenance import Origin, no_negatives, other_classes, other_frames
+from sed.provenance import no_negatives, other_classes, other_frames
 from sed.signals import (
     FELL_BACK,
     SILENT,
@@ -129,22 +129,13 @@ class Plan:
     """How recordings are decided: the policy, its formulas, and what the user chose."""
 
     policy: Policy
+    cfg: DetectConfig
     signal: Signal
     gate: Gate | None
     listen: bool  # False: the loudness is 1 everywhere
-    cut_scores: bool  # at the end of the audio
     block_s: float
     longest_s: float  # recordings up to this long are one block
-    min_duration: float
-    merge_gap: float
-    min_confidence: float
     device: torch.device
-    batch: int
-
-    @property
-    def origin(self) -> Origin:
-        """What the policy was trained on."""
-        return Origin(self.policy.signal, self.policy.info.get("trained_on") or {})
 
     def cut(self, num_frames: int, frame_s: float) -> list[Block]:
         """Blocks of a recording on its own grid."""
@@ -198,10 +189,9 @@ class Tally:
 def make_plan(cfg: DetectConfig, device: torch.device) -> Plan:
     """Open the policy; say what it does not know. Raises InputError."""
     policy = load_policy(cfg.policy, device, cfg.preset)
-    known = policy.info.get("trained_on") or {}
-    if policy.signal is not None and Origin(policy.signal, known).formulas != VERSION:
+    if policy.signal is not None and policy.origin.formulas != VERSION:
         print(
-            f"note: {cfg.policy} was trained with version {Origin(policy.signal, known).formulas}"
+            f"note: {cfg.policy} was trained with version {policy.origin.formulas}"
             f" of the formulas, these are of {VERSION}: on frames of other than 20 ms its filters"
             " lagged; train it again"
         )
@@ -218,7 +208,7 @@ def make_plan(cfg: DetectConfig, device: torch.device) -> Plan:
         )
     plan = plan_of(policy, cfg, device)
     if cfg.audio is None:
-        but = ", but the policy was trained with audio" if known.get("audio") else ""
+        but = ", but the policy was trained with audio" if policy.origin.facts.get("audio") else ""
         print(f"note: no audio (--audio not given): the normalised loudness is 1 everywhere{but}")
     elif not plan.listen:
         print("note: the policy was trained without audio: the loudness is 1 everywhere here too")
@@ -227,7 +217,7 @@ def make_plan(cfg: DetectConfig, device: torch.device) -> Plan:
 
 def plan_of(policy: Policy, cfg: DetectConfig, device: torch.device) -> Plan:
     """How a policy is applied. InputError for formulas that are unknown to this version."""
-    known = policy.info.get("trained_on") or {}
+    known = policy.origin.facts
     signal = PreprocessConfig.with_preset(cfg.preset).signal
     if policy.signal is not None:
         signal = runfolder.config_of(Signal, policy.signal)
@@ -237,14 +227,12 @@ def plan_of(policy: Policy, cfg: DetectConfig, device: torch.device) -> Plan:
     if cfg.block_s is None:
         longest_s = max(longest_s, known.get("longest_s", 0.0))
     gate = policy.gate if cfg.gate else None
-    cut = cfg.cut_scores
     if cfg.min_confidence and not policy.over_events:
         raise InputError(
             f"--min-confidence {cfg.min_confidence:g}: {cfg.policy} decides frames and is sure of"
             " no event; leave it out, or take a policy of DQN.py --method events"
         )
-    tidy = (cfg.min_duration, cfg.merge_gap, cfg.min_confidence)
-    return Plan(policy, signal, gate, listen, cut, block_s, longest_s, *tidy, device, cfg.batch)
+    return Plan(policy, cfg, signal, gate, listen, block_s, longest_s, device)
 
 
 # ---------------------------------------------------------------------------- scores
@@ -510,7 +498,7 @@ def recording_rows(
     if isinstance(audio, ValueError):
         raise audio
     scores = source.score(recording, audio, tally)
-    if plan.cut_scores:
+    if plan.cfg.cut_scores:
         scores = score_files.cut_scores(scores, duration_s)
     num_frames, frame_s = len(scores.edges) - 1, float(scores.frame_s)
     if scores.start_s:
@@ -589,7 +577,7 @@ def decide_rows(rows: list[Row], plan: Plan) -> None:
     starts = np.cumsum([0] + [len(row.signals["prob"]) for row in rows])
     label = np.zeros(starts[-1], bool)  # nobody knows
     signals = resident(values, label, starts, policy.bandit, plan.device)
-    pred = decisions(policy.network, signals, policy.bandit, plan.batch)[0].cpu().numpy()
+    pred = decisions(policy.network, signals, policy.bandit, plan.cfg.batch)[0].cpu().numpy()
     for row, start in zip(rows, starts, strict=False):
         row.on[:] = pred[start + row.skip :][: len(row.on)]
 
@@ -610,7 +598,7 @@ def decide_sights(sights: list[Sight], plan: Plan) -> None:
         return
     query = query_of(classes * len(sights), network.classes)
     boxes, *_ = decide_clips(network, asked, query, plan.device)
-    some = boxes.chosen & (boxes.confidence >= plan.min_confidence)
+    some = boxes.chosen & (boxes.confidence >= plan.cfg.min_confidence)
     columns = (boxes.pair, boxes.begin, boxes.end, boxes.confidence)
     for pair, begin, end, sure in zip(*(each[some] for each in columns), strict=True):
         sight, k = sights[pair // len(classes)], pair % len(classes)
@@ -657,7 +645,7 @@ def detect_all(
                 for event in frames_to_events(on, name, sheet.edges)
             ]
             events = fit_events(sheet.filename, sorted(events), sheet.duration_s)[0]
-            events = tidy_events(events, plan.min_duration, plan.merge_gap)
+            events = tidy_events(events, plan.cfg.min_duration, plan.cfg.merge_gap)
             if plan.policy.over_events:
                 events = scored(sheet, source.classes, events)
             yield sheet.filename, events
@@ -744,15 +732,16 @@ def detect(
 
 def describe(cfg: DetectConfig, source: Source, plan: Plan, num_recordings: int) -> None:
     """Say what is about to happen. InputError where the policy knows none of the classes."""
-    said = other_classes("the policy", plan.origin, source.text, source.classes, cfg.other_classes)
+    origin, classes = plan.policy.origin, source.classes
+    said = other_classes("the policy", origin, source.text, classes, cfg.other_classes)
     print(f"{num_recordings} recording{'s' * (num_recordings != 1)}; scores: {source.text}")
-    print(f"{len(source.classes)} classes: {', '.join(map(isolated, source.classes))}")
-    for text in (said, no_negatives("the policy", plan.origin, source.classes)):
+    print(f"{len(classes)} classes: {', '.join(map(isolated, classes))}")
+    for text in (said, no_negatives("the policy", origin, classes)):
         if text:
             print(f"note: {isolated(text)}")
     print(f"longer than {plan.longest_s:.4g} s: blocks of {plan.block_s:.4g} s, half over the next")
     if plan.gate is not None:
-        others = [name for name in source.classes if name not in plan.gate.thresholds]
+        others = [name for name in classes if name not in plan.gate.thresholds]
         if others:
             print(
                 f"note: the gate has no threshold for {listed(others)}:"
@@ -766,7 +755,7 @@ def summarise(tally: Tally, plan: Plan, num_events: int, num_recordings: int, s:
         if names:
             print(f"note: {len(names)} x {notice}: {listed(list(names))}")
     window = plan.policy.network.window
-    if text := other_frames("the policy", plan.origin, sorted(tally.frame_lengths), window):
+    if text := other_frames("the policy", plan.policy.origin, sorted(tally.frame_lengths), window):
         print(f"note: {text}")
     for line in tally.failed:
         print(f"failed: {isolated(line)}")
@@ -785,7 +774,7 @@ FRAGMENTED = 0.8  # share of events that the advice may leave, below which it is
 
 def advise(plan: Plan, clips: list[list[Event]]) -> None:
     """Say what would join the fragments of a policy that decides frames, and how many it leaves."""
-    if plan.policy.over_events or plan.min_duration or plan.merge_gap:
+    if plan.policy.over_events or plan.cfg.min_duration or plan.cfg.merge_gap:
         return
     left = sum(len(tidy_events(events, MIN_DURATION_S, MERGE_GAP_S)) for events in clips)
     total = sum(map(len, clips))

@@ -31,7 +31,7 @@ import torch
 
 from baselines.tuned_rules import best_possible, class_of_pair, yardsticks, yardsticks_of_all
 from comparison import scoring
-from comparison.evaluations import Evaluated, digest_of, find_matches, interval, write_matches
+from comparison.evaluations import Evaluated, digest_of, find_matches, gain_interval, write_matches
 from comparison.systems import BASE, Spec, kind_of_rule, predicted_events
 from config import Bandit, EvaluateConfig
 from core.command import run_script
@@ -39,9 +39,7 @@ from core.errors import InputError
 from core.files import is_ours, keep_apart, mark, matching, own_folder, write_together
 from core.names import isolated
 from core.ranks import Ranks, pick_device, together
-from core.stored import (
-    write_json,
-)
+from core.stored import write_json
 from core.versions import made_with
 from policy import event_policy, runfolder
 from policy import gate as tag_gate
@@ -58,7 +56,7 @@ from sed.metrics import (
     pooled,
     scores_of,
 )
-from sed.provenance import Origin, held_against, origin_of
+from sed.provenance import held_against, origin_of
 from sed.timeline import Event, write_labels
 
 TITLES = {"accuracy": "Accuracy", "iou": "IoU", "f1": "F1 Score"}
@@ -96,12 +94,12 @@ def tables(
         found = count_pairs(decided, cache.label, cache.offsets)
         row = {"name": rule.name, "kind": kind_of_rule(rule), "setting": rule.setting}
         row |= {"params": rule.params, **mean_over_pairs(found)}
-        rows.append(row | {"interval": interval(cache, scores["after"], scores_of(found))})
+        rows.append(row | {"interval": gain_interval(cache, scores["after"], scores_of(found))})
     return {
         "num_clips": len(set(clips)),
         **mean,
         "gain": {name: mean["after"][name] - mean["before"][name] for name in NAMES},
-        "interval": interval(cache, scores["after"], scores["before"]),
+        "interval": gain_interval(cache, scores["after"], scores["before"]),
         "pooled": {when: pooled(each) for when, each in counts.items()},
         "per_class": {
             label: {
@@ -109,7 +107,9 @@ def tables(
                 "num_clips": len(set(clips[labels == label])),
                 "before": row,
                 "after": {name: classes["after"][label][name] for name in NAMES},
-                "interval": interval(cache, scores["after"], scores["before"], labels == label),
+                "interval": gain_interval(
+                    cache, scores["after"], scores["before"], labels == label
+                ),
             }
             for label, row in classes["before"].items()
         },
@@ -239,11 +239,7 @@ def print_margins(results: dict[str, Any]) -> None:
     width = max(len(title), *(len(name) for name, _, _ in rows))
     print(f"\n{title:<{width}}" + "".join(f"{TITLES[name]:>24}" for name in NAMES))
     for name, row, between in rows:
-        cells = [
-            f"{100 * (results['after'][m] - row[m]):+.2f}"
-            f" [{100 * between[m][0]:+.2f}, {100 * between[m][1]:+.2f}]"
-            for m in NAMES
-        ]
+        cells = [scoring.in_points((results["after"][m] - row[m], *between[m])) for m in NAMES]
         print(f"{name:<{width}}" + "".join(f"{cell:>24}" for cell in cells))
 
 
@@ -421,8 +417,7 @@ def apply(
 ) -> None:
     """The evaluation itself; nobody else writes into the output folder meanwhile."""
     cache = load_cache(cfg.cache / cfg.split)
-    trained = Origin(policy.signal, policy.info.get("trained_on") or {})
-    notes = held_against(str(path), trained, cache, cfg.other_classes, policy.network.window)
+    notes = held_against(str(path), policy.origin, cache, cfg.other_classes, policy.network.window)
     seen = runfolder.trained_on(policy.seen, cache, path)
     if not cache.present.any():
         raise InputError(f"{cache.folder}: no clip has an event, so there is nothing to evaluate")

@@ -15,9 +15,7 @@ Shapes: S samples, T frames of a pair, N frames of all pairs together, P pairs, 
 The formulas are in sed/signals.py.
 """
 
-import csv
 import hashlib
-import io
 import json
 import os
 import shutil
@@ -56,7 +54,6 @@ from core.stored import (
     is_text,
     read_json,
     read_npz,
-    read_text,
     write_json,
 )
 from scores import corpora, crnn, score_files
@@ -86,6 +83,7 @@ from sed.labels import (
     find_audio,
     fit_events,
     read_rows,
+    records,
     say_asides,
     say_left_out,
     write_asides,
@@ -406,9 +404,6 @@ def check_sources(cache: Path, task: Task) -> None:
     """
     found = known_manifest(cache / task.split)
     theirs, home = found.get("sources"), found.get("home", str(cache.resolve()))
-    if found and theirs is None:  # an older version noted these two only
-        scores = (found.get("scores") or {}).get("folder")
-        theirs = {"audio": found.get("audio"), "scores": scores and str(Path(scores).resolve())}
     for name, path in task.sources.items():
         old = (theirs or {}).get(name, path)
         moved = old and path and os.path.relpath(old, home) == os.path.relpath(path, cache)
@@ -739,7 +734,7 @@ def bank_folds(corpus: Path, split: str) -> dict[str, str]:
     listing = corpus / "clips.tsv"
     if not listing.is_file():
         return {}
-    rows = csv.DictReader(io.StringIO(read_text(listing)), delimiter="\t")
+    rows = records(listing)
     mine = [row for row in rows if row.get("split") == split and row.get("fold")]
     return {row["filename"]: row["fold"] for row in mine}
 

@@ -48,16 +48,18 @@ from figures.plotting import (
     COLOURS,
     MOST_CLASSES,
     PAGE,
-    STYLE,
     TEXT,
     bars,
     draw_curves,
+    each_figure,
     legend,
     look,
     page,
     percent,
     points,
+    row_value,
     save,
+    scale,
     time_axis,
     tone,
     unit_axis,
@@ -80,7 +82,7 @@ from sed.audio import read_audio
 from sed.caches import load_cache
 from sed.labels import find_audio
 from sed.matching import Match
-from sed.metrics import DRAWS, NAMES, count_pairs, scores_of
+from sed.metrics import DRAWS, NAMES
 
 if TYPE_CHECKING:  # matplotlib is imported where a figure is drawn: it builds a font cache
     from matplotlib.axes import Axes
@@ -120,10 +122,7 @@ def focus_pair(data: Evaluated) -> tuple[int, str]:
     """The pair whose F1 rose most, among those that are on in a part of the clip only; and what is
     to be said of this choice."""
     offsets = data.cache.offsets
-    before, after = (
-        scores_of(count_pairs(on, data.cache.label, offsets))["f1"]
-        for on in (data.before, data.after)
-    )
+    before, after = (data.scores(on)["f1"] for on in (data.before, data.after))
     share = np.add.reduceat(data.cache.label.astype(float), offsets[:-1]) / np.diff(offsets)
     partly = (share > 0) & (share < 1)
     index = int(np.argmax(np.where(partly | ~partly.any(), after - before, -np.inf)))
@@ -166,7 +165,7 @@ def draw_thresholds(view: View, results: dict[str, Any], why: str) -> "Figure":
     levels = constant_thresholds(results, view.pair.event_label)
     for (name, threshold), curve, row in zip(levels, axes[::2, 0], axes[1::2, 0], strict=True):
         found = view.signals["d_adj"] > threshold
-        f1 = scores_of(count_pairs(found, view.label, np.array([0, len(found)])))["f1"][0]
+        f1 = view.scores(found)["f1"]
         curve.set_title(f"{name}, {threshold:.3g}: frame F1 {percent(f1)}")
         curve.plot(view.centres, view.signals["d_adj"], **look("d_adj", "Frame-level score D_adj"))
         curve.axhline(threshold, **look("constant", "Constant threshold"))
@@ -313,8 +312,8 @@ def draw_decisions(view: View, why: str) -> "Figure":
     figure, axes = page(titled("Decisions over ground truth", view, why), 2, sharex=True)
     rows = [("Base decision", view.before, "t_base"), ("DQN decision", view.after, "t_adj")]
     for ax, (text, on, colour) in zip(axes[:, 0], rows, strict=True):
-        scores = scores_of(count_pairs(on, view.label, np.array([0, len(on)])))
-        ax.set_title(f"{text}: " + ", ".join(f"{TEXT[n]} {percent(scores[n][0])}" for n in NAMES))
+        scores = view.scores(on)
+        ax.set_title(f"{text}: " + ", ".join(f"{TEXT[n]} {percent(scores[n])}" for n in NAMES))
         ax.stairs(view.label, view.edges, fill=True, alpha=0.6, **look("label"))
         ax.stairs(on, view.edges, linewidth=2.5, **look(colour, text))
         ax.set_yticks([0, 1], ["off", "on"])
@@ -555,10 +554,7 @@ def draw_before_after(results: dict[str, Any], threshold: bool = True) -> "Figur
         f"\n({DRAWS:,} bootstraps of clips) covers 0."
     )
     table.text(0, 0.05, text.format(pairs, *counts), linespacing=1.6)
-    for x, values, colour, text in (
-        (-0.2, before, "t_base", was),
-        (0.2, after, "t_adj", now),
-    ):
+    for x, values, colour, text in ((-0.2, before, "t_base", was), (0.2, after, "t_adj", now)):
         place, height = np.arange(len(NAMES)) + x, [100 * values[name] for name in NAMES]
         ax.bar_label(ax.bar(place, height, 0.38, **look(colour, text)), fmt="%.1f", padding=2)
     for x, name in enumerate(NAMES):
@@ -632,11 +628,8 @@ def draw_yardsticks(results: dict[str, Any], threshold: bool = True) -> "Figure"
     reaches its line, the two cannot be told apart.
     """
     base = {"name": "Before: Base_T", "kind": "base", "interval": results["interval"]}
-    ours = {
-        "name": "After: DQN_T" if threshold else "After: DQN",
-        "kind": "policy",
-        "interval": None,
-    }
+    name = "After: DQN_T" if threshold else "After: DQN"
+    ours = {"name": name, "kind": "policy", "interval": None}
     rows = [base | results["before"], ours | results["after"], *results["yardsticks"]]
     rows.sort(key=lambda row: -row["f1"])
     title = (
@@ -677,31 +670,17 @@ def draw_yardstick(ax: "Axes", rows: list[dict[str, Any]], metric: str, ours: fl
         for row in rows
     ]
     near = [span for span, row in zip(spans, rows, strict=True) if row["name"] not in NOT_BASELINES]
-    first, last = 100 * np.min(near), 100 * np.max(near)
-    margin = 0.05 * max(last - first, 1)
-    ax.set_xlim(first - margin, last + margin)
+    scale(ax, near)
     ax.axvline(100 * ours, linestyle=":", **look("t_adj", "Level of the DQN"))
     for i, (row, span) in enumerate(zip(rows, spans, strict=True)):
-        if i % 2:
-            ax.axhspan(-i - 0.5, -i + 0.5, color="#f4f6f9", lw=0, zorder=0)
         colour, text = YARDSTICKS[row["kind"]]
-        value = 100 * row[metric]
-        place = {"transform": ax.get_yaxis_transform(), "va": "center", "fontsize": 11}
-        weight = "bold" if row["kind"] in ("base", "policy") else "normal"
-        ax.text(1.02, -i, f"{value:.1f}", weight=weight, **place)
-        if not first - margin <= value <= last + margin:
-            side = {"ha": "left"} if value < first else {"ha": "right"}
-            said = "◂ off the scale" if value < first else "off the scale ▸"
-            ax.text(
-                0.01 if value < first else 0.99, -i, said, color=COLOURS[colour], **side, **place
-            )
+        value, bold = 100 * row[metric], row["kind"] in ("base", "policy")
+        if not row_value(ax, i, value, f"{value:.1f}", bold, COLOURS[colour]):
             continue
         ax.plot(100 * span, [-i, -i], color=COLOURS[colour])
         ax.plot([value], [-i], "o", markersize=8, **look(colour, text))
     ax.set_title(TEXT[metric])
     ax.set_xlabel("Mean over pairs (%)")
-    ax.grid(axis="y", visible=False)
-    ax.tick_params(left=False)
 
 
 def draw_per_class(results: dict[str, Any]) -> "Figure":
@@ -784,8 +763,6 @@ def safe(text: str) -> str:
 
 def figures(cfg: VisualizeConfig) -> Iterator[tuple[str, "Figure | str"]]:
     """(file name, figure); a text says why a figure is left out."""
-    import matplotlib
-
     data, prefix = load_evaluated(cfg), ""
     for note in data.results.get("notes", []):  # older results have none
         print(f"note: {note}")
@@ -801,10 +778,7 @@ def figures(cfg: VisualizeConfig) -> Iterator[tuple[str, "Figure | str"]]:
         )
         drawings = pair_drawings(data, index, own)
         prefix = f"pair-{safe(Path(cfg.clip).stem)}-{safe(cfg.event_label)}-"
-    for name, draw in drawings.items():
-        with matplotlib.rc_context(STYLE):  # not around the yield: the caller's style is its own
-            figure = draw()
-        yield f"{prefix}{name}.png", figure
+    yield from each_figure(drawings, prefix)
 
 
 def write_figures(

@@ -37,8 +37,10 @@ sys.path.insert(0, str(ROOT / "tests"))
 import gymnasium  # noqa: E402
 from corpora import write_cache  # noqa: E402
 
+from benchmarks.speed import text  # noqa: E402
 from config import TrainConfig  # noqa: E402
 from core.command import plain_words, run_main  # noqa: E402
+from core.names import markdown_table  # noqa: E402
 from DQN import Trainer  # noqa: E402
 from policy.apply import greedy_actions  # noqa: E402
 from policy.bandit import decide, thresholds, to_device  # noqa: E402
@@ -73,12 +75,6 @@ class Reached(NamedTuple):
         return self.frames / self.seconds
 
 
-def text(values: list[float], form: str) -> str:
-    """Median and range."""
-    middle, low, high = statistics.median(values), min(values), max(values)
-    return f"{middle:{form}} ({low:{form}} to {high:{form}})"
-
-
 # ---------------------------------------------------------------------------- environments alone
 
 
@@ -109,8 +105,7 @@ def environments(cache: Cache, repeats: int) -> None:
         (f"gymnasium's SyncVectorEnv of {LANES}", lambda: vector(many)),
         (f"ThresholdVectorEnv of {LANES}", lambda: vector(lanes)),
     ]
-    print("| environment alone | frames per CPU second | ratio |\n|---|---|---|")
-    first = 0.0
+    first, lines = 0.0, []
     for name, work in rows:
         work()  # warm-up
         rates = []
@@ -119,7 +114,10 @@ def environments(cache: Cache, repeats: int) -> None:
             work()
             rates.append(ENV_FRAMES / (time.process_time() - began))
         first = first or statistics.median(rates)
-        print(f"| {name} | {text(rates, ',.0f')} | {statistics.median(rates) / first:.1f} |")
+        ratio = statistics.median(rates) / first
+        lines.append([name, text(rates), f"{ratio:.1f}"])
+    header = ["environment alone", "frames per CPU second", "ratio"]
+    print(*markdown_table(header, lines), sep="\n")
 
 
 # ---------------------------------------------------------------------------- training
@@ -188,9 +186,9 @@ def training(train: Cache, validation: Cache, seeds: int) -> None:
             found[name].append(row)
             print(f"seed {seed}, {name}: {row.rate:.0f} frames per CPU second", file=sys.stderr)
     reward, f1 = judge(None, validation)
-    columns = ["training", "frames per CPU second", "ratio", "gradient steps", "CPU ms for each"]
-    print(f"\n| {' | '.join([*columns, 'mean reward', 'F1'])} |\n" + 7 * "|---" + "|")
-    print(f"| always 0.0 | | | | | {reward:.4f} | {100 * f1:.2f} |")
+    header = ["training", "frames per CPU second", "ratio", "gradient steps", "CPU ms for each"]
+    header += ["mean reward", "F1"]
+    lines = [["always 0.0", "", "", "", "", f"{reward:.4f}", f"{100 * f1:.2f}"]]
     first = statistics.median(row.rate for row in found["DQN.py"])
     for name, rows in found.items():
         ratio = statistics.median(row.rate for row in rows) / first
@@ -201,7 +199,8 @@ def training(train: Cache, validation: Cache, seeds: int) -> None:
         ]
         cells += [text([row.reward for row in rows], ".4f")]
         cells += [text([100 * row.f1 for row in rows], ".2f")]
-        print("| " + " | ".join(cells) + " |")
+        lines.append(cells)
+    print("", *markdown_table(header, lines), sep="\n")
 
 
 def main(args: list[str]) -> None:

@@ -21,38 +21,30 @@ clip is asked for all of so many classes; those that are absent have low, plain 
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from scipy.ndimage import gaussian_filter1d
-from tqdm import tqdm
 
 from config import Signal
 from core.command import run_script
 from core.files import keep_apart, new_folder
-from core.processes import num_workers, process_pool
+from core.processes import num_workers
 from core.settings import Checked, number, to_dict
 from core.stored import file_sha256, write_json
 from preprocess import CLIPS_PER_SHARD
+from scores.corpora import in_parallel
+from scores.synthesiser import HABITS
 from sed.caches import CACHE, FORMAT, ClipRecord, Pair, config_key_of, write_shard
 from sed.labels import read_labels
 from sed.signals import VERSION as FORMULAS
 from sed.signals import compute_signals, min_max
 from sed.timeline import Event, classes_of, frame_edges, label_frames
 
-CLASSES = (
-    "Alarm_bell_ringing",
-    "Blender",
-    "Cat",
-    "Dishes",
-    "Dog",
-    "Electric_shaver_toothbrush",
-    "Frying",
-    "Running_water",
-    "Speech",
-    "Vacuum_cleaner",
-)
-STEADY = {"Blender", "Electric_shaver_toothbrush", "Frying", "Running_water", "Vacuum_cleaner"}
+CLASSES = tuple(HABITS)
+STEADY = {name for name, habit in HABITS.items() if habit.full}  # they often fill the clip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,25 +89,18 @@ def timelines(
     labels: tuple[Path, ...], pairs: int, clip_s: float, seed: int
 ) -> Iterator[tuple[str, list[Event]]]:
     """Clips with events, real ones first, until they hold `pairs` pairs; the last may be cut."""
-    rng = np.random.default_rng([seed, pairs])
-    left = pairs
-    for i, path in enumerate(labels):
-        for name, events in read_labels(path).items():
-            inside = [
-                Event(event.onset, min(event.offset, clip_s), event.event_label)
-                for event in events
-                if event.onset < clip_s
-            ]
-            wanted = classes_of({name: inside})[:left]
-            if wanted:
-                yield f"{i}/{name}", [event for event in inside if event.event_label in wanted]
-            left -= len(wanted)
-            if not left:
-                return
-    for clip in itertools.count():
-        events = random_events(rng, clip_s)
-        wanted = classes_of({"": events})[:left]
-        yield f"random-{clip:05d}.wav", [e for e in events if e.event_label in wanted]
+    rng, left = np.random.default_rng([seed, pairs]), pairs
+    given = (
+        (f"{i}/{name}", [e._replace(offset=min(e.offset, clip_s)) for e in events])
+        for i, path in enumerate(labels)
+        for name, events in read_labels(path).items()
+    )
+    random = ((f"random-{i:05d}.wav", random_events(rng, clip_s)) for i in itertools.count())
+    for name, events in itertools.chain(given, random):
+        inside = [event for event in events if event.onset < clip_s]
+        wanted = classes_of({name: inside})[:left]
+        if wanted:
+            yield name, [event for event in inside if event.event_label in wanted]
         left -= len(wanted)
         if not left:
             return
@@ -139,78 +124,61 @@ def absent_pair(rng: np.random.Generator, frames: int) -> dict[str, np.ndarray]:
     return signals | {"t_base": low + np.float32(0.1), "binary": np.zeros_like(low)}
 
 
-def simulate_shard(
-    path: Path,
-    clips: list[tuple[str, list[Event]]],
-    classes: list[str],
-    frames: int,
-    frame_s: float,
-    seed: tuple[int, ...],
-    every: bool = False,
-) -> dict:
-    """Write a shard of clips, of present pairs or of `every` class; its entry in the manifest."""
-    rng, signal = np.random.default_rng(seed), Signal()
-    edges = frame_edges(frames, frame_s)
+class ShardJob(NamedTuple):
+    """A shard to write: its file, clips with their events, seed of its signals."""
+
+    path: Path
+    clips: list[tuple[str, list[Event]]]
+    seed: tuple[int, ...]
+
+
+def simulate_shard(job: ShardJob, classes: list[str], cfg: SimulateConfig) -> dict:
+    """Write a shard, of present pairs or of every class; its entry in the manifest."""
+    rng, signal = np.random.default_rng(job.seed), Signal()
+    edges = frame_edges(cfg.frames, cfg.frame_s)
     values, labels, pairs, records = [], [], [], []
-    for name, events in clips:
-        tag, present = (
-            [float(x) for x in rng.uniform(0, 0.3, len(classes))],
-            classes_of({"": events}),
-        )
-        for event_label in classes if every else present:
+    for name, events in job.clips:
+        tag = [float(x) for x in rng.uniform(0, 0.3, len(classes))]
+        present = classes_of({"": events})
+        for event_label in classes if cfg.classes else present:
             label = label_frames(events, event_label, edges)
             if event_label in present:
-                found = simulate_pair(rng, label, frame_s, signal)
+                found = simulate_pair(rng, label, cfg.frame_s, signal)
             else:
-                found = absent_pair(rng, frames)
+                found = absent_pair(rng, cfg.frames)
             tag[classes.index(event_label)] = float(found["d_raw"].max())
             values.append(found)
             labels.append(label)
-            pairs.append(Pair(name, event_label, frames, frame_s))
+            pairs.append(Pair(name, event_label, cfg.frames, cfg.frame_s))
         records.append(ClipRecord(name, float(edges[-1]), events, tag))
-    write_shard(path, values, labels)
-    entry = {"file": path.name, "sha256": file_sha256(path), "inputs": "simulated", "failed": []}
-    return entry | {"notices": {}, "pairs": pairs, "clips": records}
+    write_shard(job.path, values, labels)
+    entry = {"file": job.path.name, "sha256": file_sha256(job.path), "inputs": "simulated"}
+    return entry | {"failed": [], "notices": {}, "pairs": pairs, "clips": records}
 
 
-def made_shards(jobs: list[tuple], workers: int) -> Iterator[dict]:
-    """Entries of the manifest in order; one worker stays in this process and saves its start."""
-    if workers == 1 or len(jobs) == 1:
-        yield from itertools.starmap(simulate_shard, jobs)
-        return
-    with process_pool(min(workers, len(jobs))) as pool:
-        yield from (future.result() for future in [pool.submit(simulate_shard, *j) for j in jobs])
-
-
-def simulate_split(
-    folder: Path,
-    split: str,
-    labels: tuple[Path, ...],
-    pairs: int,
-    cfg: SimulateConfig,
-) -> None:
+def simulate_split(split: str, labels: tuple[Path, ...], pairs: int, cfg: SimulateConfig) -> None:
     """Write one split, a shard at a time, and put it in place whole."""
+    folder = cfg.out / split
     clips = list(timelines(labels, pairs, cfg.frames * cfg.frame_s, cfg.seed))
     classes = sorted({*CLASSES, *classes_of(dict(clips))})
-    every = cfg.classes is not None
     classes += [f"absent_{i:04}" for i in range(len(classes), cfg.classes or 0)]
-    keep_apart(folder / split, labels, replaced=True)
-    with new_folder(folder / split, CACHE) as partial:
-        starts = range(0, len(clips), CLIPS_PER_SHARD)
+    keep_apart(folder, labels, replaced=True)
+    with new_folder(folder, CACHE) as partial_folder:
         jobs = []
-        for i, start in enumerate(starts):
-            some = clips[start : start + CLIPS_PER_SHARD]
-            path = partial / f"shard-{i:05d}.npz"
-            seed = (cfg.seed, pairs, i)
-            jobs.append((path, some, classes, cfg.frames, cfg.frame_s, seed, every))
-        bar = tqdm(made_shards(jobs, num_workers(cfg.workers)), total=len(jobs), unit="shard")
-        bar.set_description(f"Simulating {split}")
-        entries = list(bar)
+        for i, start in enumerate(range(0, len(clips), CLIPS_PER_SHARD)):
+            path, some = (
+                partial_folder / f"shard-{i:05d}.npz",
+                clips[start : start + CLIPS_PER_SHARD],
+            )
+            jobs.append(ShardJob(path, some, (cfg.seed, pairs, i)))
+        work = partial(simulate_shard, classes=classes, cfg=cfg)
+        workers = min(num_workers(cfg.workers), len(jobs))
+        entries = in_parallel(work, jobs, workers, f"Simulating {split}")
         signal = to_dict(Signal())
         manifest = {
             "format": FORMAT,
             "split": split,
-            "queries": "all" if every else "present",
+            "queries": "all" if cfg.classes else "present",
             "classes": classes,
             "key": config_key_of(signal, entries),
             "signal": signal,
@@ -221,16 +189,16 @@ def simulate_split(
             "versions": {"numpy": np.__version__},
             "shards": entries,
         }
-        write_json(partial / "manifest.json", manifest)
+        write_json(partial_folder / "manifest.json", manifest)
     count = sum(len(entry["pairs"]) for entry in entries)
-    print(f"{folder / split}: {len(clips):,} clips, {count:,} pairs of {cfg.frames} frames")
+    print(f"{folder}: {len(clips):,} clips, {count:,} pairs of {cfg.frames} frames")
 
 
 def main(cfg: SimulateConfig) -> None:
     """Write both splits."""
-    simulate_split(cfg.out, "train", cfg.train_labels, cfg.train_pairs, cfg)
+    simulate_split("train", cfg.train_labels, cfg.train_pairs, cfg)
     if cfg.validation_pairs:
-        simulate_split(cfg.out, "validation", cfg.validation_labels, cfg.validation_pairs, cfg)
+        simulate_split("validation", cfg.validation_labels, cfg.validation_pairs, cfg)
 
 
 if __name__ == "__main__":

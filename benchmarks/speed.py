@@ -9,7 +9,7 @@ Writes: <out>/speed.md, <out>/speed.json, <out>/demo/: corpus, cache and policy 
 
 The first six sections are what people wait for; but for `events` they run the scripts themselves,
 in processes of their own. `issue:` stands before what they took before they were made faster. The
-naive version is `benchmarks/naive.py`: one pair, one frame at a time, the same network, at the
+naive version is naive.py: one pair, one frame at a time, the same network, at the
 thread count that suits it best. Both sides run in turns; a figure is the median of the repeats with
 the range behind it, and a ratio is the median of the repeats' own ratios. What takes hours is
 measured in slices of `--slice-s` seconds and extrapolated; the table says so. Read CPU seconds and
@@ -35,13 +35,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import soundfile
 import torch
-from torch import nn
 
 from benchmarks import naive, simulate_cache
 from config import Bandit, Learning, Network, TrainConfig
 from core.command import run_script
 from core.errors import InputError
 from core.files import Kind, keep_apart, own_folder, write_text
+from core.names import markdown_table
 from core.processes import num_cores
 from core.ranks import ALONE, Ranks, pick_device, together
 from core.settings import Checked, number
@@ -230,16 +230,6 @@ def sharp(bandit: Bandit, network: Network) -> QNetwork:
     return found.eval()
 
 
-def plain(network: QNetwork) -> QNetwork:
-    """The same network with PyTorch's own GRU: what a straightforward version would train."""
-    own = network.gru
-    network.gru = nn.GRU(
-        own.input_size, own.hidden_size, own.num_layers, batch_first=True, bidirectional=True
-    )
-    network.gru.load_state_dict(own.state_dict())
-    return network
-
-
 def naive_training(cache: Cache, network: QNetwork, epsilon: float) -> Iterator[int]:
     """The naive version in the middle of its training, replay above its start."""
     bandit = Bandit()
@@ -332,7 +322,7 @@ def training(cfg: SpeedConfig) -> list[Row]:
     """Training over the epsilon schedule, one and two processes, and the gradient step alone."""
     cache, slow, fast, wide, double = load_cache(cfg.cache / "train"), [], [], [], []
     seconds, cores = cfg.seconds / len(EPSILONS), num_cores()
-    make = lambda e: naive_training(cache, plain(sharp(Bandit(), cfg.network)), e)  # noqa: E731
+    make = lambda e: naive_training(cache, sharp(Bandit(), cfg.network), e)  # noqa: E731
     count = best_threads(lambda: make(0.525), cfg.seconds)
     for _ in range(cfg.times):
         with threads(count):
@@ -421,20 +411,7 @@ def gpu(cfg: SpeedConfig) -> list[Row]:
         what = f"{name}: training 28,592 episodes, min, {steps}"
         what += f" ({1000 * each:.2f} ms a tick and step, extrapolated)"
         rows.append(row("gpu", what, minutes, "<= 15 min" if steps == "graphs" else ""))
-        if steps != "plain":
-            save_profile(cfg, trainer, steps)
     return rows
-
-
-def save_profile(cfg: SpeedConfig, trainer: Trainer, steps: str) -> None:
-    """What bounds it: the kernels of 20 ticks by device time."""
-    kinds = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
-    with torch.profiler.profile(activities=kinds) as found:
-        for _ in range(20):
-            trainer.tick()
-        wait(trainer.device)
-    table = found.key_averages().table(sort_by="self_cuda_time_total", row_limit=25)
-    write_text(cfg.out / f"profile-{steps}.txt", table + "\n")
 
 
 # ---------------------------------------------------------------------------- where people wait
@@ -777,20 +754,10 @@ def serve(cfg: SpeedConfig) -> None:
 
 def markdown(rows: list[Row]) -> str:
     """The table."""
-    lines = ["| section | what | before | now | value | needed | |", "|---" * 7 + "|"]
-    for one in rows:
-        verdict = "" if one.met is None else "yes" if one.met else "NO"
-        cells = [
-            one.section,
-            one.what,
-            one.before,
-            one.now,
-            f"{one.value:,.2f}",
-            one.need,
-            verdict,
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+    header = ["section", "what", "before", "now", "value", "needed", ""]
+    met = {None: "", True: "yes", False: "NO"}
+    cells = ([*one[:4], f"{one.value:,.2f}", one.need, met[one.met]] for one in rows)
+    return "\n".join(markdown_table(header, cells))
 
 
 def machine() -> str:

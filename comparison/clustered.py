@@ -21,8 +21,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
-from comparison.scoring import interval, word
-from sed.metrics import DRAWS
+from comparison.scoring import word
+from sed.metrics import DRAWS, interval
 
 Weigh = Callable[[np.ndarray], np.ndarray]  # names of clips (C,) -> weights (D, C)
 

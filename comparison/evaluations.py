@@ -27,11 +27,11 @@ from core.stored import (
 from policy import event_policy
 from sed.caches import Cache, Pair, load_cache
 from sed.matching import ENDS, Match, match_events
-from sed.metrics import NAMES, bootstrap_mean
+from sed.metrics import NAMES, bootstrap_mean, count_pairs, mean_over_pairs, scores_of
 from sed.timeline import Event, frame_centres, frames_to_events
 
 
-def interval(
+def gain_interval(
     cache: Cache,
     ours: dict[str, np.ndarray],
     theirs: dict[str, np.ndarray],
@@ -67,6 +67,10 @@ class Evaluated(NamedTuple):
     after: np.ndarray
     boxes: dict[int, list[dict[str, Any]]] | None = None
 
+    def scores(self, on: np.ndarray) -> dict[str, np.ndarray]:
+        """Accuracy, IoU and F1 (P,) of decisions (N,)."""
+        return scores_of(count_pairs(on, self.cache.label, self.cache.offsets))
+
 
 class View(NamedTuple):
     """One pair: its clock in seconds and its signals; arrays (T,), `edges` (T + 1,)."""
@@ -84,38 +88,36 @@ class View(NamedTuple):
         """`label in clip`, short enough for a title."""
         return f"{short(self.pair.event_label, 32)} in {short(self.pair.filename, 44)}"
 
+    def scores(self, on: np.ndarray) -> dict[str, float]:
+        """Accuracy, IoU and F1 of decisions (T,)."""
+        return mean_over_pairs(count_pairs(on, self.label, np.array([0, len(on)])))
+
     def events(self, on: np.ndarray) -> list[Event]:
         """Runs of true frames (T,) in seconds."""
         return frames_to_events(on, self.pair.event_label, self.edges)
 
 
-NEEDED = {"split", "cache_key", "num_pairs", "num_frames", "before", "after", "per_class"}
-NEEDED |= {"yardsticks", "fixed_frames", "broken_frames", "interval", "num_clips", "ends"}
-NEEDED |= {"verdict", "pooled", "threshold_selection"}
 SHARES = dict.fromkeys(NAMES, is_share)
 BOTH = {"before": SHARES, "after": SHARES}
 FORMS = {
     **BOTH,
     "split": lambda value: is_text(value) and value == Path(value).name,
-    **dict.fromkeys(("cache_key", "checkpoint"), is_text),
-    **dict.fromkeys(("num_pairs", "num_frames", "present_pairs", "present_frames"), is_count),
+    **dict.fromkeys(("cache_key", "decisions", "verdict"), is_text),
+    **dict.fromkeys(("num_clips", "num_pairs", "num_frames"), is_count),
     **dict.fromkeys(("fixed_frames", "broken_frames"), is_count),
     "per_class": Each({"pairs": is_count, **BOTH}),
     "yardsticks": [{"name": is_text, **SHARES}],
     "pooled": BOTH,
-    "gain": Each(is_number),
     "interval": Each((is_number, is_number)),
     "threshold_selection": {"accuracy": maybe(is_share), "frames": is_count},
-    "decisions": is_text,
-    "num_clips": is_count,
-    "verdict": is_text,
-    "notes": [is_text],
     "ends": {"before": Each({"events": is_count}), "after": Each({"events": is_count})},
 }
-# Keys of results.json of the versions that wrote no checksum.
-UNSEALED = FORMS.keys() - {"decisions", "num_clips", "verdict", "notes", "ends"}
-UNSEALED |= {"cache", "policy", "queries", "deciding_seconds", "processes", "batch", "all_pairs"}
-UNSEALED |= {"gate", "onsets"}
+OPTIONAL = {
+    "checkpoint": is_text,
+    **dict.fromkeys(("present_pairs", "present_frames"), is_count),
+    "gain": Each(is_number),
+    "notes": [is_text],
+}
 
 
 def load_evaluated(cfg: VisualizeConfig) -> Evaluated:
@@ -125,11 +127,11 @@ def load_evaluated(cfg: VisualizeConfig) -> Evaluated:
     """
     cure = f"run: python evaluate.py --run {cfg.run} --cache {cfg.cache}"
     where, path = cfg.run / "results.json", cfg.run / "decisions.npz"
-    results = read_json(where, cure, UNSEALED)
-    if missing := sorted(NEEDED - set(results)):
+    results = read_json(where, cure, ())
+    if missing := sorted(FORMS.keys() - results.keys()):
         raise InputError(f"{where}: no {', '.join(missing)}; {cure}")
     try:
-        check_form(results, {name: FORMS[name] for name in FORMS if name in results})
+        check_form(results, FORMS | {k: form for k, form in OPTIONAL.items() if k in results})
     except ValueError as error:
         raise InputError(f"{where}: damaged ({error}); {cure}") from None
     if not path.exists():
@@ -144,25 +146,13 @@ def load_evaluated(cfg: VisualizeConfig) -> Evaluated:
     forms = {"action": ("i", size), "t_adj": ("f", size), "binary": ("ub", size)}
     forms |= event_policy.FORMS
     arrays = read_npz(path, forms, cure, ("action", "t_adj", *event_policy.FORMS))
-    t_adj, after, before = arrays.get("t_adj"), arrays["binary"] > 0, cache.base
-    if "decisions" not in results:  # those of older versions do not say what they are about
-        if t_adj is None:
-            raise InputError(f"{path}: damaged (no t_adj); {cure}")
-    elif results["decisions"] != digest_of(arrays):
+    if results.get("decisions") != digest_of(arrays):
         raise InputError(f"{path}: not the decisions of {where}; {cure}")
     try:
         boxes = boxes_of_pairs(arrays, cache) if "box_pair" in arrays else None
     except (KeyError, ValueError) as error:
         raise InputError(f"{path}: damaged ({error}); {cure}") from None
-    heard = cache.present[cache.frames_of_pair] | (cache.queries == "present")
-    changed = [(after == truth) & (before != after) for truth in (cache.label, ~cache.label)]
-    counts = [int((some & heard).sum()) for some in changed]
-    fits = counts == [results["fixed_frames"], results["broken_frames"]]
-    if t_adj is not None:
-        fits &= not ((cache.signals["prob"] > t_adj) != after).any() and _are_shares(t_adj)
-    if not fits:
-        raise InputError(f"{path}: does not fit {where}; {cure}")
-    return Evaluated(cache, results, t_adj, before, after, boxes)
+    return Evaluated(cache, results, arrays.get("t_adj"), cache.base, arrays["binary"] > 0, boxes)
 
 
 def boxes_of_pairs(arrays: dict[str, np.ndarray], cache: Cache) -> dict[int, list[dict[str, Any]]]:
@@ -177,10 +167,6 @@ def boxes_of_pairs(arrays: dict[str, np.ndarray], cache: Cache) -> dict[int, lis
         row = {"onset": onset, "offset": offset, "confidence": sure, "chosen": chosen}
         found.setdefault(pair, []).append(row | {"values": asked})
     return found
-
-
-def _are_shares(values: np.ndarray) -> bool:
-    return bool(((values >= 0) & (values <= 1)).all())  # NaN is neither
 
 
 def view_of(data: Evaluated, index: int) -> View:

@@ -19,7 +19,7 @@ import csv
 import hashlib
 import io
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
 from functools import partial
@@ -46,11 +46,11 @@ from sed.caches import Cache
 from sed.event_metrics import EventCounts, ScoredEvent, averages
 from sed.matching import end_errors, match_events
 from sed.metrics import (
-    SHARE,
     Counts,
     bootstrap_weights,
     count_pairs,
     f1_score,
+    interval,
     macro_average,
     mean_over_pairs,
     over_all_pairs,
@@ -152,11 +152,6 @@ class Resampler:
         return np.stack([macro, micro, alarms / np.maximum(absent, 1)], axis=1)
 
 
-def interval(draws: np.ndarray) -> np.ndarray:
-    """95 % interval (2, M) of draws (D, M)."""
-    return np.quantile(draws, [(1 - SHARE) / 2, (1 + SHARE) / 2], axis=0)
-
-
 # ---------------------------------------------------------------------------- event metrics
 
 
@@ -179,7 +174,7 @@ def clip_scores(cache: Cache, signal: np.ndarray) -> dict[str, ClipScores]:
 
 
 class EventTask(NamedTuple):
-    """What a process needs to score one member's events."""
+    """What a process needs to score one member's events, or the scores of a signal."""
 
     events: dict[str, list[Event]]
     scored: dict[str, list[ScoredEvent]] | dict[str, ClipScores] | None  # None: no PSDS
@@ -192,7 +187,7 @@ def event_row(task: EventTask) -> tuple[dict[str, float], dict[str, EventCounts]
     """Event-based metrics of one member, and what those with an interval are counted from."""
     given = (task.truth, task.durations, task.classes)
     counts = event_metrics.event_counts(task.events, *given)
-    row = {name: event_metrics.f1_of(each, task.classes).macro for name, each in counts.items()}
+    row = {name: event_metrics.macro_f1(each) for name, each in counts.items()}
     if task.scored is not None:
         row |= named(event_metrics.psds(task.scored, *given))
     return row, {name: counts[name] for name in DRAWN_FOR_EVENTS}
@@ -259,19 +254,9 @@ def score_events(
     return {system.name: [next(left) for _ in system.members] for system in systems}
 
 
-class ScoreTask(NamedTuple):
-    """What a process needs for the PSDS of one signal."""
-
-    name: str
-    scores: dict[str, ClipScores]
-    truth: dict[str, list[Event]]
-    durations: dict[str, float]
-    classes: list[str]
-
-
-def score_row(task: ScoreTask) -> dict[str, Any]:
+def score_row(task: EventTask) -> dict[str, float]:
     """PSDS 1 and 2 of one signal."""
-    return {"name": task.name} | named(event_metrics.psds(*task[1:]))
+    return named(event_metrics.psds(task.scored, task.truth, task.durations, task.classes))
 
 
 def raw_psds(
@@ -285,7 +270,6 @@ def raw_psds(
     normalised in each pair cannot be compared across clips: the appendix shows how little such a
     margin is worth as a score.
     """
-    truth, durations = cache.truth, cache.durations
     signals = [("raw scores", cache.signals["d_raw"])]
     for system in systems:
         rule = system.members[0].rule
@@ -297,11 +281,13 @@ def raw_psds(
         if system.kind == "policy" and threshold is not None and not system.gated:
             name = f"prob - threshold of {system.name}, first seed (appendix)"
             signals.append((name, home.signals["prob"] - threshold))
+    truth, durations = cache.truth, cache.durations
     tasks = (
-        ScoreTask(name, clip_scores(cache, signal), truth, durations, cache.classes)
-        for name, signal in signals
+        EventTask({}, clip_scores(cache, signal), truth, durations, cache.classes)
+        for _, signal in signals
     )
-    return score_all(score_row, tasks, len(signals), pool, "PSDS of scores")
+    rows = score_all(score_row, tasks, len(signals), pool, "PSDS of scores")
+    return [{"name": name} | row for (name, _), row in zip(signals, rows, strict=True)]
 
 
 # ---------------------------------------------------------------------------- the results
@@ -353,6 +339,12 @@ def in_the_noise(results: dict[str, Any], low: float, high: float) -> bool:
     return results["num_clips"] == 1 or low <= 0 <= high
 
 
+def in_points(change: Iterable[float]) -> str:
+    """A difference with its interval, in points."""
+    gain, low, high = (100 * value for value in change)
+    return f"{gain:+.2f} [{low:+.2f}, {high:+.2f}]"
+
+
 def judged(
     results: dict[str, Any], metric: str, other: str, value: float, change: list[float]
 ) -> str:
@@ -401,13 +393,13 @@ def in_each_column(
     """A system against the best baseline of each metric; a PSDS has no interval."""
     parts = []
     for metric, change in row["vs_best_of"].items():
-        other, gain = results["best_of"][metric], 100 * change[0]
+        other = results["best_of"][metric]
         said = f"{TITLES[metric]} {100 * row['mean'][metric]:.2f} against"
-        said += f" {100 * rows[other]['mean'][metric]:.2f} ({other}): {gain:+.2f}"
+        said += f" {100 * rows[other]['mean'][metric]:.2f} ({other}): "
         if len(change) == 3:
-            low, high = change[1:]
-            said += f" [{100 * low:+.2f}, {100 * high:+.2f}]"
-            said += ", within the noise" * in_the_noise(results, low, high)
+            said += in_points(change) + ", within the noise" * in_the_noise(results, *change[1:])
+        else:
+            said += f"{100 * change[0]:+.2f}"
         parts.append(said)
     return f"{row['name']} against the best baseline of each column: {'; '.join(parts)}."
 
@@ -628,9 +620,8 @@ def table_rows(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
             if other in (None, row["name"]):  # nothing to be held against
                 cells.append("")
                 continue
-            gain, low, high = (100 * x for x in row[key][decisive])
-            inside = " (within the noise)" * in_the_noise(results, low, high)
-            cells.append(f"{gain:+.2f} [{low:+.2f}, {high:+.2f}]{inside}")
+            inside = " (within the noise)" * in_the_noise(results, *row[key][decisive][1:])
+            cells.append(in_points(row[key][decisive]) + inside)
         cells += [value(name) for name in field]
         onset = row["ends"]["onset"]
         cells.append(f"{onset['median_ms']:.0f} ms" if onset["events"] else "")

@@ -36,7 +36,7 @@ from sed.labels import (
     say_asides,
     write_asides,
 )
-from sed.provenance import Origin, held_against, origin_of
+from sed.provenance import held_against, origin_of
 from sed.timeline import Event, frames_to_events, label_frames
 
 BASE, GATED = "T_base", "behind the gate"
@@ -173,9 +173,8 @@ def from_checkpoint(path: Path, cache: Cache, cfg: EvaluateConfig) -> tuple[str,
     bare = "config" not in runfolder.read_checkpoint(path)
     preset = cfg.preset if bare else ""  # by which a bare state dict was read
     system = load_policy(path, device, cfg.preset)
-    trained = Origin(system.signal, system.info.get("trained_on") or {})
-    window = system.network.window
-    notes = tuple(held_against(str(path), trained, cache, cfg.other_classes, window))
+    given = cache, cfg.other_classes, system.network.window
+    notes = tuple(held_against(str(path), system.origin, *given))
     runfolder.trained_on(system.seen, cache, path)
     kind = "supervised" if system.method in SUPERVISED else "policy"
     store = store_of(path, cache)

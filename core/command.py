@@ -337,7 +337,9 @@ def guarded(main: Callable[[], int | None], ends: bool) -> None:
     script = program()
 
     def fail(text: str, code: int = 2) -> None:
-        close_bars()
+        if "tqdm" in sys.modules:  # what is said stands on a line of its own
+            for bar in list(sys.modules["tqdm"].tqdm._instances):
+                bar.close()
         print(f"{script}: {text}", file=sys.stderr)
         sys.exit(code)
 
@@ -371,10 +373,3 @@ def guarded(main: Callable[[], int | None], ends: bool) -> None:
         fail(f"error: {text}; try {cure}")
     except KeyboardInterrupt:
         fail("interrupted", 130)
-
-
-def close_bars() -> None:
-    """End the line of every open progress bar: what is said next stands on one of its own."""
-    if "tqdm" in sys.modules:
-        for bar in list(sys.modules["tqdm"].tqdm._instances):
-            bar.close()

@@ -21,6 +21,7 @@ from typing import NamedTuple
 from filelock import LeaseSettingsMismatch, SoftFileLease, Timeout
 
 from core.errors import InputError, WriteError
+from core.processes import start_of
 
 # ---------------------------------------------------------------------------- one file
 
@@ -200,16 +201,6 @@ def made(folder: Path) -> Iterator[None]:
                 path.rmdir()
 
 
-def make_ours(folder: Path, *kinds: Kind) -> None:
-    """Give a folder that was found to be empty or ours its marker. Raises WriteError.
-
-    An empty one is of the first kind.
-    """
-    if kind_of(folder) is None:
-        known = [kind for kind in kinds if is_ours(folder, kind)]
-        mark(folder, (known or kinds)[0])
-
-
 def matching(folder: Path, patterns: Iterable[str]) -> tuple[list[Path], list[Path]]:
     """All files below a folder: those that one of the patterns names, and the others.
 
@@ -279,6 +270,8 @@ def _is_here(pid: int, host: str) -> bool:
     """Whether the holder of a lock is a process of this machine that is not dead."""
     if host.partition("?")[0] != socket.gethostname():  # behind ?: the container
         return False
+    if os.path.exists("/proc/self/stat"):
+        return start_of(pid) is not None
     if os.name == "nt":  # where signal 0 is Ctrl-C; the library looks by itself
         return True
     try:
@@ -287,8 +280,6 @@ def _is_here(pid: int, host: str) -> bool:
         return True
     except OSError:
         return False
-    with suppress(OSError):  # dead, but nobody has waited for it; elsewhere than on Linux unknown
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
     return True
 
 
@@ -346,7 +337,9 @@ def own_folder(folder: Path, *kinds: Kind, flag: str = "--out") -> Iterator[None
     new = not folder.exists()
     with made(folder):
         try:
-            make_ours(folder, *kinds)
+            if kind_of(folder) is None:  # an empty folder becomes one of the first kind
+                known = [kind for kind in kinds if is_ours(folder, kind)]
+                mark(folder, (known or kinds)[0])
             with lock(folder):
                 yield
         finally:

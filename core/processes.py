@@ -1,4 +1,4 @@
-"""Worker processes: how many, in which order their results come, and that they end with us."""
+"""Processes: how many, who lives, in which order results come, and that workers end with us."""
 
 import os
 import signal
@@ -6,10 +6,11 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from multiprocessing import active_children, get_context
+from pathlib import Path
 from typing import Any
 
 
@@ -25,6 +26,18 @@ def num_workers(workers: int | None) -> int:
     started on this machine."""
     together = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     return workers or max(1, num_cores() // together)
+
+
+def start_of(pid: int) -> int | None:
+    """When a process was started, in clock ticks since boot; None: no such process.
+
+    Pid and start together are never used twice, which the pid alone is (proc(5), field 22).
+    """
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in "ZX" else int(fields[19])  # Z: dead, not yet waited for
 
 
 ENDS_WITH_PARENT = "ENDS_WITH_PARENT"  # set for a script that another one starts; see `run_main`
@@ -80,9 +93,7 @@ def process_pool(
 WAITING = 4  # tasks a core that are handed to a pool before their turn
 
 
-def in_order(
-    pool: ProcessPoolExecutor, work: Callable[[Any], Any], tasks: Iterable[Any]
-) -> Iterator[Any]:
+def in_order(pool: Executor, work: Callable[[Any], Any], tasks: Iterable[Any]) -> Iterator[Any]:
     """`pool.map`, but tasks are made and results held a few at a time, however many there are."""
     waiting: deque[Future] = deque()
     for task in tasks:

@@ -81,9 +81,13 @@ def read_text(path: Path, cure: str = "") -> str:
                     raise InputError(f"{path} line {at}: longer than {MOST_LINE:,} bytes{cure}")
                 lines.append(line)
         text = b"".join(lines).decode("utf-8-sig")
+        if "\0" in text:
+            raise ValueError("UTF-16, or no text")
         return text.replace("\r\n", "\n").replace("\r", "\n")
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise InputError(f"{path}: cannot be read ({why(error)}){cure}") from None
+    except ValueError as error:
+        raise InputError(f"{path}: not UTF-8 ({why(error)}); save it as UTF-8{cure}") from None
 
 
 # ---------------------------------------------------------------------------- JSON
@@ -313,22 +317,21 @@ Shape = tuple[int | tuple[int, ...] | None, ...] | None
 
 def read_npz(
     path: Path,
-    forms: dict[str, tuple[str, Shape]] | None,
+    forms: dict[str, tuple[str, Shape]],
     cure: str,
     optional: Collection[str] = (),
 ) -> dict[str, np.ndarray]:
     """Arrays of an .npz file, checked against the file's own checksums.
 
-    `forms`: name -> (kinds of `dtype.kind`, shape) of those to read; None: all of any form.
-    InputError where one is missing (but not an `optional` one) or another, where the file is
-    damaged, or unpacks to more than is believable.
+    `forms`: name -> (kinds of `dtype.kind`, shape) of those to read. InputError where one is
+    missing (but not an `optional` one) or another, where the file is damaged, or unpacks to more
+    than is believable.
     """
     try:
         archive, members = open_npz(path, cure, forms)
         with archive:
             arrays = {}
-            every = {name: (member.dtype.kind, None) for name, member in members.items()}
-            for name, (kinds, shape) in (every if forms is None else forms).items():
+            for name, (kinds, shape) in forms.items():
                 if name not in members:
                     if name in optional:
                         continue

@@ -4,6 +4,7 @@ Reads:  files that torch.save wrote
 """
 
 import hashlib
+import os
 import zipfile
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -110,6 +111,15 @@ def with_digest(content: dict[str, Any]) -> dict[str, Any]:
     return content | {CHECKSUM: digest(content)}
 
 
+def write_checkpoint(path: Path, content: dict[str, Any], flush: bool = False) -> None:
+    """Write what `read_checkpoint` reads; `flush`: onto the disk, to outlast a power failure."""
+    with open(path, "wb") as stream:
+        torch.save(with_digest(content), stream)
+        if flush:
+            stream.flush()
+            os.fsync(stream.fileno())
+
+
 def read_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
     """A dictionary that `with_digest` has closed, without its digest, which is compared.
 
@@ -134,14 +144,8 @@ def read_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str,
     return content
 
 
-def fitted(make: Callable[[], NetworkT], weights: Any, path: Path) -> NetworkT:
-    """A network with the weights of a checkpoint, built once they are known to fit.
-
-    The sizes come from the file: a network of any size is compared without memory first. InputError
-    naming the file where the weights do not fit.
-    """
-    with torch.device("meta"):
-        expected = make().state_dict()
+def check_weights(expected: dict[str, torch.Tensor], weights: Any, path: Path) -> None:
+    """InputError naming the file whose weights do not fit a network's in every name and shape."""
     if not isinstance(weights, dict) or not all(
         isinstance(weight, torch.Tensor) for weight in weights.values()
     ):
@@ -150,6 +154,17 @@ def fitted(make: Callable[[], NetworkT], weights: Any, path: Path) -> NetworkT:
     odd += [n for n in expected if n in weights and weights[n].shape != expected[n].shape]
     if odd:
         raise InputError(f"{path}: weights do not fit the network: {len(odd)}, first {odd[0]}")
+
+
+def fitted(make: Callable[[], NetworkT], weights: Any, path: Path) -> NetworkT:
+    """A network with the weights of a checkpoint, built once they are known to fit.
+
+    The sizes come from the file: a network of any size is compared without memory first. InputError
+    naming the file where the weights do not fit.
+    """
+    with torch.device("meta"):
+        expected = make().state_dict()
+    check_weights(expected, weights, path)
     network = make()
     network.load_state_dict(weights)
     return network

@@ -9,6 +9,7 @@ is dark green, dark red or grey: better, worse, may be chance.
 
 import functools
 import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from textwrap import fill
 from typing import TYPE_CHECKING, Any
@@ -170,6 +171,49 @@ def draw_curves(ax: "Axes", view: View, *names: str) -> None:
         under = name == "t_base" and "t_adj" in names
         below = {"linewidth": 5, "alpha": 0.55, "zorder": 1.9} if under else {}
         ax.plot(view.centres, view.signals[name], **below, **look(name))
+
+
+def scale(ax: "Axes", ends: Any) -> None:
+    """The axis of a figure of rows, from the lowest to the highest of some shares, in percent."""
+    first, last = 100 * np.min(ends), 100 * np.max(ends)
+    margin = 0.05 * max(last - first, 1)
+    ax.set_xlim(first - margin, last + margin)
+    ax.grid(axis="y", visible=False)
+    ax.tick_params(left=False)
+
+
+def stripe(ax: "Axes", i: int) -> None:
+    """Every other row of a figure of rows is pale."""
+    if i % 2:
+        ax.axhspan(-i - 0.5, -i + 0.5, color="#f4f6f9", lw=0, zorder=0)
+
+
+def row_value(ax: "Axes", i: int, value: float, text: str, bold: bool, colour: str) -> bool:
+    """The number of row i beside it; whether the value is on the scale, which is said if not."""
+    stripe(ax, i)
+    place = {"transform": ax.get_yaxis_transform(), "va": "center", "fontsize": 11}
+    ax.text(1.02, -i, text, weight="bold" if bold else "normal", **place)
+    first, last = ax.get_xlim()
+    if first <= value <= last:
+        return True
+    at, side, said = 0.99, "right", "off the scale ▸"
+    if value < first:
+        at, side, said = 0.01, "left", "◂ off the scale"
+    white = {"facecolor": "white", "lw": 0, "pad": 1}
+    ax.text(at, -i, said, ha=side, color=colour, bbox=white, **place)
+    return False
+
+
+def each_figure(
+    drawings: dict[str, Callable[[], "Figure | str"]], prefix: str = ""
+) -> Iterator[tuple[str, "Figure | str"]]:
+    """(file name, figure); a text says why a figure is left out."""
+    import matplotlib
+
+    for name, draw in drawings.items():
+        with matplotlib.rc_context(STYLE):  # not around the yield: the caller's style is its own
+            figure = draw()
+        yield f"{prefix}{name}.png", figure
 
 
 # Fonts that draw Chinese, Japanese and Korean names, those of Linux, macOS and Windows.

@@ -22,7 +22,7 @@ import numpy as np
 import soundfile
 from tqdm import tqdm
 
-from comparison.evaluations import Evaluated, interval, view_of
+from comparison.evaluations import Evaluated, gain_interval, view_of
 from config import TrainConfig
 from core.errors import InputError
 from core.files import new_folder, write_bytes, write_text, writing
@@ -30,11 +30,11 @@ from core.names import isolated
 from core.settings import to_dict
 from core.versions import versions
 from policy.runfolder import FREE_FIELDS, PAGE, last_ten, unchanged_rewards
-from sed.audio import read_audio
+from sed.audio import read_audio, resample
 from sed.caches import Pair
 from sed.labels import find_audio
 from sed.matching import BINS_MS
-from sed.metrics import NAMES, count_pairs, scores_of
+from sed.metrics import NAMES
 from sed.timeline import frames_to_events
 
 ASSETS = Path(__file__).parent / "page"
@@ -114,12 +114,8 @@ def write_mp3(path: Path, wav: np.ndarray, sample_rate: int) -> None:
     At these rates the decoded sound begins where the recording does (at 11 to 24 kHz it is up to
     0.1 s late), and MP3 frames, to which browsers seek, are shortest: 26 or 24 ms.
     """
-    from scipy.signal import resample_poly
-
     rate = 44_100 if 44_100 % sample_rate == 0 else 48_000
-    if rate != sample_rate:
-        common = math.gcd(rate, sample_rate)
-        wav = resample_poly(wav, rate // common, sample_rate // common)
+    wav = resample(wav, sample_rate, rate)
     bits = {"bitrate_mode": "CONSTANT", "compression_level": 0.88}  # 64 of 320 .. 32 kbit/s
     sound = io.BytesIO()
     soundfile.write(sound, np.clip(wav, -1, 1), rate, format="MP3", **bits)
@@ -228,18 +224,13 @@ def pair_data(shown: list[Shown], index: int, sound: ClipSound | None) -> dict[s
     }
 
 
-def scores_of_pairs(data: Evaluated, on: np.ndarray) -> dict[str, np.ndarray]:
-    """Accuracy, IoU and F1 (P,) of decisions (N,)."""
-    return scores_of(count_pairs(on, data.cache.label, data.cache.offsets))
-
-
 def pair_rows(
     shown: list[Shown], chosen: dict[int, str], sounds: dict[str, ClipSound]
 ) -> list[dict[str, Any]]:
     """The list of pairs: what the page filters and sorts by."""
     first = shown[0].data
-    before = scores_of_pairs(first, first.before)
-    after = [scores_of_pairs(each.data, each.data.after) for each in shown]
+    before = first.scores(first.before)
+    after = [each.data.scores(each.data.after) for each in shown]
     number = {name: i for i, name in enumerate(sounds)}
     rows = []
     for index, why in chosen.items():
@@ -287,9 +278,7 @@ def training_curves(training: tuple[TrainConfig, dict[str, np.ndarray]] | None) 
     ones = np.ones(count)
     steps = np.maximum(0, np.diff(history["Steps"], prepend=0))  # a row without a step has no loss
     columns = {"loss": (history["Loss"], steps), "epsilon": (history["Epsilon"], ones)}
-    if (
-        config.method == "events"
-    ):  # a row is a gradient step; of a few there is one loss, their mean
+    if config.method == "events":  # a row is a gradient step; of a few the loss is their mean
         columns["loss"] = (history["Loss"], (history["Loss"] > 0).astype(float))
     else:
         columns["reward"], columns["avg10"] = (history["Reward"], ones), (history["Avg10"], ones)
@@ -366,10 +355,10 @@ def difference(shown: list[Shown]) -> dict[str, Any] | None:
     """The second policy minus the first over the present pairs, paired; None for one policy."""
     if len(shown) == 1:
         return None
-    ours, theirs = (scores_of_pairs(each.data, each.data.after) for each in shown[::-1])
+    ours, theirs = (each.data.scores(each.data.after) for each in shown[::-1])
     cache = shown[0].data.cache
     gain = {name: float((ours[name] - theirs[name])[cache.present].mean()) for name in NAMES}
-    return {"gain": gain, "interval": interval(cache, ours, theirs, cache.present)}
+    return {"gain": gain, "interval": gain_interval(cache, ours, theirs, cache.present)}
 
 
 # ---------------------------------------------------------------------------- the folder
@@ -396,7 +385,7 @@ def write_folder(folder: Path, shown: list[Shown], count: int) -> int:
     """Everything of the page; returns the number of pairs on it."""
     copy_assets(folder)
     data = shown[0].data
-    before, after = (scores_of_pairs(data, on) for on in (data.before, data.after))
+    before, after = map(data.scores, (data.before, data.after))
     gains = np.stack([after[name] - before[name] for name in ("f1", "accuracy")], axis=1)
     chosen = choose_pairs(gains, count)
     sounds = sounds_of(data, chosen, folder / "clips")

@@ -8,7 +8,7 @@ Shapes: T frames of a pair, N frames of all pairs, P pairs, B bins of prob - T_b
 
 import csv
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -39,12 +39,15 @@ from figures.plotting import (
     COLOURS,
     MOST_CLASSES,
     PAGE,
-    STYLE,
     bars,
     draw_curves,
+    each_figure,
     legend,
     look,
     page,
+    row_value,
+    scale,
+    stripe,
     time_axis,
     unit_axis,
 )
@@ -52,7 +55,7 @@ from policy.apply import load_policy
 from policy.bandit import near
 from sed.caches import load_cache
 from sed.matching import BIN_MS, BINS_MS, ENDS
-from sed.metrics import DRAWS, bootstrap_mean, count_pairs, scores_of
+from sed.metrics import DRAWS, bootstrap_mean
 
 if TYPE_CHECKING:  # matplotlib is imported where a figure is drawn: it builds a font cache
     from matplotlib.axes import Axes
@@ -142,16 +145,13 @@ TABLE = {
     "entrants": [ROW],
     "best_opponent": maybe(is_text),
 }
-# Keys of results.json of the versions that wrote no checksum.
-UNSEALED = TABLE.keys() | {"tuned_for", "psds_of_scores", "verdict", "seconds"}
-UNSEALED |= {"split", "train_cache", "train_cache_key", "tuning_and_deciding_seconds"}
 
 
 def load_table(folder: Path) -> Table:
     """results.json and pairs.csv of a comparison; InputError where one is missing or damaged."""
     cure = f"run: python evaluate.py --compare .. --out {folder}"
     path = folder / "results.json"
-    results = read_json(path, cure, UNSEALED)
+    results = read_json(path, cure, ())
     try:
         check_form(results, TABLE)
         shares, spans = (dict.fromkeys(HEADLINE[results["queries"]], f) for f in (is_share, SPAN))
@@ -162,44 +162,28 @@ def load_table(folder: Path) -> Table:
     for row in results["entrants"]:
         if row["kind"] == FORMER:
             row["kind"] = "supervised"
-    names = [row["name"] for row in results["entrants"]]
-    meant = {BASE, results["best_opponent"] or BASE, *(row["base"] for row in results["entrants"])}
-    if missing := meant - set(names):
-        raise InputError(f"{path}: no row {', '.join(sorted(missing))}; {cure}")
     csv_path = folder / "pairs.csv"
-    pairs = read_pairs(csv_path, names, cure)
-    expected = results.get("files", {}).get("pairs.csv")  # older tables do not say
-    if expected is not None and file_sha256(csv_path) != expected:
+    if not csv_path.exists():
+        raise InputError(f"{csv_path}: not found; {cure}")
+    if file_sha256(csv_path) != results.get("files", {}).get("pairs.csv"):
         raise InputError(f"{csv_path}: not the file that {path} was written with; {cure}")
-    if len(pairs.present) != results["num_pairs"]:
-        raise InputError(
-            f"{csv_path}: {len(pairs.present)} pairs, but {results['num_pairs']} in"
-            f" results.json; {cure}"
-        )
-    return Table(folder, results, pairs)
+    names = [row["name"] for row in results["entrants"]]
+    return Table(folder, results, read_pairs(csv_path, names))
 
 
-def read_pairs(path: Path, names: list[str], cure: str) -> PairScores:
-    """F1 of the rows `names` in every pair; InputError ends with `cure`."""
-    if not path.exists():
-        raise InputError(f"{path}: not found; {cure}")
-    try:
-        text = io.StringIO(read_text(path, cure), newline="")
-        rows = csv.reader(text, strict=True)
-        header = list(map(csv_text, next(rows, [])))
-        lines = [dict(zip(header, map(csv_text, row), strict=True)) for row in rows]
-        pairs = PairScores(
-            np.array([line["filename"] for line in lines]),
-            np.array([line["event_label"] for line in lines]),
-            np.array([int(line["present"]) for line in lines], bool),
-            {name: np.array([float(line[f"{name}: f1"]) for line in lines]) for name in names},
-        )
-        for name, values in pairs.f1.items():
-            if not ((values >= 0) & (values <= 1)).all():
-                raise ValueError(f"F1 of {name} is not from 0 to 1")
-    except (KeyError, TypeError, ValueError, csv.Error) as error:
-        raise InputError(f"{path}: damaged ({error!r}); {cure}") from None
-    return pairs
+def read_pairs(path: Path, names: list[str]) -> PairScores:
+    """F1 of the rows `names` in every pair."""
+    rows = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
+    header = list(map(csv_text, next(rows)))
+    columns = dict(
+        zip(header, zip(*(map(csv_text, row) for row in rows), strict=True), strict=True)
+    )
+    return PairScores(
+        np.array(columns["filename"]),
+        np.array(columns["event_label"]),
+        np.array(columns["present"], int) > 0,
+        {name: np.array(columns[f"{name}: f1"], float) for name in names},
+    )
 
 
 class FirstPolicy(NamedTuple):
@@ -288,32 +272,14 @@ PER_WHAT = {
 def draw_metric(ax: "Axes", table: Table, rows: list[dict[str, Any]], metric: str) -> None:
     """One headline metric: points, intervals, seeds, reference lines and the numbers."""
     ends = [row["interval"][metric] for row in rows if row["name"] not in NOT_BASELINES]
-    first, last = 100 * np.min(ends), 100 * np.max(ends)
-    if metric == "false_alarms":
-        first, last = 0, 100
-    margin = 0.05 * max(last - first, 1)
-    ax.set_xlim(first - margin, last + margin)
+    scale(ax, (0, 1) if metric == "false_alarms" else ends)
     for i, row in enumerate(rows):
-        if i % 2:
-            ax.axhspan(-i - 0.5, -i + 0.5, color="#f4f6f9", lw=0, zorder=0)
         value, std = 100 * row["mean"][metric], 100 * row["std"][metric]
         colour = COLOURS[KINDS[row["kind"]][0]]
         several = len(row["members"]) > 1
         number = f"{value:.1f}" + f" ± {std:.1f}" * several
-        place = {"transform": ax.get_yaxis_transform(), "va": "center", "fontsize": 11}
-        ax.text(1.02, -i, number, weight="bold" if row["kind"] == "policy" else "normal", **place)
-        if not first - margin <= value <= last + margin:  # a rule that says nothing, far away
-            edge = "<" if value < first else ">"
-            ax.text(
-                0.01 if edge == "<" else 0.99,
-                -i,
-                "◂ off the scale" if edge == "<" else "off the scale ▸",
-                ha="left" if edge == "<" else "right",
-                color=colour,
-                bbox={"facecolor": "white", "lw": 0, "pad": 1},
-                **place,
-            )
-            continue
+        if not row_value(ax, i, value, number, row["kind"] == "policy", colour):
+            continue  # a rule that says nothing, far away
         if several:
             seeds = ([value - std, value + std], [-i, -i])
             ax.plot(*seeds, color=colour, lw=9, alpha=0.3, solid_capstyle="butt")
@@ -332,8 +298,6 @@ def draw_metric(ax: "Axes", table: Table, rows: list[dict[str, Any]], metric: st
             ax.axvline(at, linestyle=line, linewidth=1.5, zorder=1, **look(colour, text))
     ax.set_title(TITLES[metric] + " (rows sorted by it)" * (metric == table.decisive))
     ax.set_xlabel(PER_WHAT.get(metric, "Mean over pairs (%)"))
-    ax.grid(axis="y", visible=False)
-    ax.tick_params(left=False)
 
 
 # ---------------------------------------------------------------------------- classes, ends
@@ -382,8 +346,7 @@ def draw_class_gains(table: Table) -> "Figure | str":
         for (name, _, _), base in zip(rows, bases, strict=True)
     ]
     for i, chosen in enumerate(groups.values()):
-        if i % 2:
-            ax.axhspan(-i - 0.5, -i + 0.5, color="#f4f6f9", lw=0, zorder=0)
+        stripe(ax, i)
         low, high = bootstrap_mean(gains[chosen], pairs.filename[chosen])
         for j, (_, colour, number) in enumerate(rows):
             y = -i + step * ((len(rows) - 1) / 2 - j)
@@ -522,11 +485,7 @@ MOST = 3  # pairs on each side
 
 def best_and_worst(data: Evaluated) -> tuple[list[int], list[int], np.ndarray]:
     """Present pairs with the largest gains and losses in F1, and the F1 before and after (2, P)."""
-    offsets = data.cache.offsets
-    before, after = (
-        scores_of(count_pairs(on, data.cache.label, offsets))["f1"]
-        for on in (data.before, data.after)
-    )
+    before, after = (data.scores(on)["f1"] for on in (data.before, data.after))
     gain = np.where(data.cache.present, after - before, 0.0)
     order = np.argsort(-gain, kind="stable").tolist()
     best = [i for i in order[:MOST] if gain[i] > 0]
@@ -589,21 +548,16 @@ def draw_pair(curves: "Axes", strip: "Axes", view: View) -> None:
 
 def figures(folder: Path, preset: str) -> Iterator[tuple[str, "Figure | str"]]:
     """(file name, figure); a text says why a figure is left out."""
-    import matplotlib
-
     table = load_table(folder)
     policy = load_first_policy(table, preset)
-    drawings: dict[str, Callable[[], Figure | str]] = {
+    drawings = {
         "comparison": lambda: draw_comparison(table),
         "per_class_gains": lambda: draw_class_gains(table),
         "ends": lambda: draw_ends(table),
         "policy_map": lambda: draw_policy_map(policy, table.what) if policy else NO_POLICY,
         "best_worst": lambda: draw_best_worst(policy, table.what) if policy else NO_POLICY,
     }
-    for name, draw in drawings.items():
-        with matplotlib.rc_context(STYLE):  # not around the yield: the caller's style is its own
-            figure = draw()
-        yield f"{name}.png", figure
+    return each_figure(drawings)
 
 
 NO_POLICY = "the table has no policy"

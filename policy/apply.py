@@ -32,6 +32,7 @@ from policy.event_policy import EventNetwork
 from policy.gate import Gate
 from policy.network import Classifier, QNetwork, make_network
 from sed.caches import Cache
+from sed.provenance import Origin
 
 
 def outputs(
@@ -154,11 +155,16 @@ class Policy(NamedTuple):
     network: QNetwork | EventNetwork  # or a Classifier, which is a QNetwork
     bandit: Bandit
     signal: dict | None  # formulas of the cache it was trained on; None: unknown
+    gate: Gate | None  # for queries without known tags; None: unknown
     info: dict[str, Any]
-    gate: Gate | None = None  # for queries without known tags; None: unknown
     classes: tuple[str, ...] = ()  # those that it knows apart
     seen: torch.Tensor | None = None  # see `runfolder.prints_of`; None: unknown
     method: str = "windowed"  # of `config.TrainConfig`
+
+    @property
+    def origin(self) -> Origin:
+        """What it was trained on."""
+        return Origin(self.signal, self.info.get("trained_on") or {})
 
     @property
     def over_events(self) -> bool:
@@ -181,15 +187,13 @@ def load_policy(path: Path, device: torch.device, preset: str = "slides") -> Pol
     else:
         facts = runfolder.facts_of(content, path)
     config, weights = facts.config, content if bare else content.get("network")
-    classes = runfolder.classes_of(content, path)
     make = partial(make_network, config.method, config.bandit, config.network)
     if config.method == "events":
-        make = partial(EventNetwork.like, config.events, classes, weights)
-    network, seen = fitted(make, weights, path).to(device).eval(), runfolder.seen_of(content, path)
+        make = partial(EventNetwork.like, config.events, facts.classes, weights)
+    network = fitted(make, weights, path).to(device).eval()
     if config.method == "events" and not network.prices.any():
         raise InputError(f"{path}: training has not ended, nothing can be decided; use --resume")
-    known = (facts.signal, facts.info, facts.gate, classes, seen, config.method)
-    return Policy(network, config.bandit, *known)
+    return Policy(network, config.bandit, *facts[1:], config.method)
 
 
 class Decided(NamedTuple):

@@ -23,7 +23,6 @@ from sed.caches import Cache
 Array = TypeVar("Array", torch.Tensor, np.ndarray)
 # Rounding of prob - t_base in float32; keeps a distance of exactly 0.2 inside the boundary.
 BOUNDARY_SLACK = 1e-6
-MOST_EPISODES = 100_000_000  # their order is drawn at once
 MOST_FRAMES = 2**31 - 1  # of a cache that is trained on; see `replay_columns`
 MISS, FIX, BREAK, KEEP = range(4)  # reward cells: 2 * (base decision right) + (new decision right)
 
@@ -170,6 +169,12 @@ def check_finite(finite: torch.Tensor) -> None:
         raise InputError("Q-values are not finite: the weights are damaged or training diverged")
 
 
+def diverged(what: str, flag: str = "learning.lr") -> InputError:
+    """What is said of a training whose loss or answers are not finite."""
+    cure = f"start anew with --overwrite and a smaller --{flag}"
+    return InputError(f"{what}; last.pt holds a good state; {cure}")
+
+
 def thresholds(signals: Signals, actions: torch.Tensor, bandit: Bandit) -> torch.Tensor:
     """Actions (N,) -> adjusted thresholds (N,)."""
     return shift(signals.t_base, delta_table(bandit, actions.device)[actions])
@@ -219,16 +224,12 @@ def stored_share(signals: Signals, frame: torch.Tensor, bandit: Bandit) -> float
 def episode_order(cache: Cache, train: np.ndarray, cfg: TrainConfig) -> np.ndarray:
     """(E,) pair of each episode: all passes over the training pairs; more passes come behind.
 
-    InputError: too many, or more frames than a transition can count.
+    InputError: more frames than a transition can count.
     """
     if len(cache.label) > MOST_FRAMES:
         raise InputError(
             f"{cache.folder}: {len(cache.label):,} frames of pairs, more than the {MOST_FRAMES:,}"
             " that replay counts; train on fewer clips"
-        )
-    if (count := cfg.passes * len(train)) > MOST_EPISODES:
-        raise InputError(
-            f"--passes {cfg.passes}: {count:,} episodes, more than the {MOST_EPISODES:,} of a run"
         )
     if cfg.learning.episode_order == "sorted":
         key = [(cache.pairs[i].filename, cache.pairs[i].event_label) for i in train]

@@ -16,9 +16,8 @@ import torch
 from torch import nn
 
 from config import Bandit, TrainConfig
-from core.errors import InputError
 from core.ranks import ALONE, Ranks
-from policy.bandit import Signals, make_states, outcome
+from policy.bandit import Signals, diverged, make_states, outcome
 from sed.caches import Cache
 
 CPU_BATCHES = (256, 64, 128, 512)  # the first is the reference, and what small jobs take
@@ -153,11 +152,8 @@ class GraphSteps:
     def read_sums(self) -> None:
         """As of `Trainer`. InputError where something was not finite since the start: one wait."""
         if self.bad.item():
-            raise InputError(
-                f"loss or Q-values are not finite at or before gradient step"
-                f" {self.progress['steps']}; last.pt"
-                " holds a good state; start anew with --overwrite and a smaller --learning.lr"
-            )
+            what = "loss or Q-values are not finite at or before gradient step"
+            raise diverged(f"{what} {self.progress['steps']}")
         super().read_sums()
 
     def own_state(self) -> dict[str, Any]:

@@ -49,10 +49,9 @@ from config import Events, TrainConfig
 from core.errors import InputError
 from core.ranks import ALONE, Ranks
 from policy import runfolder
-from policy.bandit import hold_out, planned, query_of, reward_cells
+from policy.bandit import diverged, hold_out, planned, query_of, reward_cells
 from policy.learner import Learner
 from policy.posterior import (
-    FLAT,
     LOUDNESS,
     Asked,
     Posterior,
@@ -61,10 +60,12 @@ from policy.posterior import (
     Stacked,
     apply,
     asked_clips,
+    class_vectors,
     frames_of_steps,
     log_odds,
     loss_of,
     rows_of,
+    scale_of,
     steps_of,
     true_events,
     with_targets,
@@ -282,20 +283,16 @@ class Values(nn.Module):
     @torch.no_grad()
     def fit_scale(self, features: np.ndarray) -> None:
         """Mean and deviation of the features over the training boxes."""
-        mean, deviation = features.mean(axis=0), features.std(axis=0)
-        deviation[deviation < FLAT] = np.inf  # it says nothing, then or later
-        self.mean.copy_(torch.from_numpy(mean))
-        self.std.copy_(torch.from_numpy(deviation))
+        for own, found in zip((self.mean, self.std), scale_of(features), strict=True):
+            own.copy_(found)
 
     def forward(
         self, features: torch.Tensor, query: torch.Tensor, which: slice = slice(None)
     ) -> torch.Tensor:
         """(M, B, F), (M, B) -> (M, B, V)."""
         x = self.inputs(((features - self.mean) / self.std).clamp(-LIMIT, LIMIT), which)
-        if self.of_class is not None:  # an unknown class adds nothing
-            table = self.of_class[which]
-            rows = torch.arange(len(table), device=query.device)[:, None]
-            x = x + table[rows, query.clamp_min(0)] * (query >= 0)[..., None]
+        if self.of_class is not None:
+            x = x + class_vectors(self.of_class[which], query)
         x = self.drop(functional.gelu(x))
         x = self.drop(functional.gelu(self.hidden(x, which)))
         return self.answers(x, which)
@@ -539,9 +536,9 @@ NO_BOXES = Candidates(
     _NONE, _NONE, _NONE, np.zeros((0, len(VALUES)), np.float32), *[np.zeros(0)] * 3, _NONE > 0
 )
 
-STORED = dict(zip(Candidates._fields, ("iu", "iu", "iu", "f", "f", "f", "f", "b"), strict=True))
 # Forms of the arrays that hold candidates in a file, see `core.stored.read_npz`.
-FORMS = {f"box_{name}": (kind, None) for name, kind in STORED.items()}
+KINDS = ("iu", "iu", "iu", "f", "f", "f", "f", "b")
+FORMS = {f"box_{n}": (kind, None) for n, kind in zip(Candidates._fields, KINDS, strict=True)}
 
 
 def as_arrays(boxes: Candidates) -> dict[str, np.ndarray]:
@@ -700,9 +697,7 @@ class EventTrainer(Learner):
         self.bandit, self.events = cfg.bandit, cfg.events
         train, self.held_out = hold_out(cache, cfg)
         self.held_out = self.held_out[cache.present[self.held_out]]
-        chosen = np.zeros(len(cache.pairs), bool)
-        chosen[train] = True
-        self.train_cache = cache.choose(chosen)
+        self.train_cache = self.cache_of(train)
         self.classes = tuple(cache.classes)
         self.query = query_of((pair.event_label for pair in self.train_cache.pairs), self.classes)
         self.rows = with_targets(rows_of(self.asked(), self.query), self.train_cache)
@@ -890,10 +885,8 @@ class EventTrainer(Learner):
         seen = min(steps.stop / self.frame_steps, 1)
         self.progress["frames"] = round(self.total_frames * seen)
         if not self.sums.isfinite().all():
-            raise InputError(
-                f"loss is not finite near gradient step {self.progress['steps']}; last.pt holds a"
-                " good state; start anew with --overwrite and a smaller --events.lr"
-            )
+            step = self.progress["steps"]
+            raise diverged(f"loss is not finite near gradient step {step}", "events.lr")
         if self.done:
             self.find_prices()
         return list(zip(steps, torch.stack(cells).tolist(), strict=True))
@@ -955,17 +948,15 @@ class EventTrainer(Learner):
         boxes have their prices."""
         if not self.done:
             return -1.0
-        chosen = np.zeros(len(self.cache.pairs), bool)
-        chosen[self.held_out] = True
-        some = self.cache.choose(chosen)
+        some = self.cache_of(self.held_out)
         pred, _ = decide_cache(self.network, some, self.device)
         return mean_f1(some, pred, np.arange(len(some.pairs)))
 
 
-def clip_each(parameters: Iterable[nn.Parameter], most: float = 1.0) -> None:
-    """Shorten the gradient of each of the networks side by side to a norm of at most `most`."""
+def clip_each(parameters: Iterable[nn.Parameter]) -> None:
+    """Shorten the gradient of each of the networks side by side to a norm of at most 1."""
     gradients = [each.grad for each in parameters if each.grad is not None]
     squares = torch.stack([each.square().flatten(1).sum(1) for each in gradients]).sum(0)
-    factor = (most / squares.sqrt().clamp_min(1e-12)).clamp_max(1.0)  # (M,)
+    factor = (1 / squares.sqrt().clamp_min(1e-12)).clamp_max(1.0)  # (M,)
     for each in gradients:
         each.mul_(factor.view(-1, *[1] * (each.dim() - 1)))

@@ -72,12 +72,6 @@ def tune_gate(cache: Cache) -> Gate | None:
     return Gate(thresholds, fallback)
 
 
-def lowered(gate: Gate, share: float) -> Gate:
-    """The gate with every threshold at a share of its own."""
-    thresholds = {name: share * value for name, value in gate.thresholds.items()}
-    return Gate(thresholds, share * gate.fallback)
-
-
 def opens(gate: Gate, event_label: str, tag: float) -> bool:
     """Whether the gate lets a class through in a clip of this clip-level score."""
     return tag > gate.thresholds.get(event_label, gate.fallback)

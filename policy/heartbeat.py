@@ -18,6 +18,7 @@ from typing import Any
 
 from config import TrainConfig
 from core.errors import InputError, WriteError
+from core.processes import start_of
 from core.stored import Each, check_form, is_count, is_number, is_text, maybe, read_json, write_json
 
 BEAT_S = 5.0  # between two heartbeats
@@ -26,18 +27,6 @@ RECENT_S = 300.0  # the speed is that of so many seconds
 SILENT_S = 60.0  # a run on another machine that is silent for longer counts as dead
 
 # ---------------------------------------------------------------------------- who is running
-
-
-def start_of(pid: int) -> int | None:
-    """When a process was started, in clock ticks since boot; None: no such process.
-
-    Pid and start together are never used twice, which the pid alone is (proc(5), field 22).
-    """
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return None
-    return None if fields[0] in "ZX" else int(fields[19])  # Z: dead, not yet waited for
 
 
 def machine() -> dict[str, str]:
@@ -244,10 +233,7 @@ def status_of_checkpoint(folder: Path) -> str:
     from core.tensors import read_checkpoint  # torch takes seconds to import
 
     info = read_checkpoint(folder / "last.pt").get("info")
-    what = (
-        "its heartbeat is damaged" if (folder / "status.json").exists() else "it left no heartbeat"
-    )
-    lines = [f"run: {folder}", f"state: unknown, {what}"]
+    lines = [f"run: {folder}", "state: unknown, no heartbeat that can be read"]
     counts = info if isinstance(info, dict) else {}
     for name in ("finished", "frames", "steps"):
         lines += [f"{name}: {counts[name]:,}"] if is_count(counts.get(name)) else []

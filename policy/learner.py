@@ -85,6 +85,10 @@ class Learner:
         """What the policy must know of its data, see `Cache.facts`."""
         return self.cache.facts
 
+    def cache_of(self, pairs: np.ndarray) -> Cache:
+        """The cache of some pairs, by index."""
+        return self.cache.choose(np.isin(np.arange(len(self.cache.pairs)), pairs))
+
     def policy(self) -> dict[str, Any]:
         """What best.pt and the numbered checkpoints hold: enough to apply the policy."""
         self.read_sums()

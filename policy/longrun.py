@@ -11,6 +11,7 @@ import torch
 
 from core.errors import InputError
 from policy.bandit import decide
+from policy.device import wait
 from sed.caches import listed
 from sed.metrics import mean_f1
 from sed.provenance import NO_NEGATIVES
@@ -62,18 +63,15 @@ def refuse_no_step(trainer: Any) -> None:
         )
 
 
-def warn_of_few_steps(trainer: Any) -> None:
-    """Say so where a run makes fewer gradient steps than a policy needs."""
-    steps = trainer.gradient_steps(trainer.cfg.passes)
+def warn(trainer: Any) -> None:
+    """Say where a run makes fewer gradient steps than a policy needs, and which classes every
+    training clip has, or every pair that is learned from."""
+    passes, steps = trainer.cfg.passes, trainer.gradient_steps(trainer.cfg.passes)
     if steps < trainer.FLOOR:
         print(
             f"note: about {steps:,} gradient steps are too few, a policy needs {trainer.FLOOR:,};"
-            f" leave out --passes {trainer.cfg.passes}, or give more"
+            f" leave out --passes {passes}, or give more"
         )
-
-
-def warn_of_no_negatives(trainer: Any) -> None:
-    """Say which classes every training clip has, or every pair that is learned from."""
     if names := trainer.facts["never_absent"]:
         print(f"note: {trainer.cache.folder}: {NO_NEGATIVES.format(listed(names))}")
 
@@ -90,15 +88,14 @@ def measure_speed(trainer: Any) -> tuple[float, float]:
             if grad:
                 loss.backward()
             trainer.network.zero_grad()
-            if trainer.device.type == "cuda":
-                torch.cuda.synchronize()
+            wait(trainer.device)
             times.append(time.perf_counter() - began)
     return min(times[:2]), min(times[2:]) / len(states)
 
 
 def summarise(trainer: Any, frames: int, seconds: float) -> None:
     """`key: value` lines that grep can read."""
-    cache, held_out, progress = trainer.cache, trainer.held_out, trainer.progress
+    held_out, progress = trainer.held_out, trainer.progress
     print(f"episodes: {progress['finished']}")
     print(f"gradient_steps: {progress['steps']}")
     print(f"train_seconds: {seconds:.1f}")
@@ -107,9 +104,7 @@ def summarise(trainer: Any, frames: int, seconds: float) -> None:
     for name, value in curve.items():
         print(f"{name}: {value}")
     if len(held_out):
-        chosen = np.zeros(len(cache.pairs), bool)
-        chosen[held_out] = True
-        some = cache.choose(chosen)
+        some = trainer.cache_of(held_out)
         base = decide(some.signals["prob"], some.signals["t_base"])
         before, best = mean_f1(some, base, np.arange(len(held_out))), progress["best_f1"]
         print(f"held_out_f1_before: {before:.4f}")

@@ -297,6 +297,19 @@ class ConvBlock(nn.Module):
         return x + self.drop(y) * there
 
 
+def class_vectors(table: torch.Tensor, query: torch.Tensor) -> torch.Tensor:
+    """Vectors of known classes (M, K, H), queries (M, B) -> (M, B, H); 0 for an unknown class."""
+    rows = torch.arange(len(table), device=query.device)[:, None]
+    return table[rows, query.clamp_min(0)] * (query >= 0)[..., None]
+
+
+def scale_of(values: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and deviation of inputs (n, F) over the training rows, (F,) each."""
+    mean, deviation = values.mean(axis=0), values.std(axis=0)
+    deviation[deviation < FLAT] = np.inf  # it says nothing, e.g. the loudness without audio
+    return torch.from_numpy(mean), torch.from_numpy(deviation)
+
+
 class Posterior(nn.Module):
     """M networks: what is seen of rows -> log odds of the three answers at each step."""
 
@@ -320,10 +333,8 @@ class Posterior(nn.Module):
     def fit_scale(self, rows: Rows) -> None:
         """Mean and deviation of channels and statistics over the training rows."""
         for name, values in (("channel", rows.channels), ("clip", rows.statistics)):
-            mean, deviation = values.mean(axis=0), values.std(axis=0)
-            deviation[deviation < FLAT] = np.inf  # e.g. the loudness without audio: never seen
-            getattr(self, f"{name}_mean").copy_(torch.from_numpy(mean))
-            getattr(self, f"{name}_std").copy_(torch.from_numpy(deviation))
+            for part, found in zip(("mean", "std"), scale_of(values), strict=True):
+                getattr(self, f"{name}_{part}").copy_(found)
 
     def forward(
         self,
@@ -336,10 +347,8 @@ class Posterior(nn.Module):
         """(M, B, N, C), (M, B, S), (M, B), (M, B, N) bool -> (M, B, N, 3); `which` networks."""
         about = (statistics - self.clip_mean) / self.clip_std
         context = self.to_width(functional.gelu(self.of_clip(about, which)), which)
-        if self.of_class is not None:  # an unknown class adds nothing
-            table = self.of_class[which]
-            rows = torch.arange(len(table), device=query.device)[:, None]
-            context = context + table[rows, query.clamp_min(0)] * (query >= 0)[..., None]
+        if self.of_class is not None:
+            context = context + class_vectors(self.of_class[which], query)
         there = inside[..., None].float()
         x = self.inputs((channels - self.channel_mean) / self.channel_std, which)
         x = (x + context[:, :, None]) * there

@@ -161,13 +161,9 @@ class DuelingHead(nn.Module):
         return self.value(x) + advantage - advantage.amax(-1, keepdim=True)
 
 
-@torch.no_grad()
-def sync(target: nn.Module, online: nn.Module, share: float = 1.0) -> None:
-    """Move the target network towards the online one; share 1 copies it."""
-    for old, new in zip(target.parameters(), online.parameters(), strict=True):
-        old.lerp_(new, share)
-    for old, new in zip(target.buffers(), online.buffers(), strict=True):
-        old.copy_(new)
+def sync(target: nn.Module, online: nn.Module) -> None:
+    """Copy the online network into the target network."""
+    target.load_state_dict(online.state_dict())
 
 
 def rate_at(share: float) -> float:

@@ -38,7 +38,6 @@ from core.stored import (
     write_json,
 )
 from core.tensors import digest as digest  # the suite asks here for everything about checkpoints
-from core.tensors import with_digest
 from core.versions import made_with, processor
 from policy.gate import Gate
 from sed.caches import Cache
@@ -66,7 +65,6 @@ RUN = Kind(
     "run",
     (
         *CHECKPOINTS,
-        *(f"{name}.tmp" for name in CHECKPOINTS),  # of an older version that was killed
         *("reward_history.tsv", "status.json", "train.log", *RESULTS, "decisions/*.npz"),
         "tensorboard/events.out.tfevents.*",
         *(f"figures/{name}" for name in FIGURES.files),
@@ -81,10 +79,8 @@ RUN = Kind(
 def write_checkpoint(path: Path, content: dict[str, Any]) -> None:
     """Write under a temporary name, flush to disk, rename: never a half-written file."""
     try:
-        with whole(path) as temporary, open(temporary, "wb") as stream:
-            torch.save(with_digest(content), stream)
-            stream.flush()
-            os.fsync(stream.fileno())
+        with whole(path) as temporary:
+            tensors.write_checkpoint(temporary, content, flush=True)
         flush_folder(path.parent)
     except WriteError as error:
         raise WriteError(f"{error}; the last good one is kept") from None
@@ -267,10 +263,12 @@ class Facts(NamedTuple):
     signal: dict[str, Any] | None  # formulas of the cache that it was trained on
     gate: Gate | None
     info: dict[str, Any]
+    classes: tuple[str, ...] = ()  # those that it knows apart; none for a windowed policy
+    seen: torch.Tensor | None = None  # see `prints_of`; None: unknown
 
 
 def facts_of(content: dict[str, Any], path: Path) -> Facts:
-    """Settings, formulas, tag gate and progress of a checkpoint.
+    """Settings, formulas, tag gate, progress, classes and pairs of a checkpoint.
 
     InputError where one is missing, damaged, or of another script.
     """
@@ -278,27 +276,16 @@ def facts_of(content: dict[str, Any], path: Path) -> Facts:
         config = config_of(TrainConfig, parse_json(content["config"]))
         signal, gate = (parse_json(content.get(name, "null")) for name in PLAIN)
         check_form({"signal": signal, "gate": gate}, PLAIN)
-        info = content["info"]
+        info, classes = content["info"], content.get("classes", ())
         check_form(info, Each(is_told))
-        return Facts(config, signal, gate and Gate(gate["thresholds"], gate["fallback"]), info)
+        check_form({"classes": classes}, {"classes": [is_text]})
+        seen = content.get("seen")
+        if seen is not None and not (isinstance(seen, torch.Tensor) and seen.dtype == torch.int64):
+            raise ValueError("seen is no list of pairs")
+        gate = gate and Gate(gate["thresholds"], gate["fallback"])
+        return Facts(config, signal, gate, info, tuple(classes), seen)
     except (KeyError, TypeError, ValueError, InputError) as error:
         raise InputError(f"{path}: damaged, or of another script ({why(error)})") from None
-
-
-def classes_of(content: dict[str, Any], path: Path) -> tuple[str, ...]:
-    """Classes that a policy knows apart; none for a windowed one."""
-    classes = content.get("classes", ())
-    if misfit(classes, [is_text]) is not None:
-        raise InputError(f"{path}: damaged (classes {classes!r})")
-    return tuple(classes)
-
-
-def seen_of(content: dict[str, Any], path: Path) -> torch.Tensor | None:
-    """Hashes of the pairs that a policy was trained on, see `prints_of`; None in older versions."""
-    seen = content.get("seen")
-    if seen is not None and not (isinstance(seen, torch.Tensor) and seen.dtype == torch.int64):
-        raise InputError(f"{path}: damaged (seen is no list of pairs)")
-    return seen
 
 
 @contextmanager

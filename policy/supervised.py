@@ -30,6 +30,7 @@ from policy.bandit import (
     Signals,
     decide,
     delta_table,
+    diverged,
     hold_out,
     make_states,
     near,
@@ -121,11 +122,8 @@ class SupervisedTrainer(Learner):
         self.network.train()
         loss, on, answer = self.loss_of(self.network(states), frame)
         if not loss.isfinite():
-            raise InputError(
-                f"loss is {loss.item()} at gradient step {self.progress['steps']} (learning rate"
-                f" {self.learning.lr:g}); last.pt holds a good state; start anew with --overwrite"
-                " and a smaller --learning.lr"
-            )
+            what = f"loss is {loss.item()} at gradient step {self.progress['steps']}"
+            raise diverged(f"{what} (learning rate {self.learning.lr:g})")
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()

@@ -26,7 +26,7 @@ from core.files import Kind, contents, keep_apart, new_folder, write_bytes, writ
 from core.names import name_flaw
 from core.processes import in_order, num_workers, process_pool
 from core.settings import to_dict
-from core.stored import read_json, read_text, write_json
+from core.stored import read_json, write_json
 from scores.synthesiser import (
     BUILT_IN,
     CLASSES_A_CLIP,
@@ -41,8 +41,8 @@ from scores.synthesiser import (
     tilted,
 )
 from sed.audio import TRUNCATED, AudioFile
-from sed.labels import read_labels
-from sed.timeline import CLIP_COLUMNS, SPLITS, Event, classes_of, write_labels
+from sed.labels import cells, read_labels
+from sed.timeline import CLIP_COLUMNS, SPLITS, Event, classes_of, runs_of, write_labels
 
 # An earlier corpus is never replaced; what is half made is deleted.
 CORPUS = Kind(
@@ -133,18 +133,12 @@ def read_class_map(path: Path | None, bank_classes: list[str]) -> dict[str, str]
     """Event label -> bank class; without a file every bank class plays itself."""
     if path is None:
         return {name: name for name in bank_classes}
-    lines = read_text(path).split("\n")
-    rows = [[cell.strip() for cell in line.split("\t")] for line in lines]
-    if not rows or rows[0] != ["event_label", "bank_class"]:
-        found = ", ".join(rows[0]) if rows else "an empty file"
-        raise InputError(
-            f"{path} line 1: the header must be event_label, bank_class (tab separated); "
-            f"found {found}"
-        )
+    rows = list(cells(path))
+    if not rows or rows[0][1] != ["event_label", "bank_class"]:
+        found = ", ".join(rows[0][1]) if rows else "an empty file"
+        raise InputError(f"{path} line 1: no header event_label, bank_class; found {found}")
     class_map: dict[str, str] = {}
-    for line, row in enumerate(rows[1:], start=2):
-        if not any(row):
-            continue
+    for line, row in rows[1:]:
         if len(row) != 2 or not all(row):
             raise InputError(f"{path} line {line}: expected event_label<TAB>bank_class, got {row}")
         label, bank_class = row
@@ -191,9 +185,8 @@ def active_parts(wave: np.ndarray) -> tuple[tuple[int, int], ...]:
     blocks = np.pad(wave, (0, -len(wave) % block)).reshape(-1, block).astype(np.float64)
     level = 10 * np.log10(np.mean(blocks**2, axis=1) + 1e-12)
     gate = np.clip(np.percentile(level, 10) + 10, level.max() - 35, level.max() - 25)
-    steps = np.diff(np.concatenate(([0], (level >= gate).astype(np.int8), [0])))
     runs: list[list[int]] = []
-    for a, b in zip(np.flatnonzero(steps == 1), np.flatnonzero(steps == -1), strict=True):
+    for a, b in zip(*runs_of(level >= gate), strict=True):
         if runs and a - runs[-1][1] < 20:
             runs[-1][1] = b
         else:

@@ -4,8 +4,6 @@ heard its recordings.
 Shapes: K classes, T frames; values (K, T) in 0..1; B clips, S samples
 """
 
-import csv
-import io
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -36,11 +34,11 @@ from core.names import isolated, name_flaw
 from core.processes import in_order, num_workers, process_pool
 from core.ranks import pick_device
 from core.settings import config_key, to_dict
-from core.stored import check_form, is_count, is_text, read_json, read_text, write_json
-from core.tensors import fitted, read_checkpoint, with_digest
+from core.stored import check_form, is_count, is_text, read_json, write_json
+from core.tensors import fitted, read_checkpoint, write_checkpoint
 from scores.score_files import SCORES, write_scores
 from sed.audio import read_samples, resample
-from sed.labels import clip_id, read_labels
+from sed.labels import clip_id, read_labels, records
 from sed.timeline import CLIP_COLUMNS, SPLITS, Event, classes_of, frame_edges, label_frames
 
 
@@ -63,10 +61,7 @@ def read_corpus(corpus: Path) -> list[CorpusClip]:
     listing = corpus / "clips.tsv"
     if not listing.is_file():
         raise InputError(f"corpus {corpus}: no clips.tsv; run python soundscapes.py first")
-    try:
-        rows = list(csv.DictReader(io.StringIO(read_text(listing)), delimiter="\t"))
-    except csv.Error as error:
-        raise InputError(f"{listing}: cannot be read ({error})") from None
+    rows = records(listing)
     if not rows or any(row.get(name) is None for row in rows for name in CLIP_COLUMNS[:3]):
         raise InputError(f"{listing}: expected columns {', '.join(CLIP_COLUMNS)} and a row a clip")
     labels = {split: read_labels(corpus / split / "labels.tsv") for split in SPLITS}
@@ -376,8 +371,8 @@ def write_scorer(path: Path, scorer: Scorer, channels: int) -> None:
         "classes": scorer.classes,
         "network": scorer.network.state_dict(),
     }
-    with whole(path) as temporary, open(temporary, "wb") as stream:
-        torch.save(with_digest(content), stream)
+    with whole(path) as temporary:
+        write_checkpoint(temporary, content)
 
 
 def load_scorer(path: Path, device: torch.device) -> Scorer:
@@ -466,8 +461,7 @@ def check_scores(folder: Path, record: dict[str, Any]) -> None:
     if not folder.exists():
         return
     written = {f"{clip_id(name)}.tsv" for fit in record.get("fits", ()) for name in fit["scored"]}
-    # Older versions have put no marker there.
-    ours = kind_of(folder) == SCORES.name or "marker" not in record
+    ours = kind_of(folder) == SCORES.name
     if others := sorted(set(contents(folder)) - (written if ours else set())):
         cure = "move the folder away"
         raise InputError(f"{folder}: {others[0]} was not written by scorers.py; {cure}")

@@ -22,6 +22,7 @@ from core.errors import InputError
 from core.files import Kind, made, new_folder, whole, write_text
 from core.names import name_flaw
 from core.stored import MOST_LINE, check_form, file_sha256, map_npz, parse_json, read_text, regular
+from sed.caches import listed
 from sed.labels import spellings
 from sed.timeline import JITTER, ClipScores, _even_frames
 
@@ -55,17 +56,22 @@ class ScoreSource(Protocol):
     def missing(self, filenames: list[str]) -> list[str]:
         """The clips (names as in the labels) that this source cannot score."""
 
-    def scores(self, filename: str) -> ClipScores:
-        """Scores of a clip; raises InputError naming file, line and column."""
-
     def identity(self, filename: str) -> list[Any]:
         """JSON-ready facts that change when this clip's scores do; what a rerun may skip by."""
 
     def clips(self) -> list[str]:
         """Ids of all clips that have scores; `read` takes such an id."""
 
+    def find(self, filename: str) -> str:
+        """Id of a clip by its name in the labels: the whole name, else without its extension."""
+
     def read(self, clip: str) -> ClipScores:
-        """Scores of a clip by its id; `scores` takes its name in the labels."""
+        """Scores of a clip by its id, rows in the order of `classes`; raises InputError naming
+        file, line and column."""
+
+    def scores(self, filename: str) -> ClipScores:
+        """Scores of a clip by its name in the labels, as `read` gives them."""
+        return self.read(self.find(filename))
 
 
 def open_scores(
@@ -90,7 +96,7 @@ def open_scores(
     return ScoreFiles(path, classes, rename)
 
 
-class ScoreFiles:
+class ScoreFiles(ScoreSource):
     """A folder of `<clip>.tsv` in the form of sed_scores_eval: onset, offset, a column a class.
 
     Columns are found by name and further ones are not read; tabs or commas. Other TSVs in the
@@ -132,9 +138,8 @@ class ScoreFiles:
             if len(others) == len(found):
                 raise InputError(f"{_no_times(others[0])} (of {len(found)} files: none has them)")
             if others:
-                names = ", ".join(str(path.relative_to(self.folder)) for path in others[:5])
-                more = f" and {len(others) - 5} more" if len(others) > 5 else ""
-                print(f"note: {self.folder}: no scores in {names}{more} (no onset, offset)")
+                names = listed([str(path.relative_to(self.folder)) for path in others])
+                print(f"note: {self.folder}: no scores in {names} (no onset, offset)")
             self._files = [p for p, header in zip(found, headers, strict=True) if header]
             for path in self._files:
                 if flaw := name_flaw(self.id_of(path), path=True):
@@ -149,14 +154,17 @@ class ScoreFiles:
         """Ids of all score files, sorted."""
         return sorted(map(self.id_of, self.files))
 
-    def path(self, filename: str) -> Path:
-        """Score file of a clip: of the whole name, else without its extension."""
-        paths = [self.folder / f"{name}.tsv" for name in spellings(filename)]
-        return next((path for path in paths if path.is_file()), paths[-1])
+    def path(self, clip: str) -> Path:
+        """Score file of a clip id."""
+        return self.folder / f"{clip}.tsv"
+
+    def find(self, filename: str) -> str:
+        names = spellings(filename)
+        return next((name for name in names if self.path(name).is_file()), names[-1])
 
     def missing(self, filenames: list[str]) -> list[str]:
         """The clips without a score file; reads one file, so that a wrong folder fails at once."""
-        absent = [name for name in filenames if not self.path(name).is_file()]
+        absent = [name for name in filenames if not self.path(self.find(name)).is_file()]
         present = set(filenames) - set(absent)
         if self._first is None and present:
             self.scores(min(present))
@@ -178,19 +186,12 @@ class ScoreFiles:
 
     def identity(self, filename: str) -> list[Any]:
         """Name, size and time of the score file; the names that are read in it."""
-        path = self.path(filename)
+        path = self.path(self.find(filename))
         stat = path.stat()
         return [path.name, stat.st_size, stat.st_mtime_ns, sorted(self.rename.items())]
 
-    def scores(self, filename: str) -> ClipScores:
-        """Scores of a clip, rows in the order of `classes`. May raise InputError."""
-        return self._read(self.path(filename))
-
     def read(self, clip: str) -> ClipScores:
-        """Scores of a clip id, rows in the order of `classes`. May raise InputError."""
-        return self._read(self.folder / f"{clip}.tsv")
-
-    def _read(self, path: Path) -> ClipScores:
+        path = self.path(clip)
         header = _read_header(path)
         names = _renamed(str(path), header.classes, self.rename)
         order = _columns(str(path), names, self.classes)
@@ -226,7 +227,7 @@ class Part(NamedTuple):
     meta: dict[str, Any]
 
 
-class ScoreArchive:
+class ScoreArchive(ScoreSource):
     """Scores of many clips in one uncompressed .npz file, or in all .npz files of a folder.
 
     Nothing is parsed or copied before a clip is asked for: the numbers stay on disk, mapped, and
@@ -282,8 +283,7 @@ class ScoreArchive:
     def __reduce__(self) -> tuple:
         return ScoreArchive, (self.location, self.classes, self.rename, self.checked)
 
-    def _find(self, filename: str) -> str:
-        """Id of a clip: the whole name, else without its extension."""
+    def find(self, filename: str) -> str:
         names = spellings(filename)
         return next((name for name in names if name in self._index), names[-1])
 
@@ -304,7 +304,7 @@ class ScoreArchive:
 
     def missing(self, filenames: list[str]) -> list[str]:
         """The clips that are not in the archive."""
-        return [name for name in filenames if self._find(name) not in self._index]
+        return [name for name in filenames if self.find(name) not in self._index]
 
     def meta(self) -> dict[str, Any]:
         """Place, classes in order, what the writer said about itself, a hash over all files."""
@@ -322,18 +322,13 @@ class ScoreArchive:
 
     def identity(self, filename: str) -> list[Any]:
         """A hash of the clip's numbers; the classes that are read as others."""
-        part, i = self._index[self._find(filename)]
+        part, i = self._index[self.find(filename)]
         values, edges = self._rows(part, i)
         tag = b"" if part.tag is None else part.tag[i].tobytes()
         digest = hashlib.sha256(values.tobytes() + edges.tobytes() + tag)
         return [digest.hexdigest(), part.classes, sorted(self.rename.items())]
 
-    def scores(self, filename: str) -> ClipScores:
-        """Scores of a clip, rows in the order of `classes`. May raise InputError."""
-        return self.read(self._find(filename))
-
     def read(self, clip: str) -> ClipScores:
-        """Scores of a clip id, rows in the order of `classes`. May raise InputError."""
         if clip not in self._index:
             raise InputError(f"{self.location}: no scores of clip {clip!r}")
         part, i = self._index[clip]
@@ -610,9 +605,7 @@ def _checked_clock(where: Callable[[int], str], onset: np.ndarray, offset: np.nd
     return found
 
 
-def checked_scores(
-    values: np.ndarray, edges: np.ndarray, classes: list[str], tag: np.ndarray | None = None
-) -> ClipScores:
+def checked_scores(values: np.ndarray, edges: np.ndarray, classes: list[str]) -> ClipScores:
     """Scores (K, T) of one recording on edges (T + 1,), checked as those of score files are.
 
     Raises InputError for arrays that do not fit each other, scores out of 0..1, unequal frames.
@@ -631,7 +624,7 @@ def checked_scores(
     table = np.column_stack([edges[:-1], edges[1:], values.T])
     names = [*TIME_COLUMNS, *classes]
     clock, values = _checked(lambda row: f"scores, frame {row}", names, table)
-    return clock.scores(np.ascontiguousarray(values.T, dtype=np.float32), tag)
+    return clock.scores(np.ascontiguousarray(values.T, dtype=np.float32))
 
 
 def _printed_unit(onset: np.ndarray, offset: np.ndarray) -> float:

@@ -16,6 +16,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy.ndimage import median_filter
 
+from sed.timeline import runs_of
+
 DIGITS = 6  # positions are rounded: the same one comes from three sums
 NOISE_DIGITS = 9  # changes are rounded: sums of equal scores differ in their last bits
 FLOOR = 1e-3  # added to both levels before their ratio is taken, as the authors' results show
@@ -97,12 +99,6 @@ def merge(
         inside, length = before_end[last] - before_begin[first], end[last] - begin[first]
         found.append(MergedBoxes(begin[first], end[last], inside / length))
     return found
-
-
-def runs_of(on: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(T,) bool -> begin and end (B,) of its true runs, whole frames."""
-    step = np.diff(np.concatenate(([0], on.astype(np.int8), [0])))
-    return np.flatnonzero(step == 1), np.flatnonzero(step == -1)
 
 
 # ---------------------------------------------------------------------------- candidates

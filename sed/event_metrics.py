@@ -14,11 +14,10 @@ clip are left out (the rule of labels.fit_events), times are rounded to microsec
 one class that overlap or touch are one event: the libraries refuse them.
 
 Defined values. A class with neither truth nor prediction has F1 = 1, as in metrics.py, but takes no
-part in the macro average, where it would flatter; `F1.num_classes` tells how many do. A class with
-only false alarms has F1 = 0 and takes part (sed_eval leaves such a class out). Where no class takes
-part, macro and micro are 1: nothing was there and nothing was said. PSDS is over the classes with
-an event in the truth (`Psds.per_class`), as no other has a true positive rate; without any it is 0.
-No value is ever NaN.
+part in the macro average, where it would flatter. A class with only false alarms has F1 = 0 and
+takes part (sed_eval leaves such a class out). Where no class takes part, macro and micro are 1:
+nothing was there and nothing was said. PSDS is over the classes with an event in the truth
+(`Psds.per_class`), as no other has a true positive rate; without any it is 0. No value is ever NaN.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -78,15 +77,6 @@ class EventCounts(NamedTuple):
     fn: Any
 
 
-class F1(NamedTuple):
-    """F1 of all clips: mean over classes, of the summed counts, of each class."""
-
-    macro: float
-    micro: float
-    per_class: dict[str, float]
-    num_classes: int  # in the macro average
-
-
 class Psds(NamedTuple):
     """Polyphonic sound detection score, and that of each class with an event in the truth."""
 
@@ -95,22 +85,6 @@ class Psds(NamedTuple):
 
 
 # ---------------------------------------------------------------------------- what comes in
-
-
-def _check_clips(names: Mapping[str, Any], durations: Mapping[str, float], what: str) -> None:
-    """InputError for no or wrong durations, and for clips without one."""
-    if not durations:
-        raise InputError("no clip to evaluate: the durations are empty")
-    for name, duration in durations.items():
-        if not (np.isfinite(duration) and duration > 0):
-            raise InputError(
-                f"clip {name}: a duration above 0 s is needed but {duration} was given"
-            )
-    if unknown := [name for name in names if name not in durations]:
-        raise InputError(
-            f"{what}: {len(unknown)} clips have no duration, the first is {unknown[0]!r}"
-            f" (a clip that has one: {next(iter(durations))!r})"
-        )
 
 
 class _Events(NamedTuple):
@@ -126,32 +100,21 @@ class _Events(NamedTuple):
 def _events(
     clips: Mapping[str, list], durations: Mapping[str, float], classes: list[str], what: str
 ) -> _Events:
-    """Events of every clip that has a duration, rounded and cut to it: what is left of them."""
-    _check_clips(clips, durations, what)
-    if not classes or len(set(classes)) < len(classes):
-        raise InputError(f"classes to evaluate must be names that differ but {classes} was given")
+    """Events of every clip that has a duration, rounded and cut to it: what is left of them.
+
+    InputError for a clip without a duration, and for a class that is not among those asked for.
+    """
+    if unknown := [name for name in clips if name not in durations]:
+        raise InputError(f"{what}: {len(unknown)} clips have no duration, first {unknown[0]!r}")
     names, number = list(durations), {name: k for k, name in enumerate(classes)}
     given = [clips.get(name, ()) for name in names]
     rows = [event for events in given for event in events]
+    if odd := sorted({event.event_label for event in rows} - number.keys()):
+        raise InputError(f"{what}: {odd[0]!r} is not a class to evaluate ({', '.join(classes)})")
     clip = np.repeat(np.arange(len(names)), [len(events) for events in given])
-    label = np.array([number.get(event.event_label, -1) for event in rows], np.int64)
+    label = np.array([number[event.event_label] for event in rows], np.int64)
     times = np.array([event[:2] for event in rows], np.float64).reshape(-1, 2)
-
-    def first(wrong: np.ndarray) -> tuple[str, Any] | None:
-        """Place and event of the first that is wrong."""
-        at = np.flatnonzero(wrong)
-        return (f"{what}, clip {names[clip[at[0]]]}", rows[at[0]]) if len(at) else None
-
-    if found := first(label < 0):
-        known = ", ".join(classes)
-        raise InputError(
-            f"{found[0]}: {found[1].event_label!r} is not a class to evaluate ({known})"
-        )
-    if found := first(~(np.isfinite(times).all(1) & (times[:, 0] <= times[:, 1]))):
-        raise InputError(f"{found[0]}: {found[1].onset} .. {found[1].offset} s is not a time span")
     confidence = np.array([event[3] if len(event) > 3 else 1.0 for event in rows], np.float64)
-    if found := first(~np.isfinite(confidence)):
-        raise InputError(f"{found[0]}: confidence {found[1].confidence} in {found[1]}")
     end = np.array(list(durations.values()), np.float64)[clip]
     onset = np.rint(times[:, 0].clip(0) * TICKS).astype(np.int64)
     offset = np.rint(np.minimum(times[:, 1], end) * TICKS).astype(np.int64)
@@ -296,7 +259,7 @@ def event_counts(
 ) -> dict[str, EventCounts]:
     """Counts (C, K) for `event_f1`, `segment_f1` and `intersection_f1`, or `only` some of them.
 
-    Raises InputError for clips without a duration, unknown classes, and events that are none.
+    Raises InputError for clips without a duration and for unknown classes.
     """
     found = _merged(_events(predicted, durations, classes, "prediction"))
     true = _merged(_events(truth, durations, classes, "truth"))
@@ -311,20 +274,9 @@ def averages(counts: EventCounts) -> tuple[np.ndarray, np.ndarray]:
     return macro, f1_score(*(cell.sum(-1) for cell in counts))
 
 
-def f1_of(counts: EventCounts, classes: list[str]) -> F1:
-    """F1 of counts (C, K) over all clips."""
-    total = EventCounts(*(cell.sum(axis=0) for cell in counts))
-    macro, micro = averages(total)
-    per_class = dict(zip(classes, f1_score(*total).tolist(), strict=True))
-    return F1(float(macro), float(micro), per_class, int((sum(total) > 0).sum()))
-
-
-def all_f1(
-    predicted: Clips, truth: Clips, durations: Mapping[str, float], classes: list[str]
-) -> dict[str, F1]:
-    """`event_f1`, `segment_f1` and `intersection_f1` by name; InputError as `event_counts`."""
-    counts = event_counts(predicted, truth, durations, classes)
-    return {name: f1_of(each, classes) for name, each in counts.items()}
+def macro_f1(counts: EventCounts) -> float:
+    """Mean F1 over classes of counts (C, K) over all clips."""
+    return float(averages(EventCounts(*(cell.sum(axis=0) for cell in counts)))[0])
 
 
 # ---------------------------------------------------------------------------- all thresholds
@@ -588,7 +540,7 @@ def psds(
 ) -> dict[int, Psds]:
     """PSDS 1 and 2 of events with a confidence, or of frame scores.
 
-    Raises InputError as `event_counts`, and what `swept` raises.
+    Raises InputError as `event_counts`.
     """
     sweep, regions = swept(found, truth, durations, classes)
     return {each: sweep.psds(regions, each) for each in SCENARIOS}
@@ -604,8 +556,8 @@ def swept(
 
     Events: a threshold keeps events, it never changes them. Where events of a class overlap, the
     larger confidence counts; outside them no threshold switches a class on. Scores: their rows are
-    in the order of `classes`; frames are cut to the clip's duration. Raises InputError where a
-    confidence is no number, and for clips without scores.
+    in the order of `classes`; frames are cut to the clip's duration. Raises InputError as
+    `event_counts`.
     """
     if any(isinstance(each, ClipScores) for each in found.values()):
         sweep = Sweep(truth, durations, classes)
@@ -619,18 +571,8 @@ def _score_rows(
     scores: Mapping[str, ClipScores], sweep: Sweep, durations: Mapping[str, float]
 ) -> Iterator[tuple[int, int, np.ndarray, np.ndarray]]:
     """Clip, class, scores (T,) and times (T + 1,) of every row of a class that sounds somewhere."""
-    _check_clips(scores, durations, "scores")
-    if missing := [name for name in durations if name not in scores]:
-        raise InputError(f"scores: {len(missing)} clips have none, the first is {missing[0]!r}")
-    num_classes = len(sweep.classes)
     for number, (clip, duration) in enumerate(durations.items()):
         values, edges = scores[clip].values, scores[clip].edges
-        shape = num_classes, len(edges) - 1
-        if values.shape != shape:
-            raise InputError(
-                f"scores, clip {clip}: {num_classes} classes and {len(edges)} edges need"
-                f" values {shape} but {values.shape} was given"
-            )
         inside = int(np.searchsorted(edges, duration))  # frames that begin before the end
         times = np.minimum(edges[: inside + 1], duration)
         for k in np.flatnonzero(sweep.number):

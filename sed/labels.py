@@ -10,6 +10,7 @@ nothing is read, and all such rows are named at once.
 """
 
 import csv
+import io
 import math
 import os
 import re
@@ -20,6 +21,7 @@ from typing import NamedTuple
 from core.errors import InputError
 from core.files import write_text
 from core.names import UNWRITABLE, name_flaw
+from core.stored import read_text
 from sed.timeline import COLUMNS, Event
 
 # Our column -> what it is called elsewhere, in lower case; the first one that a table has counts.
@@ -37,7 +39,6 @@ FILE_OFFSET = "file offset (s)"  # Raven: an onset in its own file, where a tabl
 SUFFIXES = (".txt", ".tsv", ".csv")  # of a file a clip
 TRACK = re.compile(r"\.(Table\.\d+\.selections|selections|BirdNET\.(selection\.table|results))$")
 EMPTY = ("", "nan", "na", "none")  # how an empty cell is written in DESED-like files
-LONGEST = 1 << 16  # characters of a line; a longer one is in no label file
 TOLD = 10  # rows or clips that are named on the screen; all are in a file
 PRECISION_S = 1e-3  # of label files: nobody is told of less, and no event is shorter for a cut
 
@@ -266,55 +267,30 @@ def _ranges(lines: list[int]) -> str:
     return ("line " if len(lines) == 1 else "lines ") + text
 
 
-def _lines(path: Path, what: str) -> Iterator[str]:
-    """Lines of a text file. InputError where it is none that one can read."""
-    try:
-        if path.exists() and not path.is_file():
-            raise InputError(f"{what} {path}: not a file")
-        with open(path, "rb") as stream:
-            head = stream.read(4096)
-        if head.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in head:
-            cure = f"save it as UTF-8, e.g. iconv -f UTF-16 -t UTF-8 {path.name} > utf8.tsv"
-            raise InputError(f"{what} {path}: UTF-16, or no text; {cure}")
-        with open(path, newline="", encoding="utf-8-sig") as stream:
-            for line in iter(lambda: stream.readline(LONGEST), ""):
-                if len(line) == LONGEST:
-                    raise InputError(f"{what} {path}: a line longer than {LONGEST:,} characters")
-                yield line
-    except OSError as error:
-        raise InputError(f"{what} {path}: cannot be read ({error})") from None
-    except UnicodeDecodeError as error:
-        byte = error.object[error.start]
-        raise InputError(f"{what} {path}: not UTF-8 (byte {byte:#x}); save it as UTF-8") from None
-
-
-def cells(path: Path, what: str = "labels") -> Iterator[tuple[int, list[str]]]:
+def cells(path: Path) -> Iterator[tuple[int, list[str]]]:
     """Line number and stripped cells of every line of a table that is not empty; tabs or commas.
 
-    Raises InputError, which names the file as `what` it is, where there is no text to read.
+    Raises InputError where there is no text to read.
     """
-    lines = _lines(path, what)
-    first, above = "", 0
-    for first in lines:
-        if first.strip():
-            break
-        above += 1
+    text = read_text(path)
+    first = next((line for line in text.split("\n") if line.strip()), "")
     comma = "\t" not in first and "," in first
-
-    def again() -> Iterator[str]:
-        yield first
-        yield from lines
-
     quoting = csv.QUOTE_MINIMAL if comma else csv.QUOTE_NONE  # a name with a comma needs quotes
-    reader = csv.reader(again(), delimiter="," if comma else "\t", quoting=quoting)
+    lines = io.StringIO(text, newline="")
+    reader = csv.reader(lines, delimiter="," if comma else "\t", quoting=quoting)
     try:
         for row in reader:
             stripped = [cell.strip() for cell in row]
             if any(stripped):
-                yield above + reader.line_num, stripped
+                yield reader.line_num, stripped
     except csv.Error as error:
-        line = above + reader.line_num
-        raise InputError(f"{what} {path} line {line}: cannot be read ({error})") from None
+        raise InputError(f"{path} line {reader.line_num}: cannot be read ({error})") from None
+
+
+def records(path: Path) -> list[dict[str, str]]:
+    """Rows of a table with a header, by column; raises as `cells`."""
+    (_, header), *rows = list(cells(path)) or [(0, [])]
+    return [dict(zip(header, row, strict=False)) for _, row in rows]
 
 
 def _number(text: str) -> float | None:

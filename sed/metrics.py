@@ -144,6 +144,11 @@ def resampled(weights: np.ndarray, values: np.ndarray) -> np.ndarray:
     return np.concatenate([weights[some].astype(np.float64) @ values for some in blocks])
 
 
+def interval(draws: np.ndarray) -> np.ndarray:
+    """95 % interval (2, M) of draws (D, M)."""
+    return np.quantile(draws, [(1 - SHARE) / 2, (1 + SHARE) / 2], axis=0)
+
+
 def bootstrap_mean(
     values: np.ndarray, group: np.ndarray, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -156,4 +161,4 @@ def bootstrap_mean(
     sums = np.stack([np.bincount(clip, column) for column in values.T], axis=1)  # (C, M)
     drawn = bootstrap_weights(len(size), seed)  # (DRAWS, C)
     means = resampled(drawn, sums) / resampled(drawn, size)[:, None]
-    return tuple(np.quantile(means, [(1 - SHARE) / 2, (1 + SHARE) / 2], axis=0))
+    return tuple(interval(means))

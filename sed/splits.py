@@ -34,7 +34,7 @@ def read_list(path: Path, known: Iterable[str]) -> ClipList:
     Raises InputError for a list that cannot be read or names none of the known clips, and for a
     clip that is named twice.
     """
-    rows = list(cells(path, "--clips"))
+    rows = list(cells(path))
     if not rows:
         raise InputError(f"--clips {path}: empty")
     header = [name.lower() for name in rows[0][1]]

@@ -107,14 +107,16 @@ def label_frames(events: list[Event], event_label: str, edges: np.ndarray) -> np
     return on
 
 
+def runs_of(on: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(T,) bool -> begin and end (B,) of its true runs, whole frames."""
+    step = np.diff(np.concatenate(([0], on.astype(np.int8), [0])))
+    return np.flatnonzero(step == 1), np.flatnonzero(step == -1)
+
+
 def frames_to_events(on: np.ndarray, event_label: str, edges: np.ndarray) -> list[Event]:
     """Runs of true frames (T,) -> events whose onset and offset are the runs' outer edges."""
-    steps = np.diff(np.concatenate(([0], on.astype(np.int8), [0])))
-    starts, ends = np.flatnonzero(steps == 1), np.flatnonzero(steps == -1)
-    return [
-        Event(float(edges[a]), float(edges[b]), event_label)
-        for a, b in zip(starts, ends, strict=True)
-    ]
+    runs = zip(*runs_of(on), strict=True)
+    return [Event(float(edges[a]), float(edges[b]), event_label) for a, b in runs]
 
 
 JITTER = 0.1  # of a frame, by which an edge may be off: times are often rounded to milliseconds

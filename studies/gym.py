@@ -36,7 +36,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from config import Bandit, Device, Learning, Network, PresetName, Script
+from config import Bandit, Device, Learning, Network, Script
 from core.command import needed, run_script
 from core.errors import InputError
 from core.files import Kind, keep_apart, own_folder, write_together
@@ -49,13 +49,10 @@ from evaluate import print_rows, tables
 from policy.apply import decisions
 from policy.bandit import (
     Signals,
-    decide,
     make_states,
     near,
     outcome,
-    reward_cells,
     reward_table,
-    thresholds,
     to_device,
 )
 from sed.caches import Cache, load_cache
@@ -429,8 +426,6 @@ def qnetwork_kwargs(bandit: Bandit, network: Network) -> dict[str, Any]:
 class ThresholdEnvConfig(Script):
     """Train the DQN of stable-baselines3 on a cache, then the before/after table."""
 
-    preset: PresetName = "slides"
-    """set of defaults; other flags win"""
     cache: Path = Path("cache")
     """folder of the caches"""
     train_split: str = split_name("train")
@@ -441,8 +436,6 @@ class ThresholdEnvConfig(Script):
     """folder of model.zip and results.json"""
     overwrite: bool = False
     """replace an earlier result"""
-    algorithm: Literal["dqn"] = "dqn"
-    """algorithm of stable-baselines3"""
     policy: Literal["mlp", "qnetwork"] = "mlp"
     """network: two layers of 64, or that of DQN.py"""
     steps: int = number(20_000, 1)
@@ -491,7 +484,6 @@ def make_dqn(cfg: ThresholdEnvConfig, cache: Cache, device: torch.device) -> Any
     What stays different from DQN.py: Huber loss, a target network that gamma = 0 never uses but
     that is computed, replay sampled with replacement, and in each tick all lanes explore or none.
     """
-    algorithm = getattr(needed("stable_baselines3", __file__), cfg.algorithm.upper())
     learning = cfg.learning
     boundary_only = has_fixed_boundary(cfg.bandit) and not cfg.all_frames
     envs = ThresholdVectorEnv(cache, learning.lanes, bandit=cfg.bandit, boundary_only=boundary_only)
@@ -500,7 +492,7 @@ def make_dqn(cfg: ThresholdEnvConfig, cache: Cache, device: torch.device) -> Any
         frames = len(envs.lanes.visited) / len(envs.lanes.pairs)  # of an episode, on average
         decay = min(1.0, learning.epsilon_episodes * frames / cfg.steps)
     network = qnetwork_kwargs(cfg.bandit, cfg.network) if cfg.policy == "qnetwork" else None
-    model = algorithm(
+    model = needed("stable_baselines3", __file__).DQN(
         "MlpPolicy",
         sb3_env(envs),
         learning_rate=learning.lr,
@@ -538,9 +530,9 @@ SB3 = Kind("run of gym.py", older=(("results.json", "algorithm"), ("results.json
 
 def mean_reward(signals: Signals, actions: torch.Tensor, bandit: Bandit) -> float:
     """Reward per frame of the actions (N,), over all frames."""
-    before = decide(signals.prob, signals.t_base) == signals.label
-    after = decide(signals.prob, thresholds(signals, actions, bandit)) == signals.label
-    return float(reward_table(bandit)[reward_cells(before, after).cpu()].double().mean())
+    frame = torch.arange(len(actions), device=actions.device)
+    cells = outcome(signals, frame, actions, bandit).cells
+    return float(reward_table(bandit)[cells.cpu()].double().mean())
 
 
 def print_table(results: dict[str, Any]) -> None:
@@ -586,7 +578,7 @@ def train_and_judge(
     same = torch.full_like(actions, cfg.bandit.no_change)
     libraries = {name: version(name) for name in ("gymnasium", "stable_baselines3")}
     results = {
-        "algorithm": cfg.algorithm,
+        "algorithm": "dqn",
         "split": cfg.split,
         "cache": str(cache.folder),
         "cache_key": cache.key,

@@ -9,8 +9,6 @@ column is the one that is best in it so pooled: chosen on these very clips, whic
 Settings that are not finished are left out, and counted: no claim is made before all folds are in.
 """
 
-import csv
-import io
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -21,7 +19,15 @@ import numpy as np
 
 from baselines.tuned_rules import Rule
 from comparison import clustered, scoring
-from comparison.scoring import DECISIVE, DRAWN_FOR_EVENTS, HEADLINE, TITLES, Resampler, word
+from comparison.scoring import (
+    DECISIVE,
+    DRAWN_FOR_EVENTS,
+    HEADLINE,
+    TITLES,
+    Resampler,
+    in_points,
+    word,
+)
 from comparison.systems import (
     BASE,
     GATED,
@@ -35,8 +41,9 @@ from config import EvaluateConfig
 from core.errors import InputError
 from core.names import markdown as as_markdown
 from core.names import markdown_table
-from core.stored import read_json, read_text
+from core.stored import read_json
 from sed.caches import Cache, load_cache
+from sed.labels import records
 from studies import benchmark
 from studies.benchmark import Setting
 
@@ -57,7 +64,7 @@ def recordings_of(corpus: Path, split: str) -> dict[str, list[str]]:
     InputError for a list without them.
     """
     path = corpus / "clips.tsv"
-    rows = list(csv.DictReader(io.StringIO(read_text(path)), delimiter="\t"))
+    rows = records(path)
     if not rows or any(not row.get(key) for row in rows for key in ("filename", "recordings")):
         raise InputError(f"{path}: expected columns split, filename, recordings and a row a clip")
     return {
@@ -266,12 +273,6 @@ def study(queries: str) -> Study:
 # ---------------------------------------------------------------------------- texts
 
 
-def points(change: list[float]) -> str:
-    """A difference with its interval, in points."""
-    gain, low, high = (100 * value for value in change)
-    return f"{gain:+.2f} [{low:+.2f}, {high:+.2f}]"
-
-
 def in_words(values: list[Any]) -> str:
     """`1, 2 and 3`."""
     *first, last = map(str, values)
@@ -310,10 +311,12 @@ def sentence(claim: Claim, study: Study) -> str:
     if number < folds:
         text = f"**{what}**: no claim, {number} of {folds} bank folds are judged. So far `{BEST}`"
         text += (
-            f" minus {rule}: {points(claim.whole)} points; the interval {side} over these pooled"
+            f" minus {rule}: {in_points(claim.whole)} points; the interval {side} over these pooled"
         )
         return f"{text}, {counted}."
-    text = f"**{what}**: `{BEST}` {claim.told} {rule}: {points(claim.whole)} points. The interval"
+    text = (
+        f"**{what}**: `{BEST}` {claim.told} {rule}: {in_points(claim.whole)} points. The interval"
+    )
     text += f" {side} over all {folds} bank folds pooled, {counted};"
     return f"{text} {scorers_said(claim, study)}."
 
@@ -334,7 +337,7 @@ def rows_table(study: Study, names: Iterable[str]) -> list[str]:
     for name, row in sorted(rows.items(), key=lambda item: -item[1][decisive]):
         cells = [cell(row, metric, row[metric] == top[metric]) for metric in columns]
         lines.append([as_markdown(name), *cells])
-    gaps = [points(claim.whole) for claim in study.claims]
+    gaps = [in_points(claim.whole) for claim in study.claims]
     lines.append(["`best` minus the best rule", *gaps])
     return markdown_table(["", *(TITLES[metric] for metric in columns)], lines)
 
@@ -375,7 +378,7 @@ def by_fold(study: Study) -> list[str]:
     """The differences of each bank fold as Markdown."""
     header = ["bank fold", *(TITLES[metric] for metric in COLUMNS[study.queries])]
     rows = [
-        [str(fold), *(points(claim.folds[fold]) for claim in study.claims)]
+        [str(fold), *(in_points(claim.folds[fold]) for claim in study.claims)]
         for fold in study.claims[0].folds
     ]
     return markdown_table(header, rows)
@@ -388,10 +391,6 @@ def page(studies: list[Study]) -> str:
         lines += [f"## Each bank fold, {TITLES_OF[study.queries]}: `best` minus the same rules", ""]
         lines += [*by_fold(study), ""]
     for study in studies:
-        lines += [
-            f"## Every row, {TITLES_OF[study.queries]}",
-            "",
-            *rows_table(study, study.rows),
-            "",
-        ]
+        lines += [f"## Every row, {TITLES_OF[study.queries]}", ""]
+        lines += [*rows_table(study, study.rows), ""]
     return "\n".join(lines).rstrip()

@@ -13,8 +13,8 @@ Writes: data/, cache/, runs/ like the scripts, runs/logs/, docs/results/, marked
 Two processes, one thread each. What is finished is skipped, so the study can be interrupted.
 """
 
+import itertools
 import statistics
-import time
 from pathlib import Path
 
 from comparison import scoring
@@ -23,6 +23,7 @@ from config import Bandit
 from core.command import plain_words, run_main
 from core.errors import InputError
 from core.files import write_text
+from core.names import markdown_table
 from core.stored import read_json
 from policy.runfolder import learning_curve
 from sed.metrics import NAMES
@@ -35,19 +36,6 @@ ROOT = Path(__file__).resolve().parent.parent
 DEMO_SEEDS = range(5)
 
 
-def train_and_evaluate(name: str, cache: str, flags: list[object]) -> None:
-    """One run folder, from nothing, from where it stopped, or not at all."""
-    folder = ROOT / "runs" / name
-    if (folder / "results.json").exists():
-        print(f"{folder}: finished")
-        return
-    began = time.perf_counter()
-    more = ["--resume"] if (folder / "last.pt").exists() else []
-    run(name, "DQN.py", "--cache", cache, "--run", f"runs/{name}", *flags, *more)
-    run(name, "evaluate.py", "--cache", cache, "--run", f"runs/{name}")
-    print(f"{folder}: {(time.perf_counter() - began) / 60:.1f} min", flush=True)
-
-
 def demo(seed: int) -> None:
     """The demo's own commands for one seed: another corpus, another scorer, another policy."""
     name = "demo" if seed == 0 else f"demo-{seed}"
@@ -55,56 +43,50 @@ def demo(seed: int) -> None:
     run(name, "soundscapes.py", "--out", f"data/{name}", "--seed", seed, *few)
     run(name, "scorers.py", "--corpus", f"data/{name}", "--seed", seed, *few)
     run(name, "preprocess.py", "--corpus", f"data/{name}", "--cache", f"cache/{name}", *few)
-    train_and_evaluate(name, f"cache/{name}", ["--preset", "demo", "--seed", seed])
+    if (ROOT / "runs" / name / "results.json").exists():
+        print(f"{name}: finished")
+        return
+    benchmark.train(f"runs/{name}", f"cache/{name}", seed, ["--preset", "demo"])
+    run(name, "evaluate.py", "--cache", f"cache/{name}", "--run", f"runs/{name}")
 
 
 # ---------------------------------------------------------------------------- tables
 
 
-def results_of(name: str) -> dict:
-    """results.json of a run."""
-    return read_json(ROOT / "runs" / name / "results.json", "evaluate it again")
+def results_of(name: str, cure: str = "evaluate it again") -> dict:
+    """results.json of a run, or of a comparison."""
+    return read_json(ROOT / "runs" / name / "results.json", cure)
 
 
-def mean_and_std(rows: list[list[float]], signed: bool = False) -> list[str]:
-    """`mean ± std` of each column, in percent."""
-    form = "{:+.2f} ± {:.2f}" if signed else "{:.2f} ± {:.2f}"
-    columns = zip(*rows, strict=True)
-    return [form.format(100 * statistics.mean(c), 100 * statistics.stdev(c)) for c in columns]
+def points_of(gains: list[list[float]]) -> str:
+    """`mean ± std` of each column of gains, in points."""
+    columns = [[100 * gain for gain in column] for column in zip(*gains, strict=True)]
+    return " / ".join(f"{statistics.mean(c):+.2f} ± {statistics.stdev(c):.2f}" for c in columns)
 
 
 def demo_table() -> str:
     """Gains and learning curves of the demo's seeds."""
-    lines = [
-        "| seed | Accuracy before → after | IoU before → after | F1 before → after |"
-        " gain (points) | avg10 first → last tenth | always 0.0 |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    gains = []
+    header = ["seed", *(f"{metric} before → after" for metric in ("Accuracy", "IoU", "F1"))]
+    header += ["gain (points)", "avg10 first → last tenth", "always 0.0"]
+    gains, lines = [], []
     for seed in DEMO_SEEDS:
         name = "demo" if seed == 0 else f"demo-{seed}"
         results, curve = results_of(name), learning_curve(ROOT / "runs" / name, Bandit())
-        gain = [results["gain"][metric] for metric in NAMES]
-        gains.append(gain)
-        pairs = [
-            f"{100 * results['before'][m]:.2f} → {100 * results['after'][m]:.2f}" for m in NAMES
-        ]
-        points = " / ".join(f"{100 * value:+.2f}" for value in gain)
-        first, last = curve["avg10_first_tenth"], curve["avg10_last_tenth"]
-        zero = curve["always_zero_last_tenth"]
-        cells = " | ".join(pairs)
-        lines.append(f"| {seed} | {cells} | {points} | {first:.1f} → {last:.1f} | {zero:.1f} |")
-    summary = " / ".join(mean_and_std(gains, signed=True))
+        gains.append([results["gain"][metric] for metric in NAMES])
+        both = ([100 * results[when][m] for when in ("before", "after")] for m in NAMES)
+        first, last, zero = (f"{value:.1f}" for value in curve.values())
+        gain = " / ".join(f"{100 * value:+.2f}" for value in gains[-1])
+        pairs = (f"{before:.2f} → {after:.2f}" for before, after in both)
+        lines.append([str(seed), *pairs, gain, f"{first} → {last}", zero])
+    lines.append(["mean ± std", "", "", "", points_of(gains), "", ""])
     positive = sum(min(gain) > 0 for gain in gains)
-    lines.append(f"| mean ± std | | | | {summary} | | |")
-    lines.append(f"\nAll three gains above zero in {positive} of {len(gains)} seeds.")
-    return "\n".join(lines)
+    said = f"All three gains above zero in {positive} of {len(gains)} seeds."
+    return "\n".join([*markdown_table(header, lines), "", said])
 
 
 def table_of(folder: str) -> dict:
-    """results.json of a comparison."""
-    path = ROOT / "runs" / folder / "results.json"
-    return read_json(path, "run: python -m studies.reproduce benchmark")
+    """results.json of a comparison of the benchmark."""
+    return results_of(folder, "run: python -m studies.reproduce benchmark")
 
 
 def claim(name: str, key: str, tables: list[dict]) -> str:
@@ -113,10 +95,9 @@ def claim(name: str, key: str, tables: list[dict]) -> str:
     words, texts = [], []
     for table in tables:
         row = next(row for row in table["entrants"] if row["name"] == name)
-        gain, low, high = row[key][metric]
-        words.append(scoring.word(metric, low, high))
-        text = f"{100 * gain:+.2f} [{100 * low:+.2f}, {100 * high:+.2f}]"
-        texts.append(text + (f" ({table['best_opponent']})" if key == "vs_best" else ""))
+        words.append(scoring.word(metric, *row[key][metric][1:]))
+        beside = f" ({table['best_opponent']})" * (key == "vs_best")
+        texts.append(scoring.in_points(row[key][metric]) + beside)
     other = row["base"] if key == "vs_base" else "the best tuned baseline"
     if len(set(words)) == 1:
         said = f"{words[0]} {other} in both bank folds"
@@ -138,26 +119,22 @@ def verdict() -> str:
     return "\n".join(lines)
 
 
+def under_titles(folders: dict[str, str]) -> str:
+    """Tables of some comparisons, title -> folder, one below the other."""
+    tables = ((title, scoring.markdown(table_of(folder))) for title, folder in folders.items())
+    return "\n".join(f"## {title}\n\n{table}" for title, table in tables)
+
+
 def benchmark_table() -> str:
     """All four tables: two bank folds, both kinds of pairs."""
-    parts = []
-    for queries in benchmark.QUERIES:
-        for fold in benchmark.SLIDES_FOLDS:
-            results = table_of(f"table-fold{fold}-{queries}")
-            parts.append(f"## Bank fold {fold} held out, {queries} pairs\n")
-            parts.append(scoring.markdown(results))
-    return "\n".join(parts)
+    both = itertools.product(benchmark.QUERIES, benchmark.SLIDES_FOLDS)
+    titles = {f"Bank fold {f} held out, {q} pairs": f"table-fold{f}-{q}" for q, f in both}
+    return under_titles(titles)
 
 
 def dcase_table() -> str:
     """Both kinds of pairs of the 20 real clips."""
-    parts = []
-    for queries in benchmark.QUERIES:
-        parts += [
-            f"## {queries.capitalize()} pairs\n",
-            scoring.markdown(table_of(f"dcase/{queries}")),
-        ]
-    return "\n".join(parts)
+    return under_titles({f"{q.capitalize()} pairs": f"dcase/{q}" for q in benchmark.QUERIES})
 
 
 def vad_text() -> str:

@@ -12,16 +12,16 @@ import pytest
 from corpora import write_cache
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from reference import METRICS, all_f1, moved, slow_mean
 
 import preprocess
 from baselines import csebbs, tuned_rules
 from baselines.tuned_rules import Objective, Rule, decide_rule
-from benchmarks.naive import METRICS, moved, slow_mean
 from config import Bandit, PreprocessConfig
 from core.errors import InputError
 from sed import candidates
 from sed.caches import Cache, ClipRecord, Pair, load_cache
-from sed.event_metrics import ScoredEvent, all_f1, psds
+from sed.event_metrics import ScoredEvent, psds
 from sed.metrics import count_pairs, mean_over_pairs, over_all_pairs, pooled, subset
 from sed.signals import SIGNALS
 from sed.timeline import Event, frames_to_events

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import torch
 from corpora import write_cache
+from reference import METRICS, moved, slow_mean
 
 import evaluate
 import preprocess
 from baselines import tuned_rules
-from benchmarks.naive import METRICS, moved, slow_mean
 from config import Bandit, EvaluateConfig, Learning, Network, TrainConfig
 from core import files
 from core.errors import InputError

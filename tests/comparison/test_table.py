@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import torch
 from corpora import SMALLEST, write_cache, write_policy
+from reference import slow_mean
 from scipy.ndimage import median_filter
 
 import evaluate
 import preprocess
 import visualize
 from baselines import tuned_rules
-from benchmarks.naive import slow_mean
 from comparison import evaluations, scoring, systems
 from comparison.scoring import (
     Resampler,
@@ -192,7 +192,7 @@ def test_the_interval_is_that_of_the_single_evaluation(home):
         found.append((headline(counts, cache), sampler.draws(counts)))
         scores.append(scoring.scores_of(counts))
     table = difference(scoring.HEADLINE["present"], *found)
-    for name, ends in evaluations.interval(cache, *scores).items():
+    for name, ends in evaluations.gain_interval(cache, *scores).items():
         gain, low, high = table[name]
         assert [low, high] == pytest.approx(ends, abs=1e-12)
         assert low < gain < high

@@ -24,7 +24,9 @@ FILES = {
     if structure.wing_of(name) not in ("studies", "benchmarks")
 }
 CLASSES = [
-    cls for cls in vars(config).values() if isinstance(cls, type) and dataclasses.is_dataclass(cls)
+    cls
+    for cls in vars(config).values()
+    if isinstance(cls, type) and dataclasses.is_dataclass(cls) and cls is not config.Script
 ]
 
 

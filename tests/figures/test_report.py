@@ -80,7 +80,9 @@ def write_policy(run: Path, folder: Path, shift: float, bandit: Bandit) -> None:
     found = evaluations.find_matches(evaluations.Evaluated(cache, results, t_adj, before, after))
     results["ends"] = {when: matching.end_errors(some) for when, some in found._asdict().items()}
     run.mkdir()
-    np.savez(run / "decisions.npz", t_adj=t_adj, binary=after)
+    decided = {"t_adj": t_adj, "binary": after}
+    results["decisions"] = evaluations.digest_of(decided)
+    np.savez(run / "decisions.npz", **decided)
     preprocess.write_json(run / "results.json", results)
 
 

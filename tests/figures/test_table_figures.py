@@ -436,12 +436,6 @@ def test_missing_and_damaged_files_name_the_command(damaged, file):
     assert not (damaged / "figures").exists()
 
 
-def test_a_row_that_is_not_there(damaged):
-    change(damaged, best_opponent="nobody")
-    with pytest.raises(InputError, match=r"results\.json: no row nobody; run: python evaluate\.py"):
-        draw(damaged)
-
-
 def test_results_of_a_single_run(damaged):
     write_json(damaged / "results.json", {"split": "validation", "before": {}})
     with pytest.raises(InputError, match="not of such a comparison"):
@@ -454,7 +448,7 @@ def test_cut_pairs(damaged, end):
     path = damaged / "pairs.csv"
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join(lines[:-1]) if end == -1 else "".join(lines)[:end])
-    with pytest.raises(InputError, match=r"pairs\.csv: (7 pairs, but 8|damaged|not the file)"):
+    with pytest.raises(InputError, match=r"pairs\.csv: not the file"):
         draw(damaged)
 
 

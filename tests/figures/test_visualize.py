@@ -88,11 +88,13 @@ class Folders:
             t_adj = np.clip(t_base + np.where(cache.label, -0.2, 0.2), 0, 1)
         after = prob > t_adj
         run = self.cfg.run
-        np.savez(run / "decisions.npz", t_adj=t_adj.astype(np.float32), binary=after)
+        decided = {"t_adj": t_adj.astype(np.float32), "binary": after}
+        np.savez(run / "decisions.npz", **decided)
         train = caches.load_cache(self.cfg.cache / "train")
         results = {"split": "validation", "cache_key": cache.key, "num_pairs": len(cache.pairs)}
         results |= {"num_frames": len(after), **evaluate.tables(cache, after, Bandit(), train)}
         results["verdict"] = evaluate.verdict(results)
+        results["decisions"] = evaluations.digest_of(decided)
         data = evaluations.Evaluated(cache, results, t_adj, prob > t_base, after)
         found = evaluations.find_matches(data)._asdict()
         results["ends"] = {when: matching.end_errors(some) for when, some in found.items()}

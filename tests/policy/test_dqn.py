@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 import torch
 from corpora import write_cache
+from reference import play
 from torch import nn
 
-from benchmarks.naive import greedy, play, reward_of
+from benchmarks.naive import greedy, reward_of
 from config import Bandit, Learning, Network, TrainConfig
 from core.errors import InputError
 from core.processes import process_pool

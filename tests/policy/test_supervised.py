@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 from corpora import SMALLEST, write_cache
+from reference import moved
 from torch.nn import functional
 
 import evaluate
 import visualize
-from benchmarks.naive import moved, reward_of
+from benchmarks.naive import reward_of
 from comparison import evaluations
 from config import Bandit, EvaluateConfig, Learning, TrainConfig, VisualizeConfig
 from core.errors import InputError

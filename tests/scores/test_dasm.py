@@ -423,7 +423,7 @@ def test_a_stopped_run_goes_on_and_a_finished_one_is_left_alone(home, monkeypatc
     out = Path("scores/train")
     assert contents(out) == ["part-00000.npz", "part-00001.npz"]
     assert len(content(out)) == 3
-    write(out / "part-00002.npz.tmp", "of a run that was killed")
+    write(out / ".0123456789abcdef.tmp", "of a run that was killed")
     dasm.main(score_config(batch=1))
     assert sum(calls) == 4 + 2
     found, whole = content(out), content(Path("whole"))
@@ -589,12 +589,12 @@ FAILURES = {
     "no init_kwargs": (
         edit("text_query/config.yaml", "init_kwargs", "init"),
         SCORE,
-        "config.yaml: no DASM_HTSAT.init_kwargs; is this the text_query config?",
+        "config.yaml: cannot be used (KeyError('init_kwargs')); is this the text_query config?",
     ),
     "no class_num": (
         edit("text_query/config.yaml", "class_num: 4", ""),
         SCORE,
-        "config.yaml: DASM_HTSAT.init_kwargs: no 'class_num'; is this the text_query config?",
+        "config.yaml: cannot be used (KeyError('class_num')); is this the text_query config?",
     ),
     "masked pre-training": (
         edit("text_query/config.yaml", "class_num: 4", "class_num: 4\n    mlm_dict: {out_dim: 3}"),
@@ -604,17 +604,12 @@ FAILURES = {
     "no feature": (
         edit("repo/shared/base.yaml", "hopsize", "hop"),
         SCORE,
-        "config.yaml: feature: sr, audio_max_len, hopsize and net_subsample are needed (KeyError",
+        "config.yaml: cannot be used (KeyError('hopsize')); is this the text_query config?",
     ),
     "include": (
         edit("repo/shared/base.yaml", "feature", "features"),
         SCORE,
-        "repo/shared/base.yaml: no feature, which text_query/config.yaml includes",
-    ),
-    "include in a circle": (
-        lambda: write(Path("repo/shared/base.yaml"), "include: {base_path: base.yaml, keys: []}"),
-        SCORE,
-        "repo/shared/base.yaml: includes itself",
+        "text_query/config.yaml: cannot be used (KeyError('feature'))",
     ),
     "not yaml": (
         lambda: write(Path("text_query/config.yaml"), "a: [1,\nb: {"),
@@ -629,28 +624,27 @@ FAILURES = {
     "keys": (
         drop("dasm.pt", "query_projector.bias", "backbone.layer.weight"),
         SCORE,
-        "weights do not fit this config: 2 missing, 1 unexpected, 0 of other shape (first:"
-        " backbone.layer.weight). Use the config that lies beside the weights",
+        "dasm.pt: weights do not fit the network: 3, first backbone.layer.weight",
     ),
     "shapes": (
         change("dasm.pt", "query_projector.bias", lambda x: x[:2]),
         SCORE,
-        "weights do not fit this config: 0 missing, 0 unexpected, 1 of other shape (first: query",
+        "dasm.pt: weights do not fit the network: 1, first query_projector.bias",
     ),
     "audio config": (
         edit("text_query/config.yaml", "query_dim: 1024", "query_dim: 768"),
         SCORE,
-        f"this checkpoint expects queries of width 768 (audio); {SUPPORTED}",
+        f"this checkpoint expects queries of width 768; {SUPPORTED}",
     ),
     "audio checkpoint": (
         change("dasm.pt", "at_query", lambda x: x[:, :768]),
         SCORE,
-        f"this checkpoint expects queries of width 768 (audio); {SUPPORTED}",
+        f"this checkpoint expects queries of width 768; {SUPPORTED}",
     ),
     "two modalities": (
         two_tables,
         SCORE,
-        f"this checkpoint expects text and audio queries of widths [1024, 768]; {SUPPORTED}",
+        f"this checkpoint expects queries of width [1024, 768]; {SUPPORTED}",
     ),
     "query width": (
         change("queries.pt", "vectors", lambda x: x[:, :768]),
@@ -661,16 +655,6 @@ FAILURES = {
         change("queries.pt", "classes", lambda _: ["Cat", "dog", "Running_water"]),
         SCORE,
         "queries queries.pt: no vector for Dog (has: Cat, dog, Running_water)",
-    ),
-    "query rows": (
-        change("queries.pt", "vectors", lambda x: x[:2]),
-        SCORE,
-        "queries queries.pt: 2 x 1024 vectors, but 3 classes, 3 prompts",
-    ),
-    "query nan": (
-        change("queries.pt", "vectors", lambda x: x * math.nan),
-        SCORE,
-        "queries queries.pt: values that are not finite",
     ),
     "no query file": (
         drop("queries.pt", "vectors"),
@@ -758,7 +742,7 @@ FAILURES = {
     "mga keys": (
         lambda: torch.save({"model": {}}, "mga.pt"),
         EMBED,
-        "weights do not fit this config: 4 missing, 0 unexpected, 0 of other shape (first:",
+        "mga.pt: weights do not fit the network: 4, first ",
     ),
     "no bert": (
         lambda: Path("bert/config.json").unlink(),
@@ -844,7 +828,7 @@ def test_a_foreign_folder_or_a_second_process(home):
 
 def test_cuda_that_is_not_there(home, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    expected = "--device cuda: no CUDA device; use --device cpu (about 1 s per clip and core)"
+    expected = "--device cuda: no CUDA device; use --device cpu"
     with pytest.raises(errors.InputError) as error:
         dasm.main(score_config(device="cuda"))
     assert str(error.value) == expected

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 import torch
 from corpora import write_cache
-
-from benchmarks.naive import play
+from reference import play
 
 pytest.importorskip("gymnasium")
 pytest.importorskip("stable_baselines3")
