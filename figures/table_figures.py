@@ -437,8 +437,10 @@ def shift_map(policy: FirstPolicy) -> ShiftMap:
     return ShiftMap(edges, classes.tolist(), frames, mean, changed, np.bincount(row))
 
 
-def draw_policy_map(policy: FirstPolicy, what: str) -> "Figure":
+def draw_policy_map(policy: FirstPolicy, what: str) -> "Figure | str":
     """Mean shift by `prob - T_base` and class, under the share of frames and changed decisions."""
+    if policy.data.t_adj is None:
+        return f"{policy.name} decides events and shifts no threshold"
     found = shift_map(policy)
     order = np.lexsort((found.classes, -found.frames_of_class))[:MOST_CLASSES]
     height = max(PAGE[1], 3.8 + 0.42 * len(order))
@@ -522,7 +524,8 @@ def draw_pair(curves: "Axes", strip: "Axes", view: View) -> None:
     """Probability and thresholds of a pair over its decisions and the truth."""
     first, last = view.edges[0], view.edges[-1]
     changed, right = view.before != view.after, view.after == view.label
-    draw_curves(curves, view, "prob", "t_base", "t_adj")
+    shown = [name for name in ("prob", "t_base", "t_adj") if name in view.signals]
+    draw_curves(curves, view, *shown)  # a policy over events has no t_adj
     for cell, on in (("fixed", changed & right), ("broken", changed & ~right)):
         for event in view.events(on):
             text = f"{cell.capitalize()} by the DQN"

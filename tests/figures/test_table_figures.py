@@ -13,12 +13,12 @@ from corpora import write_cache
 from matplotlib.colors import to_hex
 from matplotlib.ticker import ScalarFormatter
 
+import DQN
 import visualize
 from comparison import scoring
 from comparison.systems import BASE, GATED, Member, System, from_checkpoint, store_of
-from config import EvaluateConfig, Network, TrainConfig, VisualizeConfig
+from config import EvaluateConfig, Events, Network, TrainConfig, VisualizeConfig
 from core.errors import InputError
-from DQN import Trainer
 from figures import table_figures
 from figures.plotting import COLOURS
 from figures.table_figures import KINDS, load_first_policy, load_table
@@ -37,7 +37,7 @@ def write_policy(run: Path, train: Path, seed: int) -> Path:
     """A checkpoint with random weights: what a training run leaves, without the training."""
     network = Network(hidden=8, heads=2, tcn_layers=2, gru_layers=1, transformer_layers=1)
     cfg = TrainConfig(cache=train.parent, run=run, network=network, seed=seed)
-    trainer = Trainer(cfg, load_cache(train), torch.device("cpu"))
+    trainer = DQN.Trainer(cfg, load_cache(train), torch.device("cpu"))
     with torch.no_grad():
         trainer.network.head[2].weight *= 20  # so that actions differ between frames
     run.mkdir(parents=True)
@@ -415,6 +415,23 @@ def test_without_a_policy_two_figures_are_left_out(home, tmp_path, capsys):
     said = capsys.readouterr().out
     for name in EVERY - OWN:
         assert f"{name}.png: not drawn, the table has no policy" in said
+
+
+def test_a_policy_over_events_has_no_map_of_shifts(home, tmp_path, capsys):
+    """A table whose only policy is the preset best, as the benchmark's."""
+    cache = load_cache(home / "cache-present" / "validation")
+    run, small = tmp_path / "run", Events(hidden=8, layers=2, batch=4, box_batch=32)
+    settings = {"method": "events", "events": small, "holdout": 0.0, "looks": 1, "passes": 2}
+    DQN.main(TrainConfig(cache=home / "cache-present", run=run, device="cpu", **settings))
+    member = from_checkpoint(run / "best.pt", cache, EvaluateConfig(device="cpu"))[1]
+    base = systems_of(cache, [])[0]
+    write_table(tmp_path / "table", cache, [base, System("best", "policy", "", [member])])
+    cfg = VisualizeConfig(table=tmp_path / "table", out=tmp_path / "elsewhere", dpi=30)
+    capsys.readouterr()
+    assert visualize.main(cfg) == 0
+    assert {path.stem for path in cfg.out.glob("*.png")} == EVERY - {"policy_map"}
+    said = capsys.readouterr().out
+    assert "policy_map.png: not drawn, best decides events and shifts no threshold" in said
 
 
 def test_base_alone_has_no_gains(home, tmp_path):
