@@ -425,7 +425,7 @@ def study(name: str) -> str:
 def main(args: list[str]) -> None:
     """Clips, both ways to label, and the text of both."""
     load_detector()
-    make_corpora(data_folder(args))
+    make_corpora(data_folder(args, "fsdd", "esc10"))
     text = "\n\n".join(map(study, LABELS)) + "\n"
     write_text(Path("runs/vad.md"), text)
     print(text)
