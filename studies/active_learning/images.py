@@ -124,11 +124,8 @@ DIGITS_TEST = 500  # of 1,797; which ones never changes
 
 def md5_of(path: Path) -> str:
     """MD5 of a file, in hexadecimal."""
-    state = hashlib.md5(usedforsecurity=False)
     with open(path, "rb") as stream:
-        while block := stream.read(BLOCK):
-            state.update(block)
-    return state.hexdigest()
+        return hashlib.file_digest(stream, "md5").hexdigest()
 
 
 def download(file: Official, path: Path) -> None:
