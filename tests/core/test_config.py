@@ -166,6 +166,14 @@ def test_the_same_in_scripts_of_several_commands():
         parse(made, ["one", "--context", "1", "--context", "2"])
 
 
+def test_values_may_begin_with_a_dash_and_be_none():
+    clip = parse(VisualizeConfig, ["--clip", "-a.wav", "--event-label=-x"])
+    assert (clip.clip, clip.event_label) == ("-a.wav", "-x")
+    assert parse(TrainConfig, ["--preset", "original"]).learning.epsilon_episodes == 20_000
+    flags = ["--preset", "original", "--learning.epsilon-episodes", "None"]
+    assert parse(TrainConfig, flags).learning.epsilon_episodes is None
+
+
 BAD_NAMES = [
     "",
     " ",
@@ -374,7 +382,10 @@ COMBINATIONS = [
     (TrainConfig, ["--learning.lr", "many"], "--learning.lr many"),
     (TrainConfig, ["--learning.epsilon-episodes", "nan"], "--learning.epsilon-episodes nan"),
     (TrainConfig, ["stray"], "stray"),
-    (TrainConfig, ["--seed"], "--seed"),
+    (TrainConfig, ["--seed"], "--seed must be a whole number but nothing was given"),
+    (TrainConfig, ["--seed", "1", "2"], "--seed must be a whole number but 1 2 was given"),
+    (TrainConfig, ["--resume", "yes"], "--resume must be without a value but yes was given"),
+    (TrainConfig, ["--no-seed"], "--no-seed no such flag"),
 ]
 
 
