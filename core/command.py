@@ -12,7 +12,7 @@ import textwrap
 import typing
 from collections.abc import Callable, Iterable
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack, redirect_stderr
+from contextlib import ExitStack, redirect_stderr, suppress
 from dataclasses import fields
 from importlib import import_module
 from itertools import pairwise
@@ -48,15 +48,15 @@ def flag_in(args: list[str], flag: str) -> str | None:
     return found
 
 
-def flags_of(cls: type, prefix: str = "--") -> dict[str, bool]:
-    """Flags of a config class: whether each takes any number of values."""
-    found: dict[str, bool] = {}
+def flags_of(cls: type, prefix: str = "--") -> dict[str, Any]:
+    """Flags of a config class and their types."""
+    found: dict[str, Any] = {}
     for name, hint in typing.get_type_hints(cls).items():
         flag = f"{prefix}{name}".replace("_", "-")
         if dataclasses.is_dataclass(hint):
             found |= flags_of(hint, f"{flag}.")
         elif typing.get_origin(hint) is not ClassVar:
-            found[flag] = typing.get_origin(hint) is tuple and Ellipsis in typing.get_args(hint)
+            found[flag] = hint
     return found
 
 
@@ -111,29 +111,85 @@ def flag_of(arg: str) -> str | None:
     return re.sub(r"(^--|\.)no-", r"\1", arg.partition("=")[0].replace("_", "-"))
 
 
-def once_each(args: list[str], many: set[str]) -> list[str]:
-    """The command line with each flag once: those of `many` values add up.
+def takes_many(hint: Any) -> bool:
+    """Whether a type has any number of values."""
+    return typing.get_origin(hint) is tuple and Ellipsis in typing.get_args(hint)
 
-    InputError where another flag is given twice: the parser would take the last one in silence.
+
+def once_each(args: list[str], flags: dict[str, Any]) -> dict[str, list[str]]:
+    """Each flag of a command line: its spelling, then its words; where it takes many, they add up.
+
+    InputError where another flag is given twice, and for a word that no flag stands before.
     """
-    command: list[str] = []  # what stands before the first flag
     given: dict[str, list[list[str]]] = {}  # flag -> the words of each time that it is given
-    words = command
     for arg in args:
         flag = flag_of(arg)
-        if flag is None:
+        if flag is not None:
+            name, equals, value = arg.partition("=")
+            words = [name.replace("_", "-"), *[value] * bool(equals)]
+            given.setdefault(flag, []).append(words)
+        elif given:
             words.append(arg)
-            continue
-        name, equals, value = arg.partition("=")
-        words = [name.replace("_", "-"), *[value] * bool(equals)]
-        given.setdefault(flag, []).append(words)
-    found = command
+        else:
+            raise InputError(f"{arg}: no flag stands before it; see --help")
     for flag, times in given.items():
-        if len(times) > 1 and flag not in many:
+        if len(times) > 1 and not takes_many(flags[flag]):
             both = " and ".join(" ".join(words) for words in times)
             raise InputError(f"{flag} is given {len(times)} times: {both}; give it once")
-        found = found + times[0] + [word for words in times[1:] for word in words[1:]]
-    return found
+    return {
+        flag: times[0] + [word for words in times[1:] for word in words[1:]]
+        for flag, times in given.items()
+    }
+
+
+NEEDS = {int: "a whole number", float: "a number", bool: "without a value"}
+
+
+def value_of(words: list[str], hint: Any) -> Any:
+    """What a flag's words, its spelling first, mean in its type; InputError says what it needs."""
+    flag, *values = words
+    kinds, need = typing.get_args(hint), NEEDS.get(hint)
+    if typing.get_origin(hint) is tuple:
+        kinds = kinds[:1] * len(values) if takes_many(hint) else kinds
+        if len(kinds) == len(values):
+            return tuple(value_of([flag, v], kind) for v, kind in zip(values, kinds, strict=True))
+        need = f"{len(kinds)} values"
+    elif type(None) in kinds:
+        return None if values == ["None"] else value_of(words, kinds[0])
+    elif hint is bool and not values:
+        return flag == flag_of(flag)
+    elif flag != flag_of(flag):
+        raise InputError(f"{flag}: no such flag; see --help")
+    elif typing.get_origin(hint) is Literal:
+        if len(values) == 1 and values[0] in kinds:
+            return values[0]
+        need = f"one of {', '.join(kinds)}"
+    elif hint is not bool and len(values) == 1:
+        with suppress(ValueError):
+            return hint(values[0])
+    need = need or "one value"
+    raise InputError(f"{flag} must be {need} but {' '.join(values) or 'nothing'} was given")
+
+
+def filled(given: Any, values: dict[str, Any], prefix: str = "--") -> Any:
+    """A config: what flags say, else the defaults of a class, or of an instance."""
+    cls, changes, missing = class_of(given), {}, []
+    hints = typing.get_type_hints(cls)
+    for spec in fields(cls):
+        flag = f"{prefix}{spec.name}".replace("_", "-")
+        default = default_of(given, spec)
+        if dataclasses.is_dataclass(hints[spec.name]):
+            changes[spec.name] = filled(default, values, f"{flag}.")
+        elif flag in values:
+            changes[spec.name] = values[flag]
+        elif default is dataclasses.MISSING:
+            missing.append(flag)
+    if missing:
+        raise InputError(f"{', '.join(missing)} must be given; see --help")
+    try:
+        return cls(**changes) if cls is given else dataclasses.replace(given, **changes)
+    except ValueError as error:
+        raise InputError(str(error)) from None
 
 
 def metavar(hint: Any) -> str:
@@ -162,6 +218,14 @@ def class_of(given: Any) -> type:
     return given if isinstance(given, type) else type(given)
 
 
+def default_of(given: Any, spec: dataclasses.Field) -> Any:
+    """Default of a field of a config class, or of an instance, which holds it."""
+    if not isinstance(given, type):
+        return getattr(given, spec.name)
+    made = spec.default_factory
+    return spec.default if made is dataclasses.MISSING else made()
+
+
 def option_lines(given: Any, prefix: str = "") -> list[str]:
     """A line for each option of a config class (or of an instance, which holds the defaults); each
     group behind them, under a line of its own."""
@@ -169,11 +233,7 @@ def option_lines(given: Any, prefix: str = "") -> list[str]:
     hints, texts, lines, groups = typing.get_type_hints(cls), texts_of(cls), [], []
     for spec in fields(cls):
         name, hint = prefix + spec.name.replace("_", "-"), hints[spec.name]
-        value = spec.default
-        if cls is not given:
-            value = getattr(given, spec.name)
-        elif spec.default_factory is not dataclasses.MISSING:
-            value = spec.default_factory()
+        value = default_of(given, spec)
         if dataclasses.is_dataclass(hint):
             groups += [f"{spec.name}: {summary(hint)}", *option_lines(value, f"{name}.")]
             continue
@@ -233,39 +293,30 @@ def parse(cls: type | dict[str, Any], args: list[str] | None = None) -> Any:
     """Command line -> config; a bad flag or value is explained on stderr, exit code 2.
 
     A dictionary is a script with several commands: the first word says which class is meant. An
-    instance in place of a class holds the defaults. Raises InputError for a flag given twice.
+    instance in place of a class holds the defaults. Raises InputError.
     """
     args = sys.argv[1:] if args is None else args
     if {"-h", "--help"} & set(args):
         print(help_text(cls, args))
         sys.exit(0)
-    meant = cls.get(args[0] if args else "") if isinstance(cls, dict) else cls
-    meant = meant and class_of(meant)
     if "--version" in args:
         from core.versions import version_text  # torch takes seconds to import
 
         print(version_text())
         sys.exit(0)
-    if meant:
-        flags = flags_of(meant)
-        check_known(args, flags)
-        args = once_each(args, {flag for flag, several in flags.items() if several})
-    elif isinstance(cls, dict):
-        got = f"{args[0]} was given" if args else "none was given"
-        raise InputError(f"a command is needed: {', '.join(cls)}; {got}")
-    import tyro  # the only place that knows the parser; help and mistakes need not wait for it
-
+    given = cls
     if isinstance(cls, dict):
-        kinds = []
-        for name, given in cls.items():
-            kind = class_of(given)
-            more = {} if kind is given else {"default": given}
-            about = tyro.conf.subcommand(name, **more)
-            kinds.append(typing.Annotated[kind, about])
-        return tyro.cli(typing.Union[tuple(kinds)], args=args, prog=program())  # noqa: UP007
-    if "preset" not in [spec.name for spec in fields(cls)]:
-        return tyro.cli(cls, args=args)
-    return tyro.cli(cls, default=preset_of(cls, args), args=args)
+        if not args or args[0] not in cls:
+            got = f"{args[0]} was given" if args else "none was given"
+            raise InputError(f"a command is needed: {', '.join(cls)}; {got}")
+        given, args = cls[args[0]], args[1:]
+    flags = flags_of(class_of(given))
+    check_known(args, flags)
+    found = once_each(args, flags)
+    values = {flag: value_of(words, flags[flag]) for flag, words in found.items()}
+    if "--preset" in flags and isinstance(given, type):
+        given = given.with_preset(values.get("--preset", next(iter(given.PRESETS))))
+    return filled(given, values)
 
 
 _parsed: list[Any] = []  # by `parse_first`, for `run_script`

@@ -332,7 +332,7 @@ table. {processor}.
 def main(args: list[str]) -> None:
     """All settings that the benchmark has finished, then the table."""
     if args:
-        raise InputError("usage: python -m studies.ablation")
+        raise InputError(f"{args[0]}: nothing may be given; run: python -m studies.ablation")
     found = {}
     for setting in SETTINGS:
         if not (run_of(setting) / "best.pt").exists():

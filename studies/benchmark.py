@@ -122,10 +122,17 @@ def run(log: str, *command: object) -> None:
         raise InputError(f"{' '.join(words)} ended with exit code {code}; see {path}")
 
 
-def data_folder(args: list[str]) -> Path:
-    """The folder of the real data: the first argument, or where it is looked for by default."""
+def data_folder(args: list[str], *needed: str) -> Path:
+    """The folder of the real data: the first argument, or where it is looked for by default.
+
+    InputError where it has no folder of a name that is needed.
+    """
     default = os.environ.get("SED_SHARED_DATA") or ROOT.parent / "shared" / "data"
-    return Path(args[0] if args else default)
+    folder = Path(args[0] if args else default)
+    for name in needed:
+        if not (folder / name).is_dir():
+            raise InputError(f"{folder / name}: not found; give the folder that holds it")
+    return folder
 
 
 def in_parallel(jobs: list[tuple]) -> None:
@@ -225,7 +232,7 @@ def compare_slides(setting: Setting, queries: str) -> None:
 
 def main(args: list[str]) -> None:
     """Everything, two processes at a time; `best` first."""
-    data = data_folder(args)
+    data = data_folder(args, "esc10", "desed_timelines")
     trainings = [(train_best, setting, seed) for setting in SETTINGS for seed in BEST_SEEDS]
     trainings += [(train_best, setting, BEST_SEEDS[0]) for setting in OTHERS]
     tables = [(compare_best, setting, each) for setting in SETTINGS for each in QUERIES]

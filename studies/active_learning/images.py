@@ -22,6 +22,7 @@ import torch
 from torch.nn import functional
 from tqdm import tqdm
 
+from core.command import needed
 from core.errors import InputError
 from core.files import Kind, new_folder, whole, write_bytes
 
@@ -124,11 +125,8 @@ DIGITS_TEST = 500  # of 1,797; which ones never changes
 
 def md5_of(path: Path) -> str:
     """MD5 of a file, in hexadecimal."""
-    state = hashlib.md5(usedforsecurity=False)
     with open(path, "rb") as stream:
-        while block := stream.read(BLOCK):
-            state.update(block)
-    return state.hexdigest()
+        return hashlib.file_digest(stream, "md5").hexdigest()
 
 
 def download(file: Official, path: Path) -> None:
@@ -342,12 +340,7 @@ def load_fashion(folder: Path) -> Images:
 
 def load_digits() -> Images:
     """scikit-learn's 1,797 digits of 8 x 8 pixels (1, 8, 8), 500 of them as test set."""
-    try:
-        from sklearn.datasets import load_digits as embedded
-    except ModuleNotFoundError as error:
-        cure = "run: pip install -r requirements-studies.txt"
-        raise InputError(f"the digits need {error.name}; {cure}") from None
-    bunch = embedded()
+    bunch = needed("sklearn.datasets", "python -m studies.active_learning").load_digits()
     order = torch.from_numpy(np.random.default_rng(0).permutation(len(bunch.target)))
     pixels = torch.from_numpy(bunch.images * 15).byte()[order][:, None]  # 0..16 -> 0..240
     labels = torch.from_numpy(bunch.target.astype(np.int64))[order]

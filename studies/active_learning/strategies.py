@@ -72,8 +72,8 @@ def ranking(scores: torch.Tensor, errors: torch.Tensor) -> float:
     right = len(errors) - wrong
     if not wrong or not right:
         return math.nan
-    ranks = stats.rankdata(scores.cpu().numpy())[errors.cpu().numpy()]
-    return float((ranks.sum() - wrong * (wrong + 1) / 2) / (wrong * right))
+    pairs = stats.mannwhitneyu(scores[errors].cpu().numpy(), scores[~errors].cpu().numpy())
+    return float(pairs.statistic / (wrong * right))
 
 
 def balance(labels: torch.Tensor, num_classes: int) -> float:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import stats
 
+from core.names import markdown_table
 from figures.plotting import COLOURS, STYLE, page, write
 
 SHARE = 0.95
@@ -103,12 +104,6 @@ def spread(values: np.ndarray) -> str:
 # ---------------------------------------------------------------------------- tables
 
 
-def rows_of(header: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
 def accuracy_table(outcome: Outcome) -> str:
     """Accuracy in each cycle, mean over seeds, with the area."""
     header = ["labels", *(f"{count:,}" for count in outcome.labels), "area"]
@@ -116,7 +111,7 @@ def accuracy_table(outcome: Outcome) -> str:
     for name, runs in zip(outcome.names, outcome.accuracy, strict=True):
         cells = [f"{100 * value:.2f}" for value in runs.mean(0)]
         rows.append([outcome.spoken(name), *cells, spread(area(runs, outcome.labels))])
-    return rows_of(header, rows)
+    return "\n".join(markdown_table(header, rows))
 
 
 def difference_table(outcome: Outcome) -> str:
@@ -139,7 +134,7 @@ def difference_table(outcome: Outcome) -> str:
             else:  # fewer than four cycles
                 cells.append("")
         rows.append([outcome.spoken(name), *cells])
-    return rows_of(header, rows)
+    return "\n".join(markdown_table(header, rows))
 
 
 def query_table(outcome: Outcome) -> str:
@@ -155,7 +150,7 @@ def query_table(outcome: Outcome) -> str:
                 "" if np.isnan(pair[0]) else "{:.0f} → {:.0f}".format(*(100 * np.array(pair)))
             )
         rows.append([outcome.spoken(name), *cells])
-    return rows_of(header, rows)
+    return "\n".join(markdown_table(header, rows))
 
 
 def verdict(outcome: Outcome) -> str:

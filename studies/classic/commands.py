@@ -29,6 +29,7 @@ from tqdm import tqdm
 from core.command import needed, parse
 from core.errors import InputError
 from core.files import Kind, check_file, keep_apart, made, own_folder, whole, write_text
+from core.names import markdown_table
 from core.processes import process_pool
 from core.ranks import pick_device
 from core.settings import to_dict
@@ -348,8 +349,8 @@ def result_of(cfg: TrainedConfig) -> dict[str, Any]:
     return result
 
 
-def line_of(row: str, results: list[dict[str, Any]]) -> str:
-    """One line of the table."""
+def line_of(row: str, results: list[dict[str, Any]]) -> list[str]:
+    """The cells of a line of the table."""
     kept = np.array([result["kept"]["mean"] for result in results])
     last = np.array([result["last"]["mean"] for result in results])
     capped = np.array([result["kept"]["mean_200"] for result in results])
@@ -365,7 +366,7 @@ def line_of(row: str, results: list[dict[str, Any]]) -> str:
     cells.append(solved[1])
     if env != "CartPole-v1":  # only CartPole has an older mark, at 200 steps
         del cells[5:7]
-    return " | ".join(["", *cells, f"{steps:,.0f}", f"{seconds:.0f}", ""]).strip()
+    return [*cells, f"{steps:,.0f}", f"{seconds:.0f}"]
 
 
 def table_of(results: dict[str, list[dict[str, Any]]]) -> str:
@@ -377,8 +378,7 @@ def table_of(results: dict[str, list[dict[str, Any]]]) -> str:
     if env == "CartPole-v1":
         head += ["kept, stopped at 200", "seeds with 195 there"]
     head += ["steps trained", "seconds"]
-    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
-    lines += [line_of(row, found) for row, found in results.items()]
+    lines = markdown_table(head, (line_of(row, found) for row, found in results.items()))
     made = {one["versions"].get("processor", "?") for found in results.values() for one in found}
     return "\n".join([*lines, "", f"Made on {' and '.join(sorted(made))}."]) + "\n"
 

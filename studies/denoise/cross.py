@@ -29,6 +29,7 @@ from tqdm import tqdm
 from core.command import needed
 from core.errors import InputError
 from core.files import Kind, keep_apart, own_folder, whole, write_text, write_together, writing
+from core.names import markdown_table
 from core.settings import to_dict
 from core.stored import read_json, read_npz, write_json
 from core.versions import processor, versions
@@ -441,20 +442,18 @@ def told(rows: list[Row], cfg: CrossConfig, corpus: Corpus) -> str:
         f" {cfg.stoi_weight:g} STOI gained + {cfg.estoi_weight:g} ESTOI gained. Hurt: the share of"
         f" clips that lose more than {HURT:g}.{fewer}",
         "",
-        f"| {' | '.join(head)} |",
-        "|" + "---|" * len(head),
     ]
     noisy = np.concatenate([corpus.scores[one.test] for one in first])
     means = [f"{np.nanmean(noisy[:, i]):.{2 if i == 0 else 3}f}" for i in range(len(MEASURES))]
-    lines.append(f"| noisy | {len(first)} | 0 |  | {' | '.join(means)} | 100 % | 0 % |")
+    cells = [["noisy", str(len(first)), "0", "", *means, "100%", "0%"]]
     for row in rows:
         means = [f"{np.nanmean(row.scores[:, i]):.{2 if i == 0 else 3}f}" for i in range(3)]
         gap = "" if row is constant else said(*over_speakers(*against(row, constant)))
         alone = np.mean([not chain for chain in row.chains])
-        cells = [row.name, str(len(row.rounds)), said(*over_speakers(row.gain, row.speaker)), gap]
-        cells += [*means, f"{alone:.0%}", f"{(row.gain < -HURT).mean():.0%}"]
-        lines.append(f"| {' | '.join(cells)} |")
-    lines.append("")
+        gain = said(*over_speakers(row.gain, row.speaker))
+        hurt = f"{(row.gain < -HURT).mean():.0%}"
+        cells.append([row.name, str(len(row.rounds)), gain, gap, *means, f"{alone:.0%}", hurt])
+    lines += [*markdown_table(head, cells), ""]
     for row in rows:
         if row.name in YARDSTICKS and row.name not in (GATE, SELECTOR):
             continue

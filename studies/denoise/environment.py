@@ -162,7 +162,7 @@ class Memory:
 
 
 class Lanes:
-    """Clips that are denoised together, one step a tick: what both environments are made of."""
+    """Clips that are denoised together, one step a tick."""
 
     def __init__(self, corpus: Corpus, task: Reward, num_lanes: int, scaler: Scaler):
         longest = max(len(clip.noisy) for clip in corpus.clips)
@@ -288,38 +288,8 @@ def observation_space() -> Any:
     return gymnasium.spaces.Box(-CLIPPED, CLIPPED, (OBSERVATION,), np.float32)
 
 
-class DenoiseEnv(gymnasium.Env):
-    """One clip an episode. `reset(options={"clip": index})` begins with that one."""
-
-    metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012 (gymnasium's own form)
-
-    def __init__(self, corpus: Corpus, task: Reward, algo: Algo = "ppo", scaler: Scaler = AS_IT_IS):
-        self.lanes, self.algo = Lanes(corpus, task, 1, scaler), algo
-        self.observation_space, self.action_space = observation_space(), action_space(algo)
-
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[np.ndarray, dict[str, Any]]:
-        """Begin the next clip -> observation (D,), info."""
-        super().reset(seed=seed)
-        if seed is not None:
-            self.lanes.queue = []
-        index = (options or {}).get("clip")
-        self.lanes.start(0, self.lanes.draw(self.np_random) if index is None else index)
-        return self.lanes.observe()[0], {"clip": int(self.lanes.clip[0])}
-
-    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        """One denoiser -> observation, reward, terminated, truncated (never), info."""
-        reward, over = self.lanes.tick(*read_actions(self.algo, np.asarray(action)[None]))
-        info = dict(zip(MEASURES, self.lanes.scores[0].tolist(), strict=True))
-        return self.lanes.observe()[0], float(reward[0]), bool(over[0]), False, info
-
-
 class DenoiseVectorEnv(gymnasium.vector.VectorEnv):
-    """Many clips in lockstep, one batched call a step; an ended lane begins its next clip at once.
-
-    With one lane the clips come in the order of DenoiseEnv.
-    """
+    """Many clips in lockstep, a batched call a step; an ended lane begins its next clip at once."""
 
     metadata: dict[str, Any] = {  # noqa: RUF012 (gymnasium's own form)
         "render_modes": [],

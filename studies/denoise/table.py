@@ -32,7 +32,7 @@ from core.files import (
     write_together,
     writing,
 )
-from core.names import markdown
+from core.names import markdown, markdown_table
 from core.stored import file_sha256, read_json, read_npz, write_json
 from core.versions import processor, versions
 from figures.plotting import COLOURS, page, write
@@ -249,42 +249,39 @@ def number_text(value: float, low: float, high: float, digits: int, sign: str = 
 
 def table_lines(rows: list[Row], found: dict[str, Numbers]) -> list[str]:
     """All clips: every measure with its interval, and the return against the constant chain."""
-    heads = [*TITLES.values(), f"return - {CONSTANT}"]
-    lines = [f"| | {' | '.join(heads)} |", "|" + "---|" * (len(heads) + 1)]
+    lines = []
     for row in rows:
-        mine, cells = found[row.name], []
+        mine, cells = found[row.name], [f"{markdown(row.name)} ({len(row.scores)})"]
         for place, name in enumerate(TITLES):
             text = number_text(*(v[place] for v in mine[:3]), DIGITS[name])
             if math.isfinite(mine.std[place]):
                 text += f" ± {mine.std[place]:.{DIGITS[name]}f}"
             cells.append(text)
         gap = number_text(*(values[3] for values in mine.versus), 3, "+") if mine.versus else ""
-        cells.append(gap)
-        lines.append(f"| {markdown(row.name)} ({len(row.scores)}) | {' | '.join(cells)} |")
-    return lines
+        lines.append([*cells, gap])
+    return markdown_table(["", *TITLES.values(), f"return - {CONSTANT}"], lines)
 
 
 def ratio_lines(rows: list[Row], corpus: Corpus, group: np.ndarray) -> list[str]:
     """Means for each signal-to-noise ratio."""
     ratios = np.array([float(clip.row["snr_db"]) for clip in corpus.clips])
     heads = [f"{ratio:g} dB ({(ratios == ratio).sum()} clips)" for ratio in np.unique(ratios)]
-    lines = ["| SI-SDR / STOI / ESTOI | " + " | ".join(heads) + " |"]
-    lines.append("|" + "---|" * (len(heads) + 1))
+    lines = []
     for row in rows:
-        cells = []
+        cells = [markdown(row.name)]
         for ratio in np.unique(ratios):
             mean = numbers(row, None, group, ratios == ratio).mean
             cells.append(
                 " / ".join(f"{mean[i]:.{DIGITS[name]}f}" for i, name in enumerate(MEASURES))
             )
-        lines.append(f"| {markdown(row.name)} | {' | '.join(cells)} |")
-    return lines
+        lines.append(cells)
+    return markdown_table(["SI-SDR / STOI / ESTOI", *heads], lines)
 
 
 def chain_lines(rows: list[Row]) -> list[str]:
     """Which methods follow which, the three most frequent of each; how many clips are left alone,
     and how many are hurt."""
-    lines = ["| | denoisers a clip | left alone | hurt | most frequent chains |", "|" + "---|" * 5]
+    lines = []
     for row in rows:
         chains = [chain for member in row.chains for chain in member]
         if not chains:
@@ -295,9 +292,10 @@ def chain_lines(rows: list[Row]) -> list[str]:
         )
         cells = [markdown(row.name), f"{np.mean([len(chain) for chain in chains]):.2f}"]
         cells += [f"{names[''] / len(chains):.0%}", f"{(row.scores[..., 3] < -HURT).mean():.0%}"]
-        lines.append(f"| {' | '.join([*cells, frequent])} |")
+        lines.append([*cells, frequent])
+    heads = ["", "denoisers a clip", "left alone", "hurt", "most frequent chains"]
     told = f"Hurt: the share of clips whose return is below -{HURT:g}; 0 is to leave a clip alone."
-    return [*lines, "", told] if len(lines) > 2 else []
+    return [*markdown_table(heads, lines), "", told] if lines else []
 
 
 def verdict(rows: list[Row], found: dict[str, Numbers]) -> list[str]:

@@ -189,7 +189,7 @@ def test_installation_replayed(tmp_path):
     for name in set(structure.LEVEL) - {"config", "scripts"}:
         shutil.copytree(ROOT / name, folder / name)
 
-    run("python", "-c", "import torch, librosa, soundfile, tyro, matplotlib.pyplot, scipy, tqdm")
+    run("python", "-c", "import torch, librosa, soundfile, matplotlib.pyplot, scipy, tqdm")
     assert "torch" in run("pip", "freeze")
     run("pip", "check")
     run("python", "-c", "import config; config.TrainConfig.with_preset('demo')")

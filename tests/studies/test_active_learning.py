@@ -4,7 +4,6 @@ import dataclasses
 import gzip
 import hashlib
 import json
-import re
 import tarfile
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
@@ -659,22 +658,6 @@ def test_steps_choose_and_repeats_take_the_best(tmp_path, capsys):
     repeats = json.loads((tmp_path / "repeats" / "results.json").read_text())
     assert repeats["gradient_steps"] == results["best_steps"] and repeats["seeds"] == [1, 2]
     assert repeats["strategies"] == ["random", "margin", f"dqn-{results['best_steps']}"]
-
-
-@pytest.mark.parametrize(
-    ("flags", "said"),
-    [
-        (["--strategies", "dqn"], "random"),
-        (["--data", "somewhere"], "scikit-learn but somewhere was given"),
-        (["--cycles", "1"], "at least 2"),
-        (["steps", "--gradient-steps", "5"], "two or more"),
-    ],
-)
-def test_a_wrong_flag_is_explained(flags, said, capsys):
-    with pytest.raises(SystemExit) as caught:
-        main(flags)
-    assert caught.value.code == 2
-    assert said in re.sub(r"[^\w-]+", " ", capsys.readouterr().err)  # without the box around it
 
 
 def test_the_program_ends_with_one_line(tmp_path, monkeypatch, run_module):

@@ -26,7 +26,6 @@ pytest.importorskip("pystoi")
 pytest.importorskip("pywt")
 pytest.importorskip("noisereduce")
 
-from gymnasium.utils.env_checker import check_env
 
 from core.command import parse
 from core.errors import InputError
@@ -37,7 +36,6 @@ from studies.denoise.data import FeaturesConfig, MixConfig, fitted, mixed
 from studies.denoise.denoisers import METHODS, STOP, batch_of
 from studies.denoise.environment import (
     AS_IT_IS,
-    DenoiseEnv,
     DenoiseVectorEnv,
     Lanes,
     Reward,
@@ -390,22 +388,40 @@ def test_files_of_others_are_not_replaced(data, runs, tmp_path):
 
 
 def test_environment_keeps_the_rules(corpus):
-    for algo in ALGOS[:3]:
-        env = DenoiseEnv(corpus, Reward(), algo)
-        check_env(env, skip_render_check=True)
+    for algo in ALGOS:
+        envs = DenoiseVectorEnv(corpus, Reward(), 3, algo)
+        seen, _ = envs.reset(seed=0)
+        envs.action_space.seed(0)
+        for _ in range(4):
+            assert envs.observation_space.contains(seen)
+            seen, rewards, over, truncated, infos = envs.step(envs.action_space.sample())
+            assert rewards.shape == (3,) and np.isfinite(rewards).all() and not truncated.any()
+            assert over.any() == ("final_obs" in infos)
+
+
+def one_lane(corpus, task, clip, scaler=AS_IT_IS) -> Lanes:
+    """An episode of a clip."""
+    lanes = Lanes(corpus, task, 1, scaler)
+    lanes.start(0, clip)
+    return lanes
+
+
+def tick(lanes: Lanes, *action: int) -> tuple[float, bool]:
+    """One step by an action of ppo-separate -> reward, whether the episode is over."""
+    reward, over = lanes.tick(*environment.read_actions("ppo-separate", np.array([action])))
+    return float(reward[0]), bool(over[0])
 
 
 def test_observation_changes_with_the_audio(corpus):
     """HEAR's agent saw the features of the noisy clip at every step."""
     wide = Scaler(np.zeros(environment.OBSERVATION), np.full(environment.OBSERVATION, 100.0))
-    env = DenoiseEnv(corpus, Reward(), "ppo-separate", wide)
-    before, _ = env.reset(options={"clip": 0})
-    after, *_ = env.step(np.array([0, 3, 5, 2]))
-    before, after = 100 * before, 100 * after
+    lanes = one_lane(corpus, Reward(), 0, wide)
+    before = lanes.observe()[0]
+    tick(lanes, 0, 3, 5, 2)
+    before, after = 100 * before, 100 * lanes.observe()[0]
     seen = len(denoisers.FEATURES)
     assert np.abs(after[:seen] - before[:seen]).max() > 1.0
-    batch = env.lanes.batch()
-    np.testing.assert_allclose(after[:seen], denoisers.features(batch, RATE)[0], atol=1e-4)
+    np.testing.assert_allclose(after[:seen], denoisers.features(lanes.batch(), RATE)[0], atol=1e-4)
     names = dict(zip(environment.MEMORY, after[seen:], strict=True))
     assert names["spectral_sub"] == 1 and names["lsa"] == 0 and names["removed_db"] > 0
     assert names["strength"] == pytest.approx(0.6) and names["share_of_steps"] == pytest.approx(
@@ -415,48 +431,46 @@ def test_observation_changes_with_the_audio(corpus):
 
 def test_reward_is_the_gain(corpus):
     task = Reward(diversity_weight=0.2, quality_stride=1)
-    env, late = (
-        DenoiseEnv(corpus, task, "ppo-separate"),
-        DenoiseEnv(corpus, Reward(quality_interval=0, quality_stride=1), "ppo-separate"),
-    )
+    late = Reward(quality_interval=0, quality_stride=1)
     actions = [[1, 2, 3, 2], [1, 0, 3, 2], [3, 0, 1, 0]]
     paid, clip = [], corpus.clips[2]
-    for one in (env, late):
-        one.reset(options={"clip": 2})
+    for lanes in (one_lane(corpus, task, 2), one_lane(corpus, late, 2)):
         for action in actions:
-            _, reward, over, _, info = one.step(np.array(action))
+            reward, over = tick(lanes, *action)
             paid.append(reward)
     assert over
-    wave = one.lanes.batch().audio[0].numpy()
+    wave = lanes.batch().audio[0].numpy()
     scores = mixtures.measure([clip], [wave], RATE)
     gain = (environment.worth(scores, task) - environment.worth(corpus.scores[2:3], task))[0]
     assert sum(paid[:3]) == pytest.approx(gain - 0.1 + 0.2, abs=1e-4)  # the same, then another
     assert sum(paid[3:]) == pytest.approx(gain, abs=1e-4)
     exact = denoisers.pystoi_pair(clip.clean, wave, RATE)
-    assert [info["stoi"], info["estoi"]] == pytest.approx(exact, abs=1e-4)
+    assert lanes.scores[0, 1:].tolist() == pytest.approx(exact, abs=1e-4)
 
 
 def test_stop_ends_the_episode(corpus):
-    env = DenoiseEnv(corpus, Reward(diversity_weight=1.0), "ppo-separate")
-    env.reset(options={"clip": 1})
-    _, reward, over, _, _ = env.step(np.array([STOP, 0, 0, 0]))
+    reward, over = tick(one_lane(corpus, Reward(diversity_weight=1.0), 1), STOP, 0, 0, 0)
     assert over and reward == pytest.approx(0, abs=1e-3)
 
 
 def test_lanes_go_like_one_environment(corpus):
-    env = DenoiseEnv(corpus, Reward(), "ppo-separate")
-    lanes = DenoiseVectorEnv(corpus, Reward(), 1, "ppo-separate")
-    one, many = env.reset(seed=3)[0], lanes.reset(seed=3)[0]
+    envs = DenoiseVectorEnv(corpus, Reward(), 3, "ppo-separate")
+    seen = envs.reset(seed=3)[0]
+    alone = [one_lane(corpus, Reward(), clip) for clip in envs.lanes.clip]
+    assert len({*envs.lanes.clip}) == 3
     rng = np.random.default_rng(0)
     for _ in range(5):
-        np.testing.assert_allclose(one, many[0], atol=1e-4)
-        action = rng.integers(0, env.action_space.nvec)
-        one, reward, over, _, _ = env.step(action)
-        many, rewards, overs, _, infos = lanes.step(action[None])
-        assert rewards[0] == pytest.approx(reward, abs=1e-5) and overs[0] == over
-        if over:
-            np.testing.assert_allclose(infos["final_obs"][0], one, atol=1e-4)
-            one = env.reset()[0]
+        before = np.concatenate([lanes.observe() for lanes in alone])
+        np.testing.assert_allclose(before, seen, atol=1e-3)
+        actions = rng.integers(0, envs.single_action_space.nvec, (3, 4))
+        seen, rewards, over, _, infos = envs.step(actions)
+        for place, action in enumerate(actions):
+            reward, ended = tick(alone[place], *action)
+            assert rewards[place] == pytest.approx(reward, abs=1e-4) and over[place] == ended
+            if ended:
+                last = alone[place].observe()[0]
+                np.testing.assert_allclose(infos["final_obs"][place], last, atol=1e-3)
+                alone[place].start(0, envs.lanes.clip[place])
 
 
 def test_every_choice_is_as_likely_as_the_others():

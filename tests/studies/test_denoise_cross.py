@@ -64,9 +64,10 @@ def test_looked_up_gains_are_what_the_environment_pays(corpus, search):
     again = cross.Search(search.corpus, search.task, search.folder).gains(())
     assert np.array_equal(again, gains)  # from the file
     chain, place = (7, 20), 3
-    env = environment.DenoiseEnv(corpus[0], search.task)
-    env.reset(options={"clip": place})
-    paid = [env.step(np.array(action))[1] for action in chain]
+    lanes = environment.Lanes(corpus[0], search.task, 1, environment.AS_IT_IS)
+    lanes.start(0, place)
+    actions = [environment.read_actions("ppo", np.array([action])) for action in chain]
+    paid = [float(lanes.tick(*action)[0][0]) for action in actions]
     assert paid[0] == pytest.approx(gains[place, 7], abs=1e-3)
     assert sum(paid) == pytest.approx(search.gains((7,))[place, 20], abs=1e-3)
 

@@ -143,6 +143,49 @@ def test_every_command_is_on_its_page(package):
     assert not [name for name in known if f"{name}" not in text]
 
 
+MISTAKES = [
+    ("active_learning", "steps --epochs x", "--epochs must be a whole number but x was given"),
+    ("active_learning", "--strategies dqn", "--strategies must be a list with random but"),
+    ("active_learning", "--data x", "--data must be left out, as the digits are in scikit-learn,"),
+    ("active_learning", "--cycles 1", "--cycles must be at least 2 but 1 was given"),
+    ("active_learning", "steps --gradient-steps 5", "--gradient-steps must be two or more"),
+    ("active_learning", "--epoch 1", "--epoch: no such flag; did you mean --epochs?"),
+    ("active_learning", "evaluate", "--classifier must be given; see --help"),
+    ("classic", "dqn --learning.lr -3", "--learning.lr must be above 0 but -3.0 was given"),
+    ("classic", "dqn --settings x", "--settings must be one of tuned, lecture, tutorial but x was"),
+    ("classic", "dqn --no-seed", "--no-seed: no such flag"),
+    ("classic", "dqn --dobule", "--dobule: no such flag; did you mean --double?"),
+    ("classic", "play", "a command is needed: value-iteration, q-value-iteration, td, q-learning,"),
+    ("denoise", "train --batch-size 100", "--rollout-steps must be a multiple of --batch-size 100"),
+    ("denoise", "mix --clips 1 2", "--clips must be 3 values but 1 2 was given"),
+    ("denoise", "mix --overwrite yes", "--overwrite must be without a value but yes was given"),
+    ("denoise", "infer noisy.wav", "noisy.wav: no flag stands before it; see --help"),
+    ("denoise", "train --total-step 1", "--total-step: no such flag; did you mean --total-steps?"),
+    ("gym", "--steps", "--steps must be a whole number but nothing was given"),
+    ("gym", "--step 1", "--step: no such flag; did you mean --steps?"),
+    ("crossval", "--labels x", "--scores must be given; see --help"),
+    ("crossval", "--label x", "--label: no such flag; did you mean --labels?"),
+    ("ablation", "x", "x: nothing may be given; run: python -m studies.ablation"),
+    ("benchmark", "x", "x/esc10: not found; give the folder that holds it"),
+    ("dcase", "x", "x/dcase2023_baseline: not found; give the folder that holds it"),
+    ("vad", "--data x", "--data: no such flag; see --help"),
+    ("pretrain", "x", "x: no clips.tsv with folds; give corpora of soundscapes.py"),
+    (
+        "reproduce",
+        "tables",
+        "give all [DATA] | benchmark [DATA] | dcase [DATA] | vad [DATA] | demo",
+    ),
+]
+
+
+@pytest.mark.parametrize(("study", "words", "said"), MISTAKES)
+def test_a_mistake_is_one_line(study, words, said, run_module):
+    """As a user starts it: what is wrong, what was given, what to do; exit code 2."""
+    code, out, err = run_module(f"studies.{study}", *words.split())
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith(f"python -m studies.{study}: error: {said}")
+
+
 @pytest.mark.slow  # a minute
 def test_denoise_page(tmp_path, monkeypatch):
     for speaker in ("george", "jackson", "lucas"):
