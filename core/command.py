@@ -5,6 +5,7 @@ import dataclasses
 import difflib
 import errno
 import inspect
+import itertools
 import os
 import re
 import sys
@@ -15,7 +16,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, redirect_stderr
 from dataclasses import fields
 from importlib import import_module
-from itertools import pairwise
+from io import StringIO
 from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar, Literal, TextIO
@@ -64,13 +65,23 @@ def flags_of(cls: type, prefix: str = "--") -> dict[str, bool]:
 ELSEWHERE = {
     "epochs": ("passes",),
     "epoch": ("passes", "epochs"),
+    "num-epochs": ("passes", "epochs"),
+    "max-epochs": ("passes", "epochs"),
+    "n-epochs": ("passes", "epochs"),
     "lr": ("learning.lr", "events.lr"),
     "learning-rate": ("learning.lr", "events.lr", "lr"),
     "batch-size": ("learning.batch", "batch"),
+    "bs": ("learning.batch", "batch"),
     "gpu": ("device",),
+    "gpus": ("device",),
     "cuda": ("device",),
-    "num-workers": ("workers",),
-    "jobs": ("workers",),
+    "cpu": ("device",),
+    "workers": ("threads",),
+    "num-workers": ("workers", "threads"),
+    "jobs": ("workers", "threads"),
+    "threshold": ("min-confidence",),
+    "wandb": ("wandb-project",),
+    "verbose": (),
     "output": ("out", "run", "cache"),
     "output-dir": ("out", "run", "cache"),
     "out": ("run", "cache"),
@@ -151,7 +162,7 @@ def texts_of(cls: type) -> dict[str, str]:
     texts = {}
     for base in (base for base in reversed(cls.__mro__) if dataclasses.is_dataclass(base)):
         (node,) = ast.parse(textwrap.dedent(inspect.getsource(base))).body
-        for name, text in pairwise(node.body):
+        for name, text in itertools.pairwise(node.body):
             if isinstance(name, ast.AnnAssign) and isinstance(text, ast.Expr):
                 texts[name.target.id] = text.value.value
     return texts
@@ -230,10 +241,10 @@ def plain_words(text: str) -> list[str]:
 
 
 def parse(cls: type | dict[str, Any], args: list[str] | None = None) -> Any:
-    """Command line -> config; a bad flag or value is explained on stderr, exit code 2.
+    """Command line -> config. Raises InputError for a bad flag or value and a flag given twice.
 
     A dictionary is a script with several commands: the first word says which class is meant. An
-    instance in place of a class holds the defaults. Raises InputError for a flag given twice.
+    instance in place of a class holds the defaults.
     """
     args = sys.argv[1:] if args is None else args
     if {"-h", "--help"} & set(args):
@@ -253,6 +264,21 @@ def parse(cls: type | dict[str, Any], args: list[str] | None = None) -> Any:
     elif isinstance(cls, dict):
         got = f"{args[0]} was given" if args else "none was given"
         raise InputError(f"a command is needed: {', '.join(cls)}; {got}")
+    columns = os.environ.get("COLUMNS")
+    os.environ["COLUMNS"] = "10000"  # else the parser breaks long lines, paths too
+    try:
+        with redirect_stderr(StringIO()) as box:
+            return read_values(cls, args)
+    except SystemExit:
+        raise InputError(boxed(box.getvalue())) from None
+    finally:
+        del os.environ["COLUMNS"]
+        if columns is not None:
+            os.environ["COLUMNS"] = columns
+
+
+def read_values(cls: type | dict[str, Any], args: list[str]) -> Any:
+    """A command line of known flags -> config. What is wrong with a value is printed in a box."""
     import tyro  # the only place that knows the parser; help and mistakes need not wait for it
 
     if isinstance(cls, dict):
@@ -266,6 +292,17 @@ def parse(cls: type | dict[str, Any], args: list[str] | None = None) -> Any:
     if "preset" not in [spec.name for spec in fields(cls)]:
         return tyro.cli(cls, args=args)
     return tyro.cli(cls, default=preset_of(cls, args), args=args)
+
+
+def boxed(text: str) -> str:
+    """The message in a box of the parser's as one line: what stands between title and rule."""
+    lines = [line.strip("│ ") for line in text.splitlines()[1:]]  # the first is its title
+
+    def is_rule(line: str) -> bool:
+        return not line.strip("╰─╯-")
+
+    said = itertools.takewhile(lambda x: not is_rule(x), itertools.dropwhile(is_rule, lines))
+    return re.sub(r"^Error parsing (\w+: )?", "", " ".join(said))
 
 
 _parsed: list[Any] = []  # by `parse_first`, for `run_script`
@@ -305,7 +342,7 @@ def run_main(main: Callable[[], int | None], ends: bool = True) -> None:
     with ExitStack() as log:
         if not sys.stderr.isatty():  # tqdm reads it when imported
             os.environ.setdefault("TQDM_MININTERVAL", "60")
-            os.environ.setdefault("TQDM_MAXINTERVAL", "60")
+            os.environ.setdefault("TQDM_MINITERS", "1")  # else its monitor adds lines of its own
             log.enter_context(redirect_stderr(BarLines(sys.stderr)))
         guarded(main, ends)
 
