@@ -78,7 +78,7 @@ def merge_events(events: list[Event], gap_s: float = 0.0) -> list[Event]:
 
 
 def usual_least(clips: list[list[Event]]) -> tuple[float | None, float | None]:
-    """Seconds that 95 % of events last, and 95 % of the gaps within a class; None: there are none."""
+    """Seconds that 95 % of events last, and of the gaps within a class; None: there are none."""
     lasts, gaps = [], []
     for events in clips:
         for name in {event.event_label for event in events}:
