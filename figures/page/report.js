@@ -9,8 +9,8 @@ const F1 = 2; // its place among the metrics of a pair
 const INKS = ["t_adj", "t_adj2"]; // of the policies
 const SIGNALS = ["prob", "t_base", "rms", "d_raw", "d_adj"];
 const AROUND_S = 0.5; // heard before and after a changed stretch
-const VALUES = { iou: "expected IoU", overlap_70: "overlaps by 0.7", overlap_50: "by 0.5",
-  collar: "within the collars", worth: "worth" }; // of a candidate: what its networks expect
+const VALUES = { iou: "expected IoU", overlap_70: "P(overlap ≥ 0.7)", overlap_50: "P(≥ 0.5)",
+  collar: "P(within collars)", worth: "expected reward" }; // of a candidate, by its networks
 const LANES = 6; // of candidates that overlap, and how many of them are spelt out
 const FEW = 3; // pairs off the page that are spelt out
 
