@@ -447,7 +447,8 @@ def test_a_font_that_was_installed_since_is_found(monkeypatch):
     if len(plotting.fonts()) == 1:
         pytest.skip("no font with Korean characters; on Debian: apt-get install fonts-noto-cjk")
     manager = matplotlib.font_manager.fontManager
-    older = [font for font in manager.ttflist if font.name not in plotting.CJK]
+    files = {font.fname for font in manager.ttflist if font.name in plotting.CJK}
+    older = [font for font in manager.ttflist if font.fname not in files]
     monkeypatch.setattr(manager, "ttflist", older)
     plotting.fonts.cache_clear()
     assert len(plotting.fonts()) > 1
