@@ -768,19 +768,25 @@ def summarise(tally: Tally, plan: Plan, num_events: int, num_recordings: int, s:
     print(f"detecting_seconds: {s:.1f}")
 
 
-MIN_DURATION_S, MERGE_GAP_S = 0.1, 0.2  # advised where frames flicker; DESED's shortest: 0.25 s
+MIN_DURATION_S, MERGE_GAP_S = 0.1, 0.2  # advised where nobody knows the training labels
 FRAGMENTED = 0.8  # share of events that the advice may leave, below which it is given
 
 
 def advise(plan: Plan, clips: list[list[Event]]) -> None:
-    """Say what would join the fragments of a policy that decides frames, and how many it leaves."""
+    """Say what would join the fragments of a policy that decides frames, and how many it leaves:
+    events shorter, and closer to another of their class, than nearly all of the training labels."""
     if plan.policy.over_events or plan.cfg.min_duration or plan.cfg.merge_gap:
         return
-    left = sum(len(tidy_events(events, MIN_DURATION_S, MERGE_GAP_S)) for events in clips)
+    known = plan.policy.origin.facts
+    shortest, gap = known.get("short_s") or MIN_DURATION_S, known.get("gap_s") or MERGE_GAP_S
+    left = sum(len(tidy_events(events, shortest, gap)) for events in clips)
     total = sum(map(len, clips))
     if left < FRAGMENTED * total:
-        flags = f"--merge-gap {MERGE_GAP_S:g} --min-duration {MIN_DURATION_S:g}"
-        print(f"note: many events are fragments: {flags} would make {left} of these {total}")
+        flags = f"--merge-gap {gap:g} --min-duration {shortest:g}"
+        why = (
+            ", as short and close as few of the training labels are" if known.get("short_s") else ""
+        )
+        print(f"note: many events are fragments{why}: {flags} would make {left} of these {total}")
 
 
 TRACKS = Kind("folder of label tracks")

@@ -502,10 +502,10 @@ def draw_avg10(run: TrainingLog) -> "Figure":
     tenth = max(1, count // 10)
     dqn, base = (
         f"{values[:tenth].mean():.1f} / {values[-tenth:].mean():.1f}"
-        for values in (rows["Reward"], unchanged)
+        for values in (rows["Avg10"], last_ten(unchanged))  # as the log says it
     )
     part = "tenth" if tenth > 1 else "episode"
-    ax.set_title(f"Mean reward in the first / last {part}: DQN {dqn}, never shifting {base}")
+    ax.set_title(f"Avg10 in the first / last {part}: DQN {dqn}, never shifting {base}")
     return legend(figure)
 
 

@@ -64,13 +64,23 @@ def flags_of(cls: type, prefix: str = "--") -> dict[str, Any]:
 ELSEWHERE = {
     "epochs": ("passes",),
     "epoch": ("passes", "epochs"),
+    "num-epochs": ("passes", "epochs"),
+    "max-epochs": ("passes", "epochs"),
+    "n-epochs": ("passes", "epochs"),
     "lr": ("learning.lr", "events.lr"),
     "learning-rate": ("learning.lr", "events.lr", "lr"),
     "batch-size": ("learning.batch", "batch"),
+    "bs": ("learning.batch", "batch"),
     "gpu": ("device",),
+    "gpus": ("device",),
     "cuda": ("device",),
-    "num-workers": ("workers",),
-    "jobs": ("workers",),
+    "cpu": ("device",),
+    "workers": ("threads",),
+    "num-workers": ("workers", "threads"),
+    "jobs": ("workers", "threads"),
+    "threshold": ("min-confidence",),
+    "wandb": ("wandb-project",),
+    "verbose": (),
     "output": ("out", "run", "cache"),
     "output-dir": ("out", "run", "cache"),
     "out": ("run", "cache"),
@@ -290,10 +300,10 @@ def plain_words(text: str) -> list[str]:
 
 
 def parse(cls: type | dict[str, Any], args: list[str] | None = None) -> Any:
-    """Command line -> config; a bad flag or value is explained on stderr, exit code 2.
+    """Command line -> config. Raises InputError for a bad flag or value and a flag given twice.
 
     A dictionary is a script with several commands: the first word says which class is meant. An
-    instance in place of a class holds the defaults. Raises InputError.
+    instance in place of a class holds the defaults.
     """
     args = sys.argv[1:] if args is None else args
     if {"-h", "--help"} & set(args):
@@ -356,7 +366,7 @@ def run_main(main: Callable[[], int | None], ends: bool = True) -> None:
     with ExitStack() as log:
         if not sys.stderr.isatty():  # tqdm reads it when imported
             os.environ.setdefault("TQDM_MININTERVAL", "60")
-            os.environ.setdefault("TQDM_MAXINTERVAL", "60")
+            os.environ.setdefault("TQDM_MINITERS", "1")  # else its monitor adds lines of its own
             log.enter_context(redirect_stderr(BarLines(sys.stderr)))
         guarded(main, ends)
 

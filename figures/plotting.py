@@ -10,6 +10,7 @@ is dark green, dark red or grey: better, worse, may be chance.
 import functools
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from textwrap import fill
 from typing import TYPE_CHECKING, Any
@@ -225,10 +226,17 @@ CJK += ("Malgun Gothic", "Yu Gothic", "Microsoft YaHei")
 @functools.cache
 def fonts() -> list[str]:
     """The usual font, then those for what it lacks, as far as they are installed."""
-    from matplotlib.font_manager import fontManager
+    from matplotlib.font_manager import findSystemFonts, fontManager
 
-    installed = {font.name for font in fontManager.ttflist}
-    return ["DejaVu Sans", *(name for name in CJK if name in installed)]
+    def found() -> list[str]:
+        installed = {font.name for font in fontManager.ttflist}
+        return [name for name in CJK if name in installed]
+
+    if not found():  # matplotlib keeps a list of fonts: one installed since is not in it
+        for path in set(findSystemFonts()) - {font.fname for font in fontManager.ttflist}:
+            with suppress(OSError, RuntimeError, ValueError):  # not one that it can read
+                fontManager.addfont(path)
+    return ["DejaVu Sans", *found()]
 
 
 @functools.cache

@@ -242,6 +242,7 @@ def pair_rows(
                 "clip": pair.filename,
                 "label": pair.event_label,
                 "why": why,
+                "present": bool(first.cache.present[index]),
                 "sound": number.get(pair.filename),
                 "before": numbers(before[name][index] for name in NAMES),
                 "policies": [
@@ -387,6 +388,7 @@ def write_folder(folder: Path, shown: list[Shown], count: int) -> int:
     data = shown[0].data
     before, after = map(data.scores, (data.before, data.after))
     gains = np.stack([after[name] - before[name] for name in ("f1", "accuracy")], axis=1)
+    gains[~data.cache.present] = 0  # of an absent pair F1 is 0 or 100 %: they would fill the page
     chosen = choose_pairs(gains, count)
     sounds = sounds_of(data, chosen, folder / "clips")
     results = data.results

@@ -41,7 +41,7 @@ from core.stored import (
 )
 from sed.signals import SIGNALS
 from sed.signals import VERSION as FORMULAS
-from sed.timeline import Event, frame_edges
+from sed.timeline import Event, frame_edges, usual_least
 
 FORMAT = 2
 CHECKED = "scores.json"  # which score files were held against their own checksums
@@ -241,11 +241,14 @@ class Cache:
     def facts(self) -> dict[str, Any]:
         """What a policy trained here must know of its data, to be applied to other data."""
         seconds = [pair.num_frames * pair.frame_s for pair in self.pairs]
+        short, gap = usual_least([clip.events for clip in self.clips])
         imported = self.manifest["signal"] is None  # then nobody knows whether there was audio
         return {
             "clip_s": float(np.median(seconds)),
             "longest_s": float(max(seconds)),
             "frame_s": float(np.median([pair.frame_s for pair in self.pairs])),
+            "short_s": short,
+            "gap_s": gap,
             "audio": None if imported else self.manifest["audio"] is not None,
             "classes": sorted({pair.event_label for pair in self.pairs}),
             "never_absent": self.never_absent,

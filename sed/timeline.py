@@ -4,6 +4,7 @@ Writes: label TSV `filename, onset, offset, event_label` (DESED/DCASE; seconds),
 Shapes: T frames; `edges` (T + 1,) seconds, frame t spans [edges[t], edges[t + 1])
 """
 
+import itertools
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -74,6 +75,18 @@ def merge_events(events: list[Event], gap_s: float = 0.0) -> list[Event]:
         else:
             merged.append(event)
     return sorted(merged)
+
+
+def usual_least(clips: list[list[Event]]) -> tuple[float | None, float | None]:
+    """Seconds that 95 % of events last, and of the gaps within a class; None: there are none."""
+    lasts, gaps = [], []
+    for events in clips:
+        for name in {event.event_label for event in events}:
+            own = merge_events([event for event in events if event.event_label == name])
+            lasts += [event.offset - event.onset for event in own]
+            gaps += [later.onset - event.offset for event, later in itertools.pairwise(own)]
+    both = (np.quantile(some, 0.05) if some else None for some in (lasts, gaps))
+    return tuple(None if least is None else round(float(least), 2) for least in both)
 
 
 def tidy_events(events: list[Event], min_duration_s: float, merge_gap_s: float) -> list[Event]:

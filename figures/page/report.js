@@ -9,6 +9,8 @@ const F1 = 2; // its place among the metrics of a pair
 const INKS = ["t_adj", "t_adj2"]; // of the policies
 const SIGNALS = ["prob", "t_base", "rms", "d_raw", "d_adj"];
 const AROUND_S = 0.5; // heard before and after a changed stretch
+const VALUES = { iou: "expected IoU", overlap_70: "P(overlap ≥ 0.7)", overlap_50: "P(≥ 0.5)",
+  collar: "P(within collars)", worth: "expected reward" }; // of a candidate, by its networks
 const LANES = 6; // of candidates that overlap, and how many of them are spelt out
 const FEW = 3; // pairs off the page that are spelt out
 
@@ -192,7 +194,7 @@ function decisions() {
     line("Broken: right before, wrong after", (r) => `${count(r.broken_frames)} frames`, "bad"),
     line(`Changed, of ${count(report.num_frames)} frames`, changed),
     ...(rows.some((r) => r.threshold_selection.frames)
-      ? [line("Right where some shift is right", selected)] : []),
+      ? [line("Right, of frames that some shift gets right", selected)] : []),
     line("F1 pooled over frames (%)", (r) => `${percent(r.pooled.before.f1)} → ` +
       percent(r.pooled.after.f1)),
   ]));
@@ -232,6 +234,7 @@ function perClass() {
     Math.abs(gainOf(row, "f1")))));
   const columns = beside() ? ["f1"] : METRIC_NAMES;
   const after = (value) => (beside() ? mid(value) : value);
+  const bars = beside() ? "wide" : "mid"; // of two policies one column has no room
   const bar = (row) => {
     const gain = gainOf(row, "f1"), kind = tone(row, row.interval.f1);
     const side = gain < 0 ? "right: 50%" : "left: 50%";
@@ -246,8 +249,9 @@ function perClass() {
       mid(percent(rows[0].before.f1)), ...rows.map((row) => after(percent(row.after.f1))),
       ...rows.flatMap((row) => columns.map((m) =>
         change(row, gainOf(row, m), row.interval[m], wide(m)))),
-      mid(h("div", { class: beside() ? "bar two" : "bar", "aria-hidden": "true" },
-        h("b", { style: "left: 50%" }), ...rows.map(bar)))], { class: "margins" });
+      h("td", { class: bars }, h("div", { class: beside() ? "bar two" : "bar",
+        "aria-hidden": "true" }, h("b", { style: "left: 50%" }), ...rows.map(bar)))],
+    { class: "margins" });
   };
   const tail = beside() ? " (above, below)" : "";
   return card("", "Gain by class", h("div", { class: "scroll" }, table(
@@ -256,7 +260,7 @@ function perClass() {
         : "F1 after (%)")),
       ...report.policies.flatMap((_, i) => columns.map((m) =>
         head(beside() ? `${who(i)}: F1 (points)` : `${METRICS[m]} (points)`, wide(m)))),
-      head(`F1: loss left, gain right${tail}`, "mid")], labels.map(line))));
+      head(`F1: loss left, gain right${tail}`, bars)], labels.map(line))));
 }
 
 function errors() {
@@ -380,7 +384,7 @@ function buildOverview() {
 // ------------------------------------------------------------------ list of pairs
 
 const did = (row) => row.policies[state.policy]; // what the chosen policy did in a pair
-const gainOf = (row) => did(row).after[F1] - row.before[F1];
+const gainOf = (row) => (row.present ? did(row).after[F1] - row.before[F1] : 0);
 const SORTS = {
   gain: (a, b) => gainOf(b) - gainOf(a),
   loss: (a, b) => gainOf(a) - gainOf(b),
@@ -398,7 +402,8 @@ function fillList() {
   state.rows = chosen;
   $("list").replaceChildren(...chosen.map((row) => h("li", {}, h("button", {
     "data-n": row.n, onclick: () => { chooser(false); showPair(row.n); } },
-    h("span", {}, row.label), h("b", { class: sign(gainOf(row)) }, points(gainOf(row), 1)),
+    h("span", {}, row.label), row.present ? h("b", { class: sign(gainOf(row)) },
+      points(gainOf(row), 1)) : h("span", { class: "why" }, "absent"),
     h("span", { class: "clip" }, row.clip), h("span", { class: "why" }, row.why)))));
   const of = beside() ? ` of ${who(state.policy)}` : "";
   const by = beside() ? ` by the gain of ${who(0)}` : "";
@@ -679,10 +684,11 @@ function drawBoxes(u) { // filled where chosen, else an outline, fainter where l
 function nameBoxes(plot, event) {
   const x = event.clientX - plot.over.getBoundingClientRect().left, time = plot.posToVal(x, "x");
   const found = mine().boxes.filter((box) => box.onset <= time && time < box.offset);
-  const text = (box) => h("li", {}, h("b", {}, box.chosen ? "chosen" : "not chosen"),
-    `: ${box.onset.toFixed(2)} to ${box.offset.toFixed(2)} s, confidence ` +
-    [box.confidence.toFixed(3), ...Object.entries(box.values).map(([name, value]) =>
-      `${name} ${value.toFixed(3)}`)].join(", "));
+  const emitted = (box) => (report.known ? "" : box.chosen ? "emitted: " : "not emitted: ");
+  const text = (box) => h("li", {}, h("b", {}, emitted(box)),
+    `${box.onset.toFixed(2)} to ${box.offset.toFixed(2)} s, confidence ` +
+    [box.confidence.toFixed(2), ...Object.entries(box.values).map(([name, value]) =>
+      `${VALUES[name] ?? name} ${value.toFixed(2)}`)].join(", "));
   const more = found.length > LANES ? [h("li", {}, `and ${found.length - LANES} less sure`)] : [];
   const tip = $("candidates");
   tip.hidden = !found.length;
@@ -779,9 +785,12 @@ function buildPanels() {
     [{ paths: () => null, points: { show: false } }], { draw: [drawBoxes] });
   const boxes = panels.at(-1);
   boxes.place.append(h("ul", { id: "candidates", hidden: "" }));
-  boxes.over.addEventListener("pointermove", (event) => nameBoxes(boxes, event));
-  for (const end of ["pointerleave", "pointercancel"])
-    boxes.over.addEventListener(end, () => { $("candidates").hidden = true; });
+  for (const kind of ["pointerdown", "pointermove"])
+    boxes.over.addEventListener(kind, (event) => nameBoxes(boxes, event));
+  boxes.over.addEventListener("pointerleave", (event) => { // what a finger names stays
+    if (event.pointerType !== "touch") $("candidates").hidden = true; });
+  document.addEventListener("pointerdown", (event) => {
+    if (!boxes.over.contains(event.target)) $("candidates").hidden = true; });
   const rows = strips();
   addPanel("strips", 21 * (rows.length + 1), "Decisions: on where filled",
     [["t_base", "base (signal “binary”)", "box"],

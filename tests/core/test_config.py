@@ -386,6 +386,7 @@ COMBINATIONS = [
     (TrainConfig, ["--seed", "1", "2"], "--seed must be a whole number but 1 2 was given"),
     (TrainConfig, ["--resume", "yes"], "--resume must be without a value but yes was given"),
     (TrainConfig, ["--no-seed"], "--no-seed no such flag"),
+    (DetectConfig, [*SCORES, "--map", "long name/" * 15], "--map must be " + "long name/" * 15),
 ]
 
 
@@ -408,6 +409,13 @@ def test_bad_command_line_says_what_is_wrong(cls, args, words):
         (TrainConfig, "--learning.batchs", "--learning.batch"),
         (TrainConfig, "--bandit.num-action", "--bandit.num-actions"),
         (TrainConfig, "--epochs", "--passes"),
+        (TrainConfig, "--max-epochs", "--passes"),
+        (TrainConfig, "--bs", "--learning.batch"),
+        (TrainConfig, "--gpus", "--device"),
+        (TrainConfig, "--num-workers", "--threads"),
+        (TrainConfig, "--verbose", "--help"),  # nearest in letters would be --overwrite
+        (EvaluateConfig, "--threshold", "--help"),  # and --threads
+        (DetectConfig, "--threshold", "--min-confidence"),
         (TrainConfig, "--signal.beta", "--help"),
         (PreprocessConfig, "--learning.lr", "--help"),
         (DetectConfig, "--epochs", "--help"),  # nearest in letters would be --policy

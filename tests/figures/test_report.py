@@ -221,6 +221,20 @@ def test_fewer_pairs(cfg, data, tmp_path, capsys):
     assert left == every - shown and not left & shown
 
 
+def test_pairs_are_chosen_among_the_present_ones(data, tmp_path, monkeypatch):
+    """F1 of an absent pair is 0 or 100 %, so these would be all the best and all the worst."""
+    present = np.ones(len(data.cache.pairs), bool)
+    report.write_folder(tmp_path / "before", [report.Shown(tmp_path, data, None)], 3)
+    rows = value_in(tmp_path / "before" / "data" / "index.js")["pairs"]
+    best = next(row["n"] for row in rows if row["why"] == "best")
+    present[best] = False
+    monkeypatch.setattr(type(data.cache), "present", present)
+    report.write_folder(tmp_path / "after", [report.Shown(tmp_path, data, None)], 3)
+    rows = value_in(tmp_path / "after" / "data" / "index.js")["pairs"]
+    assert best not in [row["n"] for row in rows if row["why"] == "best"]
+    assert [row["present"] for row in rows] == [row["n"] != best for row in rows]
+
+
 # ---------------------------------------------------------------------------- two policies
 
 
@@ -868,9 +882,9 @@ def test_one_column(opened, cfg, context):
     assert not page.is_visible("#list")
 
 
-def touch(page, *steps: list[tuple[float, float]]) -> None:
-    """Fingers on the main plot: each step has a place for each finger, as shares of its size."""
-    box, session = plot_box(page), page.context.new_cdp_session(page)
+def touch(page, *steps: list[tuple[float, float]], panel: str = "main") -> None:
+    """Fingers on a plot: each step has a place for each finger, as shares of its size."""
+    box, session = plot_box(page, panel), page.context.new_cdp_session(page)
     for i, places in enumerate(steps):
         points = [
             {"x": box["x"] + x * box["width"], "y": box["y"] + y * box["height"], "id": k}
@@ -968,7 +982,7 @@ def test_the_table_of_all_pairs_stands_under_the_verdict(opened, data, tmp_path)
 
 def test_candidates_and_their_curve(opened, data, tmp_path):
     """A policy over events: its candidates are named under the pointer, its curve is drawn."""
-    both = {"confidence": 0.9, "chosen": True, "values": {"expected IoU": 0.75}}
+    both = {"confidence": 0.9, "chosen": True, "values": {"iou": 0.75}}
     boxes = [
         {"onset": 1.0, "offset": 2.0, **both},
         {"onset": 1.5, "offset": 3.0, "confidence": 0.2, "chosen": False, "values": {}},
@@ -987,11 +1001,22 @@ def test_candidates_and_their_curve(opened, data, tmp_path):
         assert page.locator("#candidates:visible li").count() == said
     page.mouse.move(box["x"] + 1.7 / (FRAMES * FRAME_S) * box["width"], box["y"] + 5)
     first, second = page.locator("#candidates li").all_inner_texts()
-    assert first.startswith("chosen") and "0.900" in first and "expected IoU 0.750" in first
-    assert second.startswith("not chosen") and "0.200" in second
+    assert first == "1.00 to 2.00 s, confidence 0.90, expected IoU 0.75"
+    assert second == "1.50 to 3.00 s, confidence 0.20"
+    page.evaluate("report.known = false")  # all pairs: events are emitted
+    page.mouse.move(box["x"] + 1.8 / (FRAMES * FRAME_S) * box["width"], box["y"] + 5)
+    said = page.locator("#candidates li").all_inner_texts()
+    assert said == [f"emitted: {first}", f"not emitted: {second}"]
     page.evaluate("location.hash = '#pair=1'")
     wait_pair(page, 1)
     assert not page.is_visible("#panel-boxes")  # no candidate, no panel
+    page = opened(tmp_path / "report", "#pair=0", **PHONE)
+    wait_pair(page, 0)
+    page.locator("#panel-boxes").scroll_into_view_if_needed()
+    touch(page, [(1.7 / (FRAMES * FRAME_S), 0.5)], panel="boxes")  # what a finger names stays
+    assert page.locator("#candidates:visible li").all_inner_texts() == [first, second]
+    touch(page, [(0.1, 0.5)], panel="strips")
+    assert not page.is_visible("#candidates")
 
 
 # ---------------------------------------------------------------------------- another browser

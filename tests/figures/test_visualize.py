@@ -443,6 +443,19 @@ def test_names_in_other_scripts(tmp_path, capsys, monkeypatch, recwarn, installe
     assert len(notes) == (not installed) and not recwarn.list
 
 
+def test_a_font_that_was_installed_since_is_found(monkeypatch):
+    """matplotlib keeps the list of fonts that it once made."""
+    plotting.fonts.cache_clear()
+    if len(plotting.fonts()) == 1:
+        pytest.skip("no font with Korean characters; on Debian: apt-get install fonts-noto-cjk")
+    manager = matplotlib.font_manager.fontManager
+    files = {font.fname for font in manager.ttflist if font.name in plotting.CJK}
+    older = [font for font in manager.ttflist if font.fname not in files]
+    monkeypatch.setattr(manager, "ttflist", older)
+    plotting.fonts.cache_clear()
+    assert len(plotting.fonts()) > 1
+
+
 def test_focus_prefers_pairs_that_are_partly_on(folders):
     data = visualize.load_evaluated(folders.cfg)
     index, _ = visualize.focus_pair(data)

@@ -47,6 +47,7 @@ from sed.timeline import (
     frames_to_events,
     label_frames,
     tidy_events,
+    usual_least,
     write_labels,
 )
 
@@ -664,6 +665,8 @@ def test_mixed_lengths_are_known_to_the_policy(home):
     known = policy.info["trained_on"]
     assert (known.pop("classes"), known.pop("formulas")) == (CLASSES, preprocess.FORMULAS)
     assert known.pop("never_absent") == []
+    truth = caches.load_cache(home / "cache" / "train").truth
+    assert (known.pop("short_s"), known.pop("gap_s")) == usual_least(list(truth.values()))
     assert known == pytest.approx({"clip_s": 2.0, "longest_s": 2.2, "frame_s": 0.02, "audio": True})
     plan = detect.make_plan(DetectConfig(policy=home / "independent" / "best.pt"), CPU)
     assert len(plan.cut(150, 0.02)) == 1 and len(plan.cut(152, 0.02)) == 3
@@ -678,8 +681,10 @@ def test_what_would_join_fragments_is_said(home, tmp_path, capsys):
     (said,) = [row for row in capsys.readouterr().out.splitlines() if "are fragments" in row]
     left, of = map(int, re.findall(r"make (\d+) of these (\d+)", said)[0])
     assert of == total and left < 0.8 * total
-    flags = {"merge_gap": 0.2, "min_duration": 0.1}
-    assert "--merge-gap 0.2 --min-duration 0.1" in said
+    known = load_policy(home / "independent" / "best.pt", CPU).info["trained_on"]
+    assert known["gap_s"] is None  # no class has two events in a clip: the usual gap is advised
+    flags = {"merge_gap": 0.2, "min_duration": known["short_s"]}
+    assert f"--merge-gap 0.2 --min-duration {known['short_s']:g} would" in said
     _, events = run(home, tmp_path, "independent", gate=False, **flags)
     assert sum(map(len, events.values())) == left
     assert "are fragments" not in capsys.readouterr().out

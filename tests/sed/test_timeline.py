@@ -14,6 +14,7 @@ from sed.timeline import (
     frames_to_events,
     label_frames,
     merge_events,
+    usual_least,
 )
 
 GRIDS = [0.02, 0.064, 512 / 22050, 1 / 64]
@@ -90,3 +91,13 @@ def test_merged_events_cover_the_same_and_never_meet(rows):
         own = [event for event in merged if event.event_label == label]
         assert all(a.offset < b.onset for a, b in itertools.pairwise(own))
         assert np.array_equal(label_frames(events, label, edges), label_frames(own, label, edges))
+
+
+def test_lengths_and_gaps_that_few_labels_fall_below():
+    """Gaps are within a class of a clip, and touching events are one."""
+    first = [Event(0, 1, "Dog"), Event(1, 2, "Dog"), Event(2.5, 3.5, "Dog"), Event(2.1, 4, "Cat")]
+    assert usual_least([first, [Event(0, 2, "Dog")]]) == (pytest.approx(1.13, abs=0.02), 0.5)
+    many = [[Event(0, 0.5 + i, "Dog"), Event(10 + 2 * i, 20 + 3 * i, "Dog")] for i in range(21)]
+    assert usual_least(many) == (2.55, 10.5)  # of 42 and of 21
+    assert usual_least([[Event(0, 1, "Dog")], []]) == (1.0, None)
+    assert usual_least([[]]) == (None, None)
