@@ -439,9 +439,9 @@ def run_episodes(
             break
         before = trainer.progress["finished"]
         for episode, cells in trainer.tick():
-            beat.metrics |= record(trainer, history, episode, cells)
-            eps, reward, avg10 = (beat.metrics[name] for name in ("epsilon", "reward", "avg10"))
-            shown = {"eps": f"{eps:.3f}", "reward": f"{reward:.1f}", "avg10": f"{avg10:.1f}"}
+            found = record(trainer, history, episode, cells)
+            beat.metrics |= {name: found[name] for name in trainer.SHOWN if name in found}
+            shown = {name: f"{value:.4g}" for name, value in beat.metrics.items()}
             bar.set_postfix(shown, refresh=False)  # a line for each would fill a log
             bar.update()
         after = trainer.progress["finished"]

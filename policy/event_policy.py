@@ -689,6 +689,7 @@ class EventTrainer(Learner):
 
     PASSES, FLOOR = 6, 600  # gradient steps, see "How much data" in the README
     SCHEDULE = ""  # more passes than planned need a new run
+    SHOWN = ("loss",)  # its episodes are gradient steps, which have no reward of their own
 
     def __init__(self, cfg: TrainConfig, cache: Cache, device: torch.device, ranks: Ranks = ALONE):
         if ranks.size > 1:

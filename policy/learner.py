@@ -27,6 +27,7 @@ class Learner:
     PASSES: ClassVar[int]  # over the training pairs, where there is enough
     FLOOR: ClassVar[int]  # gradient steps, see "How much data" in docs/scores.md
     SCHEDULE: ClassVar[str]  # said where a run gets more passes than planned
+    SHOWN: ClassVar[tuple[str, ...]] = ("epsilon", "reward", "avg10", "loss")  # by bar and --status
 
     cfg: TrainConfig
     bandit: Bandit
