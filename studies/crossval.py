@@ -82,7 +82,7 @@ class CrossvalConfig(Checked):
     """table filename, recording: a recording stays in one part"""
     pairs: Literal["present", "all"] = "present"
     """classes queried for a clip (slides: present)"""
-    policy: PresetName = "slides"  # few clips teach `best` nothing, see docs/scores.md
+    policy: PresetName = "slides"  # `best` wants more clips, see docs/scores.md
     """preset of the policy"""
     parts: int = number(5, 2)
     """K, parts of the clips"""
