@@ -23,6 +23,7 @@ from sed.caches import Cache
 Array = TypeVar("Array", torch.Tensor, np.ndarray)
 # Rounding of prob - t_base in float32; keeps a distance of exactly 0.2 inside the boundary.
 BOUNDARY_SLACK = 1e-6
+MOST_EPISODES = 100_000_000  # their order is drawn at once
 MOST_FRAMES = 2**31 - 1  # of a cache that is trained on; see `replay_columns`
 MISS, FIX, BREAK, KEEP = range(4)  # reward cells: 2 * (base decision right) + (new decision right)
 
@@ -224,12 +225,16 @@ def stored_share(signals: Signals, frame: torch.Tensor, bandit: Bandit) -> float
 def episode_order(cache: Cache, train: np.ndarray, cfg: TrainConfig) -> np.ndarray:
     """(E,) pair of each episode: all passes over the training pairs; more passes come behind.
 
-    InputError: more frames than a transition can count.
+    InputError: too many, or more frames than a transition can count.
     """
     if len(cache.label) > MOST_FRAMES:
         raise InputError(
             f"{cache.folder}: {len(cache.label):,} frames of pairs, more than the {MOST_FRAMES:,}"
             " that replay counts; train on fewer clips"
+        )
+    if (count := cfg.passes * len(train)) > MOST_EPISODES:
+        raise InputError(
+            f"--passes {cfg.passes}: {count:,} episodes, more than the {MOST_EPISODES:,} of a run"
         )
     if cfg.learning.episode_order == "sorted":
         key = [(cache.pairs[i].filename, cache.pairs[i].event_label) for i in train]

@@ -211,6 +211,8 @@ def read_rows(path: Path, empty: bool = False) -> Labels:
     """
     wrong: list[Wrong] = []
     clips: dict[str, list[Event]] = {}
+    if not path.exists():
+        raise InputError(f"labels {path}: not found")
     if path.is_dir():
         files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
         for file in files:

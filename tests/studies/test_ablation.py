@@ -56,7 +56,7 @@ def test_scores_of_the_corpus_are_those_of_its_cache(finished):
     names = [clip.filename for clip in cache.clips]
     found = ablation.with_scores(cache, names, np.stack([files.scores(n).values for n in names]))
     assert np.array_equal(found.signals["d_raw"], cache.signals["d_raw"])
-    assert found.clips == cache.clips
+    assert [list(clip.tag) for clip in found.clips] == [list(clip.tag) for clip in cache.clips]
     halved = np.stack([files.scores(name).values / 2 for name in names])
     found = ablation.with_scores(cache, names, halved)
     assert np.array_equal(found.signals["d_raw"], cache.signals["d_raw"] / 2)
