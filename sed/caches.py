@@ -12,7 +12,7 @@ import hashlib
 import json
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -78,7 +78,7 @@ class ClipRecord(NamedTuple):
     filename: str
     duration_s: float  # of the audio; without audio, up to the last frame or label
     events: list[Event]  # as in the label file
-    tag: list[float] | None  # (K,) clip-level score of every class; None: imported arrays
+    tag: Sequence[float] | None  # (K,) clip-level score of every class; None: imported arrays
 
 
 class Shard(NamedTuple):
