@@ -439,8 +439,7 @@ def run_episodes(
             break
         before = trainer.progress["finished"]
         for episode, cells in trainer.tick():
-            found = record(trainer, history, episode, cells)
-            beat.metrics |= {name: found[name] for name in trainer.SHOWN if name in found}
+            beat.metrics |= record(trainer, history, episode, cells)
             shown = {name: f"{value:.4g}" for name, value in beat.metrics.items()}
             bar.set_postfix(shown, refresh=False)  # a line for each would fill a log
             bar.update()
@@ -475,8 +474,9 @@ def record(
     row |= {"Epsilon": round(epsilon, 4), **dict(zip(runfolder.CELLS, cells, strict=True))}
     if history is not None:
         history.add(row | {"Steps": progress["steps"], "Loss": loss, "Q": q})
-    learned = {"loss": loss, "q": q} if count else {}  # several episodes may end in one tick
-    return {"epsilon": epsilon, "reward": reward, "avg10": average, **learned}
+    found = {"epsilon": epsilon, "reward": reward, "avg10": average}
+    found |= {"loss": loss} if count else {}  # several episodes may end in one tick
+    return {name: found[name] for name in trainer.SHOWN if name in found}
 
 
 def keep_best(trainer: Learner) -> None:

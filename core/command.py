@@ -325,7 +325,7 @@ def parse(cls: type | dict[str, Any], args: list[str] | None = None) -> Any:
     found = once_each(args, flags)
     values = {flag: value_of(words, flags[flag]) for flag, words in found.items()}
     if "--preset" in flags and isinstance(given, type):
-        given = given.with_preset(values.get("--preset", next(iter(given.PRESETS))))
+        given = preset_of(given, args)
     return filled(given, values)
 
 

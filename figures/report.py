@@ -232,6 +232,7 @@ def pair_rows(
     before = first.scores(first.before)
     after = [each.data.scores(each.data.after) for each in shown]
     number = {name: i for i, name in enumerate(sounds)}
+    present = first.cache.present  # of all pairs
     rows = []
     for index, why in chosen.items():
         pair: Pair = first.cache.pairs[index]
@@ -242,7 +243,7 @@ def pair_rows(
                 "clip": pair.filename,
                 "label": pair.event_label,
                 "why": why,
-                "present": bool(first.cache.present[index]),
+                "present": bool(present[index]),
                 "sound": number.get(pair.filename),
                 "before": numbers(before[name][index] for name in NAMES),
                 "policies": [

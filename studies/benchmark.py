@@ -109,6 +109,16 @@ OTHERS = [Setting(5, 0, "matched")]  # other timelines: all pairs, one policy se
 OTHERS += [Setting(fold, scorer, "strong") for fold in (5, 4) for scorer in SCORERS]
 
 
+def queries_of(setting: Setting) -> tuple[str, ...]:
+    """Kinds of pairs that a setting is judged on."""
+    return QUERIES if setting in SETTINGS else ("all",)
+
+
+def seeds_of(setting: Setting) -> tuple[int, ...]:
+    """Seeds of `best` in a setting."""
+    return BEST_SEEDS if setting in SETTINGS else BEST_SEEDS[:1]
+
+
 def run(log: str, *command: object) -> None:
     """Run one script from the project root, output into runs/logs/<log>.log."""
     path = ROOT / "runs" / "logs" / f"{log}.log"
@@ -159,7 +169,7 @@ def corpus_and_caches(setting: Setting, data: Path) -> None:
     if setting in map(Setting, SLIDES_FOLDS):
         signals |= {"original": ["--preset", "original"], "noflat": ["--signal.no-flat-fallback"]}
     for kind, flags in signals.items():
-        for queries in QUERIES:
+        for queries in queries_of(setting):
             run(name, *same, *flags, "--pairs", queries, "--cache", setting.cache(kind, queries))
 
 
@@ -209,8 +219,7 @@ def compare(out: str, cache: str, runs: list[str], rows: list[str]) -> None:
 
 def compare_best(setting: Setting, queries: str) -> None:
     """`best` and the rules on one setting and kind of pairs."""
-    seeds = BEST_SEEDS if setting in SETTINGS else BEST_SEEDS[:1]
-    runs = [setting.run("best", seed) for seed in seeds]
+    runs = [setting.run("best", seed) for seed in seeds_of(setting)]
     rows = [f"best={','.join(runs)}"]
     compare(setting.table(queries), setting.cache("slides", queries), runs, rows)
 
@@ -233,13 +242,12 @@ def compare_slides(setting: Setting, queries: str) -> None:
 def main(args: list[str]) -> None:
     """Everything, two processes at a time; `best` first."""
     data = data_folder(args, "esc10", "desed_timelines")
-    trainings = [(train_best, setting, seed) for setting in SETTINGS for seed in BEST_SEEDS]
-    trainings += [(train_best, setting, BEST_SEEDS[0]) for setting in OTHERS]
-    tables = [(compare_best, setting, each) for setting in SETTINGS for each in QUERIES]
-    tables += [(compare_best, setting, "all") for setting in OTHERS]
-    in_parallel([(corpus_and_caches, setting, data) for setting in [*SETTINGS, *OTHERS]])
-    in_parallel(trainings)
-    in_parallel(tables)
+    every = [*SETTINGS, *OTHERS]
+    in_parallel([(corpus_and_caches, setting, data) for setting in every])
+    in_parallel([(train_best, setting, seed) for setting in every for seed in seeds_of(setting)])
+    in_parallel(
+        [(compare_best, setting, each) for setting in every for each in queries_of(setting)]
+    )
     few = [Setting(fold) for fold in SLIDES_FOLDS]
     rows = [(kind, each, seed) for kind in TRAININGS for each in few for seed in SEEDS]
     in_parallel([(train_slides, each, kind, seed) for kind, each, seed in rows])

@@ -349,12 +349,14 @@ def verdict(results: dict, found: dict[str, dict[str, Margins]]) -> str:
     kinds = {row["name"]: row["kind"] for row in results["entrants"]}
     tuned = [name for name in rows if kinds[name] in ("rule", "base")]
     tuned = [name for name in tuned if name not in scoring.NOT_BASELINES]
-    lines = []
+    owns = [name for name in rows if name.startswith("Silero") and name != "Silero's rule"]
+    held_against, lines = {}, []
+    for column in list(COLUMNS)[:2]:
+        best = [max(some, key=lambda name: rows[name][column]) for some in (owns, tuned)]
+        held_against[column] = ("Silero's rule", *best)
     for policy, margin_to in found.items():
-        for m, column in enumerate(list(COLUMNS)[:2]):
-            owns = [name for name in rows if name.startswith("Silero") and name != "Silero's rule"]
-            best = [max(some, key=lambda name: rows[name][column]) for some in (owns, tuned)]
-            for name in ("Silero's rule", *best):
+        for m, (column, others) in enumerate(held_against.items()):
+            for name in others:
                 ends = margin_to[name].intervals(m)
                 low, high = ends[0].min(), ends[1].max()
                 word = scoring.word(column, low, high)

@@ -285,7 +285,7 @@ def test_the_plan(monkeypatch, tmp_path):
     assert count == {
         "soundscapes.py": 10 + 5,
         "scorers.py": 10 + 5,
-        "preprocess.py": 15 * 2 + 2 * 4,
+        "preprocess.py": 10 * 2 + 5 + 2 * 4,
         "DQN.py": 10 * 2 + 5 + 2 * 4 * 3,
         "evaluate.py": 10 * 2 + 5 + 2 * 2,
     }
