@@ -80,10 +80,10 @@ def read_text(path: Path, cure: str = "") -> str:
                     at = len(lines) + 1
                     raise InputError(f"{path} line {at}: longer than {MOST_LINE:,} bytes{cure}")
                 lines.append(line)
-        text = b"".join(lines).decode("utf-8-sig")
-        if "\0" in text:
-            raise ValueError("UTF-16, or no text")
-        return text.replace("\r\n", "\n").replace("\r", "\n")
+        content = b"".join(lines)
+        if b"\0" in content:
+            raise ValueError("UTF-16, which iconv -f UTF-16 -t UTF-8 converts, or no text")
+        return content.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({why(error)}){cure}") from None
     except ValueError as error:
