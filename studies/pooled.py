@@ -10,6 +10,7 @@ Settings that are not finished are left out, and counted: no claim is made befor
 """
 
 import time
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from statistics import mean, variance
@@ -85,6 +86,17 @@ class Table(NamedTuple):
     def rows(self) -> dict[str, dict[str, Any]]:
         return {row["name"]: row for row in self.results["entrants"]}
 
+    @property
+    def runs(self) -> list[Path]:
+        """Checkpoints of `best`."""
+        return [benchmark.ROOT / member["source"] for member in self.rows[BEST]["members"]]
+
+    @property
+    def seeds(self) -> list[tuple[int, int]]:
+        """Seeds of scorer and policy of each of its runs."""
+        known = {benchmark.ROOT / self.setting.run(BEST, s): s for s in benchmark.BEST_SEEDS}
+        return [(self.setting.scorer, known[path.parent]) for path in self.runs]
+
 
 def read_tables(queries: str) -> list[Table]:
     """The finished tables; InputError without any, and where they do not hold the same rows."""
@@ -138,8 +150,7 @@ def pooled_rows(tables: list[Table]) -> dict[str, dict[str, Any]]:
 def members_of(table: Table, name: str, cache: Cache) -> list[Member]:
     """A row's members from what is stored: decisions of checkpoints, tuned rules."""
     if name == BEST:
-        paths = [benchmark.ROOT / member["source"] for member in table.rows[BEST]["members"]]
-        return [from_checkpoint(path, cache, EvaluateConfig())[1] for path in paths]
+        return [from_checkpoint(path, cache, EvaluateConfig())[1] for path in table.runs]
     path = benchmark.ROOT / table.setting.table(table.queries) / "rules.json"
     rules = [Rule(**rule) for rule in read_json(path, CURE)["rules"]]
     rules = [rule for rule in rules if rule.name == name.removesuffix(f", {GATED}")]
@@ -346,16 +357,11 @@ def screen(studies: list[Study]) -> str:
     """The tables with the rule of each column, a sentence for each claim, and what made them."""
     lines = []
     for study in studies:
-        settings = [table.setting for table in study.tables]
-        folds, scorers = (
-            sorted({getattr(s, part) for s in settings}) for part in ("fold", "scorer")
-        )
+        folds = sorted({table.setting.fold for table in study.tables})
+        runs = Counter(seeds for table in study.tables for seeds in table.seeds)
+        each = (f"{in_words(seeds)} in {count}" for seeds, count in sorted(runs.items()))
         counted = [f"{len(folds)} of {clustered.NUM_FOLDS} bank folds ({in_words(folds)})"]
-        each = [f"{seed} in {sum(s.scorer == seed for s in settings)}" for seed in scorers]
-        several = f"scorer seeds {in_words(each)} of them"
-        counted.append(several if len(scorers) > 1 else "one scorer")
-        seeds = sorted({len(table.rows[BEST]["members"]) for table in study.tables})
-        counted.append(f"{' or '.join(map(str, seeds))} policy seeds")
+        counted.append(f"seeds of scorer and policy {', '.join(each)}")
         title = TITLES_OF[study.queries]
         lines += [f"{title[0].upper()}{title[1:]}: {', '.join(counted)}.", ""]
         lines += [*rows_table(study, dict.fromkeys([BEST, *study.rules.values(), BASE])), ""]

@@ -129,7 +129,8 @@ def test_a_policy_of_known_worth(home, here, name):
     found = judge(home, name, FIRST)
     claim = of_f1(found)
     text = pooled.screen([found])
-    assert "5 of 5 bank folds (1, 2, 3, 4 and 5), one scorer, 2 policy seeds" in text
+    seeds = "seeds of scorer and policy 0 and 0 in 5, 0 and 1 in 5"
+    assert f"5 of 5 bank folds (1, 2, 3, 4 and 5), {seeds}" in text
     said = {"learned": {"beats"}, "loser": {"loses to"}}
     assert claim.told in said.get(name, {"loses to", "cannot be told from"})
     assert f"**F1, present pairs**: `best` {claim.told} fixed 0" in text
@@ -241,9 +242,7 @@ def test_both_places_are_written(home, here, monkeypatch):
     reproduce.write_table("best")
     results = (root / "RESULTS.md").read_text()
     page = (root / "docs" / "results" / "best.md").read_text()
-    assert results.startswith(
-        "a\n<!-- begin best -->\nAll pairs: 1 of 5 bank folds (5), one scorer"
-    )
+    assert results.startswith("a\n<!-- begin best -->\nAll pairs: 1 of 5 bank folds (5), seeds of")
     assert results.endswith("<!-- end best -->\nz\n") and "stale" not in results
     assert page.startswith("# Title\n\nWords.\n\n## `best`") and "Stale" not in page
     screen = results.partition("-->\n")[2].partition("\n<!-- end")[0]
