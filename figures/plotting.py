@@ -241,7 +241,6 @@ def fonts() -> list[str]:
 
 @functools.cache
 def say_once(text: str) -> None:
-    """Print a note, the same one only once."""
     print(text)
 
 

@@ -156,20 +156,8 @@ def catch_signals() -> list[int]:
 
 FORMER_METHOD = "dense"  # of `best` before it decided over events
 # Fields that may differ between a run and its resumption: they change no number.
-FREE_FIELDS = (
-    "resume",
-    "overwrite",
-    "init",
-    "digest",
-    "status",
-    "checkpoint_minutes",
-    "cache",
-    "run",
-    "device",
-    "threads",
-    "cuda_steps",
-    "wandb_project",
-)
+FREE_FIELDS = ("resume", "overwrite", "init", "digest", "status", "checkpoint_minutes", "cache")
+FREE_FIELDS += ("run", "device", "threads", "cuda_steps", "wandb_project")
 
 
 def stored_config(cfg: TrainConfig) -> dict[str, Any]:
@@ -328,11 +316,8 @@ def trained_on(seen: torch.Tensor | None, cache: Cache, path: Path) -> int:
 
 def load_weights(network: torch.nn.Module, weights: dict[str, Any], path: Path) -> None:
     """Load the weights of a checkpoint; InputError naming the file where they do not fit."""
-    try:
-        network.load_state_dict(weights)
-    except RuntimeError as error:
-        lines = str(error).splitlines()
-        raise InputError(f"{path}: weights do not fit the network: {lines[-1].strip()}") from None
+    tensors.check_weights(network.state_dict(), weights, path)
+    network.load_state_dict(weights)
 
 
 def torch_rng(device: torch.device) -> dict[str, Any]:
@@ -532,7 +517,6 @@ class History:
         self.rows += 1
 
     def close(self) -> None:
-        """Flush everything."""
         self.stream.close()
         if self.board:
             self.board.close()
@@ -543,21 +527,20 @@ class History:
 def read_history(folder: Path) -> dict[str, np.ndarray]:
     """reward_history.tsv -> column name -> values (E,), at least one episode.
 
-    The columns are those of the file, so runs of an older version can be read. Raises InputError.
+    Raises InputError.
     """
     path, cure = folder / "reward_history.tsv", f"run: python DQN.py --run {folder}"
     if not path.exists():
         raise InputError(f"{path}: not found; {cure}")
     names, *lines = [line.split("\t") for line in read_text(path, cure).rstrip("\n").split("\n")]
-    if names[: len(HISTORY) - 1] != list(HISTORY[:-1]) or any(len(x) != len(names) for x in lines):
+    if names != list(HISTORY) or any(len(line) != len(names) for line in lines):
         raise InputError(f"{path}: damaged; {cure}")
     if not lines:
         raise InputError(f"{path}: no finished episode; {cure}")
     try:
         rows = np.array(lines, dtype=np.float64)
-        episodes = rows[:, names.index("Episode")]
-        counted = [i for i, name in enumerate(names) if name not in ("Loss", "Q")]
-        if not np.isfinite(rows[:, counted]).all() or episodes.min() < 0:
+        episodes = rows[:, 0]
+        if not np.isfinite(rows[:, :-2]).all() or episodes.min() < 0:  # all but loss and Q
             raise ValueError("not a number")
         if episodes.max() >= len(rows) + MOST_LANES:  # lanes run side by side, so some are ahead
             raise ValueError(f"episode {episodes.max():.0f} in {len(rows)} rows")

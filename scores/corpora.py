@@ -463,7 +463,6 @@ def play(wave: np.ndarray, sound: PlacedSound, n: int) -> np.ndarray:
 
 
 def rms(wave: np.ndarray) -> float:
-    """Root mean square of a wave (n,)."""
     return float(np.sqrt(np.mean(wave**2)))
 
 
@@ -483,7 +482,6 @@ def mix(clip: PlannedClip, cfg: SoundscapesConfig, bank_dir: Path) -> np.ndarray
 
 
 def render(clip: PlannedClip, cfg: SoundscapesConfig, bank_dir: Path, folder: Path) -> None:
-    """Write the clip's FLAC file."""
     path = folder / clip.split / "audio" / clip.filename
     sound = io.BytesIO()
     soundfile.write(sound, mix(clip, cfg, bank_dir), RATE, format="FLAC", subtype="PCM_16")
@@ -517,8 +515,6 @@ def is_complete(cfg: SoundscapesConfig, out: Path) -> bool:
         return False
     made = to_dict(SoundscapesConfig()) | read_json(path, "delete the corpus folder")
     asked = to_dict(cfg)
-    if not isinstance(timelines := made["train_timeline"], list):  # an earlier version's: one
-        made["train_timeline"] = [timelines] if timelines else []
     for name in ("preset", "out", "workers"):  # none of them changes a sample
         made.pop(name, None)
         asked.pop(name)

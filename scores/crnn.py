@@ -442,13 +442,8 @@ def fit_and_score(
 
 def scorer_key(cfg: ScorersConfig, clips: list[CorpusClip], classes: list[str]) -> str:
     """Hash of all that the scores follow from; audio counts by its size, which is quick to see."""
-    settings = {
-        "version": VERSION,
-        "epochs": cfg.epochs,
-        "lr": cfg.lr,
-        "batch": cfg.batch,
-        "channels": cfg.channels,
-    }
+    names = ("epochs", "lr", "batch", "channels")
+    settings = {"version": VERSION} | {name: getattr(cfg, name) for name in names}
     facts = [
         (clip.split, clip.filename, clip.fold, clip.events, clip.audio.stat().st_size)
         for clip in clips
