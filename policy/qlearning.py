@@ -65,7 +65,12 @@ class PrioritizedReplay(Replay):
     """
 
     def __init__(
-        self, capacity: int, columns: Columns, device: torch.device, alpha=0.6, floor=1e-6
+        self,
+        capacity: int,
+        columns: Columns,
+        device: torch.device,
+        alpha: float = 0.6,
+        floor: float = 1e-6,
     ):
         super().__init__(capacity, columns, device)
         self.alpha, self.floor, self.highest = alpha, floor, 1.0

@@ -527,20 +527,21 @@ class History:
 def read_history(folder: Path) -> dict[str, np.ndarray]:
     """reward_history.tsv -> column name -> values (E,), at least one episode.
 
-    Raises InputError.
+    The columns are those of the file, so runs of an older version can be read. Raises InputError.
     """
     path, cure = folder / "reward_history.tsv", f"run: python DQN.py --run {folder}"
     if not path.exists():
         raise InputError(f"{path}: not found; {cure}")
     names, *lines = [line.split("\t") for line in read_text(path, cure).rstrip("\n").split("\n")]
-    if names != list(HISTORY) or any(len(line) != len(names) for line in lines):
+    if names[: len(HISTORY) - 1] != list(HISTORY[:-1]) or any(len(x) != len(names) for x in lines):
         raise InputError(f"{path}: damaged; {cure}")
     if not lines:
         raise InputError(f"{path}: no finished episode; {cure}")
     try:
         rows = np.array(lines, dtype=np.float64)
-        episodes = rows[:, 0]
-        if not np.isfinite(rows[:, :-2]).all() or episodes.min() < 0:  # all but loss and Q
+        episodes = rows[:, names.index("Episode")]
+        counted = [i for i, name in enumerate(names) if name not in ("Loss", "Q")]
+        if not np.isfinite(rows[:, counted]).all() or episodes.min() < 0:
             raise ValueError("not a number")
         if episodes.max() >= len(rows) + MOST_LANES:  # lanes run side by side, so some are ahead
             raise ValueError(f"episode {episodes.max():.0f} in {len(rows)} rows")

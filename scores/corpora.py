@@ -515,6 +515,8 @@ def is_complete(cfg: SoundscapesConfig, out: Path) -> bool:
         return False
     made = to_dict(SoundscapesConfig()) | read_json(path, "delete the corpus folder")
     asked = to_dict(cfg)
+    if not isinstance(timelines := made["train_timeline"], list):  # an earlier version's: one
+        made["train_timeline"] = [timelines] if timelines else []
     for name in ("preset", "out", "workers"):  # none of them changes a sample
         made.pop(name, None)
         asked.pop(name)
