@@ -1,11 +1,6 @@
 """A cache of the slides' size without their data: real timelines, plausible signals.
 
 Run:    python -m benchmarks.simulate_cache --out cache/slides
-        python -m benchmarks.simulate_cache --out cache/slides \
-            --train-labels synthetic21_train.tsv audioset_strong.tsv \
-            --validation-labels synthetic21_validation.tsv
-        python -m benchmarks.simulate_cache --out cache/small --train-pairs 500 \
-            --validation-pairs 100
         python -m benchmarks.simulate_cache --out cache/many --train-pairs 200 --classes 500
 Reads:  DESED label files, where they are given
 Writes: <out>/{train,validation}/, as preprocess.py does
@@ -171,16 +166,10 @@ def simulate_split(split: str, labels: tuple[Path, ...], pairs: int, cfg: Simula
             "format": FORMAT,
             "split": split,
             "queries": "all" if cfg.classes else "present",
-            "classes": classes,
-            "key": config_key_of(signal, entries),
-            "signal": signal,
-            "formulas": FORMULAS,
-            "scores": {"source": "simulated"},
-            "audio": None,
-            "left_out": [],
-            "versions": {"numpy": np.__version__},
-            "shards": entries,
         }
+        manifest |= {"classes": classes, "key": config_key_of(signal, entries), "signal": signal}
+        manifest |= {"formulas": FORMULAS, "scores": {"source": "simulated"}, "audio": None}
+        manifest |= {"left_out": [], "versions": {"numpy": np.__version__}, "shards": entries}
         write_json(partial_folder / "manifest.json", manifest)
     count = sum(len(entry["pairs"]) for entry in entries)
     print(f"{folder}: {len(clips):,} clips, {count:,} pairs of {cfg.frames} frames")

@@ -47,14 +47,7 @@ from core.versions import made_with
 from DQN import QNetwork
 from evaluate import print_rows, tables
 from policy.apply import decisions
-from policy.bandit import (
-    Signals,
-    make_states,
-    near,
-    outcome,
-    reward_table,
-    to_device,
-)
+from policy.bandit import Signals, make_states, near, outcome, reward_table, to_device
 from sed.caches import Cache, load_cache
 from sed.metrics import NAMES
 from sed.provenance import held_against, origin_of
@@ -391,11 +384,10 @@ def sb3_env(envs: ThresholdVectorEnv) -> Any:
         def get_attr(self, attr_name: str, indices: Any = None) -> list:
             return [getattr(envs, attr_name) for _ in self._get_indices(indices)]
 
-        def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
+        def env_method(self, method_name: str, *args: Any, **kwargs: Any):
             raise NotImplementedError("the lanes share one environment")
 
-        def env_method(self, method_name: str, *args: Any, indices: Any = None, **kwargs: Any):
-            raise NotImplementedError("the lanes share one environment")
+        set_attr = env_method
 
         def env_is_wrapped(self, wrapper_class: type, indices: Any = None) -> list[bool]:
             return [False for _ in self._get_indices(indices)]
@@ -583,26 +575,19 @@ def main(cfg: ThresholdEnvConfig) -> None:
         seconds = time.perf_counter() - began
         signals = to_device(cache, cfg.bandit, device)
         on, actions = decisions(model.q_net, signals, cfg.bandit, 256, None, "Evaluating")
-        pred = on.cpu().numpy()
         same = torch.full_like(actions, cfg.bandit.no_change)
         libraries = {name: version(name) for name in ("gymnasium", "stable_baselines3")}
-        results = {
-            "algorithm": "dqn",
-            "split": cfg.split,
-            "cache": str(cache.folder),
-            "cache_key": cache.key,
-            "num_pairs": len(cache.pairs),
-            "notes": notes,
+        results = {"algorithm": "dqn", "split": cfg.split, "cache": str(cache.folder)}
+        results |= {"cache_key": cache.key, "num_pairs": len(cache.pairs), "notes": notes}
+        results |= {
             "train_seconds": round(seconds, 1),
             "train_frames_per_s": round(model.num_timesteps / seconds),
             "gradient_steps": model._n_updates,
             "mean_reward_before": mean_reward(signals, same, cfg.bandit),
             "mean_reward_after": mean_reward(signals, actions, cfg.bandit),
-            **made_with(),
-            "libraries": libraries,
-            "config": to_dict(cfg),
-            **tables(cache, pred, cfg.bandit, train),
         }
+        results |= made_with() | {"libraries": libraries, "config": to_dict(cfg)}
+        results |= tables(cache, on.cpu().numpy(), cfg.bandit, train)
         write_together(
             {
                 cfg.out / "model.zip": partial(save_model, model),

@@ -162,9 +162,8 @@ def make_corpora(data: Path) -> None:
     settings = {"clips": CLIPS, "seed": SEED, "data": str(data.resolve())}
     if (path := first / "corpus.json").exists():
         if read_json(path, f"delete {first}") != settings:
-            raise InputError(
-                f"{first}: made with other settings; delete it, {second} and the caches"
-            )
+            cure = f"delete it, {second} and the caches"
+            raise InputError(f"{first}: made with other settings; {cure}")
     else:
         write_json(path, settings)
     work = partial(make_group, data=data, home=first / "train")

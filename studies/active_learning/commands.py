@@ -1,10 +1,6 @@
 """Active learning with a bandit DQN: which images are worth a label?
 
-Run:    python -m studies.active_learning             # digits, eight strategies, six seeds
-        python -m studies.active_learning steps       # gradient steps 100 .. 500, one seed
-        python -m studies.active_learning repeats     # the best of them on five more seeds
-        python -m studies.active_learning --dataset cifar10 --seeds 1 --strategies random margin dqn
-        python -m studies.active_learning evaluate --classifier RUN/classifier.pt
+Run:    python -m studies.active_learning [compare | steps | repeats | evaluate | draw]
 Reads:  a data set (images.py), downloaded where it is missing
 Writes: <out>/seed-<s>/<strategy>/{state.pt, classifier.pt}, <out>/<command>/{table.md,
         results.json, accuracy.tsv, accuracy.png}
@@ -48,13 +44,7 @@ from core.ranks import pick_device
 from core.settings import Checked, number, require, to_dict
 from core.stored import is_count, read_json, write_json
 from core.versions import processor, versions
-from policy.runfolder import (
-    differences,
-    digest,
-    load_weights,
-    read_checkpoint,
-    write_checkpoint,
-)
+from policy.runfolder import differences, digest, load_weights, read_checkpoint, write_checkpoint
 from studies.active_learning import strategies, tables
 from studies.active_learning.classifier import (
     Classifier,
@@ -366,13 +356,8 @@ def begin(run: Run, cfg: Study, bench: Bench, device: torch.device) -> dict[str,
         labelled = torch.from_numpy(labelled).to(device)
         classifier = new_classifier(cfg, bench, run.seed, 1, device)
         result = train(classifier, labelled, start, 1, cfg, bench)
-        state = {
-            "settings": json.dumps(settings),
-            "labelled": labelled,
-            "accuracy": [result],
-            "weights": classifier.state_dict(),
-            "seconds": [time.perf_counter() - began],
-        }
+        state = {"settings": json.dumps(settings), "labelled": labelled, "accuracy": [result]}
+        state |= {"weights": classifier.state_dict(), "seconds": [time.perf_counter() - began]}
         path.parent.mkdir(parents=True, exist_ok=True)
         write_checkpoint(path, state)
     return state

@@ -1,9 +1,6 @@
 """The learner proven: classic reinforcement learning that everybody knows the answers of.
 
-Run:    python -m studies.classic value-iteration           # also q-value-iteration, td, q-learning
-        python -m studies.classic dqn --double --dueling     # also reinforce, genetic, angle
-        python -m studies.classic table                      # every CartPole variant, five seeds
-        python -m studies.classic render --policy runs/classic/cartpole-dqn-plain-tuned-0/policy.pt
+Run:    python -m studies.classic COMMAND (--help lists them)
 Reads:  policy.pt (render, score)
 Writes: <out>/{policy.pt, result.json}, <out>/{table.md, curves.png}, a GIF
 Shapes: S states, A actions

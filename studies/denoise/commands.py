@@ -1,13 +1,6 @@
 """Does reinforcement learning choose denoisers better than a constant chain? The study's commands.
 
-Run:    python -m studies.denoise mix        # noisy speech; without folders it is synthesised
-        python -m studies.denoise features   # what the policy sees, what the noisy clips score
-        python -m studies.denoise train --algo ppo
-        python -m studies.denoise tune       # the constant chain and the other baselines
-        python -m studies.denoise metrics --checkpoint runs/denoise/ppo
-        python -m studies.denoise infer --input noisy.wav --output denoised.wav
-        python -m studies.denoise sweep --config experiments.json
-        python -m studies.denoise cross      # every speaker and every fold of the noise held out
+Run:    python -m studies.denoise mix | features | train | tune | metrics | infer | sweep | cross
 Reads:  data/denoise/<split>/{meta.csv, features.csv}, runs/denoise/*
 Writes: runs/denoise/<name>/{model.zip, agent.json, metrics.json, history.csv}; others: --help
 
@@ -67,15 +60,10 @@ def tune(cfg: TuneConfig) -> None:
         reduced[steady, share] = gain
         print(f"noisereduce stationary={steady} prop_decrease={share}: {gain:+.4f}")
     steady, share = max(reduced, key=reduced.get)
-    content = {
-        "chain": chain,
-        "told": environment.told(chain),
-        "gain": max(scored),
-        "clips": len(many.clips),
-        "noisereduce": {"stationary": steady, "prop_decrease": share},
-        "task": cfg.task,
-        "seconds": round(time.perf_counter() - began, 1),
-    }
+    content = {"chain": chain, "told": environment.told(chain), "gain": max(scored)}
+    content |= {"clips": len(many.clips), "task": cfg.task}
+    content["noisereduce"] = {"stationary": steady, "prop_decrease": share}
+    content["seconds"] = round(time.perf_counter() - began, 1)
     with made(cfg.out.parent):
         write_json(cfg.out, content)
     print(f"baselines: {cfg.out}")

@@ -255,13 +255,9 @@ def result_of(path: Path, settings: Any, make: Callable[[], tuple]) -> dict[str,
     settings = json.loads(json.dumps(settings))
     if not path.exists():
         found, curve = make()
-        content = {
-            "settings": settings,
-            "scores": [[*map(plain, row)] for row in found.scores.tolist()],
-            "gain": found.gain.tolist(),
-            "chains": found.chains,
-            "curve": curve,
-        }
+        content = {"settings": settings, "gain": found.gain.tolist(), "chains": found.chains}
+        content["scores"] = [[*map(plain, row)] for row in found.scores.tolist()]
+        content["curve"] = curve
         with writing(path.parent):
             path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, content)

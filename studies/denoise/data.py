@@ -294,22 +294,12 @@ def mix_split(
         pair = mixed(clean, fitted(noise, len(clean), rng), snr_db)
         for kind, wave in zip(("clean", "noisy"), pair, strict=True):
             write_wave(folder / kind / f"{utt_id}.wav", wave, cfg.sample_rate)
-        rows.append(
-            {
-                "utt_id": utt_id,
-                "split": split,
-                "clean_path": f"clean/{utt_id}.wav",
-                "noisy_path": f"noisy/{utt_id}.wav",
-                "clean_source": "+".join(source.name for source in said),
-                "noise_source": sound.name,
-                "scene": sound.group,
-                "macro_scene": str(groups.get(sound.group, "")),
-                "snr_db": f"{snr_db:.1f}",
-                "duration_sec": f"{len(clean) / cfg.sample_rate:.3f}",
-                "speaker_id": speaker,
-                "fold": sound.fold,
-            }
-        )
+        row = {"utt_id": utt_id, "split": split, "scene": sound.group, "fold": sound.fold}
+        row |= {f"{kind}_path": f"{kind}/{utt_id}.wav" for kind in ("clean", "noisy")}
+        row |= {"clean_source": "+".join(source.name for source in said)}
+        row |= {"noise_source": sound.name, "macro_scene": str(groups.get(sound.group, ""))}
+        row |= {"snr_db": f"{snr_db:.1f}", "speaker_id": speaker}
+        rows.append(row | {"duration_sec": f"{len(clean) / cfg.sample_rate:.3f}"})
     return rows
 
 
@@ -448,12 +438,17 @@ def measure(
         clean = denoisers.batch_of([clip.clean for clip in clips[here]])
         batch = denoisers.batch_of(waves[here])
         values[here, 0] = denoisers.si_sdr(clean.audio, batch).numpy()
-        long = [i for i, clip in enumerate(clips[here]) if clip.reference is not None]
-        if long:
-            part = denoisers.Batch(batch.audio[long], batch.lengths[long])
-            references = [clips[first + i].reference for i in long]
-            pair = denoisers.stoi_pair(references, part, sample_rate, stride)
-            values[[first + i for i in long], 1:] = pair.numpy()
+        values[here, 1:] = stoi_of(clips[here], batch, sample_rate, stride)
+    return values
+
+
+def stoi_of(clips: list[Clip], batch: denoisers.Batch, sample_rate: int, stride: int) -> np.ndarray:
+    """STOI and ESTOI (B, 2) of a batch, as in `measure`."""
+    values = np.full((len(clips), 2), math.nan)
+    if long := [i for i, clip in enumerate(clips) if clip.reference is not None]:
+        part = denoisers.Batch(batch.audio[long], batch.lengths[long])
+        references = [clips[i].reference for i in long]
+        values[long] = denoisers.stoi_pair(references, part, sample_rate, stride).numpy()
     return values
 
 

@@ -219,24 +219,18 @@ class Lanes(Order):
         if task.stoi_weight or task.estoi_weight:
             every = task.quality_interval
             due = over | (every > 0 and self.memory.steps % max(every, 1) == 0)
-            clips = [self.corpus.clips[index] for index in self.clip]
-            rows = [i for i in np.flatnonzero(due) if clips[i].reference is not None]
-            if rows:
-                part = denoisers.Batch(batch.audio[rows], batch.lengths[rows])
-                references = [clips[i].reference for i in rows]
-                pair = denoisers.stoi_pair(
-                    references, part, self.corpus.sample_rate, task.quality_stride
-                )
-                scores[rows, 1:] = pair.numpy()
+            rows, rate = np.flatnonzero(due), self.corpus.sample_rate
+            clips = [self.corpus.clips[index] for index in self.clip[rows]]
+            part = denoisers.Batch(batch.audio[rows], batch.lengths[rows])
+            scores[rows, 1:] = data.stoi_of(clips, part, rate, task.quality_stride)
         return scores
 
     def tick(self, choices: np.ndarray, params: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """One denoiser in each lane -> rewards (L,), whether the episode is over (L,)."""
         memory, rate = self.memory, self.corpus.sample_rate
         batch, stop = self.batch(), choices == STOP
-        audio = denoisers.denoise(
-            batch, torch.from_numpy(choices), torch.from_numpy(params).float(), rate
-        )
+        chosen = torch.from_numpy(choices), torch.from_numpy(params).float()
+        audio = denoisers.denoise(batch, *chosen, rate)
         self.audio[:, : audio.shape[1]] = audio
         again, first = choices == memory.choice, memory.choice < 0
         diversity = np.where(first | stop, 0.0, np.where(again, -0.5, 1.0))
@@ -357,15 +351,12 @@ def run_chains(
                 mine[index].append((int(choices[index]), tuple(params[index].tolist())))
             if not going.any():
                 break
-            audio = denoisers.denoise(
-                batch, torch.from_numpy(choices), torch.from_numpy(params).float(), sample_rate
-            )
-            batch = batch._replace(audio=audio)
+            chosen = torch.from_numpy(choices), torch.from_numpy(params).float()
+            batch = batch._replace(audio=denoisers.denoise(batch, *chosen, sample_rate))
             memory.choice, memory.params = choices, params
             memory.steps += 1
-        outs += [
-            wave[:length].numpy() for wave, length in zip(batch.audio, batch.lengths, strict=True)
-        ]
+        pairs = zip(batch.audio.numpy(), batch.lengths, strict=True)
+        outs += [wave[:length] for wave, length in pairs]
         chains += mine
     return outs, chains
 
@@ -403,11 +394,9 @@ def random_policy(seed: int) -> Chooser:
 
 def noisereduce_waves(corpus: Corpus, stationary: bool, share: float) -> list[np.ndarray]:
     """What the package noisereduce makes of the noisy clips; `share` is its prop_decrease."""
-    reduce_noise = needed("noisereduce", SCRIPT).reduce_noise
-    rate, options = corpus.sample_rate, {"stationary": stationary, "prop_decrease": share}
-    return [
-        reduce_noise(y=clip.noisy, sr=rate, **options).astype(np.float32) for clip in corpus.clips
-    ]
+    options = {"sr": corpus.sample_rate, "stationary": stationary, "prop_decrease": share}
+    reduce_noise = partial(needed("noisereduce", SCRIPT).reduce_noise, **options)
+    return [reduce_noise(y=clip.noisy).astype(np.float32) for clip in corpus.clips]
 
 
 def told(chain: Chain) -> str:
@@ -446,17 +435,11 @@ class Agent(NamedTuple):
 
 def save_agent(folder: Path, model: Any, agent: Agent, about: dict[str, Any]) -> None:
     """agent.json, all that is needed beside the weights, and stable-baselines3's own archive."""
-    content = {
-        "algo": agent.algo,
-        "sample_rate": agent.sample_rate,
-        "task": agent.task.task,
-        "features": [*FEATURES, *MEMORY],
-        "choices": CHOICES,
-        "levels": LEVELS,
-        "scaler": {"mean": agent.scaler.mean.tolist(), "std": agent.scaler.std.tolist()},
-        "versions": versions() | {"stable_baselines3": version("stable_baselines3")},
-        **about,
-    }
+    content = {"algo": agent.algo, "sample_rate": agent.sample_rate, "task": agent.task.task}
+    content |= {"features": [*FEATURES, *MEMORY], "choices": CHOICES, "levels": LEVELS}
+    content["scaler"] = {"mean": agent.scaler.mean.tolist(), "std": agent.scaler.std.tolist()}
+    content["versions"] = versions() | {"stable_baselines3": version("stable_baselines3")}
+    content |= about
     write_together(
         {
             folder / "model.zip": partial(save_model, model),
@@ -497,9 +480,8 @@ def load_agent(path: Path) -> Agent:
         cure = "train first: python -m studies.denoise train"
         raise InputError(f"{folder}: no {Path(error.filename).name}; {cure}") from None
     except pickle.UnpicklingError:
-        raise InputError(
-            f"{folder}: is not a run of this study: its weights are no tensors"
-        ) from None
+        text = f"{folder}: is not a run of this study: its weights are no tensors"
+        raise InputError(text) from None
     except InputError:
         raise
     except Exception as error:  # zipfile, zlib and torch have their own classes for damaged files

@@ -234,14 +234,9 @@ def train(cfg: TrainConfig) -> None:
         if not history or history[-1].step < model.num_timesteps:
             look(model.num_timesteps)
         best = max(history, key=lambda watch: watch.validation_gain)
-        metrics = {
-            "algo": cfg.algo,
-            "best": {name: plain(value) for name, value in best._asdict().items()},
-            "steps": model.num_timesteps,
-            "gradient_steps": int(model._n_updates),
-            "steps_per_s": history[-1].steps_per_s,
-            "args": to_dict(cfg),
-        }
+        metrics = {"algo": cfg.algo, "best": {n: plain(v) for n, v in best._asdict().items()}}
+        metrics |= {"steps": model.num_timesteps, "gradient_steps": int(model._n_updates)}
+        metrics |= {"steps_per_s": history[-1].steps_per_s, "args": to_dict(cfg)}
         write_json(cfg.folder / "metrics.json", metrics)
         (cfg.folder / "last.pt").unlink()
         print(f"best: step {best.step}, validation gain {best.validation_gain:+.4f}; {cfg.folder}")
