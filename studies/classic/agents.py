@@ -314,9 +314,10 @@ class DqnLearner:
             "next_obs": (shape, torch.float32),
             "terminated": ((), torch.bool),
         }
-        self.replay = Replay(cfg.replay, columns, CPU)
         if variant.prioritized:
             self.replay = qlearning.PrioritizedReplay(cfg.replay, columns, CPU, cfg.alpha)
+        else:
+            self.replay = Replay(cfg.replay, columns, CPU)
         self.rng = np.random.default_rng([seed, 2])
 
     def update(self, share: float) -> None:

@@ -42,7 +42,6 @@ META = (
 )
 MEASURES = ("si_sdr", "stoi", "estoi")
 NOISY = tuple(f"noisy_{name}" for name in MEASURES)
-SPLITS = ("train", "validation", "test")
 BUILT_IN_TAKES = 40  # synthesised utterances of a fold: 10 of each of its 4 speakers
 REDRAWS = 20  # tries for a stretch of noise that is not a pause
 PAUSE_S = 0.05, 0.3  # shortest and longest between recordings, seconds
