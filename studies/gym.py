@@ -225,10 +225,8 @@ class ThresholdEnv(gymnasium.Env):
             raise InputError(f"options: pair {pair} is not one of this environment's")
         lanes.start(0, lanes.draw(self.np_random) if pair is None else pair)
         self.over = False
-        return lanes.states()[0], {
-            "pair": int(lanes.pair[0]),
-            "frame": int(lanes.frames_in_pair()[0]),
-        }
+        info = {"pair": int(lanes.pair[0]), "frame": int(lanes.frames_in_pair()[0])}
+        return lanes.states()[0], info
 
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """Decide a frame -> state (C, W), reward, terminated, truncated (never), info."""

@@ -263,9 +263,8 @@ def draw(outcome: Finished, dataset: str, path: Path) -> None:
             gap = 100 * (runs - base)
             right.plot(outcome.labels, gap.mean(0), **line)
             if seeds > 1 and name.startswith("dqn"):
-                bounds = [
-                    paired(100 * runs[:, r], 100 * base[:, r])[1:] for r in range(gap.shape[1])
-                ]
+                pairs = zip(100 * runs.T, 100 * base.T, strict=True)
+                bounds = [paired(*pair)[1:] for pair in pairs]
                 low, high = zip(*bounds, strict=True)
                 right.fill_between(outcome.labels, low, high, color=colour, alpha=0.13, lw=0)
         left.set_ylabel("Test accuracy (%)")

@@ -41,17 +41,13 @@ class ThreeState:
     """The lecture's MDP behind gymnasium's reset and step. It never ends."""
 
     def __init__(self) -> None:
-        self.P: Table = {
-            state: {
-                action: [
-                    (p, after, REWARDS.get((state, action, after), 0.0), False)
-                    for after, p in enumerate(probabilities)
-                    if p
-                ]
-                for action, probabilities in actions.items()
-            }
-            for state, actions in enumerate(PROBABILITIES)
-        }
+        self.P: Table = {}
+        for state, actions in enumerate(PROBABILITIES):
+            self.P[state] = {action: [] for action in actions}
+            for action, shares in actions.items():
+                for after in np.flatnonzero(shares).tolist():
+                    reward = REWARDS.get((state, action, after), 0.0)
+                    self.P[state][action].append((shares[after], after, reward, False))
         self.unwrapped = self
 
     def reset(self, *, seed: int | None = None) -> tuple[int, dict]:

@@ -22,7 +22,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from scipy import stats
 from tqdm import tqdm
 
 from core.command import needed
@@ -33,6 +32,7 @@ from core.settings import to_dict
 from core.stored import read_json, read_npz, write_json
 from core.versions import processor, versions
 from figures.plotting import COLOURS, page, write
+from studies.active_learning.tables import paired
 from studies.denoise import data, denoisers, environment
 from studies.denoise.data import BATCH
 from studies.denoise.environment import JOINT, Chain, Corpus, Reward, worth
@@ -328,11 +328,8 @@ def collect(cfg: CrossConfig, corpus: Corpus, rounds: list[Round]) -> list[Row]:
 
 def over_speakers(values: np.ndarray, speaker: np.ndarray) -> tuple[float, float, float]:
     """Mean of the speakers' means of (n,) and its 95 % interval, Student's t over speakers."""
-    means = [values[speaker == name].mean() for name in np.unique(speaker)]
-    mean, count, half = float(np.mean(means)), len(means), math.nan
-    if count > 1:
-        half = float(stats.t.ppf(0.975, count - 1) * np.std(means, ddof=1) / math.sqrt(count))
-    return mean, mean - half, mean + half
+    means = np.array([values[speaker == name].mean() for name in np.unique(speaker)])
+    return paired(means, np.zeros(len(means)))
 
 
 def against(row: Row, other: Row) -> tuple[np.ndarray, np.ndarray]:
