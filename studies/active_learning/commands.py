@@ -28,17 +28,10 @@ import torch
 from tqdm import tqdm
 
 from config import Device
+from core import files
 from core.command import parse
 from core.errors import InputError
-from core.files import (
-    Kind,
-    check_replaceable,
-    keep_apart,
-    own_folder,
-    remove_ours,
-    write_text,
-    write_together,
-)
+from core.files import Kind, keep_apart, own_folder, write_text
 from core.processes import num_workers, process_pool
 from core.ranks import pick_device
 from core.settings import Checked, number, require, to_dict
@@ -490,7 +483,7 @@ def play_all(runs: list[Run], cfg: Study) -> Bench:
         raise InputError(f"{needs:,} labels are to be bought, there are {total:,} images; {cure}")
     if cfg.overwrite:
         for run in runs:
-            remove_ours(run.folder(cfg), ("state.pt", "classifier.pt"))
+            files.remove_ours(run.folder(cfg), ("state.pt", "classifier.pt"))
             (run.folder(cfg).parent / "first.pt").unlink(missing_ok=True)
     workers = 1 if device.type == "cuda" else num_workers(cfg.workers)
     workers = min(workers, len(runs))
@@ -542,7 +535,7 @@ def report(command: str, cfg: Study, outcome: tables.Finished, text: str, **more
     text += f"\nMade on {processor()}; the trainings took {tables.hours(outcome)} of it.\n"
     about = {"command": command, "config": to_dict(cfg), "versions": versions()}
     results = about | tables.as_dict(outcome) | more
-    write_together(
+    files.write_together(
         {
             folder / "table.md": lambda path: write_text(path, text),
             folder / "accuracy.tsv": lambda p: write_text(p, tables.as_tsv(outcome)),
@@ -624,7 +617,7 @@ def evaluate(cfg: EvaluateConfig) -> None:
 def draw(cfg: DrawConfig) -> None:
     """Write a part of a data set."""
     folder = cfg.out or Path("data") / f"{cfg.dataset}-small"
-    check_replaceable(folder, PART, fresh=True)
+    files.check_replaceable(folder, PART, fresh=True)
     images = load_images(cfg.dataset, cfg.data or IMAGE_FOLDER)
     write_cifar(cfg.dataset, images, cfg.train, cfg.test, cfg.seed, folder)
     print(f"{folder}: {cfg.train:,} training and {cfg.test:,} test images of {images.source}")
