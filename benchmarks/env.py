@@ -75,9 +75,6 @@ class Reached(NamedTuple):
         return self.frames / self.seconds
 
 
-# ---------------------------------------------------------------------------- environments alone
-
-
 def single(env: ThresholdEnv) -> None:
     """Random actions, one frame at a time."""
     env.reset(seed=0)
@@ -100,27 +97,22 @@ def environments(cache: Cache, repeats: int) -> None:
     many = gymnasium.vector.SyncVectorEnv(
         [lambda: ThresholdEnv(cache)] * LANES, autoreset_mode=same_step
     )
-    rows: list[tuple[str, Callable[[], None]]] = [
-        ("ThresholdEnv", lambda: single(one)),
-        (f"gymnasium's SyncVectorEnv of {LANES}", lambda: vector(many)),
-        (f"ThresholdVectorEnv of {LANES}", lambda: vector(lanes)),
-    ]
+    rows = [("ThresholdEnv", single, one)]
+    rows += [(f"gymnasium's SyncVectorEnv of {LANES}", vector, many)]
+    rows += [(f"ThresholdVectorEnv of {LANES}", vector, lanes)]
     first, lines = 0.0, []
-    for name, work in rows:
-        work()  # warm-up
+    for name, work, env in rows:
+        work(env)  # warm-up
         rates = []
         for _ in range(repeats):
             began = time.process_time()
-            work()
+            work(env)
             rates.append(ENV_FRAMES / (time.process_time() - began))
         first = first or statistics.median(rates)
         ratio = statistics.median(rates) / first
         lines.append([name, text(rates), f"{ratio:.1f}"])
     header = ["environment alone", "frames per CPU second", "ratio"]
     print(*markdown_table(header, lines), sep="\n")
-
-
-# ---------------------------------------------------------------------------- training
 
 
 def judge(network: torch.nn.Module | None, cache: Cache) -> tuple[float, float]:
@@ -137,9 +129,8 @@ def judge(network: torch.nn.Module | None, cache: Cache) -> tuple[float, float]:
 def suite(train: Cache, validation: Cache, seed: int) -> Reached:
     """DQN.py's own training."""
     passes = max(1, round(TRAIN_FRAMES / len(train.label)))
-    cfg = TrainConfig(
-        seed=seed, passes=passes, holdout=0.0, network=DEMO.network, learning=DEMO.learning
-    )
+    same = {"seed": seed, "network": DEMO.network, "learning": DEMO.learning}
+    cfg = TrainConfig(passes=passes, holdout=0.0, **same)
     trainer = Trainer(cfg, train, CPU)
     began = time.process_time()
     while not trainer.done:
@@ -153,14 +144,8 @@ def suite(train: Cache, validation: Cache, seed: int) -> Reached:
 def library(train: Cache, validation: Cache, seed: int, policy: str, all_frames: bool) -> Reached:
     """stable-baselines3's training for as many frames."""
     steps = max(1, round(TRAIN_FRAMES / len(train.label))) * len(train.label)
-    cfg = ThresholdEnvConfig(
-        seed=seed,
-        steps=steps,
-        policy=policy,
-        all_frames=all_frames,
-        network=DEMO.network,
-        learning=DEMO.learning,
-    )
+    same = {"seed": seed, "network": DEMO.network, "learning": DEMO.learning}
+    cfg = ThresholdEnvConfig(steps=steps, policy=policy, all_frames=all_frames, **same)
     model = make_dqn(cfg, train, CPU)
     began = time.process_time()
     learn(model, steps)
@@ -192,14 +177,11 @@ def training(train: Cache, validation: Cache, seeds: int) -> None:
     first = statistics.median(row.rate for row in found["DQN.py"])
     for name, rows in found.items():
         ratio = statistics.median(row.rate for row in rows) / first
+        each = statistics.median(1000 * row.seconds / max(row.steps, 1) for row in rows)
         cells = [name, text([row.rate for row in rows], ",.0f"), f"{ratio:.2f}"]
-        cells += [f"{statistics.median(row.steps for row in rows):,.0f}"]
-        cells += [
-            f"{statistics.median(1000 * row.seconds / max(row.steps, 1) for row in rows):.1f}"
-        ]
-        cells += [text([row.reward for row in rows], ".4f")]
-        cells += [text([100 * row.f1 for row in rows], ".2f")]
-        lines.append(cells)
+        cells += [f"{statistics.median(row.steps for row in rows):,.0f}", f"{each:.1f}"]
+        reached = text([row.reward for row in rows], ".4f"), text([100 * r.f1 for r in rows], ".2f")
+        lines.append([*cells, *reached])
     print("", *markdown_table(header, lines), sep="\n")
 
 

@@ -1,11 +1,6 @@
 """A cache of the slides' size without their data: real timelines, plausible signals.
 
 Run:    python -m benchmarks.simulate_cache --out cache/slides
-        python -m benchmarks.simulate_cache --out cache/slides \
-            --train-labels synthetic21_train.tsv audioset_strong.tsv \
-            --validation-labels synthetic21_validation.tsv
-        python -m benchmarks.simulate_cache --out cache/small --train-pairs 500 \
-            --validation-pairs 100
         python -m benchmarks.simulate_cache --out cache/many --train-pairs 200 --classes 500
 Reads:  DESED label files, where they are given
 Writes: <out>/{train,validation}/, as preprocess.py does
@@ -23,7 +18,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from scipy.ndimage import gaussian_filter1d
@@ -124,20 +118,16 @@ def absent_pair(rng: np.random.Generator, frames: int) -> dict[str, np.ndarray]:
     return signals | {"t_base": low + np.float32(0.1), "binary": np.zeros_like(low)}
 
 
-class ShardJob(NamedTuple):
-    """A shard to write: its file, clips with their events, seed of its signals."""
-
-    path: Path
-    clips: list[tuple[str, list[Event]]]
-    seed: tuple[int, ...]
+Job = tuple[Path, list[tuple[str, list[Event]]], tuple[int, ...]]  # file, clips, seed of signals
 
 
-def simulate_shard(job: ShardJob, classes: list[str], cfg: SimulateConfig) -> dict:
+def simulate_shard(job: Job, classes: list[str], cfg: SimulateConfig) -> dict:
     """Write a shard, of present pairs or of every class; its entry in the manifest."""
-    rng, signal = np.random.default_rng(job.seed), Signal()
+    path, clips, seed = job
+    rng, signal = np.random.default_rng(seed), Signal()
     edges = frame_edges(cfg.frames, cfg.frame_s)
     values, labels, pairs, records = [], [], [], []
-    for name, events in job.clips:
+    for name, events in clips:
         tag = [float(x) for x in rng.uniform(0, 0.3, len(classes))]
         present = classes_of({"": events})
         for event_label in classes if cfg.classes else present:
@@ -151,8 +141,8 @@ def simulate_shard(job: ShardJob, classes: list[str], cfg: SimulateConfig) -> di
             labels.append(label)
             pairs.append(Pair(name, event_label, cfg.frames, cfg.frame_s))
         records.append(ClipRecord(name, float(edges[-1]), events, tag))
-    write_shard(job.path, values, labels)
-    entry = {"file": job.path.name, "sha256": file_sha256(job.path), "inputs": "simulated"}
+    write_shard(path, values, labels)
+    entry = {"file": path.name, "sha256": file_sha256(path), "inputs": "simulated"}
     return entry | {"failed": [], "notices": {}, "pairs": pairs, "clips": records}
 
 
@@ -166,11 +156,8 @@ def simulate_split(split: str, labels: tuple[Path, ...], pairs: int, cfg: Simula
     with new_folder(folder, CACHE) as partial_folder:
         jobs = []
         for i, start in enumerate(range(0, len(clips), CLIPS_PER_SHARD)):
-            path, some = (
-                partial_folder / f"shard-{i:05d}.npz",
-                clips[start : start + CLIPS_PER_SHARD],
-            )
-            jobs.append(ShardJob(path, some, (cfg.seed, pairs, i)))
+            path = partial_folder / f"shard-{i:05d}.npz"
+            jobs.append((path, clips[start : start + CLIPS_PER_SHARD], (cfg.seed, pairs, i)))
         work = partial(simulate_shard, classes=classes, cfg=cfg)
         workers = min(num_workers(cfg.workers), len(jobs))
         entries = in_parallel(work, jobs, workers, f"Simulating {split}")
@@ -179,16 +166,10 @@ def simulate_split(split: str, labels: tuple[Path, ...], pairs: int, cfg: Simula
             "format": FORMAT,
             "split": split,
             "queries": "all" if cfg.classes else "present",
-            "classes": classes,
-            "key": config_key_of(signal, entries),
-            "signal": signal,
-            "formulas": FORMULAS,
-            "scores": {"source": "simulated"},
-            "audio": None,
-            "left_out": [],
-            "versions": {"numpy": np.__version__},
-            "shards": entries,
         }
+        manifest |= {"classes": classes, "key": config_key_of(signal, entries), "signal": signal}
+        manifest |= {"formulas": FORMULAS, "scores": {"source": "simulated"}, "audio": None}
+        manifest |= {"left_out": [], "versions": {"numpy": np.__version__}, "shards": entries}
         write_json(partial_folder / "manifest.json", manifest)
     count = sum(len(entry["pairs"]) for entry in entries)
     print(f"{folder}: {len(clips):,} clips, {count:,} pairs of {cfg.frames} frames")

@@ -129,15 +129,8 @@ def row(
 
 def text(values: list[float], form: str = ",.0f") -> str:
     """Median and range."""
-    middle, low, high = statistics.median(values), min(values), max(values)
-    return (
-        f"{middle:{form}} ({low:{form}} to {high:{form}})"
-        if len(values) > 1
-        else f"{middle:{form}}"
-    )
-
-
-# ---------------------------------------------------------------------------- clocks
+    middle, low, high = (f"{f(values):{form}}" for f in (statistics.median, min, max))
+    return f"{middle} ({low} to {high})" if len(values) > 1 else middle
 
 
 def rate(steps: Iterator[int], seconds: float) -> float:
@@ -218,9 +211,6 @@ def forward_flops(bandit: Bandit, network: Network) -> int:
     return conv + gru + (network.transformer_layers - 1) * layer + last + head
 
 
-# ---------------------------------------------------------------------------- what both sides do
-
-
 def sharp(bandit: Bandit, network: Network) -> QNetwork:
     """A network whose actions differ between frames."""
     torch.manual_seed(0)
@@ -243,17 +233,16 @@ def naive_training(cache: Cache, network: QNetwork, epsilon: float) -> Iterator[
         yield 1
 
 
-def enough_passes(cache: Cache) -> int:
-    """Passes over a cache that no slice reaches the end of."""
-    return 1 + 2_000_000 // len(cache.label)
+def endless(cfg: SpeedConfig, cache: Cache, learning: Learning) -> TrainConfig:
+    """A training that no slice reaches the end of."""
+    passes = 1 + 2_000_000 // len(cache.label)
+    return TrainConfig(network=cfg.network, learning=learning, holdout=0.0, passes=passes)
 
 
 def trainer_at(cfg: SpeedConfig, cache: Cache, epsilon: float, ranks: Ranks = ALONE) -> Trainer:
     """A trainer at a constant epsilon, replay filled so far that it learns."""
     learning = Learning(train_start=32, epsilon_start=epsilon, epsilon_end=epsilon)
-    passes = enough_passes(cache)
-    train = TrainConfig(network=cfg.network, learning=learning, holdout=0.0, passes=passes)
-    trainer = Trainer(train, cache, CPU, ranks)
+    trainer = Trainer(endless(cfg, cache, learning), cache, CPU, ranks)
     while not trainer.progress["steps"]:
         trainer.tick()
     return trainer
@@ -265,9 +254,6 @@ def suite_training(trainer: Trainer) -> Iterator[int]:
         before = trainer.progress["frames"]
         trainer.tick()
         yield trainer.progress["frames"] - before
-
-
-# ---------------------------------------------------------------------------- sections
 
 
 def acting(cfg: SpeedConfig) -> list[Row]:
@@ -390,13 +376,7 @@ def gpu(cfg: SpeedConfig) -> list[Row]:
     rows = [row("gpu", what, seconds, "<= 10 s")]
     for steps in ("plain", "graphs"):
         learning = Learning(train_start=64, epsilon_start=0.3825, epsilon_end=0.3825)
-        train = TrainConfig(
-            network=cfg.network,
-            learning=learning,
-            holdout=0.0,
-            passes=enough_passes(cache),
-            cuda_steps=steps,
-        )
+        train = replace(endless(cfg, cache, learning), cuda_steps=steps)
         trainer = learner_of(train, device)(train, cache, device)
         while trainer.progress["steps"] < 50:
             trainer.tick()
@@ -412,9 +392,6 @@ def gpu(cfg: SpeedConfig) -> list[Row]:
         what += f" ({1000 * each:.2f} ms a tick and step, extrapolated)"
         rows.append(row("gpu", what, minutes, "<= 15 min" if steps == "graphs" else ""))
     return rows
-
-
-# ---------------------------------------------------------------------------- where people wait
 
 
 class Spent(NamedTuple):
@@ -454,8 +431,7 @@ def demo(cfg: SpeedConfig) -> Path:
     return home
 
 
-SCRIPTS = ("soundscapes", "scorers", "dasm", "preprocess", "DQN", "evaluate", "detect")
-SCRIPTS += ("visualize",)
+SCRIPTS = ["soundscapes", "scorers", "dasm", "preprocess", "DQN", "evaluate", "detect", "visualize"]
 
 
 def start(cfg: SpeedConfig) -> list[Row]:
@@ -469,15 +445,13 @@ def start(cfg: SpeedConfig) -> list[Row]:
     spent("DQN.py", "--help")  # compiled and in the page cache
     torch_s = statistics.median(spent("-c", "import torch").cpu for _ in range(cfg.times))
     rows = []
-    for what, commands in kinds.items():
-        code = 2 if what == "a wrong flag" else 0
-        found = {
-            call[0]: [spent(*call, code=code).cpu for _ in range(cfg.times)] for call in commands
-        }
+    for what, calls in kinds.items():
+        code, times = 2 if what == "a wrong flag" else 0, range(cfg.times)
+        found = {call[0]: [spent(*call, code=code).cpu for _ in times] for call in calls}
         slowest = max(found, key=lambda name: statistics.median(found[name]))
         seconds = statistics.median(found[slowest])
         note = f"{text(found[slowest], '.2f')} s ({slowest}); import torch: {torch_s:.2f} s"
-        what = f"{what}, CPU s, the slowest of {len(commands)} scripts"
+        what = f"{what}, CPU s, the slowest of {len(calls)} scripts"
         rows.append(row("start", what, seconds, "<= 1 s", "issue: 5.4 to 6.4 s", note))
     return rows
 
@@ -514,9 +488,8 @@ def growing(cfg: SpeedConfig) -> Row:
             call = ("preprocess.py", "--split", "train", "--cache", home / f"{count}", *given)
             cpu.append(spent(*call, "--workers", 1).cpu)
     each = [1000 * (cpu[i] - cpu[0]) / (sizes[i] - 1) for i in (1, 2)]
-    what = (
-        f"preprocess.py, a clip of 10 frames without audio among {sizes[2]:,} against {sizes[1]:,}"
-    )
+    what = "preprocess.py, a clip of 10 frames without audio among"
+    what += f" {sizes[2]:,} against {sizes[1]:,}"
     note = f"{each[1]:.2f} against {each[0]:.2f} ms of CPU"
     return row("preprocess", what, each[1] / each[0], "<= 1.3 x", "issue: quadratic", note)
 
@@ -541,9 +514,8 @@ def events(cfg: SpeedConfig) -> list[Row]:
                 event_counts(*sides, durations, names, (name,))
                 found.setdefault(name, []).append((time.process_time() - began) * 100 / size)
         slowest = max(statistics.median(each[1:]) for each in found.values())
-        what = (
-            f"collar, segment, intersection F1, {classes} classes, the slowest, CPU s a 100 clips"
-        )
+        what = f"collar, segment, intersection F1, {classes} classes, the slowest, CPU s a"
+        what += " 100 clips"
         rows.append(row("events", what, slowest, need, f"issue: {before}", f"{slowest:.4f} s"))
     return rows
 
@@ -566,21 +538,21 @@ def comparing(cfg: SpeedConfig) -> list[Row]:
 
 
 # Linux: ru_maxrss would not do, it outlives exec and is that of the benchmark itself.
-LOADING = """
+PEAK = """
 import re, sys
 from pathlib import Path
-from sed.caches import load_cache
 peak = lambda: 1024 * int(re.search(r"VmHWM:\\s*(\\d+)", open("/proc/self/status").read())[1])
+"""
+LOADING = """
+from sed.caches import load_cache
 before = peak()
 cache = load_cache(Path(sys.argv[1]))
 size = sum(array.nbytes for array in (*cache.signals.values(), cache.label, cache.offsets))
 print((peak() - before) / size, size)
 """
 DRAWING = """
-import re, sys
 import numpy as np
 from sed.metrics import bootstrap_mean
-peak = lambda: 1024 * int(re.search(r"VmHWM:\\s*(\\d+)", open("/proc/self/status").read())[1])
 before, count = peak(), int(sys.argv[1])
 bootstrap_mean(np.random.default_rng(0).random((count, 3)), np.arange(count))
 print((peak() - before) / count)
@@ -590,14 +562,11 @@ print((peak() - before) / count)
 # Loads all pairs, learns from them for a tick of each kind, decides: what training and deciding
 # read, without their hours.
 ALL_PAIRS = """
-import re, sys
 from dataclasses import replace
-from pathlib import Path
 import torch
 from config import Events, TrainConfig
 from policy.event_policy import EventTrainer, decide_cache
 from sed.caches import load_cache
-peak = lambda: 1024 * int(re.search(r"VmHWM:\\s*(\\d+)", open("/proc/self/status").read())[1])
 torch.set_num_threads(1)
 cfg = TrainConfig.with_preset("best")
 cfg = replace(cfg, events=Events(hidden=16, layers=2), passes=1, holdout=0.1)
@@ -627,7 +596,9 @@ def all_pairs(cfg: SpeedConfig) -> list[Row]:
                 many = {"classes": classes, "frames": frames, "frame_s": 0.04, "workers": 1}
                 pairs = {"train_pairs": size, "validation_pairs": 0}
                 simulate_cache.main(simulate_cache.SimulateConfig(out=folder, **pairs, **many))
-            found.append([int(x) for x in spent("-c", ALL_PAIRS, folder / "train").said.split()])
+            found.append(
+                [int(x) for x in spent("-c", PEAK + ALL_PAIRS, folder / "train").said.split()]
+            )
         peak, pairs, kept, clips = (b - a for a, b in zip(*found, strict=True))
         arrays = 25 * frames * pairs
         what = f"--pairs all, {classes} classes: {clips} clips more, peak of loading, training and"
@@ -642,9 +613,9 @@ def all_pairs(cfg: SpeedConfig) -> list[Row]:
 
 def memory(cfg: SpeedConfig) -> list[Row]:
     """Peaks of processes of their own, above what their imports take."""
-    ratio, size = map(float, spent("-c", LOADING, cfg.cache / "train").said.split())
+    ratio, size = map(float, spent("-c", PEAK + LOADING, cfg.cache / "train").said.split())
     clips = 1_000 if cfg.quick else 100_000
-    each = float(spent("-c", DRAWING, clips).said)
+    each = float(spent("-c", PEAK + DRAWING, clips).said)
     what = f"load_cache, peak over its arrays of {size / 1e6:,.0f} MB"
     rows = [row("memory", what, ratio, "<= 1.1 x", "issue: 2.1 x")]
     what = f"1,000 bootstrap draws of {clips:,} clips, peak, bytes a clip"
@@ -666,14 +637,9 @@ def detecting(cfg: SpeedConfig) -> list[Row]:
             for i, wav in enumerate(parts[:number_of_files]):
                 soundfile.write(Path(folder) / name / f"{i:04}.wav", wav, rate)
         for _ in range(cfg.times):
-            few, many = (
-                spent(
-                    *("detect.py", "--policy", home / "run" / "best.pt"),
-                    *("--scorer", home / "data" / "scorer.pt", "--audio", Path(folder) / name),
-                    *("--out", Path(folder) / "events.tsv"),
-                ).cpu
-                for name in ("few", "many")
-            )
+            call = ["detect.py", "--policy", home / "run" / "best.pt", "--scorer"]
+            call += [home / "data" / "scorer.pt", "--out", Path(folder) / "events.tsv", "--audio"]
+            few, many = (spent(*call, Path(folder) / name).cpu for name in ("few", "many"))
             found.append(1000 * (many - few) / (count - 10))
     what = f"detect.py, {count:,} files of 2 s, CPU ms a file"
     note, middle = f"{text(found, '.1f')} ms", statistics.median(found)
@@ -693,8 +659,6 @@ SECTIONS: dict[str, Callable[[SpeedConfig], list[Row]]] = {
     "gpu": gpu,
 }
 ON_SLIDES = ("memory", "acting", "training", "evaluating", "gpu")  # need a cache of that shape
-
-# ---------------------------------------------------------------------------- several processes
 
 
 def in_processes(cfg: SpeedConfig, count: int, work: str) -> dict[float, float]:
@@ -749,9 +713,6 @@ def serve(cfg: SpeedConfig) -> None:
         print(json.dumps(found))
 
 
-# ---------------------------------------------------------------------------- table
-
-
 def markdown(rows: list[Row]) -> str:
     """The table."""
     header = ["section", "what", "before", "now", "value", "needed", ""]
@@ -763,11 +724,9 @@ def markdown(rows: list[Row]) -> str:
 def machine() -> str:
     """What the figures depend on."""
     load, peak = os.getloadavg()[0], matmul_peak() / 1e9
-    return (
-        f"{processor()}, {num_cores()} cores, load {load:.1f} at the start;"
-        f" Python {platform.python_version()}, torch {torch.__version__}, numpy {np.__version__};"
-        f" float32 matmul on one thread {peak:.0f} GFLOP/s"
-    )
+    found = f"{processor()}, {num_cores()} cores, load {load:.1f} at the start; Python"
+    found += f" {platform.python_version()}, torch {torch.__version__}, numpy {np.__version__};"
+    return f"{found} float32 matmul on one thread {peak:.0f} GFLOP/s"
 
 
 def earlier_rows(path: Path, setting: dict[str, Any]) -> list[Row]:
@@ -789,42 +748,30 @@ def main(cfg: SpeedConfig) -> None:
     torch.set_num_threads(1)
     keep_apart(cfg.out, [cfg.cache])
     with own_folder(cfg.out, MEASURED):
-        measure(cfg)
-
-
-def measure(cfg: SpeedConfig) -> None:
-    """All sections that are asked for, the caches made first where there are none."""
-    if cfg.cache is None and set(cfg.sections or SECTIONS) & set(ON_SLIDES):
-        folder = cfg.out / ("cache-quick" if cfg.quick else "cache")
-        sizes = (40, 20) if cfg.quick else (SLIDES["train"], SLIDES["validation"])
-        if not (folder / "validation" / "manifest.json").exists():
-            simulate_cache.main(
-                simulate_cache.SimulateConfig(
-                    out=folder,
-                    train_pairs=sizes[0],
-                    validation_pairs=sizes[1],
-                    frames=60 if cfg.quick else SLIDES["frames"],
-                    workers=1 if cfg.quick else None,
-                )
-            )
-        cfg = replace(cfg, cache=folder)
-    head = machine()
-    setting = {"machine": head, "quick": cfg.quick, "slice_s": cfg.seconds}
-    rows = earlier_rows(cfg.out / "speed.json", setting)
-    print(head + "\n", flush=True)
-    for name in cfg.sections or SECTIONS:
-        if name == "gpu" and not torch.cuda.is_available():
-            print("gpu: no CUDA device; there, run: python -m benchmarks.speed --sections gpu")
-            continue
-        began = time.perf_counter()
-        found = SECTIONS[name](cfg)
-        print(f"{name}: {time.perf_counter() - began:.0f} s\n{markdown(found)}\n", flush=True)
-        rows = [one for one in rows if one.section != name] + found
-        rows.sort(key=lambda one: list(SECTIONS).index(one.section))
-        report = setting | {"rows": [one._asdict() for one in rows]}
-        write_text(cfg.out / "speed.json", json.dumps(report, indent=1))
-        write_text(cfg.out / "speed.md", f"{head}\n\n{markdown(rows)}\n")
-    print(f"{markdown(rows)}\n\ntable: {cfg.out}/speed.md, speed.json")
+        if cfg.cache is None and set(cfg.sections or SECTIONS) & set(ON_SLIDES):
+            folder = cfg.out / ("cache-quick" if cfg.quick else "cache")
+            small = {"train_pairs": 40, "validation_pairs": 20, "frames": 60, "workers": 1}
+            if not (folder / "validation" / "manifest.json").exists():
+                sizes = small if cfg.quick else {}  # those of the slides
+                simulate_cache.main(simulate_cache.SimulateConfig(out=folder, **sizes))
+            cfg = replace(cfg, cache=folder)
+        head = machine()
+        setting = {"machine": head, "quick": cfg.quick, "slice_s": cfg.seconds}
+        rows = earlier_rows(cfg.out / "speed.json", setting)
+        print(head + "\n", flush=True)
+        for name in cfg.sections or SECTIONS:
+            if name == "gpu" and not torch.cuda.is_available():
+                print("gpu: no CUDA device; there, run: python -m benchmarks.speed --sections gpu")
+                continue
+            began = time.perf_counter()
+            found = SECTIONS[name](cfg)
+            print(f"{name}: {time.perf_counter() - began:.0f} s\n{markdown(found)}\n", flush=True)
+            rows = [one for one in rows if one.section != name] + found
+            rows.sort(key=lambda one: list(SECTIONS).index(one.section))
+            report = setting | {"rows": [one._asdict() for one in rows]}
+            write_text(cfg.out / "speed.json", json.dumps(report, indent=1))
+            write_text(cfg.out / "speed.md", f"{head}\n\n{markdown(rows)}\n")
+        print(f"{markdown(rows)}\n\ntable: {cfg.out}/speed.md, speed.json")
 
 
 if __name__ == "__main__":

@@ -35,23 +35,10 @@ from core.processes import process_pool
 from core.ranks import pick_device
 from core.stored import read_json, write_json
 from core.versions import processor
-from policy import runfolder
+from policy import event_policy, runfolder
 from policy.apply import load_policy
 from policy.bandit import query_of
-from policy.event_policy import (
-    COLLAR,
-    IOU,
-    OVERLAP,
-    Boxes,
-    Candidates,
-    EventNetwork,
-    EventTrainer,
-    boxes_of,
-    decide_boxes,
-    ranks_of,
-    surely,
-    turn_on,
-)
+from policy.event_policy import COLLAR, IOU, OVERLAP, Boxes, Candidates, EventTrainer, decide_boxes
 from policy.posterior import SCALE, Posterior, Resident, Rows, apply, asked_clips, rows_of
 from scores import crnn
 from sed.caches import Cache, load_cache
@@ -109,13 +96,13 @@ def trained(setting: Setting) -> Finished:
     return Finished(setting, trainer, validation, *proposed(trainer.network, validation))
 
 
-def proposed(network: EventNetwork, cache: Cache) -> tuple[Rows, Boxes]:
+def proposed(network: event_policy.EventNetwork, cache: Cache) -> tuple[Rows, Boxes]:
     """The queries of a cache, and all their boxes."""
     query = query_of((pair.event_label for pair in cache.pairs), network.classes)
     asked = list(asked_clips(cache, network.events.tag_limit))
     rows = rows_of(asked, query)
     odds = apply(network.posterior, Resident.of(rows, CPU), np.arange(len(rows.pair)))
-    return rows, boxes_of(asked, odds)
+    return rows, event_policy.boxes_of(asked, odds)
 
 
 def weighed(finished: Finished, **weights: float) -> Candidates:
@@ -147,7 +134,7 @@ def threshold_of_class(finished: Finished) -> Candidates:
     """In place of the decoder: boxes above a confidence, tuned for each class by event F1."""
     trainer, boxes = finished.trainer, finished.trainer.boxes
     asked, query = ~trainer.rows.present, trainer.rows.query
-    rank = ranks_of(boxes, surely(trainer.out_of_fold()))
+    rank = event_policy.ranks_of(boxes, event_policy.surely(trainer.out_of_fold()))
     hit, limits = trainer.truth.values[:, COLLAR], np.ones(len(trainer.classes))
     for k in range(len(limits)):
         mine = (asked & (query == k))[boxes.row]
@@ -282,7 +269,7 @@ CHANGES: dict[str, Callable[[Finished], Candidates]] = {
 def measured(boxes: Candidates, cache: Cache) -> dict[str, float]:
     """All metrics of a policy's decisions, as a comparison has them."""
     pred = np.zeros(len(cache.label), bool)
-    turn_on(pred, boxes, cache)
+    event_policy.turn_on(pred, boxes, cache)
     member = Member("", pred, 0.0, boxes=scored_boxes(boxes, cache))
     (task,) = event_tasks([System("", "policy", "", [member])], cache)
     return headline(counts_of(member, cache), cache) | event_row(task)[0]

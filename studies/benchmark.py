@@ -245,9 +245,7 @@ def main(args: list[str]) -> None:
     every = [*SETTINGS, *OTHERS]
     in_parallel([(corpus_and_caches, setting, data) for setting in every])
     in_parallel([(train_best, setting, seed) for setting in every for seed in seeds_of(setting)])
-    in_parallel(
-        [(compare_best, setting, each) for setting in every for each in queries_of(setting)]
-    )
+    in_parallel([(compare_best, one, each) for one in every for each in queries_of(one)])
     few = [Setting(fold) for fold in SLIDES_FOLDS]
     rows = [(kind, each, seed) for kind in TRAININGS for each in few for seed in SEEDS]
     in_parallel([(train_slides, each, kind, seed) for kind, each, seed in rows])

@@ -25,17 +25,8 @@ from tqdm import tqdm
 import DQN
 import preprocess
 from baselines import csebbs, tuned_rules
-from comparison import scoring
-from comparison.systems import (
-    BASE,
-    GATED,
-    Member,
-    System,
-    from_checkpoint,
-    from_events,
-    kind_of_rule,
-    with_events,
-)
+from comparison import scoring, systems
+from comparison.systems import BASE, GATED, Member, System
 from config import (
     PRETRAINED,
     SUPERVISED,
@@ -246,7 +237,7 @@ def rule_rows(study: Study, cache: Cache) -> list[System]:
             train = cache.subset(set(names) - set(test))
             part = cache.subset(test)
             for rule in tuned_rules.fit_all(train, Bandit(), cache.queries, quiet=True):
-                kinds[rule.name] = kind_of_rule(rule)
+                kinds[rule.name] = systems.kind_of_rule(rule)
                 whole = found.setdefault(rule.name, np.zeros(len(cache.label), bool))
                 put(whole, cache, test, tuned_rules.decide_rule(rule, part))
                 if rule.kind == "csebbs":
@@ -279,7 +270,7 @@ def learned_rows(study: Study, cache: Cache, learned: list[Learned]) -> list[Sys
             for number_, test in enumerate(parts):
                 run = study.run(one, one.queries or cache.queries, number_, seed)
                 part, path = cache.subset(test), one.given or run / "best.pt"
-                decided = from_checkpoint(path, part, EvaluateConfig())[1]
+                decided = systems.from_checkpoint(path, part, EvaluateConfig())[1]
                 put(whole, cache, test, decided.pred)
                 boxes |= decided.boxes or {}  # of a policy over events, with its confidences
             members.append(Member(f"seed {seed}", whole, 0.0, boxes=boxes or None))
@@ -311,8 +302,8 @@ def cross_validate(
         with own_folder(out, scoring.TABLE):
             rows = learned_rows(study, chosen, learned)
             for name, path in (given or {}).items():
-                rows.append(System(name, "events", "", [from_events(path, chosen)]))
-            rows = with_events(rows + rule_rows(study, chosen), chosen)
+                rows.append(System(name, "events", "", [systems.from_events(path, chosen)]))
+            rows = systems.with_events(rows + rule_rows(study, chosen), chosen)
             results = scoring.measure(rows, chosen, study.workers)
             scoring.write_table(out, results, rows, chosen)
         print(scoring.markdown(results))
@@ -324,30 +315,25 @@ def main(cfg: CrossvalConfig) -> None:
     """Preprocess once, cross-validate, train the policy of all clips."""
     keep_apart(cfg.out, (cfg.labels, cfg.scores, cfg.audio, cfg.clips), replaced=True)
     with own_folder(cfg.out, CROSSVAL):
-        run(cfg)
-
-
-def run(cfg: CrossvalConfig) -> None:
-    """The study; nobody else writes into its folder meanwhile."""
-    preprocess.main(cfg.inputs)
-    folder = cfg.out / "cache" / SPLIT
-    cache = load_cache(folder)
-    names = sorted({pair.filename for pair in cache.pairs})
-    listed = None if cfg.clips is None else read_list(cfg.clips, names)
-    parts = draw_parts(groups_of(names, listed), cfg.parts, cfg.seed)
-    lines = [f"{name}\t{part}" for part, clips in enumerate(parts) for name in clips]
-    write_text(cfg.out / "parts.tsv", "filename\tpart\n" + "\n".join(lines) + "\n")
-    settings = TrainConfig.with_preset(cfg.policy if cfg.init is None else "best")
-    settings = replace(settings, passes=cfg.passes, init=cfg.init)
-    print(f"{len(names)} clips, {cfg.parts} parts")
-    name = f"DQN {cfg.policy}" if cfg.init is None else f"{cfg.init.stem}, recalibrated"
-    learned = Learned(name, settings)
-    study = Study(folder, cfg.out, [parts], range(cfg.seeds), cfg.inputs.workers)
-    (example, *_) = trainings(study, [learned], [cfg.pairs])
-    final = replace(example.cfg, run=cfg.out / "final")
-    cross_validate(study, [learned], [cfg.pairs])
-    train_one(Training(final, folder, cfg.pairs, names))
-    print(f"policy of all clips, for detect.py: {final.run / 'best.pt'}")
+        preprocess.main(cfg.inputs)
+        folder = cfg.out / "cache" / SPLIT
+        cache = load_cache(folder)
+        names = sorted({pair.filename for pair in cache.pairs})
+        listed = None if cfg.clips is None else read_list(cfg.clips, names)
+        parts = draw_parts(groups_of(names, listed), cfg.parts, cfg.seed)
+        lines = [f"{name}\t{part}" for part, clips in enumerate(parts) for name in clips]
+        write_text(cfg.out / "parts.tsv", "filename\tpart\n" + "\n".join(lines) + "\n")
+        settings = TrainConfig.with_preset(cfg.policy if cfg.init is None else "best")
+        settings = replace(settings, passes=cfg.passes, init=cfg.init)
+        print(f"{len(names)} clips, {cfg.parts} parts")
+        name = f"DQN {cfg.policy}" if cfg.init is None else f"{cfg.init.stem}, recalibrated"
+        learned = Learned(name, settings)
+        study = Study(folder, cfg.out, [parts], range(cfg.seeds), cfg.inputs.workers)
+        (example, *_) = trainings(study, [learned], [cfg.pairs])
+        final = replace(example.cfg, run=cfg.out / "final")
+        cross_validate(study, [learned], [cfg.pairs])
+        train_one(Training(final, folder, cfg.pairs, names))
+        print(f"policy of all clips, for detect.py: {final.run / 'best.pt'}")
 
 
 if __name__ == "__main__":

@@ -47,14 +47,7 @@ from core.versions import made_with
 from DQN import QNetwork
 from evaluate import print_rows, tables
 from policy.apply import decisions
-from policy.bandit import (
-    Signals,
-    make_states,
-    near,
-    outcome,
-    reward_table,
-    to_device,
-)
+from policy.bandit import Signals, make_states, near, outcome, reward_table, to_device
 from sed.caches import Cache, load_cache
 from sed.metrics import NAMES
 from sed.provenance import held_against, origin_of
@@ -73,9 +66,6 @@ ENV_ID = "Threshold-v0"
 CPU = torch.device("cpu")
 
 
-# ---------------------------------------------------------------------------- episodes
-
-
 class Step(NamedTuple):
     """What one frame of each lane gave; arrays (L,)."""
 
@@ -92,7 +82,21 @@ class Step(NamedTuple):
 INFO = ("pair", "frame", "t_adj", "decision", "label", "stored")
 
 
-class Lanes:
+class Order:
+    """What `draw` takes: one random order of all `items` after the other, without end."""
+
+    def __init__(self, items: np.ndarray):
+        self.items = items
+        self.queue: list[int] = []
+
+    def draw(self, rng: np.random.Generator) -> int:
+        """The next one."""
+        if not self.queue:
+            self.queue = rng.permutation(self.items).tolist()
+        return self.queue.pop()
+
+
+class Lanes(Order):
     """Pairs that advance together, one frame a tick: what both environments are made of.
 
     `pairs` are indices into the cache (default: all). InputError where nothing can be visited.
@@ -117,7 +121,7 @@ class Lanes:
         self.pairs = chosen[np.diff(self.bounds)[chosen] > 0]  # without a frame, no episode
         if not len(self.pairs):
             raise InputError(f"{cache.folder}: none of {len(chosen)} pairs has a frame to visit")
-        self.queue: list[int] = []
+        super().__init__(self.pairs)
         self.pair = np.zeros(num_lanes, dtype=np.int64)
         self.position = np.zeros(num_lanes, dtype=np.int64)  # index into `visited`
         self.left = torch.full((num_lanes, bandit.context), bandit.no_change)
@@ -138,12 +142,6 @@ class Lanes:
         if bandit.reading == "sequential":  # as DQN.Trainer.fill_lanes
             visits[offsets[:-1][lengths > 1]] = False
         return visits
-
-    def draw(self, rng: np.random.Generator) -> int:
-        """Next pair: one random order of all after the other."""
-        if not self.queue:
-            self.queue = rng.permutation(self.pairs).tolist()
-        return self.queue.pop()
 
     def start(self, lane: int, pair: int) -> None:
         """Begin the episode of a pair."""
@@ -182,9 +180,6 @@ class Lanes:
 def has_fixed_boundary(bandit: Bandit) -> bool:
     """Whether the frames that DQN.py stores are known before acting."""
     return bandit.reading == "independent" and bandit.boundary_test == "before"
-
-
-# ---------------------------------------------------------------------------- environments
 
 
 def spaces_of(lanes: Lanes) -> tuple[Any, Any]:
@@ -230,10 +225,8 @@ class ThresholdEnv(gymnasium.Env):
             raise InputError(f"options: pair {pair} is not one of this environment's")
         lanes.start(0, lanes.draw(self.np_random) if pair is None else pair)
         self.over = False
-        return lanes.states()[0], {
-            "pair": int(lanes.pair[0]),
-            "frame": int(lanes.frames_in_pair()[0]),
-        }
+        info = {"pair": int(lanes.pair[0]), "frame": int(lanes.frames_in_pair()[0])}
+        return lanes.states()[0], info
 
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """Decide a frame -> state (C, W), reward, terminated, truncated (never), info."""
@@ -247,18 +240,53 @@ class ThresholdEnv(gymnasium.Env):
         return self.lanes.states()[0], float(step.reward[0]), self.over, False, info
 
 
-class ThresholdVectorEnv(gymnasium.vector.VectorEnv):
-    """Many pairs in lockstep with one batched gather a step: `num_envs` lanes over one cache.
+class LaneVectorEnv(gymnasium.vector.VectorEnv):
+    """Lanes (an Order with `start` and `states`) in lockstep.
 
-    A lane whose pair ends begins the next one within the same step (AutoresetMode.SAME_STEP);
-    `final_obs` and `final_info` hold what the ended episode gave. Lanes take their pairs from one
-    order, chosen by `reset(seed=)`; with one lane it is the order of ThresholdEnv.
+    A lane whose episode ends begins the next one within the same step (AutoresetMode.SAME_STEP).
+    Lanes take their episodes from one order, chosen by `reset(seed=)`.
     """
 
     metadata: dict[str, Any] = {  # noqa: RUF012 (gymnasium's own form)
         "render_modes": [],
         "autoreset_mode": AutoresetMode.SAME_STEP,
     }
+
+    def __init__(self, lanes: Any, num_envs: int, observation_space: Any, action_space: Any):
+        self.lanes, self.num_envs = lanes, num_envs
+        self.single_observation_space, self.single_action_space = observation_space, action_space
+        self.observation_space = batch_space(observation_space, num_envs)
+        self.action_space = batch_space(action_space, num_envs)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """Begin an episode in every lane -> states (L, ..), infos."""
+        super().reset(seed=seed)
+        if seed is not None:
+            self.lanes.queue = []
+        for lane in range(self.num_envs):
+            self.lanes.start(lane, self.lanes.draw(self.np_random))
+        return self.lanes.states(), {}
+
+    def next_states(self, over: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
+        """States after a step, new episodes begun where it was the last (L,); `final_obs`."""
+        states = self.lanes.states()
+        if not over.any():
+            return states, {}
+        last = np.full(self.num_envs, None, dtype=object)
+        for lane in np.flatnonzero(over):
+            last[lane] = states[lane]
+            self.lanes.start(lane, self.lanes.draw(self.np_random))
+        return self.lanes.states(), {"final_obs": last, "_final_obs": over.copy()}
+
+
+class ThresholdVectorEnv(LaneVectorEnv):
+    """Many pairs in lockstep with one batched gather a step: `num_envs` lanes over one cache.
+
+    `final_obs` and `final_info` hold what an ended episode gave. With one lane the order of the
+    pairs is that of ThresholdEnv.
+    """
 
     def __init__(
         self,
@@ -268,22 +296,12 @@ class ThresholdVectorEnv(gymnasium.vector.VectorEnv):
         pairs: Sequence[int] | None = None,
         boundary_only: bool = False,
     ):
-        self.num_envs = num_envs
-        self.lanes = Lanes(cache, bandit or Bandit(), num_envs, pairs, boundary_only)
-        self.single_observation_space, self.single_action_space = spaces_of(self.lanes)
-        self.observation_space = batch_space(self.single_observation_space, num_envs)
-        self.action_space = batch_space(self.single_action_space, num_envs)
+        lanes = Lanes(cache, bandit or Bandit(), num_envs, pairs, boundary_only)
+        super().__init__(lanes, num_envs, *spaces_of(lanes))
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[np.ndarray, dict[str, Any]]:
+    def reset(self, **options: Any) -> tuple[np.ndarray, dict[str, Any]]:
         """Begin a pair in every lane -> states (L, C, W), infos."""
-        super().reset(seed=seed)
-        if seed is not None:
-            self.lanes.queue = []
-        for lane in range(self.num_envs):
-            self.lanes.start(lane, self.lanes.draw(self.np_random))
-        return self.lanes.states(), self.whereabouts()
+        return super().reset(**options)[0], self.whereabouts()
 
     def whereabouts(self) -> dict[str, np.ndarray]:
         """Infos of the frames that the lanes are at."""
@@ -298,20 +316,14 @@ class ThresholdVectorEnv(gymnasium.vector.VectorEnv):
         if not self.action_space.contains(actions):
             raise gymnasium.error.InvalidAction(f"{actions!r} is not in {self.action_space}")
         step = self.lanes.tick(actions)
-        values = {name: getattr(step, name) for name in INFO}
-        states, over = self.lanes.states(), step.over
+        values, over = {name: getattr(step, name) for name in INFO}, step.over
         infos = masked(values, ~over)
-        if over.any():
-            last = np.full(self.num_envs, None, dtype=object)
-            for lane in np.flatnonzero(over):
-                last[lane] = states[lane]
-                self.lanes.start(lane, self.lanes.draw(self.np_random))
-            infos |= {"final_obs": last, "_final_obs": over.copy()}
-            infos |= {"final_info": masked(values, over), "_final_info": over.copy()}
+        states, ended = self.next_states(over)
+        if ended:
+            ended |= {"final_info": masked(values, over), "_final_info": over.copy()}
             for name, new in self.whereabouts().items():  # an ended lane tells of its new pair
                 infos[name] = np.where(over, new, infos.get(name, new))
-            states = self.lanes.states()
-        return states, step.reward, over, np.zeros_like(over), infos
+        return states, step.reward, over, np.zeros_like(over), infos | ended
 
 
 def masked(values: dict[str, np.ndarray], mask: np.ndarray) -> dict[str, np.ndarray]:
@@ -342,9 +354,6 @@ def register() -> str:
     return ENV_ID
 
 
-# ---------------------------------------------------------------------------- stable-baselines3
-
-
 def sb3_env(envs: ThresholdVectorEnv) -> Any:
     """The lanes as a VecEnv, the form that stable-baselines3 trains on."""
     sb3 = needed("stable_baselines3.common.vec_env", __file__)
@@ -373,11 +382,10 @@ def sb3_env(envs: ThresholdVectorEnv) -> Any:
         def get_attr(self, attr_name: str, indices: Any = None) -> list:
             return [getattr(envs, attr_name) for _ in self._get_indices(indices)]
 
-        def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
+        def env_method(self, method_name: str, *args: Any, **kwargs: Any):
             raise NotImplementedError("the lanes share one environment")
 
-        def env_method(self, method_name: str, *args: Any, indices: Any = None, **kwargs: Any):
-            raise NotImplementedError("the lanes share one environment")
+        set_attr = env_method
 
         def env_is_wrapped(self, wrapper_class: type, indices: Any = None) -> list[bool]:
             return [False for _ in self._get_indices(indices)]
@@ -417,9 +425,6 @@ def qnetwork_kwargs(bandit: Bandit, network: Network) -> dict[str, Any]:
             return self.trunk(states)
 
     return {"features_extractor_class": Trunk, "net_arch": []}
-
-
-# ---------------------------------------------------------------------------- command line
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -558,50 +563,37 @@ def main(cfg: ThresholdEnvConfig) -> None:
     homes = [cfg.cache / cfg.train_split, cfg.cache / cfg.split]
     keep_apart(cfg.out, [cfg.cache, *homes])
     with own_folder(cfg.out, SB3):
-        train_and_judge(cfg, device, *map(load_cache, homes))
-
-
-def train_and_judge(
-    cfg: ThresholdEnvConfig, device: torch.device, train: Cache, cache: Cache
-) -> None:
-    """The study itself; nobody else writes into the output folder meanwhile."""
-    notes = held_against("the agent", origin_of(train), cache)
-    for note in notes:
-        print(f"note: {note}")
-    model = make_dqn(cfg, train, device)
-    began = time.perf_counter()
-    learn(model, cfg.steps, "Training")
-    seconds = time.perf_counter() - began
-    signals = to_device(cache, cfg.bandit, device)
-    on, actions = decisions(model.q_net, signals, cfg.bandit, 256, None, "Evaluating")
-    pred = on.cpu().numpy()
-    same = torch.full_like(actions, cfg.bandit.no_change)
-    libraries = {name: version(name) for name in ("gymnasium", "stable_baselines3")}
-    results = {
-        "algorithm": "dqn",
-        "split": cfg.split,
-        "cache": str(cache.folder),
-        "cache_key": cache.key,
-        "num_pairs": len(cache.pairs),
-        "notes": notes,
-        "train_seconds": round(seconds, 1),
-        "train_frames_per_s": round(model.num_timesteps / seconds),
-        "gradient_steps": model._n_updates,
-        "mean_reward_before": mean_reward(signals, same, cfg.bandit),
-        "mean_reward_after": mean_reward(signals, actions, cfg.bandit),
-        **made_with(),
-        "libraries": libraries,
-        "config": to_dict(cfg),
-        **tables(cache, pred, cfg.bandit, train),
-    }
-    write_together(
-        {
-            cfg.out / "model.zip": partial(save_model, model),
-            cfg.out / "results.json": lambda path: write_json(path, results),
+        train, cache = map(load_cache, homes)
+        notes = held_against("the agent", origin_of(train), cache)
+        for note in notes:
+            print(f"note: {note}")
+        model = make_dqn(cfg, train, device)
+        began = time.perf_counter()
+        learn(model, cfg.steps, "Training")
+        seconds = time.perf_counter() - began
+        signals = to_device(cache, cfg.bandit, device)
+        on, actions = decisions(model.q_net, signals, cfg.bandit, 256, None, "Evaluating")
+        same = torch.full_like(actions, cfg.bandit.no_change)
+        libraries = {name: version(name) for name in ("gymnasium", "stable_baselines3")}
+        results = {"algorithm": "dqn", "split": cfg.split, "cache": str(cache.folder)}
+        results |= {"cache_key": cache.key, "num_pairs": len(cache.pairs), "notes": notes}
+        results |= {
+            "train_seconds": round(seconds, 1),
+            "train_frames_per_s": round(model.num_timesteps / seconds),
+            "gradient_steps": model._n_updates,
+            "mean_reward_before": mean_reward(signals, same, cfg.bandit),
+            "mean_reward_after": mean_reward(signals, actions, cfg.bandit),
         }
-    )
-    print_table(results)
-    print(f"results: {cfg.out / 'results.json'}, {cfg.out / 'model.zip'}")
+        results |= made_with() | {"libraries": libraries, "config": to_dict(cfg)}
+        results |= tables(cache, on.cpu().numpy(), cfg.bandit, train)
+        write_together(
+            {
+                cfg.out / "model.zip": partial(save_model, model),
+                cfg.out / "results.json": lambda path: write_json(path, results),
+            }
+        )
+        print_table(results)
+        print(f"results: {cfg.out / 'results.json'}, {cfg.out / 'model.zip'}")
 
 
 if __name__ == "__main__":

@@ -20,15 +20,7 @@ import numpy as np
 
 from baselines.tuned_rules import Rule
 from comparison import clustered, scoring
-from comparison.scoring import (
-    DECISIVE,
-    DRAWN_FOR_EVENTS,
-    HEADLINE,
-    TITLES,
-    Resampler,
-    in_points,
-    word,
-)
+from comparison.scoring import TITLES, in_points, word
 from comparison.systems import (
     BASE,
     GATED,
@@ -115,9 +107,6 @@ def read_tables(queries: str) -> list[Table]:
     return tables
 
 
-# ---------------------------------------------------------------------------- figures
-
-
 def over_settings(values: dict[Setting, Any]) -> Any:
     """Mean over folds of the means over scorers."""
     folds = {setting.fold for setting in values}
@@ -175,7 +164,7 @@ class Draws(NamedTuple):
 
 def draws_of(table: Table, name: str, cache: Cache, weigh: clustered.Weigh, psds: bool) -> Draws:
     """Figures of a row from what is stored. InputError where they are not those of its table."""
-    sampler = Resampler(cache, weigh)
+    sampler = scoring.Resampler(cache, weigh)
     members = members_of(table, name, cache)
     tasks = scoring.event_tasks([System(name, "", "", members)], cache)
     values, drawn = [], []
@@ -184,7 +173,7 @@ def draws_of(table: Table, name: str, cache: Cache, weigh: clustered.Weigh, psds
         row, of_events = scoring.event_row(task if psds else task._replace(scored=None))
         values.append(scoring.headline(counts, cache) | row)
         parts = (sampler.draws(counts), sampler.event_draws(of_events))
-        names = (*HEADLINE[table.queries], *DRAWN_FOR_EVENTS)
+        names = (*scoring.HEADLINE[table.queries], *scoring.DRAWN_FOR_EVENTS)
         drawn.append(dict(zip(names, np.concatenate(parts, axis=1).T, strict=True)))
         if psds:
             some = weigh(np.array(list(task.durations)))[:PSDS_DRAWS]
@@ -220,9 +209,6 @@ def differences(tables: list[Table], rules: dict[str, str]) -> dict[str, dict[Se
             theirs = draws_of(table, rule, cache, weigh, rule in ranked)
             found[rule][table.setting] = ours.minus(theirs)
     return found
-
-
-# ---------------------------------------------------------------------------- claims
 
 
 class Claim(NamedTuple):
@@ -272,16 +258,12 @@ def study(queries: str) -> Study:
     rules = {metric: scoring.best_of(rows, metric, ("rule",)) for metric in COLUMNS[queries]}
     changes = differences(tables, rules)
     claims = [claim_of(metric, rule, changes[rule]) for metric, rule in rules.items()]
-    of_scorer = {}
-    for scorer in sorted({table.setting.scorer for table in tables}):
-        of_scorer[scorer] = []
-        for metric, rule in rules.items():
+    of_scorer: dict[int, list[Claim]] = {}
+    for metric, rule in rules.items():
+        for scorer in sorted({key.scorer for key in changes[rule]}):
             mine = {key: each for key, each in changes[rule].items() if key.scorer == scorer}
-            of_scorer[scorer].append(claim_of(metric, rule, mine))
+            of_scorer.setdefault(scorer, []).append(claim_of(metric, rule, mine))
     return Study(queries, tables, rows, rules, claims, of_scorer)
-
-
-# ---------------------------------------------------------------------------- texts
 
 
 def in_words(values: list[Any]) -> str:
@@ -319,17 +301,12 @@ def sentence(claim: Claim, study: Study) -> str:
     value = 100 * study.rows[claim.rule][claim.metric]
     rule = as_markdown(f"{claim.rule} ({value:.2f})")
     what = f"{TITLES[claim.metric]}, {TITLES_OF[study.queries]}"
+    points = f"{rule}: {in_points(claim.whole)} points"
     if number < folds:
         text = f"**{what}**: no claim, {number} of {folds} bank folds are judged. So far `{BEST}`"
-        text += (
-            f" minus {rule}: {in_points(claim.whole)} points; the interval {side} over these pooled"
-        )
-        return f"{text}, {counted}."
-    text = (
-        f"**{what}**: `{BEST}` {claim.told} {rule}: {in_points(claim.whole)} points. The interval"
-    )
-    text += f" {side} over all {folds} bank folds pooled, {counted};"
-    return f"{text} {scorers_said(claim, study)}."
+        return f"{text} minus {points}; the interval {side} over these pooled, {counted}."
+    text = f"**{what}**: `{BEST}` {claim.told} {points}. The interval {side} over all {folds} bank"
+    return f"{text} folds pooled, {counted}; {scorers_said(claim, study)}."
 
 
 def cell(row: dict[str, Any], metric: str, best: bool) -> str:
@@ -343,7 +320,7 @@ def rows_table(study: Study, names: Iterable[str]) -> list[str]:
     """Some rows as Markdown, sorted by what rules are tuned for, with the differences below."""
     columns, rows = COLUMNS[study.queries], {name: study.rows[name] for name in names}
     top = {metric: max(row[metric] for row in rows.values()) for metric in columns}
-    decisive = DECISIVE[study.queries]
+    decisive = scoring.DECISIVE[study.queries]
     lines = []
     for name, row in sorted(rows.items(), key=lambda item: -item[1][decisive]):
         cells = [cell(row, metric, row[metric] == top[metric]) for metric in columns]

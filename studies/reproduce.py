@@ -50,9 +50,6 @@ def demo(seed: int) -> None:
     run(name, "evaluate.py", "--cache", f"cache/{name}", "--run", f"runs/{name}")
 
 
-# ---------------------------------------------------------------------------- tables
-
-
 def results_of(name: str, cure: str = "evaluate it again") -> dict:
     """results.json of a run, or of a comparison."""
     return read_json(ROOT / "runs" / name / "results.json", cure)

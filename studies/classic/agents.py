@@ -28,15 +28,8 @@ from tqdm import tqdm
 from core.command import needed
 from core.errors import InputError
 from core.settings import Checked, number
-from policy.qlearning import (
-    Columns,
-    DuelingHead,
-    PrioritizedReplay,
-    Replay,
-    anneal,
-    sync,
-    td_target,
-)
+from policy import qlearning
+from policy.qlearning import Replay, anneal, sync
 from policy.runfolder import load_weights, read_checkpoint, write_checkpoint
 from studies.classic.mdp import SCRIPT, stream
 
@@ -48,9 +41,6 @@ LIMIT = {"CartPole-v1": 500, "LunarLander-v3": 1000}  # gymnasium's longest epis
 CPU = torch.device("cpu")
 EPISODES = 100  # of every check and every score
 VALIDATION, FRESH = 10, 11  # streams of seeds; a learner's own are 0 to 3
-
-
-# ---------------------------------------------------------------------------- environments
 
 
 def make_envs(env: str, lanes: int, max_steps: int) -> Any:
@@ -112,24 +102,16 @@ def play(envs: Any, act: Callable[[np.ndarray], np.ndarray], seed: int) -> Rollo
     return Rollout(*(np.stack(column) for column in zip(*steps, strict=True)))
 
 
-# ---------------------------------------------------------------------------- networks
-
-
-def layers(sizes: tuple[int, ...], activation: str) -> list[nn.Module]:
-    """Linear layers of these sizes, an activation behind each."""
-    pairs = itertools.pairwise(sizes)
-    return [part for a, b in pairs for part in (nn.Linear(a, b), ACTIVATIONS[activation]())]
-
-
 def make_network(
     envs: Any, hidden: tuple[int, ...], activation: str, dueling: str | None = None
 ) -> nn.Sequential:
     """(B, S) -> (B, A): Q-values or logits; `dueling` says what its advantages are centred on."""
-    inputs = envs.single_observation_space.shape[0]
-    num_actions = int(envs.single_action_space.n)
-    width = (inputs, *hidden)[-1]
-    last = DuelingHead(width, num_actions, dueling) if dueling else nn.Linear(width, num_actions)
-    return nn.Sequential(*layers((inputs, *hidden), activation), last)
+    sizes = (envs.single_observation_space.shape[0], *hidden)
+    ends = sizes[-1], int(envs.single_action_space.n)
+    last = qlearning.DuelingHead(*ends, dueling) if dueling else nn.Linear(*ends)
+    pairs, kind = itertools.pairwise(sizes), ACTIVATIONS[activation]
+    layers = [part for a, b in pairs for part in (nn.Linear(a, b), kind())]
+    return nn.Sequential(*layers, last)
 
 
 def greedy(network: nn.Module) -> Callable[[np.ndarray], np.ndarray]:
@@ -151,9 +133,6 @@ def sampled(network: nn.Module, rng: np.random.Generator) -> Callable[[np.ndarra
         return np.minimum((share < rng.random((len(obs), 1))).sum(1), share.shape[1] - 1)
 
     return act
-
-
-# ---------------------------------------------------------------------------- checks while training
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,9 +170,7 @@ class Checks:
 
     def spoken(self) -> str:
         """Last and best check for a progress bar; empty before the first."""
-        if not self.history:
-            return ""
-        return f"check {self.history[-1][1]:.1f}, best {self.best:.1f}"
+        return f"check {self.history[-1][1]:.1f}, best {self.best:.1f}" if self.history else ""
 
 
 class Trained(NamedTuple):
@@ -203,9 +180,6 @@ class Trained(NamedTuple):
     kept: dict[str, torch.Tensor]  # weights of the best check
     checks: list[tuple[int, float]]  # (steps, greedy mean return of the validation episodes)
     episodes: list[tuple[int, float]]  # (steps at its end, return) of the training episodes
-
-
-# ---------------------------------------------------------------------------- policy files
 
 
 class Policy(NamedTuple):
@@ -241,9 +215,6 @@ def fresh_returns(env: str, network: nn.Module, max_steps: int, seed: int) -> np
     """Returns (100,) of the greedy policy; neither training nor checks saw these episodes."""
     envs = make_envs(env, EPISODES, max_steps)
     return play(envs, greedy(network), stream(seed, FRESH)).returns
-
-
-# ---------------------------------------------------------------------------- DQN
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -336,7 +307,7 @@ class DqnLearner:
         fused = {"fused": True} if cfg.optimizer == "adam" else {}
         self.optimizer = OPTIMIZERS[cfg.optimizer](self.network.parameters(), cfg.lr, **fused)
         shape = envs.single_observation_space.shape
-        columns: Columns = {
+        columns: qlearning.Columns = {
             "obs": (shape, torch.float32),
             "action": ((), torch.int64),
             "reward": ((), torch.float32),
@@ -344,7 +315,7 @@ class DqnLearner:
             "terminated": ((), torch.bool),
         }
         if variant.prioritized:
-            self.replay = PrioritizedReplay(cfg.replay, columns, CPU, cfg.alpha)
+            self.replay = qlearning.PrioritizedReplay(cfg.replay, columns, CPU, cfg.alpha)
         else:
             self.replay = Replay(cfg.replay, columns, CPU)
         self.rng = np.random.default_rng([seed, 2])
@@ -359,7 +330,7 @@ class DqnLearner:
             rows, weights = self.replay.sample(cfg.batch, self.rng), 1.0
         with torch.no_grad():
             online = self.network(rows["next_obs"]) if self.variant.double else None
-            target = td_target(
+            target = qlearning.td_target(
                 rows["reward"], rows["terminated"], self.target(rows["next_obs"]), cfg.gamma, online
             )
         q = self.network(rows["obs"]).gather(1, rows["action"][:, None])[:, 0]
@@ -384,10 +355,8 @@ class Report(NamedTuple):
     epsilon: float
 
     def __str__(self) -> str:
-        return (
-            f"n_episode :{self.episode}, score : {self.score:.1f}, n_buffer : {self.buffer},"
-            f" eps : {100 * self.epsilon:.1f}%"
-        )
+        text = f"n_episode :{self.episode}, score : {self.score:.1f}, n_buffer : {self.buffer},"
+        return f"{text} eps : {100 * self.epsilon:.1f}%"
 
 
 def dqn(
@@ -426,9 +395,8 @@ def dqn(
         totals[kept] += rewards[kept]
         steps += len(kept)
         resetting = terminated | truncated
-        ended = [(steps, float(total)) for total in totals[resetting]]
-        for one in ended:
-            episodes.append(one)
+        for total in totals[resetting].tolist():
+            episodes.append((steps, total))
             if every and len(episodes) % every == 0:
                 score = float(np.mean([total for _, total in episodes[-every:]]))
                 say(Report(len(episodes), score, len(learner.replay), float(epsilon)))
@@ -448,9 +416,6 @@ def dqn(
     checks.look(learner.network, steps, last=True)
     bar.close()
     return Trained(learner.network, checks.kept, checks.history, episodes)
-
-
-# ---------------------------------------------------------------------------- stable-baselines3
 
 
 def check_sb3(cfg: DqnSettings, variant: Variant) -> None:
@@ -529,9 +494,6 @@ def sb3_dqn(
         model.learn(cfg.budget, callback=Watch())
     checks.look(network, model.num_timesteps, last=True)
     return Trained(network, checks.kept, checks.history, episodes)
-
-
-# ---------------------------------------------------------------------------- film
 
 
 def film(path: Path, seed: int, frames: int, every: int, width: int) -> tuple[list[Any], float]:

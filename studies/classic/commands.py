@@ -1,9 +1,6 @@
 """The learner proven: classic reinforcement learning that everybody knows the answers of.
 
-Run:    python -m studies.classic value-iteration           # also q-value-iteration, td, q-learning
-        python -m studies.classic dqn --double --dueling     # also reinforce, genetic, angle
-        python -m studies.classic table                      # every CartPole variant, five seeds
-        python -m studies.classic render --policy runs/classic/cartpole-dqn-plain-tuned-0/policy.pt
+Run:    python -m studies.classic COMMAND (--help lists them)
 Reads:  policy.pt (render, score)
 Writes: <out>/{policy.pt, result.json}, <out>/{table.md, curves.png}, a GIF
 Shapes: S states, A actions
@@ -35,31 +32,13 @@ from core.ranks import pick_device
 from core.settings import to_dict
 from core.stored import read_json, write_json
 from core.versions import versions
-from studies.classic import agents, mdp, policy_search
+from studies.classic import agents, mdp, policy_search, settings
 from studies.classic.agents import LIMIT, Policy, Report, Trained, Variant
-from studies.classic.mdp import SCRIPT, TabularEnv
-from studies.classic.settings import (
-    HOME,
-    AngleConfig,
-    DqnConfig,
-    GeneticConfig,
-    QLearningConfig,
-    QValueIterationConfig,
-    ReinforceConfig,
-    RenderConfig,
-    ScoreConfig,
-    TableConfig,
-    TdConfig,
-    TrainedConfig,
-    ValueIterationConfig,
-    commands,
-)
+from studies.classic.mdp import SCRIPT
+from studies.classic.settings import DqnConfig, TrainedConfig, commands
 
-LIBRARY = "DQN plain, stable-baselines3"
 TRAINED = Kind("training of this study", older=(("result.json", "kept"), ("result.json", "seed")))
 TRAININGS = Kind("folder of trainings", older=(("*/result.json", "kept"),))
-
-# ---------------------------------------------------------------------------- tabular
 
 
 def show_tabular(name: str, values: np.ndarray, q: np.ndarray) -> None:
@@ -78,19 +57,20 @@ def gap(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.abs(a[both] - b[both]).max())
 
 
-def play_tabular(name: TabularEnv, q: np.ndarray, episodes: int, seed: int) -> None:
+def play_tabular(
+    cfg: settings.ValueIterationConfig | settings.QLearningConfig, q: np.ndarray
+) -> None:
     """Print what the greedy policy gets in gymnasium's environment; the 3-state MDP never ends."""
-    if name == "three-state":
-        return
-    returns = mdp.greedy_returns(mdp.make_tabular(name), q, episodes, seed)
-    print(f"mean_return: {returns.mean():.4f}")
+    if cfg.env != "three-state":
+        returns = mdp.greedy_returns(mdp.make_tabular(cfg.env), q, cfg.episodes, cfg.seed)
+        print(f"mean_return: {returns.mean():.4f}")
 
 
-def run_iteration(cfg: ValueIterationConfig) -> None:
+def run_iteration(cfg: settings.ValueIterationConfig) -> None:
     """Value iteration or Q-value iteration, compared with the analytic solution."""
     world = mdp.as_mdp(mdp.make_tabular(cfg.env).unwrapped.P)
     exact = mdp.analytic(world, cfg.gamma)
-    if isinstance(cfg, QValueIterationConfig):
+    if isinstance(cfg, settings.QValueIterationConfig):
         done = mdp.q_value_iteration(world, cfg.gamma, cfg.tolerance, cfg.sweeps)
         q, values = done.values, done.values.max(1)
     else:
@@ -99,30 +79,31 @@ def run_iteration(cfg: ValueIterationConfig) -> None:
     show_tabular(cfg.env, values, q)
     print(f"sweeps: {done.sweeps}")
     print(f"largest_difference_to_analytic: {gap(values, exact):.2e}")
-    play_tabular(cfg.env, q, cfg.episodes, cfg.seed)
+    play_tabular(cfg, q)
 
 
-def run_learning(cfg: TdConfig) -> None:
-    """TD(0) or Q-learning, compared with the analytic solution."""
+def run_td(cfg: settings.TdConfig) -> None:
+    """TD(0), compared with the analytic solution."""
     env = mdp.make_tabular(cfg.env)
     world = mdp.as_mdp(env.unwrapped.P)
-    if isinstance(cfg, QLearningConfig):
-        exact = mdp.q_of(world, mdp.analytic(world, cfg.gamma), cfg.gamma)
-        found = mdp.q_learning(env, cfg.gamma, cfg.learning, cfg.seed, progress=True)
-        show_tabular(cfg.env, found.max(1), found)
-    else:
-        exact = mdp.policy_values(world, mdp.uniform_policy(world), cfg.gamma)
-        found = mdp.td0(env, cfg.gamma, cfg.learning, cfg.seed, progress=True)
-        print("V of the random policy:", " ".join(f"{value:.3f}" for value in found[:16]))
+    exact = mdp.policy_values(world, mdp.uniform_policy(world), cfg.gamma)
+    found = mdp.td0(env, cfg.gamma, cfg.learning, cfg.seed, progress=True)
+    print("V of the random policy:", " ".join(f"{value:.3f}" for value in found[:16]))
     print(f"largest_difference_to_analytic: {gap(found, exact):.4f}")
-    if isinstance(cfg, QLearningConfig):
-        play_tabular(cfg.env, found, cfg.episodes, cfg.seed)
 
 
-# ---------------------------------------------------------------------------- training and scores
+def run_q_learning(cfg: settings.QLearningConfig) -> None:
+    """Q-learning, compared with the analytic solution."""
+    env = mdp.make_tabular(cfg.env)
+    world = mdp.as_mdp(env.unwrapped.P)
+    exact = mdp.q_of(world, mdp.analytic(world, cfg.gamma), cfg.gamma)
+    found = mdp.q_learning(env, cfg.gamma, cfg.learning, cfg.seed, progress=True)
+    show_tabular(cfg.env, found.max(1), found)
+    print(f"largest_difference_to_analytic: {gap(found, exact):.4f}")
+    play_tabular(cfg, found)
 
 
-def run_angle(cfg: AngleConfig) -> None:
+def run_angle(cfg: settings.AngleConfig) -> None:
     """Print the angle rule's returns."""
     returns = policy_search.angle_returns(cfg.episodes, cfg.max_steps)
     print(f"mean_return: {returns.mean():.3f}")
@@ -131,18 +112,18 @@ def run_angle(cfg: AngleConfig) -> None:
 
 def name_of(cfg: TrainedConfig) -> str:
     """Name of a training without its seed, e.g. cartpole-dqn-double-tuned."""
-    words = [cfg.env.partition("-")[0].lower()]
-    if isinstance(cfg, GeneticConfig):
-        return "-".join([*words, "genetic"])
-    if isinstance(cfg, ReinforceConfig):
-        return "-".join([*words, "reinforce", cfg.settings])
+    env = cfg.env.partition("-")[0].lower()
+    if isinstance(cfg, settings.GeneticConfig):
+        return f"{env}-genetic"
+    if isinstance(cfg, settings.ReinforceConfig):
+        return f"{env}-reinforce-{cfg.settings}"
     kind = "dqn" if cfg.library == "own" else "sb3"
-    return "-".join([*words, kind, str(cfg.variant), cfg.settings])
+    return f"{env}-{kind}-{cfg.variant}-{cfg.settings}"
 
 
 def folder_of(cfg: TrainedConfig) -> Path:
     """Where a training writes."""
-    return cfg.out or HOME / f"{name_of(cfg)}-{cfg.seed}"
+    return cfg.out or settings.HOME / f"{name_of(cfg)}-{cfg.seed}"
 
 
 def solved_mark(env: str, max_steps: int) -> float:
@@ -153,12 +134,12 @@ def solved_mark(env: str, max_steps: int) -> float:
 
 def summary(returns: np.ndarray) -> dict[str, float]:
     """Mean, spread and worst of fresh episodes; `mean_200`: had they been stopped at step 200."""
-    capped = np.minimum(returns, 200.0)
     found = {"mean": returns.mean(), "std": returns.std(), "min": returns.min()}
-    return {name: float(value) for name, value in (found | {"mean_200": capped.mean()}).items()}
+    found |= {"mean_200": np.minimum(returns, 200.0).mean()}
+    return {name: float(value) for name, value in found.items()}
 
 
-class Outcome(NamedTuple):
+class Learned(NamedTuple):
     """What a training left for scoring."""
 
     policy: Policy  # the kept one
@@ -189,14 +170,14 @@ def reports(cfg: DqnConfig, progress: bool) -> Iterator[Callable[[Report], None]
         board.close()
 
 
-def learn(cfg: TrainedConfig, progress: bool) -> Outcome:
+def learn(cfg: TrainedConfig, progress: bool) -> Learned:
     """Train what the command asks for."""
-    if isinstance(cfg, GeneticConfig):
+    if isinstance(cfg, settings.GeneticConfig):
         policy, generations = policy_search.genetic(cfg.env, cfg.learning, cfg.seed, progress)
         history = {"generations": [list(one) for one in generations]}
-        return Outcome(policy, None, history, cfg.learning.max_steps)
+        return Learned(policy, None, history, cfg.learning.max_steps)
     learning, dueling = cfg.learning, None
-    if isinstance(cfg, ReinforceConfig):
+    if isinstance(cfg, settings.ReinforceConfig):
         trained = policy_search.reinforce(cfg.env, learning, cfg.seed, cfg.checking, progress)
     elif cfg.library == "own":
         dueling = learning.dueling_centre if cfg.dueling else None
@@ -209,68 +190,61 @@ def learn(cfg: TrainedConfig, progress: bool) -> Outcome:
         trained = agents.sb3_dqn(cfg.env, learning, cfg.seed, cfg.checking, progress)
     policy = Policy(cfg.env, learning.hidden, learning.activation, dueling, trained.kept)
     history = {"checks": trained.checks, "episodes": trained.episodes}
-    return Outcome(policy, trained, history, min(learning.max_steps, LIMIT[cfg.env]))
+    return Learned(policy, trained, history, min(learning.max_steps, LIMIT[cfg.env]))
 
 
 def train(cfg: TrainedConfig, progress: bool = True) -> dict[str, Any]:
     """Train, save, load, score on fresh episodes -> the content of result.json."""
     folder = folder_of(cfg)
     with own_folder(folder, TRAINED):
-        return train_into(folder, cfg, progress)
-
-
-def train_into(folder: Path, cfg: TrainedConfig, progress: bool) -> dict[str, Any]:
-    """`train` in a folder that nobody else writes into."""
-    if (folder / "result.json").exists() and not cfg.overwrite:
-        raise InputError(f"{folder} holds an earlier result; give --overwrite or another --out")
-    if isinstance(cfg, DqnConfig) and cfg.library != "own":
-        agents.check_sb3(cfg.learning, cfg.variant)
-    pick_device("cpu", 1)
-    began = time.perf_counter()
-    outcome = learn(cfg, progress)
-    seconds = time.perf_counter() - began
-    agents.save_policy(folder / "policy.pt", outcome.policy)
-    env, network = agents.load_policy(folder / "policy.pt")
-    score = summary(agents.fresh_returns(env, network, LIMIT[env], cfg.seed))
-    mark = solved_mark(env, outcome.max_steps)
-    result = {"name": name_of(cfg), "seed": cfg.seed, "seconds": round(seconds, 1), "kept": score}
-    if outcome.trained:
-        last = agents.fresh_returns(env, outcome.trained.network, LIMIT[env], cfg.seed)
-        solved = [steps for steps, mean in outcome.trained.checks if mean >= mark]
-        result |= {"last": summary(last), "solved_at": solved[0] if solved else None}
-        result |= {"steps": outcome.trained.checks[-1][0], "max_steps": outcome.max_steps}
-    libraries = ["gymnasium"]
-    if isinstance(cfg, DqnConfig) and cfg.library != "own":
-        libraries.append("stable_baselines3")
-    made_with = versions() | {name: version(name) for name in libraries}
-    result |= {"versions": made_with, "config": to_dict(cfg)} | outcome.history
-    write_json(folder / "result.json", result)
-    return result
+        if (folder / "result.json").exists() and not cfg.overwrite:
+            raise InputError(f"{folder} holds an earlier result; give --overwrite or another --out")
+        if isinstance(cfg, DqnConfig) and cfg.library != "own":
+            agents.check_sb3(cfg.learning, cfg.variant)
+        pick_device("cpu", 1)
+        began = time.perf_counter()
+        outcome = learn(cfg, progress)
+        seconds = round(time.perf_counter() - began, 1)
+        agents.save_policy(folder / "policy.pt", outcome.policy)
+        env, network = agents.load_policy(folder / "policy.pt")
+        score = summary(agents.fresh_returns(env, network, LIMIT[env], cfg.seed))
+        mark = solved_mark(env, outcome.max_steps)
+        result = {"name": name_of(cfg), "seed": cfg.seed, "seconds": seconds, "kept": score}
+        if outcome.trained:
+            last = agents.fresh_returns(env, outcome.trained.network, LIMIT[env], cfg.seed)
+            solved = [steps for steps, mean in outcome.trained.checks if mean >= mark]
+            result |= {"last": summary(last), "solved_at": solved[0] if solved else None}
+            result |= {"steps": outcome.trained.checks[-1][0], "max_steps": outcome.max_steps}
+        libraries = ["gymnasium"]
+        if isinstance(cfg, DqnConfig) and cfg.library != "own":
+            libraries.append("stable_baselines3")
+        made_with = versions() | {name: version(name) for name in libraries}
+        result |= {"versions": made_with, "config": to_dict(cfg)} | outcome.history
+        write_json(folder / "result.json", result)
+        return result
 
 
 def run_training(cfg: TrainedConfig) -> None:
     """Train and print what came out."""
     result = train(cfg)
-    for name in ("solved_at", "steps"):
-        if name in result:
-            print(f"{name}: {result[name]}")
+    for name in (name for name in ("solved_at", "steps") if name in result):
+        print(f"{name}: {result[name]}")
     for name in ("kept", "last"):
-        if name in result:
-            score = result[name]
+        if score := result.get(name):
             print(f"{name}_mean_return: {score['mean']:.2f} (std {score['std']:.2f})")
             if cfg.env == "CartPole-v1":
                 print(f"{name}_mean_return_at_200: {score['mean_200']:.2f}")
     print(f"results: {folder_of(cfg)}")
 
 
-def run_score(cfg: ScoreConfig) -> None:
+def run_score(cfg: settings.ScoreConfig) -> None:
     """Score a policy file on 100 fresh episodes."""
     env, network = agents.load_policy(cfg.policy)
     score = summary(agents.fresh_returns(env, network, LIMIT[env], cfg.seed))
     print(f"mean_return: {score['mean']:.2f} (std {score['std']:.2f}, least {score['min']:.0f})")
 
 
-def run_render(cfg: RenderConfig) -> None:
+def run_render(cfg: settings.RenderConfig) -> None:
     """Write the GIF."""
     keep_apart(cfg.out, [cfg.policy])
     check_file(cfg.out, "GIF8")
@@ -285,12 +259,9 @@ def run_render(cfg: RenderConfig) -> None:
     print(f"return: {total:.0f}")
 
 
-# ---------------------------------------------------------------------------- the table
-
-
-def rows_of(cfg: TableConfig) -> dict[str, list[TrainedConfig]]:
+def rows_of(cfg: settings.TableConfig) -> dict[str, list[TrainedConfig]]:
     """Row of the table -> its trainings, one a seed."""
-    rows = cartpole_rows() if cfg.env == "CartPole-v1" else lunar_rows()
+    rows = cartpole_rows() if cfg.env == "CartPole-v1" else lunar_rows(cfg.env)
     return {
         row: [
             replace(one, seed=seed, out=cfg.out / f"{name_of(one)}-{seed}")
@@ -300,35 +271,25 @@ def rows_of(cfg: TableConfig) -> dict[str, list[TrainedConfig]]:
     }
 
 
-def lunar_rows() -> dict[str, TrainedConfig]:
+def lunar_rows(env: str) -> dict[str, TrainedConfig]:
     """LunarLander: the DQN with settings of its own, its extensions, plain REINFORCE."""
-    env = "LunarLander-v3"
-    tuned = {
-        name: replace(one, env=env)
-        for name, one in commands(["--env", env]).items()
-        if name in ("dqn", "reinforce")
-    }
-    extended = replace(tuned["dqn"], double=True, dueling=True, prioritized=True)
-    return {
-        "DQN plain": tuned["dqn"],
-        f"DQN {extended.variant}": extended,
-        "REINFORCE": tuned["reinforce"],
-    }
+    tuned = commands(["--env", env])
+    dqn, reinforce = (replace(tuned[name], env=env) for name in ("dqn", "reinforce"))
+    extended = replace(dqn, double=True, dueling=True, prioritized=True)
+    return {"DQN plain": dqn, f"DQN {extended.variant}": extended, "REINFORCE": reinforce}
 
 
 def cartpole_rows() -> dict[str, TrainedConfig]:
     """CartPole: tuned learners, those of stable-baselines3, and the sources' settings."""
-    tuned, lecture = commands([]), commands(["--settings", "lecture"])
-    tutorial = commands(["--settings", "tutorial"])
-    extensions = [{}, {"double": True}, {"dueling": True}, {"prioritized": True}]
-    extensions.append({"double": True, "dueling": True, "prioritized": True})
+    tuned = commands([])
     rows: dict[str, TrainedConfig] = {"REINFORCE": tuned["reinforce"]}
-    for on in extensions:
-        rows[f"DQN {Variant(**on)}"] = replace(tuned["dqn"], **on)
-    rows[LIBRARY] = replace(tuned["dqn"], library="stable-baselines3")
-    rows["REINFORCE, lecture's settings"] = replace(lecture["reinforce"], settings="lecture")
-    rows["DQN, lecture's settings"] = replace(lecture["dqn"], settings="lecture")
-    rows["DQN, tutorial's settings"] = replace(tutorial["dqn"], settings="tutorial")
+    single = [Variant(double=True), Variant(dueling=True), Variant(prioritized=True)]
+    for on in (Variant(), *single, Variant(True, True, True)):
+        rows[f"DQN {on}"] = replace(tuned["dqn"], **on._asdict())
+    rows["DQN plain, stable-baselines3"] = replace(tuned["dqn"], library="stable-baselines3")
+    for command, source in (("reinforce", "lecture"), ("dqn", "lecture"), ("dqn", "tutorial")):
+        cfg = commands(["--settings", source])[command]
+        rows[f"{command.upper()}, {source}'s settings"] = replace(cfg, settings=source)
     return rows
 
 
@@ -361,12 +322,9 @@ def line_of(row: str, results: list[dict[str, Any]]) -> list[str]:
     when = f"{np.median(at):,.0f} ({at[0]:,} to {at[-1]:,})" if at else "-"
     steps = np.mean([result["steps"] for result in results])
     seconds = np.mean([result["seconds"] for result in results])
-    cells = [row, solved[0], when]
-    cells += [f"{values.mean():.1f} ± {values.std():.1f}" for values in (kept, last, capped)]
-    cells.append(solved[1])
-    if env != "CartPole-v1":  # only CartPole has an older mark, at 200 steps
-        del cells[5:7]
-    return [*cells, f"{steps:,.0f}", f"{seconds:.0f}"]
+    spread = [f"{values.mean():.1f} ± {values.std():.1f}" for values in (kept, last, capped)]
+    older = [spread[2], solved[1]] * (env == "CartPole-v1")  # only it has a mark at 200 steps
+    return [row, solved[0], when, *spread[:2], *older, f"{steps:,.0f}", f"{seconds:.0f}"]
 
 
 def table_of(results: dict[str, list[dict[str, Any]]]) -> str:
@@ -428,10 +386,8 @@ def draw_curves(results: dict[str, list[dict[str, Any]]], path: Path) -> None:
         ax.set_xlim(0, None)
     for ax in grid[:, 0]:
         ax.set_ylabel("mean return")
-    note = (
-        "thousand steps; thin: seeds (constant after their end), thick: mean, shaded: one standard"
-    )
-    figure.supxlabel(f"{note} deviation, dashed: solved")
+    note = "thousand steps; thin: seeds (constant after their end), thick: mean, shaded: one"
+    figure.supxlabel(f"{note} standard deviation, dashed: solved")
     write(figure, path, 80, f"{env} curves")
     picture = needed("PIL.Image", SCRIPT).open(path).convert("RGB").quantize(64)
     with whole(path) as temporary:
@@ -447,45 +403,42 @@ def train_missing(cfg: TrainedConfig) -> str:
     return f"{text}, solved at {result['solved_at']}, {result['seconds']} s"
 
 
-def run_table(cfg: TableConfig) -> None:
+def run_table(cfg: settings.TableConfig) -> None:
     """Train what is missing, then table and figure, in a folder that nobody else writes into."""
     with own_folder(cfg.out, TRAININGS):
-        make_table(cfg)
-
-
-def make_table(cfg: TableConfig) -> None:
-    """The table itself."""
-    rows = rows_of(cfg)
-    missing = [one for each in rows.values() for one in each if not is_there(one)]
-    if not cfg.present:
-        with process_pool(cfg.workers) as pool:
-            jobs = [pool.submit(train_missing, one) for one in missing]
-            bar = tqdm(as_completed(jobs), total=len(jobs), desc="trainings", disable=not jobs)
-            for done in bar:
-                bar.write(done.result())
-    results = {row: [result_of(one) for one in each if is_there(one)] for row, each in rows.items()}
-    results = {row: found for row, found in results.items() if found}
-    if not results:
-        raise InputError(f"{cfg.out} holds no training of the table; leave out --present")
-    name = cfg.env.partition("-")[0].lower()
-    write_text(cfg.out / f"{name}-table.md", table_of(results))
-    draw_curves(results, cfg.out / f"{name}-curves.png")
-    print(table_of(results), end="")
-    print(f"table: {cfg.out / f'{name}-table.md'}")
+        rows = rows_of(cfg)
+        missing = [one for each in rows.values() for one in each if not is_there(one)]
+        if not cfg.present:
+            with process_pool(cfg.workers) as pool:
+                jobs = [pool.submit(train_missing, one) for one in missing]
+                bar = tqdm(as_completed(jobs), total=len(jobs), desc="trainings", disable=not jobs)
+                for done in bar:
+                    bar.write(done.result())
+        results = {
+            row: [result_of(one) for one in each if is_there(one)] for row, each in rows.items()
+        }
+        results = {row: found for row, found in results.items() if found}
+        if not results:
+            raise InputError(f"{cfg.out} holds no training of the table; leave out --present")
+        name = cfg.env.partition("-")[0].lower()
+        write_text(cfg.out / f"{name}-table.md", table_of(results))
+        draw_curves(results, cfg.out / f"{name}-curves.png")
+        print(table_of(results), end="")
+        print(f"table: {cfg.out / f'{name}-table.md'}")
 
 
 RUN: dict[type, Callable[[Any], None]] = {
-    ValueIterationConfig: run_iteration,
-    QValueIterationConfig: run_iteration,
-    TdConfig: run_learning,
-    QLearningConfig: run_learning,
-    AngleConfig: run_angle,
-    GeneticConfig: run_training,
-    ReinforceConfig: run_training,
+    settings.ValueIterationConfig: run_iteration,
+    settings.QValueIterationConfig: run_iteration,
+    settings.TdConfig: run_td,
+    settings.QLearningConfig: run_q_learning,
+    settings.AngleConfig: run_angle,
+    settings.GeneticConfig: run_training,
+    settings.ReinforceConfig: run_training,
     DqnConfig: run_training,
-    TableConfig: run_table,
-    ScoreConfig: run_score,
-    RenderConfig: run_render,
+    settings.TableConfig: run_table,
+    settings.ScoreConfig: run_score,
+    settings.RenderConfig: run_render,
 }
 
 

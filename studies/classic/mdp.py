@@ -8,6 +8,7 @@ own form for them. The planners read the table; the learners only take steps. Fo
 Barto, *Reinforcement Learning*, 2nd edition, chapters 4 and 6.
 """
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -40,17 +41,13 @@ class ThreeState:
     """The lecture's MDP behind gymnasium's reset and step. It never ends."""
 
     def __init__(self) -> None:
-        self.P: Table = {
-            state: {
-                action: [
-                    (p, after, REWARDS.get((state, action, after), 0.0), False)
-                    for after, p in enumerate(probabilities)
-                    if p
-                ]
-                for action, probabilities in actions.items()
-            }
-            for state, actions in enumerate(PROBABILITIES)
-        }
+        self.P: Table = {}
+        for state, actions in enumerate(PROBABILITIES):
+            self.P[state] = {action: [] for action in actions}
+            for action, shares in actions.items():
+                for after in np.flatnonzero(shares).tolist():
+                    reward = REWARDS.get((state, action, after), 0.0)
+                    self.P[state][action].append((shares[after], after, reward, False))
         self.unwrapped = self
 
     def reset(self, *, seed: int | None = None) -> tuple[int, dict]:
@@ -101,9 +98,6 @@ def as_mdp(table: Table) -> Mdp:
     return Mdp(moves, reward)
 
 
-# ---------------------------------------------------------------------------- planning
-
-
 def q_of(mdp: Mdp, values: np.ndarray, gamma: float) -> np.ndarray:
     """Q (S, A) of acting once and being worth `values` (S,) afterwards; -inf: not possible."""
     return mdp.reward + gamma * mdp.moves @ values
@@ -116,22 +110,27 @@ class Iterated(NamedTuple):
     sweeps: int
 
 
-def value_iteration(mdp: Mdp, gamma: float, tolerance: float, most: int) -> Iterated:
-    """V <- max over a of r + gamma E V, until no state moves by more than `tolerance`."""
-    values, sweep, moved = np.zeros(len(mdp.reward)), 0, np.inf
+def iterated(
+    backup: Callable[[np.ndarray], np.ndarray], values: np.ndarray, tolerance: float, most: int
+) -> Iterated:
+    """Values <- backup(values), until none of the finite ones moves by more than `tolerance`."""
+    finite, sweep, moved = np.isfinite(values), 0, np.inf
     while moved > tolerance and sweep < most:
-        before, values = values, q_of(mdp, values, gamma).max(1)
-        moved, sweep = np.abs(values - before).max(), sweep + 1
+        before, values = values, backup(values)
+        moved, sweep = np.abs(values[finite] - before[finite]).max(), sweep + 1
     return Iterated(values, sweep)
 
 
+def value_iteration(mdp: Mdp, gamma: float, tolerance: float, most: int) -> Iterated:
+    """V <- max over a of r + gamma E V."""
+    start = np.zeros(len(mdp.reward))
+    return iterated(lambda v: q_of(mdp, v, gamma).max(1), start, tolerance, most)
+
+
 def q_value_iteration(mdp: Mdp, gamma: float, tolerance: float, most: int) -> Iterated:
-    """Q <- r + gamma E max over a' of Q, until no pair moves by more than `tolerance`."""
-    q, sweep, moved = np.where(mdp.possible, 0.0, -np.inf), 0, np.inf
-    while moved > tolerance and sweep < most:
-        before, q = q, q_of(mdp, q.max(1), gamma)
-        moved, sweep = np.abs(q[mdp.possible] - before[mdp.possible]).max(), sweep + 1
-    return Iterated(q, sweep)
+    """Q <- r + gamma E max over a' of Q."""
+    start = np.where(mdp.possible, 0.0, -np.inf)
+    return iterated(lambda q: q_of(mdp, q.max(1), gamma), start, tolerance, most)
 
 
 def policy_values(mdp: Mdp, policy: np.ndarray, gamma: float) -> np.ndarray:
@@ -157,9 +156,6 @@ def analytic(mdp: Mdp, gamma: float) -> np.ndarray:
         if not better.any():
             return values
         actions = np.where(better, q.argmax(1), actions)
-
-
-# ---------------------------------------------------------------------------- learning
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -246,15 +242,21 @@ def q_learning(
     return q
 
 
-def greedy_returns(env: Any, q: np.ndarray, episodes: int, seed: int) -> np.ndarray:
-    """Undiscounted return of each episode of the greedy policy; for environments that end."""
-    best = q.argmax(1)
-    returns = np.zeros(episodes)
-    for episode in range(episodes):
-        state, _ = env.reset(seed=stream(seed, 100 + episode))
-        over = False
+def returns_of(env: Any, act: Callable[[Any], int], seeds: Iterable[int]) -> np.ndarray:
+    """Undiscounted return of an episode for each seed; for environments that end."""
+    returns = []
+    for seed in seeds:
+        state, _ = env.reset(seed=seed)
+        total, over = 0.0, False
         while not over:
-            state, reward, terminated, truncated, _ = env.step(int(best[state]))
-            returns[episode] += reward
-            over = terminated or truncated
-    return returns
+            state, reward, terminated, truncated, _ = env.step(act(state))
+            total, over = total + reward, terminated or truncated
+        returns.append(total)
+    return np.array(returns)
+
+
+def greedy_returns(env: Any, q: np.ndarray, episodes: int, seed: int) -> np.ndarray:
+    """The same of the greedy policy."""
+    seeds = (stream(seed, 100 + episode) for episode in range(episodes))
+    best = q.argmax(1)
+    return returns_of(env, lambda state: int(best[state]), seeds)

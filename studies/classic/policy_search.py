@@ -15,43 +15,16 @@ from tqdm import tqdm, trange
 from core.command import needed
 from core.settings import Checked, number
 from policy.qlearning import anneal
-from studies.classic.agents import (
-    OPTIMIZERS,
-    Activation,
-    Checking,
-    Checks,
-    Policy,
-    Trained,
-    make_envs,
-    make_network,
-    play,
-    sampled,
-)
-from studies.classic.mdp import SCRIPT, stream
-
-# ---------------------------------------------------------------------------- policies by hand
-
-
-def angle_policy(obs: np.ndarray) -> int:
-    """Push the cart to the side that the pole leans to."""
-    return int(obs[2] >= 0)
+from studies.classic import agents
+from studies.classic.agents import Activation, Checking, Policy, Trained
+from studies.classic.mdp import SCRIPT, returns_of, stream
 
 
 def angle_returns(episodes: int, max_steps: int) -> np.ndarray:
-    """Returns of the angle policy on CartPole, one seed an episode, as in the lecture."""
+    """Returns on CartPole of pushing the cart to the side that the pole leans to, one seed an
+    episode, as in the lecture."""
     env = needed("gymnasium", SCRIPT).make("CartPole-v1", max_episode_steps=max_steps)
-    returns = np.zeros(episodes)
-    for episode in range(episodes):
-        obs, _ = env.reset(seed=episode)
-        over = False
-        while not over:
-            obs, reward, terminated, truncated, _ = env.step(angle_policy(obs))
-            returns[episode] += reward
-            over = terminated or truncated
-    return returns
-
-
-# ---------------------------------------------------------------------------- genetic search
+    return returns_of(env, lambda obs: int(obs[2] >= 0), range(episodes))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +66,7 @@ def genetic(
     env: str, cfg: GeneticSettings, seed: int, progress: bool = False
 ) -> tuple[Policy, list[Generation]]:
     """Search linear policies, argmax of obs @ w + b; the best of the last generation, history."""
-    envs = make_envs(env, cfg.policies * cfg.episodes, cfg.max_steps)
+    envs = agents.make_envs(env, cfg.policies * cfg.episodes, cfg.max_steps)
     rng = np.random.default_rng([seed, 1])
     num_actions = int(envs.single_action_space.n)
     size = envs.single_observation_space.shape[0] + 1
@@ -110,7 +83,7 @@ def genetic(
         def act(obs: np.ndarray, lanes: np.ndarray = lanes) -> np.ndarray:
             return (np.einsum("ls,lsa->la", obs, lanes[:, :-1]) + lanes[:, -1]).argmax(1)
 
-        rollout = play(envs, act, stream(seed, 1000 + generation))
+        rollout = agents.play(envs, act, stream(seed, 1000 + generation))
         fitness = rollout.returns.reshape(cfg.policies, cfg.episodes).mean(1)
         order = np.argsort(-fitness, kind="stable")
         steps += int(rollout.alive.sum())
@@ -119,9 +92,6 @@ def genetic(
     best = torch.from_numpy(weights[order[0]]).float()
     state = {"0.weight": best[:-1].T.contiguous(), "0.bias": best[-1].clone()}
     return Policy(env, (), "relu", None, state), history
-
-
-# ---------------------------------------------------------------------------- REINFORCE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,17 +151,17 @@ def reinforce(
     env: str, cfg: ReinforceSettings, seed: int, checking: Checking, progress: bool = False
 ) -> Trained:
     """Train a policy; see ReinforceSettings."""
-    envs = make_envs(env, cfg.episodes, cfg.max_steps)
+    envs = agents.make_envs(env, cfg.episodes, cfg.max_steps)
     torch.manual_seed(seed)
-    network = make_network(envs, cfg.hidden, cfg.activation)
-    optimizer = OPTIMIZERS[cfg.optimizer](network.parameters(), cfg.lr)
-    act = sampled(network, np.random.default_rng([seed, 1]))
-    checks = Checks(env, cfg.max_steps, checking, seed)
+    network = agents.make_network(envs, cfg.hidden, cfg.activation)
+    optimizer = agents.OPTIMIZERS[cfg.optimizer](network.parameters(), cfg.lr)
+    act = agents.sampled(network, np.random.default_rng([seed, 1]))
+    checks = agents.Checks(env, cfg.max_steps, checking, seed)
     steps, iteration, episodes = 0, 0, []
     most = cfg.episodes * cfg.max_steps
     bar = tqdm(total=cfg.steps, unit="step", desc="reinforce", disable=not progress)
     while iteration < (cfg.iterations or math.inf) and steps + most <= (cfg.steps or math.inf):
-        rollout = play(envs, act, stream(seed, 1000 + iteration))
+        rollout = agents.play(envs, act, stream(seed, 1000 + iteration))
         share = steps / cfg.steps if cfg.steps else iteration / cfg.iterations
         optimizer.param_groups[0]["lr"] = anneal(cfg.lr, cfg.lr_end, share)
         totals = returns_to_go(rollout.rewards, cfg.gamma)

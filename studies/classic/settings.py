@@ -17,7 +17,6 @@ from studies.classic.policy_search import GeneticSettings, ReinforceSettings
 HOME = Path("runs/classic")
 Source = Literal["tuned", "lecture"]
 
-# ---------------------------------------------------------------------------- settings
 
 REINFORCE = {
     ("CartPole-v1", "tuned"): ReinforceSettings(),
@@ -123,9 +122,6 @@ WATCHED = {  # the sources train to the end
     "lecture": Checking(every=2_500),
     "tutorial": Checking(every=10_000),
 }
-
-
-# ---------------------------------------------------------------------------- commands
 
 
 @dataclass(frozen=True, kw_only=True)

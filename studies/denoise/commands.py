@@ -1,13 +1,6 @@
 """Does reinforcement learning choose denoisers better than a constant chain? The study's commands.
 
-Run:    python -m studies.denoise mix        # noisy speech; without folders it is synthesised
-        python -m studies.denoise features   # what the policy sees, what the noisy clips score
-        python -m studies.denoise train --algo ppo
-        python -m studies.denoise tune       # the constant chain and the other baselines
-        python -m studies.denoise metrics --checkpoint runs/denoise/ppo
-        python -m studies.denoise infer --input noisy.wav --output denoised.wav
-        python -m studies.denoise sweep --config experiments.json
-        python -m studies.denoise cross      # every speaker and every fold of the noise held out
+Run:    python -m studies.denoise mix | features | train | tune | metrics | infer | sweep | cross
 Reads:  data/denoise/<split>/{meta.csv, features.csv}, runs/denoise/*
 Writes: runs/denoise/<name>/{model.zip, agent.json, metrics.json, history.csv}; others: --help
 
@@ -20,7 +13,6 @@ import os
 import subprocess
 import sys
 import time
-from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,24 +26,14 @@ from core.files import Kind, check_file, keep_apart, made, own_folder
 from core.processes import ENDS_WITH_PARENT
 from core.settings import from_dict, to_dict
 from core.stored import read_json, write_json
-from studies.denoise import cross, data, environment
+from studies.denoise import cross, data, environment, settings, table
 from studies.denoise.data import MEASURES, FeaturesConfig, MixConfig, write_csv
 from studies.denoise.denoisers import batch_of, pystoi_pair, si_sdr
-from studies.denoise.environment import Agent, Chain, Reward, load_agent, load_corpus
-from studies.denoise.settings import (
-    CrossConfig,
-    InferConfig,
-    MetricsConfig,
-    SweepConfig,
-    TrainConfig,
-    TuneConfig,
-)
+from studies.denoise.environment import Agent, Chain, load_agent, load_corpus
+from studies.denoise.settings import InferConfig, SweepConfig, TrainConfig, TuneConfig
 from studies.denoise.training import train
 
 NOISEREDUCE = [(steady, share) for steady in (False, True) for share in (0.3, 0.5, 0.7, 0.85, 1.0)]
-
-
-# ---------------------------------------------------------------------------- tune
 
 
 def tune(cfg: TuneConfig) -> None:
@@ -74,26 +56,17 @@ def tune(cfg: TuneConfig) -> None:
     reduced = {}
     for steady, share in NOISEREDUCE:
         waves = environment.noisereduce_waves(few, steady, share)
-        scores = data.measure(few.clips, waves, few.sample_rate)
-        gains = environment.worth(scores, cfg) - environment.worth(few.scores, cfg)
-        reduced[steady, share] = float(gains.mean())
-        print(f"noisereduce stationary={steady} prop_decrease={share}: {gains.mean():+.4f}")
+        gain = float(environment.judged(few, cfg, waves, []).gain.mean())
+        reduced[steady, share] = gain
+        print(f"noisereduce stationary={steady} prop_decrease={share}: {gain:+.4f}")
     steady, share = max(reduced, key=reduced.get)
-    content = {
-        "chain": chain,
-        "told": environment.told(chain),
-        "gain": max(scored),
-        "clips": len(many.clips),
-        "noisereduce": {"stationary": steady, "prop_decrease": share},
-        "task": {name: getattr(cfg, name) for name in Reward.__dataclass_fields__},
-        "seconds": round(time.perf_counter() - began, 1),
-    }
+    content = {"chain": chain, "told": environment.told(chain), "gain": max(scored)}
+    content |= {"clips": len(many.clips), "task": cfg.task}
+    content["noisereduce"] = {"stationary": steady, "prop_decrease": share}
+    content["seconds"] = round(time.perf_counter() - began, 1)
     with made(cfg.out.parent):
         write_json(cfg.out, content)
     print(f"baselines: {cfg.out}")
-
-
-# ---------------------------------------------------------------------------- infer
 
 
 MOST_APART = 0.1  # share by which a clean recording may be longer or shorter than the noisy one
@@ -174,14 +147,10 @@ def print_scores(clean: np.ndarray, noisy: np.ndarray, wave: np.ndarray, rate: i
         print(f"  {name:9s} SI-SDR {value:6.2f} dB  STOI {stoi:.3f}  ESTOI {estoi:.3f}")
 
 
-# ---------------------------------------------------------------------------- sweep
-
-
 class Planned(NamedTuple):
     """One training of a sweep."""
 
     name: str
-    folder: Path
     swept: dict[str, Any]
     cfg: TrainConfig
 
@@ -200,15 +169,10 @@ def plan(cfg: SweepConfig) -> list[Planned]:
         names = [one["name"] for one in experiments]
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"--config {cfg.config}: not a list of experiments ({error!r})") from None
-    unknown = sorted(set(cfg.only) - set(names))
-    if unknown:
-        raise InputError(f"--only {unknown[0]}: the file has {', '.join(names)}")
     if len(set(names)) < len(names):
         raise InputError(f"--config {cfg.config}: two experiments have the same name")
     planned = []
     for one in experiments:
-        if cfg.only and one["name"] not in cfg.only:
-            continue
         base = {"algo": one.get("algo", "ppo"), **one.get("base_args", {})}
         if cfg.features:
             base.setdefault("features", str(cfg.features))
@@ -221,34 +185,30 @@ def plan(cfg: SweepConfig) -> list[Planned]:
             folder = cfg.output_root / one["name"] / f"{index:02d}_{tag}"
             given = {**base, **swept, "run": str(folder), "overwrite": True}
             try:
-                settings = from_dict(TrainConfig, to_dict(TrainConfig()) | given)
+                training = from_dict(TrainConfig, to_dict(TrainConfig()) | given)
             except InputError as error:
                 raise InputError(f"--config {cfg.config}: {one['name']}: {error}") from None
-            planned.append(Planned(one["name"], folder, swept, settings))
+            planned.append(Planned(one["name"], swept, training))
     return planned
 
 
 def flags_of(cfg: TrainConfig) -> list[str]:
     """Command line of a training."""
     words: list[str] = []
-    for spec in fields(cfg):
-        value = getattr(cfg, spec.name)
-        flag = f"--{spec.name.replace('_', '-')}"
-        if value is None or value is False:
-            continue
-        words.append(flag)
-        if value is not True:
-            words += [str(item) for item in value] if isinstance(value, tuple) else [str(value)]
+    for name, value in vars(cfg).items():
+        if value is not None and value is not False:
+            values = value if isinstance(value, tuple) else () if value is True else (value,)
+            words += [f"--{name.replace('_', '-')}", *map(str, values)]
     return words
 
 
-def is_finished(one: Planned) -> bool:
-    """Whether its folder holds a run with exactly these settings."""
-    path = one.folder / "metrics.json"
+def result_of(cfg: TrainConfig) -> dict[str, Any] | None:
+    """metrics.json of a run with exactly these settings; None: there is no such run."""
+    path = cfg.folder / "metrics.json"
     if not path.exists():
-        return False
-    args = read_json(path, "delete the folder").get("args")
-    return args == json.loads(json.dumps(to_dict(one.cfg)))
+        return None
+    found = read_json(path, "delete the folder")
+    return found if found.get("args") == json.loads(json.dumps(to_dict(cfg))) else None
 
 
 SWEEP = Kind("sweep", older=(("summary.csv", ""), ("*/*/agent.json", "algo")))
@@ -259,50 +219,44 @@ def sweep(cfg: SweepConfig) -> int:
     keep_apart(cfg.output_root, [cfg.config, cfg.features], "--output-root")
     planned = plan(cfg)
     with own_folder(cfg.output_root, SWEEP, flag="--output-root"):
-        return train_all(cfg, planned)
+        rows: list[dict[str, Any]] = []
+        for place, one in enumerate(planned, 1):
+            folder = one.cfg.folder
+            print(f"[{place}/{len(planned)}] {folder}", flush=True)
+            if result_of(one.cfg) is None:
+                folder.parent.mkdir(exist_ok=True)
+                log = folder.with_name(folder.name + ".log")
+                with open(log, "w", encoding="utf-8") as stream:
+                    command = [sys.executable, "-m", "studies.denoise", "train", *flags_of(one.cfg)]
+                    environ = os.environ | {ENDS_WITH_PARENT: "1"}
+                    done = subprocess.run(command, stdout=stream, stderr=stream, env=environ)
+                if done.returncode:
+                    print(f"  failed with exit code {done.returncode}; see {log}")
+            metrics = result_of(one.cfg)
+            row = {"experiment": one.name, "run": folder.name, "algo": one.cfg.algo, **one.swept}
+            row["finished"] = metrics is not None
+            if metrics is not None:
+                row |= {name: metrics["best"][name] for name in ("validation_gain", *MEASURES)}
+                row["steps_per_s"] = metrics["steps_per_s"]
+                print(f"  validation gain {row['validation_gain']:+.4f}")
+            rows.append(row)
+            columns = tuple(dict.fromkeys(key for row in rows for key in row))
+            write_csv(cfg.output_root / "summary.csv", columns, rows)
+        print(f"summary: {cfg.output_root / 'summary.csv'}")
+        return int(not all(row["finished"] for row in rows))
 
 
-def train_all(cfg: SweepConfig, planned: list[Planned]) -> int:
-    """The trainings of a sweep and their summary."""
-    rows: list[dict[str, Any]] = []
-    for place, one in enumerate(planned, 1):
-        print(f"[{place}/{len(planned)}] {one.folder}", flush=True)
-        if not is_finished(one):
-            one.folder.parent.mkdir(exist_ok=True)
-            log = one.folder.with_name(one.folder.name + ".log")
-            with open(log, "w", encoding="utf-8") as stream:
-                command = [sys.executable, "-m", "studies.denoise", "train", *flags_of(one.cfg)]
-                environ = os.environ | {ENDS_WITH_PARENT: "1"}
-                done = subprocess.run(command, stdout=stream, stderr=stream, env=environ)
-            if done.returncode:
-                print(f"  failed with exit code {done.returncode}; see {log}")
-        row = {"experiment": one.name, "run": one.folder.name, "algo": one.cfg.algo, **one.swept}
-        row["finished"] = is_finished(one)
-        if row["finished"]:
-            metrics = read_json(one.folder / "metrics.json", "delete the folder")
-            row |= {name: metrics["best"][name] for name in ("validation_gain", *MEASURES)}
-            row["steps_per_s"] = metrics["steps_per_s"]
-            print(f"  validation gain {row['validation_gain']:+.4f}")
-        rows.append(row)
-        columns = tuple(dict.fromkeys(key for row in rows for key in row))
-        write_csv(cfg.output_root / "summary.csv", columns, rows)
-    print(f"summary: {cfg.output_root / 'summary.csv'}")
-    return int(not all(row["finished"] for row in rows))
-
-
-# ---------------------------------------------------------------------------- all commands
-
-
-def read_tuned(path: Path) -> tuple[Chain, dict[str, Any], Reward] | None:
-    """What `tune` wrote, or None where there is no file."""
-    if not path.exists():
-        return None
-    try:
-        content = read_json(path, "run `tune` again")
-        chain = [(int(method), tuple(params)) for method, params in content["chain"]]
-        return chain, content["noisereduce"], Reward(**content["task"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: is not a file of `tune` ({error!r}); run it again") from None
+COMMANDS = {
+    MixConfig: data.mix,
+    FeaturesConfig: data.write_features,
+    TrainConfig: train,
+    TuneConfig: tune,
+    SweepConfig: sweep,
+    settings.CrossConfig: cross.cross,
+    InferConfig: infer,
+    settings.MetricsConfig: table.metrics,
+}
+NAMES = {kind.__name__.removesuffix("Config").lower(): kind for kind in COMMANDS}
 
 
 def main(args: list[str] | None = None) -> int | None:
@@ -313,29 +267,4 @@ def main(args: list[str] | None = None) -> int | None:
 def run(cfg: Any) -> int | None:
     """The command that was given."""
     torch.set_num_threads(1)  # small tensors are slower on two
-    if isinstance(cfg, MetricsConfig):
-        from studies.denoise import table  # matplotlib, pystoi, noisereduce
-
-        return table.metrics(cfg, read_tuned(cfg.tuned))
     return COMMANDS[type(cfg)](cfg)
-
-
-COMMANDS = {
-    MixConfig: data.mix,
-    FeaturesConfig: data.write_features,
-    TrainConfig: train,
-    TuneConfig: tune,
-    SweepConfig: sweep,
-    CrossConfig: cross.cross,
-    InferConfig: infer,
-}
-NAMES = {
-    "mix": MixConfig,
-    "features": FeaturesConfig,
-    "train": TrainConfig,
-    "tune": TuneConfig,
-    "sweep": SweepConfig,
-    "cross": CrossConfig,
-    "infer": InferConfig,
-    "metrics": MetricsConfig,
-}

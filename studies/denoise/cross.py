@@ -16,14 +16,12 @@ import hashlib
 import json
 import math
 from collections.abc import Callable
-from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from scipy import stats
 from tqdm import tqdm
 
 from core.command import needed
@@ -34,20 +32,10 @@ from core.settings import to_dict
 from core.stored import read_json, read_npz, write_json
 from core.versions import processor, versions
 from figures.plotting import COLOURS, page, write
+from studies.active_learning.tables import paired
 from studies.denoise import data, denoisers, environment
-from studies.denoise.data import BATCH, MEASURES
-from studies.denoise.environment import (
-    HURT,
-    JOINT,
-    SCRIPT,
-    Agent,
-    Chain,
-    Corpus,
-    DenoiseVectorEnv,
-    Reward,
-    load_corpus,
-    worth,
-)
+from studies.denoise.data import BATCH
+from studies.denoise.environment import JOINT, Chain, Corpus, Reward, worth
 from studies.denoise.settings import CrossConfig, TrainConfig
 from studies.denoise.training import learn, plain
 
@@ -75,10 +63,10 @@ class Round(NamedTuple):
 def rounds_of(corpus: Corpus, which: str) -> list[Round]:
     """All rounds, those first that have every speaker once."""
     rows = [clip.row for clip in corpus.clips]
-    missing = [name for name in ("speaker_id", "fold") if not rows[0].get(name)]
-    if missing:
-        cure = "make the clips with `mix --cells`"
-        raise InputError(f"--features: no column {missing[0]}; {cure}")
+    for name in ("speaker_id", "fold"):
+        if not rows[0].get(name):
+            cure = "make the clips with `mix --cells`"
+            raise InputError(f"--features: no column {name}; {cure}")
     speaker, fold = (np.array([row[name] for row in rows]) for name in ("speaker_id", "fold"))
     speakers, folds = np.unique(speaker), np.unique(fold)
     if min(len(speakers), len(folds)) < 2:
@@ -94,9 +82,6 @@ def rounds_of(corpus: Corpus, which: str) -> list[Round]:
     return rounds[: len(speakers)] if which == "diagonal" else rounds
 
 
-# ---------------------------------------------------------------------------- chains, looked up
-
-
 class Search:
     """What every chain of JOINT gains on every clip, measured when it is first asked for."""
 
@@ -106,11 +91,8 @@ class Search:
         noisy = [clip.noisy for clip in corpus.clips]
         found = data.measure(corpus.clips, noisy, corpus.sample_rate, task.quality_stride)
         self.before = worth(found, task)
-        about = [
-            [clip.row["utt_id"] for clip in corpus.clips],
-            JOINT,
-            self.before.round(3).tolist(),
-        ]
+        ids = [clip.row["utt_id"] for clip in corpus.clips]
+        about = [ids, JOINT, self.before.round(3).tolist()]
         about += [task.quality_stride, task.reward_scale, task.stoi_weight, task.estoi_weight]
         about.append(data.code_of(denoisers))
         self.key = hashlib.sha256(json.dumps(about).encode()).hexdigest()
@@ -151,9 +133,8 @@ class Search:
             for place, (method, params) in enumerate(JOINT[:-1]):
                 settings = torch.tensor([params]).repeat(count, 1)
                 audio = denoisers.denoise(batch, torch.full((count,), method), settings, rate)
-                after = [
-                    wave[:length].numpy() for wave, length in zip(audio, batch.lengths, strict=True)
-                ]
+                pairs = zip(audio.numpy(), batch.lengths, strict=True)
+                after = [wave[:length] for wave, length in pairs]
                 scores = data.measure(clips[here], after, rate, self.task.quality_stride)
                 found[here, place] = worth(scores, self.task) - self.before[here]
         return found
@@ -196,7 +177,7 @@ def complementary(gains: np.ndarray, count: int) -> list[int]:
 
 def predicted(seen: np.ndarray, gains: np.ndarray, train: np.ndarray) -> np.ndarray:
     """Gains (n, K) as trees guess them from features (n, F), learned on the training rows."""
-    trees = needed("sklearn.ensemble", SCRIPT).ExtraTreesRegressor(**TREES)
+    trees = needed("sklearn.ensemble", environment.SCRIPT).ExtraTreesRegressor(**TREES)
     target = gains[train].squeeze(1) if gains.shape[1] == 1 else gains[train]
     return trees.fit(seen[train], target).predict(seen).reshape(len(seen), -1)
 
@@ -225,43 +206,14 @@ def yardstick(name: str, one: Round, search: Search, kept: int) -> list[Chain]:
     return chosen([chains[place] for place in mine], values, one.test)
 
 
-# ---------------------------------------------------------------------------- rounds
-
-
 def subset(corpus: Corpus, index: np.ndarray) -> Corpus:
     """Some clips of a corpus."""
     clips = [corpus.clips[i] for i in index]
     return Corpus(clips, corpus.seen[index], corpus.scores[index], corpus.sample_rate)
 
 
-def applied(chains: list[Chain]) -> environment.Chooser:
-    """Every clip gets its own chain; for no more clips than a batch holds."""
-
-    def choose(raw: np.ndarray, step: int) -> tuple[np.ndarray, np.ndarray]:
-        rest = [chain[step] if step < len(chain) else JOINT[-1] for chain in chains]
-        methods, params = zip(*rest, strict=True)
-        return np.array(methods), np.array(params)
-
-    return choose
-
-
-def judged(corpus: Corpus, task: Reward, chains: list[Chain]) -> environment.Evaluation:
-    """Every clip with its own chain."""
-    parts = []
-    for first in range(0, len(chains), BATCH):
-        here = np.arange(first, min(first + BATCH, len(chains)))
-        choose = applied([chains[i] for i in here])
-        parts.append(environment.evaluate(subset(corpus, here), task, choose))
-    return environment.Evaluation(
-        [wave for part in parts for wave in part.waves],
-        [chain for part in parts for chain in part.chains],
-        *(np.concatenate([getattr(part, name) for part in parts]) for name in ("scores", "gain")),
-    )
-
-
 def training_of(cfg: CrossConfig, algo: str, seed: int) -> TrainConfig:
     """The settings of one training: short, so with a high learning rate and small rollouts."""
-    task = {spec.name: getattr(cfg, spec.name) for spec in fields(Reward)}
     return TrainConfig(
         algo=algo,
         total_steps=cfg.total_steps,
@@ -272,7 +224,7 @@ def training_of(cfg: CrossConfig, algo: str, seed: int) -> TrainConfig:
         random_steps=min(512, cfg.total_steps // 2),
         updates_per_step=0.5,
         seed=seed,
-        **task,
+        **cfg.task,
     )
 
 
@@ -281,16 +233,15 @@ def trained(
 ) -> tuple[environment.Evaluation, list[tuple[int, float]]]:
     """Train on some clips -> what the last policy makes of the others, its gain meanwhile."""
     scaler = environment.fit_scaler(train, cfg, cfg.scaler_steps, cfg.seed)
-    envs = DenoiseVectorEnv(train, cfg, cfg.num_envs, cfg.algo, scaler)
+    envs = environment.DenoiseVectorEnv(train, cfg, cfg.num_envs, cfg.algo, scaler)
     model = environment.make_model(cfg, envs)
-    agent = Agent(cfg.algo, model.policy, scaler, train.sample_rate, cfg)
+    agent = environment.Agent(cfg.algo, model.policy, scaler, train.sample_rate, cfg)
     curve = []
 
     def look(step: int) -> bool:
-        random = torch.get_rng_state()
         model.policy.set_training_mode(False)
-        curve.append((step, float(environment.evaluate(test, cfg, agent.choose).gain.mean())))
-        torch.set_rng_state(random)
+        with torch.random.fork_rng(devices=[]):
+            curve.append((step, float(environment.evaluate(test, cfg, agent.choose).gain.mean())))
         return False
 
     learn(model, envs, cfg.total_steps, cfg.eval_every, look)
@@ -304,13 +255,9 @@ def result_of(path: Path, settings: Any, make: Callable[[], tuple]) -> dict[str,
     settings = json.loads(json.dumps(settings))
     if not path.exists():
         found, curve = make()
-        content = {
-            "settings": settings,
-            "scores": [[*map(plain, row)] for row in found.scores.tolist()],
-            "gain": found.gain.tolist(),
-            "chains": found.chains,
-            "curve": curve,
-        }
+        content = {"settings": settings, "gain": found.gain.tolist(), "chains": found.chains}
+        content["scores"] = [[*map(plain, row)] for row in found.scores.tolist()]
+        content["curve"] = curve
         with writing(path.parent):
             path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, content)
@@ -339,10 +286,8 @@ def row_of(name: str, rounds: list[Round], found: list[dict[str, Any]]) -> Row:
         rounds,
         np.concatenate([one["gain"] for one in found]),
         np.concatenate([np.array(one["scores"], float) for one in found]),
-        [[(m, tuple(p)) for m, p in chain] for one in found for chain in one["chains"]],
-        np.concatenate(
-            [[r.speaker] * len(one["gain"]) for r, one in zip(rounds, found, strict=True)]
-        ),
+        [chain for one in found for chain in one["chains"]],
+        np.repeat([one.speaker for one in rounds], [len(one["gain"]) for one in found]),
         np.array([one["curve"] for one in found]),
     )
 
@@ -354,12 +299,14 @@ def collect(cfg: CrossConfig, corpus: Corpus, rounds: list[Round]) -> list[Row]:
     for name in YARDSTICKS:
         found = []
         for one in tqdm(rounds, desc=name, unit="round", leave=False):
-            make = partial(yardstick, name, one, search, cfg.kept)
-            test = subset(corpus, one.test)
-            task = {spec.name: getattr(cfg, spec.name) for spec in fields(Reward)}
-            about = {"key": search.key, "kept": cfg.kept, **task}
+
+            def make(name: str = name, one: Round = one) -> tuple[environment.Evaluation, list]:
+                chains = environment.given(yardstick(name, one, search, cfg.kept))
+                return environment.evaluate(subset(corpus, one.test), cfg, chains), []
+
+            about = {"key": search.key, "kept": cfg.kept, **cfg.task}
             path = cfg.out / one.name / f"{name.replace(' ', '-').replace(',', '')}.json"
-            found.append(result_of(path, about, lambda m=make, t=test: (judged(t, cfg, m()), [])))
+            found.append(result_of(path, about, make))
         rows.append(row_of(name, rounds, found))
     trainings: dict[str, list[tuple[Round, dict[str, Any]]]] = {algo: [] for algo in cfg.agents}
     for place, one in enumerate(rounds):  # all agents of a round, so that a part is a comparison
@@ -379,34 +326,21 @@ def collect(cfg: CrossConfig, corpus: Corpus, rounds: list[Round]) -> list[Row]:
     return rows
 
 
-# ---------------------------------------------------------------------------- table and figure
-
-
 def over_speakers(values: np.ndarray, speaker: np.ndarray) -> tuple[float, float, float]:
     """Mean of the speakers' means of (n,) and its 95 % interval, Student's t over speakers."""
     means = np.array([values[speaker == name].mean() for name in np.unique(speaker)])
-    if len(means) < 2:
-        return float(means.mean()), math.nan, math.nan
-    mean, count = float(means.mean()), len(means)
-    half = float(stats.t.ppf(0.975, count - 1) * means.std(ddof=1) / math.sqrt(count))
-    return mean, mean - half, mean + half
+    return paired(means, np.zeros(len(means)))
 
 
-class Gap(NamedTuple):
-    """What a row gains more than another on the clips that both have judged."""
-
-    values: np.ndarray  # (n,)
-    speaker: np.ndarray  # (n,)
-
-
-def against(row: Row, other: Row) -> Gap:
-    """Difference to another row on the rounds that both have."""
+def against(row: Row, other: Row) -> tuple[np.ndarray, np.ndarray]:
+    """What a row gains more than another on the rounds that both have (n,), and the speakers."""
     mine, theirs = places_of(row), places_of(other)
     both = [name for name in mine if name in theirs]
-    if not both:
-        return Gap(np.empty(0), np.empty(0, str))
-    here, there = (np.concatenate([places[name] for name in both]) for places in (mine, theirs))
-    return Gap(row.gain[here] - other.gain[there], row.speaker[here])
+    here, there = (
+        np.concatenate([np.empty(0, int), *(places[name] for name in both)])
+        for places in (mine, theirs)
+    )
+    return row.gain[here] - other.gain[there], row.speaker[here]
 
 
 def places_of(row: Row) -> dict[str, np.ndarray]:
@@ -418,9 +352,10 @@ def places_of(row: Row) -> dict[str, np.ndarray]:
     }
 
 
-def said(value: float, low: float, high: float) -> str:
+def said(value: float, low: float, high: float, digits: int = 3, sign: str = "+") -> str:
     """+0.24 [+0.13, +0.35]"""
-    return f"{value:+.3f}" + ("" if math.isnan(low) else f" [{low:+.3f}, {high:+.3f}]")
+    mean, *ends = (f"{number:{sign}.{digits}f}" for number in (value, low, high))
+    return mean if math.isnan(low) else f"{mean} [{ends[0]}, {ends[1]}]"
 
 
 def told(rows: list[Row], cfg: CrossConfig, corpus: Corpus) -> str:
@@ -430,43 +365,42 @@ def told(rows: list[Row], cfg: CrossConfig, corpus: Corpus) -> str:
     first = constant.rounds
     head = ["", "rounds", "return", f"return - {CONSTANT}", "SI-SDR (dB)", "STOI", "ESTOI"]
     head += ["left alone", "hurt"]
-    fewer = ""
-    if any(len(row.rounds) < len(first) for row in rows):
-        fewer = (
-            " Of a row with fewer rounds only the differences compare: they are of its own rounds."
-        )
+    fewer = " Of a row with fewer rounds only the differences compare: they are of its own rounds."
+    fewer *= any(len(row.rounds) < len(first) for row in rows)
     lines = [
         f"{clips} held-out clips at {corpus.sample_rate} Hz: {len(first)} rounds, {speakers}"
         f" speakers, {len({one.fold for one in first})} folds of the noise. Intervals: 95 %,"
         f" Student's t over speakers. Return: dB gained / {cfg.reward_scale:g} +"
         f" {cfg.stoi_weight:g} STOI gained + {cfg.estoi_weight:g} ESTOI gained. Hurt: the share of"
-        f" clips that lose more than {HURT:g}.{fewer}",
+        f" clips that lose more than {environment.HURT:g}.{fewer}",
         "",
     ]
+
+    def means(scores: np.ndarray) -> list[str]:
+        pairs = zip(np.nanmean(scores, axis=0), (2, 3, 3), strict=True)
+        return [f"{mean:.{digits}f}" for mean, digits in pairs]
+
     noisy = np.concatenate([corpus.scores[one.test] for one in first])
-    means = [f"{np.nanmean(noisy[:, i]):.{2 if i == 0 else 3}f}" for i in range(len(MEASURES))]
-    cells = [["noisy", str(len(first)), "0", "", *means, "100%", "0%"]]
+    cells = [["noisy", str(len(first)), "0", "", *means(noisy), "100%", "0%"]]
     for row in rows:
-        means = [f"{np.nanmean(row.scores[:, i]):.{2 if i == 0 else 3}f}" for i in range(3)]
         gap = "" if row is constant else said(*over_speakers(*against(row, constant)))
         alone = np.mean([not chain for chain in row.chains])
         gain = said(*over_speakers(row.gain, row.speaker))
-        hurt = f"{(row.gain < -HURT).mean():.0%}"
-        cells.append([row.name, str(len(row.rounds)), gain, gap, *means, f"{alone:.0%}", hurt])
+        hurt = f"{(row.gain < -environment.HURT).mean():.0%}"
+        measures = means(row.scores)
+        cells.append([row.name, str(len(row.rounds)), gain, gap, *measures, f"{alone:.0%}", hurt])
     lines += [*markdown_table(head, cells), ""]
     for row in rows:
         if row.name in YARDSTICKS and row.name not in (GATE, SELECTOR):
             continue
         others = rows[:1]
         if row.name not in YARDSTICKS:
-            others = rows[:3] + [
-                one for one in rows[: rows.index(row)] if one.name not in YARDSTICKS
-            ]
+            others = rows[:3] + rows[len(YARDSTICKS) : rows.index(row)]
         for other in others:
-            gap = against(row, other)
-            if other is row or not len(gap.values):
+            gap, speaker = against(row, other)
+            if other is row or not len(gap):
                 continue
-            value, low, high = over_speakers(*gap)
+            value, low, high = over_speakers(gap, speaker)
             word = "better than" if low > 0 else "worse than" if high < 0 else "not told apart from"
             lines.append(
                 f"- {title_of(row, constant)}: {word} {other.name} ({said(value, low, high)})"
@@ -536,36 +470,31 @@ def cross(cfg: CrossConfig) -> None:
     """All rounds, then table and figure, in a folder that nobody else writes into."""
     keep_apart(cfg.out, [cfg.features.parent])
     with own_folder(cfg.out, CROSS):
-        cross_validate(cfg)
-
-
-def cross_validate(cfg: CrossConfig) -> None:
-    """The cross-validation itself."""
-    try:  # what does not fit is said before the chains are measured
-        for algo in cfg.agents:
-            training_of(cfg, algo, cfg.seed)
-    except ValueError as error:
-        raise InputError(str(error)) from None
-    corpus = load_corpus(cfg.features)
-    rounds = rounds_of(corpus, cfg.rounds)
-    print(f"{len(corpus.clips)} clips, {len(rounds)} rounds; folder {cfg.out}")
-    rows = collect(cfg, corpus, rounds)
-    text = told(rows, cfg, corpus)
-    results = {"config": to_dict(cfg), "versions": versions()}
-    results["rows"] = {
-        row.name: {
-            "rounds": [one.name for one in row.rounds],
-            "gain": [*map(plain, over_speakers(row.gain, row.speaker))],
-            "minus_constant": [*map(plain, over_speakers(*against(row, rows[0])))],
+        try:  # what does not fit is said before the chains are measured
+            for algo in cfg.agents:
+                training_of(cfg, algo, cfg.seed)
+        except ValueError as error:
+            raise InputError(str(error)) from None
+        corpus = environment.load_corpus(cfg.features)
+        rounds = rounds_of(corpus, cfg.rounds)
+        print(f"{len(corpus.clips)} clips, {len(rounds)} rounds; folder {cfg.out}")
+        rows = collect(cfg, corpus, rounds)
+        text = told(rows, cfg, corpus)
+        results = {"config": to_dict(cfg), "versions": versions()}
+        results["rows"] = {
+            row.name: {
+                "rounds": [one.name for one in row.rounds],
+                "gain": [*map(plain, over_speakers(row.gain, row.speaker))],
+                "minus_constant": [*map(plain, over_speakers(*against(row, rows[0])))],
+            }
+            for row in rows
         }
-        for row in rows
-    }
-    write_together(
-        {
-            cfg.out / "table.md": lambda path: write_text(path, text),
-            cfg.out / "results.json": lambda path: write_json(path, results),
-        }
-    )
-    draw(rows, cfg.out / "cross.png")
-    print(text, end="")
-    print(f"table: {cfg.out / 'table.md'}")
+        write_together(
+            {
+                cfg.out / "table.md": lambda path: write_text(path, text),
+                cfg.out / "results.json": lambda path: write_json(path, results),
+            }
+        )
+        draw(rows, cfg.out / "cross.png")
+        print(text, end="")
+        print(f"table: {cfg.out / 'table.md'}")

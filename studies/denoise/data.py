@@ -42,9 +42,9 @@ META = (
 )
 MEASURES = ("si_sdr", "stoi", "estoi")
 NOISY = tuple(f"noisy_{name}" for name in MEASURES)
-SPLITS = ("train", "validation", "test")
 BUILT_IN_TAKES = 40  # synthesised utterances of a fold: 10 of each of its 4 speakers
 REDRAWS = 20  # tries for a stretch of noise that is not a pause
+PAUSE_S = 0.05, 0.3  # shortest and longest between recordings, seconds
 BATCH = 32
 
 
@@ -70,8 +70,6 @@ class MixConfig(Checked):
     """clips of each speaker and fold, for `cross`"""
     join: int = number(4, 1, 100)
     """recordings of one speaker in a clip"""
-    pause_s: tuple[float, float] = (0.05, 0.3)
-    """shortest and longest pause, seconds"""
     speakers: tuple[int, int] = (1, 2)
     """speakers of validation and of test"""
     folds: tuple[int, int] = (4, 5)
@@ -87,8 +85,6 @@ class MixConfig(Checked):
         require(finite, "snr-db", "finite numbers", self.snr_db)
         require(min(self.clips) >= 1, "clips", "at least 1 each", self.clips)
         require(min(self.speakers) >= 1, "speakers", "at least 1 each", self.speakers)
-        low, high = self.pause_s
-        require(0 <= low <= high <= 10, "pause-s", "two rising numbers within 0..10", self.pause_s)
         require(self.folds[0] != self.folds[1], "folds", "two different folds", self.folds)
 
 
@@ -103,9 +99,6 @@ class FeaturesConfig(Checked):
     """tables of `mix` (default: train and validation)"""
     limit: int | None = number(None, 1)
     """clips of each table (default: all)"""
-
-
-# ---------------------------------------------------------------------------- reading audio
 
 
 def read_own(path: Path) -> tuple[np.ndarray, int]:
@@ -153,8 +146,7 @@ def read_source(source: Source, sample_rate: int, seed: int, speech: bool) -> np
     if isinstance(source.path, Path):
         wave = read_wave(source.path, sample_rate, speech)
     else:
-        wave = synthesise(seed, *source.path)
-        wave = resampled(wave, RATE, sample_rate)
+        wave = resampled(synthesise(seed, *source.path), RATE, sample_rate)
     if not wave.any():
         raise InputError(f"{source.name}: is all zero; remove it")
     return wave
@@ -173,19 +165,12 @@ def list_speech(folder: Path | None) -> list[Source]:
 
 def list_noise(folder: Path | None, seed: int) -> list[Source]:
     """Recordings with class and fold; speech is no noise here."""
-    return [
-        Source(
-            sound.name,
-            sound.bank_class,
-            sound.source if folder else (sound.bank_class, sound.fold, sound.source),
-            sound.fold,
-        )
-        for sound in list_bank(folder, seed)
-        if folder or sound.bank_class != "Speech"
-    ]
-
-
-# ---------------------------------------------------------------------------- mixing
+    found = []
+    for one in list_bank(folder, seed):
+        if folder or one.bank_class != "Speech":
+            path = one.source if folder else (one.bank_class, one.fold, one.source)
+            found.append(Source(one.name, one.bank_class, path, one.fold))
+    return found
 
 
 def split_sources(cfg: MixConfig) -> dict[str, tuple[dict[str, list[Source]], list[Source]]]:
@@ -198,13 +183,12 @@ def split_sources(cfg: MixConfig) -> dict[str, tuple[dict[str, list[Source]], li
     order = [speakers[i] for i in np.random.default_rng([cfg.seed, 0]).permutation(len(speakers))]
     validation, test = cfg.speakers
     own = {
+        "train": (order[validation + test :], {n.fold for n in noise} - set(cfg.folds)),
         "validation": (order[:validation], {cfg.folds[0]}),
         "test": (order[validation : validation + test], {cfg.folds[1]}),
     }
-    own["train"] = (order[validation + test :], {n.fold for n in noise} - set(cfg.folds))
     found = {}
-    for split in SPLITS:
-        who, folds = own[split]
+    for split, (who, folds) in own.items():
         mine = {name: [source for source in speech if source.group == name] for name in who}
         sounds = [source for source in noise if source.fold in folds]
         if not sounds:
@@ -221,11 +205,11 @@ def endless(items: list, rng: np.random.Generator) -> Iterator:
             yield items[index]
 
 
-def joined(waves: list[np.ndarray], cfg: MixConfig, rng: np.random.Generator) -> np.ndarray:
+def joined(waves: list[np.ndarray], sample_rate: int, rng: np.random.Generator) -> np.ndarray:
     """Recordings with pauses before, between and after; one alone stays as it is."""
     if len(waves) == 1:
         return waves[0]
-    pauses = rng.uniform(*cfg.pause_s, len(waves) + 1) * cfg.sample_rate
+    pauses = rng.uniform(*PAUSE_S, len(waves) + 1) * sample_rate
     silences = [np.zeros(int(pause), np.float32) for pause in pauses]
     parts = [part for pair in zip(silences, waves, strict=False) for part in pair]
     return np.concatenate([*parts, silences[-1]])
@@ -290,8 +274,7 @@ def mix_split(
 
     `place` has the number of the clips' generator and how many there are.
     """
-    speakers, noises = sources
-    number_, count = place
+    (speakers, noises), (number_, count) = sources, place
     rng = np.random.default_rng([cfg.seed, 1 + number_])
     queues = {name: endless(recordings, rng) for name, recordings in speakers.items()}
     sounds, rows = endless(noises, rng), []
@@ -301,7 +284,7 @@ def mix_split(
         speaker = list(speakers)[index % len(speakers)]
         said = [next(queues[speaker]) for _ in range(cfg.join)]
         waves = [read_source(source, cfg.sample_rate, cfg.seed, speech=True) for source in said]
-        clean = joined(waves, cfg, rng)
+        clean = joined(waves, cfg.sample_rate, rng)
         sound = next(sounds)
         noise = read_source(sound, cfg.sample_rate, cfg.seed, speech=False)
         snr_db = float(rng.choice(cfg.snr_db))
@@ -310,32 +293,19 @@ def mix_split(
         pair = mixed(clean, fitted(noise, len(clean), rng), snr_db)
         for kind, wave in zip(("clean", "noisy"), pair, strict=True):
             write_wave(folder / kind / f"{utt_id}.wav", wave, cfg.sample_rate)
-        rows.append(
-            {
-                "utt_id": utt_id,
-                "split": split,
-                "clean_path": f"clean/{utt_id}.wav",
-                "noisy_path": f"noisy/{utt_id}.wav",
-                "clean_source": "+".join(source.name for source in said),
-                "noise_source": sound.name,
-                "scene": sound.group,
-                "macro_scene": groups.get(sound.group, ""),
-                "snr_db": f"{snr_db:.1f}",
-                "duration_sec": f"{len(clean) / cfg.sample_rate:.3f}",
-                "speaker_id": speaker,
-                "fold": sound.fold,
-            }
-        )
+        row = {"utt_id": utt_id, "split": split, "scene": sound.group, "fold": sound.fold}
+        row |= {f"{kind}_path": f"{kind}/{utt_id}.wav" for kind in ("clean", "noisy")}
+        row |= {"clean_source": "+".join(source.name for source in said)}
+        row |= {"noise_source": sound.name, "macro_scene": str(groups.get(sound.group, ""))}
+        row |= {"snr_db": f"{snr_db:.1f}", "speaker_id": speaker}
+        rows.append(row | {"duration_sec": f"{len(clean) / cfg.sample_rate:.3f}"})
     return rows
 
 
 def mix_cells(cfg: MixConfig, folder: Path, groups: dict[str, str]) -> None:
     """Every speaker with every fold of the noise, all in one table."""
     speech, noise = list_speech(cfg.clean), list_noise(cfg.noise, cfg.seed)
-    speakers, folds = (
-        {getattr(s, name) for s in found} for found, name in ((speech, "group"), (noise, "fold"))
-    )
-    rows = []
+    speakers, folds, rows = {s.group for s in speech}, {s.fold for s in noise}, []
     for speaker in sorted(speakers):
         mine = {speaker: [source for source in speech if source.group == speaker]}
         for fold in sorted(folds):
@@ -344,14 +314,6 @@ def mix_cells(cfg: MixConfig, folder: Path, groups: dict[str, str]) -> None:
             rows += mix_split(cfg, folder, f"{speaker}, fold {fold}", sources, groups, place)
     write_csv(folder / "meta.csv", META, rows)
     print(f"{len(rows)} clips: {len(speakers)} speakers x {len(folds)} folds x {cfg.cells}")
-
-
-def read_groups(path: Path | None) -> dict[str, str]:
-    """Noise class -> its group."""
-    if path is None:
-        return {}
-    groups = read_json(path, "give a JSON dictionary: noise class, its group")
-    return {key: str(value) for key, value in groups.items()}
 
 
 MIXTURES = Kind(
@@ -372,7 +334,9 @@ def mix(cfg: MixConfig) -> None:
     keep_apart(cfg.out, [cfg.clean, cfg.noise, cfg.macro_scenes], replaced=True)
     if cfg.clean is None and cfg.sample_rate > RATE:
         raise InputError(f"--sample-rate {cfg.sample_rate}: synthesised speech has {RATE} Hz")
-    groups = read_groups(cfg.macro_scenes)
+    groups = {}
+    if cfg.macro_scenes:
+        groups = read_json(cfg.macro_scenes, "give a JSON dictionary: noise class, its group")
     sources = {} if cfg.cells else split_sources(cfg)
     with new_folder(cfg.out, MIXTURES) as folder:
         if cfg.cells:
@@ -391,9 +355,6 @@ def mix(cfg: MixConfig) -> None:
         settings = {key: str(value) for key, value in vars(cfg).items()}
         write_json(folder / "mix.json", settings)
     print(f"mixtures: {cfg.out}")
-
-
-# ---------------------------------------------------------------------------- clips
 
 
 class Clip(NamedTuple):
@@ -476,12 +437,17 @@ def measure(
         clean = denoisers.batch_of([clip.clean for clip in clips[here]])
         batch = denoisers.batch_of(waves[here])
         values[here, 0] = denoisers.si_sdr(clean.audio, batch).numpy()
-        long = [i for i, clip in enumerate(clips[here]) if clip.reference is not None]
-        if long:
-            part = denoisers.Batch(batch.audio[long], batch.lengths[long])
-            references = [clips[first + i].reference for i in long]
-            pair = denoisers.stoi_pair(references, part, sample_rate, stride)
-            values[[first + i for i in long], 1:] = pair.numpy()
+        values[here, 1:] = stoi_of(clips[here], batch, sample_rate, stride)
+    return values
+
+
+def stoi_of(clips: list[Clip], batch: denoisers.Batch, sample_rate: int, stride: int) -> np.ndarray:
+    """STOI and ESTOI (B, 2) of a batch, as in `measure`."""
+    values = np.full((len(clips), 2), math.nan)
+    if long := [i for i, clip in enumerate(clips) if clip.reference is not None]:
+        part = denoisers.Batch(batch.audio[long], batch.lengths[long])
+        references = [clips[i].reference for i in long]
+        values[long] = denoisers.stoi_pair(references, part, sample_rate, stride).numpy()
     return values
 
 
@@ -507,17 +473,15 @@ def write_features(cfg: FeaturesConfig) -> None:
         sample_rate = rate_of(table, rows)
         clips = read_clips(table, rows, sample_rate)
         noisy = [clip.noisy for clip in clips]
-        scores, out = measure(clips, noisy, sample_rate), []
-        for first in range(0, len(clips), BATCH):
-            batch = denoisers.batch_of(noisy[first : first + BATCH])
-            seen = denoisers.features(batch, sample_rate).numpy()
-            for row, score, values in zip(
-                rows[first : first + BATCH], scores[first : first + BATCH], seen, strict=True
-            ):
-                out.append(
-                    row
-                    | dict(zip(NOISY, (f"{value:.6f}" for value in score), strict=True))
-                    | dict(zip(denoisers.FEATURES, (f"{v:.9g}" for v in values), strict=True))
-                )
+        scores = measure(clips, noisy, sample_rate)
+        parts = [noisy[first : first + BATCH] for first in range(0, len(clips), BATCH)]
+        batches = map(denoisers.batch_of, parts)
+        seen = np.concatenate([denoisers.features(batch, sample_rate) for batch in batches])
+        out = [
+            row
+            | dict(zip(NOISY, (f"{value:.6f}" for value in score), strict=True))
+            | dict(zip(denoisers.FEATURES, (f"{value:.9g}" for value in values), strict=True))
+            for row, score, values in zip(rows, scores, seen, strict=True)
+        ]
         write_csv(path, (*rows[0], *NOISY, *denoisers.FEATURES), out)
         print(f"{path}: {len(out)} clips, {len(denoisers.FEATURES)} features")

@@ -58,9 +58,6 @@ def level(batch: Batch) -> torch.Tensor:
     return torch.where(rms > 0, rms, 1.0).float()[:, None]
 
 
-# ---------------------------------------------------------------------------- spectra
-
-
 def frame_size(sample_rate: int) -> int:
     """Samples of a frame, even."""
     return 2 * round(WINDOW_S * sample_rate / 2)
@@ -93,9 +90,6 @@ def frames_inside(batch: Batch, num_frames: int, sample_rate: int) -> torch.Tens
     """Which frames (B, T) have their centre in the clip."""
     hop = frame_size(sample_rate) // 2
     return torch.arange(num_frames) * hop <= batch.lengths[:, None]
-
-
-# ---------------------------------------------------------------------------- noise
 
 
 class Settings(NamedTuple):
@@ -152,7 +146,6 @@ def noise_power(
     return track.permute(1, 2, 0)
 
 
-# ---------------------------------------------------------------------------- gains
 # Power and noise (B, F, T), settings (B, 1) -> gain (B, F, T), 0..1.
 
 
@@ -197,9 +190,6 @@ def gate_gain(power: torch.Tensor, noise: torch.Tensor, to: Settings) -> torch.T
 GAINS = (subtraction_gain, lsa_gain, gate_gain)
 
 
-# ---------------------------------------------------------------------------- wavelet
-
-
 def local_scale(detail: torch.Tensor, block: int) -> torch.Tensor:
     """Median of the magnitudes (B, n), NaN where there is none, in blocks -> (B, n)."""
     n = detail.shape[1]
@@ -236,9 +226,6 @@ def wavelet_shrink(batch: Batch, params: torch.Tensor, sample_rate: int) -> torc
     return torch.from_numpy(np.ascontiguousarray(out[:, : batch.audio.shape[1]]))
 
 
-# ---------------------------------------------------------------------------- all of them
-
-
 def denoise(
     batch: Batch, methods: torch.Tensor, params: torch.Tensor, sample_rate: int
 ) -> torch.Tensor:
@@ -267,9 +254,6 @@ def denoise(
         part = Batch(audio[rows], batch.lengths[rows])
         out[rows] = wavelet_shrink(part, params[rows], sample_rate)
     return torch.where((methods == STOP)[:, None], batch.audio, out * scale) * batch.inside()
-
-
-# ---------------------------------------------------------------------------- features
 
 
 @lru_cache
@@ -330,9 +314,6 @@ def features(batch: Batch, sample_rate: int) -> torch.Tensor:
     return torch.cat([column.float() for column in columns], dim=1)
 
 
-# ---------------------------------------------------------------------------- SI-SDR
-
-
 def si_sdr(clean: torch.Tensor, batch: Batch) -> torch.Tensor:
     """Scale-invariant signal-to-distortion ratio (B,), dB, within -30 .. 100.
 
@@ -351,7 +332,6 @@ def si_sdr(clean: torch.Tensor, batch: Batch) -> torch.Tensor:
     return value.clamp(SILENCE_DB, 100.0)
 
 
-# ---------------------------------------------------------------------------- STOI, ESTOI
 # C. H. Taal et al., IEEE TASLP 2011; J. Jensen, C. H. Taal, IEEE/ACM TASLP 2016. pystoi is the
 # reference; the lower part is its computation for a batch, with what depends on the clean clip done
 # once, because training and searches ask for it at every step.

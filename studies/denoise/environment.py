@@ -20,7 +20,7 @@ import itertools
 import math
 import pickle
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -40,7 +40,7 @@ from core.versions import versions
 from studies.denoise import data, denoisers
 from studies.denoise.data import MEASURES, NOISY, Clip
 from studies.denoise.denoisers import FEATURES, METHODS, PARAMETERS, STOP
-from studies.gym import gymnasium, save_model, sb3_env, without_log
+from studies.gym import LaneVectorEnv, Order, gymnasium, save_model, sb3_env, without_log
 
 SCRIPT = "python -m studies.denoise"  # the program that a message names
 CHOICES = (*METHODS, "stop")
@@ -81,14 +81,16 @@ class Reward(Checked):
     quality_stride: int = number(4, 1)
     """STOI segments in training: every n-th"""
 
+    @property
+    def task(self) -> dict[str, float]:
+        """These settings alone, of a larger config."""
+        return {name: getattr(self, name) for name in Reward.__dataclass_fields__}
+
 
 def worth(scores: np.ndarray, task: Reward) -> np.ndarray:
     """SI-SDR, STOI, ESTOI (..., 3) -> what they are worth; a NaN (too short) is worth nothing."""
     weights = np.array([1 / task.reward_scale, task.stoi_weight, task.estoi_weight])
     return (np.nan_to_num(scores) * weights).sum(-1)
-
-
-# ---------------------------------------------------------------------------- clips in memory
 
 
 class Corpus(NamedTuple):
@@ -116,9 +118,6 @@ def load_corpus(path: Path) -> Corpus:
     if not np.allclose(now, seen[0], atol=1e-2):
         raise InputError(f"{path}: was made from other audio or by another version; {cure}")
     return Corpus(clips, seen, scores, sample_rate)
-
-
-# ---------------------------------------------------------------------------- observations
 
 
 class Scaler(NamedTuple):
@@ -158,13 +157,11 @@ class Memory:
         return np.concatenate(parts, axis=1).astype(np.float32)
 
 
-# ---------------------------------------------------------------------------- lanes
-
-
-class Lanes:
+class Lanes(Order):
     """Clips that are denoised together, one step a tick."""
 
     def __init__(self, corpus: Corpus, task: Reward, num_lanes: int, scaler: Scaler):
+        super().__init__(np.arange(len(corpus.clips)))
         longest = max(len(clip.noisy) for clip in corpus.clips)
         self.corpus, self.task, self.scaler = corpus, task, scaler
         self.first = corpus.scores  # of the noisy clips, measured as those of later steps are
@@ -178,13 +175,6 @@ class Lanes:
         self.scores = np.zeros((num_lanes, len(MEASURES)))
         self.clip = np.zeros(num_lanes, int)
         self.memory = Memory(num_lanes)
-        self.queue: list[int] = []
-
-    def draw(self, rng: np.random.Generator) -> int:
-        """The next clip: one random order of all after the other."""
-        if not self.queue:
-            self.queue = rng.permutation(len(self.corpus.clips)).tolist()
-        return self.queue.pop()
 
     def start(self, lane: int, index: int) -> None:
         """Begin a clip; nothing is computed, as its features and scores are known."""
@@ -217,7 +207,7 @@ class Lanes:
         """The audio as it is now, without the padding that no lane needs."""
         return denoisers.Batch(self.audio[:, : int(self.lengths.max())], self.lengths)
 
-    def observe(self) -> np.ndarray:
+    def states(self) -> np.ndarray:
         """Scaled observations (L, D)."""
         rms = denoisers.level(self.batch()).numpy()[:, 0]
         return self.scaler(self.memory.observe(self.seen, rms, self.task.max_steps))
@@ -229,24 +219,18 @@ class Lanes:
         if task.stoi_weight or task.estoi_weight:
             every = task.quality_interval
             due = over | (every > 0 and self.memory.steps % max(every, 1) == 0)
-            clips = [self.corpus.clips[index] for index in self.clip]
-            rows = [i for i in np.flatnonzero(due) if clips[i].reference is not None]
-            if rows:
-                part = denoisers.Batch(batch.audio[rows], batch.lengths[rows])
-                references = [clips[i].reference for i in rows]
-                pair = denoisers.stoi_pair(
-                    references, part, self.corpus.sample_rate, task.quality_stride
-                )
-                scores[rows, 1:] = pair.numpy()
+            rows, rate = np.flatnonzero(due), self.corpus.sample_rate
+            clips = [self.corpus.clips[index] for index in self.clip[rows]]
+            part = denoisers.Batch(batch.audio[rows], batch.lengths[rows])
+            scores[rows, 1:] = data.stoi_of(clips, part, rate, task.quality_stride)
         return scores
 
     def tick(self, choices: np.ndarray, params: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """One denoiser in each lane -> rewards (L,), whether the episode is over (L,)."""
         memory, rate = self.memory, self.corpus.sample_rate
         batch, stop = self.batch(), choices == STOP
-        audio = denoisers.denoise(
-            batch, torch.from_numpy(choices), torch.from_numpy(params).float(), rate
-        )
+        chosen = torch.from_numpy(choices), torch.from_numpy(params).float()
+        audio = denoisers.denoise(batch, *chosen, rate)
         self.audio[:, : audio.shape[1]] = audio
         again, first = choices == memory.choice, memory.choice < 0
         diversity = np.where(first | stop, 0.0, np.where(again, -0.5, 1.0))
@@ -258,9 +242,6 @@ class Lanes:
         self.scores = scores
         self.seen = denoisers.features(self.batch(), rate).numpy()
         return gain + self.task.diversity_weight * diversity, over
-
-
-# ---------------------------------------------------------------------------- environments
 
 
 def action_space(algo: Algo) -> Any:
@@ -288,13 +269,8 @@ def observation_space() -> Any:
     return gymnasium.spaces.Box(-CLIPPED, CLIPPED, (OBSERVATION,), np.float32)
 
 
-class DenoiseVectorEnv(gymnasium.vector.VectorEnv):
+class DenoiseVectorEnv(LaneVectorEnv):
     """Many clips in lockstep, a batched call a step; an ended lane begins its next clip at once."""
-
-    metadata: dict[str, Any] = {  # noqa: RUF012 (gymnasium's own form)
-        "render_modes": [],
-        "autoreset_mode": gymnasium.vector.AutoresetMode.SAME_STEP,
-    }
 
     def __init__(
         self,
@@ -304,45 +280,27 @@ class DenoiseVectorEnv(gymnasium.vector.VectorEnv):
         algo: Algo = "ppo",
         scaler: Scaler = AS_IT_IS,
     ):
-        self.num_envs, self.algo = num_envs, algo
-        self.lanes = Lanes(corpus, task, num_envs, scaler)
-        self.single_observation_space = observation_space()
-        self.single_action_space = action_space(algo)
-        batch_space = gymnasium.vector.utils.batch_space
-        self.observation_space = batch_space(self.single_observation_space, num_envs)
-        self.action_space = batch_space(self.single_action_space, num_envs)
+        lanes = Lanes(corpus, task, num_envs, scaler)
+        super().__init__(lanes, num_envs, observation_space(), action_space(algo))
+        self.algo = algo
         self.returns = np.zeros(num_envs)
         self.finished: list[float] = []  # returns of the episodes that ended
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[np.ndarray, dict[str, Any]]:
+    def reset(self, **options: Any) -> tuple[np.ndarray, dict[str, Any]]:
         """Begin a clip in every lane -> observations (L, D)."""
-        super().reset(seed=seed)
-        if seed is not None:
-            self.lanes.queue = []
         self.returns[:] = 0
-        for lane in range(self.num_envs):
-            self.lanes.start(lane, self.lanes.draw(self.np_random))
-        return self.lanes.observe(), {}
+        return super().reset(**options)
 
     def step(
         self, actions: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """One denoiser in every lane."""
         rewards, over = self.lanes.tick(*read_actions(self.algo, np.asarray(actions)))
-        seen, infos = self.lanes.observe(), {}
         self.returns += rewards
-        if over.any():
-            last = np.full(self.num_envs, None, dtype=object)
-            for lane in np.flatnonzero(over):
-                last[lane] = seen[lane]
-                self.finished.append(self.returns[lane])
-                self.returns[lane] = 0
-                self.lanes.start(lane, self.lanes.draw(self.np_random))
-            infos = {"final_obs": last, "_final_obs": over.copy()}
-            seen = self.lanes.observe()
-        return seen, rewards, over, np.zeros_like(over), infos
+        self.finished += self.returns[over].tolist()
+        self.returns[over] = 0
+        states, infos = self.next_states(over)
+        return states, rewards, over, np.zeros_like(over), infos
 
 
 def fit_scaler(corpus: Corpus, task: Reward, steps: int, seed: int) -> Scaler:
@@ -356,9 +314,6 @@ def fit_scaler(corpus: Corpus, task: Reward, steps: int, seed: int) -> Scaler:
         raw += [envs.step(actions)[0]]
     raw = np.concatenate(raw).astype(np.float64)
     return Scaler(raw.mean(0), np.maximum(raw.std(0), 1e-3))
-
-
-# ---------------------------------------------------------------------------- applying a policy
 
 
 def run_chains(
@@ -396,27 +351,33 @@ def run_chains(
                 mine[index].append((int(choices[index]), tuple(params[index].tolist())))
             if not going.any():
                 break
-            audio = denoisers.denoise(
-                batch, torch.from_numpy(choices), torch.from_numpy(params).float(), sample_rate
-            )
-            batch = batch._replace(audio=audio)
+            chosen = torch.from_numpy(choices), torch.from_numpy(params).float()
+            batch = batch._replace(audio=denoisers.denoise(batch, *chosen, sample_rate))
             memory.choice, memory.params = choices, params
             memory.steps += 1
-        outs += [
-            wave[:length].numpy() for wave, length in zip(batch.audio, batch.lengths, strict=True)
-        ]
+        pairs = zip(batch.audio.numpy(), batch.lengths, strict=True)
+        outs += [wave[:length] for wave, length in pairs]
         chains += mine
     return outs, chains
 
 
-def constant(chain: Chain) -> Chooser:
-    """The same chain for every clip."""
+def given(chains: Iterable[Chain]) -> Chooser:
+    """To each clip its own chain, in the order of the clips."""
+    left, here = iter(chains), []
 
     def choose(raw: np.ndarray, step: int) -> tuple[np.ndarray, np.ndarray]:
-        choice, params = chain[step] if step < len(chain) else (STOP, (0.0, 0.0, 0.0))
-        return np.full(len(raw), choice), np.tile(params, (len(raw), 1))
+        if step == 0:
+            here[:] = itertools.islice(left, len(raw))
+        rest = [chain[step] if step < len(chain) else JOINT[-1] for chain in here]
+        methods, params = zip(*rest, strict=True)
+        return np.array(methods), np.array(params)
 
     return choose
+
+
+def constant(chain: Chain) -> Chooser:
+    """The same chain for every clip."""
+    return given(itertools.repeat(chain))
 
 
 def random_policy(seed: int) -> Chooser:
@@ -433,11 +394,9 @@ def random_policy(seed: int) -> Chooser:
 
 def noisereduce_waves(corpus: Corpus, stationary: bool, share: float) -> list[np.ndarray]:
     """What the package noisereduce makes of the noisy clips; `share` is its prop_decrease."""
-    reduce_noise = needed("noisereduce", SCRIPT).reduce_noise
-    rate, options = corpus.sample_rate, {"stationary": stationary, "prop_decrease": share}
-    return [
-        reduce_noise(y=clip.noisy, sr=rate, **options).astype(np.float32) for clip in corpus.clips
-    ]
+    options = {"sr": corpus.sample_rate, "stationary": stationary, "prop_decrease": share}
+    reduce_noise = partial(needed("noisereduce", SCRIPT).reduce_noise, **options)
+    return [reduce_noise(y=clip.noisy).astype(np.float32) for clip in corpus.clips]
 
 
 def told(chain: Chain) -> str:
@@ -447,9 +406,6 @@ def told(chain: Chain) -> str:
         values = zip(PARAMETERS, params, strict=True)
         steps.append(f"{METHODS[choice]}({', '.join(f'{n}={v:.2f}' for n, v in values)})")
     return " -> ".join(steps) or "stop at once"
-
-
-# ---------------------------------------------------------------------------- agents
 
 
 class Agent(NamedTuple):
@@ -479,17 +435,11 @@ class Agent(NamedTuple):
 
 def save_agent(folder: Path, model: Any, agent: Agent, about: dict[str, Any]) -> None:
     """agent.json, all that is needed beside the weights, and stable-baselines3's own archive."""
-    content = {
-        "algo": agent.algo,
-        "sample_rate": agent.sample_rate,
-        "task": {name: getattr(agent.task, name) for name in Reward.__dataclass_fields__},
-        "features": [*FEATURES, *MEMORY],
-        "choices": CHOICES,
-        "levels": LEVELS,
-        "scaler": {"mean": agent.scaler.mean.tolist(), "std": agent.scaler.std.tolist()},
-        "versions": versions() | {"stable_baselines3": version("stable_baselines3")},
-        **about,
-    }
+    content = {"algo": agent.algo, "sample_rate": agent.sample_rate, "task": agent.task.task}
+    content |= {"features": [*FEATURES, *MEMORY], "choices": CHOICES, "levels": LEVELS}
+    content["scaler"] = {"mean": agent.scaler.mean.tolist(), "std": agent.scaler.std.tolist()}
+    content["versions"] = versions() | {"stable_baselines3": version("stable_baselines3")}
+    content |= about
     write_together(
         {
             folder / "model.zip": partial(save_model, model),
@@ -500,14 +450,8 @@ def save_agent(folder: Path, model: Any, agent: Agent, about: dict[str, Any]) ->
 
 def empty_policy(algo: Algo, hidden: list[int]) -> torch.nn.Module:
     """stable-baselines3's policy network with random weights."""
-    policies = {
-        "ppo": ("stable_baselines3.common.policies", "ActorCriticPolicy"),
-        "ppo-separate": ("stable_baselines3.common.policies", "ActorCriticPolicy"),
-        "sac": ("stable_baselines3.sac.policies", "SACPolicy"),
-        "td3": ("stable_baselines3.td3.policies", "TD3Policy"),
-    }
-    module, name = policies[algo]
-    kind = getattr(needed(module, SCRIPT), name)
+    module = f"stable_baselines3.{algo.partition('-')[0]}.policies"
+    kind = needed(module, SCRIPT).MlpPolicy
     spaces = observation_space(), action_space(algo)
     return kind(*spaces, lambda _: 0.0, net_arch=hidden, activation_fn=torch.nn.ReLU)
 
@@ -536,9 +480,8 @@ def load_agent(path: Path) -> Agent:
         cure = "train first: python -m studies.denoise train"
         raise InputError(f"{folder}: no {Path(error.filename).name}; {cure}") from None
     except pickle.UnpicklingError:
-        raise InputError(
-            f"{folder}: is not a run of this study: its weights are no tensors"
-        ) from None
+        text = f"{folder}: is not a run of this study: its weights are no tensors"
+        raise InputError(text) from None
     except InputError:
         raise
     except Exception as error:  # zipfile, zlib and torch have their own classes for damaged files
@@ -556,12 +499,18 @@ class Evaluation(NamedTuple):
     gain: np.ndarray  # (n,) return without diversity: what the scores gained is worth
 
 
+def judged(
+    corpus: Corpus, task: Reward, waves: list[np.ndarray], chains: list[Chain]
+) -> Evaluation:
+    """What waves made of the clips are worth."""
+    scores = data.measure(corpus.clips, waves, corpus.sample_rate)
+    return Evaluation(waves, chains, scores, worth(scores, task) - worth(corpus.scores, task))
+
+
 def evaluate(corpus: Corpus, task: Reward, choose: Chooser) -> Evaluation:
     """Every clip once."""
     noisy = [clip.noisy for clip in corpus.clips]
-    waves, chains = run_chains(noisy, corpus.sample_rate, task.max_steps, choose)
-    scores = data.measure(corpus.clips, waves, corpus.sample_rate)
-    return Evaluation(waves, chains, scores, worth(scores, task) - worth(corpus.scores, task))
+    return judged(corpus, task, *run_chains(noisy, corpus.sample_rate, task.max_steps, choose))
 
 
 def part_of(model: Any, name: str) -> Any:
@@ -609,47 +558,6 @@ def make_model(cfg: Any, envs: DenoiseVectorEnv) -> Any:
     return without_log(sb3.TD3(**same, action_noise=noise))
 
 
-# ---------------------------------------------------------------------------- searches
-
-
-def grid_actions(rng: np.random.Generator, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Random methods (count,), each as often as the others, and levels (count, 3)."""
-    methods = np.arange(count) % len(METHODS)
-    return methods, rng.integers(0, LEVELS, (count, len(PARAMETERS))) / (LEVELS - 1)
-
-
-def search_clip(
-    clip: Clip, task: Reward, sample_rate: int, tries: int, beam: int, seed: int, known: Chain
-) -> tuple[np.ndarray, Chain]:
-    """Best chain found for one clip with its clean version known -> wave (S,), chain.
-
-    A beam search with `tries` random candidates a step; `known` is among them, so what it finds is
-    worth at least as much. A lower bound of the best possible.
-    """
-    rng = np.random.default_rng(seed)
-    best = [(0.0, clip.noisy, [])]  # (worth, wave, chain)
-    before = worth(data.measure([clip], [clip.noisy], sample_rate), task)[0]
-    waves, chains = run_chains([clip.noisy], sample_rate, task.max_steps, constant(known))
-    gain = worth(data.measure([clip], waves, sample_rate), task)[0] - before
-    finished = [*best, (gain, waves[0], chains[0])]
-    for _ in range(task.max_steps):
-        found = []
-        for _, wave, chain in best:
-            methods, params = grid_actions(rng, tries // len(best))
-            batch = denoisers.batch_of([wave] * len(methods))
-            audio = denoisers.denoise(
-                batch, torch.from_numpy(methods), torch.from_numpy(params).float(), sample_rate
-            )
-            scores = data.measure([clip] * len(methods), [*audio.numpy()], sample_rate)
-            for i, value in enumerate(worth(scores, task) - before):
-                step = (int(methods[i]), tuple(params[i].tolist()))
-                found.append((value, audio[i].numpy(), [*chain, step]))
-        best = sorted(found, key=lambda item: -item[0])[:beam]
-        finished += best
-    _, wave, chain = max(finished, key=lambda item: item[0])
-    return wave, chain
-
-
 def tune_constant(
     corpus: Corpus, task: Reward, beam: int, report: Callable[[str], None]
 ) -> tuple[Chain, float]:
@@ -658,12 +566,11 @@ def tune_constant(
     For each method all levels of one parameter are tried after another, twice round, from the
     middle of the grid. Returns the chain and what it gains on average.
     """
-    noisy, before = [clip.noisy for clip in corpus.clips], worth(corpus.scores, task)
+    noisy = [clip.noisy for clip in corpus.clips]
 
     def tried(waves: list[np.ndarray], step: tuple) -> tuple[float, list[np.ndarray]]:
-        outs, _ = run_chains(waves, corpus.sample_rate, 1, constant([step]))
-        scores = data.measure(corpus.clips, outs, corpus.sample_rate)
-        return float(np.mean(worth(scores, task) - before)), outs
+        outs, chains = run_chains(waves, corpus.sample_rate, 1, constant([step]))
+        return float(judged(corpus, task, outs, chains).gain.mean()), outs
 
     best: list[tuple[float, list[np.ndarray], Chain]] = [(0.0, noisy, [])]
     finished = list(best)

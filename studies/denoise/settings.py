@@ -71,27 +71,16 @@ class TrainConfig(Reward):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        ppo = self.algo.startswith("ppo")
+        total, rollout, few = self.total_steps, self.rollout_steps, self.random_steps
+        if not self.algo.startswith("ppo"):
+            require(total > few, "total-steps", f"above --random-steps {few}", total)
+            return
         for name in ("num_envs", "batch_size"):  # stable-baselines3 only warns
             divisor = getattr(self, name)
             rule = f"a multiple of --{name.replace('_', '-')} {divisor}"
-            require(
-                not ppo or self.rollout_steps % divisor == 0,
-                "rollout-steps",
-                rule,
-                self.rollout_steps,
-            )
-        require(not ppo or self.batch_size > 1, "batch-size", "at least 2", self.batch_size)
-        require(
-            not ppo or self.total_steps >= self.rollout_steps,
-            "total-steps",
-            f"at least one rollout, {self.rollout_steps}",
-            self.total_steps,
-        )
-        enough = ppo or self.total_steps > self.random_steps
-        require(
-            enough, "total-steps", f"above --random-steps {self.random_steps}", self.total_steps
-        )
+            require(rollout % divisor == 0, "rollout-steps", rule, rollout)
+        require(self.batch_size > 1, "batch-size", "at least 2", self.batch_size)
+        require(total >= rollout, "total-steps", f"at least one rollout, {rollout}", total)
 
     @property
     def folder(self) -> Path:
@@ -101,9 +90,8 @@ class TrainConfig(Reward):
     @property
     def validation(self) -> Path:
         """Table of the validation clips."""
-        return self.validation_features or self.features.parent.with_name("validation") / (
-            self.features.name
-        )
+        beside = self.features.parent.with_name("validation") / self.features.name
+        return self.validation_features or beside
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,8 +136,6 @@ class SweepConfig(Checked):
     """training clips, if base_args names none"""
     output_root: Path = Path("runs/denoise-experiments")
     """folder to write"""
-    only: tuple[str, ...] = ()
-    """names of experiments (default: all)"""
     wandb_project: str | None = None
     """project of Weights & Biases"""
 
@@ -164,22 +150,12 @@ class MetricsConfig(Checked):
     """table of `mix`"""
     tuned: Path = RUNS / "tune.json"
     """baselines of `tune`"""
-    baselines: tuple[Literal["constant", "random", "noisereduce", "oracle"], ...] = (
-        "constant",
-        "random",
-        "noisereduce",
-    )
-    """baselines"""
     sample_size: int = number(0, 0)
     """clips drawn (0: all)"""
     snr_db: tuple[float, ...] = ()
     """ratios of the clips, dB (default: all)"""
     seed: int = number(0, 0)
-    """random policy, searches, bootstrap, draw"""
-    tries: int = number(96, 8)
-    """oracle: candidates for each step"""
-    beam: int = number(3, 1)
-    """oracle: chains continued"""
+    """random policy, draw of clips"""
     out: Path = RUNS / "metrics"
     """folder to write"""
     csv: Path | None = None
@@ -188,8 +164,6 @@ class MetricsConfig(Checked):
     """folder of box plots and learning curves"""
     output_dir: Path | None = None
     """folder of audio samples"""
-    samples: int = number(3, 0)
-    """audio samples (0: all)"""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,76 +2,59 @@
 
 Run:    python -m studies.denoise metrics
 Reads:  <split>/meta.csv with its audio, run folders, tune.json
-Writes: <out>/{table.md, results.json, metrics.csv, measured/}, <plot-dir>/*.png,
+Writes: <out>/{table.md, results.json, metrics.csv}, <plot-dir>/*.png,
         <output-dir>/{*.wav, samples.csv}
 Shapes: n clips, m members of a row (seeds, or draws of the random policy)
 """
 
 import csv
-import hashlib
-import json
 import math
 from collections import Counter
-from collections.abc import Callable
 from contextlib import ExitStack
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from core.errors import InputError
-from core.files import (
-    Kind,
-    check_file,
-    keep_apart,
-    own_folder,
-    whole,
-    write_text,
-    write_together,
-    writing,
-)
+from core.files import Kind, check_file, keep_apart, own_folder, write_text, write_together
 from core.names import markdown, markdown_table
-from core.stored import file_sha256, read_json, read_npz, write_json
+from core.stored import read_json, write_json
 from core.versions import processor, versions
 from figures.plotting import COLOURS, page, write
 from sed.metrics import DRAWS, bootstrap_mean
 from studies.denoise import data, denoisers, environment
+from studies.denoise.cross import said
 from studies.denoise.data import MEASURES, write_csv
-from studies.denoise.environment import (
-    HURT,
-    Agent,
-    Chain,
-    Chooser,
-    Corpus,
-    Reward,
-    load_agent,
-    worth,
-)
-
-if TYPE_CHECKING:  # it imports this file
-    from studies.denoise.settings import MetricsConfig
+from studies.denoise.environment import HURT, Agent, Chain, Corpus, Evaluation, Reward
+from studies.denoise.settings import MetricsConfig
 
 TITLES = {"si_sdr": "SI-SDR (dB)", "stoi": "STOI", "estoi": "ESTOI", "gain": "return"}
 DIGITS = {"si_sdr": 2, "stoi": 3, "estoi": 3, "gain": 3}
 DRAWN = 5  # members of the random policy
-CONSTANT, NOISY, ORACLE = "constant chain", "noisy", "search oracle"
-Made = tuple[list[np.ndarray], list[Chain]]  # waves, chains
-FILL = {"policy": "t_adj", "opponent": "yardstick", "noisy": "label", "oracle": "ceiling"}
+SAMPLES = 3  # clips of --output-dir
+CONSTANT = "constant chain"
+FILL = {"policy": "t_adj", "opponent": "yardstick", "noisy": "label"}
 
 
 class Row(NamedTuple):
     """A system of the table."""
 
     name: str
-    kind: str  # policy, opponent, noisy, oracle
+    kind: str  # policy, opponent, noisy
     scores: np.ndarray  # (m, n, 4) SI-SDR, STOI, ESTOI, return
     chains: list[list[Chain]]  # of each member; empty where it has none
-    agents: tuple[Agent, ...] = ()  # of a policy's members
+    waves: list[np.ndarray]  # n of the first member
 
 
-def read_corpus(cfg: "MetricsConfig") -> Corpus:
+def row_of(name: str, kind: str, members: list[Evaluation]) -> Row:
+    """Members that were judged -> a row."""
+    scores = np.stack([np.column_stack((one.scores, one.gain)) for one in members])
+    return Row(name, kind, scores, [m.chains for m in members if m.chains], members[0].waves)
+
+
+def read_corpus(cfg: MetricsConfig) -> Corpus:
     """The clips to judge; all of the table unless asked otherwise."""
     rows = data.read_meta(cfg.meta)
     if cfg.snr_db:
@@ -87,134 +70,63 @@ def read_corpus(cfg: "MetricsConfig") -> Corpus:
     return Corpus(clips, np.zeros((len(clips), 0), np.float32), scores, sample_rate)
 
 
-class Judge:
-    """Measures members of rows on the clips; what was measured before is not measured again.
-
-    A measurement is known by everything it depends on: the table of clips, the code,
-    the task, and what its maker says about the member.
-    """
-
-    def __init__(self, cfg: "MetricsConfig", corpus: Corpus, task: Reward):
-        self.corpus, self.task, self.folder = corpus, task, cfg.out / "measured"
-        codes = [data.code_of(module) for module in (denoisers, data, environment)]
-        ids = [clip.row["utt_id"] for clip in corpus.clips]
-        self.known = [file_sha256(cfg.meta), *codes, ids, vars(task)]
-
-    def __call__(self, about: Any, make: Callable[[], Made]) -> tuple[np.ndarray, list[Chain]]:
-        """Scores (n, 4) with the return, and chains, of what `make` makes of the noisy clips."""
-        text = json.dumps([*self.known, about], default=str)
-        path = self.folder / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.npz"
-        if not path.exists():
-            waves, chains = make()
-            found = data.measure(self.corpus.clips, waves, self.corpus.sample_rate)
-            with writing(self.folder):
-                self.folder.mkdir(parents=True, exist_ok=True)
-            with whole(path) as temporary, open(temporary, "wb") as stream:
-                np.savez(stream, scores=found, chains=json.dumps(chains))
-        forms = {"scores": ("f", (len(self.corpus.clips), None)), "chains": ("U", ())}
-        stored = read_npz(path, forms, "delete it")
-        found, chains = stored["scores"], json.loads(str(stored["chains"]))
-        gain = worth(found, self.task) - worth(self.corpus.scores, self.task)
-        read = [[(method, tuple(params)) for method, params in chain] for chain in chains]
-        return np.column_stack((found, gain)), read
+def read_tuned(path: Path) -> tuple[Chain, dict[str, Any], Reward] | None:
+    """What `tune` wrote, or None where there is no file."""
+    if not path.exists():
+        return None
+    try:
+        content = read_json(path, "run `tune` again")
+        chain = [(int(method), tuple(params)) for method, params in content["chain"]]
+        return chain, content["noisereduce"], Reward(**content["task"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: is not a file of `tune` ({error!r}); run it again") from None
 
 
-def row_of(name: str, kind: str, members: list[tuple[np.ndarray, list[Chain]]], *agents) -> Row:
-    """Members that were measured -> a row."""
-    chains = [chains for _, chains in members if chains]
-    return Row(name, kind, np.stack([scores for scores, _ in members]), chains, agents)
-
-
-def parse_entrant(text: str) -> tuple[str, list[Path]]:
-    """PATH, NAME=PATH or NAME=PATH,PATH -> name, folders."""
-    name, given, paths = text.partition("=")
-    folders = [Path(path) for path in (paths if given else name).split(",")]
-    return (name if given else environment.home_of(folders[0]).name), folders
-
-
-def policy_rows(cfg: "MetricsConfig", judge: Judge) -> list[Row]:
-    """A row for each --checkpoint."""
-    rows, corpus = [], judge.corpus
+def entrants_of(cfg: MetricsConfig) -> dict[str, list[Path]]:
+    """--checkpoint PATH, NAME=PATH or NAME=PATH,PATH: run folders by name."""
+    found: dict[str, list[Path]] = {}
     for text in cfg.checkpoint:
-        name, folders = parse_entrant(text)
-        members, agents = [], []
-        for folder in folders:
-            agent = load_agent(folder)
-            if agent.sample_rate != corpus.sample_rate:
-                raise InputError(
-                    f"{folder}: was trained at {agent.sample_rate} Hz, {cfg.meta} has"
-                    f" {corpus.sample_rate} Hz"
-                )
-            home = environment.home_of(folder)
-            files = [file_sha256(home / file) for file in ("model.zip", "agent.json")]
-            make = partial(applied, corpus, agent.task.max_steps, agent.choose)
-            members.append(judge(files, make))
-            agents.append(agent)
-        rows.append(row_of(name, "policy", members, *agents))
-        print(f"{name}: done", flush=True)
-    names = Counter(row.name for row in rows)
-    if names and max(names.values()) > 1:
-        raise InputError(f"--checkpoint: two rows are named {names.most_common(1)[0][0]}")
-    return rows
+        name, given, paths = text.partition("=")
+        folders = [
+            environment.home_of(Path(path)) for path in (paths if given else name).split(",")
+        ]
+        name = name if given else folders[0].name
+        if name in found:
+            raise InputError(f"--checkpoint: two rows are named {name}")
+        found[name] = folders
+    return found
 
 
-def applied(corpus: Corpus, max_steps: int, choose: Chooser) -> Made:
-    """Waves and chains of a policy for every clip."""
-    noisy = [clip.noisy for clip in corpus.clips]
-    return environment.run_chains(noisy, corpus.sample_rate, max_steps, choose)
-
-
-def reduced(corpus: Corpus, steady: bool, share: float) -> Made:
-    """What noisereduce makes of every clip."""
-    return environment.noisereduce_waves(corpus, steady, share), []
-
-
-def searched(cfg: "MetricsConfig", corpus: Corpus, task: Reward, chain: Chain) -> Made:
-    """The best chain that a search finds for every clip."""
-    found = [
-        environment.search_clip(
-            clip, task, corpus.sample_rate, cfg.tries, cfg.beam, cfg.seed + index, chain
-        )
-        for index, clip in enumerate(tqdm(corpus.clips, desc="oracle", unit="clip"))
-    ]
-    return [wave for wave, _ in found], [chain for _, chain in found]
+def policy_row(name: str, agents: list[Agent], corpus: Corpus, task: Reward) -> Row:
+    """A row of --checkpoint."""
+    tasks = [replace(task, max_steps=agent.task.max_steps) for agent in agents]
+    pairs = zip(agents, tasks, strict=True)
+    found = [environment.evaluate(corpus, own, agent.choose) for agent, own in pairs]
+    print(f"{name}: done", flush=True)
+    return row_of(name, "policy", found)
 
 
 def opponent_rows(
-    cfg: "MetricsConfig", judge: Judge, chain: Chain, reduce: dict[str, Any] | None
+    cfg: MetricsConfig, corpus: Corpus, task: Reward, chain: Chain, reduce: dict[str, Any] | None
 ) -> list[Row]:
     """Rows of what needs no policy; `reduce` None: nothing was tuned."""
-    corpus, task = judge.corpus, judge.task
-    most, asked = task.max_steps, set(cfg.baselines)
-    if reduce is None:
-        asked -= {"constant", "oracle"}
-    untouched = np.column_stack((corpus.scores, np.zeros(len(corpus.clips))))
-    rows = [row_of(NOISY, "noisy", [(untouched, [])])]
-    if "constant" in asked:
-        make = partial(applied, corpus, most, environment.constant(chain))
-        rows.append(row_of(CONSTANT, "opponent", [judge(["constant", chain], make)]))
-    if "random" in asked:
-        seeds = range(cfg.seed + 1, cfg.seed + 1 + DRAWN)
-        members = [
-            judge(["random", seed], partial(applied, corpus, most, environment.random_policy(seed)))
-            for seed in seeds
-        ]
-        rows.append(row_of("random policy", "opponent", members))
-    if "noisereduce" in asked:
-        settings = {"noisereduce": (False, 1.0)}
-        if reduce is not None:
-            settings["noisereduce, tuned"] = (reduce["stationary"], reduce["prop_decrease"])
-        for name, (steady, share) in settings.items():
-            member = judge(["noisereduce", steady, share], partial(reduced, corpus, steady, share))
-            rows.append(row_of(name, "opponent", [member]))
-    if "oracle" in asked:
-        about = ["oracle", chain, cfg.tries, cfg.beam, cfg.seed]
-        member = judge(about, partial(searched, cfg, corpus, task, chain))
-        rows.append(row_of(ORACLE, "oracle", [member]))
+    noisy = [clip.noisy for clip in corpus.clips]
+    rows = [row_of("noisy", "noisy", [environment.judged(corpus, task, noisy, [])])]
+    choosers = {}
+    if reduce is not None:
+        choosers[CONSTANT] = [environment.constant(chain)]
+    seeds = range(cfg.seed + 1, cfg.seed + 1 + DRAWN)
+    choosers["random policy"] = map(environment.random_policy, seeds)
+    for name, several in choosers.items():
+        found = [environment.evaluate(corpus, task, choose) for choose in several]
+        rows.append(row_of(name, "opponent", found))
+    settings = {"noisereduce": (False, 1.0)}
+    if reduce is not None:
+        settings["noisereduce, tuned"] = (reduce["stationary"], reduce["prop_decrease"])
+    for name, (steady, share) in settings.items():
+        waves = environment.noisereduce_waves(corpus, steady, share)
+        rows.append(row_of(name, "opponent", [environment.judged(corpus, task, waves, [])]))
     return rows
-
-
-# ---------------------------------------------------------------------------- numbers
 
 
 class Numbers(NamedTuple):
@@ -227,24 +139,23 @@ class Numbers(NamedTuple):
     versus: tuple[np.ndarray, np.ndarray, np.ndarray] | None  # difference, low, high
 
 
-def numbers(row: Row, other: Row | None, group: np.ndarray, chosen: np.ndarray) -> Numbers:
-    """Over the chosen clips; clips with the same noise recording (`group`) are drawn together."""
-    values = row.scores.mean(0)[chosen]
+def numbers(row: Row, other: Row | None, group: np.ndarray) -> Numbers:
+    """Over all clips; those with the same noise recording (`group`) are drawn together."""
+    values = row.scores.mean(0)
     fine = np.isfinite(values).all(1)  # too short for STOI: named when they were read
-    low, high = bootstrap_mean(values[fine], group[chosen][fine])
-    members = row.scores[:, chosen][:, fine].mean(1)
+    members = row.scores[:, fine].mean(1)
     std = members.std(0, ddof=1) if len(members) > 1 else np.full(4, math.nan)
     versus = None
     if other is not None and other is not row:
-        gap = values[fine] - other.scores.mean(0)[chosen][fine]
-        versus = (gap.mean(0), *bootstrap_mean(gap, group[chosen][fine]))
-    return Numbers(values[fine].mean(0), low, high, std, versus)
+        gap = values[fine] - other.scores.mean(0)[fine]
+        versus = (gap.mean(0), *bootstrap_mean(gap, group[fine]))
+    return Numbers(values[fine].mean(0), *bootstrap_mean(values[fine], group[fine]), std, versus)
 
 
-def number_text(value: float, low: float, high: float, digits: int, sign: str = "") -> str:
-    """`7.21 [6.90, 7.55]`"""
-    form = f"{{:{sign}.{digits}f}}"
-    return f"{form.format(value)} [{form.format(low)}, {form.format(high)}]"
+def ratios_of(corpus: Corpus) -> dict[float, np.ndarray]:
+    """Which clips (n,) have each signal-to-noise ratio, in dB."""
+    ratios = np.array([float(clip.row["snr_db"]) for clip in corpus.clips])
+    return {ratio: ratios == ratio for ratio in np.unique(ratios)}
 
 
 def table_lines(rows: list[Row], found: dict[str, Numbers]) -> list[str]:
@@ -253,27 +164,25 @@ def table_lines(rows: list[Row], found: dict[str, Numbers]) -> list[str]:
     for row in rows:
         mine, cells = found[row.name], [f"{markdown(row.name)} ({len(row.scores)})"]
         for place, name in enumerate(TITLES):
-            text = number_text(*(v[place] for v in mine[:3]), DIGITS[name])
+            text = said(*(v[place] for v in mine[:3]), DIGITS[name], "")
             if math.isfinite(mine.std[place]):
                 text += f" ± {mine.std[place]:.{DIGITS[name]}f}"
             cells.append(text)
-        gap = number_text(*(values[3] for values in mine.versus), 3, "+") if mine.versus else ""
+        gap = said(*(values[3] for values in mine.versus)) if mine.versus else ""
         lines.append([*cells, gap])
     return markdown_table(["", *TITLES.values(), f"return - {CONSTANT}"], lines)
 
 
-def ratio_lines(rows: list[Row], corpus: Corpus, group: np.ndarray) -> list[str]:
+def ratio_lines(rows: list[Row], corpus: Corpus) -> list[str]:
     """Means for each signal-to-noise ratio."""
-    ratios = np.array([float(clip.row["snr_db"]) for clip in corpus.clips])
-    heads = [f"{ratio:g} dB ({(ratios == ratio).sum()} clips)" for ratio in np.unique(ratios)]
-    lines = []
+    ratios, lines = ratios_of(corpus), []
+    heads = [f"{ratio:g} dB ({chosen.sum()} clips)" for ratio, chosen in ratios.items()]
     for row in rows:
-        cells = [markdown(row.name)]
-        for ratio in np.unique(ratios):
-            mean = numbers(row, None, group, ratios == ratio).mean
-            cells.append(
-                " / ".join(f"{mean[i]:.{DIGITS[name]}f}" for i, name in enumerate(MEASURES))
-            )
+        cells, values = [markdown(row.name)], row.scores.mean(0)
+        for chosen in ratios.values():
+            fine = chosen & np.isfinite(values).all(1)
+            mean = zip(values[fine].mean(0), MEASURES, strict=False)
+            cells.append(" / ".join(f"{value:.{DIGITS[name]}f}" for value, name in mean))
         lines.append(cells)
     return markdown_table(["SI-SDR / STOI / ESTOI", *heads], lines)
 
@@ -309,20 +218,15 @@ def verdict(rows: list[Row], found: dict[str, Numbers]) -> list[str]:
         for place, name in enumerate(TITLES):
             gap, low, high = (values[place] for values in versus)
             word = "better" if low > 0 else "worse" if high < 0 else "not told apart"
-            text = number_text(gap, low, high, DIGITS[name], "+")
-            words.append(f"{TITLES[name]} {word} ({text})")
+            words.append(f"{TITLES[name]} {word} ({said(gap, low, high, DIGITS[name])})")
         lines.append(f"- **{markdown(row.name)}** against the {CONSTANT}: {'; '.join(words)}.")
     return lines
 
 
-# ---------------------------------------------------------------------------- figures
-
-
 def draw_boxes(rows: list[Row], corpus: Corpus, folder: Path) -> None:
     """One figure a measure: all clips, and each ratio."""
-    ratios = np.array([float(clip.row["snr_db"]) for clip in corpus.clips])
-    panels = {"all clips": np.ones(len(ratios), bool)}
-    panels |= {f"{ratio:g} dB": ratios == ratio for ratio in np.unique(ratios)}
+    panels = {"all clips": np.ones(len(corpus.clips), bool)}
+    panels |= {f"{ratio:g} dB": chosen for ratio, chosen in ratios_of(corpus).items()}
     for place, name in enumerate(MEASURES):
         height = 2.2 + 0.42 * len(rows)
         figure, axes = page(f"{TITLES[name]} of single clips", 1, len(panels), height, sharey=True)
@@ -364,9 +268,8 @@ def draw_gaps(rows: list[Row], found: dict[str, Numbers], folder: Path) -> None:
     write(figure, folder / "gaps.png", 100, "differences to the constant chain")
 
 
-def chain_on_validation(cfg: "MetricsConfig", chain: Chain, task: Reward) -> float | None:
-    """The constant chain's gain on the validation clips of the first run; None: they are gone."""
-    run = environment.home_of(parse_entrant(cfg.checkpoint[0])[1][0])
+def chain_on_validation(run: Path, chain: Chain, task: Reward) -> float | None:
+    """The constant chain's gain on the validation clips of a run; None: they are gone."""
     table = read_json(run / "agent.json", "train again").get("validation_table")
     if not chain or not table or not Path(table).exists():
         return None
@@ -374,20 +277,15 @@ def chain_on_validation(cfg: "MetricsConfig", chain: Chain, task: Reward) -> flo
     return float(environment.evaluate(corpus, task, environment.constant(chain)).gain.mean())
 
 
-def draw_curves(cfg: "MetricsConfig", folder: Path, constant: float | None) -> None:
+def draw_curves(entrants: dict[str, list[Path]], folder: Path, constant: float | None) -> None:
     """Validation gain of every run over the steps of its training, and the constant chain's."""
-    figure, axes = page("Gain on the validation clips while training", 1, 1, 5.0)
-    ax, colours = axes[0, 0], ("t_adj", "prob", "t_base", "supervised", "d_raw", "steps")
-    for text, colour in zip(cfg.checkpoint, colours * len(cfg.checkpoint), strict=False):
-        name, folders = parse_entrant(text)
-        for place, run in enumerate(folders):
-            with open(
-                environment.home_of(run) / "history.csv", newline="", encoding="utf-8"
-            ) as stream:
+    figure, ((ax,),) = page("Gain on the validation clips while training", 1, 1, 5.0)
+    colours = ("t_adj", "prob", "t_base", "supervised", "d_raw", "steps") * len(entrants)
+    for (name, runs), colour in zip(entrants.items(), colours, strict=False):
+        for place, run in enumerate(runs):
+            with open(run / "history.csv", newline="", encoding="utf-8") as stream:
                 rows = list(csv.DictReader(stream))
-            steps, gains = (
-                [float(row[key]) for row in rows] for key in ("step", "validation_gain")
-            )
+            steps, gains = ([float(r[key]) for r in rows] for key in ("step", "validation_gain"))
             ax.plot(steps, gains, "o-", ms=4, color=COLOURS[colour], label="" if place else name)
     if constant is not None:
         ax.axhline(constant, color="black", lw=1.5, ls="--", label=CONSTANT)
@@ -397,40 +295,29 @@ def draw_curves(cfg: "MetricsConfig", folder: Path, constant: float | None) -> N
     write(figure, folder / "curves.png", 100, "learning curves")
 
 
-# ---------------------------------------------------------------------------- samples
+def clip_line(clip: data.Clip) -> dict[str, str]:
+    """What every table of clips says first."""
+    return {name: clip.row.get(name, "") for name in ("utt_id", "scene", "snr_db")}
 
 
-def write_samples(cfg: "MetricsConfig", corpus: Corpus, rows: list[Row]) -> None:
-    """Clean, noisy and denoised audio, and a table of their SI-SDR."""
-    policies = [row for row in rows if row.kind == "policy"]
-    if not policies:
-        raise InputError("--output-dir needs a --checkpoint")
-    row, folder = policies[0], cfg.output_dir
-    order = np.argsort(row.scores[0, :, 3])
-    count = cfg.samples or len(order)
-    chosen = order[np.linspace(0, len(order) - 1, min(count, len(order))).round().astype(int)]
-    agent, table = row.agents[0], []
-    for index in chosen:
+def write_samples(corpus: Corpus, row: Row, folder: Path) -> None:
+    """Clean, noisy and denoised audio of some clips, a policy's worst to best; their SI-SDR."""
+    order, lines = np.argsort(row.scores[0, :, 3]), []
+    few = np.linspace(0, len(order) - 1, min(SAMPLES, len(order))).round().astype(int)
+    for index in order[few]:
         clip = corpus.clips[index]
-        most = agent.task.max_steps
-        (wave,), _ = environment.run_chains([clip.noisy], agent.sample_rate, most, agent.choose)
-        triple = {"clean": clip.clean, "noisy": clip.noisy, "denoised": wave}
-        values = {}
+        line = clip_line(clip)
+        triple = {"clean": clip.clean, "noisy": clip.noisy, "denoised": row.waves[index]}
         for kind, wave in triple.items():
-            path = folder / f"{clip.row['utt_id']}_{kind}.wav"
+            path = folder / f"{line['utt_id']}_{kind}.wav"
             data.write_wave(path, wave, corpus.sample_rate)
-            value = denoisers.si_sdr(
-                denoisers.batch_of([clip.clean]).audio, denoisers.batch_of([wave])
-            )
-            values[f"{kind}_si_sdr"] = f"{float(value[0]):.2f}"
-        line = {"utt_id": clip.row["utt_id"], "scene": clip.row.get("scene", "")}
-        line |= {"snr_db": clip.row["snr_db"], **values, "model": row.name}
-        table.append(line | {"chain": environment.told(row.chains[0][index])})
-    write_csv(folder / "samples.csv", tuple(table[0]), table)
-    print(f"{len(table)} samples: {folder / 'samples.csv'}")
-
-
-# ---------------------------------------------------------------------------- the command
+            clean = denoisers.batch_of([clip.clean]).audio
+            value = denoisers.si_sdr(clean, denoisers.batch_of([wave]))
+            line[f"{kind}_si_sdr"] = f"{float(value[0]):.2f}"
+        chain = environment.told(row.chains[0][index])
+        lines.append(line | {"model": row.name, "chain": chain})
+    write_csv(folder / "samples.csv", tuple(lines[0]), lines)
+    print(f"{len(lines)} samples: {folder / 'samples.csv'}")
 
 
 def clip_rows(rows: list[Row], corpus: Corpus) -> list[dict[str, Any]]:
@@ -439,26 +326,28 @@ def clip_rows(rows: list[Row], corpus: Corpus) -> list[dict[str, Any]]:
     for row in rows:
         for member, scores in enumerate(row.scores):
             for index, (clip, values) in enumerate(zip(corpus.clips, scores, strict=True)):
-                line = {"idx": index, "utt_id": clip.row["utt_id"]}
-                line |= {"scene": clip.row.get("scene", ""), "snr_db": clip.row["snr_db"]}
-                line |= {"model": row.name, "member": member}
+                line = {"idx": index} | clip_line(clip) | {"model": row.name, "member": member}
                 line |= {n: f"{v:.5f}" for n, v in zip(TITLES, values, strict=True)}
-                chain = row.chains[member][index] if row.chains else []
-                lines.append(line | {"chain": environment.told(chain) if row.chains else ""})
+                chain = environment.told(row.chains[member][index]) if row.chains else ""
+                lines.append(line | {"chain": chain})
     return lines
 
 
 METRICS = Kind("folder of metrics", older=(("results.json", "meta"), ("results.json", "rows")))
 PICTURES = Kind("folder of pictures", older=(("gaps.png", ""),))
-SAMPLES = Kind("folder of samples", older=(("samples.csv", ""),))
+HEARD = Kind("folder of samples", older=(("samples.csv", ""),))
 
 
-def metrics(cfg: "MetricsConfig", tuned: tuple[Chain, dict[str, Any], Reward] | None) -> None:
+def metrics(cfg: MetricsConfig) -> None:
     """The whole comparison, in folders that nobody else writes into."""
-    inputs = [cfg.meta.parent, cfg.meta, cfg.tuned]
-    runs = [run for text in cfg.checkpoint for run in parse_entrant(text)[1]]
-    inputs += map(environment.home_of, runs)
-    folders = {cfg.out: ("--out", (METRICS,)), cfg.output_dir: ("--output-dir", (SAMPLES,))}
+    entrants = entrants_of(cfg)
+    inputs = [
+        cfg.meta.parent,
+        cfg.meta,
+        cfg.tuned,
+        *(run for runs in entrants.values() for run in runs),
+    ]
+    folders = {cfg.out: ("--out", (METRICS,)), cfg.output_dir: ("--output-dir", (HEARD,))}
     if cfg.plot_dir and cfg.plot_dir.resolve() != cfg.out.resolve():
         folders[cfg.plot_dir] = ("--plot-dir", (PICTURES, METRICS))
     if cfg.csv:
@@ -469,62 +358,65 @@ def metrics(cfg: "MetricsConfig", tuned: tuple[Chain, dict[str, Any], Reward] | 
             if folder:
                 keep_apart(folder, inputs, flag)
                 held.enter_context(own_folder(folder, *kinds, flag=flag))
-        compare(cfg, tuned)
+        if cfg.output_dir and not entrants:
+            raise InputError("--output-dir needs a --checkpoint")
+        agents = {name: [*map(environment.load_agent, runs)] for name, runs in entrants.items()}
+        tuned = read_tuned(cfg.tuned)
+        if tuned is None:
+            left = "no constant chain; noisereduce with its library's defaults"
+            print(f"note: {cfg.tuned} not found: {left}. For them: python -m studies.denoise tune")
+        chain, reduce, task = tuned or ([], None, Reward())
+        corpus = read_corpus(cfg)
+        for name, several in agents.items():
+            for agent, run in zip(several, entrants[name], strict=True):
+                if agent.sample_rate != corpus.sample_rate:
+                    here = f"{cfg.meta} has {corpus.sample_rate} Hz"
+                    raise InputError(f"{run}: was trained at {agent.sample_rate} Hz, {here}")
+        rows = opponent_rows(cfg, corpus, task, chain, reduce)
+        policies = [policy_row(name, several, corpus, task) for name, several in agents.items()]
+        rows += policies
+        group = np.array(
+            [clip.row.get("noise_source") or clip.row["utt_id"] for clip in corpus.clips]
+        )
+        other = next((row for row in rows if row.name == CONSTANT), None)
+        found = {row.name: numbers(row, other, group) for row in rows}
+        told = [
+            f"{len(corpus.clips)} clips of {cfg.meta.parent.name}. In brackets 95 % of {DRAWS:,}"
+            " bootstraps of noise recordings; behind ± the standard deviation over the members,"
+            f" whose number stands behind the name. Return: dB gained / {task.reward_scale:g}"
+            f" + {task.stoi_weight:g} STOI gained + {task.estoi_weight:g} ESTOI gained.",
+            "",
+            *table_lines(rows, found),
+            "",
+            *ratio_lines(rows, corpus),
+            "",
+            *chain_lines(rows),
+            "",
+            *([f"Constant chain: {environment.told(chain)}.", ""] if other else []),
+            *verdict(rows, found),
+            "",
+            f"Made on {processor()}.",
+        ]
+        lines = clip_rows(rows, corpus)
+        write_together(
+            {
+                cfg.csv or cfg.out / "metrics.csv": lambda p: write_csv(p, tuple(lines[0]), lines),
+                cfg.out / "table.md": lambda path: write_text(path, "\n".join(told) + "\n"),
+                cfg.out / "results.json": lambda p: write_json(p, results(rows, found, cfg)),
+            }
+        )
+        print("\n".join(told))
+        if cfg.plot_dir:
+            draw_boxes(rows, corpus, cfg.plot_dir)
+            draw_gaps(rows, found, cfg.plot_dir)
+            if entrants:
+                first = next(iter(entrants.values()))[0]
+                draw_curves(entrants, cfg.plot_dir, chain_on_validation(first, chain, task))
+        if cfg.output_dir:
+            write_samples(corpus, policies[0], cfg.output_dir)
 
 
-def compare(cfg: "MetricsConfig", tuned: tuple[Chain, dict[str, Any], Reward] | None) -> None:
-    """The comparison itself."""
-    for text in cfg.checkpoint:  # a wrong path should not be found out after the oracle
-        for folder in parse_entrant(text)[1]:
-            load_agent(folder)
-    if tuned is None:
-        left = "neither constant chain nor oracle; noisereduce with its library's defaults"
-        print(f"note: {cfg.tuned} not found: {left}. For them: python -m studies.denoise tune")
-    chain, reduce, task = tuned or ([], None, Reward())
-    corpus = read_corpus(cfg)
-    judge = Judge(cfg, corpus, task)
-    rows = [*opponent_rows(cfg, judge, chain, reduce), *policy_rows(cfg, judge)]
-    rows.sort(key=lambda row: row.kind == "oracle")  # the ceiling is the last line
-    group = np.array([clip.row.get("noise_source") or clip.row["utt_id"] for clip in corpus.clips])
-    other = next((row for row in rows if row.name == CONSTANT), None)
-    everything = np.ones(len(corpus.clips), bool)
-    found = {row.name: numbers(row, other, group, everything) for row in rows}
-    told = [
-        f"{len(corpus.clips)} clips of {cfg.meta.parent.name}. In brackets 95 % of {DRAWS:,}"
-        " bootstraps of noise recordings; behind ± the standard deviation over the members, whose"
-        f" number stands behind the name. Return: dB gained / {task.reward_scale:g}"
-        f" + {task.stoi_weight:g} STOI gained + {task.estoi_weight:g} ESTOI gained.",
-        "",
-        *table_lines(rows, found),
-        "",
-        *ratio_lines(rows, corpus, group),
-        "",
-        *chain_lines(rows),
-        "",
-        *([f"Constant chain: {environment.told(chain)}.", ""] if other else []),
-        *verdict(rows, found),
-        "",
-        f"Made on {processor()}.",
-    ]
-    lines = clip_rows(rows, corpus)
-    write_together(
-        {
-            cfg.csv or cfg.out / "metrics.csv": lambda p: write_csv(p, tuple(lines[0]), lines),
-            cfg.out / "table.md": lambda path: write_text(path, "\n".join(told) + "\n"),
-            cfg.out / "results.json": lambda p: write_json(p, results(rows, found, cfg)),
-        }
-    )
-    print("\n".join(told))
-    if cfg.plot_dir:
-        draw_boxes(rows, corpus, cfg.plot_dir)
-        draw_gaps(rows, found, cfg.plot_dir)
-        if cfg.checkpoint:
-            draw_curves(cfg, cfg.plot_dir, chain_on_validation(cfg, chain, task))
-    if cfg.output_dir:
-        write_samples(cfg, corpus, rows)
-
-
-def results(rows: list[Row], found: dict[str, Numbers], cfg: "MetricsConfig") -> dict[str, Any]:
+def results(rows: list[Row], found: dict[str, Numbers], cfg: MetricsConfig) -> dict[str, Any]:
     """What the table says, for programs."""
     entries = []
     for row in rows:

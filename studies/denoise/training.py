@@ -55,9 +55,6 @@ def plain(value: float) -> float | None:
     return None if math.isnan(value) else value
 
 
-# ---------------------------------------------------------------------------- one training
-
-
 def learn(
     model: Any, envs: DenoiseVectorEnv, total: int, every: int, look: Callable[[int], bool]
 ) -> bool:
@@ -86,9 +83,6 @@ def learn(
     return not state["stopped"]
 
 
-# ---------------------------------------------------------------------------- stop and go on
-
-
 def snapshot(model: Any, envs: DenoiseVectorEnv) -> dict[str, Any]:
     """Everything that the next step depends on, as tensors, numbers and text."""
     names, variables = model._get_torch_save_params()
@@ -112,10 +106,9 @@ def snapshot(model: Any, envs: DenoiseVectorEnv) -> dict[str, Any]:
     }
     replay = getattr(model, "replay_buffer", None)
     if replay is not None:
-        filled = replay.buffer_size if replay.full else replay.pos
-        content["replay"] = {
-            name: torch.from_numpy(getattr(replay, name)[:filled]) for name in REPLAY
-        } | {"pos": replay.pos, "full": replay.full}
+        arrays = {name: getattr(replay, name)[: replay.size()] for name in REPLAY}
+        content["replay"] = {name: torch.from_numpy(value) for name, value in arrays.items()}
+        content["replay"] |= {"pos": replay.pos, "full": replay.full}
     return content
 
 
@@ -151,17 +144,6 @@ def restore(model: Any, envs: DenoiseVectorEnv, content: dict[str, Any]) -> None
     torch.set_rng_state(content["torch"])
 
 
-# ---------------------------------------------------------------------------- the command
-
-
-def start_wandb(cfg: TrainConfig) -> Callable[[dict[str, float], int], None]:
-    """Logging to Weights & Biases, or nothing where it is not wanted."""
-    if cfg.wandb_project is None:
-        return lambda values, step: None
-    run = open_wandb(cfg.wandb_project, cfg.folder, to_dict(cfg))
-    return lambda values, step: run.log(values, step=step)
-
-
 RUN = Kind(
     "run of this study",
     ("model.zip", "agent.json", "metrics.json", "history.csv", "last.pt"),
@@ -180,8 +162,7 @@ def reopen(cfg: TrainConfig) -> dict[str, Any] | None:
     path = cfg.folder / "last.pt"
     if path.exists() and not (cfg.resume or cfg.overwrite):
         raise InputError(f"{cfg.folder} holds a stopped run; give --resume or --overwrite")
-    held = contents(cfg.folder) and not path.exists()
-    if held and not cfg.overwrite:
+    if contents(cfg.folder) and not (path.exists() or cfg.overwrite):
         raise InputError(f"{cfg.folder} holds a run; give --overwrite or another --run")
     if not cfg.resume:
         return None
@@ -195,91 +176,77 @@ def reopen(cfg: TrainConfig) -> dict[str, Any] | None:
 
 
 def train(cfg: TrainConfig) -> None:
-    """Train one policy, in a folder that nobody else writes into."""
+    """Train one policy, in a folder that nobody else writes into; the best on the validation clips
+    is kept."""
     keep_apart(cfg.folder, [cfg.features.parent, cfg.validation.parent], "--run")
     with own_folder(cfg.folder, RUN, flag="--run"):
-        train_one(cfg)
+        stored = reopen(cfg)
+        needed("stable_baselines3", SCRIPT)
+        wandb = open_wandb(cfg.wandb_project, cfg.folder, to_dict(cfg))
+        corpus, validation = load_corpus(cfg.features), load_corpus(cfg.validation)
+        check_apart(cfg, corpus, validation)
+        scaler = environment.fit_scaler(corpus, cfg, cfg.scaler_steps, cfg.seed)
+        envs = DenoiseVectorEnv(corpus, cfg, cfg.num_envs, cfg.algo, scaler)
+        model = environment.make_model(cfg, envs)
+        agent = Agent(cfg.algo, model.policy, scaler, corpus.sample_rate, cfg)
+        history: list[Watch] = []
+        spent = 0.0  # CPU seconds of the runs before this one
+        if stored is None:
+            remove_ours(cfg.folder, RUN.files)
+        else:
+            restore(model, envs, stored)
+            history = [Watch(int(step), *row) for step, *row in stored["history"]]
+            spent = history[-1].seconds if history else 0.0
+        received = catch_signals()
+        clock = {"looking": 0.0, "began": time.process_time()}
 
+        def look(step: int) -> bool:
+            began = time.process_time()
+            seconds = spent + began - clock["began"] - clock["looking"]
+            model.policy.set_training_mode(False)
+            with torch.random.fork_rng(devices=[]):
+                found = environment.evaluate(validation, cfg, agent.choose)
+            gain, recent = float(found.gain.mean()), float(np.mean(envs.finished or [math.nan]))
+            envs.finished = []
+            speed, means = step / max(seconds, 1e-9), np.nanmean(found.scores, axis=0).tolist()
+            watch = Watch(step, round(seconds, 1), round(speed, 1), recent, gain, *means)
+            if gain > max([w.validation_gain for w in history], default=-math.inf):
+                about = {"hidden": [*cfg.hidden], "step": step}
+                about |= {"train_table": str(cfg.features), "validation_table": str(cfg.validation)}
+                environment.save_agent(cfg.folder, model, agent, about)
+            history.append(watch)
+            write_csv(cfg.folder / "history.csv", Watch._fields, [w._asdict() for w in history])
+            rows = [[float(value) for value in watch] for watch in history]
+            content = {"settings": json.dumps(settings_of(cfg)), "history": rows}
+            write_checkpoint(cfg.folder / "last.pt", content | snapshot(model, envs))
+            if wandb is not None:
+                wandb.log(watch._asdict(), step=step)
+            tqdm.write(
+                f"{step:7d} steps, {watch.steps_per_s:6.1f} a second: training return"
+                f" {recent:+.3f}, validation gain {gain:+.4f}, SI-SDR {watch.si_sdr:.2f} dB"
+            )
+            clock["looking"] += time.process_time() - began
+            return bool(received)
 
-def train_one(cfg: TrainConfig) -> None:
-    """The training itself; the best policy on the validation clips is kept."""
-    stored = reopen(cfg)
-    needed("stable_baselines3", SCRIPT)
-    log = start_wandb(cfg)
-    corpus, validation = load_corpus(cfg.features), load_corpus(cfg.validation)
-    check_apart(cfg, corpus, validation)
-    scaler = environment.fit_scaler(corpus, cfg, cfg.scaler_steps, cfg.seed)
-    envs = DenoiseVectorEnv(corpus, cfg, cfg.num_envs, cfg.algo, scaler)
-    model = environment.make_model(cfg, envs)
-    agent = Agent(cfg.algo, model.policy, scaler, corpus.sample_rate, cfg)
-    history: list[Watch] = []
-    spent = 0.0  # CPU seconds of the runs before this one
-    if stored is None:
-        remove_ours(cfg.folder, RUN.files)
-    else:
-        restore(model, envs, stored)
-        history = [Watch(int(step), *row) for step, *row in stored["history"]]
-        spent = history[-1].seconds if history else 0.0
-    received = catch_signals()
-    clock = {"looking": 0.0, "began": time.process_time(), "step": model.num_timesteps}
-
-    def look(step: int) -> bool:
-        began = time.process_time()
-        watch = watched(step, spent + began - clock["began"] - clock["looking"])
-        if watch.validation_gain > max([w.validation_gain for w in history], default=-math.inf):
-            about = {"hidden": [*cfg.hidden], "step": step}
-            about |= {"train_table": str(cfg.features), "validation_table": str(cfg.validation)}
-            environment.save_agent(cfg.folder, model, agent, about)
-        history.append(watch)
-        write_csv(cfg.folder / "history.csv", Watch._fields, [w._asdict() for w in history])
-        rows = [[float(value) for value in watch] for watch in history]
-        content = {"settings": json.dumps(settings_of(cfg)), "history": rows}
-        write_checkpoint(cfg.folder / "last.pt", content | snapshot(model, envs))
-        log(watch._asdict(), step)
-        tqdm.write(
-            f"{step:7d} steps, {watch.steps_per_s:6.1f} a second: training return"
-            f" {watch.train_return:+.3f}, validation gain {watch.validation_gain:+.4f},"
-            f" SI-SDR {watch.si_sdr:.2f} dB"
-        )
-        clock["looking"] += time.process_time() - began
-        return bool(received)
-
-    def watched(step: int, seconds: float) -> Watch:
-        random = torch.get_rng_state()
-        model.policy.set_training_mode(False)
-        found = environment.evaluate(validation, cfg, agent.choose)
-        torch.set_rng_state(random)
-        recent = envs.finished or [math.nan]
-        envs.finished = []
-        means = (float(value) for value in np.nanmean(found.scores, axis=0))
-        speed = step / max(seconds, 1e-9)
-        gain = float(found.gain.mean())
-        return Watch(step, round(seconds, 1), round(speed, 1), float(np.mean(recent)), gain, *means)
-
-    if not learn(model, envs, cfg.total_steps, cfg.eval_every, look):
-        raise InputError(f"stopped at step {history[-1].step}; go on with the same and --resume")
-    if not history or history[-1].step < model.num_timesteps:
-        look(model.num_timesteps)
-    best = max(history, key=lambda watch: watch.validation_gain)
-    metrics = {
-        "algo": cfg.algo,
-        "best": {name: plain(value) for name, value in best._asdict().items()},
-        "steps": model.num_timesteps,
-        "gradient_steps": int(model._n_updates),
-        "steps_per_s": history[-1].steps_per_s,
-        "args": to_dict(cfg),
-    }
-    write_json(cfg.folder / "metrics.json", metrics)
-    (cfg.folder / "last.pt").unlink()
-    print(f"best: step {best.step}, validation gain {best.validation_gain:+.4f}; {cfg.folder}")
+        if not learn(model, envs, cfg.total_steps, cfg.eval_every, look):
+            step = history[-1].step
+            raise InputError(f"stopped at step {step}; go on with the same and --resume")
+        if not history or history[-1].step < model.num_timesteps:
+            look(model.num_timesteps)
+        best = max(history, key=lambda watch: watch.validation_gain)
+        metrics = {"algo": cfg.algo, "best": {n: plain(v) for n, v in best._asdict().items()}}
+        metrics |= {"steps": model.num_timesteps, "gradient_steps": int(model._n_updates)}
+        metrics |= {"steps_per_s": history[-1].steps_per_s, "args": to_dict(cfg)}
+        write_json(cfg.folder / "metrics.json", metrics)
+        (cfg.folder / "last.pt").unlink()
+        print(f"best: step {best.step}, validation gain {best.validation_gain:+.4f}; {cfg.folder}")
 
 
 def check_apart(cfg: TrainConfig, corpus: Corpus, validation: Corpus) -> None:
     """InputError where training and validation share a speaker or a noise recording."""
-    if corpus.sample_rate != validation.sample_rate:
-        raise InputError(
-            f"{cfg.validation}: has {validation.sample_rate} Hz, training {corpus.sample_rate} Hz"
-        )
+    here, there = validation.sample_rate, corpus.sample_rate
+    if here != there:
+        raise InputError(f"{cfg.validation}: has {here} Hz, training {there} Hz")
     for name in ("speaker_id", "noise_source"):
         both = {clip.row.get(name) for clip in corpus.clips}
         both &= {clip.row.get(name) for clip in validation.clips}

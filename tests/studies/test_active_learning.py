@@ -59,7 +59,7 @@ from studies.active_learning.strategies import (
     make_states,
     ranking,
 )
-from studies.active_learning.tables import Outcome, area, paired, wins
+from studies.active_learning.tables import Finished, area, paired, wins
 
 CPU = torch.device("cpu")
 TINY = ("--cycles", "3", "--first", "20", "--per-cycle", "10", "--epochs", "1", "--width", "2")
@@ -362,14 +362,14 @@ def test_nothing_to_augment_is_nothing(rng):
 
 
 def test_learning_rate_falls_where_the_slides_say():
-    recipe = Recipe(200, 128, 0.1, 0.9, 5e-4, 0.8, 4, True)
+    recipe = Recipe(200, 128, 0.1, 4, True)
     rates = [learning_rate(recipe, epoch) for epoch in range(200)]
     assert set(rates[:160]) == {0.1} and np.allclose(rates[160:], 0.01)
 
 
 def test_prediction_is_in_evaluation_mode_and_batches_change_nothing(bench, monkeypatch):
     classifier = make_classifier("small", 4, bench.images, 0, CPU)
-    recipe = Recipe(3, 32, 0.05, 0.9, 5e-4, 0.8, 1, False)
+    recipe = Recipe(3, 32, 0.05, 1, False)
     fit(classifier, bench.images, torch.arange(100), bench.norm, recipe, torch.Generator())
     before = digest(classifier.state_dict())
     whole = predict(classifier.train(), bench.images.test, bench.norm)
@@ -385,7 +385,7 @@ def test_batches_of_an_epoch_are_equal(bench, monkeypatch):
     sizes = []
     monkeypatch.setattr(networks, "augment", lambda p, *_: sizes.append(len(p)) or p)
     classifier = make_classifier("small", 2, bench.images, 0, CPU)
-    recipe = Recipe(1, 32, 0.05, 0.9, 5e-4, 0.8, 1, False)
+    recipe = Recipe(1, 32, 0.05, 1, False)
     fit(classifier, bench.images, torch.arange(100), bench.norm, recipe, torch.Generator())
     assert sizes == [25] * 4
 
@@ -398,7 +398,7 @@ def test_few_channels_do_not_crash_the_interpreter(width, network, rng, bench):
     images = bench.images._replace(train=pixels, train_labels=torch.arange(40) % 10)
     classifier = make_classifier(network, width, images, 0, CPU)
     assert all(weight.is_contiguous() for weight in classifier.parameters())
-    recipe = Recipe(1, 20, 0.01, 0.9, 5e-4, 0.8, 4, True)
+    recipe = Recipe(1, 20, 0.01, 4, True)
     norm = normalisation(pixels)
     fit(classifier, images, torch.arange(40), norm, recipe, torch.Generator().manual_seed(0))
     assert predict(classifier, pixels, norm).probabilities.shape == (40, 10)
@@ -481,7 +481,7 @@ def test_copies_of_an_image_are_not_bought_twice(rule, rng):
 
 
 def test_selector_stores_as_many_skipped_images(rng):
-    selector = Selector(4, Agent(8, 1e-3, 100, 16, 5), 0, CPU)
+    selector = Selector(4, Agent(5, 1e-3, 8, 100, 16), 0, CPU)
     states = make_states(view_of(rng).probabilities)
     chosen, wrong = torch.tensor([5, 7, 30]), torch.tensor([True, False, True])
     selector.store(states, chosen, wrong, rng)
@@ -495,7 +495,7 @@ def test_selector_stores_as_many_skipped_images(rng):
 
 
 def test_selector_learns_where_the_classifier_is_wrong(rng):
-    selector = Selector(4, Agent(32, 1e-2, 1000, 64, 300), 0, CPU)
+    selector = Selector(4, Agent(300, 1e-2, 32, 1000, 64), 0, CPU)
     states = make_states(view_of(rng, 400).probabilities)
     wrong = states[:, 4] < 0.5  # the maximum
     selector.store(states, torch.arange(300), wrong[:300], rng)
@@ -675,8 +675,9 @@ def test_the_slides_protocol_is_the_default_of_their_data_sets():
     ten, hundred = (settle(CompareConfig(dataset=name)) for name in ("cifar10", "cifar100"))
     assert (ten.first, ten.per_cycle, hundred.first, hundred.per_cycle) == (1000, 1000, 2000, 2000)
     expected = {"cycles": 10, "network": "resnet18", "width": 64, "epochs": 200, "batch": 128}
-    expected |= {"lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4, "decay_at": 0.8}
-    expected |= {"dqn_hidden": 128, "dqn_lr": 1e-3, "dqn_replay": 10_000, "dqn_batch": 64}
+    expected |= {"lr": 0.1, "dqn_lr": 1e-3}
+    assert (networks.MOMENTUM, networks.WEIGHT_DECAY, networks.DECAY_AT) == (0.9, 5e-4, 0.8)
+    assert Agent(200, 1e-3)[2:] == (128, 10_000, 64)
     for cfg in (ten, hundred, settle(CompareConfig(dataset="fashion-mnist"))):
         assert expected.items() <= to_dict(cfg).items()
         assert commands.recipe_of(cfg)[-2:] == (4, True)
@@ -686,13 +687,13 @@ def test_the_slides_protocol_is_the_default_of_their_data_sets():
 # ---------------------------------------------------------------------------- tables
 
 
-def outcome_of(accuracy: np.ndarray, names: list[str]) -> Outcome:
+def outcome_of(accuracy: np.ndarray, names: list[str]) -> Finished:
     accuracy = np.asarray(accuracy, dtype=float)
     cycles = accuracy.shape[2]
     more = {name: np.zeros((*accuracy.shape[:2], cycles - 1)) for name in tables.QUERIES}
     labels = 100 * np.arange(1, cycles + 1)
     seeds = list(range(accuracy.shape[1]))
-    return Outcome(names, seeds, labels, accuracy, np.zeros(accuracy.shape), more)
+    return Finished(names, seeds, labels, accuracy, np.zeros(accuracy.shape), more)
 
 
 def test_area_is_the_mean_accuracy_over_labels():

@@ -131,13 +131,13 @@ def row(name: str, gains: dict[str, list[float]], curve: dict[str, list[float]] 
 def test_rows_are_compared_on_the_rounds_that_both_have():
     chain = row("constant chain", {"a": [1.0, 3.0], "b": [0.5], "c": [9.0]})
     agent = row("ppo", {"c": [10.0], "a": [1.0, 2.0]}, {"c": [8.0, 10.0], "a": [1.5, 1.5]})
-    gap = cross.against(agent, chain)
-    assert gap.values.tolist() == [1.0, 0.0, -1.0] and gap.speaker.tolist() == ["c", "a", "a"]
+    gap, speaker = cross.against(agent, chain)
+    assert gap.tolist() == [1.0, 0.0, -1.0] and speaker.tolist() == ["c", "a", "a"]
     steps, means, low, high = cross.learning(agent, chain)
     assert steps.tolist() == [10, 20] and means.tolist() == [-0.75, 0.25]
     assert (low < means).all() and (means < high).all()
     other = row("td3", {"b": [7.0]}, {"b": [1.0, 7.0]})
-    assert not len(cross.against(agent, other).values)
+    assert not len(cross.against(agent, other)[0])
 
 
 def test_agents_are_told_apart_from_each_other(corpus):

@@ -43,7 +43,7 @@ SMALL: dict[str, dict[str, dict[str, str]]] = {  # package -> command -> flags t
             "--random-steps": "32",
         },
         "tune": {"--clips": "1", "--beam": "1", "--max-steps": "1"},
-        "metrics": {"--sample-size": "2", "--tries": "8", "--beam": "1"},
+        "metrics": {"--sample-size": "2"},
         "infer": {},
         "sweep": {},
         "cross": {**TRAINING_OF_A_ROUND, "--rounds": "diagonal", "--max-steps": "1"},
