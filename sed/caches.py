@@ -113,7 +113,7 @@ class Stored(Mapping[str, np.ndarray]):
             raise KeyError(name)
         if (found := self.kept.get(name)) is None:
             found = self.kept[name] = self.flat(name)
-        return found
+        return found[:]  # numpy computes in place in an array that nothing else refers to strongly
 
     def __iter__(self) -> Iterator[str]:
         return iter(SIGNALS)

@@ -62,7 +62,7 @@ def test_arrays_from_disk_are_those_of_the_files(folder, monkeypatch, large):
         assert ours.num_frames == len(theirs.label) == len(ours.label)
         held = dict(ours.signals)
         for name in SIGNALS:
-            assert held[name].dtype == np.float32 and held[name] is ours.signals[name]
+            assert held[name].dtype == np.float32 and held[name].base is ours.signals[name].base
             assert np.array_equal(held[name], theirs.signals[name])
         for base in (ours.base, theirs.base):
             assert base.dtype == bool and np.array_equal(base, held["binary"] == 1)
@@ -71,10 +71,19 @@ def test_arrays_from_disk_are_those_of_the_files(folder, monkeypatch, large):
             for name, values in ours.of_pair(index).items():
                 assert np.array_equal(values, theirs.of_pair(index)[name])
     # It stays while somebody holds it; another process reads again.
-    assert held["prob"] is ours.signals["prob"]
+    assert held["prob"].base is ours.signals["prob"].base
     assert not pickle.loads(pickle.dumps(ours)).signals.kept
     del held
     assert not ours.signals.kept
+
+
+def test_arithmetic_does_not_write_into_a_signal(tmp_path):
+    """numpy works in place in an operand of 256 kB or more that nothing refers to."""
+    write_cache(tmp_path, [40_000, 40_000], absent=(1,))
+    signals = load_cache(tmp_path).signals
+    before = signals["d_raw"].copy()
+    silent = {"d_raw": np.zeros(80_000, bool) * signals["d_raw"]}  # held on, as a cache would
+    assert not silent["d_raw"].any() and np.array_equal(signals["d_raw"], before)
 
 
 def test_a_replaced_label_or_signal_counts(folder):
