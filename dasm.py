@@ -173,6 +173,14 @@ def needs(package: str) -> str:
     return f"{what}. Install the packages listed in docs/dasm.md"
 
 
+def require_package(name: str) -> Any:
+    """Import a package that only DASM needs; InputError where it is not installed."""
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        raise InputError(needs(name)) from None
+
+
 # ---------------------------------------------------------------------------- files of others
 
 
@@ -204,10 +212,7 @@ def read_yaml(path: Path, root: Path) -> dict[str, Any]:
     `base_path` is looked for beside the file, then below `root`. InputError where a file is absent,
     or no settings.
     """
-    try:
-        import yaml
-    except ImportError:
-        raise InputError(needs("yaml")) from None
+    yaml = require_package("yaml")
     try:
         content = yaml.safe_load(read_text(path))
         include = content.pop("include", None)
