@@ -233,8 +233,9 @@ class Trainer(Learner):
             self.progress["owed"] -= self.learning.frames_per_step
             if self.ready():
                 self.gradient_step()
-        ends = self.cache.offsets[self.order[self.episode[active]] + 1]
-        over = active[self.frame[active] == ends]
+        over = active[
+            self.frame[active] == self.cache.offsets[self.order[self.episode[active]] + 1]
+        ]
         if not len(over):
             return []
         cells = self.ranks.total(self.cells[torch.from_numpy(over).to(self.device)]).tolist()
@@ -286,6 +287,7 @@ class Trainer(Learner):
         return means
 
     def policy(self) -> dict[str, Any]:
+        """What best.pt and the numbered checkpoints hold: enough to apply the policy."""
         return {"format": FORMAT} | super().policy()
 
     def own_state(self) -> dict[str, Any]:
@@ -305,11 +307,13 @@ class Trainer(Learner):
         }
 
     def state(self) -> dict[str, Any]:
+        """What last.pt holds: everything that a bit-exact resume needs."""
         own, *others = self.ranks.gather(self.own_state())
         shared = {"optimizer": self.optimizer.state_dict(), "recent": list(self.recent)}
         return self.policy() | shared | own | ({"others": others} if others else {})
 
     def restore(self, content: dict[str, Any]) -> None:
+        """Take over the state of last.pt."""
         self.take_over(content)
         self.load_optimizer(self.optimizer, content["optimizer"])
         own = content if self.ranks.leads else content["others"][self.ranks.rank - 1]
@@ -326,6 +330,7 @@ class Trainer(Learner):
         self.fill_lanes()  # with pairs of further passes
 
     def announce(self) -> None:
+        """Say what is about to happen."""
         longrun.announce(self)
 
     def learned(self) -> tuple[dict[str, str], str]:
@@ -337,6 +342,7 @@ class Trainer(Learner):
         return lines, f"{said} {first:.1f} in the first tenth of the run to {last:.1f} in the last"
 
     def held_out_f1(self) -> float:
+        """Mean-pair F1 of the greedy policy on the held-out pairs."""
         given = (self.network, self.signals, self.bandit, self.deciding_batch, self.held_out)
         pred, _ = decisions(*given, ranks=self.ranks)
         return mean_f1(self.cache, pred.cpu().numpy(), self.held_out)
@@ -404,6 +410,7 @@ def train(cfg: TrainConfig, device: torch.device, ranks: Ranks, cache: Cache | N
 
 
 def save_last(trainer: Learner) -> None:
+    """Write last.pt."""
     content = trainer.state()
     if trainer.ranks.leads:
         runfolder.write_checkpoint(trainer.cfg.run / "last.pt", content)
@@ -449,7 +456,10 @@ def run_episodes(
 
 
 def record(
-    trainer: Learner, history: runfolder.History | None, episode: int, cells: list[int]
+    trainer: Learner,
+    history: runfolder.History | None,
+    episode: int,
+    cells: list[int],
 ) -> dict[str, float]:
     """Log a finished episode; returns what the progress line and the heartbeat show."""
     reward = float((torch.tensor(cells) * reward_table(trainer.bandit).double()).sum())

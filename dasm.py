@@ -460,6 +460,15 @@ def load_model(cfg: DasmScoreConfig, settings: Settings, device: torch.device) -
     return model.eval().to(device)  # without eval, parts of the spectrogram are masked at random
 
 
+def attention_mask(num_base: int, num_queries: int) -> torch.Tensor:
+    """(N + K, N + K) bool, row looks at column, true where it may not: no query of ours is seen
+    by another one, so a class's score does not depend on what else is asked for."""
+    total = num_base + num_queries
+    mask = torch.ones(total, total, dtype=torch.bool)
+    mask[:, :num_base] = False
+    return mask.fill_diagonal_(False)
+
+
 class Scorer:
     """DASM asked for fixed classes. `scores` takes batches of mono clips of any length up to S."""
 
@@ -471,16 +480,12 @@ class Scorer:
         temperature: float,
         device: torch.device,
     ) -> None:
-        self.model, self.settings = model, settings
-        self.temperature, self.device = temperature, device
+        self.model, self.settings, self.temperature = model, settings, temperature
+        self.device = device
         base = model.at_query  # (N, D): without them the scores are plausible and wrong
         self.num_base, self.num_classes = len(base), len(vectors)
         self.query = torch.cat([base.detach(), vectors.to(device)])  # (N + K, D)
-        # (N + K, N + K), row looks at column, true where it may not: no query of ours is seen by
-        # another one, so a class's score does not depend on what else is asked for.
-        self.mask = torch.ones(len(self.query), len(self.query), dtype=torch.bool, device=device)
-        self.mask[:, : self.num_base] = False
-        self.mask.fill_diagonal_(False)
+        self.mask = attention_mask(self.num_base, self.num_classes).to(device)
         self.check()
 
     def frames_of(self, num_samples: int) -> int:
@@ -526,6 +531,7 @@ class Scorer:
                 f"model gives {num_frames} frames, config says {expected}:"
                 " backbone_upsample_ratio and net_subsample disagree"
             )
+
         wanted = self.num_base + self.num_classes
         if rows != wanted or tags != wanted:
             what = f"{self.num_base} base and {self.num_classes} own queries"
@@ -543,6 +549,13 @@ class Scorer:
 
 
 # ---------------------------------------------------------------------------- clips
+
+
+class Found(NamedTuple):
+    """What the look at a clip's file said."""
+
+    path: Path
+    sample_rate: int
 
 
 def wanted_clips(cfg: DasmScoreConfig) -> tuple[list[str], list[str]]:
@@ -567,11 +580,12 @@ def wanted_clips(cfg: DasmScoreConfig) -> tuple[list[str], list[str]]:
     return names, classes
 
 
-def look_at(names: list[str], cfg: DasmScoreConfig, settings: Settings) -> dict[str, Path]:
-    """File of each clip, its header checked. InputError names clips that cannot be scored, unless
-    they may be left out; then they are printed."""
-    found: dict[str, Path] = {}
-    absent, wrong, low = [], [], []
+def look_at(names: list[str], cfg: DasmScoreConfig, settings: Settings) -> dict[str, Found]:
+    """Check every file's header. InputError names clips that cannot be scored, unless they may
+    be left out; then they are printed."""
+    found: dict[str, Found] = {}
+    absent: list[str] = []
+    wrong: list[str] = []
     # HTS-AT takes 1024 mel frames where a clip has 1001; up to there the end is cut quietly.
     longest = 1.024 * settings.clip_s
     for name in names:
@@ -593,8 +607,7 @@ def look_at(names: list[str], cfg: DasmScoreConfig, settings: Settings) -> dict[
                 f" --cut-long keeps the first {settings.clip_s:g} s"
             )
         else:
-            found[name] = path
-            low += [(name, rate)] * (rate < 28_000)  # mel up to 14 kHz
+            found[name] = Found(path, rate)
     listing = cfg.labels or cfg.audio
     if absent and not cfg.allow_missing:
         raise InputError(
@@ -607,10 +620,11 @@ def look_at(names: list[str], cfg: DasmScoreConfig, settings: Settings) -> dict[
     say_left_out([*(f"{name}: no audio" for name in absent), *wrong])
     if not found:
         raise InputError(f"{listing}: no clip is left")
+    low = [name for name, clip in found.items() if clip.sample_rate < 28_000]  # mel up to 14 kHz
     if low:
-        name, rate = low[0]
-        what = f"audio is {rate / 1000:g} kHz; DASM was trained on content up to 14 kHz"
-        print(f"  note: {what}, scores will shift ({len(low)} clips, first: {name})")
+        rate = found[low[0]].sample_rate / 1000
+        what = f"audio is {rate:g} kHz; DASM was trained on content up to 14 kHz"
+        print(f"  note: {what}, scores will shift ({len(low)} clips, first: {low[0]})")
     return found
 
 
@@ -699,15 +713,16 @@ def check_finite(name: str, scores: ClipScores, classes: list[str]) -> None:
 
 
 def score_clips(
-    scorer: Scorer, clips: dict[str, Path], queries: Queries, cfg: DasmScoreConfig, facts: dict
+    scorer: Scorer, clips: dict[str, Found], queries: Queries, cfg: DasmScoreConfig, facts: dict
 ) -> list[str]:
     """Score every clip that has no scores yet, part by part. Returns what is wrong with others.
 
     A run that is stopped keeps what it has scored; nothing half-written is left.
     """
     done, number = finished(cfg.out, queries.classes, facts)
-    todo = [(name, path) for name, path in clips.items() if clip_id(name) not in done]
-    failed, ready = [], []
+    todo = [(name, clip.path) for name, clip in clips.items() if clip_id(name) not in done]
+    failed: list[str] = []
+    ready: list[tuple[str, ClipScores]] = []
 
     def write_part() -> None:
         nonlocal number
@@ -769,6 +784,7 @@ def score(cfg: DasmScoreConfig) -> None:
 
 
 def main(cfg: DasmEmbedConfig | DasmScoreConfig) -> None:
+    """Run the chosen command."""
     embed(cfg) if isinstance(cfg, DasmEmbedConfig) else score(cfg)
 
 

@@ -48,7 +48,14 @@ from policy.bandit import near
 from sed import event_metrics
 from sed.caches import Cache, load_cache
 from sed.matching import ENDS, end_errors
-from sed.metrics import NAMES, count_pairs, mean_over_pairs, per_class, pooled, scores_of
+from sed.metrics import (
+    NAMES,
+    count_pairs,
+    mean_over_pairs,
+    per_class,
+    pooled,
+    scores_of,
+)
 from sed.provenance import held_against, origin_of
 from sed.timeline import Event, write_labels
 
@@ -56,11 +63,9 @@ TITLES = {"accuracy": "Accuracy", "iou": "IoU", "f1": "F1 Score"}
 GATED_DQN = "DQN, gated"
 
 
-def selection(cache: Cache, pred: np.ndarray, bandit: Bandit | None) -> dict[str, Any]:
+def selection(cache: Cache, pred: np.ndarray, bandit: Bandit) -> dict[str, float | int | None]:
     """Threshold selection accuracy: of the boundary frames where some action is right, the share
-    where the chosen one is (named on the slides, without a number); of no `bandit` None."""
-    if bandit is None:
-        return {"accuracy": None, "frames": 0}
+    where the chosen one is (named on the slides, without a number)."""
     prob, t_base = (torch.from_numpy(cache.signals[name]) for name in ("prob", "t_base"))
     inside = near(prob, t_base, bandit.boundary_width).numpy()
     some_right = inside & (best_possible(cache, bandit.max_delta) == cache.label)
@@ -108,7 +113,9 @@ def tables(
             }
             for label, row in classes["before"].items()
         },
-        "threshold_selection": selection(cache, pred, bandit),
+        "threshold_selection": {"accuracy": None, "frames": 0}
+        if bandit is None
+        else selection(cache, pred, bandit),
         "fixed_frames": int((wrong_before & ~wrong_after).sum()),
         "broken_frames": int((~wrong_before & wrong_after).sum()),
         "yardsticks": rows,
@@ -449,8 +456,9 @@ def apply(
         "batch": batch,
     }
     heard = pred[cache.of_frames(cache.present)]  # the slides' tables: present classes only
-    bandit = None if policy.over_events else policy.bandit
-    results |= tables(cache.present_only(), heard, bandit, train)
+    results |= tables(
+        cache.present_only(), heard, None if policy.over_events else policy.bandit, train
+    )
     events = pred
     if cache.queries == "all":
         results["all_pairs"] = all_pairs_tables(cache, train, pred, policy.gate)
@@ -460,7 +468,8 @@ def apply(
         if boxes is not None:
             results["curve"] = operating_curve(cache, boxes)
     results["verdict"] = verdict(results)
-    data = Evaluated(cache, results, t_adj, cache.base, pred)
+    before = cache.base
+    data = Evaluated(cache, results, t_adj, before, pred)
     matches = find_matches(data)
     results["ends"] = {when: end_errors(some) for when, some in matches._asdict().items()}
     decided = {"binary": pred.astype(np.uint8)}

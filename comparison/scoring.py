@@ -316,9 +316,12 @@ def difference(
 
 def system_ends(system: System, cache: Cache) -> dict[str, Any]:
     """Onset and offset errors of an system's matched events, all members together."""
-    found = (events_of(member, cache) for member in system.members)
-    matches = (match_events(cache.truth, events, cache.durations) for events in found)
-    return end_errors([match for some in matches for match in some])
+    matches = [
+        match
+        for member in system.members
+        for match in match_events(cache.truth, events_of(member, cache), cache.durations)
+    ]
+    return end_errors(matches)
 
 
 def word(metric: str, low: float, high: float) -> str:
@@ -515,8 +518,9 @@ def measure(systems: list[System], cache: Cache, workers: int | None) -> dict[st
         "psds_of_scores": psds,
         **made_with(),
     }
-    notes = (note for row in systems for member in row.members for note in member.notes)
-    results["notes"] = list(dict.fromkeys(notes))
+    results["notes"] = list(
+        dict.fromkeys(note for row in systems for member in row.members for note in member.notes)
+    )
     results["verdict"] = verdicts(results)
     rows = {row["name"]: row for row in table}
     results["columns"] = [

@@ -289,6 +289,7 @@ def from_rule(rule: Rule, cache: Cache, notes: tuple[str, ...] = ()) -> Member:
     """Decisions of a tuned rule; `notes`: in what its training cache is another."""
     began = time.perf_counter()
     pred = decide_rule(rule, cache)
+    seconds = time.perf_counter() - began
     boxes = sebbs(cache, rule.params) if rule.kind == "csebbs" else None
     seconds = time.perf_counter() - began
     ranks = rule.kind == "median" and rule.metric.startswith("psds")
@@ -336,7 +337,8 @@ def find_systems(cfg: EvaluateConfig, cache: Cache, train: Cache) -> list[System
 
     def base_of(home: Cache, its_gate: tag_gate.Gate | None) -> Member:
         elsewhere = None if home is cache else home
-        return Member(str(home.folder), home.base, 0.0, its_gate, home=elsewhere)
+        pred = home.base
+        return Member(str(home.folder), pred, 0.0, its_gate, home=elsewhere)
 
     gate = tuned_gate(train)
     rows = [System(BASE, "base", "", [base_of(cache, gate)])]

@@ -63,30 +63,47 @@ def latex(text: str) -> str:
 # ---------------------------------------------------------------------------- writing direction
 
 OPEN, CLOSE = "\u2068", "\u2069"  # first strong isolate and its end (Unicode Annex 9, 2.4)
-ISOLATES = dict.fromkeys(range(0x2066, 0x206A))
-TURN = ("R", "AL", "LRE", "RLE", "LRO", "RLO", "PDF")  # kinds that can turn what stands around
-INVISIBLE = (*TURN[2:], "LRI", "RLI", "FSI", "PDI")
+STARTS, END = ("LRI", "RLI", "FSI"), "PDI"
+EMBEDDINGS = ("LRE", "RLE", "LRO", "RLO", "PDF")
 
 
 def _marks_direction(sign: str) -> bool:
     """Whether a character is invisible and only says how others are written."""
-    return unicodedata.bidirectional(sign) in INVISIBLE or sign in "\u200e\u200f\u061c"
+    kind = unicodedata.bidirectional(sign)
+    return kind in (*STARTS, END, *EMBEDDINGS) or sign in "\u200e\u200f\u061c"
+
+
+def _turns(sign: str) -> bool:
+    """Whether a character can turn what stands around it."""
+    return unicodedata.bidirectional(sign) in ("R", "AL", *STARTS, END, *EMBEDDINGS)
+
+
+def _closed(run: str) -> str:
+    """A run in an isolate of its own, the isolates that it opens or closes itself evened out."""
+    depth = missing = 0
+    for sign in run:
+        kind = unicodedata.bidirectional(sign)
+        depth += (kind in STARTS) - (kind == END)
+        if depth < 0:
+            depth, missing = 0, missing + 1
+    if run[0] == OPEN and run[-1] == CLOSE and depth == missing == 0:
+        return run
+    return OPEN * (missing + 1) + run + CLOSE * (depth + 1)
 
 
 def isolated(text: str) -> str:
     """Text whose right-to-left parts do not turn what stands after them.
 
-    Each such part, spaces and digits between its letters included, is closed in itself, in place of
-    isolates that it brings. Other text comes back as it is, and so does what was isolated before.
+    Each such part, spaces and digits between its letters included, is closed in itself. Other text
+    comes back as it is, and so does what was isolated before.
     """
-    text = text.translate(ISOLATES)
-    places = [i for i, sign in enumerate(text) if unicodedata.bidirectional(sign) in TURN]
+    places = [] if text.isascii() else [i for i, sign in enumerate(text) if _turns(sign)]
     parts, done = [], 0
     while places:
         first = last = places.pop(0)
         while places and all(unicodedata.bidirectional(c) != "L" for c in text[last : places[0]]):
             last = places.pop(0)
-        parts += [text[done:first], OPEN, text[first : last + 1], CLOSE]
+        parts += [text[done:first], _closed(text[first : last + 1])]
         done = last + 1
     return "".join([*parts, text[done:]])
 

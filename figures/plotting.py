@@ -241,6 +241,7 @@ def fonts() -> list[str]:
 
 @functools.cache
 def say_once(text: str) -> None:
+    """Print a note, the same one only once."""
     print(text)
 
 

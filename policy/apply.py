@@ -105,6 +105,25 @@ def greedy_actions(
     return actions
 
 
+@torch.inference_mode()
+def classified(
+    network: Classifier,
+    signals: Signals,
+    bandit: Bandit,
+    batch: int,
+    pairs: np.ndarray,
+    progress: str | None = None,
+) -> torch.Tensor:
+    """Decisions (N,) bool of a classifier on some pairs; elsewhere those of T_base."""
+    on, was_training = decide(signals.prob, signals.t_base), network.training
+    network.eval()
+    asked = frames_of(signals, torch.from_numpy(pairs).to(on.device))
+    for part, logit in outputs(network, signals, bandit, *asked, batch, progress):
+        on[part] = logit[:, 0] > 0
+    network.train(was_training)
+    return on
+
+
 def decisions(
     network: QNetwork,
     signals: Signals,
@@ -121,18 +140,12 @@ def decisions(
     """
     pairs = np.arange(len(signals.start)) if pairs is None else np.asarray(pairs)
     own = pairs[ranks.owns(np.arange(len(pairs)))]
-    progress = progress if ranks.leads else None
+    given = (network, signals, bandit, batch, own, progress if ranks.leads else None)
     if isinstance(network, Classifier):
-        base, was_training = decide(signals.prob, signals.t_base), network.training
-        network.eval()
-        on, asked = base.clone(), frames_of(signals, torch.from_numpy(own).to(base.device))
-        with torch.inference_mode():
-            for part, logit in outputs(network, signals, bandit, *asked, batch, progress):
-                on[part] = logit[:, 0] > 0
-        network.train(was_training)
-        return base ^ (ranks.total((on != base).long()) > 0), None
-    actions = greedy_actions(network, signals, bandit, batch, own, progress)
-    actions = ranks.total(actions - bandit.no_change) + bandit.no_change
+        base = decide(signals.prob, signals.t_base)
+        changed = ranks.total((classified(*given) != base).long())
+        return base ^ (changed > 0), None
+    actions = ranks.total(greedy_actions(*given) - bandit.no_change) + bandit.no_change
     return decide(signals.prob, thresholds(signals, actions, bandit)), actions
 
 

@@ -150,17 +150,19 @@ class GraphSteps:
         self.learn_drawn()
 
     def read_sums(self) -> None:
-        """InputError where something was not finite since the start: one wait."""
+        """As of `Trainer`. InputError where something was not finite since the start: one wait."""
         if self.bad.item():
             what = "loss or Q-values are not finite at or before gradient step"
             raise diverged(f"{what} {self.progress['steps']}")
         super().read_sums()
 
     def own_state(self) -> dict[str, Any]:
+        """As of `Trainer`."""
         self.replay.count = int(self.count)
         return super().own_state()
 
     def restore(self, content: dict[str, Any]) -> None:
+        """As of `Trainer`."""
         super().restore(content)
         self.count.fill_(self.replay.count)
 

@@ -66,7 +66,6 @@ from policy.posterior import (
     loss_of,
     rows_of,
     scale_of,
-    share_above,
     steps_of,
     true_events,
     with_targets,
@@ -167,14 +166,20 @@ def box_features(
     whole = post.sum(0 * begin, 0 * begin + count)
     around = post.sum(begin - 2 * far, end + 2 * far) - inside
     spread = [posterior[r, a:b] for r, a, b in zip(row, begin, end, strict=True)]
-    fifth = [np.partition(x, len(x) // 5)[len(x) // 5] for x in spread]
-    shape = [
-        (x.max(), low, (x < 0.2).mean(), x.std()) for x, low in zip(spread, fifth, strict=True)
-    ]
-    highest, lower, share, deviation = np.array(shape).reshape(-1, 4).T
+    highest, lower, share, deviation = (
+        np.array(
+            [
+                (x.max(), np.partition(x, len(x) // 5)[len(x) // 5], (x < 0.2).mean(), x.std())
+                for x in spread
+            ]
+        )
+        .reshape(-1, 4)
+        .T
+    )
     others = (post.total[:, end] - post.total[:, begin]) / length  # (R, B)
     others[row, np.arange(len(row))] = 0
     tags = log_odds(clip.tags)
+    above = np.argsort(np.argsort(-tags, kind="stable")) / max(len(tags) - 1, 1)
     columns = [
         inside / length,
         highest,
@@ -209,7 +214,7 @@ def box_features(
         end == count,
         whole * clip.frame_s / 10,
         tags[asked.wanted][row] / 3,
-        share_above(tags)[asked.wanted][row],
+        above[asked.wanted][row],
         *agreement(row, begin, end, ways),
         *edges(means["begins"], begin, begin + edge, end, edge),
         *edges(means["ends"], end, begin, end - edge, edge),
@@ -252,6 +257,7 @@ def overlap(begin: np.ndarray, end: np.ndarray) -> tuple[np.ndarray, np.ndarray]
 
 
 def joined(parts: list[Boxes]) -> Boxes:
+    """Boxes of many clips."""
     return Boxes(*(np.concatenate(each) for each in zip(*parts, strict=True)))
 
 
@@ -718,10 +724,14 @@ class EventTrainer(Learner):
         self.network = EventNetwork(events, self.classes, len(outside)).to(self.device)
         self.network.posterior.fit_scale(rows)
         self.resident = Resident.of(rows, self.device)
-        given = {"lr": events.lr, "weight_decay": events.weight_decay, "fused": True}
-        parts = {name: getattr(self.network, name) for name in ("posterior", "values")}
         self.optimizers = {
-            name: torch.optim.AdamW(part.parameters(), **given) for name, part in parts.items()
+            name: torch.optim.AdamW(
+                getattr(self.network, name).parameters(),
+                events.lr,
+                weight_decay=events.weight_decay,
+                fused=True,
+            )
+            for name in ("posterior", "values")
         }
 
     def phases(self, passes: int) -> tuple[int, int]:
@@ -732,6 +742,7 @@ class EventTrainer(Learner):
         )
 
     def gradient_steps(self, passes: int) -> int:
+        """How many so many passes make."""
         return sum(self.phases(passes))
 
     def asked(self) -> Iterator[Asked]:
@@ -792,9 +803,10 @@ class EventTrainer(Learner):
         boxes = self.boxes
         self.network.values.fit_scale(boxes.features)
         outside = [np.flatnonzero(self.group[boxes.row] != k) for k in self.left_out]
-        batch = self.cfg.events.box_batch
-        dealt = self.deal(outside, self.box_steps * batch, 6)
-        self.boxes_shown = dealt.view(len(outside), -1, batch)
+        shown = self.box_steps * self.cfg.events.box_batch
+        self.boxes_shown = self.deal(outside, shown, 6).view(
+            len(outside), -1, self.cfg.events.box_batch
+        )
         parts = (boxes.features, self.rows.query[boxes.row], self.truth.values)
         self.box_tensors = tuple(torch.from_numpy(part).to(self.device) for part in parts)
 
@@ -827,7 +839,12 @@ class EventTrainer(Learner):
         asks = ~self.rows.present if (~self.rows.present).any() else self.rows.present
         some, rows = asks[boxes.row], np.flatnonzero(asks)
         own = Boxes(*(part[some] for part in boxes))
-        truth = Truth(*(x[some] for x in self.truth[:2]), *(x[rows] for x in self.truth[2:]))
+        truth = Truth(
+            self.truth.values[some],
+            self.truth.frames[some],
+            self.truth.row_frames[rows],
+            self.truth.row_events[rows],
+        )
         known = self.rows.query[rows]
         prices = fixed_point(
             own, values[some], query[some], known, truth, len(self.classes), self.cfg.events
@@ -882,21 +899,25 @@ class EventTrainer(Learner):
         return super().facts | known
 
     def policy(self) -> dict[str, Any]:
+        """What best.pt and the numbered checkpoints hold: enough to apply the policy."""
         classes = {"classes": list(self.classes), "queries": self.cache.queries}
         return classes | super().policy()
 
     def state(self) -> dict[str, Any]:
+        """What last.pt holds: everything that a bit-exact resume needs."""
         states = {name: each.state_dict() for name, each in self.optimizers.items()}
         rest = {"optimizer": states, "recent": list(self.recent)}
         return self.policy() | rest | {"rng": runfolder.torch_rng(self.device)}
 
     def restore(self, content: dict[str, Any]) -> None:
+        """Take over the state of last.pt."""
         self.take_over(content)
         for name, each in self.optimizers.items():
             self.load_optimizer(each, content["optimizer"][name])
         runfolder.restore_torch_rng(content["rng"], self.device)
 
     def announce(self) -> None:
+        """Say what is about to happen."""
         cfg, network = self.cfg, self.network
         weights = sum(p.numel() for p in network.parameters())
         print(

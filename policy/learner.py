@@ -19,10 +19,8 @@ from sed.caches import Cache
 class Learner:
     """The state of a run; what changes is in the checkpoint.
 
-    A method is a class with `gradient_steps(passes)`, how many so many make; `total_frames`;
-    `tick()`; `state()`, what last.pt holds: everything that a bit-exact resume needs;
-    `restore(content)`, which takes it over; `learned()`; `announce()`, which says what is about to
-    happen; and `held_out_f1()`, the mean-pair F1 on the held-out pairs. The loop of DQN.py runs it.
+    A method is a class with `gradient_steps(passes)`, `total_frames`, `tick()`, `state()`,
+    `restore(content)`, `learned()`, `announce()` and `held_out_f1()`; the loop of DQN.py runs it.
     Several passes make an `order` of episodes, and a tick finishes some of them.
     """
 
@@ -47,6 +45,7 @@ class Learner:
 
     @property
     def done(self) -> bool:
+        """All episodes have finished."""
         return self.progress["finished"] == len(self.order)
 
     def epsilon(self, episode: int) -> float:
@@ -58,6 +57,7 @@ class Learner:
         self.progress["loss_sum"], self.progress["q_sum"] = self.sums.tolist()
 
     def reset_sums(self) -> None:
+        """Begin to add up anew."""
         self.sums.zero_()
         self.progress |= {"loss_sum": 0.0, "q_sum": 0.0, "loss_count": 0}
 

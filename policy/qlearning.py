@@ -40,11 +40,8 @@ class Replay:
 
     def sample(self, n: int, rng: np.random.Generator) -> dict[str, torch.Tensor]:
         """n different transitions, each column (n, ...)."""
-        return self.rows(rng.choice(len(self), n, replace=False, shuffle=False))
-
-    def rows(self, index: np.ndarray) -> dict[str, torch.Tensor]:
-        """The transitions at some places (n,), each column (n, ...)."""
-        at = torch.from_numpy(index).to(self.device)
+        chosen = rng.choice(len(self), n, replace=False, shuffle=False)
+        at = torch.from_numpy(chosen).to(self.device)
         return {name: column[at] for name, column in self.columns.items()}
 
 
@@ -109,8 +106,10 @@ class PrioritizedReplay(Replay):
             node += right
         weights = (len(self) * self.tree[node] / total) ** -beta
         index = node - self.leaves
+        at = torch.from_numpy(index).to(self.device)
+        rows = {name: column[at] for name, column in self.columns.items()}
         scaled = torch.from_numpy(weights / weights.max()).float()
-        return Draw(self.rows(index), index, scaled.to(self.device))
+        return Draw(rows, index, scaled.to(self.device))
 
     def update(self, index: np.ndarray, errors: torch.Tensor) -> None:
         """New TD errors (B,) of drawn transitions."""
@@ -157,11 +156,13 @@ class DuelingHead(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         advantage = self.advantage(x)
-        centre = advantage.mean if self.centre == "mean" else advantage.amax
-        return self.value(x) + advantage - centre(-1, keepdim=True)
+        if self.centre == "mean":
+            return self.value(x) + advantage - advantage.mean(-1, keepdim=True)
+        return self.value(x) + advantage - advantage.amax(-1, keepdim=True)
 
 
 def sync(target: nn.Module, online: nn.Module) -> None:
+    """Copy the online network into the target network."""
     target.load_state_dict(online.state_dict())
 
 

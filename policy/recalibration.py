@@ -204,10 +204,12 @@ class Recalibrator(EventTrainer):
         self.mixing[name].behind(given, own)
 
     def state(self) -> dict[str, Any]:
+        """What last.pt holds."""
         mixing = {name: each.state_dict() for name, each in self.mixing.items()}
         return super().state() | {"mixing": mixing, "given": digest(self.given.state_dict())}
 
     def restore(self, content: dict[str, Any]) -> None:
+        """Take over the state of last.pt."""
         if content["given"] != digest(self.given.state_dict()):
             raise InputError(f"--init {self.cfg.init}: another policy than the run began with")
         super().restore(content)
@@ -215,6 +217,7 @@ class Recalibrator(EventTrainer):
             each.load_state_dict(content["mixing"][name])
 
     def announce(self) -> None:
+        """Say what is about to happen."""
         numbers = sum(p.numel() for each in self.mixing.values() for p in each.parameters())
         print(
             f"device {self.device}, {self.cfg.threads} thread(s); recalibrates the policy over"

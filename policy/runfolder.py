@@ -156,8 +156,20 @@ def catch_signals() -> list[int]:
 
 FORMER_METHOD = "dense"  # of `best` before it decided over events
 # Fields that may differ between a run and its resumption: they change no number.
-FREE_FIELDS = ("resume", "overwrite", "init", "digest", "status", "checkpoint_minutes", "cache")
-FREE_FIELDS += ("run", "device", "threads", "cuda_steps", "wandb_project")
+FREE_FIELDS = (
+    "resume",
+    "overwrite",
+    "init",
+    "digest",
+    "status",
+    "checkpoint_minutes",
+    "cache",
+    "run",
+    "device",
+    "threads",
+    "cuda_steps",
+    "wandb_project",
+)
 
 
 def stored_config(cfg: TrainConfig) -> dict[str, Any]:
@@ -316,8 +328,11 @@ def trained_on(seen: torch.Tensor | None, cache: Cache, path: Path) -> int:
 
 def load_weights(network: torch.nn.Module, weights: dict[str, Any], path: Path) -> None:
     """Load the weights of a checkpoint; InputError naming the file where they do not fit."""
-    tensors.check_weights(network.state_dict(), weights, path)
-    network.load_state_dict(weights)
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:
+        lines = str(error).splitlines()
+        raise InputError(f"{path}: weights do not fit the network: {lines[-1].strip()}") from None
 
 
 def torch_rng(device: torch.device) -> dict[str, Any]:
@@ -517,6 +532,7 @@ class History:
         self.rows += 1
 
     def close(self) -> None:
+        """Flush everything."""
         self.stream.close()
         if self.board:
             self.board.close()

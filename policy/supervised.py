@@ -92,6 +92,7 @@ class SupervisedTrainer(Learner):
         self.rng = np.random.default_rng([cfg.seed, 4])
 
     def gradient_steps(self, passes: int) -> int:
+        """How many so many passes make."""
         return max(1, passes * self.pass_frames // self.learning.frames_per_step)
 
     @property
@@ -136,11 +137,13 @@ class SupervisedTrainer(Learner):
         return [(episode, torch.bincount(cells, minlength=4).tolist())]
 
     def state(self) -> dict[str, Any]:
+        """What last.pt holds: everything that a bit-exact resume needs."""
         rng = runfolder.torch_rng(self.device) | {"draws": self.rng.bit_generator.state}
         rest = {"optimizer": self.optimizer.state_dict(), "recent": list(self.recent)}
         return self.policy() | rest | {"rng": rng}
 
     def restore(self, content: dict[str, Any]) -> None:
+        """Take over the state of last.pt."""
         self.take_over(content)
         self.load_optimizer(self.optimizer, content["optimizer"])
         self.rng.bit_generator.state = content["rng"]["draws"]
@@ -155,11 +158,14 @@ class SupervisedTrainer(Learner):
         return {"loss_first_tenth": first, "loss_last_tenth": last}, said
 
     def held_out_f1(self) -> float:
-        given = (self.network, self.signals, self.bandit, self.deciding_batch, self.held_out)
-        on, _ = decisions(*given)
+        """Mean-pair F1 on the held-out pairs."""
+        on, _ = decisions(
+            self.network, self.signals, self.bandit, self.deciding_batch, self.held_out
+        )
         return mean_f1(self.cache, on.cpu().numpy(), self.held_out)
 
     def announce(self) -> None:
+        """Say what is about to happen."""
         cfg = self.cfg
         print(
             f"device {self.device}, {cfg.threads} thread(s); supervised baseline ({cfg.method}),"

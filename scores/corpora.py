@@ -463,6 +463,7 @@ def play(wave: np.ndarray, sound: PlacedSound, n: int) -> np.ndarray:
 
 
 def rms(wave: np.ndarray) -> float:
+    """Root mean square of a wave (n,)."""
     return float(np.sqrt(np.mean(wave**2)))
 
 
@@ -482,6 +483,7 @@ def mix(clip: PlannedClip, cfg: SoundscapesConfig, bank_dir: Path) -> np.ndarray
 
 
 def render(clip: PlannedClip, cfg: SoundscapesConfig, bank_dir: Path, folder: Path) -> None:
+    """Write the clip's FLAC file."""
     path = folder / clip.split / "audio" / clip.filename
     sound = io.BytesIO()
     soundfile.write(sound, mix(clip, cfg, bank_dir), RATE, format="FLAC", subtype="PCM_16")

@@ -442,8 +442,13 @@ def fit_and_score(
 
 def scorer_key(cfg: ScorersConfig, clips: list[CorpusClip], classes: list[str]) -> str:
     """Hash of all that the scores follow from; audio counts by its size, which is quick to see."""
-    names = ("epochs", "lr", "batch", "channels")
-    settings = {"version": VERSION} | {name: getattr(cfg, name) for name in names}
+    settings = {
+        "version": VERSION,
+        "epochs": cfg.epochs,
+        "lr": cfg.lr,
+        "batch": cfg.batch,
+        "channels": cfg.channels,
+    }
     facts = [
         (clip.split, clip.filename, clip.fold, clip.events, clip.audio.stat().st_size)
         for clip in clips

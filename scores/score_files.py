@@ -10,8 +10,8 @@ import json
 import shutil
 import tempfile
 import zipfile
+from collections import OrderedDict
 from collections.abc import Callable, Iterable
-from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any, NamedTuple, Protocol
 
@@ -151,9 +151,11 @@ class ScoreFiles(ScoreSource):
         return path.relative_to(self.folder).as_posix().removesuffix(".tsv")
 
     def clips(self) -> list[str]:
+        """Ids of all score files, sorted."""
         return sorted(map(self.id_of, self.files))
 
     def path(self, clip: str) -> Path:
+        """Score file of a clip id."""
         return self.folder / f"{clip}.tsv"
 
     def find(self, filename: str) -> str:
@@ -210,15 +212,17 @@ KEPT_OPEN = 32  # parts; each map keeps a file open, and a process may open a th
 
 
 class Part(NamedTuple):
-    """One .npz file: clip i is rows starts[i] .. starts[i + 1] of `values` (rows, K).
+    """One .npz file: clip i is rows starts[i] .. starts[i + 1] of `values`.
 
-    Its `edges` (rows + clips,), seconds, are one more, so they start at starts[i] + i.
+    Its edges are one more, so they start at starts[i] + i.
     """
 
     path: Path
     classes: list[str]
     clips: list[str]
     starts: np.ndarray  # (clips + 1,)
+    values: np.ndarray | None  # (rows, K) float32 or float16, mapped from disk; None: not now
+    edges: np.ndarray | None  # (rows + clips,) seconds, mapped from disk
     tag: np.ndarray | None  # (clips, K)
     meta: dict[str, Any]
 
@@ -247,12 +251,12 @@ class ScoreArchive(ScoreSource):
         elif not self.location.is_file():
             raise InputError(f"scores {self.location}: no such file")
         self._parts, self.checked = [], {}
-        self._map = lru_cache(KEPT_OPEN)(_mapped)  # the last parts that were read
+        self._maps: OrderedDict[Path, Part] = OrderedDict()  # the last parts that were read
         for path in paths:
             stat, key = regular(path), str(path.resolve())
             stamp = (checked or {}).get(key, ())
             known = tuple(stamp[:2]) == (stat.st_size, stat.st_mtime_ns)
-            self._parts.append(_open_part(path, check=not known))
+            self._parts.append(_closed(_open_part(path, check=not known)))
             sha256 = stamp[2] if known else file_sha256(path)
             self.checked[key] = (stat.st_size, stat.st_mtime_ns, sha256)
         first = self._parts[0]
@@ -285,17 +289,21 @@ class ScoreArchive(ScoreSource):
 
     def _rows(self, part: Part, i: int) -> tuple[np.ndarray, np.ndarray]:
         """Values (T, K) and edges (T + 1,) of clip i as they lie on disk."""
-        (values, edges), rows = self._map(part.path), int(part.starts[-1])
-        shapes = (rows, len(part.classes)), (rows + len(part.clips),)
-        if (np.shape(values), np.shape(edges)) != shapes:
-            raise InputError(f"{part.path}: changed while it was read; start again")
+        if part.path not in self._maps:
+            self._maps[part.path] = _mapped(part)
+            if len(self._maps) > KEPT_OPEN:
+                self._maps.popitem(last=False)
+        self._maps.move_to_end(part.path)
+        mapped = self._maps[part.path]
         a, b = int(part.starts[i]), int(part.starts[i + 1])
-        return values[a:b], edges[a + i : b + i + 1]
+        return mapped.values[a:b], mapped.edges[a + i : b + i + 1]
 
     def clips(self) -> list[str]:
+        """Ids of all clips, in the order of the files."""
         return list(self._index)
 
     def missing(self, filenames: list[str]) -> list[str]:
+        """The clips that are not in the archive."""
         return [name for name in filenames if self.find(name) not in self._index]
 
     def meta(self) -> dict[str, Any]:
@@ -345,10 +353,22 @@ class ScoreArchive(ScoreSource):
         return scores
 
 
-def _mapped(path: Path) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """Values (rows, K) and edges of a part, mapped; every further map would keep a file open."""
-    arrays = map_npz(path, check=False)
-    return arrays.get("values"), arrays.get("edges")
+def _closed(part: Part) -> Part:
+    """A part without its maps, which would keep the file open."""
+    tag = None if part.tag is None else np.array(part.tag)
+    return part._replace(values=None, edges=None, tag=tag)
+
+
+def _mapped(part: Part) -> Part:
+    """A part with its maps; InputError where the file has changed since it was opened."""
+    arrays = map_npz(part.path, check=False)
+    if not {"values", "edges"} <= arrays.keys():
+        raise InputError(f"{part.path}: changed while it was read; start again")
+    values, edges = arrays["values"], arrays["edges"]
+    rows, clips = int(part.starts[-1]), len(part.clips)
+    if values.shape != (rows, len(part.classes)) or edges.shape != (rows + clips,):
+        raise InputError(f"{part.path}: changed while it was read; start again")
+    return part._replace(values=values, edges=edges)
 
 
 def _open_part(path: Path, check: bool) -> Part:
@@ -397,8 +417,8 @@ def _open_part(path: Path, check: bool) -> Part:
     except ValueError:
         raise InputError(f"{path}: array 'meta' is no JSON dictionary") from None
     starts = np.concatenate(([0], np.cumsum(lengths)))
-    tag = np.array(arrays["tag"]) if "tag" in arrays else None  # a map would keep the file open
-    return Part(path, classes, clips, starts, tag, meta)
+    tag = arrays.get("tag")
+    return Part(path, classes, clips, starts, arrays["values"], arrays["edges"], tag, meta)
 
 
 def write_archive(
