@@ -24,7 +24,7 @@ threshold, the shortest filter.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from itertools import product
 from typing import Any, Literal, NamedTuple
@@ -829,32 +829,43 @@ def tuned_part(part: Part) -> list[Rule]:
     return [rule._replace(gated=part.gated) for rule in rules]
 
 
-def fit_all(
+@contextmanager
+def tuning(
     train: Cache,
     bandit: Bandit,
     point: Point,
     quiet: bool = False,
     workers: int = 1,
     gated: Cache | None = None,
-) -> list[Rule]:
+) -> Iterator[Callable[[], list[Rule]]]:
     """Every rule, tuned on the training cache for one operating point; `quiet`: no progress bar.
 
     `gated`: the training cache with closed pairs silent, for the rules behind the tag gate, which
     come last. At most `workers` processes share the work, each with a copy of the cache; no more
-    than it is worth. InputError where a cache of present pairs is to be tuned on all of them.
+    than it is worth. They begin at once, so that the caller may do something else before it calls
+    what it is given, which waits for the rules. That raises InputError where a cache of present
+    pairs is to be tuned on all of them.
     """
     todo = PARTS if gated is None else PARTS + GATED
     workers = min(workers, len(todo), 1 + len(train.label) // WORK_OF_A_PROCESS)
     ready = partial(prepare, train, gated, bandit, point)
-    with nullcontext(ready()) if workers == 1 else process_pool(workers, ready) as pool:
-        found = map(tuned_part, todo) if pool is None else pool.map(tuned_part, todo)
-        parts = list(tqdm(found, desc="Tuning", total=len(todo), unit="part", disable=quiet))
-    _given.clear()
-    _tunings.clear()
-    rules = [rule for some in parts for rule in some]
-    rules.sort(key=lambda rule: (rule.metric != "", ORDER.index(rule.kind)))
-    bare, behind = ([rule for rule in rules if rule.gated == which] for which in (False, True))
-    return fixed_rules() + bare + ceilings(bandit) + behind
+    with nullcontext() if workers == 1 else process_pool(workers, ready) as pool:
+        begun = None if pool is None else pool.map(tuned_part, todo)
+
+        def tuned() -> list[Rule]:
+            found = begun
+            if found is None:
+                ready()
+                found = map(tuned_part, todo)
+            parts = list(tqdm(found, desc="Tuning", total=len(todo), unit="part", disable=quiet))
+            _given.clear()
+            _tunings.clear()
+            rules = [rule for some in parts for rule in some]
+            rules.sort(key=lambda rule: (rule.metric != "", ORDER.index(rule.kind)))
+            bare, behind = ([rule for rule in rules if rule.gated == on] for on in (False, True))
+            return fixed_rules() + bare + ceilings(bandit) + behind
+
+        yield tuned
 
 
 QUICK = ("all on", *(f"fixed 0.5 on {on}" for on in QUICK_ON))
@@ -878,7 +889,7 @@ def yardsticks(cache: Cache, train: Cache | None, bandit: Bandit | None) -> list
 
 
 def yardsticks_of_all(cache: Cache, train: Cache) -> list[Yardstick]:
-    """The quick rules on raw scores, tuned over all pairs for macro-F1; InputError as `fit_all`."""
+    """The quick rules on raw scores, tuned over all pairs for macro-F1; InputError as `tuning`."""
     aim = Objective(train, "all")
     kinds = ("threshold", "median", "hysteresis", "csebbs")
     rules = [rule for kind in kinds for rule in Tuning(aim).part(kind, "d_raw")]

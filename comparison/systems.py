@@ -6,6 +6,8 @@ Shapes: N frames of all pairs, P pairs
 """
 
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,7 +16,7 @@ import torch
 from tqdm import tqdm
 
 from baselines.csebbs import sebbs
-from baselines.tuned_rules import Rule, after_median, decide_rule, fit_all
+from baselines.tuned_rules import Rule, after_median, decide_rule, tuning
 from config import SUPERVISED, Bandit, EvaluateConfig
 from core.errors import InputError
 from core.files import whole, writing
@@ -267,29 +269,40 @@ def tuned_gate(train: Cache) -> tag_gate.Gate | None:
     return tag_gate.tune_gate(train) if train.queries == "all" else None
 
 
-def fitted_rules(train: Cache, gate: tag_gate.Gate | None, cfg: EvaluateConfig) -> list[Rule]:
+@contextmanager
+def fitted_rules(
+    train: Cache, gate: tag_gate.Gate | None, cfg: EvaluateConfig
+) -> Iterator[Callable[[], list[Rule]]]:
     """Rules tuned on the training cache, those behind its gate too; kept in <out>/rules.json and
-    read from there."""
+    read from there. What is given waits for them: they are tuned beside what the caller does."""
     path, key = cfg.out / "rules.json", f"{train.key}-{train.queries}-{LIST}"
+    rules: list[Rule] = []
     if path.exists():
         try:
             stored = read_json(path, "tuning again", ())
             if stored.get("train") == key:
-                return [Rule(**rule) for rule in stored["rules"]]
+                rules = [Rule(**rule) for rule in stored["rules"]]
         except (InputError, KeyError, TypeError) as error:
             print(f"note: {error}")
+    if rules:
+        yield lambda: rules
+        return
     gated = tag_gate.silenced(gate, train) if gate else None
     workers = num_workers(cfg.workers)
-    rules = fit_all(train, Bandit(), train.queries, workers=workers, gated=gated)
-    write_json(path, {"train": key, "rules": [rule._asdict() for rule in rules]})
-    return rules
+    with tuning(train, Bandit(), train.queries, workers=workers, gated=gated) as tuned:
+
+        def finished() -> list[Rule]:
+            rules = tuned()
+            write_json(path, {"train": key, "rules": [rule._asdict() for rule in rules]})
+            return rules
+
+        yield finished
 
 
 def from_rule(rule: Rule, cache: Cache, notes: tuple[str, ...] = ()) -> Member:
     """Decisions of a tuned rule; `notes`: in what its training cache is another."""
     began = time.perf_counter()
     pred = decide_rule(rule, cache)
-    seconds = time.perf_counter() - began
     boxes = sebbs(cache, rule.params) if rule.kind == "csebbs" else None
     seconds = time.perf_counter() - began
     ranks = rule.kind == "median" and rule.metric.startswith("psds")
@@ -350,36 +363,37 @@ def find_systems(cfg: EvaluateConfig, cache: Cache, train: Cache) -> list[System
     homes = {folder: same_pairs(folder, cache) for folder in folders}
     asides: list[Aside] = []
     rules_behind: list[System] = []
-    for text in cfg.compare:
-        if text == "rules":
-            said = held_against("each rule", origin_of(train), cache, cfg.other_classes)
-            rules = [rule for rule in fitted_rules(train, gate, cfg) if rule.name != BASE]
-            of_rules = rows_of_rules(rules, cache, gate, tuple(said))
-            rows += [row for row in of_rules if not row.gated]
-            rules_behind += [row for row in of_rules if row.gated]
-            continue
-        name, files, elsewhere = specs[text]
-        home = homes.get(elsewhere)
-        kinds, members = set(), []
-        for path in files:
-            if path.suffix.lower() in SUFFIXES or path.is_dir():
-                kind, member = "events", from_events(path, cache)
-                say_asides(str(path), member.asides, cfg.out / LEFT_OUT)
-                asides += member.asides
+    with fitted_rules(train, gate, cfg) if "rules" in cfg.compare else nullcontext() as tuned:
+        for text in cfg.compare:
+            if text == "rules":
+                said = held_against("each rule", origin_of(train), cache, cfg.other_classes)
+                rules = [rule for rule in tuned() if rule.name != BASE]
+                of_rules = rows_of_rules(rules, cache, gate, tuple(said))
+                rows += [row for row in of_rules if not row.gated]
+                rules_behind += [row for row in of_rules if row.gated]
+                continue
+            name, files, elsewhere = specs[text]
+            home = homes.get(elsewhere)
+            kinds, members = set(), []
+            for path in files:
+                if path.suffix.lower() in SUFFIXES or path.is_dir():
+                    kind, member = "events", from_events(path, cache)
+                    say_asides(str(path), member.asides, cfg.out / LEFT_OUT)
+                    asides += member.asides
+                else:
+                    kind, member = from_checkpoint(path, home or cache, cfg)
+                kinds.add(kind)
+                members.append(member._replace(home=home))
+            if len(kinds) > 1:
+                raise InputError(
+                    f"--compare {text}: a row holds one kind of system, not {sorted(kinds)}"
+                )
+            setting = f"{len(members)} seeds" if len(members) > 1 else ""
+            if files:
+                rows.append(System(name, kinds.pop(), setting, members))
             else:
-                kind, member = from_checkpoint(path, home or cache, cfg)
-            kinds.add(kind)
-            members.append(member._replace(home=home))
-        if len(kinds) > 1:
-            raise InputError(
-                f"--compare {text}: a row holds one kind of system, not {sorted(kinds)}"
-            )
-        setting = f"{len(members)} seeds" if len(members) > 1 else ""
-        if files:
-            rows.append(System(name, kinds.pop(), setting, members))
-        else:
-            its_gate = tuned_gate(load_cache(elsewhere / train.folder.name))
-            rows.append(System(name, "base", "", [base_of(home, its_gate)]))
+                its_gate = tuned_gate(load_cache(elsewhere / train.folder.name))
+                rows.append(System(name, "base", "", [base_of(home, its_gate)]))
     if cache.queries == "all":
         for row in list(rows):
             gated = behind_gate(row, cache)

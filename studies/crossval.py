@@ -236,7 +236,9 @@ def rule_rows(study: Study, cache: Cache) -> list[System]:
         for test in parts:
             train = cache.subset(set(names) - set(test))
             part = cache.subset(test)
-            for rule in tuned_rules.fit_all(train, Bandit(), cache.queries, quiet=True):
+            with tuned_rules.tuning(train, Bandit(), cache.queries, quiet=True) as tuned:
+                rules = tuned()
+            for rule in rules:
                 kinds[rule.name] = systems.kind_of_rule(rule)
                 whole = found.setdefault(rule.name, np.zeros(len(cache.label), bool))
                 put(whole, cache, test, tuned_rules.decide_rule(rule, part))

@@ -579,22 +579,27 @@ def caches(tmp_path_factory):
     return load_cache(folder / "train"), load_cache(folder / "validation")
 
 
+def fit_all(*given_, **more):
+    with tuned_rules.tuning(*given_, **more) as tuned:
+        return tuned()
+
+
 @pytest.fixture(scope="module", params=POINTS)
 def fitted(request, caches):
     """Every rule for one point, on coarse grids; how they are found is tested above."""
     coarse = {"GRID": tuned_rules.GRID[::12], "MEDIAN_S": (0.0, 0.2), "FILTERS_S": (0.48,)}
     coarse |= {"Z_SCORES": tuned_rules.Z_SCORES[::3]}
     with mock.patch.multiple(tuned_rules, **coarse):
-        return tuned_rules.fit_all(caches[0], Bandit(), request.param)
+        return fit_all(caches[0], Bandit(), request.param)
 
 
 def test_processes_tune_the_same(caches, monkeypatch):
     monkeypatch.setattr(tuned_rules, "WORK_OF_A_PROCESS", 100)
     silent = replace(caches[0], signals={k: x * 0 for k, x in caches[0].signals.items()})
     given_ = (caches[0], Bandit(), "all", True)
-    alone = tuned_rules.fit_all(*given_, gated=silent)
-    assert tuned_rules.fit_all(*given_, workers=2, gated=silent) == alone
-    assert tuned_rules.fit_all(*given_) == [rule for rule in alone if not rule.gated]
+    alone = fit_all(*given_, gated=silent)
+    assert fit_all(*given_, workers=2, gated=silent) == alone
+    assert fit_all(*given_) == [rule for rule in alone if not rule.gated]
     assert not any(decide_rule(rule, silent).any() for rule in alone if rule.gated)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from contextlib import nullcontext
 from dataclasses import replace
 from unittest import mock
 
@@ -147,7 +148,7 @@ def test_mistakes_are_found_before_anything_is_decided(home, tmp_path, monkeypat
     def never(*_, **__):
         raise AssertionError("tuned or decided although an item is wrong")
 
-    monkeypatch.setattr(systems, "fit_all", never)
+    monkeypatch.setattr(systems, "tuning", never)
     monkeypatch.setattr(systems, "decide_cache", never)
     one, two = str(home / "runs" / "dqn-0"), str(home / "runs" / "dqn-1")
     shutil.copytree(home / "runs" / "dqn-0", tmp_path / "new")  # nothing is stored beside it
@@ -359,20 +360,24 @@ def test_rules_are_tuned_once(home, present, tmp_path, monkeypatch, capsys):
         calls.append(point)
         assert (gated is None) == (point == "present")
         aim = tuned_rules.Objective(train, point)
-        return tuned_rules.fixed_rules() + tuned_rules.threshold_rules(aim, "d_raw")
+        rules = tuned_rules.fixed_rules() + tuned_rules.threshold_rules(aim, "d_raw")
+        return nullcontext(lambda: rules)
 
-    monkeypatch.setattr(systems, "fit_all", quick)
-    cfg = config(home, tmp_path, "rules")
-    first = fitted_rules(train, None, cfg)
-    assert fitted_rules(train, None, cfg) == first and calls == ["present"]
+    def fitted(train, gate):
+        with fitted_rules(train, gate, config(home, tmp_path, "rules")) as tuned:
+            return tuned()
+
+    monkeypatch.setattr(systems, "tuning", quick)
+    first = fitted(train, None)
+    assert fitted(train, None) == first and calls == ["present"]
     for rule in first:
         pred = systems.from_rule(rule, present).pred
         assert np.array_equal(pred, tuned_rules.decide_rule(rule, present))
     (tmp_path / "rules.json").write_text('{"train": 1')
-    assert fitted_rules(train, None, cfg) == first and len(calls) == 2
+    assert fitted(train, None) == first and len(calls) == 2
     assert "tuning again" in capsys.readouterr().out
     train = load_cache(home / "all" / "train")  # other clips
-    fitted_rules(train, systems.tuned_gate(train), cfg)
+    fitted(train, systems.tuned_gate(train))
     assert calls == ["present", "present", "all"]
 
 

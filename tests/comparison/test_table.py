@@ -664,7 +664,7 @@ def test_what_is_printed(home, tmp_path, monkeypatch, capsys):
 def test_a_second_table_decides_nothing(home, tables, tmp_path, monkeypatch):
     """The same numbers from what is stored, in another order of rows."""
     monkeypatch.setattr(systems, "decide_cache", None)
-    monkeypatch.setattr(systems, "fit_all", None)
+    monkeypatch.setattr(systems, "tuning", None)
     shutil.copy(tables / "present" / "rules.json", tmp_path / "rules.json")
     seeds = ",".join(str(home / "runs" / f"dqn-{seed}") for seed in (0, 1))
     evaluate.main(config(home, tmp_path, "rules", f"D_Q&N | 50%={seeds}"))

@@ -343,8 +343,9 @@ def replace_fit(fitted: Callable, cache: Any, cfg: EvaluateConfig) -> Callable[[
             raise InputError("would be tuned again")
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(systems, "fit_all", refuse)
-            return [rule._asdict() for rule in fitted(train, None, cfg)]
+            patch.setattr(systems, "tuning", refuse)
+            with fitted(train, None, cfg) as tuned:
+                return [rule._asdict() for rule in tuned()]
 
     return read
 
