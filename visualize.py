@@ -38,7 +38,7 @@ from comparison.evaluations import (
     short,
     view_of,
 )
-from comparison.scoring import NOT_BASELINES, TABLE
+from comparison.scoring import TABLE, TRIVIAL
 from config import SUPERVISED, Bandit, TrainConfig, VisualizeConfig
 from core.command import run_script
 from core.files import is_ours, keep_apart, made, own_folder, whole
@@ -669,7 +669,7 @@ def draw_yardstick(ax: "Axes", rows: list[dict[str, Any]], metric: str, ours: fl
         else ours - np.array(row["interval"][metric])[::-1]
         for row in rows
     ]
-    near = [span for span, row in zip(spans, rows, strict=True) if row["name"] not in NOT_BASELINES]
+    near = [span for span, row in zip(spans, rows, strict=True) if row["name"] not in TRIVIAL]
     scale(ax, near)
     ax.axvline(100 * ours, linestyle=":", **look("t_adj", "Level of the DQN"))
     for i, (row, span) in enumerate(zip(rows, spans, strict=True)):

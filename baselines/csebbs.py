@@ -13,6 +13,7 @@ import numpy as np
 
 from sed.caches import Cache
 from sed.candidates import MergedBoxes, find_changes, merge
+from sed.timeline import seconds_at
 
 FILTERS_S = (0.32, 0.48, 0.64)  # length of the step filter
 MERGE = {"difference": (0.15, 0.2, 0.3), "ratio": (1.5, 2.0, 3.0)}  # a setting has one of the two
@@ -34,7 +35,7 @@ def sebbs(cache: Cache, params: dict[str, Any]) -> dict[str, list[tuple[float, f
     for index, pair in enumerate(cache.pairs):
         setting = params["classes"].get(pair.event_label, params["fallback"])
         boxes = boxes_of(cache.one("d_raw", index), pair.frame_s, setting)
-        seconds = (boxes.begin * pair.frame_s, boxes.end * pair.frame_s, boxes.confidence)
-        for onset, offset, confidence in np.stack(seconds, axis=1).tolist():
+        ends = [seconds_at(each, pair.frame_s, pair.start_s) for each in (boxes.begin, boxes.end)]
+        for onset, offset, confidence in np.stack((*ends, boxes.confidence), axis=1).tolist():
             found[pair.filename].append((onset, offset, pair.event_label, confidence))
     return found

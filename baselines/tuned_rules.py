@@ -42,6 +42,7 @@ from sed.candidates import find_changes, first_frame, merge, running_sum
 from sed.event_metrics import Changes, Regions, Sweep
 from sed.metrics import f1_score, macro_average
 from sed.signals import filter_frames, median
+from sed.timeline import seconds_at
 
 Point = Literal["present", "all"]
 Setting = dict[str, Any]  # values of one rule's parameters, ready for JSON
@@ -455,8 +456,9 @@ class EventObjective:
 
     def of_boxes(self, boxes: PairBoxes) -> Regions:
         """Boxes with the number of thresholds below their confidence as level."""
-        frame_s, last = frame_s_of_pair(self.cache)[boxes.pair], self.length[boxes.pair]
-        times = [np.minimum(side * frame_s, last) for side in (boxes.begin, boxes.end)]
+        start_s = np.array([pair.start_s for pair in self.cache.pairs])[boxes.pair]
+        grid, last = (frame_s_of_pair(self.cache)[boxes.pair], start_s), self.length[boxes.pair]
+        times = [np.minimum(seconds_at(side, *grid), last) for side in (boxes.begin, boxes.end)]
         level = below(boxes.confidence).astype(np.float64)
         some = (level > 0) & (times[0] < times[1])
         which = self.clip[boxes.pair], self.label[boxes.pair]

@@ -137,10 +137,11 @@ def load_evaluated(cfg: VisualizeConfig) -> Evaluated:
     if not path.exists():
         raise InputError(f"{path}: not found; {cure}")
     cache = load_cache(cfg.cache / results["split"])
-    if results["cache_key"] != cache.key:
+    then, now = results.get("queries", cache.queries), cache.queries
+    if (results["cache_key"], then) != (cache.key, now):
         raise InputError(
-            f"{where}: made from another cache than {cache.folder}"
-            f" (key {results['cache_key']}, now {cache.key}); {cure}"
+            f"{where}: made from another cache than {cache.folder} ({then} pairs, key"
+            f" {results['cache_key']}; now {now} pairs, {cache.key}); {cure}"
         )
     size = (len(cache.label),)
     forms = {"action": ("i", size), "t_adj": ("f", size), "binary": ("ub", size)}

@@ -81,7 +81,7 @@ TITLES = {
     "offset_ms": "offset error",
 }
 BASELINES = ("rule", "supervised", "events")  # kinds of rows that a policy is held against
-NOT_BASELINES = ("all on", "all off")
+TRIVIAL = ("all on", "all off")  # a figure's axis is cut without them
 # Frames of all members together whose events take longer to score than to start a process for them.
 WORK_OF_A_PROCESS = 30_000_000
 
@@ -274,7 +274,7 @@ def raw_psds(
     for system in systems:
         rule = system.members[0].rule
         if rule is not None and (rule.kind, rule.on) == ("median", "d_raw"):
-            name = "raw scores after the class-wise median"
+            name = f"raw scores after the filter of {system.name}"
             signals.append((name, after_median(rule, cache)))
     for system in systems:
         home, threshold = system.members[0].home or cache, system.members[0].threshold
@@ -360,10 +360,8 @@ def judged(
 def best_of(
     rows: dict[str, dict[str, Any]], metric: str, kinds: tuple[str, ...] = BASELINES
 ) -> str | None:
-    """Name of the row that is best in a metric; each row has its `kind`. What switches everything
-    on or off is no baseline."""
+    """Name of the row that is best in a metric; each row has its `kind`."""
     names = [name for name, row in rows.items() if row["kind"] in kinds]
-    names = [name for name in names if name not in NOT_BASELINES]
     return max(names, key=lambda name: rows[name][metric], default=None)
 
 

@@ -120,7 +120,8 @@ def same_pairs(path: Path, cache: Cache) -> Cache:
 
 def store_of(path: Path, cache: Cache) -> Path:
     """Where the decisions of a checkpoint on a cache are kept."""
-    return path.parent / "decisions" / f"{path.stem}-{file_sha256(path)[:12]}-{cache.key}.npz"
+    of_cache = f"{cache.key}-{cache.queries}"  # one key where every clip has every class
+    return path.parent / "decisions" / f"{path.stem}-{file_sha256(path)[:12]}-{of_cache}.npz"
 
 
 class Stored(NamedTuple):

@@ -17,7 +17,7 @@ import torch
 
 from baselines.tuned_rules import class_of_pair
 from comparison.evaluations import Evaluated, View, short, view_of
-from comparison.scoring import DECISIVE, HEADLINE, NOT_BASELINES, TITLES
+from comparison.scoring import DECISIVE, HEADLINE, TITLES, TRIVIAL
 from comparison.systems import BASE, GATED, from_checkpoint, same_pairs, store_of
 from config import EvaluateConfig
 from core.errors import InputError
@@ -271,7 +271,7 @@ PER_WHAT = {
 
 def draw_metric(ax: "Axes", table: Table, rows: list[dict[str, Any]], metric: str) -> None:
     """One headline metric: points, intervals, seeds, reference lines and the numbers."""
-    ends = [row["interval"][metric] for row in rows if row["name"] not in NOT_BASELINES]
+    ends = [row["interval"][metric] for row in rows if row["name"] not in TRIVIAL]
     scale(ax, (0, 1) if metric == "false_alarms" else ends)
     for i, row in enumerate(rows):
         value, std = 100 * row["mean"][metric], 100 * row["std"][metric]

@@ -320,12 +320,10 @@ def apply_values(
 
 
 class Truth(NamedTuple):
-    """What is true of candidates (B,) and of rows (R,)."""
+    """What is true of candidates."""
 
     values: np.ndarray  # (B, V) float32
     frames: np.ndarray  # (B,) true frames inside
-    row_frames: np.ndarray  # (R,) true frames
-    row_events: np.ndarray  # (R,) true events
 
 
 def true_values(
@@ -341,15 +339,14 @@ def true_values(
         if len(events):
             begin, end = at[boxes.begin[mine]], at[boxes.end[mine]]
             values[mine] = values_against(begin, end, events[:, 0], events[:, 1].clip(max=at[-1]))
-    row_frames = np.array([on.sum() for on in label], np.float64)
-    return Truth(values, frames, row_frames, np.array([len(events) for events in true]))
+    return Truth(values, frames)
 
 
 def values_against(
     begin: np.ndarray, end: np.ndarray, onset: np.ndarray, offset: np.ndarray
 ) -> np.ndarray:
     """Boxes (B,) against true events (E,), seconds -> (B, V): the best IoU; whether box and event
-    overlap by .7, .5, .1 of either; whether it is a hit by collars (DCASE Task 4)."""
+    overlap by .7 and by .5 of either; whether it is a hit by collars (DCASE Task 4)."""
     begin, end, length, size = begin[:, None], end[:, None], offset - onset, (end - begin)[:, None]
     both = np.maximum(np.minimum(end, offset) - np.maximum(begin, onset), 0)
     found = np.zeros((len(begin), len(VALUES)), np.float32)
@@ -429,31 +426,37 @@ def fixed_point(
     boxes: Boxes,
     values: np.ndarray,
     query: np.ndarray,
-    row_query: np.ndarray,
     truth: Truth,
-    num_classes: int,
+    true_frames: np.ndarray,
+    true_events: np.ndarray,
     events: Events,
 ) -> Prices:
-    """F and N under the decisions that they lead to, over training boxes valued out of fold."""
+    """F and N under the decisions that they lead to, over training boxes valued out of fold.
 
-    def of_class(row: np.ndarray, amount: np.ndarray) -> np.ndarray:
-        """Sums of each class, and last the mean over classes."""
-        sums = np.bincount(row, amount, num_classes)
-        return np.append(sums, sums.mean())
+    True frames and events (K,) are those of each class in all training clips. A class that never
+    sounds there has no F; it is priced as one that nobody knows, by the mean of the others.
+    """
+    known = true_events > 0 if true_events.any() else true_events == 0
 
-    true_frames = of_class(row_query, truth.row_frames)
-    true_events = of_class(row_query, truth.row_events)
-    start = np.full(num_classes + 1, FIRST_F1)
-    # At least 1, as of a class without a true event: worth divides by them.
-    frames, number = (np.maximum(2 * true, 1) for true in (true_frames, true_events))
+    def with_mean(sums: np.ndarray) -> np.ndarray:
+        """Sums (K,), and last their mean over classes that sound, which the others have too."""
+        mean = sums[known].mean()
+        return np.append(np.where(known, sums, mean), mean)
+
+    def of_class(amount: np.ndarray) -> np.ndarray:
+        """Sums over chosen boxes of each class."""
+        return np.bincount(query[on], amount[on], len(known))
+
+    start = np.full(len(known) + 1, FIRST_F1)
+    # At least 1, as without a true event: worth divides by them.
+    frames, number = (np.maximum(with_mean(2 * x), 1) for x in (true_frames, true_events))
     prices = Prices(start, frames, start, start, number)
     for _ in range(ROUNDS):
         on = decide(boxes, worth(boxes, values, query, prices, events))
-        mine = query[on]
-        length = np.maximum(of_class(mine, (boxes.end - boxes.begin)[on]) + true_frames, 1)
-        number = np.maximum(of_class(mine, np.ones(len(mine))) + true_events, 1)
+        length = np.maximum(with_mean(of_class(boxes.end - boxes.begin) + true_frames), 1)
+        number = np.maximum(with_mean(of_class(np.ones(len(on))) + true_events), 1)
         hits = [
-            of_class(mine, amount[on])
+            with_mean(of_class(amount))
             for amount in (truth.frames, truth.values[:, COLLAR], truth.values[:, OVERLAP])
         ]
         f1 = [2 * hit / size for hit, size in zip(hits, (length, number, number), strict=True)]
@@ -751,6 +754,11 @@ class EventTrainer(Learner):
 
     def deal(self, items: list[np.ndarray], count: int, stream: int) -> torch.Tensor:
         """What each network is shown, (M, count), on the device."""
+        if not all(map(len, items)):
+            raise InputError(
+                f"{self.train_cache.folder}: nothing to learn from outside one group of clips: no"
+                " query, or no box in which the scores rise; give more clips that hold sounds"
+            )
         seed = self.cfg.seed
         rngs = (np.random.default_rng([seed, stream, m]) for m in range(len(items)))
         dealt = [shuffled(mine, count, rng) for mine, rng in zip(items, rngs, strict=True)]
@@ -832,23 +840,23 @@ class EventTrainer(Learner):
             values[mine] = apply_values(self.network.values, *given, self.device, apart)
         return values
 
+    def events_of(self) -> list[int]:
+        """How many true events each pair of the training cache has."""
+        return list(map(len, true_events(self.train_cache)))
+
     def find_prices(self) -> None:
         """F and N at the fixed point, over the boxes of clips whose tags are not known."""
         boxes, values = self.boxes, self.out_of_fold()
-        query = self.rows.query[boxes.row]
+        query, cache = self.rows.query[boxes.row], self.train_cache
         asks = ~self.rows.present if (~self.rows.present).any() else self.rows.present
-        some, rows = asks[boxes.row], np.flatnonzero(asks)
+        some = asks[boxes.row]
         own = Boxes(*(part[some] for part in boxes))
-        truth = Truth(
-            self.truth.values[some],
-            self.truth.frames[some],
-            self.truth.row_frames[rows],
-            self.truth.row_events[rows],
-        )
-        known = self.rows.query[rows]
-        prices = fixed_point(
-            own, values[some], query[some], known, truth, len(self.classes), self.cfg.events
-        )
+        truth = self.truth._replace(values=self.truth.values[some], frames=self.truth.frames[some])
+        frames = np.zeros(len(cache.pairs))  # of all pairs: those below the tag limit have no row
+        for index in np.flatnonzero(cache.present):
+            frames[index] = cache.one("label", index).sum()
+        true = [np.bincount(self.query, x, len(self.classes)) for x in (frames, self.events_of())]
+        prices = fixed_point(own, values[some], query[some], truth, *true, self.cfg.events)
         self.network.prices.copy_(torch.from_numpy(np.stack(prices)))
 
     # Both.
@@ -949,9 +957,9 @@ class EventTrainer(Learner):
         boxes have their prices."""
         if not self.done:
             return -1.0
-        some = self.cache_of(self.held_out)
+        some = self.cache.subset({self.cache.pairs[i].filename for i in self.held_out})
         pred, _ = decide_cache(self.network, some, self.device)
-        return mean_f1(some, pred, np.arange(len(some.pairs)))
+        return mean_f1(some, pred, np.flatnonzero(some.present))
 
 
 def clip_each(parameters: Iterable[nn.Parameter]) -> None:

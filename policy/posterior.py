@@ -26,7 +26,7 @@ from torch.nn import functional
 
 from config import Events
 from sed.caches import Cache
-from sed.timeline import merge_events
+from sed.timeline import merge_events, seconds_at
 
 STEP_S = 0.04
 SMOOTH_S = 0.1  # deviation of the Gaussian over the own score; half the span of the loudness slope
@@ -249,9 +249,10 @@ def with_targets(rows: Rows, cache: Cache) -> Rows:
     true, parts = true_events(cache), []
     for index in rows.pair:
         label = cache.one("label", index).astype(np.float64)
-        frame_s = cache.pairs[index].frame_s
-        first = steps_of(len(label), frame_s)
-        middle = (first + np.append(first[1:], len(label))) / 2 * frame_s
+        pair = cache.pairs[index]
+        first = steps_of(len(label), pair.frame_s)
+        middle = (first + np.append(first[1:], len(label))) / 2
+        middle = seconds_at(middle, pair.frame_s, pair.start_s)
         far = (middle[:, None, None] - true[index]) / NEAR_S  # (N, E, 2)
         near = np.exp(-0.5 * far**2).max(axis=1, initial=0.0)
         parts.append(np.column_stack([mean_of_steps(label, first), near]))

@@ -92,6 +92,7 @@ class Recalibrator(EventTrainer):
                 flag = cfg.events.flag(name)
                 raise InputError(f"--{flag}: leave it out, --init {path} has networks of its own")
         own = {name: getattr(cfg.events, name) for name in free}
+        own = {name: each for name, each in own.items() if each != getattr(usual, name)}
         self.given = policy.network.requires_grad_(False).eval()
         super().__init__(replace(cfg, events=replace(theirs, **own)), cache, device, ranks)
 

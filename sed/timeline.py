@@ -105,6 +105,14 @@ def frame_edges(num_frames: int, frame_s: float, start_s: float = 0.0) -> np.nda
     return edges
 
 
+def seconds_at(
+    position: np.ndarray, frame_s: float | np.ndarray, start_s: float | np.ndarray = 0.0
+) -> np.ndarray:
+    """Seconds of positions in frames, whole or between two, where `frame_edges` has them."""
+    first = position * (start_s + frame_s)  # the first frame begins at 0 and may be longer
+    return np.where(position < 1, first, start_s + position * frame_s)
+
+
 def frame_centres(edges: np.ndarray) -> np.ndarray:
     """Centres (T,) in seconds of the frames between `edges` (T + 1,)."""
     return (edges[:-1] + edges[1:]) / 2

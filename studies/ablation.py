@@ -136,11 +136,11 @@ def threshold_of_class(finished: Finished) -> Candidates:
     asked, query = ~trainer.rows.present, trainer.rows.query
     rank = event_policy.ranks_of(boxes, event_policy.surely(trainer.out_of_fold()))
     hit, limits = trainer.truth.values[:, COLLAR], np.ones(len(trainer.classes))
+    number = np.bincount(trainer.query, trainer.events_of(), len(limits))
     for k in range(len(limits)):
         mine = (asked & (query == k))[boxes.row]
-        true = trainer.truth.row_events[asked & (query == k)].sum()
         on = rank[mine, None] > LEVELS
-        f1 = 2 * (hit[mine] @ on) / np.maximum(on.sum(axis=0) + true, 1)
+        f1 = 2 * (hit[mine] @ on) / np.maximum(on.sum(axis=0) + number[k], 1)
         limits[k] = LEVELS[f1.argmax()]
     found = decide_boxes(trainer.network, finished.boxes, finished.rows, CPU)
     of_box = finished.rows.query[finished.boxes.row]

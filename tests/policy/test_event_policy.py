@@ -159,13 +159,28 @@ def test_prices_of_boxes_that_are_known_are_those_of_their_best_set():
     true = np.tile([True, False], 10)
     boxes = Boxes(row, begin, end, np.where(true, 20.0, 0.0), np.zeros((20, 1)))
     values = np.repeat(true[:, None], len(VALUES), axis=1).astype(np.float32)
-    truth = Truth(values, boxes.soft, np.full(10, 20.0), np.ones(10))
-    query, rows = np.zeros(20, int), np.zeros(10, int)
-    prices = fixed_point(boxes, values, query, rows, truth, 1, Events())
+    given = Truth(values, boxes.soft), np.array([200.0]), np.array([10])
+    prices = fixed_point(boxes, values, np.zeros(20, int), *given, Events())
     assert prices.frames[0] == 400 and prices.events[0] == 20
     for f1 in (prices.frame_f1, prices.collar_f1, prices.overlap_f1):
         assert f1[0] == pytest.approx(1 - 0.5 / 2**5)  # from 0.5 halfway to 1, five times
         assert f1[1] == f1[0]  # of a class that nobody knows: the mean
+
+
+def test_a_class_that_never_sounds_in_training_is_priced_as_an_unknown_one():
+    """Its boxes are all wrong; priced by themselves they would cost next to nothing."""
+    row, right = np.arange(20), np.arange(20) < 10
+    begin, end = np.full(20, 10), np.where(right, 30, 20)
+    boxes = Boxes(row, begin, end, np.where(right, 20.0, 4.0), np.zeros((20, 1)))
+    values = np.where(right, 0.9, 0.3)[:, None].repeat(len(VALUES), axis=1).astype(np.float32)
+    truth = Truth(right[:, None].repeat(len(VALUES), axis=1), np.where(right, 20.0, 0.0))
+    query = (~right).astype(int)
+    true = np.array([200.0, 0.0]), np.array([10, 0])
+    prices = fixed_point(boxes, values, query, truth, *true, Events())
+    for each in prices:
+        assert each[1] == each[2] == each[0]
+    gain = worth(boxes, values, query, prices, Events())
+    assert (gain[right] > 0).all() and (gain[~right] < 0).all()
 
 
 def test_values_of_boxes_against_true_events():
