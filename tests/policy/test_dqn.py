@@ -385,7 +385,7 @@ def test_a_known_best_action_is_learned_and_noise_is_not(tmp_path):
     learned = {}
     for kind in ("truth", "noise"):
         cache.label[:] = blocks > 0.5 if kind == "truth" else rng.random(n) > 0.5
-        learning = Learning(lanes=8, train_start=100, lr=3e-3, frames_per_step=4)
+        learning = Learning(lanes=8, train_start=100, lr=3e-3, frames_per_step=8)
         bandit = Bandit(context=2)
         cfg = small_config(tmp_path, learning=learning, bandit=bandit, holdout=0.0, passes=3)
         trainer = Trainer(cfg, cache, CPU)
@@ -585,7 +585,7 @@ def episodes_logged(run: Path) -> int:
 
 @pytest.mark.parametrize("reading", READINGS)
 def test_resume_bit_exact(tmp_path, monkeypatch, reading):
-    """Killed at 10 moments and resumed each time, a run equals one that was left alone."""
+    """Killed at 5 moments and resumed each time, a run equals one that was left alone."""
     monkeypatch.chdir(tmp_path)
     write_cache(tmp_path / "cache" / "train", [60, 40, 50, 60, 45, 55, 60, 40])
     acting = "dropout" if reading == "sequential" else "eval"
@@ -598,11 +598,11 @@ def test_resume_bit_exact(tmp_path, monkeypatch, reading):
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["DQN"])
     rng, total = np.random.default_rng(0), 8 * 6
-    for kill in range(10):
+    for kill in range(5):
         life = replace(cfg, run=killed, resume=kill > 0)
         process = context.Process(target=main, args=(life,))
         process.start()
-        while episodes_logged(killed) < total * (kill + 1) // 12:
+        while episodes_logged(killed) < total * (2 * kill + 1) // 12:
             assert process.is_alive() or process.exitcode == 0
             time.sleep(0.002)
         time.sleep(float(rng.uniform(0, 0.05)))

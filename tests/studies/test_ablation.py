@@ -1,6 +1,7 @@
 """The ablation: every change has its row, the policy itself is left as it was."""
 
 import shutil
+from functools import partial
 
 import numpy as np
 import pytest
@@ -38,7 +39,7 @@ def finished(tmp_path_factory):
     corpus, cache = root / BASE.corpus, root / BASE.cache("slides", "all")
     sizes = {"train_clips": 12, "validation_clips": 6, "clip_s": 3.0, "workers": 1}
     soundscapes.main(SoundscapesConfig(out=corpus, **sizes))
-    make_scores(ScorersConfig(corpus=corpus, workers=1))
+    make_scores(ScorersConfig(corpus=corpus, workers=1, epochs=2))
     preprocess.main(PreprocessConfig(corpus=corpus, cache=cache, pairs="all", workers=1))
     run = root / BASE.run("best", 0)
     common = {"method": "events", "events": SMALL, "holdout": 0.0, "looks": 1, "passes": 4}
@@ -66,6 +67,7 @@ def test_scores_of_the_corpus_are_those_of_its_cache(finished):
 def test_networks_of_a_fold_are_those_that_scored_the_training_clips(finished, monkeypatch):
     """The network fitted without a bank fold, on validation clips: no other than the scorer's."""
     monkeypatch.setattr(ablation, "ROOT", finished)
+    monkeypatch.setattr(ablation, "ScorersConfig", partial(ScorersConfig, epochs=2))
     found = ablation.fold_scores(BASE)
     assert len(found) == 4 and found.min() >= 0 and found.max() <= 1
     assert len({each.tobytes() for each in found}) == 4
