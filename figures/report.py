@@ -210,6 +210,7 @@ def pair_data(shown: list[Shown], index: int, sound: ClipSound | None) -> dict[s
     return {
         "frames": len(view.label),
         "frame_s": view.pair.frame_s,
+        "start_s": view.pair.start_s,
         "signals": {name: packed(view.signals[name]) for name in CURVES},
         "label": runs_of(view.label),
         "before": runs_of(view.before),

@@ -472,18 +472,23 @@ function stepPair(step) {
 
 // ------------------------------------------------------------------ one pair
 
+// Where a frame begins; as sed/timeline.py: the first begins at 0 and may be longer.
+const secondsAt = ({ frame_s: step, start_s: start }, frame) =>
+  frame < 1 ? frame * (start + step) : start + frame * step;
+
 function REPORT_PAIR([n, pair]) {
   for (const name of SIGNALS) pair.signals[name] = unpack(pair.signals[name]);
   if (pair.sound) {
     pair.sound.low = unpack(pair.sound.low).map((x) => 2 * x - 1);
     pair.sound.high = unpack(pair.sound.high).map((x) => 2 * x - 1);
   }
-  pair.x = pair.signals.prob.map((_, i) => (i + 0.5) * pair.frame_s);
+  pair.x = pair.signals.prob.map((_, i) =>
+    (secondsAt(pair, i) + secondsAt(pair, i + 1)) / 2);
   pair.policies.forEach((policy, i) => {
     if (policy.t_adj) pair.signals[INKS[i]] = unpack(policy.t_adj);
     policy.stretches = ["fixed", "broken"]
-      .flatMap((kind) => policy[kind].map(([a, b]) => ({ kind, a: a * pair.frame_s,
-        b: b * pair.frame_s, frames: b - a })))
+      .flatMap((kind) => policy[kind].map(([a, b]) => ({ kind, a: secondsAt(pair, a),
+        b: secondsAt(pair, b), frames: b - a })))
       .sort((one, two) => one.a - two.a);
     policy.boxes = inLanes(policy.boxes || []);
   });
@@ -533,7 +538,7 @@ async function showPair(n) {
   try { pair = await load(n); } catch (error) { return note(error.message); }
   if (state.n !== n) return; // another one was chosen meanwhile
   Object.assign(state, { pair, row, time: 0, selection: null, stopAt: null, at: -1 });
-  state.end = Math.max(pair.frames * pair.frame_s, pair.sound ? pair.sound.duration : 0);
+  state.end = Math.max(secondsAt(pair, pair.frames), pair.sound ? pair.sound.duration : 0);
   state.range = [0, state.end];
   describe(row, pair);
   await openSound(row, pair);
@@ -552,7 +557,7 @@ async function showPair(n) {
 
 function describe(row, pair) {
   $("pair-label").textContent = row.label;
-  const length = +(pair.frames * pair.frame_s).toFixed(2), step = +(1000 * pair.frame_s).toFixed(3);
+  const length = +secondsAt(pair, pair.frames).toFixed(2), step = +(1000 * pair.frame_s).toFixed(3);
   $("pair-clip").textContent = `${row.clip} (${length} s, ${step} ms frames)`;
   const place = state.rows.findIndex((each) => each.n === row.n) + 1;
   $("choose").textContent = (place ? `Pair ${place} of ${state.rows.length}: choose` : "Choose") +
@@ -650,7 +655,7 @@ function drawStrips(u) {
   const rows = strips();
   inside(u, () => {
     rows.forEach(([, ink, runs], i) => runs(pair).forEach(([a, b]) => rectangle(u,
-      a * pair.frame_s, b * pair.frame_s, rows.length - i + 0.12, rows.length - i + 0.88,
+      secondsAt(pair, a), secondsAt(pair, b), rows.length - i + 0.12, rows.length - i + 0.88,
       colour(ink))));
     u.ctx.textAlign = "center";
     u.ctx.textBaseline = "middle";
@@ -930,8 +935,9 @@ function hover(u) {
 
 function readout() { // values under the pointer, else at the playhead
   if (!state.pair) return;
-  const { frames, frame_s: step, signals } = state.pair, time = state.hover ?? state.time;
-  const i = clamp(Math.floor(time / step + 1e-9), 0, frames - 1);
+  const { frames, frame_s: step, start_s: start, signals } = state.pair;
+  const time = state.hover ?? state.time;
+  const i = clamp(Math.floor((time - start) / step + 1e-9), 0, frames - 1);
   for (const name of [...SIGNALS, ...shifting().map((i) => INKS[i])])
     $(`value-${name}`).textContent = signals[name][i].toFixed(3);
 }
