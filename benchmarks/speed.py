@@ -8,7 +8,7 @@ Reads:  a cache of the slides' shape (default: simulated, see simulate_cache.py)
 Writes: <out>/speed.md, <out>/speed.json, <out>/demo/: corpus, cache and policy of the demo
 
 The first six sections are what people wait for; but for `events` they run the scripts themselves,
-in processes of their own. `issue:` stands before what they took before they were made faster. The
+in processes of their own. `before` of these is what they took before they were made faster. The
 naive version is naive.py: one pair, one frame at a time, the same network, at the
 thread count that suits it best. Both sides run in turns; a figure is the median of the repeats with
 the range behind it, and a ratio is the median of the repeats' own ratios. What takes hours is
@@ -452,7 +452,7 @@ def start(cfg: SpeedConfig) -> list[Row]:
         seconds = statistics.median(found[slowest])
         note = f"{text(found[slowest], '.2f')} s ({slowest}); import torch: {torch_s:.2f} s"
         what = f"{what}, CPU s, the slowest of {len(calls)} scripts"
-        rows.append(row("start", what, seconds, "<= 1 s", "issue: 5.4 to 6.4 s", note))
+        rows.append(row("start", what, seconds, "<= 1 s", "5.4 to 6.4 s", note))
     return rows
 
 
@@ -466,7 +466,7 @@ def preprocessing(cfg: SpeedConfig) -> list[Row]:
     cpu = [each.cpu for each in found]
     note = f"{text(cpu, '.1f')} s"
     what = "preprocess.py --preset demo, 300 clips, CPU s"
-    rows = [row("preprocess", what, statistics.median(cpu), "<= 10 s", "issue: 43 s", note)]
+    rows = [row("preprocess", what, statistics.median(cpu), "<= 10 s", "43 s", note)]
     return [*rows, growing(cfg)]
 
 
@@ -492,7 +492,7 @@ def growing(cfg: SpeedConfig) -> Row:
     what = "preprocess.py, a clip of 10 frames without audio among"
     what += f" {sizes[2]:,} against {sizes[1]:,}"
     note = f"{each[1]:.2f} against {each[0]:.2f} ms of CPU"
-    return row("preprocess", what, each[1] / each[0], "<= 1.3 x", "issue: quadratic", note)
+    return row("preprocess", what, each[1] / each[0], "<= 1.3 x", "quadratic", note)
 
 
 def events(cfg: SpeedConfig) -> list[Row]:
@@ -517,7 +517,7 @@ def events(cfg: SpeedConfig) -> list[Row]:
         slowest = max(statistics.median(each[1:]) for each in found.values())
         what = f"collar, segment, intersection F1, {classes} classes, the slowest, CPU s a"
         what += " 100 clips"
-        rows.append(row("events", what, slowest, need, f"issue: {before}", f"{slowest:.4f} s"))
+        rows.append(row("events", what, slowest, need, f"{before}", f"{slowest:.4f} s"))
     return rows
 
 
@@ -535,7 +535,7 @@ def comparing(cfg: SpeedConfig) -> list[Row]:
     wall, cpu = ([getattr(each, name) for each in found] for name in ("wall", "cpu"))
     note = f"{text(wall, '.1f')} s; CPU {text(cpu, '.1f')} s"
     what = "evaluate.py --compare DQN=.. rules, demo, all pairs, wall s"
-    return [row("compare", what, statistics.median(wall), "<= 45 s", "issue: 225 s", note)]
+    return [row("compare", what, statistics.median(wall), "<= 45 s", "225 s", note)]
 
 
 # Linux: ru_maxrss would not do, it outlives exec and is that of the benchmark itself.
@@ -618,9 +618,9 @@ def memory(cfg: SpeedConfig) -> list[Row]:
     clips = 1_000 if cfg.quick else 100_000
     each = float(spent("-c", PEAK + DRAWING, clips).said)
     what = f"load_cache, peak over its arrays of {size / 1e6:,.0f} MB"
-    rows = [row("memory", what, ratio, "<= 1.1 x", "issue: 2.1 x")]
+    rows = [row("memory", what, ratio, "<= 1.1 x", "2.1 x")]
     what = f"1,000 bootstrap draws of {clips:,} clips, peak, bytes a clip"
-    rows.append(row("memory", what, each, "<= 5000 bytes", "issue: 16,000 bytes"))
+    rows.append(row("memory", what, each, "<= 5000 bytes", "16,000 bytes"))
     return rows + all_pairs(cfg)
 
 
@@ -644,7 +644,7 @@ def detecting(cfg: SpeedConfig) -> list[Row]:
             found.append(1000 * (many - few) / (count - 10))
     what = f"detect.py, {count:,} files of 2 s, CPU ms a file"
     note, middle = f"{text(found, '.1f')} ms", statistics.median(found)
-    return [row("detect", what, middle, "<= 8 ms", "issue: 15 to 19 ms", note)]
+    return [row("detect", what, middle, "<= 8 ms", "15 to 19 ms", note)]
 
 
 SECTIONS: dict[str, Callable[[SpeedConfig], list[Row]]] = {
