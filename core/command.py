@@ -363,12 +363,19 @@ def run_main(main: Callable[[], int | None], ends: bool = True) -> None:
     """
     if os.environ.pop(ENDS_WITH_PARENT, None):
         end_with(os.getppid())
+    space_bars()
     with ExitStack() as log:
-        if not sys.stderr.isatty():  # tqdm reads it when imported
-            os.environ.setdefault("TQDM_MININTERVAL", "60")
-            os.environ.setdefault("TQDM_MINITERS", "1")  # else its monitor adds lines of its own
+        if not sys.stderr.isatty():
             log.enter_context(redirect_stderr(BarLines(sys.stderr)))
         guarded(main, ends)
+
+
+def space_bars() -> None:
+    """Progress bars in a log show a line a minute. tqdm reads this when it is imported, so it comes
+    first: a package of programs calls it in its __init__.py, before `python -m` runs one."""
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_MININTERVAL", "60")
+        os.environ.setdefault("TQDM_MINITERS", "1")  # else its monitor adds lines of its own
 
 
 class BarLines:
