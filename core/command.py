@@ -60,17 +60,19 @@ def flags_of(cls: type, prefix: str = "--") -> dict[str, Any]:
     return found
 
 
+LENGTH = ("passes", "epochs", "total-steps", "steps", "learning.budget")  # of a training
 # What other tools, or other scripts of ours, call it: the first that a script has is suggested.
 ELSEWHERE = {
-    "epochs": ("passes",),
-    "epoch": ("passes", "epochs"),
-    "num-epochs": ("passes", "epochs"),
-    "max-epochs": ("passes", "epochs"),
-    "n-epochs": ("passes", "epochs"),
-    "lr": ("learning.lr", "events.lr"),
+    "epochs": LENGTH,
+    "epoch": LENGTH,
+    "num-epochs": LENGTH,
+    "max-epochs": LENGTH,
+    "n-epochs": LENGTH,
+    "episodes": LENGTH,
+    "lr": ("learning.lr", "events.lr", "learning-rate"),
     "learning-rate": ("learning.lr", "events.lr", "lr"),
     "batch-size": ("learning.batch", "batch"),
-    "bs": ("learning.batch", "batch"),
+    "bs": ("learning.batch", "batch", "batch-size"),
     "gpu": ("device",),
     "gpus": ("device",),
     "cuda": ("device",),
@@ -109,7 +111,8 @@ def check_known(args: list[str], known: Iterable[str]) -> None:
         near = [f"--{flag}" for flag in ELSEWHERE.get(word, ()) if f"--{flag}" in known]
         near += [whole[word]] if word in whole else []
         if word not in ELSEWHERE:  # there the nearest spelling means another thing
-            near += difflib.get_close_matches(name, known, 1, 0.6)
+            words = [flag.removeprefix("--") for flag in known]  # the dashes are alike in all
+            near += [f"--{flag}" for flag in difflib.get_close_matches(word, words, 1, 0.6)]
         hint = f"did you mean {near[0]}?" if near else "see --help"
         raise InputError(f"{arg.partition('=')[0]}: no such flag; {hint}")
 
@@ -286,15 +289,25 @@ def preset_of(cls: type, args: list[str]) -> Any:
     return cls.with_preset(name if name in cls.PRESETS else next(iter(cls.PRESETS)))
 
 
+def answer_about(args: list[str], help_of: Callable[[], str]) -> None:
+    """`--help` and `--version`: print the answer and end."""
+    if {"-h", "--help"} & set(args):
+        print(help_of())
+        sys.exit(0)
+    if "--version" in args:
+        from core.versions import version_text  # torch takes seconds to import
+
+        print(version_text())
+        sys.exit(0)
+
+
 def plain_words(text: str) -> list[str]:
     """The command line of a script without flags; `--help` prints `text`, its docstring.
 
     Raises InputError for a flag.
     """
     args = sys.argv[1:]
-    if {"-h", "--help"} & set(args):
-        print(text.strip())
-        sys.exit(0)
+    answer_about(args, lambda: text.strip())
     check_known(args, ())
     return args
 
@@ -306,14 +319,7 @@ def parse(cls: type | dict[str, Any], args: list[str] | None = None) -> Any:
     instance in place of a class holds the defaults.
     """
     args = sys.argv[1:] if args is None else args
-    if {"-h", "--help"} & set(args):
-        print(help_text(cls, args))
-        sys.exit(0)
-    if "--version" in args:
-        from core.versions import version_text  # torch takes seconds to import
-
-        print(version_text())
-        sys.exit(0)
+    answer_about(args, lambda: help_text(cls, args))
     given = cls
     if isinstance(cls, dict):
         if not args or args[0] not in cls:
@@ -363,12 +369,19 @@ def run_main(main: Callable[[], int | None], ends: bool = True) -> None:
     """
     if os.environ.pop(ENDS_WITH_PARENT, None):
         end_with(os.getppid())
+    space_bars()
     with ExitStack() as log:
-        if not sys.stderr.isatty():  # tqdm reads it when imported
-            os.environ.setdefault("TQDM_MININTERVAL", "60")
-            os.environ.setdefault("TQDM_MINITERS", "1")  # else its monitor adds lines of its own
+        if not sys.stderr.isatty():
             log.enter_context(redirect_stderr(BarLines(sys.stderr)))
         guarded(main, ends)
+
+
+def space_bars() -> None:
+    """Progress bars in a log show a line a minute. tqdm reads this when it is imported, so it comes
+    first: a package of programs calls it in its __init__.py, before `python -m` runs one."""
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_MININTERVAL", "60")
+        os.environ.setdefault("TQDM_MINITERS", "1")  # else its monitor adds lines of its own
 
 
 class BarLines:

@@ -190,7 +190,8 @@ def train_one(job: Training) -> None:
     ):
         device = pick_device(job.cfg.device, 1)
         with runfolder.held_run(job.cfg.run):
-            DQN.train(job.cfg, device, ALONE, cache)
+            if DQN.train(job.cfg, device, ALONE, cache):  # it caught a signal, and is not finished
+                raise KeyboardInterrupt
     write_json(path, mark)
 
 

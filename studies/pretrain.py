@@ -123,6 +123,7 @@ def main(args: list[str]) -> None:
     cache = read_corpora(corpora)
     with runfolder.held_run(RUN):
         if code := DQN.train(cfg, pick_device("cpu", 1), ALONE, cache):
+            print("here without --resume: the same command goes on")
             sys.exit(code)
     content = packed(runfolder.read_checkpoint(RUN / "best.pt"), corpora)
     runfolder.write_checkpoint(OUT, content)

@@ -532,7 +532,7 @@ def report(command: str, cfg: Study, outcome: tables.Finished, text: str, **more
     """Write and print what came out of a command."""
     folder = cfg.folder / command
     folder.mkdir(parents=True, exist_ok=True)
-    text += f"\nMade on {processor()}; the trainings took {tables.hours(outcome)} of it.\n"
+    text += f"\nMade on {processor()}; the trainings took {tables.hours(outcome)}.\n"
     about = {"command": command, "config": to_dict(cfg), "versions": versions()}
     results = about | tables.as_dict(outcome) | more
     files.write_together(

@@ -198,9 +198,13 @@ def save_policy(path: Path, policy: Policy) -> None:
 
 
 def load_policy(path: Path) -> tuple[str, nn.Module]:
-    """Environment and network of a policy.pt; InputError where it is missing or something else."""
+    """Environment and network of a policy.pt, or of the run folder that holds one; InputError where
+    it is missing or something else."""
+    if path.is_dir():
+        path = path / "policy.pt"
     if not path.exists():
-        raise InputError(f"{path}: not found; train first: python -m studies.classic dqn")
+        lunar = " --env LunarLander-v3" * ("lunarlander" in str(path).lower())
+        raise InputError(f"{path}: not found; train first: {SCRIPT} dqn{lunar}")
     content = read_checkpoint(path)
     if set(content) != set(Policy._fields):
         raise InputError(f"{path}: not a policy of studies.classic")

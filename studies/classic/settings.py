@@ -257,7 +257,7 @@ class ScoreConfig(Checked):
     """Fresh episodes of a saved policy."""
 
     policy: Path = HOME / "cartpole-dqn-plain-tuned-0" / "policy.pt"
-    """policy.pt of a training (default: dqn, seed 0)"""
+    """run folder, or its policy.pt (default: dqn, seed 0)"""
     seed: int = number(0, 0)
     """seed of the 100 episodes"""
 
@@ -267,7 +267,7 @@ class RenderConfig(Checked):
     """An episode of a saved CartPole or LunarLander policy as an animated GIF."""
 
     policy: Path = HOME / "cartpole-dqn-plain-tuned-0" / "policy.pt"
-    """policy.pt of a training (default: dqn, seed 0)"""
+    """run folder, or its policy.pt (default: dqn, seed 0)"""
     out: Path = HOME / "cartpole.gif"
     """GIF to write"""
     seed: int = number(0, 0)

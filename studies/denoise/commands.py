@@ -88,7 +88,10 @@ def infer(cfg: InferConfig) -> None:
         keep_apart(path, [cfg.input, cfg.clean], "--output")
         if path.exists():
             raise InputError(f"--output {path}: is there already; remove it or give another name")
-    noisy, rate = data.read_own(cfg.input)
+    samples, rate = data.read_channels(cfg.input)
+    noisy = samples.mean(axis=1)
+    if samples.shape[1] > 1:
+        print(f"note: {cfg.input} has {samples.shape[1]} channels; the mean of them is denoised")
     clean = read_clean(cfg, len(noisy), rate) if cfg.clean else None
     for name, agent, path in zip(names, agents, paths, strict=True):
         if rate < agent.sample_rate:

@@ -101,12 +101,17 @@ class FeaturesConfig(Checked):
     """clips of each table (default: all)"""
 
 
-def read_own(path: Path) -> tuple[np.ndarray, int]:
-    """Mono wave (S,) float32 and its sample rate. InputError names an unusable file."""
+def read_channels(path: Path) -> tuple[np.ndarray, int]:
+    """Samples (S, channels) float32 and their rate. InputError names an unusable file."""
     try:
-        samples, rate = read_samples(path)
+        return read_samples(path)
     except ValueError as error:
         raise InputError(f"{path}: {error}; replace or remove it") from None
+
+
+def read_own(path: Path) -> tuple[np.ndarray, int]:
+    """`read_channels`, mixed to mono: (S,)."""
+    samples, rate = read_channels(path)
     return samples.mean(axis=1), rate
 
 

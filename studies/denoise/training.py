@@ -11,6 +11,8 @@ TD3. There it is looked at and saved, so that a resumed run equals an uninterrup
 
 import json
 import math
+import shlex
+import sys
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -175,9 +177,9 @@ def reopen(cfg: TrainConfig) -> dict[str, Any] | None:
     return content
 
 
-def train(cfg: TrainConfig) -> None:
+def train(cfg: TrainConfig) -> int:
     """Train one policy, in a folder that nobody else writes into; the best on the validation clips
-    is kept."""
+    is kept. Returns the exit code, that of a signal where one has stopped it."""
     keep_apart(cfg.folder, [cfg.features.parent, cfg.validation.parent], "--run")
     with own_folder(cfg.folder, RUN, flag="--run"):
         stored = reopen(cfg)
@@ -229,8 +231,10 @@ def train(cfg: TrainConfig) -> None:
             return bool(received)
 
         if not learn(model, envs, cfg.total_steps, cfg.eval_every, look):
-            step = history[-1].step
-            raise InputError(f"stopped at step {step}; go on with the same and --resume")
+            words = [word for word in sys.argv[1:] if word not in ("--resume", "--overwrite")]
+            print(f"stopped and saved after {history[-1].step} steps; to go on, run:")
+            print(f"  {SCRIPT} {shlex.join([*words, '--resume'])}")
+            return 128 + received[0]
         if not history or history[-1].step < model.num_timesteps:
             look(model.num_timesteps)
         best = max(history, key=lambda watch: watch.validation_gain)
@@ -240,6 +244,7 @@ def train(cfg: TrainConfig) -> None:
         write_json(cfg.folder / "metrics.json", metrics)
         (cfg.folder / "last.pt").unlink()
         print(f"best: step {best.step}, validation gain {best.validation_gain:+.4f}; {cfg.folder}")
+        return 0
 
 
 def check_apart(cfg: TrainConfig, corpus: Corpus, validation: Corpus) -> None:

@@ -29,6 +29,7 @@ from core.command import parse
 from core.errors import InputError
 from core.names import name_flaw
 from core.settings import from_dict, to_dict
+from core.versions import version_text
 
 SCRIPTS = (
     SoundscapesConfig,
@@ -402,6 +403,15 @@ def test_bad_command_line_says_what_is_wrong(cls, args, words):
     assert re.search(".*".join(map(re.escape, words.split())), text), text
 
 
+@dataclasses.dataclass(frozen=True)
+class Mistaken:
+    """Flags of a study, spelled as there."""
+
+    out: Path = Path("out")
+    learning_rate: float = 0.1
+    total_steps: int = 1
+
+
 @pytest.mark.parametrize(
     ("cls", "flag", "ours"),
     [
@@ -421,6 +431,11 @@ def test_bad_command_line_says_what_is_wrong(cls, args, words):
         (DetectConfig, "--epochs", "--help"),  # nearest in letters would be --policy
         (DetectConfig, "--run", "--policy"),
         (EvaluateConfig, "--policy", "--run"),
+        (TrainConfig, "--episodes", "--passes"),
+        (TrainConfig, "--foo", "--help"),  # the dashes do not make it --out
+        (Mistaken, "--foo", "--help"),
+        (Mistaken, "--lr", "--learning-rate"),
+        (Mistaken, "--epochs", "--total-steps"),
     ],
 )
 def test_an_unknown_flag_is_named_with_the_nearest(cls, flag, ours):
@@ -497,6 +512,10 @@ def test_a_script_without_flags_prints_its_text_and_refuses_flags(monkeypatch, c
     with pytest.raises(SystemExit) as stop:
         command.plain_words("A study.")
     assert stop.value.code == 0 and capsys.readouterr().out == "A study.\n"
+    monkeypatch.setattr(sys, "argv", ["study.py", "all", "--version"])
+    with pytest.raises(SystemExit) as stop:
+        command.plain_words("A study.")
+    assert stop.value.code == 0 and capsys.readouterr().out == version_text() + "\n"
 
 
 def test_help_shows_choices_defaults_and_the_preset(capsys):

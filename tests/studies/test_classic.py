@@ -331,7 +331,7 @@ def test_train_saves_loads_and_scores(tmp_path, capsys):
     classic.run_training(cfg)
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert f"kept_mean_return: {result['kept']['mean']:.2f}" in capsys.readouterr().out
-    env, network = agents.load_policy(tmp_path / "run" / "policy.pt")
+    env, network = agents.load_policy(tmp_path / "run")
     returns = agents.fresh_returns(env, network, 500, seed=0)
     assert len(returns) == 100 and returns.mean() == result["kept"]["mean"]
     with pytest.raises(InputError, match="--overwrite"):
@@ -340,8 +340,10 @@ def test_train_saves_loads_and_scores(tmp_path, capsys):
 
 
 def test_a_policy_file_that_is_none(tmp_path):
-    with pytest.raises(InputError, match="not found"):
-        agents.load_policy(tmp_path / "policy.pt")
+    with pytest.raises(InputError, match=r"policy\.pt: not found; .* dqn$"):
+        agents.load_policy(tmp_path)
+    with pytest.raises(InputError, match=r"not found; .* dqn --env LunarLander-v3$"):
+        agents.load_policy(tmp_path / "lunarlander-dqn-plain-tuned-0" / "policy.pt")
     torch.save({"weights": {}}, tmp_path / "policy.pt")
     with pytest.raises(InputError, match="not a policy"):
         agents.load_policy(tmp_path / "policy.pt")

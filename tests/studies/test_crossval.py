@@ -142,6 +142,14 @@ def test_what_is_done_is_kept(here, monkeypatch):
     assert again == {path for path in files if "DQN-small" in str(path)}
 
 
+def test_a_training_that_a_signal_has_stopped_is_not_done(here, monkeypatch):
+    (job, *_) = crossval.trainings(study_of(here, "a"), LEARNED, ["all"])
+    monkeypatch.setattr(crossval.DQN, "train", lambda *_: 128 + 15)
+    with pytest.raises(KeyboardInterrupt):
+        crossval.train_one(job)
+    assert not (job.cfg.run / crossval.MARK).exists()
+
+
 def test_recordings_stay_in_one_part(here):
     rows = [f"{name},r{i % 2}" for i, name in enumerate(NAMES)]
     (here / "clips.csv").write_text("filename,recording\n" + "\n".join(rows))

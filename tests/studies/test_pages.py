@@ -6,8 +6,10 @@ from outside (DATA, recordings, archives) is made small before.
 
 import hashlib
 import importlib
+import os
 import re
 import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
@@ -141,6 +143,14 @@ def test_every_command_is_on_its_page(package):
     known = known or importlib.import_module(f"{package}.settings").commands([])
     text = (ROOT / package.replace(".", "/") / "README.md").read_text(encoding="utf-8")
     assert not [name for name in known if f"{name}" not in text]
+
+
+def test_a_log_gets_few_lines_of_a_progress_bar():
+    """No terminal: the first and the last line of a second's work, not one each 0.1 s."""
+    environ = {key: value for key, value in os.environ.items() if not key.startswith("TQDM_")}
+    command = [sys.executable, "-m", "studies.classic", "td"]
+    done = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stderr.count("\n") == 2, done.stderr
 
 
 MISTAKES = [
