@@ -678,6 +678,8 @@ class DetectConfig(Script):
     """classes to look for (default: all scored ones)"""
     out: Path = Path("events.tsv")
     """event TSV to write"""
+    overwrite: bool = False
+    """replace an earlier result"""
     audacity: Path | None = None
     """folder of Audacity label files to write"""
     gate: bool = True
