@@ -654,8 +654,11 @@ class EvaluateConfig(Script):
         super().__post_init__()
         apart = self.checkpoint is None or self.out is not None
         require(apart, self.flag("out"), "given together with --checkpoint", self.out)
-        alone = not self.compare or self.checkpoint is None
-        require(alone, "checkpoint", "left out with --compare", self.checkpoint)
+        usual = self.PRESETS[self.preset].get("run", type(self).run)
+        unused = {"checkpoint": self.checkpoint, "full": self.full}
+        unused["run"] = None if self.run == usual else self.run
+        for name, value in unused.items() if self.compare else ():
+            require(not value, name, "left out with --compare", value)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -678,6 +681,8 @@ class DetectConfig(Script):
     """classes to look for (default: all scored ones)"""
     out: Path = Path("events.tsv")
     """event TSV to write"""
+    overwrite: bool = False
+    """replace an earlier result"""
     audacity: Path | None = None
     """folder of Audacity label files to write"""
     gate: bool = True

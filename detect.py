@@ -18,6 +18,7 @@ Audio is read block by block, from front to back.
 
 import io
 import itertools
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, nullcontext
@@ -206,6 +207,8 @@ def make_plan(cfg: DetectConfig, device: torch.device) -> Plan:
             "note: this policy has no tag gate (imported, or of an older version): every class of"
             " every recording may have events; train again to get one"
         )
+    if policy.over_events and cfg.batch != DetectConfig.batch:
+        print("note: --batch does nothing for a policy over events")
     plan = plan_of(policy, cfg, device)
     if cfg.audio is None:
         but = ", but the policy was trained with audio" if policy.origin.facts.get("audio") else ""
@@ -302,9 +305,11 @@ def open_source(cfg: DetectConfig, plan: Plan) -> Source:
         return Source(files.classes, read, f"{cfg.scores}", files.clips)
     path = cfg.scorer or corpus_scorer(cfg.policy)
     if path is None:
+        which = f"scorer.pt of the corpus that {cfg.policy} was trained on, written by scorers.py"
+        if cfg.policy.resolve() == PRETRAINED:  # of many corpora, none of which is here
+            which = "a scorer.pt of scorers.py"
         raise InputError(
-            f"no scores: give --scores (your model's score files) or --scorer (scorer.pt of the"
-            f" corpus that {cfg.policy} was trained on, written by scorers.py)"
+            f"no scores: give --scores (your model's score files) or --scorer ({which})"
         )
     scorer = crnn.load_scorer(path, plan.device)
     classes = list(cfg.classes) or scorer.classes
@@ -341,6 +346,7 @@ def find_recordings(cfg: DetectConfig, source: Source) -> list[Recording]:
     if cfg.audio is None:  # labels name recordings, most with an extension: so do the results
         clips = source.clips()
         suffixes = [".wav" if clip == clip_id(clip) else "" for clip in clips]
+        check_apart(clips, f"--scores {cfg.scores}")
         return [Recording(c + end, None, c) for c, end in zip(clips, suffixes, strict=True)]
     if cfg.audio.is_file():
         found = [Recording(cfg.audio.name, cfg.audio)]
@@ -355,17 +361,22 @@ def find_recordings(cfg: DetectConfig, source: Source) -> list[Recording]:
     if not found:
         kinds = ", ".join(AUDIO)
         raise InputError(f"--audio {cfg.audio}: no recordings in it or below ({kinds})")
-    by_id: dict[str, str] = {}
     for filename, *_ in found:
         if flaw := name_flaw(filename, path=True):
             raise InputError(f"--audio {cfg.audio}: the name {filename!r} {flaw}; rename it")
-        other = by_id.setdefault(clip_id(filename), filename)
-        if other != filename:
-            raise InputError(
-                f"--audio {cfg.audio}: {other} and {filename} differ in their extension only, so"
-                " one score file or label file would be of both; rename or move one"
-            )
+    check_apart([one.filename for one in found], f"--audio {cfg.audio}")
     return found
+
+
+def check_apart(names: list[str], where: str) -> None:
+    """InputError where two names of recordings or clips differ in their extension only."""
+    by_id: dict[str, str] = {}
+    for name in names:
+        if (other := by_id.setdefault(clip_id(name), name)) != name:
+            raise InputError(
+                f"{where}: {other} and {name} differ in their extension only, so one name would"
+                " stand for both; rename or move one"
+            )
 
 
 # ---------------------------------------------------------------------------- rows and decisions
@@ -555,13 +566,15 @@ def all_rows(
     recordings: list[Recording], source: Source, plan: Plan, tally: Tally, quiet: bool = False
 ) -> Iterator[Row | Sight | Sheet]:
     """Rows, blocks and sheets of all recordings; what fails is named in the tally and left out."""
+    shown = sys.stderr.isatty()  # else a line a minute, see BarLines
     with tqdm(total=len(recordings), desc="Detecting", unit="recording", disable=quiet) as bar:
         for some in opened_recordings(recordings):
             source.ahead(some)
             for one in some:
                 try:
                     for item in recording_rows(one, source, plan, tally):
-                        bar.set_postfix_str(f"{tally.blocks} blocks", refresh=not tally.blocks % 50)
+                        text = f"{tally.blocks} block{'s' * (tally.blocks != 1)}"
+                        bar.set_postfix_str(text, refresh=shown and not tally.blocks % 50)
                         yield item
                 except (ValueError, InputError) as error:
                     tally.failed.append(f"{one.recording.filename}: {error}")
@@ -793,10 +806,13 @@ TRACKS = Kind("folder of label tracks")
 
 
 def check_outputs(cfg: DetectConfig) -> None:
-    """InputError where an output is an input, or would replace what is not a list of events."""
+    """InputError where an output is an input, or would replace what is not a list of events, or
+    one that nobody gave up: labels made by hand look the same."""
     inputs = (cfg.policy, cfg.audio, cfg.scores, cfg.scorer)
     keep_apart(cfg.out, inputs)
     check_file(cfg.out, "\t".join(COLUMNS))
+    if cfg.out.exists() and not cfg.overwrite:
+        raise InputError(f"--out {cfg.out}: is there already; give --overwrite or another --out")
     if cfg.audacity is not None:
         keep_apart(cfg.audacity, inputs, "--audacity")
         check_ours(cfg.audacity, TRACKS, flag="--audacity")

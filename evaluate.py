@@ -31,7 +31,14 @@ import torch
 
 from baselines.tuned_rules import best_possible, class_of_pair, yardsticks, yardsticks_of_all
 from comparison import scoring
-from comparison.evaluations import Evaluated, digest_of, find_matches, gain_interval, write_matches
+from comparison.evaluations import (
+    Evaluated,
+    digest_of,
+    find_matches,
+    gain_interval,
+    policy_name,
+    write_matches,
+)
 from comparison.systems import BASE, Spec, kind_of_rule, predicted_events
 from config import Bandit, EvaluateConfig
 from core.command import run_script
@@ -192,13 +199,14 @@ def verdict(results: dict[str, Any]) -> str:
 
     On present pairs by the mean F1 of a pair, on all pairs by macro-F1, behind the gate.
     """
+    name = policy_name(results)
     if rows := results.get("all_pairs"):
-        metric, name = "macro_f1", judged_row(rows)
-        ours = rows[name]["macro_f1"]
+        metric, row = "macro_f1", judged_row(rows)
+        name, ours = row.replace("DQN", name), rows[row]["macro_f1"]
         others = [scoring.best_of(rows, metric, (kind,)) for kind in ("base", "rule")]
         against = [(other, rows[other], rows[other]["behind"]) for other in others if other]
     else:
-        metric, name, ours = "f1", "DQN", results["after"]["f1"]
+        metric, ours = "f1", results["after"]["f1"]
         whole = [(BASE, results["before"], results["interval"])]
         whole += [(row["name"], row, row["interval"]) for row in best_rule(results)]
         against = [(who, row, [ours - row["f1"], *ends["f1"]]) for who, row, ends in whole]
@@ -232,10 +240,10 @@ def print_rows(title: str, rows: list[tuple[str, dict[str, float]]]) -> None:
 
 
 def print_margins(results: dict[str, Any]) -> None:
-    """What the DQN gains over each yardstick, in points, with the interval of the difference."""
+    """What the policy gains over each yardstick, in points, with the interval of the difference."""
     rows = [("before (T_base)", results["before"], results["interval"])]
     rows += [(row["name"], row, row["interval"]) for row in results["yardsticks"]]
-    title = "DQN minus .., points [95 % of bootstraps]"
+    title = f"{policy_name(results)} minus .., points [95 % of bootstraps]"
     width = max(len(title), *(len(name) for name, _, _ in rows))
     print(f"\n{title:<{width}}" + "".join(f"{TITLES[name]:>24}" for name in NAMES))
     for name, row, between in rows:
@@ -259,14 +267,15 @@ def print_all_pairs(results: dict[str, Any], full: bool) -> None:
     """What a cache of all pairs adds: false alarms count."""
     rows = results["all_pairs"]
     title = f"all {results['num_pairs']} pairs"
-    width = max(map(len, [title, *rows]))
+    shown = {name: name.replace("DQN", policy_name(results)) for name in rows}
+    width = max(map(len, [title, *shown.values()]))
     print(f"\n{title:<{width}} {'macro-F1':>9} {'micro-F1':>9} {'absent pairs on':>16}")
     best = scoring.best_of(rows, "macro_f1", ("rule",))
     for name, row in rows.items():
         if row["kind"] == "rule" and name != best and not full:
             continue
         values = f"{row['macro_f1']:>9.2%} {row['micro_f1']:>9.2%} {row['false_alarms']:>16.2%}"
-        print(f"{name:<{width}} {values}")
+        print(f"{shown[name]:<{width}} {values}")
     print(
         "absent classes count here; in the table above they do not, which favours T_base and rules"
     )
@@ -285,7 +294,8 @@ def print_results(results: dict[str, Any], full: bool = False) -> None:
     before, after, gain = results["before"], results["after"], results["gain"]
     print_block("npz binary only", before)
     print_block("env mode", after)
-    rows = [("before (T_base)", before), ("after (DQN)", after), (GAIN, gain)]
+    then = f"after ({policy_name(results)})"
+    rows = [("before (T_base)", before), (then, after), (GAIN, gain)]
     rows += [(f"best rule by F1: {row['name']}", row) for row in best_rule(results)]
     print_rows(f"mean over {results['present_pairs']} pairs of present classes", rows)
     if full:
@@ -299,8 +309,9 @@ def print_results(results: dict[str, Any], full: bool = False) -> None:
     if full:
         print_numbers(results)
     print_ends(results["ends"])
-    if gain["f1"] < 0 and "all_pairs" not in results:  # there T_base hears what is not there
-        low, high = results["interval"]["f1"]
+    low, high = results["interval"]["f1"]
+    harms = high < 0 and not scoring.in_the_noise(results, low, high)
+    if harms and "all_pairs" not in results:  # there T_base hears what is not there
         print(
             f"note: the policy does harm here: F1 {100 * gain['f1']:+.2f} points"
             f" [{100 * low:+.2f}, {100 * high:+.2f}] over its base threshold"
@@ -310,10 +321,8 @@ def print_results(results: dict[str, Any], full: bool = False) -> None:
 
 def print_details(results: dict[str, Any]) -> None:
     """Over frames, by class, every yardstick."""
-    after, both = results["after"], results["pooled"]
-    print_rows(
-        "pooled over frames", [("before (T_base)", both["before"]), ("after (DQN)", both["after"])]
-    )
+    both, then = results["pooled"], f"after ({policy_name(results)})"
+    print_rows("pooled over frames", [("before (T_base)", both["before"]), (then, both["after"])])
     classes = []
     for label, row in results["per_class"].items():
         classes.append((f"{label} ({row['pairs']}) before", row["before"]))
@@ -321,7 +330,7 @@ def print_details(results: dict[str, Any]) -> None:
     print_rows("per class (pairs)", classes)
     print_rows(
         "baselines, tuned on the training cache",
-        [*((row["name"], row) for row in results["yardsticks"]), ("after (DQN)", after)],
+        [*((row["name"], row) for row in results["yardsticks"]), (then, results["after"])],
     )
     print_margins(results)
 
@@ -406,6 +415,8 @@ def evaluate(cfg: EvaluateConfig, device: torch.device, ranks: Ranks) -> None:
     """
     path = runfolder.checkpoint_of(cfg.checkpoint or cfg.run / "best.pt")
     policy = load_policy(path, device, cfg.preset)
+    if policy.over_events and cfg.batch is not None:
+        print("note: --batch does nothing for a policy over events")
     out = cfg.out or (cfg.run if cfg.split == "validation" else cfg.run / cfg.split)
     keep_apart(out, [cfg.cache, cfg.cache / cfg.split, cfg.cache / cfg.train_split])
     with held_results(out, path.parent, ranks):

@@ -574,7 +574,8 @@ def preprocess_split(task: Task, cfg: PreprocessConfig, ranks: Ranks) -> None:
         finish_split(task, cfg, partial, entries, source, left_out)
         held.close()  # puts it in place
         report(folder, task, left_out, began)
-        print(f"  shards taken over from an earlier run: {reused} of {len(starts)}")
+        if reused:
+            print(f"  shards taken over from an earlier run: {reused} of {len(starts)}")
 
     with ExitStack() as held:
         ranks.leader_first(hold)

@@ -33,8 +33,10 @@ from comparison.evaluations import (
     Evaluated,
     Matches,
     View,
+    as_title,
     find_matches,
     load_evaluated,
+    policy_name,
     short,
     view_of,
 )
@@ -307,10 +309,14 @@ def draw_deciding(data: Evaluated, index: int, why: str) -> "Figure | str":
     return draw_boxes(view, data.boxes.get(index, []), why, known)
 
 
-def draw_decisions(view: View, why: str) -> "Figure":
-    """Base and DQN decision over ground truth as steps (slides, page 11)."""
+def draw_decisions(view: View, why: str, who: str) -> "Figure":
+    """Base and DQN decision over ground truth as steps (slides, page 11); `who`: the policy's
+    name."""
     figure, axes = page(titled("Decisions over ground truth", view, why), 2, sharex=True)
-    rows = [("Base decision", view.before, "t_base"), ("DQN decision", view.after, "t_adj")]
+    rows = [
+        ("Base decision", view.before, "t_base"),
+        (f"{as_title(who)} decision", view.after, "t_adj"),
+    ]
     for ax, (text, on, colour) in zip(axes[:, 0], rows, strict=True):
         scores = view.scores(on)
         ax.set_title(f"{text}: " + ", ".join(f"{TEXT[n]} {percent(scores[n])}" for n in NAMES))
@@ -362,7 +368,7 @@ def draw_onset(data: Evaluated, matches: Matches) -> "Figure | str":
     ax.axvline(onset, linewidth=9, alpha=0.6, **look("label", f"True onset: {onset:.3f} s"))
     for match, colour, text, line in (
         (base, "t_base", "Base onset", "--"),
-        (dqn, "t_adj", "DQN onset", "-"),
+        (dqn, "t_adj", f"{as_title(policy_name(data.results))} onset", "-"),
     ):
         late = round(1000 * match.late_s())
         error = f"{abs(late)} ms {'late' if late > 0 else 'early'}" if late else "exact"
@@ -411,7 +417,7 @@ def draw_events(data: Evaluated, matches: Matches) -> "Figure | str":
     if not best:
         return NO_EVENT
     why = f"chosen: the most improved of {len(both):,} that both found{none}"
-    name = "DQN" if data.t_adj is None else "DQN Threshold"
+    name = as_title(policy_name(data.results)) if data.t_adj is None else "DQN Threshold"
     title = f"Events under Base Threshold and {name}\n{why}"
     figure, axes = page(title, 1, len(best), 5.6)
     rows = [("Ground Truth", "label"), ("Base Threshold", "t_base"), (name, "t_adj")]
@@ -522,8 +528,9 @@ def draw_before_after(results: dict[str, Any], threshold: bool = True) -> "Figur
     `threshold`: whether the policy shifts one, so that there is a DQN_T.
     """
     pairs, before, after = judged_pairs(results), results["before"], results["after"]
+    who = policy_name(results)
     figure, axes = page(
-        f"Before and after the DQN: {pairs}, {results['split']} split", 1, 2, width_ratios=(7, 5)
+        f"Before and after the {who}: {pairs}, {results['split']} split", 1, 2, width_ratios=(7, 5)
     )
     table, ax = axes[0]
     table.set_axis_off()
@@ -531,7 +538,7 @@ def draw_before_after(results: dict[str, Any], threshold: bool = True) -> "Figur
     tones = {name: tone(results, *results["interval"][name]) for name in NAMES}
     marks = {name: f"{'▼' if gains[name] < 0 else '▲'} {points(gains[name])}" for name in NAMES}
     ranges = {name: " to ".join(map(points, results["interval"][name])) for name in NAMES}
-    was, now = "Before DQN (Base_T)", "After DQN" + " (DQN_T)" * threshold
+    was, now = f"Before {who} (Base_T)", f"After {who}" + " (DQN_T)" * threshold
     heads = [text.replace(" (", "\n(") for text in (was, now)]
     cells = [["Metric", *heads, "Gain (points)\n95 % interval"]]
     cells += [
@@ -624,21 +631,22 @@ def draw_network(run: TrainingLog) -> "Figure":
 def draw_yardsticks(results: dict[str, Any], threshold: bool = True) -> "Figure":
     """Before, after and the yardsticks by F1, one panel a metric; `threshold`: there is a DQN_T.
 
-    The whiskers are the interval of the difference to the DQN, laid from the DQN's value: where one
-    reaches its line, the two cannot be told apart.
+    The whiskers are the interval of the difference to the policy, laid from the policy's value:
+    where one reaches its line, the two cannot be told apart.
     """
+    who = policy_name(results)
     base = {"name": "Before: Base_T", "kind": "base", "interval": results["interval"]}
-    name = "After: DQN_T" if threshold else "After: DQN"
+    name = "After: DQN_T" if threshold else f"After: {who}"
     ours = {"name": name, "kind": "policy", "interval": None}
     rows = [base | results["before"], ours | results["after"], *results["yardsticks"]]
     rows.sort(key=lambda row: -row["f1"])
     title = (
-        f"Rules beside the DQN, best F1 first: {judged_pairs(results)}, {results['split']} split"
+        f"Rules beside the {who}, best F1 first: {judged_pairs(results)}, {results['split']} split"
     )
     height = max(PAGE[1], 3 + 0.4 * len(rows))
     figure, axes = page(title, 1, len(NAMES), height, sharey=True)
     for ax, metric in zip(axes[0], NAMES, strict=True):
-        draw_yardstick(ax, rows, metric, results["after"][metric])
+        draw_yardstick(ax, rows, metric, results["after"][metric], who)
     names = []
     for row in rows:
         setting = str(row.get("setting") or "")
@@ -648,21 +656,25 @@ def draw_yardsticks(results: dict[str, Any], threshold: bool = True) -> "Figure"
     axes[0, 0].set_ylim(-len(rows) + 0.4, 0.6)
     for text, row in zip(axes[0, 0].get_yticklabels(), rows, strict=True):
         text.set_weight("bold" if row["kind"] in ("base", "policy") else "normal")
-    note = "Lines: the DQN's value minus the 95 % interval of its (paired) difference to the row.\n"
-    note += "A line that reaches the dotted one: the row and the DQN cannot be told apart."
+    note = (
+        f"Lines: the {who}'s value minus the 95 % interval of its (paired) difference to the row.\n"
+        f"A line that reaches the dotted one: the row and the {who} cannot be told apart."
+    )
     return legend(figure, 5, note)
 
 
-YARDSTICKS = {  # kind of a row -> colour, legend entry
-    "base": ("t_base", "Before DQN"),
-    "policy": ("t_adj", "After DQN"),
+YARDSTICKS = {  # kind of a row -> colour, legend entry, {} the policy's name
+    "base": ("t_base", "Before {}"),
+    "policy": ("t_adj", "After {}"),
     "rule": ("yardstick", "Rule (best ..: tuned on training clips)"),
     "ceiling": ("ceiling", "Ceiling: knows the labels"),
 }
 
 
-def draw_yardstick(ax: "Axes", rows: list[dict[str, Any]], metric: str, ours: float) -> None:
-    """One metric of all rows: points, whiskers, numbers, the level of the DQN."""
+def draw_yardstick(
+    ax: "Axes", rows: list[dict[str, Any]], metric: str, ours: float, who: str
+) -> None:
+    """One metric of all rows: points, whiskers, numbers, the level of the policy, named `who`."""
     spans = [
         np.array([row[metric], row[metric]])
         if row["interval"] is None
@@ -671,14 +683,14 @@ def draw_yardstick(ax: "Axes", rows: list[dict[str, Any]], metric: str, ours: fl
     ]
     near = [span for span, row in zip(spans, rows, strict=True) if row["name"] not in TRIVIAL]
     scale(ax, near)
-    ax.axvline(100 * ours, linestyle=":", **look("t_adj", "Level of the DQN"))
+    ax.axvline(100 * ours, linestyle=":", **look("t_adj", f"Level of the {who}"))
     for i, (row, span) in enumerate(zip(rows, spans, strict=True)):
         colour, text = YARDSTICKS[row["kind"]]
         value, bold = 100 * row[metric], row["kind"] in ("base", "policy")
         if not row_value(ax, i, value, f"{value:.1f}", bold, COLOURS[colour]):
             continue
         ax.plot(100 * span, [-i, -i], color=COLOURS[colour])
-        ax.plot([value], [-i], "o", markersize=8, **look(colour, text))
+        ax.plot([value], [-i], "o", markersize=8, **look(colour, text.format(who)))
     ax.set_title(TEXT[metric])
     ax.set_xlabel("Mean over pairs (%)")
 
@@ -688,7 +700,7 @@ def draw_per_class(results: dict[str, Any]) -> "Figure":
     table = results["per_class"]
     names = sorted(table, key=lambda name: (-table[name]["pairs"], name))[:MOST_CLASSES]
     which = f" ({len(names)} most frequent of {len(table)})" if len(names) < len(table) else ""
-    title = f"Gain of the DQN by class{which}: {results['split']} split"
+    title = f"Gain of the {policy_name(results)} by class{which}: {results['split']} split"
     figure, axes = page(title, height=max(PAGE[1], 2 + 0.65 * len(names)))
     ax, place = axes[0, 0], -np.arange(len(names))
     for i, metric in enumerate(NAMES):
@@ -729,7 +741,7 @@ def pair_drawings(
     return {
         "preprocessing": lambda: draw_preprocessing(view, fusion, why),
         "signals": lambda: draw_deciding(data, index, why),
-        "decisions": lambda: draw_decisions(view, why),
+        "decisions": lambda: draw_decisions(view, why, policy_name(data.results)),
         "onset": lambda: draw_onset(data, matches),
         "events": lambda: draw_events(data, matches),
     }

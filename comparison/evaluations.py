@@ -52,6 +52,16 @@ def short(text: str, most: int) -> str:
     return text if len(text) <= most else f"{text[:half]}...{text[-half:]}"
 
 
+def policy_name(results: dict[str, Any]) -> str:
+    """What figures and verdicts call a policy: one over events shifts no threshold, is no DQN."""
+    return "policy" if results.get("over_events") else "DQN"
+
+
+def as_title(text: str) -> str:
+    """With a capital, the rest as it is: no `Dqn`."""
+    return text[:1].upper() + text[1:]
+
+
 class Evaluated(NamedTuple):
     """A split with the decisions before and after: `t_adj`, `before`, `after` are (N,); a policy
     over events has no `t_adj`.

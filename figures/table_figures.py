@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from baselines.tuned_rules import class_of_pair
-from comparison.evaluations import Evaluated, View, short, view_of
+from comparison.evaluations import Evaluated, View, as_title, policy_name, short, view_of
 from comparison.scoring import DECISIVE, HEADLINE, TITLES, TRIVIAL
 from comparison.systems import BASE, GATED, from_checkpoint, same_pairs, store_of
 from config import EvaluateConfig
@@ -63,7 +63,7 @@ if TYPE_CHECKING:  # matplotlib is imported where a figure is drawn: it builds a
 
 KINDS = {  # kind of a row -> colour, legend entry
     "base": ("t_base", "Base threshold, untouched"),
-    "policy": ("t_adj", "Policy (DQN)"),
+    "policy": ("t_adj", "Policy"),  # a DQN, or one over events
     "supervised": ("supervised", "Supervised baseline: the DQN's state and network"),
     "rule": ("yardstick", "Rule, tuned on training clips"),
     "events": ("events", "Events from elsewhere"),
@@ -192,6 +192,7 @@ class FirstPolicy(NamedTuple):
     name: str  # with the number of the seed where there are several
     data: Evaluated
     max_delta: float
+    who: str  # what its decisions are called
 
 
 def load_first_policy(table: Table, preset: str) -> FirstPolicy | None:
@@ -223,11 +224,12 @@ def load_first_policy(table: Table, preset: str) -> FirstPolicy | None:
     if not (store := store_of(path, cache)).is_file():
         raise InputError(f"{store}: decisions of {names[0]} not found; {cure}")
     _, member = from_checkpoint(path, cache, EvaluateConfig(preset=preset, device="cpu"))
-    bandit = load_policy(path, torch.device("cpu"), preset).bandit
+    policy = load_policy(path, torch.device("cpu"), preset)
     before = cache.base
     seed = f" (first of {len(members)} seeds)" if len(members) > 1 else ""
     data = Evaluated(cache, results, member.threshold, before, member.pred)
-    return FirstPolicy(names[0] + seed, data, bandit.max_delta)
+    who = policy_name({"over_events": policy.over_events})
+    return FirstPolicy(names[0] + seed, data, policy.bandit.max_delta, who)
 
 
 # ---------------------------------------------------------------------------- the whole table
@@ -515,20 +517,20 @@ def draw_best_worst(policy: FirstPolicy, what: str) -> "Figure":
                 f" {short(view.pair.event_label, 26)} in {short(view.pair.filename, 24)}",
                 fontsize=12,
             )
-            draw_pair(curves, strip, view)
+            draw_pair(curves, strip, view, policy.who)
     note = "Of the present pairs, those with the largest gains and losses in F1 over Base_T"
     return legend(figure, 4, note)
 
 
-def draw_pair(curves: "Axes", strip: "Axes", view: View) -> None:
-    """Probability and thresholds of a pair over its decisions and the truth."""
+def draw_pair(curves: "Axes", strip: "Axes", view: View, who: str) -> None:
+    """Probability and thresholds of a pair over its decisions and the truth; `who` decided."""
     first, last = view.edges[0], view.edges[-1]
     changed, right = view.before != view.after, view.after == view.label
     shown = [name for name in ("prob", "t_base", "t_adj") if name in view.signals]
     draw_curves(curves, view, *shown)  # a policy over events has no t_adj
     for cell, on in (("fixed", changed & right), ("broken", changed & ~right)):
         for event in view.events(on):
-            text = f"{cell.capitalize()} by the DQN"
+            text = f"{cell.capitalize()} by the {who}"
             curves.axvspan(event.onset, event.offset, lw=0, zorder=0, **look(cell, text))
     unit_axis(curves, "Probability")
     curves.set_xlim(first, last)
@@ -536,7 +538,7 @@ def draw_pair(curves: "Axes", strip: "Axes", view: View) -> None:
     time_axis(strip, first, last)
     rows = [
         ("Base", view.before, "t_base", "Base decision"),
-        ("DQN", view.after, "t_adj", "DQN decision"),
+        (as_title(who), view.after, "t_adj", f"{as_title(who)} decision"),
         ("Truth", view.label, "label", "Ground Truth"),
     ]
     for y, (_, on, colour, text) in enumerate(rows):

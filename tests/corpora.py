@@ -27,9 +27,11 @@ def write_cache(
     clips: list[str] | None = None,
     audio: Path | None = None,
     absent: tuple[int, ...] = (),
+    start_s: float = 0.0,
 ) -> None:
     """One shard of pairs of the given lengths, one clip for each round of `labels`; `clips` are
     their file names. Pairs of the indices `absent` have no event, which makes a cache of all pairs.
+    `start_s`: as of windows that overlap, see `frame_edges`.
     """
     rng = np.random.default_rng(seed)
     folder.mkdir(parents=True, exist_ok=True)
@@ -50,8 +52,8 @@ def write_cache(
         name = labels[index % len(labels)]
         clip = index // len(labels)
         filename = clips[clip] if clips else f"{clip}.wav"
-        pairs.append(caches.Pair(filename, name, length, frame_s))
-        edges = frame_edges(length, frame_s)
+        pairs.append(caches.Pair(filename, name, length, frame_s, start_s))
+        edges = frame_edges(length, frame_s, start_s)
         record = records.setdefault(
             filename, caches.ClipRecord(filename, 0.0, [], [0.0] * len(labels))
         )

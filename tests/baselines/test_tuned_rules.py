@@ -325,6 +325,25 @@ def test_boxes_as_events(cache):
     assert np.array_equal(decide_rule(rule, cache), on)
 
 
+def test_boxes_of_overlapping_windows_lie_where_their_frames_do(tmp_path):
+    """Windows of 3 s every 1.5 s; while tuning for events too."""
+    write_cache(tmp_path / "train", [20, 16, 24, 18], frame_s=1.5, start_s=0.75)
+    cache = load_cache(tmp_path / "train")
+    setting = {"t": 0.0, "filter_s": 3.0, "by": "difference", "limit": 0.1}
+    found = csebbs.sebbs(cache, tuned_rules.of_all(setting))
+    edges = {(pair.filename, pair.event_label): pair.edges for pair in cache.pairs}
+    for name, boxes in found.items():
+        assert boxes
+        for *ends, label, _ in boxes:
+            assert np.isclose(np.array(ends)[:, None], edges[name, label]).any(axis=1).all()
+    true = [candidates.runs_of(cache.one("label", i)) for i in range(len(cache.pairs))]
+    pair = np.repeat(np.arange(len(true)), [len(begin) for begin, _ in true])
+    ends = (np.concatenate(side).astype(float) for side in zip(*true, strict=True))
+    boxes = tuned_rules.PairBoxes(pair, *ends, np.ones(len(pair)))
+    aim = tuned_rules.EventObjective(cache)
+    assert (aim.values(aim.of_boxes(boxes), "event_f1")[-1] == 1).any()
+
+
 # ---------------------------------------------------------------------------- tuning
 
 

@@ -362,6 +362,12 @@ COMBINATIONS = [
     ),
     (DetectConfig, ["--map", "a=b"], "--map must be given together with --scores"),
     (DetectConfig, [*SCORES, "--map", "a"], "--map must be SCORES=LABELS, e.g. dog=Dog, but a was"),
+    (EvaluateConfig, ["--compare", "rules", "--full"], "--full must be left out with --compare"),
+    (
+        EvaluateConfig,
+        ["--preset", "demo", "--compare", "rules", "--run", "runs/slides"],
+        "--run must be left out with --compare but runs/slides",
+    ),
     (VisualizeConfig, ["--clip", "a.wav"], "--event-label must be given with --clip but None"),
     (VisualizeConfig, ["--event-label", "Dog"], "--event-label must be given with --clip but Dog"),
     (VisualizeConfig, ["--table", "t", "--html"], "--table must be used without --clip and --html"),
@@ -453,6 +459,7 @@ GOOD = [
     (PreprocessConfig, [*LABELS, *SPLIT, *NPZ]),
     (PreprocessConfig, ["--signal.no-flat-fallback", "--workers", "None"]),
     (VisualizeConfig, ["--clip", "a.wav", "--event-label", "Dog"]),
+    (EvaluateConfig, ["--preset", "demo", "--compare", "rules", "--run", "runs/demo"]),
     (VisualizeConfig, ["--table", "runs/table", "--out", "figures"]),
     (SoundscapesConfig, ["--snr-min-db", "-5", "--snr-max-db", "-5"]),
 ]

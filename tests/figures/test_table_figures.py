@@ -432,6 +432,9 @@ def test_a_policy_over_events_has_no_map_of_shifts(home, tmp_path, capsys):
     assert {path.stem for path in cfg.out.glob("*.png")} == EVERY - {"policy_map"}
     said = capsys.readouterr().out
     assert "policy_map.png: not drawn, best decides events and shifts no threshold" in said
+    axes = draw(tmp_path / "table")["best_worst.png"].axes
+    names = [[text.get_text() for text in ax.get_yticklabels()] for ax in axes]
+    assert ["Base", "Policy", "Truth"] in names  # where it helps, or hurts
 
 
 def test_base_alone_has_no_gains(home, tmp_path):

@@ -9,6 +9,7 @@ import pytest
 import torch
 from corpora import write_cache, write_policy
 from matplotlib.colors import to_rgb
+from matplotlib.text import Text
 
 import detect
 import evaluate
@@ -42,14 +43,21 @@ from policy.event_policy import (
     values_against,
     worth,
 )
-from policy.posterior import highest_others, share_above, sum_of_others
+from policy.posterior import (
+    asked_clips,
+    highest_others,
+    rows_of,
+    share_above,
+    sum_of_others,
+    with_targets,
+)
 from policy.runfolder import digest, read_checkpoint
 from scores.score_files import write_scores
 from sed.caches import load_cache
 from sed.candidates import propose
 from sed.labels import read_labels
 from sed.metrics import mean_f1
-from sed.timeline import Event, frame_edges, label_frames
+from sed.timeline import Event, frame_centres, frame_edges, label_frames
 
 CPU = torch.device("cpu")
 SMALL = Events(hidden=8, layers=3, batch=4, box_batch=32, tag_limit=0.0)
@@ -237,6 +245,19 @@ def test_what_a_query_is_told_of_the_others():
     assert sorted(share_above(x).tolist()) == pytest.approx([0, 1 / 3, 2 / 3, 1])
 
 
+def test_onsets_are_learned_where_they_are_with_overlapping_windows(tmp_path):
+    write_cache(tmp_path / "train", LENGTHS[:6], frame_s=0.04, start_s=0.06, absent=(1,))
+    cache = load_cache(tmp_path / "train")
+    rows = with_targets(rows_of(asked_clips(cache, 0.0), np.zeros(len(cache.pairs), int)), cache)
+    true = {(clip.filename, e.event_label): e for clip in cache.clips for e in clip.events}
+    for row, index in enumerate(rows.pair):
+        pair, target = cache.pairs[index], rows.target[rows.offsets[row] : rows.offsets[row + 1]]
+        event, centres = true.get((pair.filename, pair.event_label)), frame_centres(pair.edges)
+        for k, end in enumerate(event[:2] if event else ()):
+            if 0 < end < pair.edges[-1]:
+                assert abs(centres[target[:, k + 1].argmax()] - end) <= 0.021
+
+
 def test_groups_are_bank_folds_where_they_are_known(cache):
     names = [clip.filename for clip in cache.clips]
     dealt = groups_of(cache, 4, 0)
@@ -322,6 +343,33 @@ def test_the_same_seed_gives_the_same_numbers_and_resume_is_exact(cache, cfg):
     assert digest(other.state()) != digest(EventTrainer(cfg, cache, CPU).state())
 
 
+def test_prices_are_of_queries_that_are_not_known_to_sound(cache, cfg):
+    trainer = EventTrainer(cfg, cache, CPU)
+    while not trainer.done:
+        trainer.tick()
+    known = trainer.rows.present[trainer.boxes.row]
+    prices = trainer.network.prices.clone()
+    for some, same in ((known, True), (~known, False)):
+        trainer.truth.values[some] = trainer.truth.frames[some] = 0  # no box of them is right
+        trainer.find_prices()
+        assert torch.equal(trainer.network.prices, prices) == same
+
+
+def test_held_out_f1_is_of_present_pairs_among_all_queries(cache, cfg):
+    trainer = EventTrainer(replace(cfg, holdout=0.4, passes=20), cache, CPU)
+    assert trainer.held_out_f1() == -1
+    while not trainer.done:
+        trainer.tick()
+    held = trainer.held_out
+    assert len(held) and cache.present[held].all()
+    pred, _ = event_policy.decide_cache(trainer.network, cache, CPU)
+    found = trainer.held_out_f1()
+    assert found == pytest.approx(mean_f1(cache, pred, held))
+    alone, _ = event_policy.decide_cache(trainer.network, cache.present_only(), CPU)
+    pred[cache.of_frames(cache.present)] = alone
+    assert found != pytest.approx(mean_f1(cache, pred, held)) and 0 < found != 0.5
+
+
 def test_little_data_gets_as_many_steps_as_it_needs(cache, cfg):
     trainer = EventTrainer(replace(cfg, passes=None), cache, CPU)
     assert trainer.FLOOR <= len(trainer.order) == trainer.gradient_steps(trainer.cfg.passes)
@@ -375,9 +423,10 @@ def test_learning_without_an_absent_class_is_said_in_training_and_in_use(
 # ---------------------------------------------------------------------------- the scripts
 
 
-def test_it_is_evaluated_on_all_and_on_present_pairs(cache, trained, tmp_path):
+def test_it_is_evaluated_on_all_and_on_present_pairs(cache, trained, tmp_path, capsys):
     home = {"cache": cache.folder.parent, "run": trained, "device": "cpu"}
-    evaluate.main(EvaluateConfig(**home, out=tmp_path / "one"))
+    evaluate.main(EvaluateConfig(**home, out=tmp_path / "one", batch=64))
+    assert "note: --batch does nothing for a policy over events\n" in capsys.readouterr().out
     results = read_json(tmp_path / "one" / "results.json", "")
     some = load_cache(cache.folder.parent / "validation")
     found = decide_cache(load_policy(trained / "best.pt", CPU), some, CPU)
@@ -419,6 +468,9 @@ def test_it_is_compared_with_rules_and_its_boxes_are_ranked(cache, trained, tmp_
 def test_stored_boxes_are_checked(cache, trained):
     some = load_cache(cache.folder.parent / "validation")
     boxes = decide_cache(load_policy(trained / "best.pt", CPU), some, CPU).boxes
+    own = Boxes(boxes.pair, boxes.begin, boxes.end, None, None)
+    assert np.array_equal(boxes.rank, ranks_of(own, boxes.confidence))
+    assert (boxes.rank < boxes.confidence).any()
     arrays = as_arrays(boxes)
     assert all(map(np.array_equal, from_arrays(arrays, some), boxes))
     for name, value in (("pair", len(some.pairs)), ("end", 10_000), ("confidence", np.nan)):
@@ -442,7 +494,9 @@ def scores_of(cache, folder):
     return found
 
 
-def test_detect_finds_the_events_of_evaluate_with_their_confidences(cache, trained, tmp_path):
+def test_detect_finds_the_events_of_evaluate_with_their_confidences(
+    cache, trained, tmp_path, capsys
+):
     """Without audio: caches of scores alone, a policy trained on them."""
     folder = tmp_path / "scores"
     folder.mkdir()
@@ -469,7 +523,9 @@ def test_detect_finds_the_events_of_evaluate_with_their_confidences(cache, train
     )
     assert sum(map(len, read_labels(tmp_path / "all.tsv").values())) == total
     least = float(np.mean(sorted(sure)[len(sure) // 2 - 1 : len(sure) // 2 + 1]))
-    detect.main(DetectConfig(**out, out=tmp_path / "sure.tsv", min_confidence=least))
+    capsys.readouterr()
+    detect.main(DetectConfig(**out, out=tmp_path / "sure.tsv", min_confidence=least, batch=64))
+    assert "note: --batch does nothing for a policy over events\n" in capsys.readouterr().out
     kept = sum(map(len, read_labels(tmp_path / "sure.tsv").values()))
     assert kept == sum(each >= least for each in sure) < total
 
@@ -521,6 +577,11 @@ def test_its_figures_are_those_of_events(cache, trained, tmp_path):
     assert curve["recall"] == sorted(curve["recall"], reverse=True)  # fewer events, fewer found
     drawn = dict(visualize.figures(VisualizeConfig(**home, dpi=30)))
     assert {"loss.png", "signals.png"} <= drawn.keys() and "avg10.png" not in drawn
+    assert data.results["verdict"].startswith("policy (macro-F1 ")  # it is no DQN
+    figures = [each for each in drawn.values() if not isinstance(each, str)]
+    said = [text.get_text() for each in figures for text in each.findobj(Text)]
+    assert not [text for text in said if "DQN" in text]
+    assert {"Before policy", "After policy", "Policy decision"} <= set(said)
     index = max(data.boxes, key=lambda i: sum(box["chosen"] for box in data.boxes[i]))
     figure = visualize.draw_boxes(evaluations.view_of(data, index), data.boxes[index], "")
     edges = [tuple(bar.get_edgecolor()) for bar in figure.axes[1].patches]

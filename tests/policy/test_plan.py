@@ -250,8 +250,8 @@ def test_an_evaluation_on_what_was_trained_on_says_so(folder, capsys):
         said = capsys.readouterr().out
         assert (f"was trained on {count} of these 8 pairs" in said) == (count > 0)
         assert f"trained_on_pairs: {count}\n" in said
-        gain = float(said.partition("gain_f1: ")[2].split()[0])
-        assert ("does harm" in said) == (gain < 0)
+        high = float(said.partition("gain_f1_interval: ")[2].split()[1])
+        assert ("does harm" in said) == ("loses to T_base" in said) == (high < 0)
     out = Path("table")
     evaluate.main(EvaluateConfig(compare=("runs/a",), out=out, device="cpu", workers=1))
     assert f"was trained on {trained} of these 8 pairs" in capsys.readouterr().out

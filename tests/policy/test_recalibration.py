@@ -12,7 +12,7 @@ from config import PRETRAINED, DetectConfig, Events, TrainConfig
 from core.errors import InputError
 from DQN import main
 from policy.apply import decide_cache, load_policy
-from policy.event_policy import EventNetwork
+from policy.event_policy import EventNetwork, EventTrainer
 from policy.posterior import Resident, apply, asked_clips, log_odds, rows_of, with_targets
 from policy.recalibration import Mixing, Recalibrator
 from policy.runfolder import digest, read_checkpoint
@@ -106,6 +106,17 @@ def test_the_last_layer_takes_in_the_mixing(home, cfg):
     answers, layer = trainer.given.posterior.answers, trainer.network.posterior.answers
     same.behind(answers, layer)
     assert torch.equal(layer.weight, answers.weight) and same.moved() == 0
+
+
+def test_prices_of_few_events_are_near_the_mean(home, cfg):
+    """A class with ten events, predicted and true, is believed by half."""
+    trainer = finished(Recalibrator(replace(cfg, passes=20), other(home), CPU))
+    drawn = trainer.network.prices.clone()
+    EventTrainer.find_prices(trainer)  # as they are found, without the mean
+    found = trainer.network.prices
+    mean, number = found[:, -1:], found[-1]
+    assert torch.allclose(drawn - mean, (found - mean) * number / (number + 10))
+    assert not torch.allclose(drawn, found)
 
 
 # ---------------------------------------------------------------------------- resume

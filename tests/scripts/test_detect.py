@@ -157,6 +157,7 @@ def run(home: Path, folder: Path, reading: str = "independent", **changes) -> tu
         "audio": home / "validation" / "audio",
         "scores": home / "validation" / "scores",
         "out": folder / "events.tsv",
+        "overwrite": True,
         "device": "cpu",
     } | changes
     code = detect.main(DetectConfig(**given))
@@ -607,6 +608,39 @@ def test_mistakes(home, split, tmp_path):
     fails(r"3\.ogg and 3\.wav differ in their extension only", scores=scores)
     (tmp_path / "audio" / "3.ogg").rename(tmp_path / "audio" / "a\tb.ogg")
     fails(r"'a\\tb\.ogg' .* no table can hold", scores=scores)
+
+
+def test_labels_made_by_hand_are_not_replaced(home, tmp_path):
+    """They have the columns of a result: only --overwrite tells that they may go."""
+    mine = "filename\tonset\toffset\tevent_label\nmy.wav\t0.1\t0.5\tDog\n"
+    out = tmp_path / "mine.tsv"
+    out.write_text(mine)
+    said = r"--out .*mine\.tsv: is there already; give --overwrite or another --out$"
+    with pytest.raises(InputError, match=said):  # before anything is read
+        run(home, tmp_path, out=out, overwrite=False, scores=tmp_path / "none")
+    assert out.read_text() == mine
+    code, events = run(home, tmp_path, out=out)
+    assert code == 0 and "my.wav" not in events
+    out.write_text("a table of something else\n")
+    with pytest.raises(InputError, match="is there and not of this suite; move it away"):
+        run(home, tmp_path, out=out)
+
+
+def test_clips_of_one_name_are_refused_without_audio(tmp_path):
+    """Both would be events of a.wav."""
+    (tmp_path / "scores").mkdir()
+    for name in ("a.tsv", "a.wav.tsv"):
+        values = np.full((1, 9), 0.5)
+        score_files.write_scores(tmp_path / "scores" / name, frame_edges(9, 0.1), ["Owl"], values)
+    cfg = DetectConfig(scores=tmp_path / "scores", out=tmp_path / "events.tsv", device="cpu")
+    with pytest.raises(InputError, match=r"scores: a and a\.wav differ in their extension only"):
+        detect.main(cfg)
+    assert not cfg.out.exists()
+
+
+def test_the_policy_for_any_scores_has_no_corpus_of_a_scorer(home):
+    with pytest.raises(InputError, match=r"or --scorer \(a scorer\.pt of scorers\.py\)$"):
+        detect.main(DetectConfig(audio=home / "validation" / "audio", device="cpu"))
 
 
 def test_a_policy_that_knows_little(home, tmp_path, capsys):

@@ -207,7 +207,8 @@ CASES = {
     ),
     "detect": Case(
         "detect.py --policy run/best.pt --audio corpus/validation/audio"
-        " --scores corpus/validation/scores --out new/events.tsv --audacity new/labels --device cpu"
+        " --scores corpus/validation/scores --out new/events.tsv --overwrite"
+        " --audacity new/labels --device cpu"
     ),
     "visualize": Case("visualize.py --cache cache --run shown --html --dpi 30"),
 }

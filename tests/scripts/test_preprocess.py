@@ -306,7 +306,7 @@ def test_what_changed_is_made_again(home, capsys):
     assert "taken over from an earlier run: 2 of 3" in capsys.readouterr().out
     assert load_cache(home / "cache" / "train").key != key
     preprocess.main(config_of(home, signal=Signal(fusion="harmonic")))
-    assert "taken over from an earlier run: 0 of 3" in capsys.readouterr().out
+    assert "taken over from an earlier run" not in capsys.readouterr().out
     assert load_cache(home / "cache" / "train").manifest["signal"]["fusion"] == "harmonic"
 
 
@@ -357,7 +357,7 @@ def test_mapped_classes(home, capsys):
     labels.write_text(labels.read_text().replace("Bello", "Dog"))
     preprocess.main(config_of(home))
     preprocess.main(config_of(home, map=others))
-    assert capsys.readouterr().out.count("taken over from an earlier run: 0 of 3") == 2
+    assert "taken over from an earlier run" not in capsys.readouterr().out
     with pytest.raises(ValueError, match="--map must be SCORES=LABELS"):
         config_of(home, map=("Dog",))
 

@@ -321,7 +321,7 @@ def test_an_unknown_flag_names_ours(line, flag):
 def test_a_run_folder_stands_for_its_policy_and_a_table_need_not_be_kept(workspace):
     audio = "data/demo/validation/audio/00000.flac"
     for policy in ("runs/demo", "runs/demo/best.pt"):
-        line = f"python detect.py --policy {policy} --audio {audio} --out one.tsv"
+        line = f"python detect.py --policy {policy} --audio {audio} --out one.tsv --overwrite"
         assert run(line, workspace).returncode == 0
     before = sorted((workspace / "runs").iterdir())
     done = run("python evaluate.py --cache cache/demo --compare A=runs/demo rules", workspace)

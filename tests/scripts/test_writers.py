@@ -83,11 +83,13 @@ TASKS = {
         "detect.py --policy {w}/run/best.pt --audio {w}/corpus/validation/audio --scores"
         " {w}/corpus/validation/scores --out {o}/events.tsv",
         "events.tsv",
+        again="--overwrite",
     ),
     "tracks": Task(
         "detect.py --policy {w}/run/best.pt --audio {w}/corpus/validation/audio --scores"
         " {w}/corpus/validation/scores --out {o}/events.tsv --audacity {o}/tracks",
         "tracks",
+        again="--overwrite",
     ),
     "figures": Task(
         "visualize.py --run {w}/run --cache {w}/cache --dpi 40 --out {o}/figures", "figures"

@@ -14,6 +14,7 @@ from sed.timeline import (
     frames_to_events,
     label_frames,
     merge_events,
+    seconds_at,
     usual_least,
 )
 
@@ -30,6 +31,15 @@ def test_edges_and_centres():
     edges = frame_edges(500, 0.02)
     assert len(edges) == 501 and edges[0] == 0 and edges[-1] == pytest.approx(10)
     assert frame_centres(edges)[[0, 1, 499]] == pytest.approx([0.01, 0.03, 9.99])
+
+
+@given(st.integers(1, 40), st.sampled_from(GRIDS), st.sampled_from([0.0, 0.021, 0.75]))
+def test_positions_lie_where_the_frames_do(num_frames, frame_s, start_s):
+    """A longer first frame, as of windows that overlap, is one frame all the same."""
+    position, edges = np.arange(num_frames + 1), frame_edges(num_frames, frame_s, start_s)
+    np.testing.assert_allclose(seconds_at(position, frame_s, start_s), edges)
+    middle = seconds_at(position[:-1] + 0.5, frame_s, start_s)
+    np.testing.assert_allclose(middle, frame_centres(edges))
 
 
 # On a grid of 1/64 s with events in 1/256 s every number is exact, ties with a centre included.
