@@ -121,7 +121,7 @@ def load_training(cfg: VisualizeConfig) -> TrainingLog:
 
 
 def focus_pair(data: Evaluated) -> tuple[int, str]:
-    """The pair whose F1 rose most, among those that are on in a part of the clip only; and what is
+    """The pair whose F1 rose most, among those that sound in a part of the clip only; and what is
     to be said of this choice."""
     offsets = data.cache.offsets
     before, after = (data.scores(on)["f1"] for on in (data.before, data.after))
@@ -129,7 +129,7 @@ def focus_pair(data: Evaluated) -> tuple[int, str]:
     partly = (share > 0) & (share < 1)
     index = int(np.argmax(np.where(partly | ~partly.any(), after - before, -np.inf)))
     change = f"F1 {100 * before[index]:.1f} to {100 * after[index]:.1f} %"
-    among = f"{partly.sum():,} pairs on in part of the clip" if partly.any() else "all pairs"
+    among = f"{partly.sum():,} pairs that sound in part of their clip" if partly.any() else "all pairs"
     return index, f"chosen: largest gain ({change}) of {among}"
 
 

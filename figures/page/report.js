@@ -50,9 +50,10 @@ const clipped = (text, most) => (text.length > most ? `${text.slice(0, most - 1)
 const narrow = matchMedia("(max-width: 899px)");
 
 const beside = () => report.policies.length > 1;
-const who = (i) => (beside() ? report.policies[i].name : "DQN"); // a policy in a sentence
-const shifts = (i) => report.policies[i].shifts; // the threshold
-const whose = (i) => (shifts(i) ? "DQN_T" : "DQN") +
+const shifts = (i) => report.policies[i].shifts; // the threshold: a DQN
+const called = (i) => (shifts(i) ? "DQN" : "policy");
+const who = (i) => (beside() ? report.policies[i].name : called(i)); // a policy in a sentence
+const whose = (i) => (shifts(i) ? "DQN_T" : "policy") +
   (beside() ? ` of ${report.policies[i].name}` : "");
 
 function unpack(text) {
