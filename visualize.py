@@ -129,7 +129,9 @@ def focus_pair(data: Evaluated) -> tuple[int, str]:
     partly = (share > 0) & (share < 1)
     index = int(np.argmax(np.where(partly | ~partly.any(), after - before, -np.inf)))
     change = f"F1 {100 * before[index]:.1f} to {100 * after[index]:.1f} %"
-    among = f"{partly.sum():,} pairs that sound in part of their clip" if partly.any() else "all pairs"
+    among = (
+        f"{partly.sum():,} pairs that sound in part of their clip" if partly.any() else "all pairs"
+    )
     return index, f"chosen: largest gain ({change}) of {among}"
 
 
