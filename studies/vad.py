@@ -338,7 +338,7 @@ def verdict(results: dict, found: dict[str, dict[str, Margins]]) -> str:
     rows = {row["name"]: row["mean"] for row in results["entrants"]}
     kinds = {row["name"]: row["kind"] for row in results["entrants"]}
     tuned = [name for name in rows if kinds[name] in ("rule", "base")]
-    tuned = [name for name in tuned if name not in scoring.NOT_BASELINES]
+    tuned = [name for name in tuned if name not in scoring.TRIVIAL]
     owns = [name for name in rows if name.startswith("Silero") and name != "Silero's rule"]
     held_against, lines = {}, []
     for column in list(COLUMNS)[:2]:
@@ -369,7 +369,7 @@ def table(results: dict, found: dict[str, Margins]) -> str:
     """All systems by event F1, the best of each column in bold, and what `best` has more."""
     rows = [row for row in results["entrants"] if row["kind"] != "ceiling"]
     same = "per-class"  # of one class the threshold of all
-    rows = [r for r in rows if r["name"] not in scoring.NOT_BASELINES and same not in r["name"]]
+    rows = [r for r in rows if r["name"] not in scoring.TRIVIAL and same not in r["name"]]
     rows.sort(key=lambda row: -row["mean"]["event_f1"])
     tops = {c: max(row["mean"][c] for row in rows) for c in COLUMNS if c != "false_alarms"}
     titles = [*COLUMNS.values(), "`best` minus it: frame F1", "event F1"]

@@ -261,7 +261,7 @@ def test_the_python_of_the_readme(here, capsys):
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     (block,) = re.findall(r"(?s)^## From Python$.*?```python\n(.*?)```", text, flags=re.M)
     exec(block, space)
-    assert "verdict: DQN (macro-F1 " in capsys.readouterr().out
+    assert "verdict: policy (macro-F1 " in capsys.readouterr().out
     (found,) = space["found"]
     true = events["validation1"][0]
     assert found.event_label == true.event_label

@@ -255,8 +255,11 @@ MISTAKES = [
     ("soundscapes.py --out data/x --bank nowhere", "nowhere"),
     ("scorers.py --corpus nowhere", "nowhere"),
     ("detect.py --preset demo", "nothing to do: give --audio, --scores, or both"),
-    ("detect.py --policy none.pt --audio audio", "none.pt: not found"),
-    ("detect.py --preset demo --audio nowhere", "--audio nowhere: no such file or folder"),
+    ("detect.py --policy none.pt --audio audio --out a.tsv", "none.pt: not found"),
+    (
+        "detect.py --preset demo --audio nowhere --out a.tsv",
+        "--audio nowhere: no such file or folder",
+    ),
     ("preprocess.py --corpus typo", "no corpus there; make one: python soundscapes.py"),
     ("DQN.py --cache cache/demo --run labels", "holds other files and no run"),
     ("DQN.py --cache cache/demo --run dqn_threshold.pt", "is a file, not a folder"),

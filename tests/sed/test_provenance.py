@@ -106,8 +106,9 @@ def test_an_older_version_of_the_formulas(home):
 
 
 def config(home, tmp_path, name, **changes):
-    given = {"cache": home / name, "run": home / "run", "out": tmp_path / "out", "device": "cpu"}
-    return EvaluateConfig(**(given | {"workers": 1} | changes))
+    given = {"cache": home / name, "out": tmp_path / "out", "device": "cpu", "workers": 1}
+    given |= {} if "compare" in changes else {"run": home / "run"}
+    return EvaluateConfig(**(given | changes))
 
 
 def test_evaluate_says_it_and_keeps_it(home, tmp_path, capsys):
