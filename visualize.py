@@ -129,9 +129,7 @@ def focus_pair(data: Evaluated) -> tuple[int, str]:
     partly = (share > 0) & (share < 1)
     index = int(np.argmax(np.where(partly | ~partly.any(), after - before, -np.inf)))
     change = f"F1 {100 * before[index]:.1f} to {100 * after[index]:.1f} %"
-    among = (
-        f"{partly.sum():,} pairs that sound in part of their clip" if partly.any() else "all pairs"
-    )
+    among = f"{partly.sum():,} pairs with pauses" if partly.any() else "all pairs"
     return index, f"chosen: largest gain ({change}) of {among}"
 
 
@@ -348,7 +346,7 @@ def choose_onset(both: list[tuple[Match, Match]]) -> tuple[Match, Match, bool] |
     return None if best is None else (*both[best[2]], bool(moved))
 
 
-NO_EVENT = "no event that both thresholds found shows it"
+NO_EVENT = "no event that was found before and after shows it"
 
 
 def draw_onset(data: Evaluated, matches: Matches) -> "Figure | str":
@@ -361,7 +359,7 @@ def draw_onset(data: Evaluated, matches: Matches) -> "Figure | str":
     event_label, onset = dqn.true.event_label, dqn.true.onset
     view = view_of(data, data.cache.find(dqn.filename, event_label))
     which = "moved closest to the truth" if moved else "none was moved towards the truth"
-    why = f"chosen: {which}, of {len(both):,} events that both thresholds found"
+    why = f"chosen: {which}, of {len(both):,} events found before and after"
     figure, axes = page(titled("Onset close-up", view, why))
     ax = axes[0, 0]
     reach = max(0.4, *(1.6 * abs(match.late_s()) for match in (base, dqn)))
@@ -384,7 +382,7 @@ def draw_onset(data: Evaluated, matches: Matches) -> "Figure | str":
         ax.annotate("", *ends, xycoords=ax.get_xaxis_transform(), arrowprops=arrow)
     time_axis(ax, first, last)
     step = 1000 * view.pair.frame_s
-    ax.set_title(f"Thresholds decide in frames of {step:g} ms; the true onset is the label file's")
+    ax.set_title(f"Decisions are in frames of {step:g} ms; the true onset is the label file's")
     return legend(figure)
 
 
@@ -418,7 +416,7 @@ def draw_events(data: Evaluated, matches: Matches) -> "Figure | str":
     best = {kind: both[-max(found)[1]] for kind, found in kinds.items() if found}
     if not best:
         return NO_EVENT
-    why = f"chosen: the most improved of {len(both):,} that both found{none}"
+    why = f"chosen: the most improved of {len(both):,} found before and after{none}"
     name = as_title(policy_name(data.results)) if data.t_adj is None else "DQN Threshold"
     title = f"Events under Base Threshold and {name}\n{why}"
     figure, axes = page(title, 1, len(best), 5.6)

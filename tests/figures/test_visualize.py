@@ -313,7 +313,7 @@ def test_the_reason_for_a_pair_stands_in_the_title(folders, drawn):
     for name in ("thresholds", "preprocessing", "signals", "decisions"):
         title = drawn[name].get_suptitle()
         assert view.name in title and "gain" in title
-        assert "of 2 pairs that sound in part of their clip" in title
+        assert "of 2 pairs with pauses" in title
     assert "moved" in drawn["onset"].get_suptitle() and "improved" in drawn["events"].get_suptitle()
     asked = replace(folders.cfg, clip="a.wav", event_label="Speech")
     assert "gain" not in dict(visualize.figures(asked))["pair-a-Speech-signals.png"].get_suptitle()
