@@ -449,6 +449,7 @@ class EventObjective:
         labels = {name: k for k, name in enumerate(cache.classes)}
         self.label = np.array([labels[pair.event_label] for pair in cache.pairs])
         self.length = np.array([clip.duration_s for clip in cache.clips])[self.clip]  # (P,) s
+        self.grid = np.array([(pair.frame_s, pair.start_s) for pair in cache.pairs]).T  # (2, P)
         self.metrics = [*EVENT_F1]
         # Over present pairs a clip is asked for what it has, and nothing is ranked.
         if ranked and cache.queries == "all":
@@ -456,8 +457,7 @@ class EventObjective:
 
     def of_boxes(self, boxes: PairBoxes) -> Regions:
         """Boxes with the number of thresholds below their confidence as level."""
-        start_s = np.array([pair.start_s for pair in self.cache.pairs])[boxes.pair]
-        grid, last = (frame_s_of_pair(self.cache)[boxes.pair], start_s), self.length[boxes.pair]
+        grid, last = self.grid[:, boxes.pair], self.length[boxes.pair]
         times = [np.minimum(seconds_at(side, *grid), last) for side in (boxes.begin, boxes.end)]
         level = below(boxes.confidence).astype(np.float64)
         some = (level > 0) & (times[0] < times[1])
@@ -851,14 +851,10 @@ def tuning(
     todo = PARTS if gated is None else PARTS + GATED
     workers = min(workers, len(todo), 1 + len(train.label) // WORK_OF_A_PROCESS)
     ready = partial(prepare, train, gated, bandit, point)
-    with nullcontext() if workers == 1 else process_pool(workers, ready) as pool:
-        begun = None if pool is None else pool.map(tuned_part, todo)
+    with nullcontext(ready()) if workers == 1 else process_pool(workers, ready) as pool:
+        found = map(tuned_part, todo) if pool is None else pool.map(tuned_part, todo)
 
         def tuned() -> list[Rule]:
-            found = begun
-            if found is None:
-                ready()
-                found = map(tuned_part, todo)
             parts = list(tqdm(found, desc="Tuning", total=len(todo), unit="part", disable=quiet))
             _given.clear()
             _tunings.clear()

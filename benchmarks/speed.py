@@ -517,7 +517,7 @@ def events(cfg: SpeedConfig) -> list[Row]:
         slowest = max(statistics.median(each[1:]) for each in found.values())
         what = f"collar, segment, intersection F1, {classes} classes, the slowest, CPU s a"
         what += " 100 clips"
-        rows.append(row("events", what, slowest, need, f"{before}", f"{slowest:.4f} s"))
+        rows.append(row("events", what, slowest, need, before, f"{slowest:.4f} s"))
     return rows
 
 

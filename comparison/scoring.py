@@ -81,7 +81,7 @@ TITLES = {
     "offset_ms": "offset error",
 }
 BASELINES = ("rule", "supervised", "events")  # kinds of rows that a policy is held against
-TRIVIAL = ("all on", "all off")  # a figure's axis is cut without them
+TRIVIAL = ("all on", "all off")  # left out where an axis is cut to what differs
 # Frames of all members together whose events take longer to score than to start a process for them.
 WORK_OF_A_PROCESS = 30_000_000
 

@@ -345,6 +345,24 @@ def behind_gate(system: System, cache: Cache) -> System | None:
     return system._replace(name=f"{system.name}, {GATED}", members=members, gated=True)
 
 
+def row_of_files(text: str, spec: Spec, home: Cache, cache: Cache, cfg: EvaluateConfig) -> System:
+    """The row of checkpoints, with their signals in `home`, or of events from elsewhere. InputError
+    where one row is asked for both."""
+    kinds, members = set(), []
+    for path in spec.files:
+        if path.suffix.lower() in SUFFIXES or path.is_dir():
+            kind, member = "events", from_events(path, cache)
+            say_asides(str(path), member.asides, cfg.out / LEFT_OUT)
+        else:
+            kind, member = from_checkpoint(path, home, cfg)
+        kinds.add(kind)
+        members.append(member)
+    if len(kinds) > 1:
+        raise InputError(f"--compare {text}: a row holds one kind of system, not {sorted(kinds)}")
+    setting = f"{len(members)} seeds" if len(members) > 1 else ""
+    return System(spec.name, kinds.pop(), setting, members)
+
+
 def find_systems(cfg: EvaluateConfig, cache: Cache, train: Cache) -> list[System]:
     """Every row of the table: T_base, what was asked for, and on all pairs those with a tag gate
     behind it too. What can be known to be wrong is said before anything is tuned or decided."""
@@ -373,28 +391,16 @@ def find_systems(cfg: EvaluateConfig, cache: Cache, train: Cache) -> list[System
                 rows += [row for row in of_rules if not row.gated]
                 rules_behind += [row for row in of_rules if row.gated]
                 continue
-            name, files, elsewhere = specs[text]
-            home = homes.get(elsewhere)
-            kinds, members = set(), []
-            for path in files:
-                if path.suffix.lower() in SUFFIXES or path.is_dir():
-                    kind, member = "events", from_events(path, cache)
-                    say_asides(str(path), member.asides, cfg.out / LEFT_OUT)
-                    asides += member.asides
-                else:
-                    kind, member = from_checkpoint(path, home or cache, cfg)
-                kinds.add(kind)
-                members.append(member._replace(home=home))
-            if len(kinds) > 1:
-                raise InputError(
-                    f"--compare {text}: a row holds one kind of system, not {sorted(kinds)}"
-                )
-            setting = f"{len(members)} seeds" if len(members) > 1 else ""
-            if files:
-                rows.append(System(name, kinds.pop(), setting, members))
+            spec = specs[text]
+            home = homes.get(spec.cache)
+            if spec.files:
+                row = row_of_files(text, spec, home or cache, cache, cfg)
+                row = row._replace(members=[m._replace(home=home) for m in row.members])
             else:
-                its_gate = tuned_gate(load_cache(elsewhere / train.folder.name))
-                rows.append(System(name, "base", "", [base_of(home, its_gate)]))
+                its_gate = tuned_gate(load_cache(spec.cache / train.folder.name))
+                row = System(spec.name, "base", "", [base_of(home, its_gate)])
+            rows.append(row)
+            asides += [aside for member in row.members for aside in member.asides]
     if cache.queries == "all":
         for row in list(rows):
             gated = behind_gate(row, cache)

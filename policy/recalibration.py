@@ -91,8 +91,8 @@ class Recalibrator(EventTrainer):
             if getattr(cfg.events, name) != getattr(usual, name):
                 flag = cfg.events.flag(name)
                 raise InputError(f"--{flag}: leave it out, --init {path} has networks of its own")
-        own = {name: getattr(cfg.events, name) for name in free}
-        own = {name: each for name, each in own.items() if each != getattr(usual, name)}
+        given = {name: getattr(cfg.events, name) for name in free}
+        own = {name: value for name, value in given.items() if value != getattr(usual, name)}
         self.given = policy.network.requires_grad_(False).eval()
         super().__init__(replace(cfg, events=replace(theirs, **own)), cache, device, ranks)
 

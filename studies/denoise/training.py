@@ -11,8 +11,6 @@ TD3. There it is looked at and saved, so that a resumed run equals an uninterrup
 
 import json
 import math
-import shlex
-import sys
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -31,6 +29,7 @@ from policy.runfolder import (
     differences,
     open_wandb,
     read_checkpoint,
+    resume_command,
     write_checkpoint,
 )
 from studies.denoise import environment
@@ -231,9 +230,8 @@ def train(cfg: TrainConfig) -> int:
             return bool(received)
 
         if not learn(model, envs, cfg.total_steps, cfg.eval_every, look):
-            words = [word for word in sys.argv[1:] if word not in ("--resume", "--overwrite")]
             print(f"stopped and saved after {history[-1].step} steps; to go on, run:")
-            print(f"  {SCRIPT} {shlex.join([*words, '--resume'])}")
+            print(f"  {resume_command()}")
             return 128 + received[0]
         if not history or history[-1].step < model.num_timesteps:
             look(model.num_timesteps)

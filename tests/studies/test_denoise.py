@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import functools
+import importlib.util
 import io
 import json
 import math
@@ -590,7 +591,9 @@ def test_a_resumed_run_equals_an_uninterrupted_one(algo, data, tmp_path, monkeyp
     training.train(small(data, tmp_path / "straight", **sizes))
     broken = small(data, tmp_path / "broken", **sizes)
     monkeypatch.setattr(training, "catch_signals", lambda: [15])  # stopped after every look
-    monkeypatch.setattr(sys, "argv", ["x", "train", "--run", "a b", "--overwrite"])
+    program = importlib.util.find_spec("studies.denoise.__main__")  # as by `python -m`
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", program)
+    monkeypatch.setattr(sys, "argv", [program.origin, "train", "--run", "a b", "--overwrite"])
     for _ in range(3):
         assert training.train(broken) == 128 + 15
         assert (
