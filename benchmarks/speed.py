@@ -1,4 +1,4 @@
-"""What people wait for, before and now; acting, training, evaluating: naive against suite.
+"""What people wait for, before and now; acting and training: naive against suite.
 
 Run:    make bench   (or: python -m benchmarks.speed)
         python -m benchmarks.speed --quick                 # tries everything, tiny
@@ -43,11 +43,11 @@ from core.errors import InputError
 from core.files import Kind, keep_apart, own_folder, write_text
 from core.names import markdown_table
 from core.processes import num_cores
-from core.ranks import ALONE, Ranks, pick_device, together
+from core.ranks import pick_device
 from core.settings import Checked, number
 from core.versions import processor
-from DQN import AGREE_EVERY, QNetwork, Trainer, learner_of
-from policy.apply import decisions, greedy_actions
+from DQN import QNetwork, Trainer, learner_of
+from policy.apply import greedy_actions
 from policy.bandit import make_states, to_device
 from policy.device import fastest_batch, wait
 from scores.score_files import write_archive
@@ -80,8 +80,6 @@ class SpeedConfig(Checked):
     """caches of the slides' shape (default: simulated)"""
     out: Path = Path("runs/bench")
     """folder of speed.md and speed.json"""
-    worker: str | None = None
-    """internal: task of a process"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -162,29 +160,6 @@ def best_threads(make: Callable[[], Iterator[int]], seconds: float) -> int:
     return max(found, key=found.__getitem__)
 
 
-def in_turns(
-    section: str,
-    what: str,
-    cfg: SpeedConfig,
-    slow: Callable[[], Iterator[int]],
-    fast: Callable[[], Iterator[int]],
-    need: str,
-) -> Row:
-    """Rates of both sides, one thread for the suite, ratio of each repeat.
-
-    Nothing is extrapolated from these, so a quarter of a slice is enough.
-    """
-    seconds = cfg.seconds / 4
-    count, ours, theirs = best_threads(slow, seconds), [], []
-    for _ in range(cfg.times):
-        with threads(count):
-            theirs.append(rate(slow(), seconds))
-        ours.append(rate(fast(), seconds))
-    ratio = statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
-    note = f"naive: {text(theirs)}/s, {count} thread(s)"
-    return row(section, what, ratio, need, note, f"{text(ours)}/s")
-
-
 def matmul_peak() -> float:
     """FLOP/s of float32 matrix products at the current thread count, the best of some."""
     size = 2048
@@ -195,20 +170,6 @@ def matmul_peak() -> float:
         a @ b
         rates.append(2 * size**3 / (time.perf_counter() - began))
     return max(rates)
-
-
-def forward_flops(bandit: Bandit, network: Network) -> int:
-    """Multiplications and additions that deciding one frame executes."""
-    w, h, d, inner = bandit.window, network.hidden, network.width, network.inner
-    conv = sum(
-        2 * w * network.tcn_kernel * h * (h if layer else len(bandit.channels))
-        for layer in range(network.tcn_layers)
-    )
-    gru = sum(2 * 2 * w * 3 * h * ((d if layer else h) + h) for layer in range(network.gru_layers))
-    layer = 2 * w * 4 * d * d + 4 * w * w * d + 4 * w * d * inner
-    last = 2 * 2 * d * d + 2 * w * 2 * d * d + 4 * w * d + 4 * d * inner  # the centre asks alone
-    head = 2 * d * h + 2 * h * bandit.num_actions
-    return conv + gru + (network.transformer_layers - 1) * layer + last + head
 
 
 def sharp(bandit: Bandit, network: Network) -> QNetwork:
@@ -239,10 +200,10 @@ def endless(cfg: SpeedConfig, cache: Cache, learning: Learning) -> TrainConfig:
     return TrainConfig(network=cfg.network, learning=learning, holdout=0.0, passes=passes)
 
 
-def trainer_at(cfg: SpeedConfig, cache: Cache, epsilon: float, ranks: Ranks = ALONE) -> Trainer:
+def trainer_at(cfg: SpeedConfig, cache: Cache, epsilon: float) -> Trainer:
     """A trainer at a constant epsilon, replay filled so far that it learns."""
     learning = Learning(train_start=32, epsilon_start=epsilon, epsilon_end=epsilon)
-    trainer = Trainer(endless(cfg, cache, learning), cache, CPU, ranks)
+    trainer = Trainer(endless(cfg, cache, learning), cache, CPU)
     while not trainer.progress["steps"]:
         trainer.tick()
     return trainer
@@ -257,7 +218,7 @@ def suite_training(trainer: Trainer) -> Iterator[int]:
 
 
 def acting(cfg: SpeedConfig) -> list[Row]:
-    """Decisions by the network alone, and how much of the machine it reaches."""
+    """Decisions by the network alone, a quarter of a slice each: nothing is extrapolated."""
     bandit, network = Bandit(), sharp(Bandit(), cfg.network)
     signals = to_device(load_cache(cfg.cache / "validation"), bandit, CPU)
     batch = fastest_batch(network, signals, bandit)
@@ -276,27 +237,16 @@ def acting(cfg: SpeedConfig) -> list[Row]:
             network(states).argmax(1)
             yield batch
 
-    what = f"network alone, frames/s (batch {batch})"
-    found = in_turns("acting", what, cfg, one, many, ">= 5.5 x")
-    return [found, share_of_peak("acting", "network alone", cfg, many, bandit, 1)]
-
-
-def share_of_peak(
-    section: str,
-    what: str,
-    cfg: SpeedConfig,
-    make: Callable[[], Iterator[int]],
-    bandit: Bandit,
-    passes: int,
-) -> Row:
-    """FLOP/s that the network executes as a share of the matmul peak; `passes` forward passes
-    each: a backward pass counts as two."""
-    flops = passes * forward_flops(bandit, cfg.network)
-    rates = [(rate(make(), cfg.seconds / 4), matmul_peak()) for _ in range(cfg.times)]
-    shares = [100 * found * flops / peak for found, peak in rates]
-    need = ">= 60 %" if passes == 1 else ">= 55 %"
-    share = row(section, f"{what}, FLOP/s of matmul peak", statistics.median(shares), need)
-    return share._replace(now=text(shares, ".0f") + " %")
+    seconds = cfg.seconds / 4
+    count, ours, theirs = best_threads(one, seconds), [], []
+    for _ in range(cfg.times):
+        with threads(count):
+            theirs.append(rate(one(), seconds))
+        ours.append(rate(many(), seconds))
+    ratio = statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
+    what, note = f"network alone, frames/s (batch {batch})", f"naive: {text(theirs)}/s"
+    note += f", {count} thread(s)"
+    return [row("acting", what, ratio, ">= 5.5 x", note, f"{text(ours)}/s")]
 
 
 def over_schedule(rates: dict[float, float]) -> float:
@@ -305,8 +255,8 @@ def over_schedule(rates: dict[float, float]) -> float:
 
 
 def training(cfg: SpeedConfig) -> list[Row]:
-    """Training over the epsilon schedule, one and two processes, and the gradient step alone."""
-    cache, slow, fast, wide, double = load_cache(cfg.cache / "train"), [], [], [], []
+    """Training over the epsilon schedule, on one thread and on all."""
+    cache, slow, fast, wide = load_cache(cfg.cache / "train"), [], [], []
     seconds, cores = cfg.seconds / len(EPSILONS), num_cores()
     make = lambda e: naive_training(cache, sharp(Bandit(), cfg.network), e)  # noqa: E731
     count = best_threads(lambda: make(0.525), cfg.seconds)
@@ -319,44 +269,15 @@ def training(cfg: SpeedConfig) -> list[Row]:
                     e: rate(suite_training(trainer_at(cfg, cache, e)), seconds) for e in EPSILONS
                 }
             rates.append(over_schedule(found))
-        double.append(over_schedule(in_processes(cfg, 2, "training")))
     rows = []
-    for what, ours, need in (
-        ("one process, 1 thread", fast, ">= 1.8 x"),
-        (f"one process, --threads {cores}", wide, ">= 1.8 x"),
-        ("two processes", double, ""),
-    ):
+    for what, ours in (("1 thread", fast), (f"--threads {cores}", wide)):
         ratio = statistics.median(a / b for a, b in zip(ours, slow, strict=True))
         note = f"naive: {text(slow)}/s, {count} thread(s)"
         full = SLIDES["train"] * SLIDES["frames"] / statistics.median(ours) / 3600
-        what = f"frames/s over the epsilon schedule, {what}"
+        what = f"frames/s over the epsilon schedule, one process, {what}"
         what += f" (28,592 episodes: {full:.1f} h, extrapolated)"
-        rows.append(row("training", what, ratio, need, note, f"{text(ours)}/s"))
-    gain = statistics.median(b / a for a, b in zip(fast, double, strict=True))
-    rows.append(row("training", "two processes against one", gain))
-    trainer = trainer_at(cfg, cache, 1.0)
-    make = lambda: gradient_steps(trainer)  # noqa: E731
-    what = f"gradient step of {trainer.batch}"
-    return [*rows, share_of_peak("training", what, cfg, make, trainer.bandit, 3)]
-
-
-def gradient_steps(trainer: Trainer) -> Iterator[int]:
-    """Gradient steps alone; a step is as many frames as its batch."""
-    while True:
-        trainer.gradient_step()
-        yield trainer.batch
-
-
-def evaluating(cfg: SpeedConfig) -> list[Row]:
-    """Evaluating with two processes against one."""
-    gains, ones = [], []
-    for _ in range(cfg.times):
-        one, two = (in_processes(cfg, count, "evaluating")[0.0] for count in (1, 2))
-        gains.append(two / one)
-        ones.append(one)
-    full = SLIDES["validation"] * SLIDES["frames"] / statistics.median(ones) / 60
-    what = f"two processes against one (5,570 pairs in one: {full:.1f} min, extrapolated)"
-    return [row("evaluating", what, statistics.median(gains), ">= 1.7 x", now=f"{text(ones)}/s")]
+        rows.append(row("training", what, ratio, ">= 1.8 x", note, f"{text(ours)}/s"))
+    return rows
 
 
 def gpu(cfg: SpeedConfig) -> list[Row]:
@@ -657,62 +578,9 @@ SECTIONS: dict[str, Callable[[SpeedConfig], list[Row]]] = {
     "detect": detecting,
     "acting": acting,
     "training": training,
-    "evaluating": evaluating,
     "gpu": gpu,
 }
-ON_SLIDES = ("memory", "acting", "training", "evaluating", "gpu")  # need a cache of that shape
-
-
-def in_processes(cfg: SpeedConfig, count: int, work: str) -> dict[float, float]:
-    """Rates that torchrun's processes reach together: epsilon -> frames/s (0.0: no epsilon)."""
-    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={count}"]
-    command += ["--master-port=0", "--standalone", "-m", "benchmarks.speed", "--worker", work]
-    command += ["--cache", str(cfg.cache), "--slice-s", str(cfg.slice_s)]
-    command += ["--quick"] * cfg.quick
-    environ = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environ, cwd=ROOT)
-    if done.returncode:
-        raise InputError(f"{' '.join(command)} failed: {done.stderr.strip()[-300:]}")
-    return {float(key): value for key, value in json.loads(done.stdout.splitlines()[-1]).items()}
-
-
-def agreed(ranks: Ranks, steps: Iterator[int], seconds: float) -> float:
-    """`rate` of several processes: all stop at the same step, when the first one says so."""
-    next(steps)
-    ranks.gather(0)
-    began, done = time.perf_counter(), 0
-    for i, count in enumerate(steps, start=1):
-        done += count
-        if i % AGREE_EVERY == 0 and ranks.any(time.perf_counter() - began >= seconds)[0]:
-            break
-    return done / (time.perf_counter() - began)
-
-
-def serve(cfg: SpeedConfig) -> None:
-    """One of several processes: measure together, the first one prints."""
-    torch.set_num_threads(1)
-    with together(CPU) as ranks:
-        if cfg.worker == "training":
-            cache, seconds = load_cache(cfg.cache / "train"), cfg.seconds / len(EPSILONS)
-            found = {}
-            for epsilon in EPSILONS:
-                trainer = trainer_at(cfg, cache, epsilon, ranks)
-                found[epsilon] = agreed(ranks, suite_training(trainer), seconds)
-        else:
-            cache, bandit = load_cache(cfg.cache / "validation"), Bandit()
-            network, signals = sharp(bandit, cfg.network), to_device(cache, bandit, CPU)
-            batch = fastest_batch(network, signals, bandit)
-            ranks.gather(0)
-            began, done = time.perf_counter(), 0
-            step = min(100, len(cache.pairs))
-            for start in itertools.count(0, step):
-                chosen = np.arange(start, start + step) % len(cache.pairs)
-                decisions(network, signals, bandit, batch, chosen, ranks=ranks)
-                done += int(np.diff(cache.offsets)[chosen].sum())
-                if ranks.any(time.perf_counter() - began >= cfg.seconds)[0]:
-                    break
-            found = {0.0: done / (time.perf_counter() - began)}
-        print(json.dumps(found))
+ON_SLIDES = ("memory", "acting", "training", "gpu")  # need a cache of that shape
 
 
 def markdown(rows: list[Row]) -> str:
@@ -739,14 +607,11 @@ def earlier_rows(path: Path, setting: dict[str, Any]) -> list[Row]:
     kind = lambda found: [found["machine"].split(",")[0], found["quick"], found["slice_s"]]  # noqa: E731
     if kind(report) != kind(setting):
         return []
-    return [Row(**one) for one in report["rows"]]
+    return [Row(**one) for one in report["rows"] if one["section"] in SECTIONS]
 
 
 def main(cfg: SpeedConfig) -> None:
     """Measure and print."""
-    if cfg.worker is not None:
-        serve(cfg)
-        return
     torch.set_num_threads(1)
     keep_apart(cfg.out, [cfg.cache])
     with own_folder(cfg.out, MEASURED):
