@@ -111,28 +111,13 @@ def log_mel(path: Path) -> np.ndarray:
     return features_of(wav, rate)
 
 
-def mel_bank() -> np.ndarray:
-    """Triangles of unit area, evenly spaced on Slaney's mel scale, (N_MELS, N_FFT / 2 + 1) float32.
-
-    The scale is linear below 1 kHz, 15 mel, and logarithmic above (Slaney, Auditory Toolbox, 1998).
-    The numbers are those of `librosa.filters.mel`, bit for bit, without a second of imports.
-    """
-    knee_hz, knee, step = 1000.0, 15.0, np.log(6.4) / 27.0
-    top = knee + np.log(SAMPLE_RATE / 2 / knee_hz) / step
-    mel = np.linspace(0.0, top, N_MELS + 2)
-    hz = 200.0 / 3 * mel
-    hz[mel >= knee] = knee_hz * np.exp(step * (mel[mel >= knee] - knee))
-    ramps, width = np.subtract.outer(hz, np.fft.rfftfreq(N_FFT, 1 / SAMPLE_RATE)), np.diff(hz)
-    rising, falling = -ramps[:-2] / width[:-1, None], ramps[2:] / width[1:, None]
-    bank = np.maximum(0, np.minimum(rising, falling)).astype(np.float32)
-    bank *= (2.0 / (hz[2:] - hz[:-2]))[:, None]
-    return bank
-
-
 @cache
 def mel_tables() -> tuple[torch.Tensor, torch.Tensor]:
-    """Window (N_FFT,) and mel bank (N_MELS, N_FFT / 2 + 1), made once."""
-    return torch.hann_window(N_FFT), torch.from_numpy(mel_bank())
+    """Window (N_FFT,) and Slaney's mel bank (N_MELS, N_FFT / 2 + 1), made once."""
+    from librosa.filters import mel  # half a second to import
+
+    bank = torch.from_numpy(mel(sr=SAMPLE_RATE, n_fft=N_FFT, n_mels=N_MELS))
+    return torch.hann_window(N_FFT), bank
 
 
 def features_of(wav: np.ndarray, rate: int) -> np.ndarray:

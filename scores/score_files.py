@@ -10,8 +10,8 @@ import json
 import shutil
 import tempfile
 import zipfile
-from collections import OrderedDict
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any, NamedTuple, Protocol
 
@@ -212,17 +212,15 @@ KEPT_OPEN = 32  # parts; each map keeps a file open, and a process may open a th
 
 
 class Part(NamedTuple):
-    """One .npz file: clip i is rows starts[i] .. starts[i + 1] of `values`.
+    """One .npz file: clip i is rows starts[i] .. starts[i + 1] of its array `values`.
 
-    Its edges are one more, so they start at starts[i] + i.
+    Its `edges` are one more, so they start at starts[i] + i.
     """
 
     path: Path
     classes: list[str]
     clips: list[str]
     starts: np.ndarray  # (clips + 1,)
-    values: np.ndarray | None  # (rows, K) float32 or float16, mapped from disk; None: not now
-    edges: np.ndarray | None  # (rows + clips,) seconds, mapped from disk
     tag: np.ndarray | None  # (clips, K)
     meta: dict[str, Any]
 
@@ -251,12 +249,12 @@ class ScoreArchive(ScoreSource):
         elif not self.location.is_file():
             raise InputError(f"scores {self.location}: no such file")
         self._parts, self.checked = [], {}
-        self._maps: OrderedDict[Path, Part] = OrderedDict()  # the last parts that were read
+        self._mapped = lru_cache(KEPT_OPEN)(_mapped)  # the last parts that were read
         for path in paths:
             stat, key = regular(path), str(path.resolve())
             stamp = (checked or {}).get(key, ())
             known = tuple(stamp[:2]) == (stat.st_size, stat.st_mtime_ns)
-            self._parts.append(_closed(_open_part(path, check=not known)))
+            self._parts.append(_open_part(path, check=not known))
             sha256 = stamp[2] if known else file_sha256(path)
             self.checked[key] = (stat.st_size, stat.st_mtime_ns, sha256)
         first = self._parts[0]
@@ -288,15 +286,17 @@ class ScoreArchive(ScoreSource):
         return next((name for name in names if name in self._index), names[-1])
 
     def _rows(self, part: Part, i: int) -> tuple[np.ndarray, np.ndarray]:
-        """Values (T, K) and edges (T + 1,) of clip i as they lie on disk."""
-        if part.path not in self._maps:
-            self._maps[part.path] = _mapped(part)
-            if len(self._maps) > KEPT_OPEN:
-                self._maps.popitem(last=False)
-        self._maps.move_to_end(part.path)
-        mapped = self._maps[part.path]
+        """Values (T, K) and edges (T + 1,) of clip i as they lie on disk.
+
+        InputError where the file has changed since it was opened.
+        """
+        values, edges = self._mapped(part.path)
+        rows = int(part.starts[-1])
+        shapes = (rows, len(part.classes)), (rows + len(part.clips),)
+        if (np.shape(values), np.shape(edges)) != shapes:
+            raise InputError(f"{part.path}: changed while it was read; start again")
         a, b = int(part.starts[i]), int(part.starts[i + 1])
-        return mapped.values[a:b], mapped.edges[a + i : b + i + 1]
+        return values[a:b], edges[a + i : b + i + 1]
 
     def clips(self) -> list[str]:
         """Ids of all clips, in the order of the files."""
@@ -353,22 +353,10 @@ class ScoreArchive(ScoreSource):
         return scores
 
 
-def _closed(part: Part) -> Part:
-    """A part without its maps, which would keep the file open."""
-    tag = None if part.tag is None else np.array(part.tag)
-    return part._replace(values=None, edges=None, tag=tag)
-
-
-def _mapped(part: Part) -> Part:
-    """A part with its maps; InputError where the file has changed since it was opened."""
-    arrays = map_npz(part.path, check=False)
-    if not {"values", "edges"} <= arrays.keys():
-        raise InputError(f"{part.path}: changed while it was read; start again")
-    values, edges = arrays["values"], arrays["edges"]
-    rows, clips = int(part.starts[-1]), len(part.clips)
-    if values.shape != (rows, len(part.classes)) or edges.shape != (rows + clips,):
-        raise InputError(f"{part.path}: changed while it was read; start again")
-    return part._replace(values=values, edges=edges)
+def _mapped(path: Path) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """Values (rows, K) float32 or float16 and edges (rows + clips,) seconds, mapped from disk."""
+    arrays = map_npz(path, check=False)
+    return arrays.get("values"), arrays.get("edges")
 
 
 def _open_part(path: Path, check: bool) -> Part:
@@ -417,8 +405,8 @@ def _open_part(path: Path, check: bool) -> Part:
     except ValueError:
         raise InputError(f"{path}: array 'meta' is no JSON dictionary") from None
     starts = np.concatenate(([0], np.cumsum(lengths)))
-    tag = arrays.get("tag")
-    return Part(path, classes, clips, starts, arrays["values"], arrays["edges"], tag, meta)
+    tag = np.array(arrays["tag"]) if "tag" in arrays else None  # a map would keep the file open
+    return Part(path, classes, clips, starts, tag, meta)
 
 
 def write_archive(
