@@ -121,15 +121,14 @@ class ClipInput(NamedTuple):
     audio: Path | None
 
 
-class ShardResult(NamedTuple):
-    """What became of a shard: its pairs and clips, what failed (name: reason), clips behind each
-    notice, label rows that were cut or left out."""
+class Job(NamedTuple):
+    """What a process needs to make one shard."""
 
-    pairs: list[Pair]
-    clips: list[ClipRecord]
-    failed: list[str]
-    notices: dict[str, list[str]]
-    asides: list[Aside]
+    path: Path
+    clips: list[ClipInput]
+    source: score_files.ScoreSource | Path  # scores, or the folder of NPZ files to import
+    cfg: PreprocessConfig
+    inputs: str = ""  # see `fingerprint`
 
 
 def clip_end(end: float, slack_s: float, events: list[Event]) -> float:
@@ -169,17 +168,13 @@ Row = tuple[Pair, dict[str, np.ndarray], np.ndarray]  # a pair, its signals, its
 
 
 def clip_signals(
-    clip: ClipInput,
-    source: score_files.ScoreSource,
-    queries: str,
-    signal: Signal,
-    notices: dict[str, list[str]],
-    cut: bool = False,
+    clip: ClipInput, job: Job, notices: dict[str, list[str]]
 ) -> tuple[list[Row], ClipRecord, list[Aside]]:
     """Every queried pair of a clip, what else is known of it, and the label rows that were cut or
-    left out; ValueError on bad input. `cut`: the scores, at the end of the audio."""
+    left out; ValueError on bad input."""
+    source, signal = job.source, job.cfg.signal
     scores = source.scores(clip.filename)
-    if cut:
+    if job.cfg.cut_scores:
         scores = score_files.cut_scores(scores, audio_seconds(clip.audio))
     edges, end = scores.edges, float(scores.edges[-1])
     num_frames, frame_s, start_s = len(edges) - 1, float(scores.frame_s), scores.start_s
@@ -194,7 +189,7 @@ def clip_signals(
         notices[CUT].append(clip.filename)
     present = classes_of({clip.filename: events})
     rows = []
-    queried = source.classes if queries == "all" else present
+    queried = source.classes if job.cfg.pairs == "all" else present
     d_raw = scores.values[[source.classes.index(name) for name in queried]]
     signals, flat = compute_signals(rms, d_raw, frame_s, signal), falls_back(rms, d_raw, signal)
     for i, event_label in enumerate(queried):
@@ -247,25 +242,13 @@ def imported_signals(
     return Pair(filename, event_label, lengths["rms"], frame_s), values
 
 
-class Job(NamedTuple):
-    """What a process needs to make one shard."""
-
-    path: Path
-    clips: list[ClipInput]
-    source: score_files.ScoreSource | Path  # scores, or the folder of NPZ files to import
-    queries: str  # present or all
-    signal: Signal
-    import_frame_s: float
-    cut_scores: bool = False  # at the end of the audio
-
-
 def imported_clip(
-    clip: ClipInput, folder: Path, frame_s: float, notices: dict[str, list[str]]
+    clip: ClipInput, job: Job, notices: dict[str, list[str]]
 ) -> tuple[list[Row], ClipRecord, list[Aside]]:
     """Every present pair of a clip of the original program; ValueError on a damaged file."""
-    arrays = []
+    arrays, frame_s = [], job.cfg.import_frame_s
     for event_label in classes_of({clip.filename: clip.events}):
-        pair, values = imported_signals(folder, clip.filename, event_label, frame_s)
+        pair, values = imported_signals(job.source, clip.filename, event_label, frame_s)
         arrays.append((pair, values))
         if ((values["prob"] > values["t_base"]) != (values["binary"] > 0.5)).any():
             notices[DISAGREE].append(npz_name(clip.filename, event_label))
@@ -280,28 +263,26 @@ def imported_clip(
     return rows, ClipRecord(clip.filename, end, events, None), asides
 
 
-def make_shard(job: Job) -> ShardResult:
-    """Compute and write one shard. Clips that fail are named, the others are written."""
+def make_shard(job: Job) -> dict[str, Any]:
+    """Compute and write one shard; its entry in the manifest. Clips that fail are named, the others
+    are written; `notices` name the clips behind each."""
     rows: list[Row] = []
-    outcome = ShardResult([], [], [], {name: [] for name in NOTICES}, [])
+    entry = {"file": job.path.name, "sha256": "", "inputs": job.inputs, "failed": []}
+    entry |= {"notices": {name: [] for name in NOTICES}, "pairs": [], "clips": [], "asides": []}
+    made = imported_clip if isinstance(job.source, Path) else clip_signals
     for clip in job.clips:
-        notices = outcome.notices
         try:
-            if isinstance(job.source, Path):
-                made = imported_clip(clip, job.source, job.import_frame_s, notices)
-            else:
-                made = clip_signals(
-                    clip, job.source, job.queries, job.signal, notices, job.cut_scores
-                )
-            found, record, asides = made
+            found, record, asides = made(clip, job, entry["notices"])
             rows += found  # a clip whole or not at all
-            outcome.clips.append(record)
-            outcome.asides.extend(asides)
+            entry["clips"].append(record)
+            entry["asides"] += asides
         except (ValueError, InputError) as error:
-            outcome.failed.append(f"{clip.filename}: {error}")
+            entry["failed"].append(f"{clip.filename}: {error}")
     if rows:
+        entry["pairs"] = [row[0] for row in rows]
         write_shard(job.path, [row[1] for row in rows], [row[2] for row in rows])
-    return outcome._replace(pairs=[row[0] for row in rows])
+        entry["sha256"] = file_sha256(job.path)
+    return entry
 
 
 # ---------------------------------------------------------------------------- one split
@@ -432,8 +413,9 @@ def check_classes(cache: Path, task: Task) -> None:
 
 def fingerprint(job: Job) -> str:
     """Hash of everything a shard is made from: names, labels, file sizes and times, formulas."""
-    parts: list[Any] = [FORMAT, FORMULAS, to_dict(job.signal), job.import_frame_s, job.queries]
-    parts += ["cut"] * job.cut_scores
+    cfg = job.cfg
+    parts: list[Any] = [FORMAT, FORMULAS, to_dict(cfg.signal), cfg.import_frame_s, cfg.pairs]
+    parts += ["cut"] * cfg.cut_scores
     if not isinstance(job.source, Path):
         parts.append(job.source.classes)
     for clip in job.clips:
@@ -447,19 +429,17 @@ def fingerprint(job: Job) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
-def reuse_shard(
-    folder: Path, known: dict[str, dict], file: str, inputs: str, partial: Path
-) -> bool:
+def reuse_shard(home: Path, entry: dict[str, Any] | None, job: Job) -> bool:
     """Take a shard over from an earlier run if it is whole, of the same inputs, unchanged."""
-    entry, path = known.get(file), folder / file
-    if entry is None or entry["inputs"] != inputs or entry["failed"] or not path.is_file():
+    path = home / job.path.name
+    if entry is None or entry["inputs"] != job.inputs or entry["failed"] or not path.is_file():
         return False
     if file_sha256(path) != entry["sha256"]:
         print(f"{path} does not match its checksum: rebuilt")
         return False
-    if folder != partial:
-        with writing(partial / file):
-            shutil.copy2(path, partial / file)
+    if path != job.path:
+        with writing(job.path):
+            shutil.copy2(path, job.path)
     return True
 
 
@@ -490,21 +470,18 @@ def worth_starting(jobs: list[Job]) -> int:
     return 1 + int(size / WORK_OF_A_PROCESS)
 
 
-def made_shards(
-    todo: list[tuple[Job, str]], workers: int
-) -> Iterator[tuple[Job, str, ShardResult]]:
+def made_shards(todo: list[Job], workers: int) -> Iterator[dict[str, Any]]:
     """Shards as they are finished; one worker stays in this process and saves its start."""
     if workers == 1:
-        yield from ((job, inputs, make_shard(job)) for job, inputs in todo)
+        yield from map(make_shard, todo)
         return
     with process_pool(workers) as pool:
-        futures = {pool.submit(make_shard, job): (job, inputs) for job, inputs in todo}
-        for future in as_completed(futures):
-            yield *futures[future], future.result()
+        for future in as_completed([pool.submit(make_shard, job) for job in todo]):
+            yield future.result()
 
 
 def run_jobs(
-    jobs: list[tuple[Job, str]], folder: Path, partial: Path, cfg: PreprocessConfig, ranks: Ranks
+    jobs: list[Job], folder: Path, partial: Path, cfg: PreprocessConfig, ranks: Ranks
 ) -> tuple[list[dict], int]:
     """Make or take over every shard. Returns manifest entries and how many were taken over.
 
@@ -512,39 +489,21 @@ def run_jobs(
     """
     old, begun = known_shards(folder, partial)
     done: dict[str, dict] = {}
-    todo = []
-    for job, inputs in jobs:
-        file = job.path.name
+    for job in jobs:
         for known, home in ((begun, partial), (old, folder)):
-            if reuse_shard(home, known, file, inputs, partial):
-                done[file] = known[file]
+            if reuse_shard(home, known.get(job.path.name), job):
+                done[job.path.name] = known[job.path.name]
                 break
-        else:
-            todo.append((job, inputs))
-    reused = len(done)
-    bar = tqdm(
-        total=sum(len(job.clips) for job, _ in jobs),
-        desc="Signals",
-        unit="clip",
-        disable=not ranks.leads,
-    )
-    bar.update(bar.total - sum(len(job.clips) for job, _ in todo))
-    workers = cfg.workers or min(num_workers(None), worth_starting([job for job, _ in todo]))
-    workers = min(workers, len(todo)) or 1
+    todo, reused = [job for job in jobs if job.path.name not in done], len(done)
+    count = sum(len(job.clips) for job in jobs)
+    bar = tqdm(total=count, desc="Signals", unit="clip", disable=not ranks.leads)
+    bar.update(count - sum(len(job.clips) for job in todo))
+    workers = cfg.workers or min(num_workers(None), worth_starting(todo))
     with bar:
-        for job, inputs, outcome in made_shards(todo, workers):
-            bar.update(len(job.clips))
-            entry = done[job.path.name] = {
-                "file": job.path.name,
-                "sha256": file_sha256(job.path) if outcome.pairs else "",
-                "inputs": inputs,
-                "failed": outcome.failed,
-                "notices": outcome.notices,
-                "pairs": outcome.pairs,
-                "clips": outcome.clips,
-                "asides": outcome.asides,
-            }
-            write_json(job.path.with_suffix(".json"), {"shard": entry})
+        for entry in made_shards(todo, min(workers, len(todo)) or 1):
+            bar.update(len(entry["clips"]) + len(entry["failed"]))
+            done[entry["file"]] = entry
+            write_json((partial / entry["file"]).with_suffix(".json"), {"shard": entry})
     return [done[file] for file in sorted(done)], reused
 
 
@@ -583,9 +542,8 @@ def preprocess_split(task: Task, cfg: PreprocessConfig, ranks: Ranks) -> None:
         starts = list(enumerate(range(0, len(clips), CLIPS_PER_SHARD)))
         for i, start in starts[ranks.rank :: ranks.size]:
             some = clips[start : start + CLIPS_PER_SHARD]
-            path = partial / f"shard-{i:05d}.npz"
-            job = Job(path, some, source, cfg.pairs, cfg.signal, cfg.import_frame_s, cfg.cut_scores)
-            jobs.append((job, fingerprint(job)))
+            job = Job(partial / f"shard-{i:05d}.npz", some, source, cfg)
+            jobs.append(job._replace(inputs=fingerprint(job)))
         parts = ranks.gather(run_jobs(jobs, folder, partial, cfg, ranks))
         entries = sorted((entry for some, _ in parts for entry in some), key=itemgetter("file"))
         reused = sum(count for _, count in parts)

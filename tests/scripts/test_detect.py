@@ -27,7 +27,6 @@ from config import (
     EvaluateConfig,
     Network,
     PreprocessConfig,
-    Signal,
     TrainConfig,
 )
 from core.errors import InputError
@@ -301,7 +300,8 @@ def slow_long(policy: Path, wav: np.ndarray, values: np.ndarray, size: int, fold
         clip = preprocess.ClipInput("b.wav", [], folder / "b.wav")
         notices = {name: [] for name in NOTICES}
         source = Fixed(values[:, start : start + size])
-        rows, record, _ = preprocess.clip_signals(clip, source, "all", Signal(), notices)
+        job = preprocess.Job(Path(), [clip], source, PreprocessConfig(pairs="all"))
+        rows, record, _ = preprocess.clip_signals(clip, job, notices)
         found += [signals for _, signals, _ in rows]
         opened += [gate.opens(loaded.gate, *cell) for cell in zip(CLASSES, record.tag, strict=True)]
     assert 0 < sum(opened) < len(opened)
