@@ -52,7 +52,7 @@ from core.stored import check_form, is_text, read_text
 from core.tensors import check_weights, read_checkpoint, read_tensors, write_checkpoint
 from scores.score_files import ScoreArchive, write_archive
 from sed.audio import TRUNCATED, AudioFile, read_samples, resample
-from sed.labels import AUDIO, clip_id, find_audio, read_labels, say_left_out
+from sed.labels import audio_below, check_names, clip_id, find_audio, read_labels, say_left_out
 from sed.timeline import ClipScores, classes_of, frame_edges
 
 VERSION = 1  # raise it with any change below that changes scores
@@ -566,17 +566,8 @@ def wanted_clips(cfg: DasmScoreConfig) -> tuple[list[str], list[str]]:
         clips = read_labels(cfg.labels)
         names, classes = list(clips), classes_of(clips)
     else:
-        files = (path for path in cfg.audio.rglob("*") if path.suffix.lower() in AUDIO)
-        names, classes = sorted(path.relative_to(cfg.audio).as_posix() for path in files), []
-        if not names:
-            raise InputError(f"--audio {cfg.audio}: no audio files ({', '.join(AUDIO)})")
-    ids: dict[str, str] = {}
-    for name in names:
-        if flaw := name_flaw(name, path=True):
-            raise InputError(f"--audio {cfg.audio}: the name {name!r} {flaw}; rename it")
-        other = ids.setdefault(clip_id(name), name)
-        if other != name:
-            raise InputError(f"{name} and {other} differ in their extension only")
+        names, classes = audio_below(cfg.audio), []
+    check_names(names, f"--audio {cfg.audio}")
     return names, classes
 
 

@@ -49,7 +49,7 @@ from core.files import (
     own_folder,
     whole,
 )
-from core.names import isolated, name_flaw
+from core.names import isolated
 from core.ranks import pick_device
 from core.stored import read_json
 from policy import runfolder
@@ -63,7 +63,7 @@ from sed import timeline
 from sed.audio import TRUNCATED, AudioFile, wav_from
 from sed.caches import MOST_MANIFEST, listed
 from sed.event_metrics import ScoredEvent
-from sed.labels import AUDIO, clip_id, fit_events
+from sed.labels import audio_below, check_names, clip_id, fit_events
 from sed.provenance import no_negatives, other_classes, other_frames
 from sed.signals import (
     FELL_BACK,
@@ -344,37 +344,16 @@ def find_recordings(cfg: DetectConfig, source: Source) -> list[Recording]:
     if cfg.audio is None:  # labels name recordings, most with an extension: so do the results
         clips = source.clips()
         suffixes = [".wav" if clip == clip_id(clip) else "" for clip in clips]
-        check_apart(clips, f"--scores {cfg.scores}")
+        check_names(clips, f"--scores {cfg.scores}")
         return [Recording(c + end, None, c) for c, end in zip(clips, suffixes, strict=True)]
     if cfg.audio.is_file():
         found = [Recording(cfg.audio.name, cfg.audio)]
     elif cfg.audio.is_dir():
-        found = [
-            Recording(path.relative_to(cfg.audio).as_posix(), path)
-            for path in sorted(cfg.audio.rglob("*"))
-            if path.suffix.lower() in AUDIO and path.is_file() and path.name[0] != "."
-        ]
+        found = [Recording(name, cfg.audio / name) for name in audio_below(cfg.audio)]
     else:
         raise InputError(f"--audio {cfg.audio}: no such file or folder")
-    if not found:
-        kinds = ", ".join(AUDIO)
-        raise InputError(f"--audio {cfg.audio}: no recordings in it or below ({kinds})")
-    for filename, *_ in found:
-        if flaw := name_flaw(filename, path=True):
-            raise InputError(f"--audio {cfg.audio}: the name {filename!r} {flaw}; rename it")
-    check_apart([one.filename for one in found], f"--audio {cfg.audio}")
+    check_names([one.filename for one in found], f"--audio {cfg.audio}")
     return found
-
-
-def check_apart(names: list[str], where: str) -> None:
-    """InputError where two names of recordings or clips differ in their extension only."""
-    by_id: dict[str, str] = {}
-    for name in names:
-        if (other := by_id.setdefault(clip_id(name), name)) != name:
-            raise InputError(
-                f"{where}: {other} and {name} differ in their extension only, so one name would"
-                " stand for both; rename or move one"
-            )
 
 
 # ---------------------------------------------------------------------------- rows and decisions

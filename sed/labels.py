@@ -170,6 +170,31 @@ def find_audio(folder: Path, filename: str) -> Path | None:
     return next((path for path in paths if path.is_file()), None)
 
 
+def audio_below(folder: Path) -> list[str]:
+    """Names of the recordings in a folder and below it; none of hidden files. InputError without
+    any."""
+    found = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in AUDIO]
+    found = [path for path in found if path.is_file() and path.name[0] != "."]
+    if not found:
+        kinds = ", ".join(AUDIO)
+        raise InputError(f"--audio {folder}: no recordings in it or below ({kinds})")
+    return [path.relative_to(folder).as_posix() for path in found]
+
+
+def check_names(names: Iterable[str], where: str) -> None:
+    """InputError for a recording whose name no table can hold, and where two names differ in their
+    extension only."""
+    by_id: dict[str, str] = {}
+    for name in names:
+        if flaw := name_flaw(name, path=True):
+            raise InputError(f"{where}: the name {name!r} {flaw}; rename it")
+        if (other := by_id.setdefault(clip_id(name), name)) != name:
+            raise InputError(
+                f"{where}: {other} and {name} differ in their extension only, so one name would"
+                " stand for both; rename or move one"
+            )
+
+
 # ---------------------------------------------------------------------------- reading
 
 

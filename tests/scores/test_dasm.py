@@ -715,7 +715,7 @@ FAILURES = {
     "same id": (
         lambda: write(Path("labels.tsv"), Path("labels.tsv").read_text() + "a.flac\t0\t1\tDog\n"),
         SCORE,
-        "a.flac and a.wav differ in their extension only",
+        "a.wav and a.flac differ in their extension only",
     ),
     "other files": (
         lambda: write(Path("scores/train/mine.tsv"), ""),
