@@ -22,11 +22,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-if __name__ == "__main__":  # before torch, which takes seconds to import
-    from config import TrainConfig
-    from core.command import parse_first
-    from policy.heartbeat import answer
+from config import SUPERVISED, TrainConfig
+from core.command import parse_first, run_script
+from policy.heartbeat import answer
 
+if __name__ == "__main__":  # before torch, which takes seconds to import
     parse_first(TrainConfig, answer)
 
 import numpy as np
@@ -34,8 +34,6 @@ import torch
 from torch.nn import functional
 from tqdm import tqdm
 
-from config import SUPERVISED, TrainConfig
-from core.command import run_script
 from core.errors import InputError
 from core.files import keep_apart
 from core.ranks import ALONE, TRAINING_PATIENCE, Ranks, pick_device, together

@@ -30,18 +30,16 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-if __name__ == "__main__":  # before torch, which takes seconds to import
-    from config import DasmEmbedConfig, DasmScoreConfig
-    from core.command import parse_first
+from config import DasmEmbedConfig, DasmScoreConfig
+from core.command import parse_first, run_script
 
+if __name__ == "__main__":  # before torch, which takes seconds to import
     parse_first({"embed": DasmEmbedConfig, "score": DasmScoreConfig})
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from config import DasmEmbedConfig, DasmScoreConfig
-from core.command import run_script
 from core.errors import InputError
 from core.files import Kind, contents, keep_apart, made, own_folder, whole
 from core.names import isolated, name_flaw

@@ -26,10 +26,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-if __name__ == "__main__":  # before torch, which takes seconds to import
-    from config import DetectConfig
-    from core.command import parse_first
+from config import PRETRAINED, DetectConfig, Device, PreprocessConfig, Signal
+from core.command import parse_first, run_script
 
+if __name__ == "__main__":  # before torch, which takes seconds to import
     parse_first(DetectConfig)
 
 import numpy as np
@@ -37,8 +37,6 @@ import soundfile
 import torch
 from tqdm import tqdm
 
-from config import PRETRAINED, DetectConfig, Device, PreprocessConfig, Signal
-from core.command import run_script
 from core.errors import InputError
 from core.files import (
     Kind,

@@ -20,10 +20,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-if __name__ == "__main__":  # before torch, which takes seconds to import
-    from config import EvaluateConfig
-    from core.command import parse_first
+from config import Bandit, EvaluateConfig
+from core.command import parse_first, run_script
 
+if __name__ == "__main__":  # before torch, which takes seconds to import
     parse_first(EvaluateConfig)
 
 import numpy as np
@@ -40,8 +40,6 @@ from comparison.evaluations import (
     write_matches,
 )
 from comparison.systems import BASE, Spec, kind_of_rule, predicted_events
-from config import Bandit, EvaluateConfig
-from core.command import run_script
 from core.errors import InputError
 from core.files import is_ours, keep_apart, mark, matching, own_folder, write_together
 from core.names import isolated

@@ -28,10 +28,10 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
-if __name__ == "__main__":  # before torch, which takes seconds to import
-    from config import PreprocessConfig
-    from core.command import parse_first
+from config import PreprocessConfig, ScorersConfig, Signal, SoundscapesConfig
+from core.command import parse_first, run_script
 
+if __name__ == "__main__":  # before torch, which takes seconds to import
     parse_first(PreprocessConfig)
 
 import numpy as np
@@ -39,8 +39,6 @@ import soundfile
 import torch
 from tqdm import tqdm
 
-from config import PreprocessConfig, ScorersConfig, Signal, SoundscapesConfig
-from core.command import run_script
 from core.errors import InputError
 from core.files import contents, keep_apart, new_folder, work_folder, writing
 from core.processes import num_workers, process_pool

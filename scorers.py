@@ -11,14 +11,12 @@ Every clip is scored by a network that never heard its recordings: training clip
 other folds, validation clips by one more fit on all training clips.
 """
 
-if __name__ == "__main__":  # before torch, which takes seconds to import
-    from config import ScorersConfig
-    from core.command import parse_first
+from config import ScorersConfig
+from core.command import parse_first, run_script
 
+if __name__ == "__main__":  # before torch, which takes seconds to import
     parse_first(ScorersConfig)
 
-from config import ScorersConfig
-from core.command import run_script
 from scores.crnn import make_scores
 from scores.score_files import convert
 

@@ -12,14 +12,12 @@ Nobody hears the validation fold of the bank in training: a training clip plays 
 bank fold, named in clips.tsv, and a validation clip plays `--validation-fold` only.
 """
 
-if __name__ == "__main__":  # before torch, which takes seconds to import
-    from config import SoundscapesConfig
-    from core.command import parse_first
+from config import SoundscapesConfig
+from core.command import parse_first, run_script
 
+if __name__ == "__main__":  # before torch, which takes seconds to import
     parse_first(SoundscapesConfig)
 
-from config import SoundscapesConfig
-from core.command import run_script
 from scores.corpora import make_corpus
 
 

@@ -20,10 +20,10 @@ from pathlib import Path
 from textwrap import fill
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-if __name__ == "__main__":  # before torch, which takes seconds to import
-    from config import VisualizeConfig
-    from core.command import parse_first
+from config import SUPERVISED, Bandit, TrainConfig, VisualizeConfig
+from core.command import parse_first, run_script
 
+if __name__ == "__main__":  # before torch, which takes seconds to import
     parse_first(VisualizeConfig)
 
 import numpy as np
@@ -41,8 +41,6 @@ from comparison.evaluations import (
     view_of,
 )
 from comparison.scoring import TABLE, TRIVIAL
-from config import SUPERVISED, Bandit, TrainConfig, VisualizeConfig
-from core.command import run_script
 from core.files import is_ours, keep_apart, made, own_folder, whole
 from core.stored import read_json
 from figures import table_figures
