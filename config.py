@@ -252,15 +252,17 @@ def check_classes(names: tuple[str, ...]) -> None:
         require(not name_flaw(name), "classes", "names of classes", repr(name))
 
 
-def check_map(texts: tuple[str, ...]) -> None:
-    """ValueError where one is not SCORES=LABELS, or names a class twice."""
+def renames(texts: tuple[str, ...]) -> dict[str, str]:
+    """`--map`: class name in the scores -> in the labels. ValueError where one is not
+    SCORES=LABELS, or names a class twice."""
     for text in texts:
         name, _, label = text.partition("=")
         require(bool(name and label), "map", "SCORES=LABELS, e.g. dog=Dog,", text)
         require(not name_flaw(label), "map", "SCORES=LABELS with a name", repr(text))
-    names = [text.partition("=")[0] for text in texts]
-    once = len(set(names)) == len(names)
+    found = dict(text.split("=", 1) for text in texts)
+    once = len(found) == len(texts)
     require(once, "map", "given once for each class of the scores", " ".join(texts))
+    return found
 
 
 # Dotted field name -> value; a key counts for every script class that has such a field.
@@ -536,12 +538,7 @@ class PreprocessConfig(Script):
             for name in ("audio", "scores", "map"):
                 value = getattr(self, name)
                 require(not value, name, "left out with --import-npz", value)
-        check_map(self.map)
-
-    @property
-    def rename(self) -> dict[str, str]:
-        """Class name in the scores -> class name in the labels."""
-        return dict(text.split("=", 1) for text in self.map)
+        renames(self.map)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -713,13 +710,8 @@ class DetectConfig(Script):
         both = self.audio is not None and self.scores is not None
         rule = "given together with --audio and --scores"
         require(both or not self.cut_scores, self.flag("cut_scores"), rule, self.cut_scores)
-        check_map(self.map)
+        renames(self.map)
         check_classes(self.classes)
-
-    @property
-    def rename(self) -> dict[str, str]:
-        """Class name in the scores -> class name in the events."""
-        return dict(text.split("=", 1) for text in self.map)
 
 
 @dataclass(frozen=True, kw_only=True)

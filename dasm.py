@@ -171,14 +171,6 @@ def needs(package: str) -> str:
     return f"{what}. Install the packages listed in docs/dasm.md"
 
 
-def require_package(name: str) -> Any:
-    """Import a package that only DASM needs; InputError where it is not installed."""
-    try:
-        return importlib.import_module(name)
-    except ImportError:
-        raise InputError(needs(name)) from None
-
-
 # ---------------------------------------------------------------------------- files of others
 
 
@@ -210,7 +202,10 @@ def read_yaml(path: Path, root: Path) -> dict[str, Any]:
     `base_path` is looked for beside the file, then below `root`. InputError where a file is absent,
     or no settings.
     """
-    yaml = require_package("yaml")
+    try:
+        import yaml
+    except ImportError:
+        raise InputError(needs("yaml")) from None
     try:
         content = yaml.safe_load(read_text(path))
         include = content.pop("include", None)
@@ -549,13 +544,6 @@ class Scorer:
 # ---------------------------------------------------------------------------- clips
 
 
-class Found(NamedTuple):
-    """What the look at a clip's file said."""
-
-    path: Path
-    sample_rate: int
-
-
 def wanted_clips(cfg: DasmScoreConfig) -> tuple[list[str], list[str]]:
     """File names to score and the classes that their labels name (none without labels)."""
     if not cfg.audio.is_dir():
@@ -569,10 +557,11 @@ def wanted_clips(cfg: DasmScoreConfig) -> tuple[list[str], list[str]]:
     return names, classes
 
 
-def look_at(names: list[str], cfg: DasmScoreConfig, settings: Settings) -> dict[str, Found]:
-    """Check every file's header. InputError names clips that cannot be scored, unless they may
-    be left out; then they are printed."""
-    found: dict[str, Found] = {}
+def look_at(names: list[str], cfg: DasmScoreConfig, settings: Settings) -> dict[str, Path]:
+    """Audio of each clip whose header is in order. InputError names clips that cannot be scored,
+    unless they may be left out; then they are printed."""
+    found: dict[str, Path] = {}
+    low: dict[str, int] = {}  # sample rates below what the mel bands, up to 14 kHz, ask for
     absent: list[str] = []
     wrong: list[str] = []
     # HTS-AT takes 1024 mel frames where a clip has 1001; up to there the end is cut quietly.
@@ -596,7 +585,9 @@ def look_at(names: list[str], cfg: DasmScoreConfig, settings: Settings) -> dict[
                 f" --cut-long keeps the first {settings.clip_s:g} s"
             )
         else:
-            found[name] = Found(path, rate)
+            found[name] = path
+            if rate < 28_000:
+                low[name] = rate
     listing = cfg.labels or cfg.audio
     if absent and not cfg.allow_missing:
         raise InputError(
@@ -609,11 +600,9 @@ def look_at(names: list[str], cfg: DasmScoreConfig, settings: Settings) -> dict[
     say_left_out([*(f"{name}: no audio" for name in absent), *wrong])
     if not found:
         raise InputError(f"{listing}: no clip is left")
-    low = [name for name, clip in found.items() if clip.sample_rate < 28_000]  # mel up to 14 kHz
-    if low:
-        rate = found[low[0]].sample_rate / 1000
-        what = f"audio is {rate:g} kHz; DASM was trained on content up to 14 kHz"
-        print(f"  note: {what}, scores will shift ({len(low)} clips, first: {low[0]})")
+    for name, rate in list(low.items())[:1]:
+        what = f"audio is {rate / 1000:g} kHz; DASM was trained on content up to 14 kHz"
+        print(f"  note: {what}, scores will shift ({len(low)} clips, first: {name})")
     return found
 
 
@@ -702,14 +691,14 @@ def check_finite(name: str, scores: ClipScores, classes: list[str]) -> None:
 
 
 def score_clips(
-    scorer: Scorer, clips: dict[str, Found], queries: Queries, cfg: DasmScoreConfig, facts: dict
+    scorer: Scorer, clips: dict[str, Path], queries: Queries, cfg: DasmScoreConfig, facts: dict
 ) -> list[str]:
     """Score every clip that has no scores yet, part by part. Returns what is wrong with others.
 
     A run that is stopped keeps what it has scored; nothing half-written is left.
     """
     done, number = finished(cfg.out, queries.classes, facts)
-    todo = [(name, clip.path) for name, clip in clips.items() if clip_id(name) not in done]
+    todo = [(name, path) for name, path in clips.items() if clip_id(name) not in done]
     failed: list[str] = []
     ready: list[tuple[str, ClipScores]] = []
 

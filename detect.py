@@ -26,7 +26,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from config import PRETRAINED, DetectConfig, Device, PreprocessConfig, Signal
+from config import PRETRAINED, DetectConfig, Device, PreprocessConfig, Signal, renames
 from core.command import parse_first, run_script
 
 if __name__ == "__main__":  # before torch, which takes seconds to import
@@ -293,7 +293,7 @@ def builtin_scores(
 def open_source(cfg: DetectConfig, plan: Plan) -> Source:
     """The user's score files, or the built-in scorer. Raises InputError."""
     if cfg.scores is not None:
-        files = score_files.open_scores(cfg.scores, list(cfg.classes) or None, cfg.rename)
+        files = score_files.open_scores(cfg.scores, list(cfg.classes) or None, renames(cfg.map))
 
         def read(one: Recording, *_: Any) -> timeline.ClipScores:
             return files.scores(one.filename) if one.clip is None else files.read(one.clip)

@@ -28,7 +28,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from config import PreprocessConfig, ScorersConfig, Signal, SoundscapesConfig
+from config import PreprocessConfig, ScorersConfig, Signal, SoundscapesConfig, renames
 from core.command import parse_first, run_script
 
 if __name__ == "__main__":  # before torch, which takes seconds to import
@@ -316,7 +316,7 @@ def find_inputs(task: Task, cfg: PreprocessConfig) -> tuple[list[ClipInput], Any
                 ready.append(ClipInput(name, events, None))
     else:
         checked = read_checked(cfg.cache / task.split / CHECKED)
-        source = score_files.open_scores(task.scores, task.classes, cfg.rename, checked)
+        source = score_files.open_scores(task.scores, task.classes, renames(cfg.map), checked)
         unscored = set(source.missing(list(queried)))
         for name, events in queried.items():
             path = find_audio(task.audio, name) if task.audio else None
