@@ -438,16 +438,6 @@ def block_tags(scores: timeline.ClipScores, part: Block, plan: Plan) -> np.ndarr
     return clip_tag(timeline.ClipScores(values, edges - edges[0], scores.tag), plan.signal)
 
 
-def opened_classes(
-    scores: timeline.ClipScores, classes: list[str], part: Block, plan: Plan
-) -> np.ndarray:
-    """(K,) bool: classes that the gate lets through in a block."""
-    if plan.gate is None:
-        return np.ones(len(classes), bool)
-    tag = block_tags(scores, part, plan).tolist()
-    return np.array([opens(plan.gate, *cell) for cell in zip(classes, tag, strict=True)])
-
-
 def opened_recordings(recordings: list[Recording]) -> Iterator[list[Opened]]:
     """A few recordings at a time, open until the next few are asked for."""
     left = iter(recordings)
@@ -503,7 +493,10 @@ def recording_rows(
             tags = block_tags(scores, part, plan)
             yield Sight(Queried(clip, loud, tags, frame_s, False), source.classes, part, sheet)
             continue
-        opened = opened_classes(scores, source.classes, part, plan)
+        opened = np.ones(len(source.classes), bool)
+        if plan.gate is not None:
+            cells = zip(source.classes, block_tags(scores, part, plan).tolist(), strict=True)
+            opened = np.array([opens(plan.gate, *cell) for cell in cells])
         ever_open |= opened
         values = scores.values[:, part.start : part.stop]
         wanted = np.flatnonzero(opened)

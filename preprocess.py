@@ -445,13 +445,6 @@ WORK_OF_A_PROCESS = 300e6  # bytes of audio that take longer than to start a pro
 SCORES_ONLY = 300e3  # bytes that a clip without audio counts for
 
 
-def worth_starting(jobs: list[Job]) -> int:
-    """How many processes the work is enough for."""
-    clips = [clip for job in jobs for clip in job.clips]
-    size = sum(clip.audio.stat().st_size if clip.audio else SCORES_ONLY for clip in clips)
-    return 1 + int(size / WORK_OF_A_PROCESS)
-
-
 def made_shards(todo: list[Job], workers: int) -> Iterator[dict[str, Any]]:
     """Shards as they are finished; one worker stays in this process and saves its start."""
     if workers == 1:
@@ -477,10 +470,12 @@ def run_jobs(
                 done[job.path.name] = known[job.path.name]
                 break
     todo, reused = [job for job in jobs if job.path.name not in done], len(done)
+    clips = [clip for job in todo for clip in job.clips]
     count = sum(len(job.clips) for job in jobs)
     bar = tqdm(total=count, desc="Signals", unit="clip", disable=not ranks.leads)
-    bar.update(count - sum(len(job.clips) for job in todo))
-    workers = cfg.workers or min(num_workers(None), worth_starting(todo))
+    bar.update(count - len(clips))
+    size = sum(clip.audio.stat().st_size if clip.audio else SCORES_ONLY for clip in clips)
+    workers = cfg.workers or min(num_workers(None), 1 + int(size / WORK_OF_A_PROCESS))
     with bar:
         for entry in made_shards(todo, min(workers, len(todo)) or 1):
             bar.update(len(entry["clips"]) + len(entry["failed"]))

@@ -111,15 +111,11 @@ def content_hash(value: dict[str, Any]) -> str:
     return digest.hexdigest()
 
 
-def sealed(value: dict[str, Any]) -> dict[str, Any]:
-    """A dictionary with the checksum of its content, for `read_json`."""
-    content = {name: item for name, item in value.items() if name != CHECKSUM}
-    return content | {CHECKSUM: content_hash(content)}
-
-
 def write_json(path: Path, value: dict[str, Any]) -> None:
     """Write JSON with the checksum of its content, for `read_json`. Raises WriteError."""
-    write_text(path, json.dumps(sealed(value), indent=1, allow_nan=False))
+    content = {name: item for name, item in value.items() if name != CHECKSUM}
+    content[CHECKSUM] = content_hash(content)
+    write_text(path, json.dumps(content, indent=1, allow_nan=False))
 
 
 Hook = Callable[[dict[str, Any]], Any]  # what to hold in place of a dictionary just parsed
@@ -198,11 +194,6 @@ def is_count(value: Any) -> bool:
 def is_share(value: Any) -> bool:
     """A number from 0 to 1."""
     return type(value) in (float, int) and 0 <= value <= 1
-
-
-def is_flag(value: Any) -> bool:
-    """True or False."""
-    return isinstance(value, bool)
 
 
 def maybe(form: Form) -> Callable[[Any], bool]:

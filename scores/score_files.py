@@ -748,12 +748,12 @@ def _read_table(path: Path, header: Header, classes: list[str]) -> tuple[Clock, 
         )
     except ValueError:  # the slow way knows line and column
         table = _parse_slowly(path, header, columns, body)
-    return _checked(lambda row: f"{path} line {_line(body, row)}", wanted, table)
 
+    def where(row: int) -> str:  # empty lines have no row
+        numbers = [i for i, line in enumerate(body.splitlines(), start=2) if line.strip()]
+        return f"{path} line {numbers[row]}"
 
-def _line(body: str, row: int) -> int:
-    """Line in the file of a table row; empty lines have no row."""
-    return [i for i, line in enumerate(body.splitlines(), start=2) if line.strip()][row]
+    return _checked(where, wanted, table)
 
 
 def _parse_slowly(path: Path, header: Header, columns: list[int], body: str) -> np.ndarray:

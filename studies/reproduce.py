@@ -55,12 +55,6 @@ def results_of(name: str, cure: str = "evaluate it again") -> dict:
     return read_json(ROOT / "runs" / name / "results.json", cure)
 
 
-def points_of(gains: list[list[float]]) -> str:
-    """`mean ± std` of each column of gains, in points."""
-    columns = [[100 * gain for gain in column] for column in zip(*gains, strict=True)]
-    return " / ".join(f"{statistics.mean(c):+.2f} ± {statistics.stdev(c):.2f}" for c in columns)
-
-
 def demo_table() -> str:
     """Gains and learning curves of the demo's seeds."""
     header = ["seed", *(f"{metric} before → after" for metric in ("Accuracy", "IoU", "F1"))]
@@ -69,13 +63,15 @@ def demo_table() -> str:
     for seed in DEMO_SEEDS:
         name = "demo" if seed == 0 else f"demo-{seed}"
         results, curve = results_of(name), learning_curve(ROOT / "runs" / name, Bandit())
-        gains.append([results["gain"][metric] for metric in NAMES])
+        gains.append([100 * results["gain"][metric] for metric in NAMES])
         both = ([100 * results[when][m] for when in ("before", "after")] for m in NAMES)
         first, last, zero = (f"{value:.1f}" for value in curve.values())
-        gain = " / ".join(f"{100 * value:+.2f}" for value in gains[-1])
+        gain = " / ".join(f"{value:+.2f}" for value in gains[-1])
         pairs = (f"{before:.2f} → {after:.2f}" for before, after in both)
         lines.append([str(seed), *pairs, gain, f"{first} → {last}", zero])
-    lines.append(["mean ± std", "", "", "", points_of(gains), "", ""])
+    both = [(statistics.mean(some), statistics.stdev(some)) for some in zip(*gains, strict=True)]
+    gain = " / ".join(f"{mean:+.2f} ± {std:.2f}" for mean, std in both)
+    lines.append(["mean ± std", "", "", "", gain, "", ""])
     positive = sum(min(gain) > 0 for gain in gains)
     said = f"All three gains above zero in {positive} of {len(gains)} seeds."
     return "\n".join([*markdown_table(header, lines), "", said])
