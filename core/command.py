@@ -60,43 +60,30 @@ def flags_of(cls: type, prefix: str = "--") -> dict[str, Any]:
     return found
 
 
+# What other tools, or other scripts of ours, call a flag, and what it may be here: the first that a
+# script has is suggested.
 LENGTH = ("passes", "epochs", "total-steps", "steps", "learning.budget")  # of a training
-# What other tools, or other scripts of ours, call it: the first that a script has is suggested.
 ELSEWHERE = {
-    "epochs": LENGTH,
-    "epoch": LENGTH,
-    "num-epochs": LENGTH,
-    "max-epochs": LENGTH,
-    "n-epochs": LENGTH,
-    "episodes": LENGTH,
-    "lr": ("learning.lr", "events.lr", "learning-rate"),
-    "learning-rate": ("learning.lr", "events.lr", "lr"),
-    "batch-size": ("learning.batch", "batch"),
-    "bs": ("learning.batch", "batch", "batch-size"),
-    "gpu": ("device",),
-    "gpus": ("device",),
-    "cuda": ("device",),
-    "cpu": ("device",),
-    "workers": ("threads",),
-    "num-workers": ("workers", "threads"),
-    "jobs": ("workers", "threads"),
-    "threshold": ("min-confidence",),
-    "wandb": ("wandb-project",),
-    "verbose": (),
-    "output": ("out", "run", "cache"),
-    "output-dir": ("out", "run", "cache"),
-    "out": ("run", "cache"),
-    "input": ("audio", "labels", "run"),
-    "run": ("policy",),
-    "policy": ("run",),
-    "checkpoint": ("policy", "init"),
-    "model": ("policy", "checkpoint"),
-    "ckpt": ("policy", "checkpoint", "init"),
-    "weights": ("policy", "checkpoint", "init"),
-    "data": ("cache", "corpus", "labels"),
-    "data-dir": ("cache", "corpus", "labels"),
-    "name": ("run",),
-    "random-state": ("seed",),
+    word: flags
+    for words, flags in (
+        ("epochs epoch num-epochs max-epochs n-epochs episodes", LENGTH),
+        ("lr learning-rate", ("learning.lr", "events.lr", "learning-rate", "lr")),
+        ("batch-size bs", ("learning.batch", "batch", "batch-size")),
+        ("gpu gpus cuda cpu", ("device",)),
+        ("workers num-workers jobs", ("workers", "threads")),
+        ("threshold", ("min-confidence",)),
+        ("wandb", ("wandb-project",)),
+        ("verbose", ()),
+        ("output output-dir out", ("out", "run", "cache")),
+        ("input", ("audio", "labels", "run")),
+        ("run", ("policy",)),
+        ("policy", ("run",)),
+        ("checkpoint model ckpt weights", ("policy", "checkpoint", "init")),
+        ("data data-dir", ("cache", "corpus", "labels")),
+        ("name", ("run",)),
+        ("random-state", ("seed",)),
+    )
+    for word in words.split()
 }
 
 
