@@ -38,15 +38,7 @@ import torch
 from tqdm import tqdm
 
 from core.errors import InputError
-from core.files import (
-    Kind,
-    check_file,
-    check_ours,
-    keep_apart,
-    made,
-    own_folder,
-    whole,
-)
+from core.files import Kind, check_file, check_ours, keep_apart, made, own_folder, whole
 from core.names import isolated
 from core.ranks import pick_device
 from core.stored import read_json
@@ -273,11 +265,9 @@ def builtin_scores(
         tally.note(LOW_RATE, filename)
     if isinstance(ready, ValueError):
         raise ready
-    parts, values = scored_parts(audio, plan), ready
-    if len(parts) == 1:  # a last part of a frame is a frame
-        if values is None:
-            values = scorer.score_recording(audio.span(0, audio.duration_s), audio.sample_rate)
-        return timeline.ClipScores(values, frame_edges(values.shape[1], crnn.FRAME_S))
+    if ready is not None:  # of one block; a last part of a frame is a frame
+        return timeline.ClipScores(ready, frame_edges(ready.shape[1], crnn.FRAME_S))
+    parts = scored_parts(audio, plan)
     whole = parts[-1].stop
     values = np.empty((len(scorer.classes), whole), np.float32)
     for part in parts:

@@ -53,14 +53,7 @@ from policy.bandit import near
 from sed import event_metrics
 from sed.caches import Cache, load_cache
 from sed.matching import ENDS, end_errors
-from sed.metrics import (
-    NAMES,
-    count_pairs,
-    mean_over_pairs,
-    per_class,
-    pooled,
-    scores_of,
-)
+from sed.metrics import NAMES, count_pairs, mean_over_pairs, per_class, pooled, scores_of
 from sed.provenance import held_against, origin_of
 from sed.timeline import Event, write_labels
 

@@ -160,18 +160,6 @@ def best_threads(make: Callable[[], Iterator[int]], seconds: float) -> int:
     return max(found, key=found.__getitem__)
 
 
-def matmul_peak() -> float:
-    """FLOP/s of float32 matrix products at the current thread count, the best of some."""
-    size = 2048
-    a, b = torch.rand(size, size), torch.rand(size, size)
-    rates = []
-    for _ in range(5):
-        began = time.perf_counter()
-        a @ b
-        rates.append(2 * size**3 / (time.perf_counter() - began))
-    return max(rates)
-
-
 def sharp(bandit: Bandit, network: Network) -> QNetwork:
     """A network whose actions differ between frames."""
     torch.manual_seed(0)
@@ -593,10 +581,10 @@ def markdown(rows: list[Row]) -> str:
 
 def machine() -> str:
     """What the figures depend on."""
-    load, peak = os.getloadavg()[0], matmul_peak() / 1e9
-    found = f"{processor()}, {num_cores()} cores, load {load:.1f} at the start; Python"
-    found += f" {platform.python_version()}, torch {torch.__version__}, numpy {np.__version__};"
-    return f"{found} float32 matmul on one thread {peak:.0f} GFLOP/s"
+    found = (
+        f"{processor()}, {num_cores()} cores, load {os.getloadavg()[0]:.1f} at the start; Python"
+    )
+    return f"{found} {platform.python_version()}, torch {torch.__version__}, numpy {np.__version__}"
 
 
 def earlier_rows(path: Path, setting: dict[str, Any]) -> list[Row]:
