@@ -581,10 +581,9 @@ def markdown(rows: list[Row]) -> str:
 
 def machine() -> str:
     """What the figures depend on."""
-    found = (
-        f"{processor()}, {num_cores()} cores, load {os.getloadavg()[0]:.1f} at the start; Python"
-    )
-    return f"{found} {platform.python_version()}, torch {torch.__version__}, numpy {np.__version__}"
+    load, python = os.getloadavg()[0], platform.python_version()
+    found = f"{processor()}, {num_cores()} cores, load {load:.1f} at the start; Python {python}"
+    return f"{found}, torch {torch.__version__}, numpy {np.__version__}"
 
 
 def earlier_rows(path: Path, setting: dict[str, Any]) -> list[Row]:
