@@ -203,7 +203,7 @@ def read_yaml(path: Path, root: Path) -> dict[str, Any]:
     or no settings.
     """
     try:
-        import yaml
+        yaml = importlib.import_module("yaml")  # of requirements-dasm.txt
     except ImportError:
         raise InputError(needs("yaml")) from None
     try:
