@@ -160,6 +160,32 @@ def best_threads(make: Callable[[], Iterator[int]], seconds: float) -> int:
     return max(found, key=found.__getitem__)
 
 
+def matmul_peak() -> float:
+    """FLOP/s of float32 matrix products at the current thread count, the best of some."""
+    size = 2048
+    a, b = torch.rand(size, size), torch.rand(size, size)
+    rates = []
+    for _ in range(5):
+        began = time.perf_counter()
+        a @ b
+        rates.append(2 * size**3 / (time.perf_counter() - began))
+    return max(rates)
+
+
+def forward_flops(bandit: Bandit, network: Network) -> int:
+    """Multiplications and additions that deciding one frame executes."""
+    w, h, d, inner = bandit.window, network.hidden, network.width, network.inner
+    conv = sum(
+        2 * w * network.tcn_kernel * h * (h if layer else len(bandit.channels))
+        for layer in range(network.tcn_layers)
+    )
+    gru = sum(2 * 2 * w * 3 * h * ((d if layer else h) + h) for layer in range(network.gru_layers))
+    layer = 2 * w * 4 * d * d + 4 * w * w * d + 4 * w * d * inner
+    last = 2 * 2 * d * d + 2 * w * 2 * d * d + 4 * w * d + 4 * d * inner  # the centre asks alone
+    head = 2 * d * h + 2 * h * bandit.num_actions
+    return conv + gru + (network.transformer_layers - 1) * layer + last + head
+
+
 def sharp(bandit: Bandit, network: Network) -> QNetwork:
     """A network whose actions differ between frames."""
     torch.manual_seed(0)
@@ -234,7 +260,12 @@ def acting(cfg: SpeedConfig) -> list[Row]:
     ratio = statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
     what, note = f"network alone, frames/s (batch {batch})", f"naive: {text(theirs)}/s"
     note += f", {count} thread(s)"
-    return [row("acting", what, ratio, ">= 5.5 x", note, f"{text(ours)}/s")]
+    found = row("acting", what, ratio, ">= 5.5 x", note, f"{text(ours)}/s")
+    flops = forward_flops(bandit, cfg.network)
+    pairs = [(rate(many(), seconds), matmul_peak()) for _ in range(cfg.times)]
+    share = statistics.median(100 * frames * flops / peak for frames, peak in pairs)
+    what = "network alone, FLOP/s of matmul peak"
+    return [found, row("acting", what, share, ">= 60 %")._replace(now=text(share, ".0f") + " %")]
 
 
 def over_schedule(rates: dict[float, float]) -> float:
