@@ -317,13 +317,17 @@ def kind_of_rule(rule: Rule) -> str:
 
 
 def rows_of_rules(
-    rules: list[Rule], cache: Cache, gate: tag_gate.Gate | None, notes: tuple[str, ...]
+    rules: list[Rule],
+    cache: Cache,
+    gate: tag_gate.Gate | None,
+    notes: tuple[str, ...],
+    quiet: bool = False,
 ) -> list[System]:
-    """A row a rule; those behind the gate where the cache knows tags."""
+    """A row a rule; those behind the gate where the cache knows tags. `quiet`: no progress bar."""
     tagged = gate is not None and all(clip.tag is not None for clip in cache.clips)
     silent = tag_gate.silenced(gate, cache) if tagged else None
     rows = []
-    for rule in tqdm(rules, desc="Rules", unit="rule"):
+    for rule in tqdm(rules, desc="Rules", unit="rule", disable=quiet):
         home = silent if rule.gated else cache
         if home is not None:
             name = f"{rule.name}, {GATED}" if rule.gated else rule.name
