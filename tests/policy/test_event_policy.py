@@ -49,6 +49,7 @@ from policy.posterior import (
     rows_of,
     share_above,
     sum_of_others,
+    true_events,
     with_targets,
 )
 from policy.runfolder import digest, read_checkpoint
@@ -248,7 +249,9 @@ def test_what_a_query_is_told_of_the_others():
 def test_onsets_are_learned_where_they_are_with_overlapping_windows(tmp_path):
     write_cache(tmp_path / "train", LENGTHS[:6], frame_s=0.04, start_s=0.06, absent=(1,))
     cache = load_cache(tmp_path / "train")
-    rows = with_targets(rows_of(asked_clips(cache, 0.0), np.zeros(len(cache.pairs), int)), cache)
+    rows = with_targets(
+        rows_of(asked_clips(cache, 0.0), np.zeros(len(cache.pairs), int)), cache, true_events(cache)
+    )
     true = {(clip.filename, e.event_label): e for clip in cache.clips for e in clip.events}
     for row, index in enumerate(rows.pair):
         pair, target = cache.pairs[index], rows.target[rows.offsets[row] : rows.offsets[row + 1]]
@@ -428,6 +431,8 @@ def test_it_is_evaluated_on_all_and_on_present_pairs(cache, trained, tmp_path, c
     evaluate.main(EvaluateConfig(**home, out=tmp_path / "one", batch=64))
     assert "note: --batch does nothing for a policy over events\n" in capsys.readouterr().out
     results = read_json(tmp_path / "one" / "results.json", "")
+    assert "DQN" not in results["all_pairs"]
+    assert results["all_pairs"]["policy"]["behind"] == [0, 0, 0]
     some = load_cache(cache.folder.parent / "validation")
     found = decide_cache(load_policy(trained / "best.pt", CPU), some, CPU)
     assert results["after"]["f1"] == pytest.approx(
