@@ -448,6 +448,24 @@ def test_confidences_are_mean_raw_scores_of_the_own_cache(home, tmp_path):
     assert ours == theirs  # only the order counts
 
 
+def test_who_ranks_by_boxes_or_scores_of_its_own_is_ranked_by_them(home):
+    """Boxes of cSEBBs and of a policy over events; the filtered scores of a rule tuned for PSDS."""
+    cache = load_cache(home / "all" / "validation")
+    boxed = {"t": 0.5, "filter_s": 0.32, "by": "difference", "limit": 0.2}
+    filtered = {"t": 0.5, "median_s": 0.5}
+    csebbs = tuned_rules.Rule("C", "csebbs", "d_raw", "", tuned_rules.of_all(boxed))
+    median = tuned_rules.Rule("M", "median", "d_raw", "", tuned_rules.of_all(filtered), "psds2")
+    rows = [row_of(each, cache) for each in (csebbs, median, median._replace(metric="event_f1"))]
+    boxes, scores, means = (task.scored for task in scoring.event_tasks(rows, cache))
+    found = systems.sebbs(cache, csebbs.params)
+    assert {name: list(map(tuple, some)) for name, some in boxes.items()} == found
+    smooth = clip_scores(cache, tuned_rules.after_median(median, cache))
+    assert all(np.array_equal(scores[name].values, smooth[name].values) for name in smooth)
+    assert all(
+        isinstance(each, event_metrics.ScoredEvent) for some in means.values() for each in some
+    )
+
+
 def test_the_t_base_that_a_row_is_held_against(home, tmp_path):
     cache = load_cache(home / "all" / "validation")
     there = replace(cache, folder=tmp_path)
