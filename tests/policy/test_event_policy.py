@@ -236,6 +236,12 @@ def test_candidates_hold_the_events_of_a_clean_posterior():
     edges[0, 40] = edges[1, 59] = 0.8
     begin, end, _ = propose(on, *edges, 0.02)
     assert (40, 60) in set(zip(begin.tolist(), end.tolist(), strict=True))
+    for frame_s, gap in ((0.02, 8), (0.064, 2)):  # the longest that is closed, about 0.15 s
+        for more in (0, 1):
+            two, second = np.zeros(200), 80 + gap + more
+            two[50:80] = two[second : second + 30] = 0.9
+            begin, end, _ = propose(two, np.zeros(200), np.zeros(200), frame_s)
+            assert ((begin == 50) & (end == second + 30)).any() == (more == 0)
 
 
 def test_what_a_query_is_told_of_the_others():
