@@ -190,6 +190,20 @@ def test_a_scorer_that_changes_the_verdict_is_named(second, said):
     )
 
 
+def test_pieces_of_a_recording_are_the_same_one(tmp_path):
+    rows = ["split\tfilename\trecordings", "train\t0.flac\tDog/1-7-A.ogg"]
+    rows += [
+        "validation\t0.flac\tDog/5-7-A.ogg;Dog/5-7-B.ogg;Rain/5-7-A.ogg",
+        "validation\t1.flac\t",
+    ]
+    (tmp_path / "clips.tsv").write_text("\n".join(rows[:3]) + "\n")
+    played = pooled.recordings_of(tmp_path, "validation")
+    assert played == {"0.flac": ["Dog/5-7", "Dog/5-7", "Rain/5-7"]}
+    (tmp_path / "clips.tsv").write_text("\n".join(rows) + "\n")
+    with pytest.raises(InputError, match="recordings"):
+        pooled.recordings_of(tmp_path, "validation")
+
+
 def test_mean_and_spread_over_settings():
     """Folds weigh the same, whatever has been judged of them; spread is that within a fold."""
     values = {Setting(5): [1.0, 3.0], Setting(5, 1): [5.0, 7.0], Setting(4): [10.0, 12.0]}
