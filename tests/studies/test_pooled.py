@@ -14,7 +14,7 @@ from corpora import SMALLEST, write_cache
 
 import evaluate
 from baselines import tuned_rules
-from comparison import systems
+from comparison import clustered, systems
 from config import Bandit, EvaluateConfig, Learning, TrainConfig
 from core.command import parse
 from core.errors import InputError
@@ -126,8 +126,13 @@ def of_f1(study):
 
 
 @pytest.mark.parametrize("name", POLICIES)
-def test_a_policy_of_known_worth(home, here, name):
+def test_a_policy_of_known_worth(home, here, name, monkeypatch):
+    drawn, draw = [], clustered.level_weights
+    spy = lambda levels, seed: drawn.append(draw(levels, seed)) or drawn[-1]  # noqa: E731
+    monkeypatch.setattr(clustered, "level_weights", spy)
     found = judge(home, name, FIRST)
+    (timelines, recordings) = (np.stack(list(each.values())) for each in drawn)  # independent
+    assert abs(np.corrcoef(timelines[:9].ravel(), recordings[:9].ravel())[0, 1]) < 0.1
     claim = of_f1(found)
     text = pooled.screen([found])
     seeds = "seeds of scorer and policy 0 and 0 in 5, 0 and 1 in 5"
