@@ -195,6 +195,30 @@ def test_a_scorer_that_changes_the_verdict_is_named(second, said):
     )
 
 
+def test_each_scorer_speaks_for_itself(monkeypatch):
+    """Claims of one scorer are of its own settings, in every metric; the pooled ones of all."""
+    metrics = pooled.COLUMNS["present"]
+    rows = {"a rule": {"kind": "rule", **dict.fromkeys(metrics, 0.5)}}
+
+    def draws(setting):
+        value = dict.fromkeys(metrics, 0.01 * setting.fold + 0.1 * setting.scorer)
+        return pooled.Draws(value, {name: np.full(3, each) for name, each in value.items()})
+
+    changes = {"a rule": {setting: draws(setting) for setting in benchmark.SETTINGS}}
+    given = {"read_tables": [], "pooled_rows": rows, "differences": changes}
+    for name, value in given.items():
+        monkeypatch.setattr(pooled, name, lambda *_, value=value: value)
+    found = pooled.study("present")
+    assert [claim.whole[0] for claim in found.claims] == pytest.approx([0.08] * len(metrics))
+    for scorer, claims in found.of_scorer.items():
+        mean = 0.03 + 0.1 * scorer
+        assert [claim.whole[0] for claim in claims] == pytest.approx([mean] * len(metrics))
+        assert [each[0] for each in claims[0].folds.values()] == pytest.approx(
+            [0.01 * fold + 0.1 * scorer for fold in range(1, 6)]
+        )
+    assert list(found.of_scorer) == [0, 1]
+
+
 def test_pieces_of_a_recording_are_the_same_one(tmp_path):
     rows = ["split\tfilename\trecordings", "train\t0.flac\tDog/1-7-A.ogg"]
     rows += [
