@@ -13,7 +13,7 @@ from test_forms import NAMES, write_corpus
 from baselines import tuned_rules
 from baselines.tuned_rules import Part
 from comparison import systems
-from config import PRETRAINED, Bandit, Events, Network, TrainConfig
+from config import PRETRAINED, Bandit, EvaluateConfig, Events, Network, TrainConfig
 from core.command import parse
 from core.errors import InputError
 from policy import gate
@@ -123,6 +123,12 @@ def test_a_clips_own_labels_decide_nothing_about_it(here, monkeypatch):
         patch.setattr(gate, "tune_gate", seen)
         crossval.cross_validate(study_of(here, "a"), LEARNED, tables)
     assert shown == {tuple(NAMES[:2]), tuple(NAMES[2:])}
+    cache, given = load_cache(here / "a" / "cache" / "train"), here / "given" / "best.pt"
+    pred = systems.from_checkpoint(given, cache, EvaluateConfig())[1].pred  # of all parts at once
+    found = decisions(here / "a" / "all")["given"]
+    for name, events in systems.predicted_events(cache, pred).items():
+        ends = [list(event[:2]) for event in events]
+        assert np.array([list(e[:2]) for e in found[name]]) == pytest.approx(np.array(ends))
     moved = [Event(0.0, 2.0, "Cat")]  # other classes too, which a tag gate is tuned on
     write_labels(here / "labels.tsv", truth | {"c0.wav": moved})
     crossval.cross_validate(study_of(here, "b"), LEARNED, tables)
