@@ -121,16 +121,21 @@ def tables(
 
 
 def all_pairs_tables(
-    cache: Cache, train: Cache | None, pred: np.ndarray, gate: tag_gate.Gate | None
+    cache: Cache,
+    train: Cache | None,
+    pred: np.ndarray,
+    gate: tag_gate.Gate | None,
+    name: str,
 ) -> dict[str, dict[str, Any]]:
-    """Over all pairs: T_base and the policy, bare and behind the tag gate, and the rules.
+    """Over all pairs: T_base and the policy called `name`, bare and behind the tag gate, and the
+    rules.
 
     The gate is the policy's; of one without, that of the training cache stands before T_base.
     Each row has its `kind` and `behind`: by how much the policy's last row is better in macro-F1,
     with the interval.
     """
     base, rows = cache.base, {}
-    rows[BASE], rows["DQN"] = ("base", base), ("policy", pred)
+    rows[BASE], rows[name] = ("base", base), ("policy", pred)
     of_base = gate or (train and train.queries == "all" and tag_gate.tune_gate(train)) or None
     if of_base is not None:
         rows[f"{BASE}, gated"] = ("base", tag_gate.behind(of_base, cache, base))
@@ -181,7 +186,7 @@ def best_rule(results: dict[str, Any]) -> list[dict[str, Any]]:
 
 def judged_row(rows: Container[str]) -> str:
     """Which row over all pairs is the policy as it is used: behind its gate, where it has one."""
-    return GATED_DQN if GATED_DQN in rows else "DQN"
+    return next(name for name in (GATED_DQN, "DQN", "policy") if name in rows)
 
 
 def verdict(results: dict[str, Any]) -> str:
@@ -193,7 +198,7 @@ def verdict(results: dict[str, Any]) -> str:
     name = policy_name(results)
     if rows := results.get("all_pairs"):
         metric, row = "macro_f1", judged_row(rows)
-        name, ours = row.replace("DQN", name), rows[row]["macro_f1"]
+        name, ours = row, rows[row]["macro_f1"]
         others = [scoring.best_of(rows, metric, (kind,)) for kind in ("base", "rule")]
         against = [(other, rows[other], rows[other]["behind"]) for other in others if other]
     else:
@@ -258,15 +263,14 @@ def print_all_pairs(results: dict[str, Any], full: bool) -> None:
     """What a cache of all pairs adds: false alarms count."""
     rows = results["all_pairs"]
     title = f"all {results['num_pairs']} pairs"
-    shown = {name: name.replace("DQN", policy_name(results)) for name in rows}
-    width = max(map(len, [title, *shown.values()]))
+    width = max(map(len, [title, *rows]))
     print(f"\n{title:<{width}} {'macro-F1':>9} {'micro-F1':>9} {'absent pairs on':>16}")
     best = scoring.best_of(rows, "macro_f1", ("rule",))
     for name, row in rows.items():
         if row["kind"] == "rule" and name != best and not full:
             continue
         values = f"{row['macro_f1']:>9.2%} {row['micro_f1']:>9.2%} {row['false_alarms']:>16.2%}"
-        print(f"{shown[name]:<{width}} {values}")
+        print(f"{name:<{width}} {values}")
     print(
         "absent classes count here; in the table above they do not, which favours T_base and rules"
     )
@@ -463,7 +467,8 @@ def apply(
     )
     events = pred
     if cache.queries == "all":
-        results["all_pairs"] = all_pairs_tables(cache, train, pred, policy.gate)
+        given = cache, train, pred, policy.gate, policy_name(results)
+        results["all_pairs"] = all_pairs_tables(*given)
         results["gate"] = policy.gate and tag_gate.tagging(policy.gate, cache)
         if policy.gate is not None:
             events = tag_gate.behind(policy.gate, cache, pred)

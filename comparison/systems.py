@@ -5,6 +5,7 @@ Writes: <out>/rules.json, <checkpoint's folder>/decisions/: a checkpoint decides
 Shapes: N frames of all pairs, P pairs
 """
 
+import hashlib
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -124,6 +125,11 @@ def store_of(path: Path, cache: Cache) -> Path:
     return path.parent / "decisions" / f"{path.stem}-{file_sha256(path)[:12]}-{of_cache}.npz"
 
 
+def asked_of(cache: Cache) -> str:
+    """Hash of a cache's queries: its key is of the numbers, and an absent class may be renamed."""
+    return hashlib.sha256(repr(cache.pairs).encode()).hexdigest()[:16]
+
+
 class Stored(NamedTuple):
     """What is kept of a checkpoint's decisions on a cache."""
 
@@ -131,6 +137,7 @@ class Stored(NamedTuple):
     action: np.ndarray  # (N,) int64; (0,) where no threshold is shifted
     seconds: float
     preset: str  # by which a bare state dict was read; empty for others
+    asked: str  # see `asked_of`; empty in older files
     boxes: event_policy.Candidates | None = None
 
 
@@ -138,13 +145,14 @@ def stored_decisions(store: Path, cache: Cache) -> Stored:
     """Read decisions back; InputError where they are damaged."""
     num_frames = len(cache.label)
     forms = {"pred": ("u", (-(-num_frames // 8),)), "action": ("i", ((0, num_frames),))}
-    forms |= {"seconds": ("f", ()), "preset": ("U", ()), **event_policy.FORMS}
-    arrays = read_npz(store, forms, "delete it", ("preset", *event_policy.FORMS))
+    texts = ("preset", "asked")  # newer than the others
+    forms |= {"seconds": ("f", ()), **dict.fromkeys(texts, ("U", ())), **event_policy.FORMS}
+    arrays = read_npz(store, forms, "delete it", (*texts, *event_policy.FORMS))
     action, seconds = arrays["action"].astype(np.int64), float(arrays["seconds"])
     if not 0 <= seconds < np.inf:
         raise InputError(f"{store}: damaged ({seconds} s); delete it")
     pred = np.unpackbits(arrays["pred"], count=num_frames).astype(bool)
-    found = Stored(pred, action, seconds, str(arrays.get("preset", "")))
+    found = Stored(pred, action, seconds, *(str(arrays.get(name, "")) for name in texts))
     if "box_pair" not in arrays:
         return found
     try:
@@ -181,7 +189,9 @@ def from_checkpoint(path: Path, cache: Cache, cfg: EvaluateConfig) -> tuple[str,
     runfolder.trained_on(system.seen, cache, path)
     kind = "supervised" if system.method in SUPERVISED else "policy"
     store = store_of(path, cache)
-    if not store.exists() or stored_decisions(store, cache).preset != preset:
+    asked = asked_of(cache)
+    known = stored_decisions(store, cache) if store.exists() else None
+    if known is None or known.preset != preset or known.asked not in ("", asked):
         began = time.perf_counter()
         pred, action, _, boxes, _ = decide_cache(
             system, cache, device, cfg.batch, progress=path.parent.name
@@ -196,20 +206,21 @@ def from_checkpoint(path: Path, cache: Cache, cfg: EvaluateConfig) -> tuple[str,
                 action=np.zeros(0, np.int8) if action is None else action,
                 seconds=seconds,
                 preset=preset,
+                asked=asked,
                 **({} if boxes is None else event_policy.as_arrays(boxes)),
             )
-    stored = stored_decisions(store, cache)
+        known = stored_decisions(store, cache)
     threshold = None
-    if len(stored.action):
+    if len(known.action):
         signals = to_device(cache, system.bandit, torch.device("cpu"))
-        known = (stored.action >= 0) & (stored.action < system.bandit.num_actions)
-        if known.all():
-            threshold = thresholds(signals, torch.from_numpy(stored.action), system.bandit).numpy()
-        if not known.all() or ((cache.signals["prob"] > threshold) != stored.pred).any():
+        usual = (known.action >= 0) & (known.action < system.bandit.num_actions)
+        if usual.all():
+            threshold = thresholds(signals, torch.from_numpy(known.action), system.bandit).numpy()
+        if not usual.all() or ((cache.signals["prob"] > threshold) != known.pred).any():
             raise InputError(f"{store}: damaged (other actions than decisions); delete it")
-    boxes = None if stored.boxes is None else scored_boxes(stored.boxes, cache)
+    boxes = None if known.boxes is None else scored_boxes(known.boxes, cache)
     gate = None if boxes is not None else system.gate
-    member = Member(str(path), stored.pred, stored.seconds, gate, threshold, None, boxes)
+    member = Member(str(path), known.pred, known.seconds, gate, threshold, None, boxes)
     return kind, member._replace(notes=notes)
 
 
@@ -317,13 +328,17 @@ def kind_of_rule(rule: Rule) -> str:
 
 
 def rows_of_rules(
-    rules: list[Rule], cache: Cache, gate: tag_gate.Gate | None, notes: tuple[str, ...]
+    rules: list[Rule],
+    cache: Cache,
+    gate: tag_gate.Gate | None,
+    notes: tuple[str, ...],
+    quiet: bool = False,
 ) -> list[System]:
-    """A row a rule; those behind the gate where the cache knows tags."""
+    """A row a rule; those behind the gate where the cache knows tags. `quiet`: no progress bar."""
     tagged = gate is not None and all(clip.tag is not None for clip in cache.clips)
     silent = tag_gate.silenced(gate, cache) if tagged else None
     rows = []
-    for rule in tqdm(rules, desc="Rules", unit="rule"):
+    for rule in tqdm(rules, desc="Rules", unit="rule", disable=quiet):
         home = silent if rule.gated else cache
         if home is not None:
             name = f"{rule.name}, {GATED}" if rule.gated else rule.name

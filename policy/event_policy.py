@@ -704,7 +704,8 @@ class EventTrainer(Learner):
         self.train_cache = self.cache_of(train)
         self.classes = tuple(cache.classes)
         self.query = query_of((pair.event_label for pair in self.train_cache.pairs), self.classes)
-        self.rows = with_targets(rows_of(self.asked(), self.query), self.train_cache)
+        self.true = true_events(self.train_cache)  # of each pair
+        self.rows = with_targets(rows_of(self.asked(), self.query), self.train_cache, self.true)
         self.cfg = cfg
         self.begin()
         self.order = np.arange(self.frame_steps + self.box_steps)
@@ -801,9 +802,9 @@ class EventTrainer(Learner):
             first += count
         cache, pair = self.train_cache, self.rows.pair
         label = [cache.one("label", i) for i in pair]
-        true, edges = true_events(cache), [cache.pairs[i].edges for i in pair]
+        edges = [cache.pairs[i].edges for i in pair]
         self.boxes = boxes = joined(parts)
-        self.truth = true_values(boxes, [true[i] for i in pair], label, edges)
+        self.truth = true_values(boxes, [self.true[i] for i in pair], label, edges)
         self.show_boxes()
 
     def show_boxes(self) -> None:
@@ -842,7 +843,7 @@ class EventTrainer(Learner):
 
     def events_of(self) -> list[int]:
         """How many true events each pair of the training cache has."""
-        return list(map(len, true_events(self.train_cache)))
+        return list(map(len, self.true))
 
     def find_prices(self) -> None:
         """F and N at the fixed point, over the boxes of clips whose tags are not known."""

@@ -243,10 +243,10 @@ def true_events(cache: Cache) -> list[np.ndarray]:
     return [arrays.get((pair.filename, pair.event_label), none) for pair in cache.pairs]
 
 
-def with_targets(rows: Rows, cache: Cache) -> Rows:
-    """The rows of a cache with what is true: of each step the share that is on, and how near it is
-    to an onset and to an offset."""
-    true, parts = true_events(cache), []
+def with_targets(rows: Rows, cache: Cache, true: list[np.ndarray]) -> Rows:
+    """The rows of a cache with what is true, the `true_events` of its pairs: of each step the share
+    that is on, and how near it is to an onset and to an offset."""
+    parts = []
     for index in rows.pair:
         label = cache.one("label", index).astype(np.float64)
         pair = cache.pairs[index]

@@ -108,13 +108,14 @@ def proposed(network: event_policy.EventNetwork, cache: Cache) -> tuple[Rows, Bo
 def weighed(finished: Finished, **weights: float) -> Candidates:
     """Other weights of the metrics in the reward."""
     trainer = finished.trainer
-    before = trainer.cfg
+    before, prices = trainer.cfg, trainer.network.prices.clone()
     events = replace(before.events, **weights)
     trainer.cfg = replace(before, events=events)
     trainer.network.events = events
     trainer.find_prices()
     found = decide_boxes(trainer.network, finished.boxes, finished.rows, CPU)
     trainer.cfg, trainer.network.events = before, before.events
+    trainer.network.prices.copy_(prices)
     return found
 
 

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 import DQN
 import preprocess
-from baselines import csebbs, tuned_rules
+from baselines import tuned_rules
 from comparison import scoring, systems
 from comparison.systems import BASE, GATED, Member, System
 from config import (
@@ -227,33 +227,45 @@ def put(whole: np.ndarray, cache: Cache, names: list[str], part: np.ndarray) -> 
 
 
 def rule_rows(study: Study, cache: Cache) -> list[System]:
-    """Every rule, tuned and applied out of fold, a member for each division."""
-    rows: dict[str, list[Member]] = {}
-    kinds: dict[str, str] = {}
+    """Every rule, tuned and applied out of fold, a member for each division; over all pairs those
+    behind each part's gate too."""
+    rows: dict[str, System] = {}
     for number_, parts in enumerate(study.divisions):
         names = [name for part in parts for name in part]
-        found: dict[str, np.ndarray] = {}
-        boxes: dict[str, dict] = {}
+        found: dict[str, System] = {}
         for test in parts:
-            train = cache.subset(set(names) - set(test))
-            part = cache.subset(test)
-            with tuned_rules.tuning(train, Bandit(), cache.queries, quiet=True) as tuned:
-                rules = tuned()
-            for rule in rules:
-                kinds[rule.name] = systems.kind_of_rule(rule)
-                whole = found.setdefault(rule.name, np.zeros(len(cache.label), bool))
-                put(whole, cache, test, tuned_rules.decide_rule(rule, part))
-                if rule.kind == "csebbs":
-                    boxes.setdefault(rule.name, {}).update(csebbs.sebbs(part, rule.params))
-        for name, pred in found.items():
-            member = Member(f"split {number_}", pred, 0.0, boxes=boxes.get(name))
-            rows.setdefault(name, []).append(member)
-    fixed = ("all o", "fixed", BASE)  # the same in every division
+            train, part = cache.subset(set(names) - set(test)), cache.subset(test)
+            its_gate = systems.tuned_gate(train)
+            gated = gate.silenced(its_gate, train) if its_gate else None
+            with tuned_rules.tuning(
+                train, Bandit(), cache.queries, quiet=True, gated=gated
+            ) as tuned:
+                rules = [rule for rule in tuned() if rule.name != BASE]
+            for row in systems.rows_of_rules(rules, part, its_gate, (), quiet=True):
+                whole = found.setdefault(row.name, everywhere(row, cache, f"split {number_}"))
+                (own,), (member,) = row.members, whole.members
+                put(member.pred, cache, test, own.pred)
+                if own.scores is not None:
+                    put(member.scores, cache, test, own.scores)
+                if own.boxes is not None:
+                    member.boxes.update(own.boxes)
+        for name, row in found.items():
+            before = rows[name].members if name in rows else []
+            rows[name] = row._replace(members=before + row.members)
+    fixed = ("all o", "fixed")  # the same in every division
     return [
-        System(name, kinds[name], "", found[:1] if name.startswith(fixed) else found)
-        for name, found in rows.items()
-        if name != BASE
+        row._replace(members=row.members[:1]) if row.name.startswith(fixed) else row
+        for row in rows.values()
     ]
+
+
+def everywhere(row: System, cache: Cache, source: str) -> System:
+    """The row of a rule with room for all pairs of a cache; it has a setting for each part."""
+    (own,) = row.members
+    pred = np.zeros(cache.num_frames, bool)
+    scores = None if own.scores is None else np.zeros(cache.num_frames, own.scores.dtype)
+    boxes = None if own.boxes is None else {}
+    return row._replace(setting="", members=[Member(source, pred, 0.0, boxes=boxes, scores=scores)])
 
 
 def learned_rows(study: Study, cache: Cache, learned: list[Learned]) -> list[System]:

@@ -565,14 +565,16 @@ def test_tuned_for_events_is_the_best_of_all_settings(kind, cache):
 
 
 def test_tuned_for_psds_has_the_highest_psds(caches):
-    """Of each class, as event_metrics has it for the boxes of every setting."""
+    """Of each class, as event_metrics has it for the boxes of every setting; its threshold is that
+    of the highest intersection F1."""
     train = with_durations(caches[0])
     aims = Objective(train, "all"), tuned_rules.EventObjective(train)
     found = tuned_rules.tune_settings("csebbs", "d_raw", *aims)
     for scenario in (1, 2):
         tuned = found[f"psds{scenario}"]
-        every = []
-        for setting, _ in tuned_rules.all_boxes(train, "d_raw"):
+        every, f1 = [], []
+        for setting, found_boxes in tuned_rules.all_boxes(train, "d_raw"):
+            f1.append(aims[1].values(aims[1].of_boxes(found_boxes), "intersection_f1"))
             boxes = csebbs.sebbs(train, tuned_rules.of_all(setting))
             scored = {name: [ScoredEvent(*box) for box in each] for name, each in boxes.items()}
             given_ = (scored, train.truth, train.durations, train.classes)
@@ -580,6 +582,9 @@ def test_tuned_for_psds_has_the_highest_psds(caches):
         for name, setting in tuned["classes"].items():
             chosen = [area[name] for one, area in every if one.items() <= setting.items()]
             assert len(chosen) == 1
+            (mine,) = (k for k, (one, _) in enumerate(every) if one.items() <= setting.items())
+            values = f1[mine][train.classes.index(name)]
+            assert values[tuned_rules.GRID.tolist().index(setting["t"])] == values.max() > 0
             assert chosen[0] >= max(area[name] for _, area in every) - 0.01  # a grid of thresholds
 
 

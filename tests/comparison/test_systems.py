@@ -199,8 +199,10 @@ def test_decisions_are_stored_once(home, present, every, tmp_path, monkeypatch):
         again = from_checkpoint(run / "best.pt", present, cfg)[1]
         assert np.array_equal(again.pred, member.pred) and again.seconds == member.seconds
         assert np.array_equal(again.threshold, member.threshold)
-        with pytest.raises(AssertionError, match="decided again"):
-            from_checkpoint(run / "best.pt", every, cfg)
+        renamed = [pair._replace(event_label=f"{pair.event_label}2") for pair in present.pairs]
+        for other in (every, replace(present, pairs=renamed)):  # the same numbers: the same key
+            with pytest.raises(AssertionError, match="decided again"):
+                from_checkpoint(run / "best.pt", other, replace(cfg, other_classes=True))
     from_checkpoint(run / "best.pt", every, cfg)
     assert len(list((run / "decisions").iterdir())) == 2  # another cache, another file
     shutil.copy(home / "runs" / "dqn-1" / "best.pt", run / "best.pt")
@@ -244,7 +246,8 @@ def test_damaged_decisions_are_named(home, present, tmp_path, damage):
         from_checkpoint(run / "best.pt", present, config(home, tmp_path))
 
 
-def test_decisions_without_a_preset_are_still_good(home, present, tmp_path):
+@pytest.mark.parametrize("older", [("asked",), ("asked", "preset")])
+def test_older_decisions_are_still_good(home, present, tmp_path, older):
     """What was stored before presets were, is of checkpoints that hold their settings."""
     run = tmp_path / "run"
     shutil.copytree(home / "runs" / "dqn-0", run)
@@ -252,8 +255,7 @@ def test_decisions_without_a_preset_are_still_good(home, present, tmp_path):
     store = systems.store_of(run / "best.pt", present)
     with np.load(store) as arrays:
         values = dict(arrays)
-    del values["preset"]
-    np.savez(store, **values)
+    np.savez(store, **{name: each for name, each in values.items() if name not in older})
     before = store.stat().st_mtime_ns
     again = from_checkpoint(run / "best.pt", present, config(home, tmp_path))[1]
     assert np.array_equal(again.pred, member.pred) and store.stat().st_mtime_ns == before

@@ -148,7 +148,9 @@ def clips_in_order(cache):
 
 
 def test_headline_against_a_slow_loop(cache):
-    for pred in (some_decisions(cache, 0), cache.label, ~cache.label, cache.label & False):
+    heard = cache.of_frames(np.cumsum(~cache.present) == 1)  # the first absent pair, and beyond
+    some = (some_decisions(cache, 0), cache.label, ~cache.label, cache.label & False)
+    for pred in (*some, heard & ~cache.of_frames(cache.present)):
         counts = count_pairs(pred, cache.label, cache.offsets)
         found = headline(counts, cache)
         assert list(found) == list(scoring.HEADLINE[cache.queries])
@@ -221,6 +223,7 @@ def slow_event_draws(cache, pred, weights) -> dict[str, list[float]]:
 
 def test_differences_are_paired(cache, tmp_path, monkeypatch):
     """Equal decisions: no difference in any draw, whatever the clips. Seeds: the mean of each."""
+    cache = replace(cache, clips=cache.clips[::-1])  # not in the order of their names
     one, two = some_decisions(cache, 0), some_decisions(cache, 1, 0.4)
     rows = [base_row(cache), row("A", "policy", one, two), row("B", "rule", two, one)]
     rows += [row("C", "rule", one), row("D", "rule", two)]
@@ -443,6 +446,24 @@ def test_confidences_are_mean_raw_scores_of_the_own_cache(home, tmp_path):
     assert pickle.loads(pickle.dumps(here)) == here  # what a process is given
     ours, theirs = (scoring.event_row(task)[0] for task in (here, elsewhere))
     assert ours == theirs  # only the order counts
+
+
+def test_who_ranks_by_boxes_or_scores_of_its_own_is_ranked_by_them(home):
+    """Boxes of cSEBBs and of a policy over events; the filtered scores of a rule tuned for PSDS."""
+    cache = load_cache(home / "all" / "validation")
+    boxed = {"t": 0.5, "filter_s": 0.32, "by": "difference", "limit": 0.2}
+    filtered = {"t": 0.5, "median_s": 0.5}
+    csebbs = tuned_rules.Rule("C", "csebbs", "d_raw", "", tuned_rules.of_all(boxed))
+    median = tuned_rules.Rule("M", "median", "d_raw", "", tuned_rules.of_all(filtered), "psds2")
+    rows = [row_of(each, cache) for each in (csebbs, median, median._replace(metric="event_f1"))]
+    boxes, scores, means = (task.scored for task in scoring.event_tasks(rows, cache))
+    found = systems.sebbs(cache, csebbs.params)
+    assert {name: list(map(tuple, some)) for name, some in boxes.items()} == found
+    smooth = clip_scores(cache, tuned_rules.after_median(median, cache))
+    assert all(np.array_equal(scores[name].values, smooth[name].values) for name in smooth)
+    assert all(
+        isinstance(each, event_metrics.ScoredEvent) for some in means.values() for each in some
+    )
 
 
 def test_the_t_base_that_a_row_is_held_against(home, tmp_path):

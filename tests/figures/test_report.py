@@ -956,11 +956,12 @@ def test_the_other_policy(opened, two):
     assert page.is_visible("#value-t_adj") and page.is_visible("#value-t_adj2")
 
 
-def test_the_table_of_all_pairs_stands_under_the_verdict(opened, data, tmp_path):
+@pytest.mark.parametrize("ours", ["DQN", "policy"])  # the latter of one over events
+def test_the_table_of_all_pairs_stands_under_the_verdict(opened, data, tmp_path, ours):
     """Best macro-F1 first; what may be chance is grey, the policy's own row has no difference."""
     rows = {
         "T_base": {"macro_f1": 0.2, "behind": [0.3, 0.2, 0.4]},
-        "DQN": {"macro_f1": 0.5, "behind": [0.0, 0.0, 0.0]},
+        ours: {"macro_f1": 0.5, "behind": [0.0, 0.0, 0.0]},
         "a rule": {"macro_f1": 0.48, "behind": [0.02, -0.01, 0.05]},
     }
     rows = {name: row | {"micro_f1": 0.6, "false_alarms": 0.1} for name, row in rows.items()}
@@ -972,7 +973,7 @@ def test_the_table_of_all_pairs_stands_under_the_verdict(opened, data, tmp_path)
         "section:has(> h2:text-is('All pairs')) tbody tr",
         "rows => rows.map((r) => [...r.cells].map((c) => c.innerText.trim()))",
     )
-    assert [row[0] for row in found] == ["DQN", "a rule", "T_base"]
+    assert [row[0] for row in found] == [ours, "a rule", "T_base"]
     assert [row[1] for row in found] == ["50.00", "48.00", "20.00"]
     assert found[0][-1] == "" and found[1][-1].startswith("+2.00")
     last = "section:has(> h2:text-is('All pairs')) tbody tr:nth-child({}) td:last-child"

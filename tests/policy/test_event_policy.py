@@ -17,7 +17,7 @@ import visualize
 from comparison import evaluations
 from comparison.evaluations import load_evaluated
 from comparison.systems import predicted_events
-from config import DetectConfig, EvaluateConfig, Events, TrainConfig, VisualizeConfig
+from config import PRETRAINED, DetectConfig, EvaluateConfig, Events, TrainConfig, VisualizeConfig
 from core.errors import InputError
 from core.stored import read_json
 from DQN import main
@@ -33,6 +33,7 @@ from policy.event_policy import (
     EventTrainer,
     Prices,
     Truth,
+    apply_values,
     as_arrays,
     best_iou,
     best_set,
@@ -44,11 +45,18 @@ from policy.event_policy import (
     worth,
 )
 from policy.posterior import (
+    NO_ODDS,
+    SCALE,
+    STEP_S,
+    Queried,
     asked_clips,
     highest_others,
+    inputs,
+    loss_of,
     rows_of,
     share_above,
     sum_of_others,
+    true_events,
     with_targets,
 )
 from policy.runfolder import digest, read_checkpoint
@@ -158,6 +166,18 @@ def test_a_box_is_worth_what_it_changes_in_the_three_f1():
         Events(micro_weight=0, collar_weight=0, overlap_weight=0),
     )
     assert only[0] == pytest.approx(frames, rel=0.01)
+    # Another class is rare and bad: of all frames together it has its small part.
+    size = np.array([predicted + true, 500.0, 1e9])  # the last one of no class
+    both = prices._replace(frame_f1=np.array([f1(tp, size[0]), 0.1, 1.0]), frames=size)
+    both = both._replace(
+        **{name: np.full(3, 1e9) for name in ("collar_f1", "overlap_f1", "events")}
+    )
+    micro = f1(tp + 25 + 18, 11_500 + 30) - f1(tp + 25, 11_500)
+    with_it, without = (
+        worth(boxes, values, np.zeros(1, int), both, Events(micro_weight=weight))[0]
+        for weight in (1, 0)
+    )
+    assert with_it - without == pytest.approx(2 * micro, rel=0.01)  # times the classes
 
 
 def test_prices_of_boxes_that_are_known_are_those_of_their_best_set():
@@ -235,6 +255,12 @@ def test_candidates_hold_the_events_of_a_clean_posterior():
     edges[0, 40] = edges[1, 59] = 0.8
     begin, end, _ = propose(on, *edges, 0.02)
     assert (40, 60) in set(zip(begin.tolist(), end.tolist(), strict=True))
+    for frame_s, gap in ((0.02, 8), (0.064, 2)):  # the longest that is closed, about 0.15 s
+        for more in (0, 1):
+            two, second = np.zeros(200), 80 + gap + more
+            two[50:80] = two[second : second + 30] = 0.9
+            begin, end, _ = propose(two, np.zeros(200), np.zeros(200), frame_s)
+            assert ((begin == 50) & (end == second + 30)).any() == (more == 0)
 
 
 def test_what_a_query_is_told_of_the_others():
@@ -245,10 +271,52 @@ def test_what_a_query_is_told_of_the_others():
     assert sorted(share_above(x).tolist()) == pytest.approx([0, 1 / 3, 2 / 3, 1])
 
 
+def test_channels_of_a_frame_by_hand():
+    """Frames of 40 ms are steps; a query of two, the loudness rising."""
+    scores, count = np.array([[0.2] * 20, [0.8] * 20]), 20
+    clip = Queried(scores, np.arange(count) / 20, np.array([0.2, 0.9]), STEP_S, False)
+    (channels,), (statistics,) = inputs(clip, np.array([1]))
+    own = np.log(4) / SCALE
+    middle = [own, own, -own, -own, 0.0, 0.5, 4 / 20]  # log odds of 0.2 are those of 0.8, negative
+    assert channels[10] == pytest.approx(middle, abs=1e-6)
+    assert channels[0, -1] == channels[-1, -1] == 0  # no slope where one side is outside
+    tag, other = np.log(9) / SCALE, NO_ODDS / SCALE
+    loud = clip.loudness.mean(), clip.loudness.std()
+    known = [tag, -own, other, 0.0, *[own] * 6, 0.0, *loud, 0.0]
+    assert statistics == pytest.approx(known, abs=1e-6)
+
+
+def test_the_loss_counts_onsets_and_offsets_half_and_no_step_outside():
+    rng = np.random.default_rng(0)
+    found, target = rng.normal(size=(2, 3, 5, 3)), rng.random((2, 3, 5, 3))
+    inside = np.arange(5) < np.array([5, 2, 3])[:, None]
+    inside = np.stack([inside, inside[::-1]])
+    error = np.logaddexp(0, found) - target * found
+    whole = [(error[m] @ [1, 0.5, 0.5])[inside[m]].mean() for m in range(2)]
+    given = (torch.from_numpy(each) for each in (found, target, inside))
+    assert loss_of(*given).tolist() == pytest.approx(whole, rel=1e-5)
+
+
+def test_a_stored_policy_decides_as_it_always_did(tmp_path):
+    """Channels, candidates, features, values, prices: who changes one changes every policy."""
+    write_cache(tmp_path / "validation", [250] * 4, seed=3, absent=(1,))
+    policy = load_policy(PRETRAINED, CPU)
+    boxes = decide_cache(policy, load_cache(tmp_path / "validation"), CPU).boxes
+    on = np.flatnonzero(boxes.chosen)
+    spans = np.stack(boxes[:3], axis=1)[on].tolist()
+    assert spans == [[0, 120, 213], [1, 0, 250], [2, 0, 250], [3, 3, 68], [3, 112, 198]]
+    values = [[0.555, 0.394, 0.641, 0.165], [0.668, 0.634, 0.757, 0.586]]
+    assert np.abs(boxes.values[on[[0, 3]]] - values).max() < 1e-3
+    assert boxes.worth[on] * 1000 == pytest.approx([3.85, 3.07, 1.38, 5.72, 2.05], abs=0.02)
+    assert boxes.rank[on] == pytest.approx([0.475, 0.411, 0, 0.651, 0], abs=1e-3)
+
+
 def test_onsets_are_learned_where_they_are_with_overlapping_windows(tmp_path):
     write_cache(tmp_path / "train", LENGTHS[:6], frame_s=0.04, start_s=0.06, absent=(1,))
     cache = load_cache(tmp_path / "train")
-    rows = with_targets(rows_of(asked_clips(cache, 0.0), np.zeros(len(cache.pairs), int)), cache)
+    rows = with_targets(
+        rows_of(asked_clips(cache, 0.0), np.zeros(len(cache.pairs), int)), cache, true_events(cache)
+    )
     true = {(clip.filename, e.event_label): e for clip in cache.clips for e in clip.events}
     for row, index in enumerate(rows.pair):
         pair, target = cache.pairs[index], rows.target[rows.offsets[row] : rows.offsets[row + 1]]
@@ -286,6 +354,15 @@ def test_boxes_are_made_by_networks_that_never_saw_their_clip(cache, cfg):
         found.append((trainer.boxes.soft[own], trainer.boxes.soft[~own]))
     assert np.array_equal(found[0][0], found[1][0]) and len(found[0][0])
     assert not np.array_equal(found[0][1], found[1][1])
+    of_box, count = trainer.group[trainer.boxes.row], len(trainer.left_out)
+    for shown, groups in ((trainer.rows_shown, trainer.group), (trainer.boxes_shown, of_box)):
+        for k, some in zip(trainer.left_out, shown.flatten(1).numpy(), strict=True):
+            assert set(groups[some]) == set(range(count)) - {k}
+    query, out = trainer.rows.query[trainer.boxes.row], trainer.out_of_fold()
+    for k in range(count):
+        given = trainer.boxes.features, query, CPU, slice(k, k + 1)
+        apart = apply_values(trainer.network.values, *given)[of_box == k]
+        assert np.abs(out[of_box == k] - apart).max() < 1e-6
 
 
 # ---------------------------------------------------------------------------- learning
@@ -428,6 +505,8 @@ def test_it_is_evaluated_on_all_and_on_present_pairs(cache, trained, tmp_path, c
     evaluate.main(EvaluateConfig(**home, out=tmp_path / "one", batch=64))
     assert "note: --batch does nothing for a policy over events\n" in capsys.readouterr().out
     results = read_json(tmp_path / "one" / "results.json", "")
+    assert "DQN" not in results["all_pairs"]
+    assert results["all_pairs"]["policy"]["behind"] == [0, 0, 0]
     some = load_cache(cache.folder.parent / "validation")
     found = decide_cache(load_policy(trained / "best.pt", CPU), some, CPU)
     assert results["after"]["f1"] == pytest.approx(

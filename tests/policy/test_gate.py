@@ -39,6 +39,8 @@ def test_of_equal_thresholds_the_highest_counts():
     # opening for one clip, for three or for all: F1 1/2, 2/3, 6/7
     assert gate.best_threshold(score, present) == pytest.approx(0.2)
     assert gate.best_threshold(score[:2], present[:2]) == pytest.approx(0.7)
+    never = np.append(score, [0.0] * 9), np.append([True, False, False, False], [True] * 9)
+    assert gate.best_threshold(*never) == pytest.approx(0.7)  # a score of 0 never opens
 
 
 @pytest.fixture()

@@ -13,7 +13,15 @@ from core.errors import InputError
 from DQN import main
 from policy.apply import decide_cache, load_policy
 from policy.event_policy import EventNetwork, EventTrainer
-from policy.posterior import Resident, apply, asked_clips, log_odds, rows_of, with_targets
+from policy.posterior import (
+    Resident,
+    apply,
+    asked_clips,
+    log_odds,
+    rows_of,
+    true_events,
+    with_targets,
+)
 from policy.recalibration import Mixing, Recalibrator
 from policy.runfolder import digest, read_checkpoint
 from scores.score_files import write_scores
@@ -68,7 +76,7 @@ def finished(trainer):
 def loss_on(network, cache):
     """Log loss of the posterior."""
     asked = asked_clips(cache, 0.0)
-    rows = with_targets(rows_of(asked, np.full(len(cache.pairs), -1)), cache)
+    rows = with_targets(rows_of(asked, np.full(len(cache.pairs), -1)), cache, true_events(cache))
     odds = np.concatenate(apply(network, Resident.of(rows, CPU), np.arange(len(rows.pair))))[:, 0]
     true = rows.target[:, 0]
     return (np.logaddexp(0, odds) - true * odds).mean()

@@ -104,10 +104,10 @@ def test_a_change_leaves_the_policy_as_it_was(finished, monkeypatch):
     for change in (ablation.one_value, ablation.one_network, ablation.threshold_of_class):
         change(setting)
     ablation.weighed(setting, collar_weight=0.0)
-    again = ablation.weighed(setting)
-    assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
     after = setting.trainer.network.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
+    again = ablation.weighed(setting)
+    assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
 
 
 def test_without_a_finished_run(tmp_path, monkeypatch):

