@@ -263,9 +263,9 @@ def acting(cfg: SpeedConfig) -> list[Row]:
     found = row("acting", what, ratio, ">= 5.5 x", note, f"{text(ours)}/s")
     flops = forward_flops(bandit, cfg.network)
     pairs = [(rate(many(), seconds), matmul_peak()) for _ in range(cfg.times)]
-    share = statistics.median(100 * frames * flops / peak for frames, peak in pairs)
-    what = "network alone, FLOP/s of matmul peak"
-    return [found, row("acting", what, share, ">= 60 %")._replace(now=text(share, ".0f") + " %")]
+    shares = [100 * frames * flops / peak for frames, peak in pairs]
+    what, now = "network alone, FLOP/s of matmul peak", text(shares, ".0f") + " %"
+    return [found, row("acting", what, statistics.median(shares), ">= 60 %", now=now)]
 
 
 def over_schedule(rates: dict[float, float]) -> float:
