@@ -638,7 +638,7 @@ class EvaluateConfig(Script):
     compare: tuple[str, ...] = ()
     """systems of one table: PATH, NAME=PATH, NAME=SEED0,SEED1 or rules"""
     workers: int | None = number(None, 1, MOST_PROCESSES)
-    """processes of the event metrics (default: all cores)"""
+    """processes of --compare (default: all cores)"""
     full: bool = False
     """print every class and baseline"""
     other_classes: bool = False
@@ -655,8 +655,9 @@ class EvaluateConfig(Script):
         apart = self.checkpoint is None or self.out is not None
         require(apart, self.flag("out"), "given together with --checkpoint", self.out)
         usual = self.PRESETS[self.preset].get("run", type(self).run)
-        unused = {"checkpoint": self.checkpoint, "full": self.full}
-        unused["run"] = None if self.run == usual else self.run
+        run = None if self.run == usual else self.run
+        require(not (self.checkpoint and run), "run", "left out with --checkpoint", run)
+        unused = {"checkpoint": self.checkpoint, "full": self.full, "run": run}
         for name, value in unused.items() if self.compare else ():
             require(not value, name, "left out with --compare", value)
 

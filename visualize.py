@@ -283,7 +283,10 @@ def draw_signals(view: View, why: str) -> "Figure":
     panels = {
         "Prob95": ("Probability", "prob"),
         "Thresholds: Base_T and DQN_T": ("Threshold", "t_base", "t_adj"),
-        "All three: on where Prob95 is above the threshold": ("Both", "prob", "t_base", "t_adj"),
+        "All three: on where Prob95 is above the threshold": (
+            "Probability,\nthreshold",
+            *("prob", "t_base", "t_adj"),
+        ),
     }
     for ax, (title, (what, *names)) in zip(axes[:, 0], panels.items(), strict=True):
         ax.set_title(title)
@@ -666,7 +669,7 @@ def draw_yardsticks(results: dict[str, Any], threshold: bool = True) -> "Figure"
 YARDSTICKS = {  # kind of a row -> colour, legend entry, {} the policy's name
     "base": ("t_base", "Before {}"),
     "policy": ("t_adj", "After {}"),
-    "rule": ("yardstick", "Rule (best ..: tuned on training clips)"),
+    "rule": ("yardstick", "Rule, tuned on training clips unless fixed"),
     "ceiling": ("ceiling", "Ceiling: knows the labels"),
 }
 

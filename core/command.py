@@ -91,8 +91,8 @@ ELSEWHERE = {
     "policy": ("run",),
     "checkpoint": ("policy", "init"),
     "model": ("policy", "checkpoint"),
-    "ckpt": ("policy", "checkpoint", "init"),
-    "weights": ("policy", "checkpoint", "init"),
+    "ckpt": ("checkpoint", "init", "policy"),
+    "weights": ("checkpoint", "init", "policy"),
     "data": ("cache", "corpus", "labels"),
     "data-dir": ("cache", "corpus", "labels"),
     "name": ("run",),
@@ -112,7 +112,7 @@ def check_known(args: list[str], known: Iterable[str]) -> None:
         near += [whole[word]] if word in whole else []
         if word not in ELSEWHERE:  # there the nearest spelling means another thing
             words = [flag.removeprefix("--") for flag in known]  # the dashes are alike in all
-            near += [f"--{flag}" for flag in difflib.get_close_matches(word, words, 1, 0.6)]
+            near += [f"--{flag}" for flag in difflib.get_close_matches(word, words, 1, 0.65)]
         hint = f"did you mean {near[0]}?" if near else "see --help"
         raise InputError(f"{arg.partition('=')[0]}: no such flag; {hint}")
 

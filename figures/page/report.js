@@ -218,8 +218,8 @@ function rules() {
       report.policies[i].results.after[m] - row[m], row.against[i][m], wide(m)) : h("td", {})))],
     { class: "margins" }));
   return card("", "Against simple rules", h("p", { class: "quiet" },
-    (report.known ? "" : "Present pairs only. ") + "Best F1 first. Rules that begin with “best” " +
-    "are tuned on the training split; a ceiling knows the labels. A plus: the policy is better."),
+    (report.known ? "" : "Present pairs only. ") + "Best F1 first. Rules are tuned on the " +
+    "training split unless fixed; a ceiling knows the labels. A plus: the policy is better."),
   h("div", { class: "scroll" },
     table(["Rule", head("Accuracy (%)", "mid"), head("IoU (%)", "mid"), "F1 (%)",
       ...columns.map(([i, m]) => head(`${who(i)} minus rule: ${METRICS[m]}`, wide(m)))], rows)));
