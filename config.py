@@ -555,7 +555,7 @@ class TrainConfig(Script):
     run: Path = Path("runs/slides")
     """run folder to write"""
     passes: int | None = number(None, 1)
-    """passes over the pairs (default: slides 1, events 6; more of few)"""
+    """passes over the pairs (default: slides 1, events 6; more if few)"""
     holdout: float = number(0.1, 0, 0.9)
     """share of training clips held out to choose best.pt"""
     looks: int = number(10, 1)

@@ -349,7 +349,7 @@ def choose_onset(both: list[tuple[Match, Match]]) -> tuple[Match, Match, bool] |
     return None if best is None else (*both[best[2]], bool(moved))
 
 
-NO_EVENT = "no event that was found before and after shows it"
+NO_EVENT = "none of the events found before and after suits it"
 
 
 def draw_onset(data: Evaluated, matches: Matches) -> "Figure | str":

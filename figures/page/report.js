@@ -784,8 +784,8 @@ function buildPanels() {
   addPanel("scores", 88, "loudness, raw and adjusted score",
     [["rms", "RMS"], ["d_raw", "D_raw"], ["d_adj", "D_adj"]],
     { ...unit, splits: () => [0, 0.5, 1] }, [line("rms"), line("d_raw"), line("d_adj")], {});
-  const candidates = "Candidates, named under the pointer: " + (report.known
-    ? "the class is known to sound, frames decide" : "filled where emitted");
+  const candidates = "Candidate events, named under the pointer; " + (report.known
+    ? "not used here, as the class is known to sound" : "filled where emitted");
   addPanel("boxes", 48, candidates, [],
     { range: () => [LANES - lanes(), LANES], splits: () => [], values: () => [], grid: false },
     [{ paths: () => null, points: { show: false } }], { draw: [drawBoxes] });
