@@ -552,7 +552,7 @@ class TrainConfig(Script):
     run: Path = Path("runs/slides")
     """run folder to write"""
     passes: int | None = number(None, 1)
-    """passes over the pairs (default: slides 1, events 6; more of few)"""
+    """passes over the pairs (default: slides 1, events 6; more if few)"""
     holdout: float = number(0.1, 0, 0.9)
     """share of training clips held out to choose best.pt"""
     looks: int = number(10, 1)
@@ -635,7 +635,7 @@ class EvaluateConfig(Script):
     compare: tuple[str, ...] = ()
     """systems of one table: PATH, NAME=PATH, NAME=SEED0,SEED1 or rules"""
     workers: int | None = number(None, 1, MOST_PROCESSES)
-    """processes of the event metrics (default: all cores)"""
+    """processes of --compare (default: all cores)"""
     full: bool = False
     """print every class and baseline"""
     other_classes: bool = False
@@ -652,8 +652,9 @@ class EvaluateConfig(Script):
         apart = self.checkpoint is None or self.out is not None
         require(apart, self.flag("out"), "given together with --checkpoint", self.out)
         usual = self.PRESETS[self.preset].get("run", type(self).run)
-        unused = {"checkpoint": self.checkpoint, "full": self.full}
-        unused["run"] = None if self.run == usual else self.run
+        run = None if self.run == usual else self.run
+        require(not (self.checkpoint and run), "run", "left out with --checkpoint", run)
+        unused = {"checkpoint": self.checkpoint, "full": self.full, "run": run}
         for name, value in unused.items() if self.compare else ():
             require(not value, name, "left out with --compare", value)
 

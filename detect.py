@@ -754,10 +754,8 @@ def advise(plan: Plan, clips: list[list[Event]]) -> None:
     total = sum(map(len, clips))
     if left < FRAGMENTED * total:
         flags = f"--merge-gap {gap:g} --min-duration {shortest:g}"
-        why = (
-            ", as short and close as few of the training labels are" if known.get("short_s") else ""
-        )
-        print(f"note: many events are fragments{why}: {flags} would make {left} of these {total}")
+        why = ", shorter or closer than most training labels" if known.get("short_s") else ""
+        print(f"note: many events are fragments{why}; {flags} would leave {left} of these {total}")
 
 
 TRACKS = Kind("folder of label tracks")

@@ -295,6 +295,9 @@ class Task(NamedTuple):
         return {name: path and str(path.resolve()) for name, path in paths.items()}
 
 
+NO_EVENT = "no clip has an event, so there is no pair"
+
+
 def find_inputs(task: Task, cfg: PreprocessConfig) -> tuple[list[ClipInput], Any, list[str]]:
     """Labels -> clips with their inputs, the score source, and `name: reason` of those left out.
 
@@ -303,6 +306,8 @@ def find_inputs(task: Task, cfg: PreprocessConfig) -> tuple[list[ClipInput], Any
     clips = task.rows.clips
     ready, missing = [], []
     queried = {name: events for name, events in clips.items() if events or cfg.pairs == "all"}
+    if not queried:
+        raise InputError(f"{task.labels}: {NO_EVENT}")
     if task.import_npz is not None:
         if not task.import_npz.is_dir():
             raise InputError(f"--import-npz {task.import_npz}: no such folder")
@@ -347,7 +352,12 @@ def stop_on_failures(task: Task, cfg: PreprocessConfig, failed: list[str], total
     if failed and not cfg.allow_missing:
         what = f"{len(failed)} of {total} clips in {task.labels} are missing or damaged"
         cure = "--allow-missing leaves them out and lists them"
-        raise InputError(f"{what}: {listed(failed)}. {cure}")
+        clips_of: dict[str, list[str]] = {}  # by reason, which is said once
+        for line in failed:
+            name, reason = line.split(": ", 1)
+            clips_of.setdefault(reason, []).append(name)
+        told = [f"{listed(names)}: {reason}" for reason, names in clips_of.items()]
+        raise InputError(f"{what}: {listed(told)}. {cure}")
 
 
 def known_manifest(folder: Path) -> dict[str, Any]:
@@ -541,9 +551,10 @@ def finish_split(
     asides, imported = task.rows.asides + shard_asides(entries), isinstance(source, Path)
     if task.audio is None and not imported:
         check_ends(task, entries, asides)
+    read = any(entry["clips"] for entry in entries)
     entries = [entry for entry in entries if entry["pairs"]]
     if not entries:
-        raise InputError(f"{task.labels}: no readable clip is left")
+        raise InputError(f"{task.labels}: {NO_EVENT if read else 'no readable clip is left'}")
     signal = None if imported else to_dict(cfg.signal)
     manifest = {
         "format": FORMAT,

@@ -281,7 +281,10 @@ def draw_signals(view: View, why: str) -> "Figure":
     panels = {
         "Prob95": ("Probability", "prob"),
         "Thresholds: Base_T and DQN_T": ("Threshold", "t_base", "t_adj"),
-        "All three: on where Prob95 is above the threshold": ("Both", "prob", "t_base", "t_adj"),
+        "All three: on where Prob95 is above the threshold": (
+            "Probability,\nthreshold",
+            *("prob", "t_base", "t_adj"),
+        ),
     }
     for ax, (title, (what, *names)) in zip(axes[:, 0], panels.items(), strict=True):
         ax.set_title(title)
@@ -344,7 +347,7 @@ def choose_onset(both: list[tuple[Match, Match]]) -> tuple[Match, Match, bool] |
     return None if best is None else (*both[best[2]], bool(moved))
 
 
-NO_EVENT = "no event that was found before and after shows it"
+NO_EVENT = "none of the events found before and after suits it"
 
 
 def draw_onset(data: Evaluated, matches: Matches) -> "Figure | str":
@@ -664,7 +667,7 @@ def draw_yardsticks(results: dict[str, Any], threshold: bool = True) -> "Figure"
 YARDSTICKS = {  # kind of a row -> colour, legend entry, {} the policy's name
     "base": ("t_base", "Before {}"),
     "policy": ("t_adj", "After {}"),
-    "rule": ("yardstick", "Rule (best ..: tuned on training clips)"),
+    "rule": ("yardstick", "Rule, tuned on training clips unless fixed"),
     "ceiling": ("ceiling", "Ceiling: knows the labels"),
 }
 

@@ -4,13 +4,15 @@ Run:    python -m benchmarks.structure
 
 A room is a folder, or a file at the top level; a floor is the longest chain of rooms below it. The
 laws: no script imports a script; folders import downwards only, in the order of `WINGS`; modules
-import in no circle. tests/test_structure.py asks for the same.
+import in no circle. tests/core/test_structure.py asks for the same.
 """
 
 import ast
 import functools
-import sys
 from pathlib import Path
+
+from core.command import plain_words, run_main
+from core.errors import InputError
 
 ROOT = Path(__file__).resolve().parent.parent
 # A wing may import from itself and from those before it; those of one line are on one level.
@@ -111,8 +113,10 @@ def rooms() -> dict[str, set[str]]:
     return found
 
 
-def main() -> None:
+def main(args: list[str]) -> int:
     """Print the counts; exit code 1 where a law is broken."""
+    if args:
+        raise InputError(f"{args[0]}: nothing may be given; run: python -m benchmarks.structure")
     known, lines = modules(), {}
     for name, path in known.items():
         count = len(path.read_text(encoding="utf-8").splitlines())
@@ -126,8 +130,8 @@ def main() -> None:
     print(f"lines without tests: {sum(lines.values()):,}")
     wrong = upward()
     print("\n".join(["laws: hold" if not wrong else "laws: broken", *wrong]))
-    sys.exit(bool(wrong))
+    return int(bool(wrong))
 
 
 if __name__ == "__main__":
-    main()
+    run_main(lambda: main(plain_words(__doc__)))

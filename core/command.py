@@ -78,7 +78,8 @@ ELSEWHERE = {
         ("input", ("audio", "labels", "run")),
         ("run", ("policy",)),
         ("policy", ("run",)),
-        ("checkpoint model ckpt weights", ("policy", "checkpoint", "init")),
+        ("checkpoint model", ("policy", "checkpoint", "init")),
+        ("ckpt weights", ("checkpoint", "init", "policy")),
         ("data data-dir", ("cache", "corpus", "labels")),
         ("name", ("run",)),
         ("random-state", ("seed",)),
@@ -99,7 +100,7 @@ def check_known(args: list[str], known: Iterable[str]) -> None:
         near += [whole[word]] if word in whole else []
         if word not in ELSEWHERE:  # there the nearest spelling means another thing
             words = [flag.removeprefix("--") for flag in known]  # the dashes are alike in all
-            near += [f"--{flag}" for flag in difflib.get_close_matches(word, words, 1, 0.6)]
+            near += [f"--{flag}" for flag in difflib.get_close_matches(word, words, 1, 0.65)]
         hint = f"did you mean {near[0]}?" if near else "see --help"
         raise InputError(f"{arg.partition('=')[0]}: no such flag; {hint}")
 

@@ -32,9 +32,10 @@ def split_name(default: Any):
 
 
 def require(ok: bool, flag: str, rule: str, value: Any) -> None:
-    """Raise ValueError naming flag, rule and value unless `ok`."""
+    """Raise ValueError naming flag, rule and value (if it has one) unless `ok`."""
     if not ok:
-        raise ValueError(f"--{flag} must be {rule} but {str(value)[:200]} was given")
+        got = "" if value is None or value is True else f" but {str(value)[:200]} was given"
+        raise ValueError(f"--{flag} must be {rule}{got}")
 
 
 class Checked:

@@ -53,7 +53,7 @@ KINDS = {  # kind of a row -> colour, legend entry
     "base": ("t_base", "Base threshold, untouched"),
     "policy": ("t_adj", "Policy"),  # a DQN, or one over events
     "supervised": ("supervised", "Supervised baseline: the DQN's state and network"),
-    "rule": ("yardstick", "Rule, tuned on training clips"),
+    "rule": ("yardstick", "Rule, tuned on training clips unless fixed"),
     "events": ("events", "Events from elsewhere"),
     "ceiling": ("ceiling", "Ceiling: knows the labels"),
 }

@@ -322,7 +322,9 @@ class Cache:
         for index, pair in enumerate(self.pairs):
             if (pair.filename, pair.event_label) == (filename, event_label):
                 return index
-        raise InputError(f"{self.folder}: no pair {filename} / {event_label}")
+        labels = [pair.event_label for pair in self.pairs if pair.filename == filename]
+        others = f"; of this clip there are {listed(labels)}" if labels else ""
+        raise InputError(f"{self.folder}: no pair {filename} / {event_label}{others}")
 
     def one(self, name: str, index: int) -> np.ndarray:
         """A signal, or `label`, of one pair, (T,); from disk where that of all is not resident."""

@@ -218,8 +218,8 @@ function rules() {
       report.policies[i].results.after[m] - row[m], row.against[i][m], wide(m)) : h("td", {})))],
     { class: "margins" }));
   return card("", "Against simple rules", h("p", { class: "quiet" },
-    (report.known ? "" : "Present pairs only. ") + "Best F1 first. Rules that begin with “best” " +
-    "are tuned on the training split; a ceiling knows the labels. A plus: the policy is better."),
+    (report.known ? "" : "Present pairs only. ") + "Best F1 first. Rules are tuned on the " +
+    "training split unless fixed; a ceiling knows the labels. A plus: the policy is better."),
   h("div", { class: "scroll" },
     table(["Rule", head("Accuracy (%)", "mid"), head("IoU (%)", "mid"), "F1 (%)",
       ...columns.map(([i, m]) => head(`${who(i)} minus rule: ${METRICS[m]}`, wide(m)))], rows)));
@@ -784,8 +784,8 @@ function buildPanels() {
   addPanel("scores", 88, "loudness, raw and adjusted score",
     [["rms", "RMS"], ["d_raw", "D_raw"], ["d_adj", "D_adj"]],
     { ...unit, splits: () => [0, 0.5, 1] }, [line("rms"), line("d_raw"), line("d_adj")], {});
-  const candidates = "Candidates, named under the pointer: " + (report.known
-    ? "the class is known to sound, frames decide" : "filled where emitted");
+  const candidates = "Candidate events, named under the pointer; " + (report.known
+    ? "not used here, as the class is known to sound" : "filled where emitted");
   addPanel("boxes", 48, candidates, [],
     { range: () => [LANES - lanes(), LANES], splits: () => [], values: () => [], grid: false },
     [{ paths: () => null, points: { show: false } }], { draw: [drawBoxes] });

@@ -332,7 +332,7 @@ COMBINATIONS = [
         "--learning.train-start must be at least learning.batch = 32 but 31",
     ),
     (TrainConfig, ["--resume", "--overwrite"], "--resume must be used without --overwrite but"),
-    (PreprocessConfig, [*LABELS, *AUDIO, *SCORES], "--split must be given with --labels but None"),
+    (PreprocessConfig, [*LABELS, *AUDIO, *SCORES], "--split must be given with --labels"),
     (PreprocessConfig, [*LABELS, *SPLIT, *AUDIO], "--scores must be given with --labels"),
     (PreprocessConfig, ["--validation-share", "0.2"], "--validation-share must be given together"),
     (PreprocessConfig, ["--clips", "c"], "--clips must be given together with --labels"),
@@ -346,7 +346,7 @@ COMBINATIONS = [
         [*LABELS, *SPLIT, "--import-npz", "n", "--pairs", "all"],
         "--pairs must be present with --import-npz",
     ),
-    (PreprocessConfig, [*LABELS, *SPLIT, *AUDIO], "--scores must be given with --labels but None"),
+    (PreprocessConfig, [*LABELS, *SPLIT, *AUDIO], "--scores must be given with --labels"),
     (PreprocessConfig, AUDIO, "--audio must be given with --labels but a was given"),
     (PreprocessConfig, SCORES, "--scores must be given with --labels but s was given"),
     (PreprocessConfig, NPZ, "--import-npz must be given with --labels but n was given"),
@@ -368,7 +368,12 @@ COMBINATIONS = [
         ["--preset", "demo", "--compare", "rules", "--run", "runs/slides"],
         "--run must be left out with --compare but runs/slides",
     ),
-    (VisualizeConfig, ["--clip", "a.wav"], "--event-label must be given with --clip but None"),
+    (
+        EvaluateConfig,
+        ["--checkpoint", "a.pt", "--out", "o", "--run", "runs/mine"],
+        "--run must be left out with --checkpoint but runs/mine",
+    ),
+    (VisualizeConfig, ["--clip", "a.wav"], "--event-label must be given with --clip"),
     (VisualizeConfig, ["--event-label", "Dog"], "--event-label must be given with --clip but Dog"),
     (VisualizeConfig, ["--table", "t", "--html"], "--table must be used without --clip and --html"),
     (
@@ -407,6 +412,7 @@ def test_bad_command_line_says_what_is_wrong(cls, args, words):
     """The message holds these words in this order."""
     text = refused(cls, *args)
     assert re.search(".*".join(map(re.escape, words.split())), text), text
+    assert "None was given" not in text and "True was given" not in text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -438,6 +444,8 @@ class Mistaken:
         (DetectConfig, "--run", "--policy"),
         (EvaluateConfig, "--policy", "--run"),
         (TrainConfig, "--episodes", "--passes"),
+        (DetectConfig, "--dropout", "--help"),  # nearest in letters would be --out
+        (VisualizeConfig, "--batch", "--help"),  # and --cache
         (TrainConfig, "--foo", "--help"),  # the dashes do not make it --out
         (Mistaken, "--foo", "--help"),
         (Mistaken, "--lr", "--learning-rate"),

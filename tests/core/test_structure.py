@@ -23,6 +23,9 @@ FILES = {
     for name, path in structure.modules().items()
     if structure.wing_of(name) not in ("studies", "benchmarks")
 }
+PROGRAMS = [
+    p for p in structure.modules().values() if '\nif __name__ == "__main__":' in p.read_text()
+]
 CLASSES = [
     cls
     for cls in vars(config).values()
@@ -68,6 +71,12 @@ def test_no_script_imports_a_script_and_folders_import_downwards():
 def test_nothing_is_imported_in_a_circle():
     structure.floors(structure.graph())  # ValueError names it
     assert max(structure.floors(structure.rooms()).values()) + 1 <= 9
+
+
+def test_whatever_is_run_reads_its_command_line():
+    """No program takes a flag that it does not know for nothing."""
+    ends = [path.read_text().partition('\nif __name__ == "__main__":\n    ') for path in PROGRAMS]
+    assert len(ends) > 20 and all(re.search(r"run_(script|main)\(", end) for _, _, end in ends)
 
 
 def test_a_broken_law_is_found(monkeypatch):

@@ -3,6 +3,7 @@
 import itertools
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -650,6 +651,8 @@ def test_its_figures_are_those_of_events(cache, trained, tmp_path):
     home = {"cache": cache.folder.parent, "run": out}
     evaluate.main(EvaluateConfig(**home, device="cpu"))
     data = load_evaluated(VisualizeConfig(**home))
+    explained = (Path(visualize.__file__).parent / "docs" / "files.md").read_text()
+    assert not [key for key in data.results if f"`{key}`" not in explained]
     curve = data.results["curve"]
     chosen = [box for boxes in data.boxes.values() for box in boxes if box["chosen"]]
     assert curve["confidence"][0] == 0 and len(chosen) > 0

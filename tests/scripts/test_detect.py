@@ -713,7 +713,7 @@ def test_what_would_join_fragments_is_said(home, tmp_path, capsys):
     _, events = run(home, tmp_path, "independent", gate=False)
     total = sum(map(len, events.values()))
     (said,) = [row for row in capsys.readouterr().out.splitlines() if "are fragments" in row]
-    left, of = map(int, re.findall(r"make (\d+) of these (\d+)", said)[0])
+    left, of = map(int, re.findall(r"leave (\d+) of these (\d+)", said)[0])
     assert of == total and left < 0.8 * total
     known = load_policy(home / "independent" / "best.pt", CPU).info["trained_on"]
     assert known["gap_s"] is None  # no class has two events in a clip: the usual gap is advised

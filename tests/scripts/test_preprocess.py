@@ -50,7 +50,7 @@ def test_shard_and_cache_round_trip(tmp_path):
             assert array.dtype == np.float32 and np.array_equal(array, value[name]), name
     assert cache.pairs[2].edges[[0, 47]] == pytest.approx([0, 0.94])
     assert cache.find("0.wav", "Speech") == 1
-    with pytest.raises(InputError, match=r"no pair 0\.wav / Cat"):
+    with pytest.raises(InputError, match=r"no pair 0\.wav / Cat; of this clip there are .*Speech"):
         cache.find("0.wav", "Cat")
 
 
@@ -489,7 +489,8 @@ def test_a_clip_that_failed_is_tried_again(home, monkeypatch):
 def test_many_bad_clips_are_counted_and_some_named(home):
     for path in (home / "corpus" / "audio").iterdir():
         path.unlink()
-    with pytest.raises(InputError, match=r"5 of 6 clips .*\. --allow-missing"):
+    why = r"stereo.wav, short.wav: no audio in \S+\. --allow-missing"  # said once
+    with pytest.raises(InputError, match=rf"5 of 6 clips [^:]*: [^:]*{why}"):
         preprocess.main(config_of(home))
     with pytest.raises(InputError, match="no clip is left that has all its inputs"):
         preprocess.main(config_of(home, allow_missing=True))
@@ -500,6 +501,15 @@ def test_no_readable_clip(home):
         samples(home / "corpus" / "audio" / name, [0, np.nan])
     with pytest.raises(InputError, match="no readable clip is left"):
         preprocess.main(config_of(home, allow_missing=True))
+
+
+@pytest.mark.parametrize("pairs", ["present", "all"])
+def test_no_event_at_all(home, pairs):
+    rows = "".join(f"{name}\t\t\t\n" for name in CLIPS)
+    table = home / "corpus" / "labels.tsv"
+    table.write_text(f"filename\tonset\toffset\tevent_label\n{rows}")
+    with pytest.raises(InputError, match=r"labels\.tsv: no clip has an event, so there is no pair"):
+        preprocess.main(config_of(home, pairs=pairs, replace=True))
     assert load_cache(home / "cache" / "train").pairs
 
 
