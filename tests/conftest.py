@@ -1,10 +1,14 @@
 """Shared by the tests: import path, quiet libraries, real data where it is, scripts as programs."""
 
+import multiprocessing
 import os
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
+from multiprocessing import forkserver
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 import pytest
@@ -52,6 +56,38 @@ def run_script() -> Callable[..., subprocess.CompletedProcess]:
         )
 
     return run
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_worker_is_a_thread() -> Iterator[None]:
+    """`scorers.py --workers 1` starts no process, which would import torch; two are two."""
+    from scores import crnn
+
+    start_pool = crnn.process_pool
+
+    def pool(workers: int, start: Callable[[], None]) -> Executor:
+        one = workers == 1
+        return ThreadPoolExecutor(1, initializer=start) if one else start_pool(workers, start)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(crnn, "process_pool", pool)
+        yield
+
+
+# Of torch what the first optimizer imports, too.
+PRELOADED = ["torch._dynamo", "detect", "DQN", "evaluate", "preprocess", "test_ranks"]
+
+
+@pytest.fixture(scope="session")
+def fork_server() -> ForkServerContext:
+    """`fork_server.Process(target=..)`: a process that has imported torch and the suite already,
+    which takes an interpreter of its own two seconds. All tests share the one server."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    with pytest.MonkeyPatch.context() as patch:  # it finds modules by PYTHONPATH only
+        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+        forkserver.ensure_running()
+    return context
 
 
 DISK = 32 << 20  # bytes of the small file system
