@@ -258,9 +258,7 @@ def home(tmp_path_factory) -> Path:
 class Life(Job):
     """One life of a script, killed at a moment of its own; 0 lets it live and counts them."""
 
-    def __init__(
-        self, server: ForkServerContext, case: Case, folder: Path, at: int, delay: float
-    ):
+    def __init__(self, server: ForkServerContext, case: Case, folder: Path, at: int, delay: float):
         self.mapped = set()
         name, value = "KILL_TEST", uuid.uuid4().hex
         self.mark, self.log = f"{name}={value}", folder.parent / f"{value}.log"
