@@ -123,13 +123,11 @@ def fill_disk(disk) -> Callable[[int], None]:
 
 
 # Files of ten seconds and more, the longest first.
-LONGEST = (
-    "report denoise scripts kill dqn writers supervised platforms event_policy plan soundscapes"
-)
-LONGEST = [f"test_{name}.py" for name in f"{LONGEST} scorers fuzz vad crossval pooled".split()]
+LONGEST = ["report", "denoise", "scripts", "kill", "dqn", "writers", "supervised", "platforms"]
+LONGEST += ["event_policy", "plan", "soundscapes", "scorers", "fuzz", "vad", "crossval", "pooled"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Long files first, so that processes end with short ones, at about the same time."""
-    place = {name: number for number, name in enumerate(LONGEST)}
+    place = {f"test_{name}.py": number for number, name in enumerate(LONGEST)}
     items.sort(key=lambda item: place.get(item.path.name, len(place)))
