@@ -59,10 +59,11 @@ demo: $(STAMP)  ## the whole path on a small built-in corpus; SEED=1 makes anoth
 	echo "page of both: runs/$(DEMO)-best/report/index.html (open it in a browser: look and listen)"
 
 # One thread a process: small tensors are slower on two, and the tests already use the cores.
-# A file stays on one process, so that what its tests share is made once.
+# A file stays on one process, so that what its tests share is made once; files are handed out in
+# the order of tests/conftest.py.
 test: $(DEV_STAMP)  ## all tests but the slow ones
 	@OMP_NUM_THREADS=1 MPLBACKEND=Agg $(PY) -m pytest -m "not slow" \
-		-n $(PROCESSES) --dist loadfile
+		-n $(PROCESSES) --dist loadfile --no-loadscope-reorder
 
 test-slow: $(DEV_STAMP)  ## the slow tests, an hour: scripts killed again and again; SLOW=FILES for some
 	@OMP_NUM_THREADS=1 MPLBACKEND=Agg $(PY) -m pytest -m slow -n $(PROCESSES) $(SLOW)

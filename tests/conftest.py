@@ -1,10 +1,14 @@
 """Shared by the tests: import path, quiet libraries, real data where it is, scripts as programs."""
 
+import multiprocessing
 import os
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
+from multiprocessing import forkserver
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 import pytest
@@ -54,6 +58,38 @@ def run_script() -> Callable[..., subprocess.CompletedProcess]:
     return run
 
 
+@pytest.fixture(scope="session", autouse=True)
+def one_worker_is_a_thread() -> Iterator[None]:
+    """`scorers.py --workers 1` starts no process, which would import torch; two are two."""
+    from scores import crnn
+
+    start_pool = crnn.process_pool
+
+    def pool(workers: int, start: Callable[[], None]) -> Executor:
+        one = workers == 1
+        return ThreadPoolExecutor(1, initializer=start) if one else start_pool(workers, start)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(crnn, "process_pool", pool)
+        yield
+
+
+# Of torch what the first optimizer imports, too.
+PRELOADED = ["torch._dynamo", "detect", "DQN", "evaluate", "preprocess", "test_ranks"]
+
+
+@pytest.fixture(scope="session")
+def fork_server() -> ForkServerContext:
+    """`fork_server.Process(target=..)`: a process that has imported torch and the suite already,
+    which takes an interpreter of its own two seconds. All tests share the one server."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    with pytest.MonkeyPatch.context() as patch:  # it finds modules by PYTHONPATH only
+        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+        forkserver.ensure_running()
+    return context
+
+
 DISK = 32 << 20  # bytes of the small file system
 
 
@@ -86,6 +122,12 @@ def fill_disk(disk) -> Callable[[int], None]:
     return fill
 
 
+# Files of ten seconds and more, the longest first.
+LONGEST = ["report", "denoise", "scripts", "kill", "dqn", "writers", "supervised", "platforms"]
+LONGEST += ["event_policy", "plan", "soundscapes", "scorers", "fuzz", "vad", "crossval", "pooled"]
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest file first: what runs beside it then fills the other process."""
-    items.sort(key=lambda item: item.path.name != "test_scripts.py")
+    """Long files first, so that processes end with short ones, at about the same time."""
+    place = {f"test_{name}.py": number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.name, len(place)))

@@ -1,21 +1,19 @@
 """Run a script that kills itself at a chosen moment: what SIGKILL from outside does, but seeded.
 
-Run:    python tests/killed.py COUNT DELAY SCRIPT FLAGS ..
-
 The moment is DELAY seconds after the COUNT-th time that the process is about to open a file for
 writing, to rename, to delete or to make something: that is where a file or folder is half done, on
-a busy machine too. With COUNT 0 the script runs to its end and these times are counted into the
-file named by KILLED_COUNT.
+a busy machine too. With COUNT 0 the script runs to its end and these times are counted.
 """
 
-import atexit
 import os
-import runpy
 import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
+
+import forked
 
 CHANGES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "shutil.copyfile")
 
@@ -25,8 +23,8 @@ def die(delay: float) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def watch(at: int, delay: float) -> None:
-    """Count the moments of this process; die at one of them."""
+def watch(at: int, delay: float) -> Callable[[], int]:
+    """Count the moments of this process and die at one of them; how many there were."""
     seen = 0
 
     def hook(event: str, given: tuple) -> None:
@@ -44,14 +42,15 @@ def watch(at: int, delay: float) -> None:
             threading.Thread(target=die, args=(delay,), daemon=True).start()
 
     sys.addaudithook(hook)
-    if at == 0:
-        counts = Path(os.environ["KILLED_COUNT"])
-        atexit.register(lambda: counts.write_text(str(seen)))
+    return lambda: seen
 
 
-if __name__ == "__main__":
-    moment, delay, script, *flags = sys.argv[1:]
-    sys.argv = [script, *flags]
-    sys.path[0] = str(Path(script).resolve().parent)
-    watch(int(moment), float(delay))
-    runpy.run_path(script, run_name="__main__")
+def script(
+    at: int, delay: float, counts: Path, words: list[str], folder: Path, log: Path, **environ: str
+) -> None:
+    """In a process of its own: run a script, die at a moment or write how many there were."""
+    seen = watch(at, delay)
+    try:
+        forked.script(words, folder, log, **environ)
+    finally:
+        counts.write_text(str(seen()))

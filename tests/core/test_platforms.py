@@ -68,7 +68,8 @@ def write_inputs(folder: Path) -> None:
 @pytest.mark.parametrize("kind", ["macos", "windows"])
 def test_the_whole_path_without_what_linux_alone_has(tmp_path, kind):
     write_inputs(tmp_path)
-    small = "--network.hidden 8 --learning.train-start 64 --device cpu"
+    layers = "--network.tcn-layers 1 --network.gru-layers 1 --network.transformer-layers 1"
+    small = f"--network.hidden 8 {layers} --learning.train-start 64 --device cpu"
     scripts = [
         "preprocess.py --cache own --split train --labels labels.tsv --audio audio --scores scores",
         f"DQN.py --cache cache --run run --passes 2 {small}",

@@ -1,7 +1,6 @@
 """Two processes on one job: their numbers, resumption, a killed one, evaluating, preprocessing."""
 
 import json
-import multiprocessing
 import os
 import re
 import shlex
@@ -36,18 +35,8 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module", autouse=True)
-def fork_server():
-    """Imports torch once, not in every process; it finds modules by PYTHONPATH only."""
-    before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = f"{ROOT}:{ROOT / 'tests'}"
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["evaluate", "test_ranks"])
+def one_thread():
     torch.set_num_threads(1)
-    yield context
-    if before is None:
-        del os.environ["PYTHONPATH"]
-    else:
-        os.environ["PYTHONPATH"] = before
 
 
 def free_port() -> str:

@@ -2,17 +2,18 @@
 
 import json
 import multiprocessing
+import os
 import signal
-import subprocess
 import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 
+import forked
 import numpy as np
 import pytest
 import torch
-from corpora import write_cache
+from corpora import SMALLEST, write_cache
 from reference import play
 from torch import nn
 
@@ -387,7 +388,8 @@ def test_a_known_best_action_is_learned_and_noise_is_not(tmp_path):
         cache.label[:] = blocks > 0.5 if kind == "truth" else rng.random(n) > 0.5
         learning = Learning(lanes=8, train_start=100, lr=3e-3, frames_per_step=8)
         bandit = Bandit(context=2)
-        cfg = small_config(tmp_path, learning=learning, bandit=bandit, holdout=0.0, passes=3)
+        changes = {"learning": learning, "bandit": bandit, "network": SMALLEST}
+        cfg = small_config(tmp_path, holdout=0.0, passes=3, **changes)
         trainer = Trainer(cfg, cache, CPU)
         while not trainer.done:
             trainer.tick()
@@ -584,25 +586,21 @@ def episodes_logged(run: Path) -> int:
 
 
 @pytest.mark.parametrize("reading", READINGS)
-def test_resume_bit_exact(tmp_path, monkeypatch, reading):
-    """Killed at 5 moments and resumed each time, a run equals one that was left alone."""
+def test_resume_bit_exact(tmp_path, monkeypatch, fork_server, reading):
+    """Killed at 3 moments and resumed each time, a run equals one that was left alone."""
     monkeypatch.chdir(tmp_path)
     write_cache(tmp_path / "cache" / "train", [60, 40, 50, 60, 45, 55, 60, 40])
     acting = "dropout" if reading == "sequential" else "eval"
     learning = Learning(lanes=4, train_start=64, lr=3e-3, acting=acting)
-    changes = {"bandit": READINGS[reading], "learning": learning, "passes": 8, "looks": 12}
-    cfg = small_config(tmp_path, checkpoint_minutes=0.001, **changes)
+    changes = {"bandit": READINGS[reading], "learning": learning, "network": SMALLEST}
+    cfg = small_config(tmp_path, checkpoint_minutes=0.001, passes=6, looks=9, **changes)
     calm, killed = tmp_path / "runs" / "calm", tmp_path / "runs" / "killed"
-    # A fork server imports torch once, not for every life; it finds modules by PYTHONPATH only.
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["DQN"])
-    rng, total = np.random.default_rng(0), 8 * 6
-    for kill in range(5):
+    rng, total = np.random.default_rng(0), 6 * 6
+    for kill in range(3):
         life = replace(cfg, run=killed, resume=kill > 0)
-        process = context.Process(target=main, args=(life,))
+        process = fork_server.Process(target=main, args=(life,))
         process.start()
-        while episodes_logged(killed) < total * (2 * kill + 1) // 12:
+        while episodes_logged(killed) < total * (2 * kill + 1) // 9:
             assert process.is_alive() or process.exitcode == 0
             time.sleep(0.002)
         time.sleep(float(rng.uniform(0, 0.05)))
@@ -620,20 +618,20 @@ def test_resume_bit_exact(tmp_path, monkeypatch, reading):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_stopped_run_saves_and_says_how_to_go_on(tmp_path, number):
-    write_cache(tmp_path / "cache" / "train", [400] * 8)
-    flags = "--network.hidden 8 --network.heads 2 --device cpu --passes 50 --run runs/a"
-    flags = flags.split()
-    command = [sys.executable, str(ROOT / "DQN.py"), *flags]
-    process = subprocess.Popen(
-        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    )
+def test_a_stopped_run_saves_and_says_how_to_go_on(tmp_path, fork_server, number):
+    write_cache(tmp_path / "cache" / "train", [100] * 8)
+    flags = "--network.hidden 8 --network.heads 2 --device cpu --passes 200 --run runs/a"
+    flags, log = flags.split(), tmp_path / "log"
+    given = ([str(ROOT / "DQN.py"), *flags], tmp_path, log)
+    process = fork_server.Process(target=forked.script, args=given)
+    process.start()
     while not episodes_logged(tmp_path / "runs" / "a"):
-        assert process.poll() is None
+        assert process.is_alive(), log.read_text()
         time.sleep(0.05)
-    process.send_signal(number)
-    output = process.communicate(timeout=60)[0]
-    assert process.returncode == 128 + number
+    os.kill(process.pid, number)
+    process.join(60)
+    output = log.read_text()
+    assert process.exitcode == 128 + number
     assert "stopped and saved after" in output
     assert " ".join([*flags, "--resume"]) in output
     finished = runfolder.read_checkpoint(tmp_path / "runs" / "a" / "last.pt")["info"]["finished"]

@@ -1,7 +1,6 @@
 """Long runs: the heartbeat and --status, alive or not, full disks, checkpoints by wall time."""
 
 import json
-import multiprocessing
 import os
 import subprocess
 import sys
@@ -66,12 +65,9 @@ def test_status_of_a_finished_run(folder, capsys):
     assert "complete, " in log and log.endswith("\n")
 
 
-def test_status_of_a_running_and_of_a_killed_run(folder, monkeypatch):
+def test_status_of_a_running_and_of_a_killed_run(folder, fork_server):
     write_cache(folder / "cache" / "train", [400] * 8)
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))  # as in test_dqn.py: torch is imported once
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["DQN"])
-    process = context.Process(target=main, args=(config(passes=50),))
+    process = fork_server.Process(target=main, args=(config(passes=50),))
     process.start()
     try:
         while heartbeat.read_beat(Path("runs/a")) is None:

@@ -18,6 +18,7 @@ import preprocess
 from config import PRETRAINED, Bandit, DetectConfig, PreprocessConfig, TrainConfig
 from core.command import parse
 from policy.apply import load_policy
+from policy.event_policy import EventTrainer
 from scores.score_files import open_scores
 from sed.caches import Cache, load_cache
 from sed.labels import read_labels
@@ -243,8 +244,9 @@ def test_every_command_is_tried():
     assert blocks(forms, "bash")
 
 
-def test_the_python_of_the_readme(here, capsys):
+def test_the_python_of_the_readme(here, capsys, monkeypatch):
     """Arrays in: a policy is trained and evaluated, and finds the events of a new clip."""
+    monkeypatch.setattr(EventTrainer, "FLOOR", 150)  # enough for scores as clear as these
     rng, names = np.random.default_rng(0), ["Dog", "Speech"]
     space: dict = {"names": names, "data": {}}
     for split in ("train", "validation"):

@@ -19,8 +19,10 @@ import time
 import uuid
 from contextlib import suppress
 from dataclasses import dataclass
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
+import killed
 import numpy as np
 import pytest
 import torch
@@ -28,6 +30,7 @@ from test_ranks import documented, free_port
 
 from core.files import MARKER, TEMPORARY
 from policy import runfolder
+from scores import corpora
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--monitor-interval=0.1"]
@@ -82,7 +85,10 @@ class Job:
         return found
 
     def wait(self, seconds: float = 900) -> int:
-        return self.process.wait(seconds)
+        if isinstance(self.process, subprocess.Popen):
+            return self.process.wait(seconds)
+        self.process.join(seconds)
+        return self.process.exitcode
 
     def said(self) -> str:
         return self.log.read_text()[-3000:]
@@ -185,7 +191,7 @@ class Case:
 
 TINY = "--network.hidden 4 --network.heads 1 --network.tcn-groups 1 --network.transformer-layers 1"
 LEARN = "--learning.lanes 4 --learning.batch 8 --learning.train-start 8"
-OFTEN = "--checkpoint-minutes 0.00001 --checkpoint-every 10 --device cpu"
+OFTEN = "--checkpoint-minutes 0.00001 --checkpoint-every 3 --device cpu"
 CASES = {
     "soundscapes": Case(
         "soundscapes.py --out new --train-clips 4 --validation-clips 2 --clip-s 1 --workers 1"
@@ -193,7 +199,7 @@ CASES = {
     "scorers": Case("scorers.py --corpus plain --epochs 1 --channels 4 --workers 1"),
     "preprocess": Case("preprocess.py --corpus corpus --cache new --workers 1"),
     "slides": Case(
-        f"DQN.py --cache cache --run new {TINY} {LEARN} {OFTEN} --passes 4 --holdout 0.3", "new"
+        f"DQN.py --cache cache --run new {TINY} {LEARN} {OFTEN} --passes 2 --holdout 0.3", "new"
     ),
     "best": Case(
         f"DQN.py --preset best --cache cache --run new {OFTEN} --events.hidden 4 --events.batch 2"
@@ -231,7 +237,9 @@ def home(tmp_path_factory) -> Path:
         assert not ended.value.code
 
     os.chdir(folder)
-    run("soundscapes", "new", "plain")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(corpora, "TAKES", 1)  # all of a bank are made, few are played
+        run("soundscapes", "new", "plain")
     shutil.copytree("plain", "corpus")
     run("scorers", "plain", "corpus")
     run("preprocess", "new", "cache")
@@ -247,50 +255,61 @@ def home(tmp_path_factory) -> Path:
     return folder
 
 
-def life(case: Case, folder: Path, at: int, delay: float) -> int:
-    """One life of a script, killed at a moment of its own; its exit code and how many there are."""
-    counts = folder.parent / f"{folder.name}.count"
-    counts.unlink(missing_ok=True)
-    words = [sys.executable, ROOT / "tests" / "killed.py", at, delay, *case.words(folder)]
-    job = Job(words, folder, KILLED_COUNT=str(counts))
+class Life(Job):
+    """One life of a script, killed at a moment of its own; 0 lets it live and counts them."""
+
+    def __init__(self, server: ForkServerContext, case: Case, folder: Path, at: int, delay: float):
+        self.mapped = set()
+        name, value = "KILL_TEST", uuid.uuid4().hex
+        self.mark, self.log = f"{name}={value}", folder.parent / f"{value}.log"
+        self.counts = folder.parent / f"{value}.count"
+        given = at, delay, self.counts, case.words(folder), folder, self.log
+        self.process = server.Process(target=killed.script, args=given, kwargs={name: value})
+        self.process.start()
+
+
+def life(server: ForkServerContext, case: Case, folder: Path, at: int, delay: float) -> int:
+    """The exit code of a life, or how many moments one has that is let alone."""
+    job = Life(server, case, folder, at, delay)
     code = job.wait()
     assert code in (0, -signal.SIGKILL), job.said()
     job.nothing_is_left()
-    job.log.unlink()
-    return int(counts.read_text()) if at == 0 else code
+    return int(job.counts.read_text()) if at == 0 else code
 
 
-def survives(name: str, home: Path, place: Path, kills: int, seed: int) -> None:
+def survives(
+    name: str, home: Path, place: Path, server: ForkServerContext, kills: int, seed: int
+) -> None:
     """Kill a script so many times; compare whatever came to its end with a calm run."""
     case, rng = CASES[name], np.random.default_rng([seed, len(name)])
     folder = place / "home"  # always the same path, which some files hold
     shutil.copytree(home, folder)
-    moments = life(case, folder, 0, 0)
+    moments = life(server, case, folder, 0, 0)
     assert moments > 2
     wanted, done = snapshot(folder), 0
     shutil.rmtree(folder)
     shutil.copytree(home, folder)
     while done < kills:
         delay = float(rng.choice([0.0, rng.uniform(0, 0.05)]))
-        if life(case, folder, int(rng.integers(1, moments + 1)), delay) == 0:
+        if life(server, case, folder, int(rng.integers(1, moments + 1)), delay) == 0:
             same(snapshot(folder), wanted)
             shutil.rmtree(folder)
             shutil.copytree(home, folder)
         else:
             done += 1
-    life(case, folder, 0, 0)
+    life(server, case, folder, 0, 0)
     same(snapshot(folder), wanted)
 
 
 @pytest.mark.parametrize("name", QUICK)
-def test_a_killed_script_starts_again(home, tmp_path, name):
-    survives(name, home, tmp_path, QUICK[name], seed=0)
+def test_a_killed_script_starts_again(home, tmp_path, fork_server, name):
+    survives(name, home, tmp_path, fork_server, QUICK[name], seed=0)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
-def test_a_script_killed_twenty_times(home, tmp_path, name):
-    survives(name, home, tmp_path, 20, seed=1)
+def test_a_script_killed_twenty_times(home, tmp_path, fork_server, name):
+    survives(name, home, tmp_path, fork_server, 20, seed=1)
 
 
 # ---------------------------------------------------------------------------- pools
@@ -455,7 +474,7 @@ def test_torchruns_real_command_line(home, tmp_path):
     """The documented command; it is stopped, and the command that it prints then goes on."""
     (command,) = [text for text in documented() if text.endswith("DQN.py --run runs/slides")]
     shutil.copytree(home, tmp_path / "home")
-    folder, more = tmp_path / "home", [*shlex.split(f"{TINY} {LEARN}"), "--passes", "60"]
+    folder, more = tmp_path / "home", [*shlex.split(f"{TINY} {LEARN}"), "--passes", "12"]
     job = Job([*as_here(command), *more, "--device", "cpu"], folder)
     history = folder / "runs/slides/reward_history.tsv"
     until(lambda: history.exists() and history.read_text().count("\n") > 2, job)  # it trains

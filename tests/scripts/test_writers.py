@@ -24,7 +24,8 @@ import soundfile
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 NOBODY = 65534
-TINY = "--network.hidden 8 --network.heads 2 --device cpu"
+LAYERS = "--network.tcn-layers 1 --network.gru-layers 1 --network.transformer-layers 1"
+TINY = f"--network.hidden 8 --network.heads 2 {LAYERS} --device cpu"
 RUN = f"DQN.py --cache {{w}}/cache {TINY} --learning.train-start 64 --learning.lanes 8 --looks 2"
 DQN = f"{RUN} --passes 2"
 CLASSIFIER = f"DQN.py --method classifier --passes 1 --cache {{w}}/cache {TINY}"

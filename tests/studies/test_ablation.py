@@ -1,6 +1,7 @@
 """The ablation: every change has its row, the policy itself is left as it was."""
 
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import numpy as np
@@ -21,6 +22,7 @@ from config import (
 from core.errors import InputError
 from core.stored import read_json
 from DQN import main
+from scores import corpora
 from scores.crnn import make_scores
 from scores.score_files import open_scores
 from sed.caches import load_cache
@@ -38,7 +40,9 @@ def finished(tmp_path_factory):
     root = tmp_path_factory.mktemp("root")
     corpus, cache = root / BASE.corpus, root / BASE.cache("slides", "all")
     sizes = {"train_clips": 12, "validation_clips": 6, "clip_s": 3.0, "workers": 1}
-    soundscapes.main(SoundscapesConfig(out=corpus, **sizes))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(corpora, "TAKES", 2)  # all of a bank are made, few are played
+        soundscapes.main(SoundscapesConfig(out=corpus, **sizes))
     make_scores(ScorersConfig(corpus=corpus, workers=1, epochs=2))
     preprocess.main(PreprocessConfig(corpus=corpus, cache=cache, pairs="all", workers=1))
     run = root / BASE.run("best", 0)
@@ -68,6 +72,7 @@ def test_networks_of_a_fold_are_those_that_scored_the_training_clips(finished, m
     """The network fitted without a bank fold, on validation clips: no other than the scorer's."""
     monkeypatch.setattr(ablation, "ROOT", finished)
     monkeypatch.setattr(ablation, "ScorersConfig", partial(ScorersConfig, epochs=2))
+    monkeypatch.setattr(ablation, "process_pool", lambda *_: ThreadPoolExecutor(1))
     found = ablation.fold_scores(BASE)
     assert len(found) == 4 and found.min() >= 0 and found.max() <= 1
     assert len({each.tobytes() for each in found}) == 4

@@ -17,6 +17,7 @@ from config import PRETRAINED, Bandit, EvaluateConfig, Events, Network, TrainCon
 from core.command import parse
 from core.errors import InputError
 from policy import gate
+from policy.event_policy import EventTrainer
 from policy.runfolder import read_checkpoint
 from sed.caches import load_cache
 from sed.labels import read_labels
@@ -44,6 +45,7 @@ def here(tmp_path, monkeypatch) -> Path:
     shutil.copy(PRETRAINED, tmp_path / "given" / "best.pt")
     monkeypatch.setattr(crossval, "process_pool", lambda _: Here())
     monkeypatch.setattr(TrainConfig, "with_preset", classmethod(lambda *_: SMALL))
+    monkeypatch.setattr(EventTrainer, "FLOOR", 30)
     return tmp_path
 
 

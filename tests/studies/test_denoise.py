@@ -579,8 +579,8 @@ def weights_of(run: Path) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("algo", ALGOS)
 def test_a_resumed_run_equals_an_uninterrupted_one(algo, data, tmp_path, monkeypatch, capsys):
     """Bit for bit, also where the replay is full and exploration draws random actions."""
-    sizes = {"algo": algo, "total_steps": 32, "random_steps": 12, "replay": 24}
-    looks = iter([*range(1, 5)] * 2)
+    sizes = {"algo": algo, "total_steps": 24, "random_steps": 12, "replay": 16}
+    looks = iter([*range(1, 4)] * 2)
     real = environment.evaluate
 
     def better_each_time(*args):  # so that the last weights are the kept ones
@@ -594,7 +594,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(algo, data, tmp_path, monkeyp
     program = importlib.util.find_spec("studies.denoise.__main__")  # as by `python -m`
     monkeypatch.setattr(sys.modules["__main__"], "__spec__", program)
     monkeypatch.setattr(sys, "argv", [program.origin, "train", "--run", "a b", "--overwrite"])
-    for _ in range(3):
+    for _ in range(2):
         assert training.train(broken) == 128 + 15
         assert (
             "\n  python -m studies.denoise train --run 'a b' --resume\n" in capsys.readouterr().out

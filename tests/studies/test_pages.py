@@ -52,7 +52,7 @@ SMALL: dict[str, dict[str, dict[str, str]]] = {  # package -> command -> flags t
     },
     "studies.active_learning": {
         "compare": ACTIVE | {"--seeds": "1"},
-        "steps": ACTIVE | {"--seeds": "1"},
+        "steps": ACTIVE | {"--seeds": "1", "--gradient-steps": "2 200"},
         "repeats": ACTIVE | {"--repeats": "1"},
         "evaluate": {},
         "draw": {"--train": "60", "--test": "20"},
