@@ -200,7 +200,7 @@ def train(cfg: TrainedConfig, progress: bool = True) -> dict[str, Any]:
         if (folder / "result.json").exists() and not cfg.overwrite:
             raise InputError(f"{folder} holds an earlier result; give --overwrite or another --out")
         if isinstance(cfg, DqnConfig) and cfg.library != "own":
-            agents.check_sb3(cfg.learning, cfg.variant)
+            agents.check_sb3(cfg.learning, cfg.variant, cfg.report_every)
         pick_device("cpu", 1)
         began = time.perf_counter()
         outcome = learn(cfg, progress)
@@ -358,15 +358,12 @@ def curve(results: list[dict[str, Any]], every: int) -> tuple[np.ndarray, np.nda
 
 def draw_curves(results: dict[str, list[dict[str, Any]]], path: Path) -> None:
     """One panel a row: every seed thin, their mean thick, one standard deviation shaded."""
-    import matplotlib
-
-    from figures.plotting import COLOURS, STYLE, page, write
+    from figures.plotting import COLOURS, page, write
 
     columns = min(len(results), 4)
     env = next(iter(results.values()))[0]["config"]["env"]
     title = f"{env}: mean return of the greedy policy in 100 validation episodes"
-    with matplotlib.rc_context(STYLE):
-        figure, grid = page(title, -(-len(results) // columns), columns, height=9.0, sharey=True)
+    figure, grid = page(title, -(-len(results) // columns), columns, height=9.0, sharey=True)
     for ax in grid.flat[len(results) :]:
         ax.set_axis_off()
     for ax, (row, found) in zip(grid.flat, results.items(), strict=False):
@@ -405,6 +402,8 @@ def train_missing(cfg: TrainedConfig) -> str:
 
 def run_table(cfg: settings.TableConfig) -> None:
     """Train what is missing, then table and figure, in a folder that nobody else writes into."""
+    from figures.plotting import styled  # it imports the suite, as gym.py does
+
     with own_folder(cfg.out, TRAININGS):
         rows = rows_of(cfg)
         missing = [one for each in rows.values() for one in each if not is_there(one)]
@@ -422,7 +421,7 @@ def run_table(cfg: settings.TableConfig) -> None:
             raise InputError(f"{cfg.out} holds no training of the table; leave out --present")
         name = cfg.env.partition("-")[0].lower()
         write_text(cfg.out / f"{name}-table.md", table_of(results))
-        draw_curves(results, cfg.out / f"{name}-curves.png")
+        styled(draw_curves)(results, cfg.out / f"{name}-curves.png")
         print(table_of(results), end="")
         print(f"table: {cfg.out / f'{name}-table.md'}")
 
