@@ -97,6 +97,10 @@ ELSEWHERE = {
     "data-dir": ("cache", "corpus", "labels"),
     "name": ("run",),
     "random-state": ("seed",),
+    "warmup-steps": ("random-steps",),
+    "log-dir": ("run", "out"),
+    "actor-lr": ("learning-rate",),
+    "critic-lr": ("learning-rate",),
 }
 
 
@@ -376,10 +380,13 @@ def run_main(main: Callable[[], int | None], ends: bool = True) -> None:
         guarded(main, ends)
 
 
-def space_bars() -> None:
-    """Progress bars in a log show a line a minute. tqdm reads this when it is imported, so it comes
-    first: a package of programs calls it in its __init__.py, before `python -m` runs one."""
-    if not sys.stderr.isatty():
+def space_bars(program: bool = True) -> None:
+    """Progress bars in a log show a line a minute, where a program of ours runs.
+
+    tqdm reads this when it is imported, so it comes first: a package of programs asks in its
+    __init__.py, where the command line of `python -m` says whether one of them will run.
+    """
+    if program and not sys.stderr.isatty():
         os.environ.setdefault("TQDM_MININTERVAL", "60")
         os.environ.setdefault("TQDM_MINITERS", "1")  # else its monitor adds lines of its own
 
