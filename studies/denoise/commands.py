@@ -44,24 +44,19 @@ def tune(cfg: TuneConfig) -> None:
     order = np.random.default_rng(cfg.seed).permutation(len(corpus.clips))
     few = cross.subset(corpus, order[: cfg.clips])
     began = time.perf_counter()
-    chain, _ = environment.tune_constant(few, cfg, cfg.beam, print)
-    many = cross.subset(corpus, order[: 4 * cfg.clips])
-    finalists = [chain[:length] for length in range(len(chain) + 1)]
-    scored = [
-        float(environment.evaluate(many, cfg, environment.constant(one)).gain.mean())
-        for one in finalists
-    ]
-    chain = finalists[int(np.argmax(scored))]
-    print(f"constant chain: {max(scored):+.4f}  {environment.told(chain)}")
+    best = cross.Search(few, cfg).best_constant(np.arange(len(few.clips)))
+    chain = cross.chain_of(best)
+    gain = float(environment.evaluate(few, cfg, environment.constant(chain)).gain.mean())
+    print(f"constant chain: {gain:+.4f}  {environment.told(chain)}")
     reduced = {}
     for steady, share in NOISEREDUCE:
         waves = environment.noisereduce_waves(few, steady, share)
-        gain = float(environment.judged(few, cfg, waves, []).gain.mean())
-        reduced[steady, share] = gain
-        print(f"noisereduce stationary={steady} prop_decrease={share}: {gain:+.4f}")
+        reduced[steady, share] = float(environment.judged(few, cfg, waves, []).gain.mean())
+        told = f"noisereduce stationary={steady} prop_decrease={share}"
+        print(f"{told}: {reduced[steady, share]:+.4f}")
     steady, share = max(reduced, key=reduced.get)
-    content = {"chain": chain, "told": environment.told(chain), "gain": max(scored)}
-    content |= {"clips": len(many.clips), "task": cfg.task}
+    content = {"chain": chain, "told": environment.told(chain), "gain": gain}
+    content |= {"clips": len(few.clips), "task": cfg.task}
     content["noisereduce"] = {"stationary": steady, "prop_decrease": share}
     content["seconds"] = round(time.perf_counter() - began, 1)
     with made(cfg.out.parent):
@@ -136,6 +131,8 @@ def read_clean(cfg: InferConfig, length: int, rate: int) -> np.ndarray:
     if abs(len(clean) - length) > MOST_APART * length:
         apart = f"has {len(clean) / rate:.2f} s, the noisy recording {length / rate:.2f} s"
         raise InputError(f"{cfg.clean}: {apart}; give the recording that the noise was added to")
+    if not clean.any():
+        raise InputError(f"--clean {cfg.clean}: is silent; give the recording without the noise")
     if len(clean) != length:
         print(f"note: measured over the first {min(len(clean), length)} samples of both")
     return clean

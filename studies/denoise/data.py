@@ -171,7 +171,7 @@ def list_speech(folder: Path | None) -> list[Source]:
 def list_noise(folder: Path | None, seed: int) -> list[Source]:
     """Recordings with class and fold; speech is no noise here."""
     found = []
-    for one in list_bank(folder, seed):
+    for one in list_bank(folder, seed, "--noise"):
         if folder or one.bank_class != "Speech":
             path = one.source if folder else (one.bank_class, one.fold, one.source)
             found.append(Source(one.name, one.bank_class, path, one.fold))
@@ -380,10 +380,11 @@ def read_table(path: Path, needed: tuple[str, ...], cure: str) -> list[dict[str,
         rows = [{k: csv_text(v) if isinstance(v, str) else v for k, v in r.items()} for r in reader]
     except csv.Error as error:
         raise InputError(f"{path}: cannot be read ({error}); {cure}") from None
-    missing = [name for name in needed if name not in (reader.fieldnames or ())]
-    if missing or not rows:
-        what = f"no column {missing[0]}" if missing else "no rows"
-        raise InputError(f"{path}: {what}; {cure}")
+    missing = [f"no column {name}" for name in needed if name not in (reader.fieldnames or ())]
+    short = (f"row {n} has no {k}" for n, row in enumerate(rows, 1) for k in needed if not row[k])
+    what = [*missing, *(() if missing else short), *(() if rows else ["no rows"])]
+    if what:
+        raise InputError(f"{path}: {what[0]}; {cure}")
     return rows
 
 
@@ -392,7 +393,13 @@ MAKE_META = "run: python -m studies.denoise mix"
 
 def read_meta(path: Path) -> list[dict[str, str]]:
     """Rows of a meta.csv; of its columns only those that are used are demanded."""
-    return read_table(path, ("utt_id", "clean_path", "noisy_path", "snr_db"), MAKE_META)
+    rows = read_table(path, ("utt_id", "clean_path", "noisy_path", "snr_db"), MAKE_META)
+    for row in rows:
+        try:
+            float(row["snr_db"])
+        except ValueError as error:
+            raise InputError(f"{path}: snr_db of {row['utt_id']}: {error}") from None
+    return rows
 
 
 def rate_of(table: Path, rows: list[dict[str, str]]) -> int:

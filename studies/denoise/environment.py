@@ -17,7 +17,6 @@ An episode is a clip, a step one denoiser on what the last one left:
 
 import io
 import itertools
-import math
 import pickle
 import zipfile
 from collections.abc import Callable, Iterable, Sequence
@@ -55,6 +54,7 @@ JOINT: tuple[tuple[int, tuple[float, ...]], ...] = (
     (STOP, (0.0,) * len(PARAMETERS)),
 )
 HURT = 0.05  # of return; a clip that loses more counts as hurt
+NOISEREDUCE_FRAME = 1024  # samples; the package takes none that are fewer
 CLIPPED = 5.0  # standard deviations an observation may lie from the mean
 Algo = Literal["ppo", "ppo-separate", "sac", "td3"]
 Chain = list[tuple[int, tuple[float, float, float]]]  # (method, parameters) of each step
@@ -396,7 +396,11 @@ def noisereduce_waves(corpus: Corpus, stationary: bool, share: float) -> list[np
     """What the package noisereduce makes of the noisy clips; `share` is its prop_decrease."""
     options = {"sr": corpus.sample_rate, "stationary": stationary, "prop_decrease": share}
     reduce_noise = partial(needed("noisereduce", SCRIPT).reduce_noise, **options)
-    return [reduce_noise(y=clip.noisy).astype(np.float32) for clip in corpus.clips]
+    waves = []
+    for noisy in (clip.noisy for clip in corpus.clips):
+        padded = np.pad(noisy, (0, max(0, NOISEREDUCE_FRAME - len(noisy))))
+        waves.append(reduce_noise(y=padded)[: len(noisy)].astype(np.float32))
+    return waves
 
 
 def told(chain: Chain) -> str:
@@ -513,13 +517,6 @@ def evaluate(corpus: Corpus, task: Reward, choose: Chooser) -> Evaluation:
     return judged(corpus, task, *run_chains(noisy, corpus.sample_rate, task.max_steps, choose))
 
 
-def part_of(model: Any, name: str) -> Any:
-    """A part of a model by stable-baselines3's dotted name, e.g. actor.optimizer."""
-    for word in name.split("."):
-        model = getattr(model, word)
-    return model
-
-
 def make_model(cfg: Any, envs: DenoiseVectorEnv) -> Any:
     """PPO, SAC or TD3 with the settings of TrainConfig."""
     sb3 = needed("stable_baselines3", SCRIPT)
@@ -556,42 +553,3 @@ def make_model(cfg: Any, envs: DenoiseVectorEnv) -> Any:
         np.zeros(size), np.full(size, cfg.exploration)
     )
     return without_log(sb3.TD3(**same, action_noise=noise))
-
-
-def tune_constant(
-    corpus: Corpus, task: Reward, beam: int, report: Callable[[str], None]
-) -> tuple[Chain, float]:
-    """Best constant chain on these clips: a beam of prefixes, each step by coordinate search.
-
-    For each method all levels of one parameter are tried after another, twice round, from the
-    middle of the grid. Returns the chain and what it gains on average.
-    """
-    noisy = [clip.noisy for clip in corpus.clips]
-
-    def tried(waves: list[np.ndarray], step: tuple) -> tuple[float, list[np.ndarray]]:
-        outs, chains = run_chains(waves, corpus.sample_rate, 1, constant([step]))
-        return float(judged(corpus, task, outs, chains).gain.mean()), outs
-
-    best: list[tuple[float, list[np.ndarray], Chain]] = [(0.0, noisy, [])]
-    finished = list(best)
-    for depth in range(task.max_steps):
-        found = []
-        for _, waves, chain in best:
-            for method in range(len(METHODS)):
-                point, top, known = [LEVELS // 2 - 1] * len(PARAMETERS), -math.inf, {}
-                for axis in (*range(len(PARAMETERS)),) * 2:
-                    for value in range(LEVELS):
-                        place = (*point[:axis], value, *point[axis + 1 :])
-                        if place in known:
-                            continue
-                        step = (method, tuple(level / (LEVELS - 1) for level in place))
-                        known[place], outs = tried(waves, step)
-                        if known[place] > top:
-                            top, kept = known[place], (outs, [*chain, step])
-                    point = list(max(known, key=known.get))
-                found.append((top, *kept))
-        best = sorted(found, key=lambda item: -item[0])[:beam]
-        finished += best
-        report(f"{depth + 1} denoisers: {best[0][0]:+.4f}  {told(best[0][2])}")
-    gain, _, chain = max(finished, key=lambda item: item[0])
-    return chain, gain
