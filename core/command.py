@@ -275,7 +275,7 @@ def help_text(cls: type | dict[str, Any], args: list[str]) -> str:
     """What `--help` prints: an option a line, or the commands of a script that has several."""
     script = program()
     if isinstance(cls, dict) and (not args or args[0] not in cls):
-        lines = [f"  {name:<16} {summary(class_of(kind))}" for name, kind in cls.items()]
+        lines = [f"  {name:<17} {summary(class_of(kind))}" for name, kind in cls.items()]
         head = f"usage: {script} COMMAND [--OPTION VALUE ..]; options: COMMAND --help"
         return "\n".join([head, "", *lines])
     given = cls

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from core.command import needed, parse
+from core.command import parse
 from core.errors import InputError
 from core.files import Kind, check_file, keep_apart, made, own_folder, whole, write_text
 from core.names import markdown_table
@@ -34,7 +34,6 @@ from core.stored import read_json, write_json
 from core.versions import versions
 from studies.classic import agents, mdp, policy_search, settings
 from studies.classic.agents import LIMIT, Policy, Report, Trained, Variant
-from studies.classic.mdp import SCRIPT
 from studies.classic.settings import DqnConfig, TrainedConfig, commands
 
 TRAINED = Kind("training of this study", older=(("result.json", "kept"), ("result.json", "seed")))
@@ -378,7 +377,7 @@ def draw_curves(results: dict[str, list[dict[str, Any]]], path: Path) -> None:
         ax.plot(steps / 1000, mean, color=COLOURS["t_adj"])
         mark = solved_mark(env, found[0]["max_steps"])
         ax.axhline(mark, color=COLOURS["t_base"], ls="--", lw=1.2)
-        ax.set_title(row.removesuffix(" settings").replace("stable-baselines3", "SB3"))
+        ax.set_title(row, fontsize=11)
         ax.set_ylim((0, 515) if env == "CartPole-v1" else (-350, 300))
         ax.set_xlim(0, None)
     for ax in grid[:, 0]:
@@ -386,9 +385,6 @@ def draw_curves(results: dict[str, list[dict[str, Any]]], path: Path) -> None:
     note = "thousand steps; thin: seeds (constant after their end), thick: mean, shaded: one"
     figure.supxlabel(f"{note} standard deviation, dashed: solved")
     write(figure, path, 80, f"{env} curves")
-    picture = needed("PIL.Image", SCRIPT).open(path).convert("RGB").quantize(64)
-    with whole(path) as temporary:
-        picture.save(temporary, format="PNG", optimize=True)
 
 
 def train_missing(cfg: TrainedConfig) -> str:

@@ -127,7 +127,7 @@ def unclipped(path: Path, wave: np.ndarray) -> np.ndarray:
 
 def read_clean(cfg: InferConfig, length: int, rate: int) -> np.ndarray:
     """The clean recording at the noisy one's rate; its length may differ a little, and is cut."""
-    clean = data.resampled(*data.read_own(cfg.clean), rate)
+    clean = data.read_wave(cfg.clean, rate)
     if abs(len(clean) - length) > MOST_APART * length:
         apart = f"has {len(clean) / rate:.2f} s, the noisy recording {length / rate:.2f} s"
         raise InputError(f"{cfg.clean}: {apart}; give the recording that the noise was added to")

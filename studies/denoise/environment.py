@@ -36,6 +36,7 @@ from core.ranks import pick_device
 from core.settings import Checked, number
 from core.stored import read_json, write_json
 from core.versions import versions
+from sed.audio import resample
 from studies.denoise import data, denoisers
 from studies.denoise.data import MEASURES, NOISY, Clip
 from studies.denoise.denoisers import FEATURES, METHODS, PARAMETERS, STOP
@@ -341,7 +342,7 @@ def run_chains(
             shown = batch
             if seen_rate != sample_rate:
                 pairs = zip(batch.audio.numpy(), batch.lengths, strict=True)
-                own = [data.resampled(wave[:n], sample_rate, seen_rate) for wave, n in pairs]
+                own = [resample(wave[:n], sample_rate, seen_rate) for wave, n in pairs]
                 shown = denoisers.batch_of(own)
             seen = denoisers.features(shown, seen_rate).numpy()
             choices, params = choose(memory.observe(seen, rms, max_steps), step)

@@ -782,7 +782,7 @@ def test_infer_keeps_the_inputs_rate(runs, tmp_path, capsys):
 def test_the_policys_features_are_those_of_its_own_rate():
     """A chain that looks at the features sees the same of 8 kHz and of the same at 16 kHz."""
     _, noisy = noisy_speech(1.5)
-    wide = mixtures.resampled(noisy, RATE, 2 * RATE)
+    wide = mixtures.resample(noisy, RATE, 2 * RATE)
     shown = []
 
     def choose(raw, step):
