@@ -884,6 +884,14 @@ def test_sweep_goes_on_where_it_was(data, tmp_path, monkeypatch):
     path.write_text(json.dumps({"experiments": [one | {"base_args": {"total_step": 1}}]}))
     with pytest.raises(InputError, match="did you mean 'total_steps'"):
         commands.sweep(cfg)
+    for more, said in (
+        ({"name": "../elsewhere"}, "'../elsewhere' leads out of its folder"),
+        ({"sweep_params": {"stoi_weight": 10.0}}, "'float' object is not iterable"),
+        ({"base_args": [1]}, "not a list of experiments"),
+    ):
+        path.write_text(json.dumps({"experiments": [one | more]}))
+        with pytest.raises(InputError, match=said):
+            commands.sweep(cfg)
 
 
 def test_a_mistake_ends_with_one_line(run_module):
