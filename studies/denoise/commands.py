@@ -45,19 +45,24 @@ def tune(cfg: TuneConfig) -> None:
     order = np.random.default_rng(cfg.seed).permutation(len(corpus.clips))
     few = cross.subset(corpus, order[: cfg.clips])
     began = time.perf_counter()
-    best = cross.Search(few, cfg).best_constant(np.arange(len(few.clips)))
-    chain = cross.chain_of(best)
-    gain = float(environment.evaluate(few, cfg, environment.constant(chain)).gain.mean())
-    print(f"constant chain: {gain:+.4f}  {environment.told(chain)}")
+    chain, _ = environment.tune_constant(few, cfg, cfg.beam, print)
+    many = cross.subset(corpus, order[: 4 * cfg.clips])
+    finalists = [chain[:length] for length in range(len(chain) + 1)]
+    scored = [
+        float(environment.evaluate(many, cfg, environment.constant(one)).gain.mean())
+        for one in finalists
+    ]
+    chain = finalists[int(np.argmax(scored))]
+    print(f"constant chain: {max(scored):+.4f}  {environment.told(chain)}")
     reduced = {}
     for steady, share in NOISEREDUCE:
         waves = environment.noisereduce_waves(few, steady, share)
-        reduced[steady, share] = float(environment.judged(few, cfg, waves, []).gain.mean())
-        told = f"noisereduce stationary={steady} prop_decrease={share}"
-        print(f"{told}: {reduced[steady, share]:+.4f}")
+        gain = float(environment.judged(few, cfg, waves, []).gain.mean())
+        reduced[steady, share] = gain
+        print(f"noisereduce stationary={steady} prop_decrease={share}: {gain:+.4f}")
     steady, share = max(reduced, key=reduced.get)
-    content = {"chain": chain, "told": environment.told(chain), "gain": gain}
-    content |= {"clips": len(few.clips), "task": cfg.task}
+    content = {"chain": chain, "told": environment.told(chain), "gain": max(scored)}
+    content |= {"clips": len(many.clips), "task": cfg.task}
     content["noisereduce"] = {"stationary": steady, "prop_decrease": share}
     content["seconds"] = round(time.perf_counter() - began, 1)
     with made(cfg.out.parent):

@@ -87,10 +87,9 @@ def rounds_of(corpus: Corpus, which: str) -> list[Round]:
 
 
 class Search:
-    """What every chain of JOINT gains on every clip, measured when it is first asked for; kept in a
-    folder if there is one."""
+    """What every chain of JOINT gains on every clip, measured when it is first asked for."""
 
-    def __init__(self, corpus: Corpus, task: Reward, folder: Path | None = None):
+    def __init__(self, corpus: Corpus, task: Reward, folder: Path):
         self.corpus, self.task, self.folder = corpus, task, folder
         self.known: dict[Prefix, np.ndarray] = {}
         noisy = [clip.noisy for clip in corpus.clips]
@@ -106,8 +105,8 @@ class Search:
         """Return (n, J) of the chains that begin with `prefix` and have one more denoiser."""
         if prefix not in self.known:
             name = "-".join(map(str, prefix)) or "first"
-            path = self.folder and self.folder / f"{name}.npz"
-            if path and path.exists():
+            path = self.folder / f"{name}.npz"
+            if path.exists():
                 shape = len(self.corpus.clips), len(JOINT) - 1
                 forms = {"key": ("U", ()), "gains": ("f", (None, shape[1]))}
                 stored = read_npz(path, forms, "delete it")
@@ -117,8 +116,6 @@ class Search:
                 self.known[prefix] = stored["gains"]
             else:
                 self.known[prefix] = self.measured(prefix, name)
-                if path is None:
-                    return self.known[prefix]
                 with writing(self.folder):
                     self.folder.mkdir(parents=True, exist_ok=True)
                 with whole(path) as temporary, open(temporary, "wb") as stream:

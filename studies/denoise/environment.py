@@ -17,6 +17,7 @@ An episode is a clip, a step one denoiser on what the last one left:
 
 import io
 import itertools
+import math
 import pickle
 import zipfile
 from collections.abc import Callable, Iterable, Sequence
@@ -554,3 +555,42 @@ def make_model(cfg: Any, envs: DenoiseVectorEnv) -> Any:
         np.zeros(size), np.full(size, cfg.exploration)
     )
     return without_log(sb3.TD3(**same, action_noise=noise))
+
+
+def tune_constant(
+    corpus: Corpus, task: Reward, beam: int, report: Callable[[str], None]
+) -> tuple[Chain, float]:
+    """Best constant chain on these clips: a beam of prefixes, each step by coordinate search.
+
+    For each method all levels of one parameter are tried after another, twice round, from the
+    middle of the grid. Returns the chain and what it gains on average.
+    """
+    noisy = [clip.noisy for clip in corpus.clips]
+
+    def tried(waves: list[np.ndarray], step: tuple) -> tuple[float, list[np.ndarray]]:
+        outs, chains = run_chains(waves, corpus.sample_rate, 1, constant([step]))
+        return float(judged(corpus, task, outs, chains).gain.mean()), outs
+
+    best: list[tuple[float, list[np.ndarray], Chain]] = [(0.0, noisy, [])]
+    finished = list(best)
+    for depth in range(task.max_steps):
+        found = []
+        for _, waves, chain in best:
+            for method in range(len(METHODS)):
+                point, top, known = [LEVELS // 2 - 1] * len(PARAMETERS), -math.inf, {}
+                for axis in (*range(len(PARAMETERS)),) * 2:
+                    for value in range(LEVELS):
+                        place = (*point[:axis], value, *point[axis + 1 :])
+                        if place in known:
+                            continue
+                        step = (method, tuple(level / (LEVELS - 1) for level in place))
+                        known[place], outs = tried(waves, step)
+                        if known[place] > top:
+                            top, kept = known[place], (outs, [*chain, step])
+                    point = list(max(known, key=known.get))
+                found.append((top, *kept))
+        best = sorted(found, key=lambda item: -item[0])[:beam]
+        finished += best
+        report(f"{depth + 1} denoisers: {best[0][0]:+.4f}  {told(best[0][2])}")
+    gain, _, chain = max(finished, key=lambda item: item[0])
+    return chain, gain

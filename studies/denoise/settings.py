@@ -105,6 +105,8 @@ class TuneConfig(Reward):
     """file to write"""
     clips: int = number(96, 1)
     """clips to tune on"""
+    beam: int = number(2, 1)
+    """chains continued at each step"""
     seed: int = number(0, 0)
     """seed of the clips"""
 

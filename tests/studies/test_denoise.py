@@ -692,7 +692,7 @@ def test_wandb_only_where_it_is_asked_for(data, tmp_path, monkeypatch):
 def tuned(data, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("tuned") / "tune.json"
     table = data / "train" / "features.csv"
-    commands.tune(TuneConfig(features=table, out=path, clips=1, max_steps=1))
+    commands.tune(TuneConfig(features=table, out=path, clips=1, beam=1, max_steps=1))
     return path
 
 

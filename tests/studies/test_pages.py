@@ -44,7 +44,7 @@ SMALL: dict[str, dict[str, dict[str, str]]] = {  # package -> command -> flags t
             "--batch-size": "32",
             "--random-steps": "32",
         },
-        "tune": {"--clips": "1", "--max-steps": "1"},
+        "tune": {"--clips": "1", "--beam": "1", "--max-steps": "1"},
         "metrics": {"--sample-size": "2"},
         "infer": {},
         "sweep": {},
