@@ -4,5 +4,4 @@ import sys
 
 from core.command import space_bars
 
-if sys.argv[:1] == ["-m"]:  # `python -m` is about to run a program of ours
-    space_bars()
+space_bars(sys.argv[:1] == ["-m"])

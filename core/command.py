@@ -67,7 +67,10 @@ ELSEWHERE = {
     word: flags
     for words, flags in (
         ("epochs epoch num-epochs max-epochs n-epochs episodes", LENGTH),
-        ("lr learning-rate", ("learning.lr", "events.lr", "learning-rate", "lr")),
+        (
+            "lr learning-rate actor-lr critic-lr",
+            ("learning.lr", "events.lr", "learning-rate", "lr"),
+        ),
         ("batch-size bs", ("learning.batch", "batch", "batch-size")),
         ("gpu gpus cuda cpu", ("device",)),
         ("workers num-workers jobs", ("workers", "threads")),
@@ -83,6 +86,8 @@ ELSEWHERE = {
         ("data data-dir", ("cache", "corpus", "labels")),
         ("name", ("run",)),
         ("random-state", ("seed",)),
+        ("warmup-steps", ("random-steps",)),
+        ("log-dir", ("run", "out")),
     )
     for word in words.split()
 }
@@ -259,7 +264,7 @@ def help_text(cls: type | dict[str, Any], args: list[str]) -> str:
     """What `--help` prints: an option a line, or the commands of a script that has several."""
     script = program()
     if isinstance(cls, dict) and (not args or args[0] not in cls):
-        lines = [f"  {name:<16} {summary(class_of(kind))}" for name, kind in cls.items()]
+        lines = [f"  {name:<17} {summary(class_of(kind))}" for name, kind in cls.items()]
         head = f"usage: {script} COMMAND [--OPTION VALUE ..]; options: COMMAND --help"
         return "\n".join([head, "", *lines])
     given = cls
@@ -364,10 +369,13 @@ def run_main(main: Callable[[], int | None], ends: bool = True) -> None:
         guarded(main, ends)
 
 
-def space_bars() -> None:
-    """Progress bars in a log show a line a minute. tqdm reads this when it is imported, so it comes
-    first: a package of programs calls it in its __init__.py, before `python -m` runs one."""
-    if not sys.stderr.isatty():
+def space_bars(program: bool = True) -> None:
+    """Progress bars in a log show a line a minute, where a program of ours runs.
+
+    tqdm reads this when it is imported, so it comes first: a package of programs asks in its
+    __init__.py, where the command line of `python -m` says whether one of them will run.
+    """
+    if program and not sys.stderr.isatty():
         os.environ.setdefault("TQDM_MININTERVAL", "60")
         os.environ.setdefault("TQDM_MINITERS", "1")  # else its monitor adds lines of its own
 

@@ -205,16 +205,25 @@ def row_value(ax: "Axes", i: int, value: float, text: str, bold: bool, colour: s
     return False
 
 
+def styled(draw: Callable) -> Callable:
+    """What draws and writes figures, in the suite's style."""
+
+    @functools.wraps(draw)
+    def drawn(*args: Any, **more: Any) -> Any:
+        import matplotlib
+
+        with matplotlib.rc_context(STYLE):
+            return draw(*args, **more)
+
+    return drawn
+
+
 def each_figure(
     drawings: dict[str, Callable[[], "Figure | str"]], prefix: str = ""
 ) -> Iterator[tuple[str, "Figure | str"]]:
     """(file name, figure); a text says why a figure is left out."""
-    import matplotlib
-
     for name, draw in drawings.items():
-        with matplotlib.rc_context(STYLE):  # not around the yield: the caller's style is its own
-            figure = draw()
-        yield f"{prefix}{name}.png", figure
+        yield f"{prefix}{name}.png", styled(draw)()
 
 
 # Fonts that draw Chinese, Japanese and Korean names, those of Linux, macOS and Windows.

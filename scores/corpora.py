@@ -96,8 +96,8 @@ class PlannedClip(NamedTuple):
     sounds: tuple[PlacedSound, ...]
 
 
-def list_bank(bank: Path | None, seed: int) -> list[BankSound]:
-    """Recordings with class and fold, without audio. Raises InputError for an unusable folder.
+def list_bank(bank: Path | None, seed: int, flag: str = "--bank") -> list[BankSound]:
+    """Recordings with class and fold, without audio. InputError names an unusable folder's flag.
 
     Folds: the integer before the first `-` of the file name where every file of the bank has one
     (ESC-10), else five seeded ones a class. This is the only place that reads a fold from a name.
@@ -108,14 +108,14 @@ def list_bank(bank: Path | None, seed: int) -> list[BankSound]:
     files = sorted(p for p in bank.glob("*/*") if p.suffix.lower() in AUDIO and p.name[0] != ".")
     if not files:
         endings = ", ".join(AUDIO)
-        raise InputError(f"--bank {bank}: no <class>/*({endings}) found; give a folder per class")
+        raise InputError(f"{flag} {bank}: no <class>/*({endings}) found; give a folder per class")
     names = [f"{file.parent.name}/{file.name}" for file in files]
     for name in names:
         flaw = name_flaw(name, path=True)
         if re.search('[;"]', name):
             flaw = "has a quote or semicolon in it"
         if flaw:
-            raise InputError(f"--bank {bank}: {name!r} {flaw}; rename it")
+            raise InputError(f"{flag} {bank}: {name!r} {flaw}; rename it")
     prefixes = [re.match(r"(\d+)-", file.name) for file in files]
     folds = [int(prefix[1]) if prefix else 0 for prefix in prefixes]
     if not all(prefixes):

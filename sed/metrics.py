@@ -7,10 +7,12 @@ Accuracy = (TP + TN) / all, IoU = TP / (TP + FP + FN), F1 = 2 TP / (2 TP + FP + 
 there and nothing was said. No value is ever NaN.
 """
 
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
+from scipy.special import stdtrit
 
 from sed.caches import Cache
 
@@ -147,6 +149,15 @@ def resampled(weights: np.ndarray, values: np.ndarray) -> np.ndarray:
 def interval(draws: np.ndarray) -> np.ndarray:
     """95 % interval (2, M) of draws (D, M)."""
     return np.quantile(draws, [(1 - SHARE) / 2, (1 + SHARE) / 2], axis=0)
+
+
+def student_mean(values: np.ndarray) -> tuple[float, float, float]:
+    """Mean of (S,) and its 95 % interval by Student's t; the ends of one value are NaN."""
+    mean, half = float(values.mean()), math.nan
+    if len(values) > 1:
+        half = stdtrit(len(values) - 1, (1 + SHARE) / 2) * values.std(ddof=1)
+        half = float(half / np.sqrt(len(values)))
+    return mean, mean - half, mean + half
 
 
 def bootstrap_mean(

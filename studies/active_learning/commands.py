@@ -211,7 +211,7 @@ class EvaluateConfig(Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class DrawConfig(Checked):
-    """A small part of CIFAR-10 or CIFAR-100, every class as often, for a computer without a GPU."""
+    """A small part of CIFAR-10 or CIFAR-100, for a computer without a GPU."""
 
     dataset: Literal["cifar10", "cifar100"] = "cifar10"
     """data set"""

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from core.command import needed
 from core.errors import InputError
-from core.files import Kind, new_folder, whole, write_bytes
+from core.files import Kind, made, new_folder, whole, write_bytes
 
 DatasetName = Literal["digits", "cifar10", "cifar100", "fashion-mnist"]
 SIZE = 32  # pixels, of everything but the digits
@@ -120,9 +120,9 @@ def download(file: Official, path: Path) -> None:
 
     InputError where it cannot be had, or is not the official one.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with (
+            made(path.parent),
             urllib.request.urlopen(file.url, timeout=TIMEOUT_S) as answer,
             whole(path) as temporary,
         ):

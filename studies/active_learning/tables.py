@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import stats
 
 from core.names import markdown_table
-from figures.plotting import COLOURS, STYLE, page, write
+from figures.plotting import COLOURS, page, styled, write
+from sed.metrics import student_mean
 
 NAMES = {
     "random": "random",
@@ -78,15 +78,6 @@ def area(accuracy: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return np.trapezoid(accuracy, labels, axis=-1) / (labels[-1] - labels[0])
 
 
-def paired(first: np.ndarray, second: np.ndarray) -> tuple[float, float, float]:
-    """Mean difference of two arrays (S,) and its 95 % interval (Student's t; nan with one seed)."""
-    gap, half = first - second, np.nan
-    mean = float(gap.mean())
-    if len(gap) > 1:
-        half = stats.t.ppf(0.975, len(gap) - 1) * gap.std(ddof=1) / np.sqrt(len(gap))
-    return mean, mean - float(half), mean + float(half)
-
-
 def points(difference: tuple[float, float, float]) -> str:
     """+1.20 [+0.80, +1.60], in percentage points."""
     mean, low, high = (round(100 * value, 2) + 0.0 for value in difference)  # no -0.00
@@ -118,14 +109,13 @@ def difference_table(outcome: Finished) -> str:
     areas = area(outcome.accuracy, outcome.labels)
     base = outcome.of("random")
     for i, name in enumerate(outcome.names):
-        cells = [
-            "" if other == name else points(paired(areas[i], areas[outcome.names.index(other)]))
-            for other in others
-        ]
+        gaps = [areas[i] - areas[outcome.names.index(other)] for other in others]
+        pairs = zip(others, gaps, strict=True)
+        cells = ["" if other == name else points(student_mean(gap)) for other, gap in pairs]
         for cycles in (slice(1, 2), slice(3, None), slice(-1, None)):
             if base[:, cycles].size:
-                means = outcome.accuracy[i][:, cycles].mean(1), base[:, cycles].mean(1)
-                cells.append("" if name == "random" else points(paired(*means)))
+                gap = outcome.accuracy[i][:, cycles].mean(1) - base[:, cycles].mean(1)
+                cells.append("" if name == "random" else points(student_mean(gap)))
             else:  # fewer than four cycles
                 cells.append("")
         rows.append([outcome.spoken(name), *cells])
@@ -152,7 +142,7 @@ def verdict(outcome: Finished) -> str:
     areas = dict(zip(outcome.names, area(outcome.accuracy, outcome.labels), strict=True))
     for name in (name for name in outcome.names if name.startswith("dqn")):
         for other in (other for other in ("random", "margin") if other in areas):
-            _, low, high = gap = paired(areas[name], areas[other])
+            _, low, high = gap = student_mean(areas[name] - areas[other])
             said = "above" if low > 0 else "below" if high < 0 else "cannot be told apart"
             said = "one seed, so nothing is shown" if np.isnan(low) else said
             lines.append(f"- {outcome.spoken(name)} against {other}: area {points(gap)}: {said}")
@@ -214,7 +204,7 @@ def as_dict(outcome: Finished) -> dict[str, Any]:
     by_name = dict(zip(outcome.names, areas, strict=True))
     others = [name for name in ("random", "margin") if name in by_name and outcome.seeds[1:]]
     gaps = {
-        name: {other: paired(mine, by_name[other]) for other in others if other != name}
+        name: {other: student_mean(mine - by_name[other]) for other in others if other != name}
         for name, mine in by_name.items()
     }
     return {
@@ -243,38 +233,34 @@ def as_tsv(outcome: Finished) -> str:
     return "\n".join(lines) + "\n"
 
 
+@styled
 def draw(outcome: Finished, dataset: str, path: Path) -> None:
     """The slides' two figures side by side: accuracy, and the difference to random."""
-    import matplotlib
-
     seeds = len(outcome.seeds)
     title = f"Active learning on {dataset}: {seeds} seed{'s' if seeds > 1 else ''}"
-    with matplotlib.rc_context(STYLE):
-        figure, ((left, right),) = page(title, 1, 2, 6.6)
-        greens = iter(GREENS * (1 + len(outcome.names) // len(GREENS)))
-        base = outcome.of("random")
-        for name, runs in zip(outcome.names, outcome.accuracy, strict=True):
-            colour, marker = LOOKS.get(name) or (next(greens), "*")
-            line = {"color": colour, "marker": marker, "markersize": 6}
-            line["label"] = outcome.spoken(name)
-            if name.startswith("dqn"):
-                line |= {"linewidth": 2.6, "zorder": 3, "markersize": 10}
-            left.plot(outcome.labels, 100 * runs.mean(0), **line)
-            gap = 100 * (runs - base)
-            right.plot(outcome.labels, gap.mean(0), **line)
-            if seeds > 1 and name.startswith("dqn"):
-                pairs = zip(100 * runs.T, 100 * base.T, strict=True)
-                bounds = [paired(*pair)[1:] for pair in pairs]
-                low, high = zip(*bounds, strict=True)
-                right.fill_between(outcome.labels, low, high, color=colour, alpha=0.13, lw=0)
-        left.set_ylabel("Test accuracy (%)")
-        right.set_ylabel("Accuracy minus random's (points)")
-        left.set_title("Accuracy" + (", mean over seeds" if seeds > 1 else ""))
-        band = "; band: 95 % over seeds (DQN)" if seeds > 1 else ""
-        right.set_title(f"Relative to random{band}")
-        for ax in (left, right):
-            ax.set_xlabel("Labelled images")
-            ax.set_xticks(outcome.labels)
-        handles, names = left.get_legend_handles_labels()
-        figure.legend(handles, names, loc="outside lower center", ncols=4)
-        write(figure, path, 90, title)
+    figure, ((left, right),) = page(title, 1, 2, 6.6)
+    greens = iter(GREENS * (1 + len(outcome.names) // len(GREENS)))
+    base = outcome.of("random")
+    for name, runs in zip(outcome.names, outcome.accuracy, strict=True):
+        colour, marker = LOOKS.get(name) or (next(greens), "*")
+        line = {"color": colour, "marker": marker, "markersize": 6}
+        line["label"] = outcome.spoken(name)
+        if name.startswith("dqn"):
+            line |= {"linewidth": 2.6, "zorder": 3, "markersize": 10}
+        left.plot(outcome.labels, 100 * runs.mean(0), **line)
+        gap = 100 * (runs - base)
+        right.plot(outcome.labels, gap.mean(0), **line)
+        if seeds > 1 and name.startswith("dqn"):
+            low, high = np.transpose([student_mean(cycle)[1:] for cycle in gap.T])
+            right.fill_between(outcome.labels, low, high, color=colour, alpha=0.13, lw=0)
+    left.set_ylabel("Test accuracy (%)")
+    right.set_ylabel("Accuracy minus random's (points)")
+    left.set_title("Accuracy" + (", mean over seeds" if seeds > 1 else ""))
+    band = "; band: 95 % over seeds (DQN)" if seeds > 1 else ""
+    right.set_title(f"Relative to random{band}")
+    for ax in (left, right):
+        ax.set_xlabel("Labelled images")
+        ax.set_xticks(outcome.labels)
+    handles, names = left.get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=4)
+    write(figure, path, 90, title)

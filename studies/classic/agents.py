@@ -331,7 +331,8 @@ class DqnLearner:
             beta = anneal(cfg.beta, 1.0, share)
             rows, index, weights = self.replay.draw(cfg.batch, self.rng, beta)
         else:
-            rows, weights = self.replay.sample(cfg.batch, self.rng), 1.0
+            some = min(cfg.batch, len(self.replay))
+            rows, weights = self.replay.sample(some, self.rng), 1.0
         with torch.no_grad():
             online = self.network(rows["next_obs"]) if self.variant.double else None
             target = qlearning.td_target(
@@ -408,7 +409,7 @@ def dqn(
         obs, before = following, clock
         clock = steps if cfg.clock == "steps" else len(episodes)
         bar.update(min(clock, cfg.budget) - before)
-        if len(learner.replay) > cfg.start_steps and len(episodes) >= cfg.start_episodes:
+        if learner.replay.count > cfg.start_steps and len(episodes) >= cfg.start_episodes:
             for _ in range((clock // cfg.train_every - before // cfg.train_every) * cfg.updates):
                 learner.update(clock / cfg.budget)
         if clock // cfg.sync_every > before // cfg.sync_every:
@@ -422,7 +423,7 @@ def dqn(
     return Trained(learner.network, checks.kept, checks.history, episodes)
 
 
-def check_sb3(cfg: DqnSettings, variant: Variant) -> None:
+def check_sb3(cfg: DqnSettings, variant: Variant, report_every: int | None = None) -> None:
     """InputError for what the DQN of stable-baselines3 cannot do: no flag is silently ignored."""
     wrong = {
         "--double, --dueling, --prioritized": variant != Variant(),
@@ -432,6 +433,7 @@ def check_sb3(cfg: DqnSettings, variant: Variant) -> None:
         "--learning.start-episodes": cfg.start_episodes > 0,
         "--learning.train-every that --learning.lanes does not divide": cfg.train_every % cfg.lanes,
         "--learning.epsilon-span above --learning.budget": cfg.epsilon_span > cfg.budget,
+        "--report-every": report_every is not None,
     }
     for flag, given in wrong.items():
         if given:
@@ -449,7 +451,6 @@ def sb3_dqn(
     # It imports the suite, for which the other agents need not wait.
     from studies.gym import without_log
 
-    check_sb3(cfg, Variant())
     sb3 = needed("stable_baselines3", SCRIPT)
     callbacks = needed("stable_baselines3.common.callbacks", SCRIPT)
     envs = needed("stable_baselines3.common.env_util", SCRIPT).make_vec_env(

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from core.command import needed, parse
+from core.command import parse
 from core.errors import InputError
 from core.files import Kind, check_file, keep_apart, made, own_folder, whole, write_text
 from core.names import markdown_table
@@ -34,7 +34,6 @@ from core.stored import read_json, write_json
 from core.versions import versions
 from studies.classic import agents, mdp, policy_search, settings
 from studies.classic.agents import LIMIT, Policy, Report, Trained, Variant
-from studies.classic.mdp import SCRIPT
 from studies.classic.settings import DqnConfig, TrainedConfig, commands
 
 TRAINED = Kind("training of this study", older=(("result.json", "kept"), ("result.json", "seed")))
@@ -200,7 +199,7 @@ def train(cfg: TrainedConfig, progress: bool = True) -> dict[str, Any]:
         if (folder / "result.json").exists() and not cfg.overwrite:
             raise InputError(f"{folder} holds an earlier result; give --overwrite or another --out")
         if isinstance(cfg, DqnConfig) and cfg.library != "own":
-            agents.check_sb3(cfg.learning, cfg.variant)
+            agents.check_sb3(cfg.learning, cfg.variant, cfg.report_every)
         pick_device("cpu", 1)
         began = time.perf_counter()
         outcome = learn(cfg, progress)
@@ -358,15 +357,12 @@ def curve(results: list[dict[str, Any]], every: int) -> tuple[np.ndarray, np.nda
 
 def draw_curves(results: dict[str, list[dict[str, Any]]], path: Path) -> None:
     """One panel a row: every seed thin, their mean thick, one standard deviation shaded."""
-    import matplotlib
-
-    from figures.plotting import COLOURS, STYLE, page, write
+    from figures.plotting import COLOURS, page, write
 
     columns = min(len(results), 4)
     env = next(iter(results.values()))[0]["config"]["env"]
     title = f"{env}: mean return of the greedy policy in 100 validation episodes"
-    with matplotlib.rc_context(STYLE):
-        figure, grid = page(title, -(-len(results) // columns), columns, height=9.0, sharey=True)
+    figure, grid = page(title, -(-len(results) // columns), columns, height=9.0, sharey=True)
     for ax in grid.flat[len(results) :]:
         ax.set_axis_off()
     for ax, (row, found) in zip(grid.flat, results.items(), strict=False):
@@ -381,7 +377,7 @@ def draw_curves(results: dict[str, list[dict[str, Any]]], path: Path) -> None:
         ax.plot(steps / 1000, mean, color=COLOURS["t_adj"])
         mark = solved_mark(env, found[0]["max_steps"])
         ax.axhline(mark, color=COLOURS["t_base"], ls="--", lw=1.2)
-        ax.set_title(row.removesuffix(" settings").replace("stable-baselines3", "SB3"))
+        ax.set_title(row, fontsize=11)
         ax.set_ylim((0, 515) if env == "CartPole-v1" else (-350, 300))
         ax.set_xlim(0, None)
     for ax in grid[:, 0]:
@@ -389,9 +385,6 @@ def draw_curves(results: dict[str, list[dict[str, Any]]], path: Path) -> None:
     note = "thousand steps; thin: seeds (constant after their end), thick: mean, shaded: one"
     figure.supxlabel(f"{note} standard deviation, dashed: solved")
     write(figure, path, 80, f"{env} curves")
-    picture = needed("PIL.Image", SCRIPT).open(path).convert("RGB").quantize(64)
-    with whole(path) as temporary:
-        picture.save(temporary, format="PNG", optimize=True)
 
 
 def train_missing(cfg: TrainedConfig) -> str:
@@ -405,6 +398,8 @@ def train_missing(cfg: TrainedConfig) -> str:
 
 def run_table(cfg: settings.TableConfig) -> None:
     """Train what is missing, then table and figure, in a folder that nobody else writes into."""
+    from figures.plotting import styled  # it imports the suite, as gym.py does
+
     with own_folder(cfg.out, TRAININGS):
         rows = rows_of(cfg)
         missing = [one for each in rows.values() for one in each if not is_there(one)]
@@ -422,7 +417,7 @@ def run_table(cfg: settings.TableConfig) -> None:
             raise InputError(f"{cfg.out} holds no training of the table; leave out --present")
         name = cfg.env.partition("-")[0].lower()
         write_text(cfg.out / f"{name}-table.md", table_of(results))
-        draw_curves(results, cfg.out / f"{name}-curves.png")
+        styled(draw_curves)(results, cfg.out / f"{name}-curves.png")
         print(table_of(results), end="")
         print(f"table: {cfg.out / f'{name}-table.md'}")
 

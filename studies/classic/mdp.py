@@ -215,10 +215,7 @@ def q_learning(
     choice and in the target: r + gamma max over a' of f(Q(s', a'), n(s', a')).
     """
     options = {state: list(actions) for state, actions in env.unwrapped.P.items()}
-    num_actions = 1 + max(action for actions in options.values() for action in actions)
-    q = np.full((len(options), num_actions), -np.inf)
-    for state, actions in options.items():
-        q[state, actions] = 0.0
+    q = np.where(as_mdp(env.unwrapped.P).possible, 0.0, -np.inf)
     visits = np.zeros_like(q)
 
     def hopeful(state: int) -> np.ndarray:

@@ -13,7 +13,7 @@ from torch.nn import functional
 from tqdm import tqdm, trange
 
 from core.command import needed
-from core.settings import Checked, number
+from core.settings import Checked, number, require
 from policy.qlearning import anneal
 from studies.classic import agents
 from studies.classic.agents import Activation, Checking, Policy, Trained
@@ -121,6 +121,14 @@ class ReinforceSettings(Checked):
     """gradient steps at most (None: no limit)"""
     steps: int | None = number(200_000, 1)
     """training steps at most (None: no limit)"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        most = self.episodes * self.max_steps
+        rule = f"{most} or more, which one gradient step can take,"
+        require(self.steps is None or self.steps >= most, self.flag("steps"), rule, self.steps)
+        endless = self.steps is None and self.iterations is None
+        require(not endless, self.flag("steps"), "a number, or --learning.iterations,", "None")
 
 
 def returns_to_go(rewards: np.ndarray, gamma: float) -> np.ndarray:

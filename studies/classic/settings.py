@@ -149,7 +149,7 @@ class QValueIterationConfig(ValueIterationConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class TdConfig(Checked):
-    """TD(0): the values of the random policy, from its steps alone, beside the analytic ones."""
+    """TD(0): values of the random policy from steps alone, beside the analytic ones."""
 
     env: TabularEnv = "three-state"
     """the lecture's MDP, or gymnasium"""

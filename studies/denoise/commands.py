@@ -23,6 +23,7 @@ import torch
 from core.command import parse
 from core.errors import InputError
 from core.files import Kind, check_file, keep_apart, made, own_folder
+from core.names import name_flaw
 from core.processes import ENDS_WITH_PARENT
 from core.settings import from_dict, to_dict
 from core.stored import read_json, write_json
@@ -132,10 +133,12 @@ def unclipped(path: Path, wave: np.ndarray) -> np.ndarray:
 
 def read_clean(cfg: InferConfig, length: int, rate: int) -> np.ndarray:
     """The clean recording at the noisy one's rate; its length may differ a little, and is cut."""
-    clean = data.resampled(*data.read_own(cfg.clean), rate)
+    clean = data.read_wave(cfg.clean, rate)
     if abs(len(clean) - length) > MOST_APART * length:
         apart = f"has {len(clean) / rate:.2f} s, the noisy recording {length / rate:.2f} s"
         raise InputError(f"{cfg.clean}: {apart}; give the recording that the noise was added to")
+    if not clean.any():
+        raise InputError(f"--clean {cfg.clean}: is silent; give the recording without the noise")
     if len(clean) != length:
         print(f"note: measured over the first {min(len(clean), length)} samples of both")
     return clean
@@ -169,29 +172,37 @@ def plan(cfg: SweepConfig) -> list[Planned]:
     """All trainings of the file, checked before the first one starts."""
     try:
         experiments = read_json(cfg.config, "give a list of experiments")["experiments"]
-        names = [one["name"] for one in experiments]
-    except (ValueError, KeyError, TypeError) as error:
+        found = [
+            (
+                str(one["name"]),
+                {"algo": one.get("algo", "ppo"), **one.get("base_args", {})},
+                {name: list(values) for name, values in one.get("sweep_params", {}).items()},
+            )
+            for one in experiments
+        ]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"--config {cfg.config}: not a list of experiments ({error!r})") from None
+    names = [name for name, *_ in found]
     if len(set(names)) < len(names):
         raise InputError(f"--config {cfg.config}: two experiments have the same name")
     planned = []
-    for one in experiments:
-        base = {"algo": one.get("algo", "ppo"), **one.get("base_args", {})}
+    for name, base, grid in found:
+        if flaw := name_flaw(name, path=True):  # it becomes a folder
+            raise InputError(f"--config {cfg.config}: the name {name!r} {flaw}")
         if cfg.features:
             base.setdefault("features", str(cfg.features))
         if cfg.wandb_project:
             base["wandb_project"] = cfg.wandb_project
-        grid = one.get("sweep_params", {})
         for index, values in enumerate(itertools.product(*grid.values())):
             swept = dict(zip(grid, values, strict=True))
             tag = "_".join(f"{key}-{text_of(value)}" for key, value in swept.items()) or "base"
-            folder = cfg.output_root / one["name"] / f"{index:02d}_{tag}"
+            folder = cfg.output_root / name / f"{index:02d}_{tag}"
             given = {**base, **swept, "run": str(folder), "overwrite": True}
             try:
                 training = from_dict(TrainConfig, to_dict(TrainConfig()) | given)
             except InputError as error:
-                raise InputError(f"--config {cfg.config}: {one['name']}: {error}") from None
-            planned.append(Planned(one["name"], swept, training))
+                raise InputError(f"--config {cfg.config}: {name}: {error}") from None
+            planned.append(Planned(name, swept, training))
     return planned
 
 

@@ -31,8 +31,8 @@ from core.names import markdown_table
 from core.settings import to_dict
 from core.stored import read_json, read_npz, write_json
 from core.versions import processor, versions
-from figures.plotting import COLOURS, page, write
-from studies.active_learning.tables import paired
+from figures.plotting import COLOURS, page, styled, write
+from sed.metrics import student_mean
 from studies.denoise import data, denoisers, environment
 from studies.denoise.data import BATCH
 from studies.denoise.environment import JOINT, Chain, Corpus, Reward, worth
@@ -78,6 +78,10 @@ def rounds_of(corpus: Corpus, which: str) -> list[Round]:
             held = folds[(place + shift) % len(folds)]
             train = np.flatnonzero((speaker != name) & (fold != held))
             test = np.flatnonzero((speaker == name) & (fold == held))
+            if not len(train) or not len(test):
+                none = f"no clip {'of' if len(train) else 'without'} speaker {name}"
+                cure = "make the clips with `mix --cells`"
+                raise InputError(f"--features: {none} and fold {held}; {cure}")
             rounds.append(Round(str(name), str(held), train, test))
     return rounds[: len(speakers)] if which == "diagonal" else rounds
 
@@ -238,11 +242,10 @@ def trained(
     agent = environment.Agent(cfg.algo, model.policy, scaler, train.sample_rate, cfg)
     curve = []
 
-    def look(step: int) -> bool:
+    def look(step: int) -> None:
         model.policy.set_training_mode(False)
         with torch.random.fork_rng(devices=[]):
             curve.append((step, float(environment.evaluate(test, cfg, agent.choose).gain.mean())))
-        return False
 
     learn(model, envs, cfg.total_steps, cfg.eval_every, look)
     model.policy.set_training_mode(False)
@@ -328,8 +331,7 @@ def collect(cfg: CrossConfig, corpus: Corpus, rounds: list[Round]) -> list[Row]:
 
 def over_speakers(values: np.ndarray, speaker: np.ndarray) -> tuple[float, float, float]:
     """Mean of the speakers' means of (n,) and its 95 % interval, Student's t over speakers."""
-    means = np.array([values[speaker == name].mean() for name in np.unique(speaker)])
-    return paired(means, np.zeros(len(means)))
+    return student_mean(np.array([values[speaker == name].mean() for name in np.unique(speaker)]))
 
 
 def against(row: Row, other: Row) -> tuple[np.ndarray, np.ndarray]:
@@ -429,6 +431,7 @@ def title_of(row: Row, constant: Row) -> str:
 AGENT_KINDS = ("t_adj", "prob", "supervised", "epsilon")  # of COLOURS
 
 
+@styled
 def draw(rows: list[Row], path: Path) -> None:
     """Left: difference to the constant chain, its interval, the speakers; right: while learning."""
     constant = rows[0]
@@ -448,7 +451,7 @@ def draw(rows: list[Row], path: Path) -> None:
     left.axvline(0, color="black", lw=1)
     left.set_yticks(range(len(others)), [title_of(row, constant) for row in others])
     left.set_xlabel("return minus the constant chain's")
-    left.set_title("line: 95 % over speakers; strokes: speakers", fontsize=11)
+    left.set_title("line: 95 % over speakers; strokes: speakers")
     for row in agents:
         steps, means, low, high = learning(row, constant)
         colour = COLOURS[kinds[row.name]]
@@ -457,7 +460,7 @@ def draw(rows: list[Row], path: Path) -> None:
     right.axhline(0, color="black", lw=1.5, ls="--", label=CONSTANT)
     right.set_xlabel("denoisers applied in training")
     right.set_ylabel("return minus the constant chain's, held-out clips")
-    right.set_title("while learning, 95 % over speakers; nothing is chosen by it", fontsize=11)
+    right.set_title("while learning; band: 95 % over speakers")
     if agents:
         right.legend()
     write(figure, path, 100, "cross-validation of denoising agents")

@@ -20,7 +20,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
 
-import librosa
 import numpy as np
 import soundfile
 import torch
@@ -33,7 +32,7 @@ from core.settings import Checked, number, require
 from core.stored import read_json, read_text, write_json
 from scores.corpora import AUDIO, PEAK, list_bank
 from scores.synthesiser import MAKERS, RATE, synthesise
-from sed.audio import AudioFile, read_samples
+from sed.audio import read_samples, resample
 from studies.denoise import denoisers
 
 META = (
@@ -50,7 +49,7 @@ BATCH = 32
 
 @dataclass(frozen=True, kw_only=True)
 class MixConfig(Checked):
-    """Mix speech with noise at chosen signal-to-noise ratios: <out>/{train,validation,test}."""
+    """Mix speech with noise at chosen signal-to-noise ratios."""
 
     out: Path = Path("data/denoise")
     """folder to write"""
@@ -109,32 +108,19 @@ def read_channels(path: Path) -> tuple[np.ndarray, int]:
         raise InputError(f"{path}: {error}; replace or remove it") from None
 
 
-def read_own(path: Path) -> tuple[np.ndarray, int]:
-    """`read_channels`, mixed to mono: (S,)."""
-    samples, rate = read_channels(path)
-    return samples.mean(axis=1), rate
-
-
-def resampled(wave: np.ndarray, rate: int, wanted: int) -> np.ndarray:
-    """A wave (S,) at another rate, float32."""
-    if rate != wanted:
-        wave = librosa.resample(wave, orig_sr=rate, target_sr=wanted)
-    return wave.astype(np.float32)
-
-
 def read_wave(path: Path, sample_rate: int, speech: bool = False) -> np.ndarray:
     """Mono wave (S,) float32 at `sample_rate`. InputError names an unusable file.
 
     Speech of a lower rate is refused: the band above it would hold noise alone, and a low-pass
     would win.
     """
-    wave, rate = read_own(path)
+    samples, rate = read_channels(path)
     if speech and rate < sample_rate:
         raise InputError(
             f"{path}: has {rate} Hz, but {sample_rate} Hz is wanted: above {rate // 2} Hz there"
             f" would be noise alone; give --sample-rate {rate}"
         )
-    return resampled(wave, rate, sample_rate)
+    return resample(samples.mean(axis=1), rate, sample_rate)
 
 
 class Source(NamedTuple):
@@ -151,7 +137,7 @@ def read_source(source: Source, sample_rate: int, seed: int, speech: bool) -> np
     if isinstance(source.path, Path):
         wave = read_wave(source.path, sample_rate, speech)
     else:
-        wave = resampled(synthesise(seed, *source.path), RATE, sample_rate)
+        wave = resample(synthesise(seed, *source.path), RATE, sample_rate)
     if not wave.any():
         raise InputError(f"{source.name}: is all zero; remove it")
     return wave
@@ -171,7 +157,7 @@ def list_speech(folder: Path | None) -> list[Source]:
 def list_noise(folder: Path | None, seed: int) -> list[Source]:
     """Recordings with class and fold; speech is no noise here."""
     found = []
-    for one in list_bank(folder, seed):
+    for one in list_bank(folder, seed, "--noise"):
         if folder or one.bank_class != "Speech":
             path = one.source if folder else (one.bank_class, one.fold, one.source)
             found.append(Source(one.name, one.bank_class, path, one.fold))
@@ -380,10 +366,11 @@ def read_table(path: Path, needed: tuple[str, ...], cure: str) -> list[dict[str,
         rows = [{k: csv_text(v) if isinstance(v, str) else v for k, v in r.items()} for r in reader]
     except csv.Error as error:
         raise InputError(f"{path}: cannot be read ({error}); {cure}") from None
-    missing = [name for name in needed if name not in (reader.fieldnames or ())]
-    if missing or not rows:
-        what = f"no column {missing[0]}" if missing else "no rows"
-        raise InputError(f"{path}: {what}; {cure}")
+    missing = [f"no column {name}" for name in needed if name not in (reader.fieldnames or ())]
+    short = (f"row {n} has no {k}" for n, row in enumerate(rows, 1) for k in needed if not row[k])
+    what = [*missing, *(() if missing else short), *(() if rows else ["no rows"])]
+    if what:
+        raise InputError(f"{path}: {what[0]}; {cure}")
     return rows
 
 
@@ -392,17 +379,18 @@ MAKE_META = "run: python -m studies.denoise mix"
 
 def read_meta(path: Path) -> list[dict[str, str]]:
     """Rows of a meta.csv; of its columns only those that are used are demanded."""
-    return read_table(path, ("utt_id", "clean_path", "noisy_path", "snr_db"), MAKE_META)
+    rows = read_table(path, ("utt_id", "clean_path", "noisy_path", "snr_db"), MAKE_META)
+    for row in rows:
+        try:
+            float(row["snr_db"])
+        except ValueError as error:
+            raise InputError(f"{path}: snr_db of {row['utt_id']}: {error}") from None
+    return rows
 
 
 def rate_of(table: Path, rows: list[dict[str, str]]) -> int:
     """Sample rate of a table's clips."""
-    path = table.parent / rows[0]["noisy_path"]
-    try:
-        with AudioFile(path) as audio:
-            return audio.sample_rate
-    except ValueError as error:
-        raise InputError(f"{path}: {error}") from None
+    return read_channels(table.parent / rows[0]["noisy_path"])[1]
 
 
 def read_clips(table: Path, rows: list[dict[str, str]], sample_rate: int) -> list[Clip]:

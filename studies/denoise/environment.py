@@ -37,6 +37,7 @@ from core.ranks import pick_device
 from core.settings import Checked, number
 from core.stored import read_json, write_json
 from core.versions import versions
+from sed.audio import resample
 from studies.denoise import data, denoisers
 from studies.denoise.data import MEASURES, NOISY, Clip
 from studies.denoise.denoisers import FEATURES, METHODS, PARAMETERS, STOP
@@ -55,6 +56,7 @@ JOINT: tuple[tuple[int, tuple[float, ...]], ...] = (
     (STOP, (0.0,) * len(PARAMETERS)),
 )
 HURT = 0.05  # of return; a clip that loses more counts as hurt
+NOISEREDUCE_FRAME = 1024  # samples; the package takes none that are fewer
 CLIPPED = 5.0  # standard deviations an observation may lie from the mean
 Algo = Literal["ppo", "ppo-separate", "sac", "td3"]
 Chain = list[tuple[int, tuple[float, float, float]]]  # (method, parameters) of each step
@@ -341,7 +343,7 @@ def run_chains(
             shown = batch
             if seen_rate != sample_rate:
                 pairs = zip(batch.audio.numpy(), batch.lengths, strict=True)
-                own = [data.resampled(wave[:n], sample_rate, seen_rate) for wave, n in pairs]
+                own = [resample(wave[:n], sample_rate, seen_rate) for wave, n in pairs]
                 shown = denoisers.batch_of(own)
             seen = denoisers.features(shown, seen_rate).numpy()
             choices, params = choose(memory.observe(seen, rms, max_steps), step)
@@ -396,7 +398,11 @@ def noisereduce_waves(corpus: Corpus, stationary: bool, share: float) -> list[np
     """What the package noisereduce makes of the noisy clips; `share` is its prop_decrease."""
     options = {"sr": corpus.sample_rate, "stationary": stationary, "prop_decrease": share}
     reduce_noise = partial(needed("noisereduce", SCRIPT).reduce_noise, **options)
-    return [reduce_noise(y=clip.noisy).astype(np.float32) for clip in corpus.clips]
+    waves = []
+    for noisy in (clip.noisy for clip in corpus.clips):
+        padded = np.pad(noisy, (0, max(0, NOISEREDUCE_FRAME - len(noisy))))
+        waves.append(reduce_noise(y=padded)[: len(noisy)].astype(np.float32))
+    return waves
 
 
 def told(chain: Chain) -> str:
@@ -511,13 +517,6 @@ def evaluate(corpus: Corpus, task: Reward, choose: Chooser) -> Evaluation:
     """Every clip once."""
     noisy = [clip.noisy for clip in corpus.clips]
     return judged(corpus, task, *run_chains(noisy, corpus.sample_rate, task.max_steps, choose))
-
-
-def part_of(model: Any, name: str) -> Any:
-    """A part of a model by stable-baselines3's dotted name, e.g. actor.optimizer."""
-    for word in name.split("."):
-        model = getattr(model, word)
-    return model
 
 
 def make_model(cfg: Any, envs: DenoiseVectorEnv) -> Any:

@@ -1,5 +1,6 @@
 """Commands' settings of the denoising study."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -90,8 +91,8 @@ class TrainConfig(Reward):
     @property
     def validation(self) -> Path:
         """Table of the validation clips."""
-        beside = self.features.parent.with_name("validation") / self.features.name
-        return self.validation_features or beside
+        beside = self.features.parent / ".." / "validation" / self.features.name
+        return self.validation_features or Path(os.path.normpath(beside))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,7 +22,7 @@ from core.files import Kind, check_file, keep_apart, own_folder, write_text, wri
 from core.names import markdown, markdown_table
 from core.stored import read_json, write_json
 from core.versions import processor, versions
-from figures.plotting import COLOURS, page, write
+from figures.plotting import COLOURS, page, styled, write
 from sed.metrics import DRAWS, bootstrap_mean
 from studies.denoise import data, denoisers, environment
 from studies.denoise.cross import said
@@ -66,6 +66,8 @@ def read_corpus(cfg: MetricsConfig) -> Corpus:
         rows = [rows[i] for i in sorted(chosen)]
     sample_rate = data.rate_of(cfg.meta, rows)
     clips = data.read_clips(cfg.meta, rows, sample_rate)
+    if all(clip.reference is None for clip in clips):
+        raise InputError(f"{cfg.meta}: no clip is long enough for STOI, there is nothing to judge")
     scores = data.measure(clips, [clip.noisy for clip in clips], sample_rate)
     return Corpus(clips, np.zeros((len(clips), 0), np.float32), scores, sample_rate)
 
@@ -223,6 +225,7 @@ def verdict(rows: list[Row], found: dict[str, Numbers]) -> list[str]:
     return lines
 
 
+@styled
 def draw_boxes(rows: list[Row], corpus: Corpus, folder: Path) -> None:
     """One figure a measure: all clips, and each ratio."""
     panels = {"all clips": np.ones(len(corpus.clips), bool)}
@@ -235,7 +238,7 @@ def draw_boxes(rows: list[Row], corpus: Corpus, folder: Path) -> None:
             boxes = ax.boxplot(
                 [column[np.isfinite(column)] for column in values],
                 orientation="horizontal",
-                tick_labels=[row.name for row in reversed(rows)],
+                manage_ticks=False,  # the panels share them
                 patch_artist=True,
                 flierprops={"markersize": 2},
                 medianprops={"color": "black"},
@@ -244,9 +247,11 @@ def draw_boxes(rows: list[Row], corpus: Corpus, folder: Path) -> None:
                 box.set_facecolor(COLOURS[FILL[row.kind]])
             ax.set_title(title)
             ax.set_xlabel(TITLES[name])
+        axes[0, 0].set_yticks(range(1, 1 + len(rows)), [row.name for row in reversed(rows)])
         write(figure, folder / f"{name}.png", 100, "box plots of denoised clips")
 
 
+@styled
 def draw_gaps(rows: list[Row], found: dict[str, Numbers], folder: Path) -> None:
     """Difference to the constant chain with intervals."""
     told = [row for row in reversed(rows) if found[row.name].versus is not None]
@@ -264,7 +269,7 @@ def draw_gaps(rows: list[Row], found: dict[str, Numbers], folder: Path) -> None:
         ax.axvline(0, color="black", lw=1)
         ax.set_yticks(range(len(told)), [row.name for row in told])
         ax.set_xlabel(TITLES[name])
-    axes[0, 0].set_title(f"lines: 95 % of {DRAWS:,} bootstraps of noise recordings", fontsize=11)
+    axes[0, 0].set_title(f"lines: 95 % of {DRAWS:,} bootstraps of noise recordings")
     write(figure, folder / "gaps.png", 100, "differences to the constant chain")
 
 
@@ -277,6 +282,7 @@ def chain_on_validation(run: Path, chain: Chain, task: Reward) -> float | None:
     return float(environment.evaluate(corpus, task, environment.constant(chain)).gain.mean())
 
 
+@styled
 def draw_curves(entrants: dict[str, list[Path]], folder: Path, constant: float | None) -> None:
     """Validation gain of every run over the steps of its training, and the constant chain's."""
     figure, ((ax,),) = page("Gain on the validation clips while training", 1, 1, 5.0)

@@ -7,6 +7,7 @@ Shapes: L lanes, D numbers of an observation
 
 A run can stop between two updates only: after PPO's update on a rollout, after a tick of SAC or
 TD3. There it is looked at and saved, so that a resumed run equals an uninterrupted one bit for bit.
+A run is stopped there too, saved without a look.
 """
 
 import json
@@ -57,11 +58,15 @@ def plain(value: float) -> float | None:
 
 
 def learn(
-    model: Any, envs: DenoiseVectorEnv, total: int, every: int, look: Callable[[int], bool]
+    model: Any,
+    envs: DenoiseVectorEnv,
+    total: int,
+    every: int,
+    look: Callable[[int], None],
+    ends: Callable[[], bool] = lambda: False,
 ) -> bool:
-    """Train until `total` steps; `look(step)` every so many, between updates; True ends it.
-
-    Returns whether it came to its end.
+    """Train until `total` steps, `look(step)` every so many; `ends()`, asked between two updates,
+    ends it earlier. Returns whether it came to its end.
     """
     callbacks = needed("stable_baselines3.common.callbacks", SCRIPT)
     begin = model.num_timesteps
@@ -73,7 +78,8 @@ def learn(
         def _on_rollout_start(self) -> None:
             if model.num_timesteps >= state["due"]:
                 state["due"] = (model.num_timesteps // every + 1) * every
-                state["stopped"] = look(model.num_timesteps)
+                look(model.num_timesteps)
+            state["stopped"] = model.num_timesteps > begin and ends()
 
         def _on_step(self) -> bool:
             bar.update(envs.num_envs)
@@ -86,12 +92,12 @@ def learn(
 
 def snapshot(model: Any, envs: DenoiseVectorEnv) -> dict[str, Any]:
     """Everything that the next step depends on, as tensors, numbers and text."""
-    names, variables = model._get_torch_save_params()
+    _, variables = model._get_torch_save_params()
     lanes, random = envs.lanes, np.random.get_state()  # noqa: NPY002 (stable-baselines3 draws from it)
     seeds = {"lanes": envs.np_random, "actions": model.action_space.np_random}
     content = {
-        "weights": {name: environment.part_of(model, name).state_dict() for name in names},
-        "variables": {name: environment.part_of(model, name).detach() for name in variables},
+        "weights": model.get_parameters(),
+        "variables": {name: getattr(model, name).detach() for name in variables},
         "steps": model.num_timesteps,
         "updates": model._n_updates,
         "episodes": getattr(model, "_episode_num", 0),
@@ -118,10 +124,9 @@ REPLAY = ("observations", "next_observations", "actions", "rewards", "dones", "t
 
 def restore(model: Any, envs: DenoiseVectorEnv, content: dict[str, Any]) -> None:
     """Inverse of `snapshot`, on a new model and new lanes of the same settings."""
-    for name, weights in content["weights"].items():
-        environment.part_of(model, name).load_state_dict(weights)
+    model.set_parameters(content["weights"])
     for name, value in content["variables"].items():
-        environment.part_of(model, name).data.copy_(value)
+        getattr(model, name).data.copy_(value)
     model.num_timesteps, model._n_updates = content["steps"], content["updates"]
     model._last_obs = content["seen"].numpy()
     model._last_episode_starts = content["starts"].numpy()
@@ -164,7 +169,8 @@ def reopen(cfg: TrainConfig) -> dict[str, Any] | None:
     if path.exists() and not (cfg.resume or cfg.overwrite):
         raise InputError(f"{cfg.folder} holds a stopped run; give --resume or --overwrite")
     if contents(cfg.folder) and not (path.exists() or cfg.overwrite):
-        raise InputError(f"{cfg.folder} holds a run; give --overwrite or another --run")
+        done = "finished " * (cfg.folder / "metrics.json").exists()
+        raise InputError(f"{cfg.folder} holds a {done}run; give --overwrite or another --run")
     if not cfg.resume:
         return None
     if not path.exists():
@@ -197,13 +203,26 @@ def train(cfg: TrainConfig) -> int:
         else:
             restore(model, envs, stored)
             history = [Watch(int(step), *row) for step, *row in stored["history"]]
-            spent = history[-1].seconds if history else 0.0
+            spent = stored.get("spent") or (history[-1].seconds if history else 0.0)
         received = catch_signals()
-        clock = {"looking": 0.0, "began": time.process_time()}
+        clock = {"looking": 0.0, "began": time.process_time(), "saved": 0}
 
-        def look(step: int) -> bool:
-            began = time.process_time()
-            seconds = spent + began - clock["began"] - clock["looking"]
+        def learned() -> float:
+            return spent + time.process_time() - clock["began"] - clock["looking"]
+
+        def save() -> None:
+            rows = [[float(value) for value in watch] for watch in history]
+            content = {"settings": json.dumps(settings_of(cfg)), "history": rows}
+            content["spent"], clock["saved"] = learned(), model.num_timesteps
+            write_checkpoint(cfg.folder / "last.pt", content | snapshot(model, envs))
+
+        def ends() -> bool:
+            if received:
+                save()
+            return bool(received)
+
+        def look(step: int) -> None:
+            began, seconds = time.process_time(), learned()
             model.policy.set_training_mode(False)
             with torch.random.fork_rng(devices=[]):
                 found = environment.evaluate(validation, cfg, agent.choose)
@@ -217,9 +236,6 @@ def train(cfg: TrainConfig) -> int:
                 environment.save_agent(cfg.folder, model, agent, about)
             history.append(watch)
             write_csv(cfg.folder / "history.csv", Watch._fields, [w._asdict() for w in history])
-            rows = [[float(value) for value in watch] for watch in history]
-            content = {"settings": json.dumps(settings_of(cfg)), "history": rows}
-            write_checkpoint(cfg.folder / "last.pt", content | snapshot(model, envs))
             if wandb is not None:
                 wandb.log(watch._asdict(), step=step)
             tqdm.write(
@@ -227,10 +243,10 @@ def train(cfg: TrainConfig) -> int:
                 f" {recent:+.3f}, validation gain {gain:+.4f}, SI-SDR {watch.si_sdr:.2f} dB"
             )
             clock["looking"] += time.process_time() - began
-            return bool(received)
+            save()
 
-        if not learn(model, envs, cfg.total_steps, cfg.eval_every, look):
-            print(f"stopped and saved after {history[-1].step} steps; to go on, run:")
+        if not learn(model, envs, cfg.total_steps, cfg.eval_every, look, ends):
+            print(f"stopped and saved after {clock['saved']} steps; to go on, run:")
             print(f"  {resume_command()}")
             return 128 + received[0]
         if not history or history[-1].step < model.num_timesteps:

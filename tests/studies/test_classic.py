@@ -309,6 +309,16 @@ def test_checks_keep_the_best_and_stop(monkeypatch):
     assert checks.kept["bias"].tolist() == [300.0, 300.0]  # of equals the latest
 
 
+@pytest.mark.parametrize("variant", [Variant(), Variant(prioritized=True)])
+def test_a_replay_smaller_than_a_batch_and_the_start_is_learned_from(variant):
+    """`dqn --learning.replay 200`, exercise 6 of the page, never began to learn."""
+    cfg = dataclasses.replace(TINY, replay=40)
+    envs = agents.make_envs("CartPole-v1", cfg.lanes, cfg.max_steps)
+    before = agents.DqnLearner(envs, cfg, variant, 0).network.state_dict()
+    after = agents.dqn("CartPole-v1", cfg, variant, 0, SOON).network.state_dict()
+    assert not any(torch.equal(value, after[name]) for name, value in before.items())
+
+
 def test_stable_baselines3_trains_the_same_network():
     pytest.importorskip("stable_baselines3")
     cfg = dataclasses.replace(TINY, epsilon_span=400)
@@ -320,6 +330,8 @@ def test_stable_baselines3_trains_the_same_network():
         agents.check_sb3(commands(["--settings", "lecture"])["dqn"].learning, Variant())
     with pytest.raises(InputError, match="--double"):
         agents.check_sb3(TINY, Variant(double=True))
+    with pytest.raises(InputError, match="--report-every"):
+        agents.check_sb3(cfg, Variant(), 20)
 
 
 # ---------------------------------------------------------------------------- files and commands

@@ -139,6 +139,12 @@ def test_silence_and_short_clips(length):
         assert denoisers.si_sdr(batch.audio, batch).isfinite().all()
 
 
+def test_noisereduce_takes_a_clip_shorter_than_its_frame(corpus):
+    short = corpus._replace(clips=[corpus.clips[0]._replace(noisy=corpus.clips[0].noisy[:50])])
+    (wave,) = environment.noisereduce_waves(short, False, 1.0)
+    assert wave.shape == (50,) and np.isfinite(wave).all()
+
+
 def test_a_clip_in_a_batch_is_as_if_alone():
     waves = [noisy_speech(seconds, seed=i)[1] for i, seconds in enumerate((1.0, 0.4, 0.73))]
     batch = batch_of(waves)
@@ -319,9 +325,23 @@ def test_mistakes_are_one_line(data, tmp_path):
         mixtures.mix(MixConfig(out=tmp_path / "new", clean=tmp_path / "one"))
     with pytest.raises(InputError, match=r"studies\.denoise features"):
         environment.load_corpus(tmp_path / "features.csv")
+    (tmp_path / "meta.csv").write_text("utt_id,clean_path,noisy_path,snr_db\na,b.wav\n")
+    with pytest.raises(InputError, match=r"meta\.csv: row 1 has no noisy_path; run: "):
+        mixtures.read_meta(tmp_path / "meta.csv")
+    soundfile.write(tmp_path / "b.wav", np.ones(800) / 2, RATE)
+    (tmp_path / "meta.csv").write_text("utt_id,clean_path,noisy_path,snr_db\na,b.wav,b.wav,5\n")
+    with pytest.raises(InputError, match=r"meta\.csv: no clip is long enough for STOI"):
+        table.read_corpus(MetricsConfig(meta=tmp_path / "meta.csv"))
+    (tmp_path / "meta.csv").write_text("utt_id,clean_path,noisy_path,snr_db\na,b.wav,c.wav,5dB\n")
+    with pytest.raises(InputError, match=r"meta\.csv: snr_db of a: .*'5dB'"):
+        mixtures.read_meta(tmp_path / "meta.csv")
+    with pytest.raises(InputError, match=r"--noise .*nowhere: no <class>"):
+        mixtures.list_noise(tmp_path / "nowhere", 0)
+    here = TrainConfig(features=Path("features.csv"))  # in the folder of the training clips
+    assert here.validation == Path("../validation/features.csv")
     with pytest.raises(InputError, match="speaker_id"):
-        table = data / "train" / "features.csv"
-        training.train(small(data, tmp_path / "run", validation_features=table))
+        own = data / "train" / "features.csv"
+        training.train(small(data, tmp_path / "run", validation_features=own))
 
 
 def test_nothing_of_others_is_removed(data, runs, tmp_path):
@@ -578,9 +598,10 @@ def weights_of(run: Path) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("algo", ALGOS)
 def test_a_resumed_run_equals_an_uninterrupted_one(algo, data, tmp_path, monkeypatch, capsys):
-    """Bit for bit, also where the replay is full and exploration draws random actions."""
-    sizes = {"algo": algo, "total_steps": 24, "random_steps": 12, "replay": 16}
-    looks = iter([*range(1, 4)] * 2)
+    """Bit for bit, also where the replay is full, exploration draws random actions, and no look
+    was due where it stopped."""
+    sizes = {"algo": algo, "total_steps": 32, "random_steps": 12, "replay": 24}
+    looks = iter([*range(1, 5)] * 2)
     real = environment.evaluate
 
     def better_each_time(*args):  # so that the last weights are the kept ones
@@ -590,18 +611,26 @@ def test_a_resumed_run_equals_an_uninterrupted_one(algo, data, tmp_path, monkeyp
     monkeypatch.setattr(environment, "evaluate", better_each_time)
     training.train(small(data, tmp_path / "straight", **sizes))
     broken = small(data, tmp_path / "broken", **sizes)
-    monkeypatch.setattr(training, "catch_signals", lambda: [15])  # stopped after every look
+    received, ticks = [], []
+    real_step = DenoiseVectorEnv.step
+
+    def step(envs, actions):  # a signal comes in the third tick of every start
+        ticks.append(envs)
+        received.extend([15] * (len(ticks) == 3))
+        return real_step(envs, actions)
+
+    monkeypatch.setattr(DenoiseVectorEnv, "step", step)
+    monkeypatch.setattr(training, "catch_signals", lambda: ticks.clear() or received)
     program = importlib.util.find_spec("studies.denoise.__main__")  # as by `python -m`
     monkeypatch.setattr(sys.modules["__main__"], "__spec__", program)
     monkeypatch.setattr(sys, "argv", [program.origin, "train", "--run", "a b", "--overwrite"])
-    for _ in range(2):
+    again = "\n  python -m studies.denoise train --run 'a b' --resume\n"
+    for steps in (16,) if algo.startswith("ppo") else (12, 24):
         assert training.train(broken) == 128 + 15
-        assert (
-            "\n  python -m studies.denoise train --run 'a b' --resume\n" in capsys.readouterr().out
-        )
-        assert (tmp_path / "broken" / "last.pt").exists()
+        assert f"saved after {steps} steps; to go on, run:{again}" in capsys.readouterr().out
         broken = dataclasses.replace(broken, resume=True)
-    training.train(broken)
+        received.clear()
+    assert training.train(broken) == 0
     rows = []
     for name in ("straight", "broken"):
         with open(tmp_path / name / "history.csv", newline="") as stream:
@@ -614,10 +643,13 @@ def test_a_resumed_run_equals_an_uninterrupted_one(algo, data, tmp_path, monkeyp
     assert not (tmp_path / "broken" / "last.pt").exists()
 
 
-def test_what_cannot_be_resumed_is_refused(data, tmp_path, monkeypatch):
+def test_what_cannot_be_resumed_is_refused(data, runs, tmp_path, monkeypatch):
     cfg = small(data, tmp_path / "run")
     with pytest.raises(InputError, match="leave out --resume"):
         training.train(dataclasses.replace(cfg, resume=True))
+    shutil.copytree(runs["ppo"], tmp_path / "done")
+    with pytest.raises(InputError, match="holds a finished run; give --overwrite"):
+        training.train(small(data, tmp_path / "done", resume=True))
     monkeypatch.setattr(training, "catch_signals", lambda: [15])
     assert training.train(cfg) == 128 + 15
     with pytest.raises(InputError, match="--overwrite"):
@@ -750,7 +782,7 @@ def test_infer_keeps_the_inputs_rate(runs, tmp_path, capsys):
 def test_the_policys_features_are_those_of_its_own_rate():
     """A chain that looks at the features sees the same of 8 kHz and of the same at 16 kHz."""
     _, noisy = noisy_speech(1.5)
-    wide = mixtures.resampled(noisy, RATE, 2 * RATE)
+    wide = mixtures.resample(noisy, RATE, 2 * RATE)
     shown = []
 
     def choose(raw, step):
@@ -795,6 +827,9 @@ def test_a_clean_recording_of_slightly_other_length_is_cut(runs, tmp_path, capsy
     soundfile.write(tmp_path / "clean.wav", clean[: len(clean) // 2], RATE)
     (tmp_path / "out.wav").unlink()
     with pytest.raises(InputError, match=r"clean\.wav"):
+        infer(*given)
+    soundfile.write(tmp_path / "clean.wav", np.zeros(len(clean)), RATE)
+    with pytest.raises(InputError, match=r"clean\.wav: is silent"):
         infer(*given)
 
 
@@ -849,6 +884,14 @@ def test_sweep_goes_on_where_it_was(data, tmp_path, monkeypatch):
     path.write_text(json.dumps({"experiments": [one | {"base_args": {"total_step": 1}}]}))
     with pytest.raises(InputError, match="did you mean 'total_steps'"):
         commands.sweep(cfg)
+    for more, said in (
+        ({"name": "../elsewhere"}, "'../elsewhere' leads out of its folder"),
+        ({"sweep_params": {"stoi_weight": 10.0}}, "'float' object is not iterable"),
+        ({"base_args": [1]}, "not a list of experiments"),
+    ):
+        path.write_text(json.dumps({"experiments": [one | more]}))
+        with pytest.raises(InputError, match=said):
+            commands.sweep(cfg)
 
 
 def test_a_mistake_ends_with_one_line(run_module):

@@ -204,3 +204,17 @@ def test_tables_without_folds_are_refused(tmp_path, corpus):
     clips = [clip._replace(row={**clip.row, "fold": ""}) for clip in corpus[0].clips]
     with pytest.raises(InputError, match="mix --cells"):
         cross.rounds_of(corpus[0]._replace(clips=clips), "all")
+
+
+@pytest.mark.parametrize(
+    ("kept", "said"),
+    [
+        ({("11", "1"), ("12", "1"), ("12", "2")}, "no clip of speaker 11 and fold 2"),
+        ({("11", "1"), ("11", "2"), ("12", "1")}, "no clip without speaker 11 and fold 1"),
+    ],
+)
+def test_a_round_without_clips_is_refused(kept, said, corpus):
+    """As of a split of `mix`, which is no table of cells."""
+    clips = [c for c in corpus[0].clips if (c.row["speaker_id"], c.row["fold"]) in kept]
+    with pytest.raises(InputError, match=f"--features: {said}; make the clips with `mix --cells`"):
+        cross.rounds_of(corpus[0]._replace(clips=clips), "all")
