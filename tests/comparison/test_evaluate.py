@@ -95,8 +95,9 @@ def never_act(network):
     network.head[2].bias[10] = 1
 
 
-def run_evaluate(caches, run, **changes):
-    evaluate.main(EvaluateConfig(**({"cache": caches, "run": run, "device": "cpu"} | changes)))
+def run_evaluate(caches, run=None, **changes):
+    given = {"cache": caches, "device": "cpu"} | ({"run": run} if run else {}) | changes
+    evaluate.main(EvaluateConfig(**given))
     return json.loads((changes.get("out", run) / "results.json").read_text())
 
 
@@ -324,13 +325,11 @@ def test_a_bare_state_dict_is_read_by_its_preset(caches, cache, tmp_path):
     network = QNetwork(bandit, Network()).eval()
     path = tmp_path / "dqn_threshold.pt"
     torch.save(network.state_dict(), path)
-    results = run_evaluate(
-        caches, tmp_path / "none", checkpoint=path, preset="original", out=tmp_path / "out"
-    )
+    results = run_evaluate(caches, checkpoint=path, preset="original", out=tmp_path / "out")
     assert results["policy"] == {"source": "state dict", "preset": "original"}
     expected = greedy_actions(network, to_device(cache, bandit, CPU), bandit, 256)
     with np.load(tmp_path / "out" / "decisions.npz") as arrays:
         assert np.array_equal(arrays["action"], expected.numpy())
     with pytest.raises(InputError, match="neither a checkpoint of this suite nor"):
         torch.save({"weights": torch.zeros(1)}, path)
-        run_evaluate(caches, tmp_path / "none", checkpoint=path, out=tmp_path)
+        run_evaluate(caches, checkpoint=path, out=tmp_path)
