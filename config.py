@@ -653,7 +653,8 @@ class EvaluateConfig(Script):
         require(apart, self.flag("out"), "given together with --checkpoint", self.out)
         usual = self.PRESETS[self.preset].get("run", type(self).run)
         run = None if self.run == usual else self.run
-        require(not (self.checkpoint and run), "run", "left out with --checkpoint", run)
+        given = run is not None and run != type(self).run  # in Python a preset sets no run
+        require(not (self.checkpoint and given), "run", "left out with --checkpoint", run)
         unused = {"checkpoint": self.checkpoint, "full": self.full, "run": run}
         for name, value in unused.items() if self.compare else ():
             require(not value, name, "left out with --compare", value)
