@@ -1,10 +1,8 @@
 """The 20 real DESED clips with scores of the DCASE 2023 baseline: 5-fold by clip, scores only.
 
 Run:    python -m studies.dcase [DATA]
-        python -m studies.dcase quick [DATA]    # minutes: see below
 Reads:  DATA/dcase2023_baseline/ (default: SED_SHARED_DATA or ../shared/data)
-Writes: cache/dcase/, runs/dcase/<queries>/{results.json, table.md, table.tex, pairs.csv, events/};
-        with `quick` runs/dcase-quick/all/
+Writes: cache/dcase/, runs/dcase/<queries>/{results.json, table.md, table.tex, pairs.csv, events/}
 
 Every clip is decided by rules and policies that never saw it (crossval.py). Rules are tuned on 20
 divisions into five folds; learned rows take the first division and three seeds, trained on present
@@ -12,7 +10,6 @@ pairs, the preset `best` once for present and once for all pairs, as the rules a
 nothing, recalibrated from policy/pretrained.pt, and that file as it is, without any label. 16 clips
 are a gradient step or two a pass, so policies make as many passes as their floor of steps asks for.
 Nothing was tried out here, but for the pretrained file: a first version was judged on these clips.
-`quick`: all pairs, rules on 5 divisions, the policies over events.
 There is no audio, so the loudness is 1 everywhere. 20 clips are few: read the intervals.
 """
 
@@ -67,16 +64,11 @@ def make_cache(data: Path) -> list[str]:
 
 def main(args: list[str]) -> None:
     """Cache, trainings, rules, tables."""
-    quick = args[:1] == ["quick"]
-    names = make_cache(data_folder(args[quick:], "dcase2023_baseline"))
-    out, count, tables = ROOT / "runs" / "dcase", DIVISIONS, ["present", "all"]
+    names = make_cache(data_folder(args, "dcase2023_baseline"))
     learned = [*LEARNED, *crossval.pretrained_rows()]
-    if quick:
-        out, count, tables = ROOT / "runs" / "dcase-quick", 5, ["all"]
-        learned = [one for one in learned if one.cfg.method == "events"]
-    divisions = [draw_parts([[name] for name in names], FOLDS, seed) for seed in range(count)]
-    study = Study(HOME / crossval.SPLIT, out, divisions, SEEDS, PROCESSES)
-    crossval.cross_validate(study, learned, tables)
+    divisions = [draw_parts([[name] for name in names], FOLDS, seed) for seed in range(DIVISIONS)]
+    study = Study(HOME / crossval.SPLIT, ROOT / "runs" / "dcase", divisions, SEEDS, PROCESSES)
+    crossval.cross_validate(study, learned, ["present", "all"])
 
 
 if __name__ == "__main__":
