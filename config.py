@@ -653,8 +653,8 @@ class EvaluateConfig(Script):
         require(apart, self.flag("out"), "given together with --checkpoint", self.out)
         usual = self.PRESETS[self.preset].get("run", type(self).run)
         run = None if self.run == usual else self.run
-        given = run is not None and run != type(self).run  # in Python a preset sets no run
-        require(not (self.checkpoint and given), "run", "left out with --checkpoint", run)
+        fits = not self.checkpoint or self.run in (usual, type(self).run)  # as nobody gave it
+        require(fits, "run", "left out with --checkpoint", run)
         unused = {"checkpoint": self.checkpoint, "full": self.full, "run": run}
         for name, value in unused.items() if self.compare else ():
             require(not value, name, "left out with --compare", value)

@@ -4,4 +4,5 @@ import sys
 
 from core.command import space_bars
 
-space_bars(sys.argv[:1] == ["-m"])
+if sys.argv[:1] == ["-m"]:  # `python -m` is about to run a program of ours
+    space_bars()

@@ -347,12 +347,18 @@ def run_script(cls: type | dict[str, Any], main: Callable[[Any], int | None]) ->
     run_main(lambda: main(_parsed.pop() if _parsed else parse(cls)))
 
 
+def started_module() -> str | None:
+    """The module that `python -m` has started, e.g. studies.classic; None: a script was started."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    if spec is None or spec.origin is None or Path(spec.origin) != Path(sys.argv[0]):
+        return None
+    return spec.name.removesuffix(".__main__")
+
+
 def program() -> str:
     """What the user started: `DQN.py`, or `python -m studies.classic`."""
-    started, spec = Path(sys.argv[0]), getattr(sys.modules["__main__"], "__spec__", None)
-    if spec is None or spec.origin is None or Path(spec.origin) != started:
-        return started.name
-    return f"python -m {spec.name.removesuffix('.__main__')}"
+    name = started_module()
+    return f"python -m {name}" if name else Path(sys.argv[0]).name
 
 
 def run_main(main: Callable[[], int | None], ends: bool = True) -> None:
@@ -369,13 +375,10 @@ def run_main(main: Callable[[], int | None], ends: bool = True) -> None:
         guarded(main, ends)
 
 
-def space_bars(program: bool = True) -> None:
-    """Progress bars in a log show a line a minute, where a program of ours runs.
-
-    tqdm reads this when it is imported, so it comes first: a package of programs asks in its
-    __init__.py, where the command line of `python -m` says whether one of them will run.
-    """
-    if program and not sys.stderr.isatty():
+def space_bars() -> None:
+    """Progress bars in a log show a line a minute. tqdm reads this when it is imported, so it comes
+    first: a package of programs calls it in its __init__.py, before `python -m` runs one."""
+    if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_MININTERVAL", "60")
         os.environ.setdefault("TQDM_MINITERS", "1")  # else its monitor adds lines of its own
 

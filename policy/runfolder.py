@@ -22,6 +22,7 @@ import torch
 
 from config import Bandit, TrainConfig
 from core import ranks, tensors
+from core.command import started_module
 from core.errors import InputError, WriteError
 from core.files import Kind, own_folder, remove_ours, whole, write_text, writing
 from core.settings import MOST_LANES, from_dict, to_dict
@@ -363,9 +364,8 @@ def differences(old: dict, new: dict, prefix: str = "") -> list[tuple[str, Any, 
 def resume_command(processes: int = 1) -> str:
     """The command line of this run with --resume; of several machines, that of each of them."""
     words = [word for word in sys.argv if word not in ("--resume", "--overwrite")]
-    spec = getattr(sys.modules["__main__"], "__spec__", None)
-    if spec and spec.origin == words[0]:  # started by `python -m`
-        words[:1] = ["-m", spec.name.removesuffix(".__main__")]
+    if name := started_module():
+        words[:1] = ["-m", name]
     start = ["python"]
     if processes > 1:
         here = int(os.environ.get("LOCAL_WORLD_SIZE", processes))
