@@ -13,10 +13,10 @@ All rules are tuned for one operating point, on one grid of thresholds, by tryin
 - `all`: macro F1, the mean over classes of the F1 of a class's frames in all clips together. Needs
   a cache of all pairs.
 
-Who is judged by events is tuned for events: cSEBBs and the median filter once more for event F1,
-intersection F1 and, over all pairs, each PSDS; the two older rules, which rank nothing over clips,
-for event F1 and intersection F1 (`tune_settings`, `tune_slopes`). Over all pairs the kinds that a
-tag gate may help are tuned once more behind it: on a cache whose closed pairs are silent.
+Who is judged by events is tuned for events: every kind with a filter or durations once more for
+event F1 and intersection F1, and on raw scores over all pairs cSEBBs and the median filter for each
+PSDS too; the other kinds rank nothing over clips. Over all pairs the kinds that a tag gate may help
+are tuned once more behind it: on a cache whose closed pairs are silent.
 
 A rule has a setting for each class, and one for all classes together, which a class falls back on
 that is not in the training clips. Of equally good settings the first of the grid wins: the lowest
@@ -62,6 +62,7 @@ SLOPE_S = (0.3, 0.6)  # length of the step filter that finds slopes
 RISES = FALLS = (0.03, 0.1, 0.3)  # least change of the score over it
 HIGHS = (0.4, 0.8)  # a score that is on without a slope
 THINNED = 8  # hysteresis: every 8th threshold, besides the best plain thresholds
+THINNED_EVENTS = 16  # the same where events are counted, which takes longer
 
 
 class Rule(NamedTuple):
@@ -286,34 +287,35 @@ def in_frames(seconds: np.ndarray | float, frame_s: np.ndarray) -> np.ndarray:
     return seconds / frame_s - 1e-6
 
 
-def count_durations(
-    aim: Objective, runs: Runs, frame_s: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """True positives and frames on, (P, K), of runs under all minimum durations."""
-    tp, on = [], []
+def under_durations(runs: Runs, frame_s: np.ndarray) -> Iterator[tuple[Setting, Runs]]:
+    """Runs under every pair of minimum durations."""
     for min_off in MIN_OFF_S:
         closed = filled(runs, in_frames(min_off, frame_s)) if min_off else runs
         for min_on in MIN_ON_S:
             kept = long_enough(closed, in_frames(min_on, frame_s)) if min_on else closed
-            true = aim.before[kept.end] - aim.before[kept.begin]
-            tp.append(np.bincount(kept.pair, true, len(frame_s)))
-            on.append(np.bincount(kept.pair, kept.end - kept.begin, len(frame_s)))
-    return np.stack(tp, axis=1), np.stack(on, axis=1)
+            yield {"min_off_s": min_off, "min_on_s": min_on}, kept
 
 
-def hysteresis_steps(plain: dict[str, Any]) -> list[tuple[int, int]]:
-    """(onset, offset) by index into the grid: all equal ones, then those of a thinned grid.
+def count_runs(aim: Objective, runs: Runs) -> tuple[np.ndarray, np.ndarray]:
+    """True positives and frames on, (P, 1)."""
+    counts = aim.before[runs.end] - aim.before[runs.begin], runs.end - runs.begin
+    tp, on = (np.bincount(runs.pair, x, len(aim.cache.pairs))[:, None] for x in counts)
+    return tp, on
 
-    The thinned grid has the best plain thresholds (parameters of the plain rule) in it.
-    """
+
+def hysteresis_levels(plain: dict[str, Any], thinned: int) -> list[int]:
+    """Thresholds by index into the grid: every so many, and the best plain ones (parameters of the
+    plain rule)."""
     best = [plain["fallback"], *plain["classes"].values()]
     levels = {int(np.searchsorted(GRID, np.float32(setting["t"]))) for setting in best}
-    levels = sorted(levels | set(range(0, len(GRID), THINNED)))
-    return [(k, k) for k in range(len(GRID))] + [(a, b) for a in levels for b in levels if b < a]
+    return sorted(levels | set(range(0, len(GRID), thinned)))
 
 
-def tune_hysteresis(aim: Objective, on: str) -> dict[str, Any]:
-    """Best onset and offset threshold and minimum durations of each class.
+def tune_hysteresis(
+    on: str, aim: Objective, events: "EventObjective | None" = None
+) -> dict[str, dict[str, Any]]:
+    """Best onset and offset threshold and minimum durations of each class, as `tune_settings` has
+    them; it ranks nothing: no PSDS.
 
     Never worse on the training clips than the best plain threshold, which is among the settings.
     """
@@ -325,18 +327,29 @@ def tune_hysteresis(aim: Objective, on: str) -> dict[str, Any]:
     fresh[cache.offsets[:-1]] = True
     at = np.append(np.flatnonzero(fresh), len(cell))
     cell, offsets = cell[at[:-1]], np.searchsorted(at, cache.offsets)
-    settings, values = [], []
-    for onset, offset in hysteresis_steps(tune_thresholds(aim, on)):
+    plain = tune_thresholds(aim, on)
+    levels = hysteresis_levels(plain, THINNED)
+    steps = [(k, k) for k in range(len(GRID))] + [(a, b) for a in levels for b in levels if b < a]
+    few = set(hysteresis_levels(plain, THINNED_EVENTS)) if events else set()
+    found = {"": ([], []), **{name: ([], []) for name in (EVENT_F1 if events else ())}}
+    for onset, offset in steps:
         runs = runs_between(cell > onset, cell <= offset, offsets)
         runs = runs._replace(begin=at[runs.begin], end=at[runs.end])
-        values.append(aim.values(*count_durations(aim, runs, frame_s)))
         both = {"onset": float(GRID[onset]), "offset": float(GRID[offset])}
-        settings += [
-            both | {"min_off_s": min_off, "min_on_s": min_on}
-            for min_off in MIN_OFF_S
-            for min_on in MIN_ON_S
-        ]
-    return aim.tune(settings, np.hstack(values))
+        settings, every = zip(*under_durations(runs, frame_s), strict=True)
+        settings = [both | setting for setting in settings]
+        counts = zip(*(count_runs(aim, kept) for kept in every), strict=True)
+        found[""][0].extend(settings)
+        found[""][1].append(aim.values(*map(np.hstack, counts)))
+        if events and {onset, offset} <= few:
+            for setting, kept in zip(settings, every, strict=True):
+                for name, value in events.of_runs(kept).items():
+                    found[name][0].append(setting)
+                    found[name][1].append(value)
+    return {
+        name: (events if name else aim).tune(settings, np.hstack(values))
+        for name, (settings, values) in found.items()
+    }
 
 
 # ---------------------------------------------------------------------------- slopes
@@ -367,27 +380,20 @@ def runs_of_slopes(
 
 
 def tune_slopes(
-    aim: Objective, on: str, events: "EventObjective | None" = None
+    on: str, aim: Objective, events: "EventObjective | None" = None
 ) -> dict[str, dict[str, Any]]:
     """Best settings of the slope rule, as `tune_settings` has them; it ranks nothing: no PSDS."""
-    cache, score, num_pairs = aim.cache, aim.cache.signals[on], len(aim.cache.pairs)
+    cache, score = aim.cache, aim.cache.signals[on]
     settings, values = [], {"": []}
     values |= {name: [] for name in (EVENT_F1 if events else ())}
     for slope_s in SLOPE_S:
-        slope = slopes(cache, score, np.full(num_pairs, slope_s))
+        slope = slopes(cache, score, np.full(len(cache.pairs), slope_s))
         for rise, fall, high in product(RISES, FALLS, HIGHS):
             settings.append({"slope_s": slope_s, "rise": rise, "fall": fall, "high": high})
             runs = runs_of_slopes(cache, score, slope, rise, fall, high)
-            true = aim.before[runs.end] - aim.before[runs.begin]
-            counts = (true, runs.end - runs.begin)
-            tp, frames = (np.bincount(runs.pair, x, num_pairs)[:, None] for x in counts)
-            values[""].append(aim.values(tp, frames))
-            if events:
-                first = cache.offsets[runs.pair]
-                ends = runs.begin - first, runs.end - first
-                regions = events.of_boxes(PairBoxes(runs.pair, *ends, np.ones(len(first))))
-                for name in EVENT_F1:  # on at every threshold
-                    values[name].append(events.values(regions, name)[:, :1])
+            values[""].append(aim.values(*count_runs(aim, runs)))
+            for name, value in (events.of_runs(runs) if events else {}).items():
+                values[name].append(value)
     return {
         name: (events if name else aim).tune(settings, np.hstack(found))
         for name, found in values.items()
@@ -464,6 +470,13 @@ class EventObjective:
         which = self.clip[boxes.pair], self.label[boxes.pair]
         return self.sweep.of_boxes(*(part[some] for part in (*which, *times, level)))
 
+    def of_runs(self, runs: Runs) -> dict[str, np.ndarray]:
+        """(C + 1, 1) of each class, then of all, by metric; runs are on at every threshold."""
+        first = self.cache.offsets[runs.pair]
+        ends = runs.begin - first, runs.end - first
+        regions = self.of_boxes(PairBoxes(runs.pair, *ends, np.ones(len(first))))
+        return {name: self.values(regions, name)[:, :1] for name in EVENT_F1}
+
     def of_signal(self, score: np.ndarray) -> Regions:
         """A signal (N,) with the number of thresholds below it as level."""
         level = below(score).astype(np.float64)
@@ -523,7 +536,8 @@ def tune_settings(
     The threshold of a rule tuned for PSDS, which ranks and decides nothing, is that of the highest
     intersection F1 under the same setting.
     """
-    metrics = [] if events is None else EVENT_F1 if kind == "z-score" else events.metrics
+    few = kind == "z-score" or on != "d_raw"
+    metrics = [] if events is None else EVENT_F1 if few else events.metrics
     settings, point, values = [], [], {name: [] for name in metrics}
     boxed = kind == "csebbs"
     for setting, found in SEARCHED[kind](aim.cache, on):
@@ -726,10 +740,9 @@ def rules_of_settings(
     name: str, kind: str, on: str, aim: Objective, events: EventObjective | None
 ) -> list[Rule]:
     """A kind of rule, tuned for the operating point, and with `events` for each event metric."""
-    tuned = (
-        tune_slopes(aim, on, events) if kind == "slope" else tune_settings(kind, on, aim, events)
-    )
-    point, *others = tuned.items()
+    of_runs = {"slope": tune_slopes, "hysteresis": tune_hysteresis}
+    tune = of_runs.get(kind) or partial(tune_settings, kind)
+    point, *others = tune(on, aim, events).items()
     rules = [tuned_rule(f"{name} on {on}", kind, on, point[1])]
     short = name.removesuffix(" + threshold")
     for metric, params in others:
@@ -769,7 +782,9 @@ TUNED_FOR_EVENTS = {
     "median": "median + threshold",
     "z-score": "z-score + threshold",
     "slope": "slope",
+    "hysteresis": "hysteresis",
 }
+EVENTS_ON = ("d_raw", "d_adj")  # signals of these
 
 
 class Tuning(NamedTuple):
@@ -781,11 +796,9 @@ class Tuning(NamedTuple):
 
     def part(self, kind: str, on: str) -> list[Rule]:
         """The rules of one kind on one signal."""
-        events = self.events if on == "d_raw" else None
+        events = self.events if on in EVENTS_ON else None
         if kind in TUNED_FOR_EVENTS:
             return rules_of_settings(TUNED_FOR_EVENTS[kind], kind, on, self.aim, events)
-        if kind == "hysteresis":
-            return [tuned_rule(f"hysteresis on {on}", kind, on, tune_hysteresis(self.aim, on))]
         if kind == "threshold":
             return threshold_rules(self.aim, on)
         return [constant_action(self.aim, self.bandit)]

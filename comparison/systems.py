@@ -43,7 +43,7 @@ from sed.provenance import held_against, origin_of
 from sed.timeline import Event, frames_to_events, label_frames
 
 BASE, GATED = "T_base", "behind the gate"
-LIST = 2  # of rules: those of another list, kept beside a table, are tuned again
+LIST = 3  # of rules: those of another list, kept beside a table, are tuned again
 
 
 class Member(NamedTuple):

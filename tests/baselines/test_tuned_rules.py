@@ -4,6 +4,7 @@ import itertools
 import json
 import statistics
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from unittest import mock
 
@@ -418,16 +419,17 @@ SMALL = {
     "FALLS": (0.12, 0.31),
     "HIGHS": (0.35, 0.7),
     "THINNED": 1,
+    "THINNED_EVENTS": 1,
     "FILTERS_S": (0.1, 0.2),
     "MERGE": {"difference": (0.15, 0.3), "ratio": (2.0,)},
 }
 TUNE = {
     "threshold": tuned_rules.tune_thresholds,
     "median": lambda aim, on: tuned_rules.tune_settings("median", on, aim)[""],
-    "hysteresis": tuned_rules.tune_hysteresis,
+    "hysteresis": lambda aim, on: tuned_rules.tune_hysteresis(on, aim)[""],
     "csebbs": lambda aim, on: tuned_rules.tune_settings("csebbs", on, aim)[""],
     "z-score": lambda aim, on: tuned_rules.tune_settings("z-score", on, aim)[""],
-    "slope": lambda aim, on: tuned_rules.tune_slopes(aim, on)[""],
+    "slope": lambda aim, on: tuned_rules.tune_slopes(on, aim)[""],
 }
 
 
@@ -479,7 +481,7 @@ def test_more_freedom_is_never_worse_on_the_training_clips(tmp_path, point, seed
             per_class,
             tuned_rules.tuned_rule("m", "median", "d_raw", TUNE["median"](aim, "d_raw")),
             tuned_rules.tuned_rule(
-                "h", "hysteresis", "d_raw", tuned_rules.tune_hysteresis(aim, "d_raw")
+                "h", "hysteresis", "d_raw", tuned_rules.tune_hysteresis("d_raw", aim)[""]
             ),
         )
     }
@@ -537,7 +539,7 @@ def with_durations(cache):
     return replace(cache, clips=clips)
 
 
-@pytest.mark.parametrize("kind", ["median", "csebbs", "z-score", "slope"])
+@pytest.mark.parametrize("kind", ["median", "csebbs", "z-score", "slope", "hysteresis"])
 @settings(max_examples=15, deadline=None)
 @given(CACHES)
 def test_tuned_for_events_is_the_best_of_all_settings(kind, cache):
@@ -545,10 +547,9 @@ def test_tuned_for_events_is_the_best_of_all_settings(kind, cache):
     cache = with_durations(cache)
     with mock.patch.multiple(tuned_rules, **SMALL):
         aims = Objective(cache, "present"), tuned_rules.EventObjective(cache)
-        if kind == "slope":
-            found = tuned_rules.tune_slopes(aims[0], "d_raw", aims[1])
-        else:
-            found = tuned_rules.tune_settings(kind, "d_raw", *aims)
+        of_runs = {"slope": tuned_rules.tune_slopes, "hysteresis": tuned_rules.tune_hysteresis}
+        tune = of_runs.get(kind) or partial(tuned_rules.tune_settings, kind)
+        found = tune("d_raw", *aims)
         tried = small_settings(kind)
         f1 = []
         for setting in tried:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="module", autouse=True)  # not longer: tests elsewhere need a public folder
 def nothing_left_behind(tmp_path_factory):
     """Unless told otherwise, each training of stable-baselines3 leaves the folder of a log."""
     home = tmp_path_factory.mktemp("temporary")
