@@ -28,7 +28,8 @@ BEST := --preset best --run runs/$(DEMO)-best
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
 
-# `best` trains beside the slides' policy, one core each; its log is shown when it has ended.
+# `best` has the second core: trained, evaluated and drawn beside the slides' policy, in a process
+# group of its own, which ends with this one; its log is shown when it has ended.
 demo: $(STAMP)  ## the whole path on a small built-in corpus; SEED=1 makes another one
 	@start=$$SECONDS
 	set -x
@@ -37,17 +38,21 @@ demo: $(STAMP)  ## the whole path on a small built-in corpus; SEED=1 makes anoth
 	$(PY) preprocess.py --preset demo --corpus data/$(DEMO) $(CACHE_FLAG)
 	$(PY) preprocess.py --preset demo --corpus data/$(DEMO) --pairs all --cache cache/$(DEMO)-all
 	mkdir -p runs
-	$(PY) DQN.py $(BEST) --cache cache/$(DEMO)-all --overwrite --seed $(SEED) > runs/$(DEMO)-best.log 2>&1 &
-	{ best=$$!; trap 'kill $$best 2> /dev/null || :' EXIT; } 2>/dev/null
+	{ set -m; } 2>/dev/null
+	{
+		$(PY) DQN.py $(BEST) --cache cache/$(DEMO)-all --overwrite --seed $(SEED)
+		$(PY) evaluate.py $(BEST) --cache cache/$(DEMO)
+		$(PY) visualize.py $(BEST) --cache cache/$(DEMO)
+		$(PY) evaluate.py $(BEST) --cache cache/$(DEMO)-all --out runs/$(DEMO)-best/all
+	} > runs/$(DEMO)-best.log 2>&1 &
+	{ best=$$!; trap 'kill -- -$$best 2> /dev/null || :' EXIT; set +m; } 2>/dev/null
 	$(PY) DQN.py --preset demo --overwrite --seed $(SEED) $(CACHE_FLAG) $(RUN_FLAG)
 	$(PY) evaluate.py --preset demo $(CACHE_FLAG) $(RUN_FLAG)
 	$(PY) visualize.py --preset demo $(CACHE_FLAG) $(RUN_FLAG)
 	{ ended=0; wait $$best || ended=$$?; } 2>/dev/null
 	cat runs/$(DEMO)-best.log
 	{ [ $$ended = 0 ] || exit $$ended; } 2>/dev/null
-	$(PY) evaluate.py $(BEST) --cache cache/$(DEMO)
 	$(PY) visualize.py $(BEST) --cache cache/$(DEMO) --html --beside runs/$(DEMO)
-	$(PY) evaluate.py $(BEST) --cache cache/$(DEMO)-all --out runs/$(DEMO)-best/all
 	{ set +x; } 2>/dev/null
 	echo
 	echo "demo: $$((SECONDS - start)) s in all"
