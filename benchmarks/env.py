@@ -23,6 +23,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
+from core.command import parse_first, run_script
+
+if __name__ == "__main__":  # before torch, which takes seconds to import
+    parse_first(__doc__)
+
 import numpy as np
 import torch
 
@@ -34,19 +39,18 @@ if absent:
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
-import gymnasium  # noqa: E402
-from corpora import write_cache  # noqa: E402
+import gymnasium
+from corpora import write_cache
 
-from benchmarks.speed import text  # noqa: E402
-from config import TrainConfig  # noqa: E402
-from core.command import plain_words, run_main  # noqa: E402
-from core.names import markdown_table  # noqa: E402
-from DQN import Trainer  # noqa: E402
-from policy.apply import greedy_actions  # noqa: E402
-from policy.bandit import decide, thresholds, to_device  # noqa: E402
-from sed.caches import Cache, load_cache  # noqa: E402
-from sed.metrics import mean_f1  # noqa: E402
-from studies.gym import (  # noqa: E402
+from benchmarks.speed import text
+from config import TrainConfig
+from core.names import markdown_table
+from DQN import Trainer
+from policy.apply import greedy_actions
+from policy.bandit import decide, thresholds, to_device
+from sed.caches import Cache, load_cache
+from sed.metrics import mean_f1
+from studies.gym import (
     ThresholdEnv,
     ThresholdEnvConfig,
     ThresholdVectorEnv,
@@ -201,4 +205,4 @@ def main(args: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    run_main(lambda: main(plain_words(__doc__)))
+    run_script(__doc__, main)

@@ -19,26 +19,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-from scipy.ndimage import gaussian_filter1d
-
-from config import Signal
-from core.command import run_script
-from core.files import keep_apart, new_folder
-from core.processes import num_workers
+from core.command import parse_first, run_script
 from core.settings import Checked, number, to_dict
-from core.stored import file_sha256, write_json
-from preprocess import CLIPS_PER_SHARD
-from scores.corpora import in_parallel
-from scores.synthesiser import HABITS
-from sed.caches import CACHE, FORMAT, ClipRecord, Pair, config_key_of, write_shard
-from sed.labels import read_labels
-from sed.signals import VERSION as FORMULAS
-from sed.signals import compute_signals, min_max
-from sed.timeline import Event, classes_of, frame_edges, label_frames
-
-CLASSES = tuple(HABITS)
-STEADY = {name for name, habit in HABITS.items() if habit.full}  # they often fill the clip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +47,29 @@ class SimulateConfig(Checked):
     """timelines and signals"""
     workers: int | None = number(None, 1)
     """processes (default: all cores)"""
+
+
+if __name__ == "__main__":  # before torch, which takes seconds to import
+    parse_first(SimulateConfig)
+
+import numpy as np
+from scipy.ndimage import gaussian_filter1d
+
+from config import Signal
+from core.files import keep_apart, new_folder
+from core.processes import num_workers
+from core.stored import file_sha256, write_json
+from preprocess import CLIPS_PER_SHARD
+from scores.corpora import in_parallel
+from scores.synthesiser import HABITS
+from sed.caches import CACHE, FORMAT, ClipRecord, Pair, config_key_of, write_shard
+from sed.labels import read_labels
+from sed.signals import VERSION as FORMULAS
+from sed.signals import compute_signals, min_max
+from sed.timeline import Event, classes_of, frame_edges, label_frames
+
+CLASSES = tuple(HABITS)
+STEADY = {name for name, habit in HABITS.items() if habit.full}  # they often fill the clip
 
 
 def random_events(rng: np.random.Generator, clip_s: float) -> list[Event]:

@@ -32,36 +32,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-import soundfile
-import torch
-
-from benchmarks import naive, simulate_cache
 from config import Bandit, Learning, Network, TrainConfig
-from core.command import run_script
-from core.errors import InputError
-from core.files import Kind, keep_apart, own_folder, write_text
-from core.names import markdown_table
-from core.processes import num_cores
-from core.ranks import pick_device
+from core.command import parse_first, run_script
 from core.settings import Checked, number
-from core.versions import processor
-from DQN import QNetwork, Trainer, learner_of
-from policy.apply import greedy_actions
-from policy.bandit import make_states, to_device
-from policy.device import fastest_batch, wait
-from scores.score_files import write_archive
-from sed.caches import Cache, load_cache
-from sed.event_metrics import KINDS, event_counts
-from sed.timeline import ClipScores, Event, frame_edges, write_labels
 
-ROOT = Path(__file__).resolve().parent.parent
-
-CPU = torch.device("cpu")
-MEASURED = Kind("folder of measurements", older=(("speed.json", "machine"), ("speed.json", "rows")))
-SLIDES = {"train": 28_592, "validation": 5_570, "frames": 500}
-# Epsilon falls from 1 to 0.05 over 70 % of the episodes: Simpson's rule over the fall, then 30 %.
-EPSILONS = {1.0: 0.7 / 6, 0.525: 0.7 * 4 / 6, 0.05: 0.7 / 6 + 0.3}
+SECTIONS = ("start", "preprocess", "events", "compare", "memory", "detect", "acting")
+SECTIONS += ("training", "gpu")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +76,38 @@ class SpeedConfig(Checked):
     def network(self) -> Network:
         """The slides' network, or a tiny one."""
         return Network(hidden=8, heads=2) if self.quick else Network()
+
+
+if __name__ == "__main__":  # before torch, which takes seconds to import
+    parse_first(SpeedConfig)
+
+import numpy as np
+import soundfile
+import torch
+
+from benchmarks import naive, simulate_cache
+from core.errors import InputError
+from core.files import Kind, keep_apart, own_folder, write_text
+from core.names import markdown_table
+from core.processes import num_cores
+from core.ranks import pick_device
+from core.versions import processor
+from DQN import QNetwork, Trainer, learner_of
+from policy.apply import greedy_actions
+from policy.bandit import make_states, to_device
+from policy.device import fastest_batch, wait
+from scores.score_files import write_archive
+from sed.caches import Cache, load_cache
+from sed.event_metrics import KINDS, event_counts
+from sed.timeline import ClipScores, Event, frame_edges, write_labels
+
+ROOT = Path(__file__).resolve().parent.parent
+
+CPU = torch.device("cpu")
+MEASURED = Kind("folder of measurements", older=(("speed.json", "machine"), ("speed.json", "rows")))
+SLIDES = {"train": 28_592, "validation": 5_570, "frames": 500}
+# Epsilon falls from 1 to 0.05 over 70 % of the episodes: Simpson's rule over the fall, then 30 %.
+EPSILONS = {1.0: 0.7 / 6, 0.525: 0.7 * 4 / 6, 0.05: 0.7 / 6 + 0.3}
 
 
 class Row(NamedTuple):
@@ -588,17 +596,13 @@ def detecting(cfg: SpeedConfig) -> list[Row]:
     return [row("detect", what, middle, "<= 8 ms", "15 to 19 ms", note)]
 
 
-SECTIONS: dict[str, Callable[[SpeedConfig], list[Row]]] = {
-    "start": start,
-    "preprocess": preprocessing,
-    "events": events,
-    "compare": comparing,
-    "memory": memory,
-    "detect": detecting,
-    "acting": acting,
-    "training": training,
-    "gpu": gpu,
-}
+MEASURE: dict[str, Callable[[SpeedConfig], list[Row]]] = dict(
+    zip(
+        SECTIONS,
+        (start, preprocessing, events, comparing, memory, detecting, acting, training, gpu),
+        strict=True,
+    )
+)
 ON_SLIDES = ("memory", "acting", "training", "gpu")  # need a cache of that shape
 
 
@@ -649,10 +653,10 @@ def main(cfg: SpeedConfig) -> None:
                 print("gpu: no CUDA device; there, run: python -m benchmarks.speed --sections gpu")
                 continue
             began = time.perf_counter()
-            found = SECTIONS[name](cfg)
+            found = MEASURE[name](cfg)
             print(f"{name}: {time.perf_counter() - began:.0f} s\n{markdown(found)}\n", flush=True)
             rows = [one for one in rows if one.section != name] + found
-            rows.sort(key=lambda one: list(SECTIONS).index(one.section))
+            rows.sort(key=lambda one: SECTIONS.index(one.section))
             report = setting | {"rows": [one._asdict() for one in rows]}
             write_text(cfg.out / "speed.json", json.dumps(report, indent=1))
             write_text(cfg.out / "speed.md", f"{head}\n\n{markdown(rows)}\n")

@@ -11,7 +11,7 @@ import ast
 import functools
 from pathlib import Path
 
-from core.command import plain_words, run_main
+from core.command import run_script
 from core.errors import InputError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -134,4 +134,4 @@ def main(args: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    run_main(lambda: main(plain_words(__doc__)))
+    run_script(__doc__, main)

@@ -294,24 +294,18 @@ def answer_about(args: list[str], help_of: Callable[[], str]) -> None:
         sys.exit(0)
 
 
-def plain_words(text: str) -> list[str]:
-    """The command line of a script without flags; `--help` prints `text`, its docstring.
-
-    Raises InputError for a flag.
-    """
-    args = sys.argv[1:]
-    answer_about(args, lambda: text.strip())
-    check_known(args, ())
-    return args
-
-
-def parse(cls: type | dict[str, Any], args: list[str] | None = None) -> Any:
+def parse(cls: type | dict[str, Any] | str, args: list[str] | None = None) -> Any:
     """Command line -> config. Raises InputError for a bad flag or value and a flag given twice.
 
     A dictionary is a script with several commands: the first word says which class is meant. An
-    instance in place of a class holds the defaults.
+    instance in place of a class holds the defaults. A text is the docstring of a script without
+    flags, which is given its words.
     """
     args = sys.argv[1:] if args is None else args
+    if isinstance(cls, str):
+        answer_about(args, cls.strip)
+        check_known(args, ())
+        return args
     answer_about(args, lambda: help_text(cls, args))
     given = cls
     if isinstance(cls, dict):
@@ -331,7 +325,9 @@ def parse(cls: type | dict[str, Any], args: list[str] | None = None) -> Any:
 _parsed: list[Any] = []  # by `parse_first`, for `run_script`
 
 
-def parse_first(cls: type | dict[str, Any], answer: Callable[[Any], bool] | None = None) -> None:
+def parse_first(
+    cls: type | dict[str, Any] | str, answer: Callable[[Any], bool] | None = None
+) -> None:
     """Parse the command line of a script that is run, before it imports torch, which takes seconds:
     help, mistakes, and what `answer` does (True: all is done) end here."""
 
@@ -342,7 +338,7 @@ def parse_first(cls: type | dict[str, Any], answer: Callable[[Any], bool] | None
     run_main(parsed, ends=False)
 
 
-def run_script(cls: type | dict[str, Any], main: Callable[[Any], int | None]) -> None:
+def run_script(cls: type | dict[str, Any] | str, main: Callable[[Any], int | None]) -> None:
     """Run with the parsed command line."""
     run_main(lambda: main(_parsed.pop() if _parsed else parse(cls)))
 
@@ -368,19 +364,13 @@ def run_main(main: Callable[[], int | None], ends: bool = True) -> None:
     """
     if os.environ.pop(ENDS_WITH_PARENT, None):
         end_with(os.getppid())
-    space_bars()
     with ExitStack() as log:
         if not sys.stderr.isatty():
+            # Bars in a log show a line a minute. tqdm reads this when it is imported.
+            os.environ.setdefault("TQDM_MININTERVAL", "60")
+            os.environ.setdefault("TQDM_MINITERS", "1")  # else its monitor adds lines of its own
             log.enter_context(redirect_stderr(BarLines(sys.stderr)))
         guarded(main, ends)
-
-
-def space_bars() -> None:
-    """Progress bars in a log show a line a minute. tqdm reads this when it is imported, so it comes
-    first: a package of programs calls it in its __init__.py, before `python -m` runs one."""
-    if not sys.stderr.isatty():
-        os.environ.setdefault("TQDM_MININTERVAL", "60")
-        os.environ.setdefault("TQDM_MINITERS", "1")  # else its monitor adds lines of its own
 
 
 class BarLines:

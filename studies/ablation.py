@@ -19,6 +19,11 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+from core.command import parse_first, run_script
+
+if __name__ == "__main__":  # before torch, which takes seconds to import
+    parse_first(__doc__)
+
 import numpy as np
 import torch
 from torch import nn
@@ -27,7 +32,6 @@ from tqdm import tqdm
 from comparison.scoring import TITLES, counts_of, event_row, event_tasks, headline, spread
 from comparison.systems import Member, System, scored_boxes
 from config import ScorersConfig, Signal
-from core.command import plain_words, run_main
 from core.errors import InputError
 from core.files import scratch_folder, whole, write_text
 from core.names import markdown_table
@@ -342,4 +346,4 @@ def main(args: list[str]) -> None:
 
 if __name__ == "__main__":
     os.chdir(ROOT)
-    run_main(lambda: main(plain_words(__doc__)))
+    run_script(__doc__, main)

@@ -25,7 +25,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-from core.command import plain_words, run_main
+from core.command import run_script
 from core.errors import InputError
 from core.processes import ENDS_WITH_PARENT
 from core.stored import read_json
@@ -253,4 +253,4 @@ def main(args: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    run_main(lambda: main(plain_words(__doc__)))
+    run_script(__doc__, main)

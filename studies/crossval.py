@@ -19,14 +19,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import numpy as np
-from tqdm import tqdm
-
-import DQN
-import preprocess
-from baselines import tuned_rules
-from comparison import scoring, systems
-from comparison.systems import BASE, GATED, Member, System
 from config import (
     PRETRAINED,
     SUPERVISED,
@@ -36,21 +28,11 @@ from config import (
     PresetName,
     TrainConfig,
 )
-from core.command import run_script
-from core.errors import InputError
-from core.files import Kind, keep_apart, own_folder, write_text
+from core.command import parse_first, run_script
 from core.processes import num_workers, process_pool
-from core.ranks import ALONE, pick_device
 from core.settings import Checked, config_key, number
-from core.stored import file_sha256, read_json, write_json
-from policy import gate, runfolder
-from sed.caches import Cache, load_cache
-from sed.splits import draw_parts, groups_of, read_list
 
 SPLIT = "train"  # folder of the cache, which holds all clips
-CROSSVAL = Kind("cross-validation")
-SHIPPED = Path("runs/pretrained/best.pt")
-MARK = "crossval.json"  # of a finished run folder: what it was trained on, and how
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +91,30 @@ class CrossvalConfig(Checked):
             allow_missing=self.allow_missing,
             workers=num_workers(self.workers),
         )
+
+
+if __name__ == "__main__":  # before torch, which takes seconds to import
+    parse_first(CrossvalConfig)
+
+import numpy as np
+from tqdm import tqdm
+
+import DQN
+import preprocess
+from baselines import tuned_rules
+from comparison import scoring, systems
+from comparison.systems import BASE, GATED, Member, System
+from core.errors import InputError
+from core.files import Kind, keep_apart, own_folder, write_text
+from core.ranks import ALONE, pick_device
+from core.stored import file_sha256, read_json, write_json
+from policy import gate, runfolder
+from sed.caches import Cache, load_cache
+from sed.splits import draw_parts, groups_of, read_list
+
+CROSSVAL = Kind("cross-validation")
+SHIPPED = Path("runs/pretrained/best.pt")
+MARK = "crossval.json"  # of a finished run folder: what it was trained on, and how
 
 
 class Learned(NamedTuple):

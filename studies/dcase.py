@@ -16,9 +16,13 @@ There is no audio, so the loudness is 1 everywhere. 20 clips are few: read the i
 import os
 from pathlib import Path
 
+from core.command import parse_first, run_script
+
+if __name__ == "__main__":  # before torch, which takes seconds to import
+    parse_first(__doc__)
+
 import preprocess
 from config import Learning, Network, PreprocessConfig, TrainConfig
-from core.command import plain_words, run_main
 from scores.score_files import open_scores
 from sed.labels import read_labels
 from sed.splits import draw_parts
@@ -73,4 +77,4 @@ def main(args: list[str]) -> None:
 
 if __name__ == "__main__":
     os.chdir(ROOT)
-    run_main(lambda: main(plain_words(__doc__)))
+    run_script(__doc__, main)

@@ -32,16 +32,52 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from config import Bandit, Device, Learning, Network, Script
+from core.command import needed, parse_first, run_script
+from core.settings import number, split_name, to_dict
+
+
+@dataclass(frozen=True, kw_only=True)
+class ThresholdEnvConfig(Script):
+    """Train the DQN of stable-baselines3 on a cache, then the before/after table."""
+
+    cache: Path = Path("cache")
+    """folder of the caches"""
+    train_split: str = split_name("train")
+    """cache to train on and to tune the baselines on"""
+    split: str = split_name("validation")
+    """cache to report on"""
+    out: Path = Path("runs/sb3")
+    """folder of model.zip and results.json"""
+    overwrite: bool = False
+    """replace an earlier result"""
+    policy: Literal["mlp", "qnetwork"] = "mlp"
+    """network: two layers of 64, or that of DQN.py"""
+    steps: int = number(20_000, 1)
+    """training frames of all lanes"""
+    all_frames: bool = False
+    """visit frames outside the boundary too"""
+    seed: int = number(0, 0)
+    """weights, exploration, replay, order of pairs"""
+    device: Device = "auto"
+    """auto: CUDA if present"""
+    threads: int = number(1, 1)
+    """CPU threads"""
+    bandit: Bandit = field(default_factory=Bandit)
+    network: Network = field(default_factory=Network)
+    learning: Learning = field(default_factory=Learning)
+
+
+if __name__ == "__main__":  # before torch, which takes seconds to import
+    parse_first(ThresholdEnvConfig)
+
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from config import Bandit, Device, Learning, Network, Script
-from core.command import needed, run_script
 from core.errors import InputError
 from core.files import Kind, keep_apart, own_folder, write_together
 from core.ranks import pick_device
-from core.settings import number, split_name, to_dict
 from core.stored import write_json
 from core.versions import made_with
 from DQN import QNetwork
@@ -425,37 +461,6 @@ def qnetwork_kwargs(bandit: Bandit, network: Network) -> dict[str, Any]:
             return self.trunk(states)
 
     return {"features_extractor_class": Trunk, "net_arch": []}
-
-
-@dataclass(frozen=True, kw_only=True)
-class ThresholdEnvConfig(Script):
-    """Train the DQN of stable-baselines3 on a cache, then the before/after table."""
-
-    cache: Path = Path("cache")
-    """folder of the caches"""
-    train_split: str = split_name("train")
-    """cache to train on and to tune the baselines on"""
-    split: str = split_name("validation")
-    """cache to report on"""
-    out: Path = Path("runs/sb3")
-    """folder of model.zip and results.json"""
-    overwrite: bool = False
-    """replace an earlier result"""
-    policy: Literal["mlp", "qnetwork"] = "mlp"
-    """network: two layers of 64, or that of DQN.py"""
-    steps: int = number(20_000, 1)
-    """training frames of all lanes"""
-    all_frames: bool = False
-    """visit frames outside the boundary too"""
-    seed: int = number(0, 0)
-    """weights, exploration, replay, order of pairs"""
-    device: Device = "auto"
-    """auto: CUDA if present"""
-    threads: int = number(1, 1)
-    """CPU threads"""
-    bandit: Bandit = field(default_factory=Bandit)
-    network: Network = field(default_factory=Network)
-    learning: Learning = field(default_factory=Learning)
 
 
 def check(cfg: ThresholdEnvConfig) -> None:

@@ -21,13 +21,17 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+from core.command import parse_first, run_script
+
+if __name__ == "__main__":  # before torch, which takes seconds to import
+    parse_first(__doc__)
+
 import numpy as np
 import torch
 
 import DQN
 import preprocess
 from config import Events, Signal, TrainConfig
-from core.command import plain_words, run_main
 from core.errors import InputError
 from core.ranks import ALONE, pick_device
 from core.settings import to_dict
@@ -132,4 +136,4 @@ def main(args: list[str]) -> None:
 
 if __name__ == "__main__":
     os.chdir(ROOT)
-    run_main(lambda: main(plain_words(__doc__)))
+    run_script(__doc__, main)

@@ -17,10 +17,14 @@ import itertools
 import statistics
 from pathlib import Path
 
+from core.command import parse_first, run_script
+
+if __name__ == "__main__":  # before torch, which takes seconds to import
+    parse_first(__doc__)
+
 from comparison import scoring
 from comparison.systems import GATED
 from config import Bandit
-from core.command import plain_words, run_main
 from core.errors import InputError
 from core.files import write_text
 from core.names import markdown_table
@@ -200,4 +204,4 @@ def main(args: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    run_main(lambda: main(plain_words(__doc__)))
+    run_script(__doc__, main)

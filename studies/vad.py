@@ -25,6 +25,11 @@ from itertools import pairwise, product
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from core.command import needed, parse_first, run_script
+
+if __name__ == "__main__":  # before torch, which takes seconds to import
+    parse_first(__doc__)
+
 import numpy as np
 import soundfile
 
@@ -33,7 +38,6 @@ from baselines.tuned_rules import pieces
 from comparison import scoring
 from comparison.systems import System, events_of
 from config import PreprocessConfig, TrainConfig
-from core.command import needed, plain_words, run_main
 from core.errors import InputError
 from core.files import write_text
 from core.names import markdown_table
@@ -421,4 +425,4 @@ def main(args: list[str]) -> None:
 
 if __name__ == "__main__":
     os.chdir(ROOT)
-    run_main(lambda: main(plain_words(__doc__)))
+    run_script(__doc__, main)

@@ -519,17 +519,17 @@ def test_help_of_studies_has_a_line_for_each_flag(study):
 
 def test_a_script_without_flags_prints_its_text_and_refuses_flags(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["study.py", "all", "data"])
-    assert command.plain_words("A study.") == ["all", "data"]
+    assert command.parse("A study.") == ["all", "data"]
     monkeypatch.setattr(sys, "argv", ["study.py", "all", "--seeds", "3"])
     with pytest.raises(InputError, match="--seeds: no such flag"):
-        command.plain_words("A study.")
+        command.parse("A study.")
     monkeypatch.setattr(sys, "argv", ["study.py", "--help"])
     with pytest.raises(SystemExit) as stop:
-        command.plain_words("A study.")
+        command.parse("A study.")
     assert stop.value.code == 0 and capsys.readouterr().out == "A study.\n"
     monkeypatch.setattr(sys, "argv", ["study.py", "all", "--version"])
     with pytest.raises(SystemExit) as stop:
-        command.plain_words("A study.")
+        command.parse("A study.")
     assert stop.value.code == 0 and capsys.readouterr().out == version_text() + "\n"
 
 

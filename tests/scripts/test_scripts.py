@@ -296,19 +296,29 @@ def test_a_mistake_of_a_started_script(workspace, run_script):
 # ---------------------------------------------------------------------------- the command line
 
 
-@pytest.mark.parametrize("script", sorted(SMALL))
-def test_help_needs_no_torch(script):
+def programs() -> list[str]:
+    """Everything that can be started, as runpy takes it: scripts, and modules beside them."""
+    modules = [path for wing in ("studies", "benchmarks") for path in (ROOT / wing).rglob("*.py")]
+    started = [
+        path
+        for path in (*ROOT.glob("*.py"), *modules)
+        if '__name__ == "__main__"' in path.read_text(encoding="utf-8")
+    ]
+    names = (".".join(path.relative_to(ROOT).with_suffix("").parts) for path in started)
+    return sorted(name.removesuffix(".__main__") for name in names)
+
+
+@pytest.mark.parametrize("program", programs())
+def test_help_needs_no_torch(program):
     """Help is printed before torch is imported, which takes seconds."""
-    if script.startswith("-m "):
-        pytest.skip("a study imports its library first")
     code = (
         "import runpy, sys\n"
-        "sys.argv = [sys.argv[1], '--help']\n"
-        "try:\n    runpy.run_path(sys.argv[0], run_name='__main__')\n"
+        f"sys.argv = [{program!r}, '--help']\n"
+        f"try:\n    runpy.run_module({program!r}, run_name='__main__', alter_sys=True)\n"
         "finally:\n    print('torch' in sys.modules)"
     )
-    words = [sys.executable, "-c", code, str(ROOT / script)]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=100)
+    words = [sys.executable, "-c", code]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=100)
     assert done.returncode == 0 and done.stdout.endswith("False\n")
 
 
