@@ -20,13 +20,14 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator
-from concurrent.futures import as_completed
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, as_completed
 from contextlib import ExitStack, suppress
 from dataclasses import replace
+from functools import cache
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from config import PreprocessConfig, ScorersConfig, Signal, SoundscapesConfig, renames
 from core.command import parse_first, run_script
@@ -36,16 +37,14 @@ if __name__ == "__main__":  # before torch, which takes seconds to import
 
 import numpy as np
 import soundfile
-import torch
 from tqdm import tqdm
 
 from core.errors import InputError
 from core.files import contents, keep_apart, new_folder, work_folder, writing
-from core.processes import num_workers, process_pool
-from core.ranks import Ranks, together
+from core.processes import end_children, num_workers, process_pool
 from core.settings import to_dict
 from core.stored import file_sha256, read_json, read_npz, write_json
-from scores import corpora, crnn, score_files
+from scores import corpora, score_files
 from sed import timeline
 from sed.audio import SHORT_AUDIO, TRUNCATED, AudioFile, audio_seconds, wav_from
 from sed.caches import (
@@ -93,6 +92,9 @@ from sed.signals import (
 from sed.signals import VERSION as FORMULAS
 from sed.splits import two_splits
 from sed.timeline import SPLITS, Event, classes_of, label_frames
+
+if TYPE_CHECKING:
+    from core.ranks import Ranks
 
 CLIPS_PER_SHARD = 64  # a shard is what one process holds in memory and what a rerun can skip
 
@@ -455,18 +457,24 @@ WORK_OF_A_PROCESS = 300e6  # bytes of audio that take longer than to start a pro
 SCORES_ONLY = 300e3  # bytes that a clip without audio counts for
 
 
-def made_shards(todo: list[Job], workers: int) -> Iterator[dict[str, Any]]:
-    """Shards as they are finished; one worker stays in this process and saves its start."""
-    if workers == 1:
-        yield from map(make_shard, todo)
-        return
-    with process_pool(workers) as pool:
-        for future in as_completed([pool.submit(make_shard, job) for job in todo]):
+class Crew(NamedTuple):
+    """Who makes the shards: the processes of the job, and the workers of this one, which start when
+    they are first asked for."""
+
+    ranks: "Ranks"
+    workers: Callable[[], Executor]
+
+    def made(self, todo: list[Job], workers: int) -> Iterator[dict[str, Any]]:
+        """Shards as they are finished; one worker stays in this process and saves its start."""
+        if workers == 1:
+            yield from map(make_shard, todo)
+            return
+        for future in as_completed([self.workers().submit(make_shard, job) for job in todo]):
             yield future.result()
 
 
 def run_jobs(
-    jobs: list[Job], folder: Path, partial: Path, cfg: PreprocessConfig, ranks: Ranks
+    jobs: list[Job], folder: Path, partial: Path, cfg: PreprocessConfig, crew: Crew
 ) -> tuple[list[dict], int]:
     """Make or take over every shard. Returns manifest entries and how many were taken over.
 
@@ -482,24 +490,30 @@ def run_jobs(
     todo, reused = [job for job in jobs if job.path.name not in done], len(done)
     clips = [clip for job in todo for clip in job.clips]
     count = sum(len(job.clips) for job in jobs)
-    bar = tqdm(total=count, desc="Signals", unit="clip", disable=not ranks.leads)
+    bar = tqdm(total=count, desc="Signals", unit="clip", disable=not crew.ranks.leads)
     bar.update(count - len(clips))
     size = sum(clip.audio.stat().st_size if clip.audio else SCORES_ONLY for clip in clips)
     workers = cfg.workers or min(num_workers(None), 1 + int(size / WORK_OF_A_PROCESS))
-    with bar:
-        for entry in made_shards(todo, min(workers, len(todo)) or 1):
-            bar.update(len(entry["clips"]) + len(entry["failed"]))
-            done[entry["file"]] = entry
-            write_json((partial / entry["file"]).with_suffix(".json"), {"shard": entry})
+    try:
+        with bar:
+            for entry in crew.made(todo, min(workers, len(todo)) or 1):
+                bar.update(len(entry["clips"]) + len(entry["failed"]))
+                done[entry["file"]] = entry
+                write_json(
+                    (partial / entry["file"]).with_suffix(".json"), {"shard": entry}, large=True
+                )
+    except BaseException:
+        end_children()  # they may be writing where the caller cleans up next
+        raise
     return [done[file] for file in sorted(done)], reused
 
 
-def preprocess_split(task: Task, cfg: PreprocessConfig, ranks: Ranks) -> None:
+def preprocess_split(task: Task, cfg: PreprocessConfig, crew: Crew) -> None:
     """Compute one split into a hidden folder, then put it in place whole.
 
     The shards are dealt out over the processes; the first one finishes the split.
     """
-    began = time.perf_counter()
+    began, ranks = time.perf_counter(), crew.ranks
     clips, source, left_out = find_inputs(task, cfg)
     if not cfg.replace:
         ranks.leader_first(lambda: check_sources(cfg.cache, task))
@@ -531,7 +545,7 @@ def preprocess_split(task: Task, cfg: PreprocessConfig, ranks: Ranks) -> None:
             some = clips[start : start + CLIPS_PER_SHARD]
             job = Job(partial / f"shard-{i:05d}.npz", some, source, cfg)
             jobs.append(job._replace(inputs=fingerprint(job)))
-        parts = ranks.gather(run_jobs(jobs, folder, partial, cfg, ranks))
+        parts = ranks.gather(run_jobs(jobs, folder, partial, cfg, crew))
         entries = sorted((entry for some, _ in parts for entry in some), key=itemgetter("file"))
         reused = sum(count for _, count in parts)
         ranks.leader_first(finish)
@@ -574,7 +588,7 @@ def finish_split(
         "versions": {"numpy": np.__version__, "soundfile": soundfile.__version__},
         "shards": entries,
     }
-    write_json(partial / "manifest.json", manifest)
+    write_json(partial / "manifest.json", manifest, large=True)
     write_asides(partial / LEFT_OUT, asides, [line.split(": ", 1) for line in left_out])
     wanted = {entry["file"] for entry in entries} | {"manifest.json", CHECKED, LEFT_OUT}
     for name in contents(partial):
@@ -673,6 +687,8 @@ def ensure_corpus(cfg: PreprocessConfig) -> None:
         if base.corpus != cfg.corpus:
             cure = f"python scorers.py --corpus {cfg.corpus}"
             raise InputError(f"--corpus {cfg.corpus}: no scores there; make some: {cure}")
+        from scores import crnn  # not above, as in `main`
+
         crnn.make_scores(replace(base, workers=cfg.workers))
 
 
@@ -686,14 +702,8 @@ def bank_folds(corpus: Path, split: str) -> dict[str, str]:
     return {row["filename"]: row["fold"] for row in mine}
 
 
-def main(cfg: PreprocessConfig) -> None:
-    """Preprocess the configured split, or both splits of the corpus."""
-    with together(torch.device("cpu")) as ranks:
-        preprocess(cfg, ranks)
-
-
-def preprocess(cfg: PreprocessConfig, ranks: Ranks) -> None:
-    """`main` as one of several processes."""
+def tasks_of(cfg: PreprocessConfig, ranks: "Ranks") -> Iterator[Task]:
+    """The configured split, or both splits of the corpus."""
     if cfg.labels is not None:
         labels = read_rows(cfg.labels)
         if cfg.audio is not None and not cfg.audio.is_dir():
@@ -706,8 +716,7 @@ def preprocess(cfg: PreprocessConfig, ranks: Ranks) -> None:
             splits = two_splits(labels.clips, cfg.validation_share, cfg.seed, cfg.clips, say)
         for split, names in splits.items():
             some = labels.of(names)
-            task = Task(split, cfg.labels, some, cfg.audio, cfg.scores, cfg.import_npz, classes, {})
-            preprocess_split(task, cfg, ranks)
+            yield Task(split, cfg.labels, some, cfg.audio, cfg.scores, cfg.import_npz, classes, {})
         return
     ranks.leader_first(lambda: ensure_corpus(cfg))
     homes = {split: cfg.corpus / split for split in SPLITS}
@@ -715,8 +724,21 @@ def preprocess(cfg: PreprocessConfig, ranks: Ranks) -> None:
     found = {split: read_rows(path) for split, path in paths.items() if path.exists()}
     classes = sorted({*cfg.classes}.union(*(classes_of(labels.clips) for labels in found.values())))
     for split in SPLITS if cfg.split is None else (cfg.split,):
-        labels = found.get(split) or read_rows(paths[split])
-        preprocess_split(corpus_task(cfg, split, labels, classes), cfg, ranks)
+        yield corpus_task(cfg, split, found.get(split) or read_rows(paths[split]), classes)
+
+
+def main(cfg: PreprocessConfig) -> None:
+    """Preprocess every task, with one pool of workers."""
+    # Not above: the workers import this file, and torch would take them seconds.
+    import torch
+
+    from core.ranks import together
+
+    with together(torch.device("cpu")) as ranks, ExitStack() as started:
+        most = cfg.workers or num_workers(None)
+        crew = Crew(ranks, cache(lambda: started.enter_context(process_pool(most))))
+        for task in tasks_of(cfg, ranks):
+            preprocess_split(task, cfg, crew)
 
 
 if __name__ == "__main__":

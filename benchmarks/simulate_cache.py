@@ -175,7 +175,7 @@ def simulate_split(split: str, labels: tuple[Path, ...], pairs: int, cfg: Simula
         manifest |= {"classes": classes, "key": config_key_of(signal, entries), "signal": signal}
         manifest |= {"formulas": FORMULAS, "scores": {"source": "simulated"}, "audio": None}
         manifest |= {"left_out": [], "versions": {"numpy": np.__version__}, "shards": entries}
-        write_json(partial_folder / "manifest.json", manifest)
+        write_json(partial_folder / "manifest.json", manifest, large=True)
     count = sum(len(entry["pairs"]) for entry in entries)
     print(f"{folder}: {len(clips):,} clips, {count:,} pairs of {cfg.frames} frames")
 

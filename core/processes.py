@@ -69,6 +69,13 @@ def _start_worker(parent: int, initializer: Callable[[], None] | None) -> None:
         initializer()
 
 
+def end_children() -> None:
+    """Stop the worker processes of this one, and wait until they have."""
+    for process in active_children():
+        process.terminate()
+        process.join()
+
+
 @contextmanager
 def process_pool(
     workers: int, initializer: Callable[[], None] | None = None
@@ -83,9 +90,7 @@ def process_pool(
         yield pool
     except BaseException:
         pool.shutdown(wait=False, cancel_futures=True)
-        for process in active_children():
-            process.terminate()
-            process.join()  # it may be writing where the caller cleans up next
+        end_children()  # they may be writing where the caller cleans up next
         raise
     pool.shutdown()
 

@@ -296,6 +296,14 @@ def test_a_mistake_of_a_started_script(workspace, run_script):
 # ---------------------------------------------------------------------------- the command line
 
 
+@pytest.mark.parametrize("script", ["soundscapes", "preprocess"])
+def test_workers_need_no_torch(script):
+    """A worker process imports the script that started it: with torch each would take seconds."""
+    code = f"import sys, {script}; print('torch' in sys.modules, 'numba' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "False False\n", done.stderr
+
+
 def programs() -> list[str]:
     """Everything that can be started, as runpy takes it: scripts, and modules beside them."""
     modules = [path for wing in ("studies", "benchmarks") for path in (ROOT / wing).rglob("*.py")]
