@@ -1,7 +1,10 @@
-"""The program `python -m studies.denoise`; its commands are in commands.py."""
+"""The program `python -m studies.denoise`; its commands are in commands.py.
 
-from core.command import run_main
-from studies.denoise.commands import main
+They are imported once the command line is parsed: torch takes seconds.
+"""
+
+from core.command import needed, program, run_script
+from studies.denoise.settings import COMMANDS
 
 if __name__ == "__main__":
-    run_main(main)
+    run_script(COMMANDS, lambda cfg: needed("studies.denoise.commands", program()).main(cfg))
