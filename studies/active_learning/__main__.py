@@ -1,7 +1,4 @@
-"""The program `python -m studies.active_learning`; its commands are in commands.py.
-
-They are imported once the command line is parsed: torch takes seconds.
-"""
+"""The program `python -m studies.active_learning`; it imports torch, which takes seconds, last."""
 
 import sys
 

@@ -1,7 +1,4 @@
-"""The program `python -m studies.denoise`; its commands are in commands.py.
-
-They are imported once the command line is parsed: torch takes seconds.
-"""
+"""The program `python -m studies.denoise`; it imports torch, which takes seconds, last."""
 
 from core.command import needed, program, run_script
 from studies.denoise.settings import COMMANDS
