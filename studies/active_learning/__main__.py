@@ -1,7 +1,12 @@
-"""The program `python -m studies.active_learning`; its commands are in commands.py."""
+"""The program `python -m studies.active_learning`; it imports torch, which takes seconds, last."""
 
-from core.command import run_main
-from studies.active_learning.commands import main
+import sys
+
+from core.command import needed, program, run_script
+from studies.active_learning.settings import COMMANDS, with_command
 
 if __name__ == "__main__":
-    run_main(main)
+    sys.argv[1:] = with_command(sys.argv[1:])
+    run_script(
+        COMMANDS, lambda cfg: needed("studies.active_learning.commands", program()).main(cfg)
+    )

@@ -7,7 +7,7 @@ Images stay on the device as bytes; a batch is cropped, mirrored and normalised 
 
 import math
 from collections.abc import Iterator
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -16,8 +16,8 @@ from tqdm import tqdm
 
 from core.errors import InputError
 from studies.active_learning.images import Images
+from studies.active_learning.settings import NetworkName
 
-NetworkName = Literal["resnet18", "small"]
 PREDICT_BATCH = 1000  # images
 MOMENTUM, WEIGHT_DECAY, DECAY_AT = 0.9, 5e-4, 0.8  # of SGD; share of epochs before lr / 10 (slides)
 

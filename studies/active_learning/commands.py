@@ -14,34 +14,30 @@ command continues with the cycle that it was in.
 
 import json
 import math
-import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import as_completed
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from config import Device
 from core import files
-from core.command import parse
 from core.errors import InputError
 from core.files import Kind, keep_apart, own_folder, write_text
 from core.processes import num_workers, process_pool
 from core.ranks import pick_device
-from core.settings import Checked, number, require, to_dict
+from core.settings import to_dict
 from core.stored import is_count, read_json, write_json
 from core.versions import processor, versions
 from policy.runfolder import differences, digest, load_weights, read_checkpoint, write_checkpoint
 from studies.active_learning import strategies, tables
 from studies.active_learning.classifier import (
     Classifier,
-    NetworkName,
     Recipe,
     accuracy,
     fit,
@@ -49,193 +45,24 @@ from studies.active_learning.classifier import (
     normalisation,
     predict,
 )
-from studies.active_learning.images import (
-    PART,
+from studies.active_learning.images import PART, Images, load_images, to_device, write_cifar
+from studies.active_learning.settings import (
+    CompareConfig,
     DatasetName,
-    Images,
-    load_images,
-    to_device,
-    write_cifar,
+    DrawConfig,
+    EvaluateConfig,
+    Protocol,
+    RepeatsConfig,
+    StepsConfig,
+    StrategyName,
+    Study,
+    settle,
 )
 from studies.active_learning.strategies import Selector, View
 
-StrategyName = Literal[
-    "random", "entropy", "margin", "least-confidence", "k-centre", "badge", "dqn", "dqn-warm"
-]
-STRATEGIES: tuple[StrategyName, ...] = get_args(StrategyName)
 IMAGE_FOLDER = Path("data/images")
 STUDY = Kind("study of active learning", older=(("seed-*/first.pt", ""),))
-
-
-# Where a flag is not given. "slides": the source's protocol; the digits are this study's own.
-SLIDES: dict[str, Any] = {"network": "resnet18", "width": 64, "first": 1000, "per_cycle": 1000}
-SLIDES |= {"epochs": 200, "batch": 128, "lr": 0.1}
-DEFAULTS: dict[DatasetName, dict[str, Any]] = {
-    "cifar10": SLIDES,
-    "cifar100": SLIDES | {"first": 2000, "per_cycle": 2000},
-    "fashion-mnist": SLIDES,
-    "digits": {"network": "small", "width": 16, "first": 20, "per_cycle": 20}
-    | {"epochs": 40, "batch": 32, "lr": 0.05},
-}
 AUGMENT = {"digits": (1, False)}  # padding of the crop, mirrored; the slides' is (4, True)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Protocol(Checked):
-    """What changes a number of a run."""
-
-    dataset: DatasetName = "digits"
-    """data set"""
-    cycles: int = number(10, 2)
-    """trainings of the classifier (slides)"""
-    first: int | None = number(None, 1)
-    """labels at the start (cifar100 2,000, digits 20, else 1,000)"""
-    per_cycle: int | None = number(None, 1, strategies.REPLAY // 2)  # a query stores twice as many
-    """labels bought a cycle (cifar100 2,000, digits 20, else 1,000)"""
-    network: NetworkName | None = None
-    """classifier (digits: small, else resnet18; slides)"""
-    width: int | None = number(None, 2)
-    """channels of its first layer (digits 16, else 64)"""
-    epochs: int | None = number(None, 1)
-    """epochs of each cycle (digits 40, else 200; slides)"""
-    batch: int | None = number(None, 2)
-    """images in a step of SGD (digits 32, else 128; slides)"""
-    lr: float | None = number(None, above=0)
-    """learning rate of SGD (digits 0.05, else 0.1; slides)"""
-    carry_over: bool = False
-    """keep the weights of the cycle before (original)"""
-    dqn_lr: float = number(1e-3, above=0, high=1)
-    """learning rate of the Q-network, Adam (slides)"""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Study(Protocol):
-    """What every command has beside the protocol."""
-
-    data: Path | None = None
-    """folder of the official files (default: data/images)"""
-    out: Path | None = None
-    """folder to write (default: runs/active-<dataset>)"""
-    overwrite: bool = False
-    """do the runs of this command anew"""
-    device: Device = "auto"
-    """auto: CUDA if present"""
-    threads: int = number(1, 1)
-    """CPU threads of each process"""
-    workers: int | None = number(None, 1)
-    """processes (default: all cores; CUDA: one)"""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        embedded = self.dataset == "digits" and self.data is not None
-        require(not embedded, "data", "left out, as the digits are in scikit-learn,", self.data)
-
-    @property
-    def folder(self) -> Path:
-        """Where runs and tables go."""
-        return self.out or Path("runs") / f"active-{self.dataset}"
-
-
-def counts(values: tuple[int, ...], least: int = 1) -> bool:
-    """Whether these are at least so many different numbers above 0."""
-    return least <= len(set(values)) == len(values) and min(values) > 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class CompareConfig(Study):
-    """The DQN and other strategies; the command if none is given."""
-
-    strategies: tuple[StrategyName, ...] = STRATEGIES
-    """rows"""
-    seeds: int = number(6, 1)
-    """seeds 0, 1, .."""
-    gradient_steps: tuple[int, ...] = (200,)
-    """gradient steps after each query, a row each"""
-    dqn_warm_start: Literal["margin", "entropy", "least-confidence"] = "margin"
-    """first strategy of dqn-warm"""
-    dqn_warm_queries: tuple[int, ...] = (1, 3)
-    """queries of that strategy, a row each"""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("gradient_steps", "dqn_warm_queries"):
-            values = getattr(self, name)
-            require(counts(values), self.flag(name), "different numbers above 0", values)
-        require("random" in self.strategies, "strategies", "a list with random", self.strategies)
-        different = len(set(self.strategies)) == len(self.strategies)
-        require(different, "strategies", "all different", self.strategies)
-
-
-@dataclass(frozen=True, kw_only=True)
-class StepsConfig(Study):
-    """The source's first study: several numbers of gradient steps."""
-
-    gradient_steps: tuple[int, ...] = (100, 200, 300, 400, 500)
-    """of the DQN after each query (slides)"""
-    seed: int = number(0, 0)
-    """the first seed (slides: 0)"""
-    seeds: int = number(1, 1)
-    """how many (slides: 1)"""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        rule = "two or more different numbers above 0"
-        require(counts(self.gradient_steps, 2), "gradient-steps", rule, self.gradient_steps)
-
-
-@dataclass(frozen=True, kw_only=True)
-class RepeatsConfig(Study):
-    """The source's second study: the best number of gradient steps on more seeds."""
-
-    gradient_steps: int | None = number(None, 1)
-    """gradient steps after each query (default: best of `steps`)"""
-    repeats: int = number(5, 1)
-    """seeds (slides: 5)"""
-    seed: int = number(0, 0)
-    """last seed of `steps`; the repeats follow it"""
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluateConfig(Checked):
-    """Accuracy of a saved classifier on the test images, overall and for each class."""
-
-    classifier: Path
-    """classifier.pt of a finished run"""
-    data: Path | None = None
-    """folder of the official files (default: data/images)"""
-    device: Device = "auto"
-    """auto: CUDA if present"""
-    threads: int = number(1, 1)
-    """CPU threads"""
-
-
-@dataclass(frozen=True, kw_only=True)
-class DrawConfig(Checked):
-    """A small part of CIFAR-10 or CIFAR-100, for a computer without a GPU."""
-
-    dataset: Literal["cifar10", "cifar100"] = "cifar10"
-    """data set"""
-    data: Path | None = None
-    """folder of the official files (default: data/images)"""
-    train: int = number(4_000, 1)
-    """training images"""
-    test: int = number(1_000, 1)
-    """test images"""
-    seed: int = number(0, 0)
-    """seed of the draw"""
-    out: Path | None = None
-    """folder to write (default: data/<dataset>-small)"""
-
-
-def settle(cfg: Study) -> Any:
-    """The config with the data set's own numbers where no flag was given."""
-    missing = {
-        name: value for name, value in DEFAULTS[cfg.dataset].items() if getattr(cfg, name) is None
-    }
-    try:
-        return replace(cfg, **missing)
-    except ValueError as error:  # a default of the data set against a flag
-        raise InputError(str(error)) from None
 
 
 def recipe_of(cfg: Protocol) -> Recipe:
@@ -625,15 +452,10 @@ def draw(cfg: DrawConfig) -> None:
 
 ALONE = {EvaluateConfig: evaluate, DrawConfig: draw}
 STUDIES = {CompareConfig: compare, StepsConfig: steps, RepeatsConfig: repeats}
-COMMANDS = {kind.__name__.removesuffix("Config").lower(): kind for kind in (*STUDIES, *ALONE)}
 
 
-def main(args: list[str] | None = None) -> None:
-    """The command line: a command and its flags; without a command, `compare`."""
-    args = sys.argv[1:] if args is None else args
-    if not args or (args[0].startswith("-") and args[0] not in ("-h", "--help")):
-        args = ["compare", *args]
-    cfg = parse(COMMANDS, args)
+def main(cfg: Any) -> None:
+    """The command that was given."""
     if type(cfg) in ALONE:
         ALONE[type(cfg)](cfg)
         return

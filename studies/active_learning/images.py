@@ -15,7 +15,7 @@ import urllib.request
 from collections.abc import Callable
 from http.client import HTTPException
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -25,8 +25,8 @@ from tqdm import tqdm
 from core.command import needed
 from core.errors import InputError
 from core.files import Kind, made, new_folder, whole, write_bytes
+from studies.active_learning.settings import DatasetName
 
-DatasetName = Literal["digits", "cifar10", "cifar100", "fashion-mnist"]
 SIZE = 32  # pixels, of everything but the digits
 BLOCK = 1 << 20  # bytes read at a time
 TIMEOUT_S = 30.0

@@ -19,9 +19,9 @@ from torch.nn import functional
 
 from core.errors import InputError
 from policy.qlearning import Replay
+from studies.active_learning.settings import REPLAY
 
 SKIP, SELECT = 0, 1
-REPLAY = 10_000  # transitions kept
 
 
 class View(NamedTuple):

@@ -1,7 +1,11 @@
-"""The program `python -m studies.classic`; its commands are in commands.py."""
+"""The program `python -m studies.classic`; it imports torch, which takes seconds, last."""
 
-from core.command import run_main
-from studies.classic.commands import main
+import sys
+
+from core.command import needed, program, run_script
+from studies.classic.settings import commands
 
 if __name__ == "__main__":
-    run_main(main)
+    run_script(
+        commands(sys.argv[1:]), lambda cfg: needed("studies.classic.commands", program()).main(cfg)
+    )

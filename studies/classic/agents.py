@@ -15,9 +15,8 @@ import itertools
 import math
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -27,14 +26,12 @@ from tqdm import tqdm
 
 from core.command import needed
 from core.errors import InputError
-from core.settings import Checked, number
 from policy import qlearning
 from policy.qlearning import Replay, anneal, sync
 from policy.runfolder import load_weights, read_checkpoint, write_checkpoint
 from studies.classic.mdp import SCRIPT, stream
+from studies.classic.settings import Checking, DqnSettings, Variant
 
-EnvName = Literal["CartPole-v1", "LunarLander-v3"]
-Activation = Literal["relu", "elu", "tanh"]
 ACTIVATIONS = {"relu": nn.ReLU, "elu": nn.ELU, "tanh": nn.Tanh}
 OPTIMIZERS = {"adam": torch.optim.Adam, "nadam": torch.optim.NAdam}
 LIMIT = {"CartPole-v1": 500, "LunarLander-v3": 1000}  # gymnasium's longest episode
@@ -135,17 +132,6 @@ def sampled(network: nn.Module, rng: np.random.Generator) -> Callable[[np.ndarra
     return act
 
 
-@dataclass(frozen=True, kw_only=True)
-class Checking(Checked):
-    """When the greedy policy is checked on validation episodes, and what ends a training early."""
-
-    GROUP = "checking"
-    every: int = number(1_000, 1)
-    """training steps between checks"""
-    stop_at: float | None = number(None)
-    """mean return that ends the training (None: none)"""
-
-
 class Checks:
     """Greedy validation episodes every `every` steps of training; keeps the best network."""
 
@@ -219,76 +205,6 @@ def fresh_returns(env: str, network: nn.Module, max_steps: int, seed: int) -> np
     """Returns (100,) of the greedy policy; neither training nor checks saw these episodes."""
     envs = make_envs(env, EPISODES, max_steps)
     return play(envs, greedy(network), stream(seed, FRESH)).returns
-
-
-@dataclass(frozen=True, kw_only=True)
-class DqnSettings(Checked):
-    """DQN with replay and target network. Its clock ticks in steps, or in finished episodes."""
-
-    GROUP = "learning"
-    hidden: tuple[int, ...] = (256, 256)
-    """sizes of the hidden layers"""
-    activation: Activation = "relu"
-    """activation between layers"""
-    optimizer: Literal["adam", "nadam"] = "adam"
-    """optimizer"""
-    lr: float = number(2.3e-3, above=0)
-    """first learning rate"""
-    lr_end: float = number(2.3e-4, 0)
-    """last learning rate, falling linearly"""
-    loss: Literal["huber", "mse"] = "huber"
-    """smooth L1, or squared error"""
-    max_grad_norm: float | None = number(10.0, above=0)
-    """largest gradient norm (None: none)"""
-    gamma: float = number(0.99, 0, 1)
-    """discount"""
-    reward_scale: float = number(1.0, above=0)
-    """factor of stored rewards"""
-    clock: Literal["steps", "episodes"] = "steps"
-    """unit of budget, epsilon-span, train-every, sync-every"""
-    budget: int = number(100_000, 1)
-    """length of the training"""
-    max_steps: int = number(500, 1)
-    """longest episode, steps"""
-    lanes: int = number(8, 1)
-    """parallel episodes"""
-    epsilon_start: float = number(1.0, 0, 1)
-    """first share of random actions"""
-    epsilon_end: float = number(0.04, 0, 1)
-    """last share of random actions"""
-    epsilon_span: int = number(10_000, 1)
-    """length of the decay of epsilon"""
-    replay: int = number(100_000, 1)
-    """transitions kept"""
-    batch: int = number(64, 1)
-    """transitions in a gradient step"""
-    start_steps: int = number(1_000, 0)
-    """transitions stored before learning"""
-    start_episodes: int = number(0, 0)
-    """episodes finished before learning"""
-    train_every: int = number(256, 1)
-    """time between rounds of gradient steps"""
-    updates: int = number(128, 1)
-    """gradient steps of a round"""
-    sync_every: int = number(256, 1)
-    """time between target updates"""
-    dueling_centre: Literal["mean", "max"] = "mean"
-    """centre of the advantages of --dueling"""
-    alpha: float = number(0.6, 0)
-    """priority exponent of --prioritized"""
-    beta: float = number(0.4, 0, 1)
-    """first importance exponent of --prioritized"""
-
-
-class Variant(NamedTuple):
-    """Which extensions a DQN has."""
-
-    double: bool = False
-    dueling: bool = False
-    prioritized: bool = False
-
-    def __str__(self) -> str:
-        return "+".join(name for name, on in self._asdict().items() if on) or "plain"
 
 
 def explore(

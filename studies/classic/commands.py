@@ -10,7 +10,6 @@ this study, or those of its two sources, a lecture and a tutorial. Text and resu
 """
 
 import json
-import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import as_completed
@@ -23,7 +22,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from core.command import parse
 from core.errors import InputError
 from core.files import Kind, check_file, keep_apart, made, own_folder, whole, write_text
 from core.names import markdown_table
@@ -33,8 +31,8 @@ from core.settings import to_dict
 from core.stored import read_json, write_json
 from core.versions import versions
 from studies.classic import agents, mdp, policy_search, settings
-from studies.classic.agents import LIMIT, Policy, Report, Trained, Variant
-from studies.classic.settings import DqnConfig, TrainedConfig, commands
+from studies.classic.agents import LIMIT, Policy, Report, Trained
+from studies.classic.settings import DqnConfig, TrainedConfig, Variant, commands
 
 TRAINED = Kind("training of this study", older=(("result.json", "kept"), ("result.json", "seed")))
 TRAININGS = Kind("folder of trainings", older=(("*/result.json", "kept"),))
@@ -437,8 +435,6 @@ RUN: dict[type, Callable[[Any], None]] = {
 }
 
 
-def main(args: list[str] | None = None) -> None:
-    """Run the command that the command line names."""
-    args = sys.argv[1:] if args is None else args
-    cfg = parse(commands(args), args)
+def main(cfg: Any) -> None:
+    """The command that was given."""
     RUN[type(cfg)](cfg)

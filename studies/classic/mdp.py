@@ -9,18 +9,16 @@ Barto, *Reinforcement Learning*, 2nd edition, chapters 4 and 6.
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from tqdm import trange
 
 from core.command import needed
-from core.settings import Checked, number
 from policy.qlearning import anneal
+from studies.classic.settings import TabularEnv, TabularLearning
 
 SCRIPT = "python -m studies.classic"  # what the user started
-TabularEnv = Literal["three-state", "FrozenLake-v1", "Taxi-v4"]
 Table = dict[int, dict[int, list[tuple[float, int, float, bool]]]]
 
 # The lecture's MDP: probabilities [state][action] -> next states 0, 1, 2; {} is not possible.
@@ -156,29 +154,6 @@ def analytic(mdp: Mdp, gamma: float) -> np.ndarray:
         if not better.any():
             return values
         actions = np.where(better, q.argmax(1), actions)
-
-
-@dataclass(frozen=True, kw_only=True)
-class TabularLearning(Checked):
-    """What TD(0) and Q-learning need beside the environment."""
-
-    GROUP = "learning"
-    steps: int = number(200_000, 1)
-    """steps in the environment"""
-    alpha: float = number(1.0, above=0, high=1)
-    """first learning rate"""
-    decay: float = number(0.05, 0)
-    """d of alpha / (1 + d * count) ^ power"""
-    power: float = number(1.0, 0)
-    """exponent of that decay"""
-    count: Literal["visits", "steps"] = "visits"
-    """count of that decay: visits of a state, or steps"""
-    epsilon_start: float = number(1.0, 0, 1)
-    """first share of random actions (Q-learning)"""
-    epsilon_end: float = number(0.2, 0, 1)
-    """last share of random actions (Q-learning)"""
-    curiosity: float = number(10.0, 0)
-    """bonus c / (1 + visits) of an action (Q-learning)"""
 
 
 def rate(cfg: TabularLearning, visits: float, step: int) -> float:

@@ -4,8 +4,7 @@ Shapes: L lanes (episodes side by side), T steps, S observation, A actions
 """
 
 import math
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,11 +12,11 @@ from torch.nn import functional
 from tqdm import tqdm, trange
 
 from core.command import needed
-from core.settings import Checked, number, require
 from policy.qlearning import anneal
 from studies.classic import agents
-from studies.classic.agents import Activation, Checking, Policy, Trained
+from studies.classic.agents import Policy, Trained
 from studies.classic.mdp import SCRIPT, returns_of, stream
+from studies.classic.settings import Checking, GeneticSettings, ReinforceSettings
 
 
 def angle_returns(episodes: int, max_steps: int) -> np.ndarray:
@@ -25,33 +24,6 @@ def angle_returns(episodes: int, max_steps: int) -> np.ndarray:
     episode, as in the lecture."""
     env = needed("gymnasium", SCRIPT).make("CartPole-v1", max_episode_steps=max_steps)
     return returns_of(env, lambda obs: int(obs[2] >= 0), range(episodes))
-
-
-@dataclass(frozen=True, kw_only=True)
-class GeneticSettings(Checked):
-    """Policy search without gradients: the best survive and have children with a little noise."""
-
-    GROUP = "learning"
-    policies: int = number(100, 2)
-    """policies of a generation (lecture)"""
-    survivors: int = number(20, 1)
-    """parents of the next generation (lecture)"""
-    generations: int = number(10, 1)
-    """generations"""
-    episodes: int = number(5, 1)
-    """episodes that rate a policy"""
-    noise: float = number(0.3, above=0)
-    """standard deviation of a child's weights"""
-    max_steps: int = number(500, 1)
-    """longest episode, steps"""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.policies % self.survivors or self.policies == self.survivors:
-            raise ValueError(
-                f"--learning.policies must be a multiple of --learning.survivors, and larger, but"
-                f" {self.policies} and {self.survivors} were given"
-            )
 
 
 class Generation(NamedTuple):
@@ -92,43 +64,6 @@ def genetic(
     best = torch.from_numpy(weights[order[0]]).float()
     state = {"0.weight": best[:-1].T.contiguous(), "0.bias": best[-1].clone()}
     return Policy(env, (), "relu", None, state), history
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReinforceSettings(Checked):
-    """REINFORCE: after each batch of episodes one step up the policy's gradient."""
-
-    GROUP = "learning"
-    hidden: tuple[int, ...] = (32,)
-    """sizes of the hidden layers"""
-    activation: Activation = "tanh"
-    """activation between layers"""
-    optimizer: Literal["adam", "nadam"] = "adam"
-    """optimizer"""
-    lr: float = number(1e-2, above=0)
-    """first learning rate"""
-    lr_end: float = number(1e-3, 0)
-    """last learning rate, falling linearly"""
-    gamma: float = number(0.99, 0, 1)
-    """discount"""
-    episodes: int = number(10, 1)
-    """episodes for each gradient step"""
-    max_steps: int = number(500, 1)
-    """longest training episode, steps"""
-    baseline: Literal["all", "step"] = "step"
-    """mean return over all steps, or of each step"""
-    iterations: int | None = number(None, 1)
-    """gradient steps at most (None: no limit)"""
-    steps: int | None = number(200_000, 1)
-    """training steps at most (None: no limit)"""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        most = self.episodes * self.max_steps
-        rule = f"{most} or more, which one gradient step can take,"
-        require(self.steps is None or self.steps >= most, self.flag("steps"), rule, self.steps)
-        endless = self.steps is None and self.iterations is None
-        require(not endless, self.flag("steps"), "a number, or --learning.iterations,", "None")
 
 
 def returns_to_go(rewards: np.ndarray, gamma: float) -> np.ndarray:

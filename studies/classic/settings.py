@@ -6,16 +6,184 @@ variants) and a DQN tutorial with replay and target network on CartPole.
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple, get_args
 
 from core.command import flag_in
-from core.settings import Checked, number
-from studies.classic.agents import LIMIT, Checking, DqnSettings, EnvName, Variant
-from studies.classic.mdp import TabularEnv, TabularLearning
-from studies.classic.policy_search import GeneticSettings, ReinforceSettings
+from core.settings import Checked, number, require
 
 HOME = Path("runs/classic")
 Source = Literal["tuned", "lecture"]
+TabularEnv = Literal["three-state", "FrozenLake-v1", "Taxi-v4"]
+EnvName = Literal["CartPole-v1", "LunarLander-v3"]
+Activation = Literal["relu", "elu", "tanh"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TabularLearning(Checked):
+    """What TD(0) and Q-learning need beside the environment."""
+
+    GROUP = "learning"
+    steps: int = number(200_000, 1)
+    """steps in the environment"""
+    alpha: float = number(1.0, above=0, high=1)
+    """first learning rate"""
+    decay: float = number(0.05, 0)
+    """d of alpha / (1 + d * count) ^ power"""
+    power: float = number(1.0, 0)
+    """exponent of that decay"""
+    count: Literal["visits", "steps"] = "visits"
+    """count of that decay: visits of a state, or steps"""
+    epsilon_start: float = number(1.0, 0, 1)
+    """first share of random actions (Q-learning)"""
+    epsilon_end: float = number(0.2, 0, 1)
+    """last share of random actions (Q-learning)"""
+    curiosity: float = number(10.0, 0)
+    """bonus c / (1 + visits) of an action (Q-learning)"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeneticSettings(Checked):
+    """Policy search without gradients: the best survive and have children with a little noise."""
+
+    GROUP = "learning"
+    policies: int = number(100, 2)
+    """policies of a generation (lecture)"""
+    survivors: int = number(20, 1)
+    """parents of the next generation (lecture)"""
+    generations: int = number(10, 1)
+    """generations"""
+    episodes: int = number(5, 1)
+    """episodes that rate a policy"""
+    noise: float = number(0.3, above=0)
+    """standard deviation of a child's weights"""
+    max_steps: int = number(500, 1)
+    """longest episode, steps"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.policies % self.survivors or self.policies == self.survivors:
+            raise ValueError(
+                f"--learning.policies must be a multiple of --learning.survivors, and larger, but"
+                f" {self.policies} and {self.survivors} were given"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReinforceSettings(Checked):
+    """REINFORCE: after each batch of episodes one step up the policy's gradient."""
+
+    GROUP = "learning"
+    hidden: tuple[int, ...] = (32,)
+    """sizes of the hidden layers"""
+    activation: Activation = "tanh"
+    """activation between layers"""
+    optimizer: Literal["adam", "nadam"] = "adam"
+    """optimizer"""
+    lr: float = number(1e-2, above=0)
+    """first learning rate"""
+    lr_end: float = number(1e-3, 0)
+    """last learning rate, falling linearly"""
+    gamma: float = number(0.99, 0, 1)
+    """discount"""
+    episodes: int = number(10, 1)
+    """episodes for each gradient step"""
+    max_steps: int = number(500, 1)
+    """longest training episode, steps"""
+    baseline: Literal["all", "step"] = "step"
+    """mean return over all steps, or of each step"""
+    iterations: int | None = number(None, 1)
+    """gradient steps at most (None: no limit)"""
+    steps: int | None = number(200_000, 1)
+    """training steps at most (None: no limit)"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        most = self.episodes * self.max_steps
+        rule = f"{most} or more, which one gradient step can take,"
+        require(self.steps is None or self.steps >= most, self.flag("steps"), rule, self.steps)
+        endless = self.steps is None and self.iterations is None
+        require(not endless, self.flag("steps"), "a number, or --learning.iterations,", "None")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checking(Checked):
+    """When the greedy policy is checked on validation episodes, and what ends a training early."""
+
+    GROUP = "checking"
+    every: int = number(1_000, 1)
+    """training steps between checks"""
+    stop_at: float | None = number(None)
+    """mean return that ends the training (None: none)"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DqnSettings(Checked):
+    """DQN with replay and target network. Its clock ticks in steps, or in finished episodes."""
+
+    GROUP = "learning"
+    hidden: tuple[int, ...] = (256, 256)
+    """sizes of the hidden layers"""
+    activation: Activation = "relu"
+    """activation between layers"""
+    optimizer: Literal["adam", "nadam"] = "adam"
+    """optimizer"""
+    lr: float = number(2.3e-3, above=0)
+    """first learning rate"""
+    lr_end: float = number(2.3e-4, 0)
+    """last learning rate, falling linearly"""
+    loss: Literal["huber", "mse"] = "huber"
+    """smooth L1, or squared error"""
+    max_grad_norm: float | None = number(10.0, above=0)
+    """largest gradient norm (None: none)"""
+    gamma: float = number(0.99, 0, 1)
+    """discount"""
+    reward_scale: float = number(1.0, above=0)
+    """factor of stored rewards"""
+    clock: Literal["steps", "episodes"] = "steps"
+    """unit of budget, epsilon-span, train-every, sync-every"""
+    budget: int = number(100_000, 1)
+    """length of the training"""
+    max_steps: int = number(500, 1)
+    """longest episode, steps"""
+    lanes: int = number(8, 1)
+    """parallel episodes"""
+    epsilon_start: float = number(1.0, 0, 1)
+    """first share of random actions"""
+    epsilon_end: float = number(0.04, 0, 1)
+    """last share of random actions"""
+    epsilon_span: int = number(10_000, 1)
+    """length of the decay of epsilon"""
+    replay: int = number(100_000, 1)
+    """transitions kept"""
+    batch: int = number(64, 1)
+    """transitions in a gradient step"""
+    start_steps: int = number(1_000, 0)
+    """transitions stored before learning"""
+    start_episodes: int = number(0, 0)
+    """episodes finished before learning"""
+    train_every: int = number(256, 1)
+    """time between rounds of gradient steps"""
+    updates: int = number(128, 1)
+    """gradient steps of a round"""
+    sync_every: int = number(256, 1)
+    """time between target updates"""
+    dueling_centre: Literal["mean", "max"] = "mean"
+    """centre of the advantages of --dueling"""
+    alpha: float = number(0.6, 0)
+    """priority exponent of --prioritized"""
+    beta: float = number(0.4, 0, 1)
+    """first importance exponent of --prioritized"""
+
+
+class Variant(NamedTuple):
+    """Which extensions a DQN has."""
+
+    double: bool = False
+    dueling: bool = False
+    prioritized: bool = False
+
+    def __str__(self) -> str:
+        return "+".join(name for name, on in self._asdict().items() if on) or "plain"
 
 
 REINFORCE = {
@@ -24,7 +192,7 @@ REINFORCE = {
         hidden=(64, 64), lr=5e-3, lr_end=5e-4, episodes=16, max_steps=1000, steps=1_000_000
     ),
 }
-for _env in LIMIT:
+for _env in get_args(EnvName):
     REINFORCE[_env, "lecture"] = ReinforceSettings(
         hidden=(5,),
         activation="relu",

@@ -1,7 +1,7 @@
-"""The program `python -m studies.denoise`; its commands are in commands.py."""
+"""The program `python -m studies.denoise`; it imports torch, which takes seconds, last."""
 
-from core.command import run_main
-from studies.denoise.commands import main
+from core.command import needed, program, run_script
+from studies.denoise.settings import COMMANDS
 
 if __name__ == "__main__":
-    run_main(main)
+    run_script(COMMANDS, lambda cfg: needed("studies.denoise.commands", program()).main(cfg))

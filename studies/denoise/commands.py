@@ -20,7 +20,6 @@ import numpy as np
 import soundfile
 import torch
 
-from core.command import parse
 from core.errors import InputError
 from core.files import Kind, check_file, keep_apart, made, own_folder
 from core.names import name_flaw
@@ -28,7 +27,7 @@ from core.processes import ENDS_WITH_PARENT
 from core.settings import from_dict, to_dict
 from core.stored import read_json, write_json
 from studies.denoise import cross, data, environment, settings, table
-from studies.denoise.data import MEASURES, FeaturesConfig, MixConfig, write_csv
+from studies.denoise.data import MEASURES, write_csv
 from studies.denoise.denoisers import batch_of, pystoi_pair, si_sdr
 from studies.denoise.environment import Agent, Chain, load_agent, load_corpus
 from studies.denoise.settings import InferConfig, SweepConfig, TrainConfig, TuneConfig
@@ -260,9 +259,9 @@ def sweep(cfg: SweepConfig) -> int:
         return int(not all(row["finished"] for row in rows))
 
 
-COMMANDS = {
-    MixConfig: data.mix,
-    FeaturesConfig: data.write_features,
+RUN = {
+    settings.MixConfig: data.mix,
+    settings.FeaturesConfig: data.write_features,
     TrainConfig: train,
     TuneConfig: tune,
     SweepConfig: sweep,
@@ -270,15 +269,9 @@ COMMANDS = {
     InferConfig: infer,
     settings.MetricsConfig: table.metrics,
 }
-NAMES = {kind.__name__.removesuffix("Config").lower(): kind for kind in COMMANDS}
 
 
-def main(args: list[str] | None = None) -> int | None:
-    """The command line: a command and its flags."""
-    return run(parse(NAMES, args))
-
-
-def run(cfg: Any) -> int | None:
+def main(cfg: Any) -> int | None:
     """The command that was given."""
     torch.set_num_threads(1)  # small tensors are slower on two
-    return COMMANDS[type(cfg)](cfg)
+    return RUN[type(cfg)](cfg)

@@ -35,8 +35,8 @@ from figures.plotting import COLOURS, page, styled, write
 from sed.metrics import student_mean
 from studies.denoise import data, denoisers, environment
 from studies.denoise.data import BATCH
-from studies.denoise.environment import JOINT, Chain, Corpus, Reward, worth
-from studies.denoise.settings import CrossConfig, TrainConfig
+from studies.denoise.environment import JOINT, Chain, Corpus, worth
+from studies.denoise.settings import CrossConfig, Reward, TrainConfig
 from studies.denoise.training import learn, plain
 
 CONSTANT, SEARCH = "constant chain", "per-clip search"

@@ -15,7 +15,6 @@ import io
 import math
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
@@ -28,12 +27,12 @@ from tqdm import tqdm
 from core.errors import InputError
 from core.files import Kind, check_file, keep_apart, new_folder, whole, write_bytes
 from core.names import csv_cell, csv_text
-from core.settings import Checked, number, require
 from core.stored import read_json, read_text, write_json
 from scores.corpora import AUDIO, PEAK, list_bank
 from scores.synthesiser import MAKERS, RATE, synthesise
 from sed.audio import read_samples, resample
 from studies.denoise import denoisers
+from studies.denoise.settings import FeaturesConfig, MixConfig
 
 META = (
     *("utt_id", "split", "clean_path", "noisy_path", "clean_source", "noise_source", "scene"),
@@ -45,59 +44,6 @@ BUILT_IN_TAKES = 40  # synthesised utterances of a fold: 10 of each of its 4 spe
 REDRAWS = 20  # tries for a stretch of noise that is not a pause
 PAUSE_S = 0.05, 0.3  # shortest and longest between recordings, seconds
 BATCH = 32
-
-
-@dataclass(frozen=True, kw_only=True)
-class MixConfig(Checked):
-    """Mix speech with noise at chosen signal-to-noise ratios."""
-
-    out: Path = Path("data/denoise")
-    """folder to write"""
-    clean: Path | None = None
-    """speech, <speaker>/*.wav, flac or ogg (default: synthesised)"""
-    noise: Path | None = None
-    """noise, <class>/[<fold>-]*.wav (default: synthesised)"""
-    macro_scenes: Path | None = None
-    """JSON file, noise class -> group of classes"""
-    sample_rate: int = number(8000, 2000, 48000)
-    """sample rate of the clips, Hz"""
-    snr_db: tuple[float, ...] = (0.0, 5.0, 10.0)
-    """signal-to-noise ratios, dB"""
-    clips: tuple[int, int, int] = (600, 120, 240)
-    """clips of train, validation, test"""
-    cells: int = number(0, 0)
-    """clips of each speaker and fold, for `cross`"""
-    join: int = number(4, 1, 100)
-    """recordings of one speaker in a clip"""
-    speakers: tuple[int, int] = (1, 2)
-    """speakers of validation and of test"""
-    folds: tuple[int, int] = (4, 5)
-    """noise folds of validation and of test"""
-    seed: int = number(0, 0)
-    """speakers, order, pauses, noise, ratios"""
-    overwrite: bool = False
-    """replace an earlier folder"""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        finite = bool(self.snr_db) and all(math.isfinite(snr) for snr in self.snr_db)
-        require(finite, "snr-db", "finite numbers", self.snr_db)
-        require(min(self.clips) >= 1, "clips", "at least 1 each", self.clips)
-        require(min(self.speakers) >= 1, "speakers", "at least 1 each", self.speakers)
-        require(self.folds[0] != self.folds[1], "folds", "two different folds", self.folds)
-
-
-@dataclass(frozen=True, kw_only=True)
-class FeaturesConfig(Checked):
-    """Features of the noisy clips and their SI-SDR, STOI, ESTOI: what `train` reads."""
-
-    meta: tuple[Path, ...] = (
-        Path("data/denoise/train/meta.csv"),
-        Path("data/denoise/validation/meta.csv"),
-    )
-    """tables of `mix` (default: train and validation)"""
-    limit: int | None = number(None, 1)
-    """clips of each table (default: all)"""
 
 
 def read_channels(path: Path) -> tuple[np.ndarray, int]:

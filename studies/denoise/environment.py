@@ -21,11 +21,10 @@ import math
 import pickle
 import zipfile
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -34,13 +33,13 @@ from core.command import needed
 from core.errors import InputError
 from core.files import write_together
 from core.ranks import pick_device
-from core.settings import Checked, number
 from core.stored import read_json, write_json
 from core.versions import versions
 from sed.audio import resample
 from studies.denoise import data, denoisers
 from studies.denoise.data import MEASURES, NOISY, Clip
 from studies.denoise.denoisers import FEATURES, METHODS, PARAMETERS, STOP
+from studies.denoise.settings import Algo, Reward, TrainConfig
 from studies.gym import LaneVectorEnv, Order, gymnasium, save_model, sb3_env, without_log
 
 SCRIPT = "python -m studies.denoise"  # the program that a message names
@@ -58,35 +57,9 @@ JOINT: tuple[tuple[int, tuple[float, ...]], ...] = (
 HURT = 0.05  # of return; a clip that loses more counts as hurt
 NOISEREDUCE_FRAME = 1024  # samples; the package takes none that are fewer
 CLIPPED = 5.0  # standard deviations an observation may lie from the mean
-Algo = Literal["ppo", "ppo-separate", "sac", "td3"]
 Chain = list[tuple[int, tuple[float, float, float]]]  # (method, parameters) of each step
 # (observations (B, D), step) -> choices (B,), parameters (B, 3)
 Chooser = Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Reward(Checked):
-    """What an episode is and what it pays."""
-
-    max_steps: int = number(3, 1, 20)
-    """denoisers in a chain, at most"""
-    reward_scale: float = number(4.0, above=0)
-    """dB of SI-SDR for a reward of 1 (HEAR's recipe)"""
-    stoi_weight: float = number(10.0)
-    """reward of 1 STOI (HEAR's recipe)"""
-    estoi_weight: float = number(10.0)
-    """reward of 1 ESTOI (HEAR's recipe)"""
-    diversity_weight: float = number(0.0)
-    """bonus for a change of method (HEAR: 0.1)"""
-    quality_interval: int = number(1, 0)
-    """steps between STOI measurements, 0: the end (HEAR)"""
-    quality_stride: int = number(4, 1)
-    """STOI segments in training: every n-th"""
-
-    @property
-    def task(self) -> dict[str, float]:
-        """These settings alone, of a larger config."""
-        return {name: getattr(self, name) for name in Reward.__dataclass_fields__}
 
 
 def worth(scores: np.ndarray, task: Reward) -> np.ndarray:
@@ -519,8 +492,8 @@ def evaluate(corpus: Corpus, task: Reward, choose: Chooser) -> Evaluation:
     return judged(corpus, task, *run_chains(noisy, corpus.sample_rate, task.max_steps, choose))
 
 
-def make_model(cfg: Any, envs: DenoiseVectorEnv) -> Any:
-    """PPO, SAC or TD3 with the settings of TrainConfig."""
+def make_model(cfg: TrainConfig, envs: DenoiseVectorEnv) -> Any:
+    """PPO, SAC or TD3 with these settings."""
     sb3 = needed("stable_baselines3", SCRIPT)
     same = {
         "policy": "MlpPolicy",

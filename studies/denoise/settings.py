@@ -1,5 +1,6 @@
-"""Commands' settings of the denoising study."""
+"""Commands' settings of the denoising study. No torch: `--help` does not wait for it."""
 
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,10 +8,88 @@ from typing import Literal
 
 from config import Device
 from core.settings import Checked, number, require
-from studies.denoise.environment import Algo, Reward
 
 RUNS = Path("runs/denoise")
 TRAIN = Path("data/denoise/train/features.csv")
+Algo = Literal["ppo", "ppo-separate", "sac", "td3"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixConfig(Checked):
+    """Mix speech with noise at chosen signal-to-noise ratios."""
+
+    out: Path = Path("data/denoise")
+    """folder to write"""
+    clean: Path | None = None
+    """speech, <speaker>/*.wav, flac or ogg (default: synthesised)"""
+    noise: Path | None = None
+    """noise, <class>/[<fold>-]*.wav (default: synthesised)"""
+    macro_scenes: Path | None = None
+    """JSON file, noise class -> group of classes"""
+    sample_rate: int = number(8000, 2000, 48000)
+    """sample rate of the clips, Hz"""
+    snr_db: tuple[float, ...] = (0.0, 5.0, 10.0)
+    """signal-to-noise ratios, dB"""
+    clips: tuple[int, int, int] = (600, 120, 240)
+    """clips of train, validation, test"""
+    cells: int = number(0, 0)
+    """clips of each speaker and fold, for `cross`"""
+    join: int = number(4, 1, 100)
+    """recordings of one speaker in a clip"""
+    speakers: tuple[int, int] = (1, 2)
+    """speakers of validation and of test"""
+    folds: tuple[int, int] = (4, 5)
+    """noise folds of validation and of test"""
+    seed: int = number(0, 0)
+    """speakers, order, pauses, noise, ratios"""
+    overwrite: bool = False
+    """replace an earlier folder"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        finite = bool(self.snr_db) and all(math.isfinite(snr) for snr in self.snr_db)
+        require(finite, "snr-db", "finite numbers", self.snr_db)
+        require(min(self.clips) >= 1, "clips", "at least 1 each", self.clips)
+        require(min(self.speakers) >= 1, "speakers", "at least 1 each", self.speakers)
+        require(self.folds[0] != self.folds[1], "folds", "two different folds", self.folds)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeaturesConfig(Checked):
+    """Features of the noisy clips and their SI-SDR, STOI, ESTOI: what `train` reads."""
+
+    meta: tuple[Path, ...] = (
+        Path("data/denoise/train/meta.csv"),
+        Path("data/denoise/validation/meta.csv"),
+    )
+    """tables of `mix` (default: train and validation)"""
+    limit: int | None = number(None, 1)
+    """clips of each table (default: all)"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reward(Checked):
+    """What an episode is and what it pays."""
+
+    max_steps: int = number(3, 1, 20)
+    """denoisers in a chain, at most"""
+    reward_scale: float = number(4.0, above=0)
+    """dB of SI-SDR for a reward of 1 (HEAR's recipe)"""
+    stoi_weight: float = number(10.0)
+    """reward of 1 STOI (HEAR's recipe)"""
+    estoi_weight: float = number(10.0)
+    """reward of 1 ESTOI (HEAR's recipe)"""
+    diversity_weight: float = number(0.0)
+    """bonus for a change of method (HEAR: 0.1)"""
+    quality_interval: int = number(1, 0)
+    """steps between STOI measurements, 0: the end (HEAR)"""
+    quality_stride: int = number(4, 1)
+    """STOI segments in training: every n-th"""
+
+    @property
+    def task(self) -> dict[str, float]:
+        """These settings alone, of a larger config."""
+        return {name: getattr(self, name) for name in Reward.__dataclass_fields__}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,3 +268,15 @@ class CrossConfig(Reward):
     """seed of the first round"""
     present: bool = False
     """train nothing, only make the table"""
+
+
+COMMANDS = {
+    "mix": MixConfig,
+    "features": FeaturesConfig,
+    "train": TrainConfig,
+    "tune": TuneConfig,
+    "sweep": SweepConfig,
+    "cross": CrossConfig,
+    "infer": InferConfig,
+    "metrics": MetricsConfig,
+}

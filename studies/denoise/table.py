@@ -27,8 +27,8 @@ from sed.metrics import DRAWS, bootstrap_mean
 from studies.denoise import data, denoisers, environment
 from studies.denoise.cross import said
 from studies.denoise.data import MEASURES, write_csv
-from studies.denoise.environment import HURT, Agent, Chain, Corpus, Evaluation, Reward
-from studies.denoise.settings import MetricsConfig
+from studies.denoise.environment import HURT, Agent, Chain, Corpus, Evaluation
+from studies.denoise.settings import MetricsConfig, Reward
 
 TITLES = {"si_sdr": "SI-SDR (dB)", "stoi": "STOI", "estoi": "ESTOI", "gain": "return"}
 DIGITS = {"si_sdr": 2, "stoi": 3, "estoi": 3, "gain": 3}

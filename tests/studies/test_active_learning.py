@@ -17,6 +17,7 @@ from sklearn.metrics import roc_auc_score
 
 pytest.importorskip("sklearn")
 
+from core.command import parse
 from core.errors import InputError
 from core.settings import to_dict
 from policy.runfolder import digest, read_checkpoint
@@ -35,18 +36,16 @@ from studies.active_learning.classifier import (
 )
 from studies.active_learning.commands import (
     AGENT,
-    CompareConfig,
     Run,
     collect,
     generator,
-    main,
     open_bench,
     play,
     play_all,
-    settle,
     stored,
 )
 from studies.active_learning.images import CIFAR, FASHION, Official, load_images
+from studies.active_learning.settings import COMMANDS, STRATEGIES, CompareConfig, settle
 from studies.active_learning.strategies import (
     SELECT,
     UNCERTAINTY,
@@ -65,6 +64,10 @@ from studies.active_learning.tables import Finished, area, wins
 CPU = torch.device("cpu")
 TINY = ("--cycles", "3", "--first", "20", "--per-cycle", "10", "--epochs", "1", "--width", "2")
 FEW = (*TINY, "--workers", "1", "--device", "cpu")
+
+
+def main(args: list[str]) -> None:
+    commands.main(parse(COMMANDS, args))
 
 
 @pytest.fixture(autouse=True)
@@ -520,7 +523,7 @@ def ends(cfg: CompareConfig, run: Run, bench) -> dict:
     return {name: value for name, value in state.items() if name != "seconds"}
 
 
-@pytest.mark.parametrize("strategy", commands.STRATEGIES)
+@pytest.mark.parametrize("strategy", STRATEGIES)
 def test_every_strategy_runs_and_a_resumed_run_is_the_same(strategy, tmp_path, bench):
     run = Run(0, strategy, 5 * strategy.startswith("dqn"), int(strategy == "dqn-warm"))
     carry_over = strategy == "dqn"
@@ -628,7 +631,7 @@ def test_too_many_labels_are_refused(tmp_path):
 def test_compare_writes_its_tables_and_a_classifier_that_loads(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     names = ["random", "margin", "dqn"]
-    main([*FEW, "--seeds", "2", "--gradient-steps", "3", "--strategies", *names])
+    main(["compare", *FEW, "--seeds", "2", "--gradient-steps", "3", "--strategies", *names])
     folder = tmp_path / "runs" / "active-digits"
     printed = capsys.readouterr().out
     table = (folder / "compare" / "table.md").read_text()

@@ -20,16 +20,21 @@ from core.files import contents
 from core.settings import to_dict
 from studies.classic import agents, mdp, policy_search
 from studies.classic import commands as classic
-from studies.classic.agents import Checking, DqnLearner, DqnSettings, Policy, Variant
-from studies.classic.mdp import TabularLearning, ThreeState
-from studies.classic.policy_search import GeneticSettings, ReinforceSettings
+from studies.classic.agents import DqnLearner, Policy
+from studies.classic.mdp import ThreeState
 from studies.classic.settings import (
+    Checking,
     DqnConfig,
+    DqnSettings,
     GeneticConfig,
+    GeneticSettings,
     QLearningConfig,
     ReinforceConfig,
+    ReinforceSettings,
     RenderConfig,
     TableConfig,
+    TabularLearning,
+    Variant,
     commands,
 )
 
@@ -420,7 +425,7 @@ def test_the_tutorials_line_every_20_episodes(tmp_path, monkeypatch, capsys):
         "--out",
         str(tmp_path / "a"),
     ]
-    classic.main(args)
+    classic.main(parse(commands(args), args))
     lines = re.findall(
         r"n_episode :(\d+), score : ([\d.]+), n_buffer : (\d+), eps : ([\d.]+)%",
         capsys.readouterr().out,
@@ -436,7 +441,8 @@ def test_the_tutorials_line_every_20_episodes(tmp_path, monkeypatch, capsys):
     assert folders == [str(tmp_path / "a" / "tensorboard")] and scalars[-1] == "closed"
     assert [step for name, _, step in scalars[:-1] if name == "score"] == [20, 40]
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)  # not installed
-    classic.main([*args[:-1], str(tmp_path / "b"), "--report-every", "40"])
+    args = [*args[:-1], str(tmp_path / "b"), "--report-every", "40"]
+    classic.main(parse(commands(args), args))
     said = capsys.readouterr().out
     assert "pip install tensorboard" in said and said.count("n_episode") == 1
 

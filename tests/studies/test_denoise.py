@@ -33,18 +33,16 @@ from core.errors import InputError
 from scores.synthesiser import synthesise
 from studies.denoise import commands, denoisers, environment, table, training
 from studies.denoise import data as mixtures
-from studies.denoise.data import FeaturesConfig, MixConfig, fitted, mixed
+from studies.denoise.data import fitted, mixed
 from studies.denoise.denoisers import METHODS, STOP, batch_of
-from studies.denoise.environment import (
-    AS_IT_IS,
-    DenoiseVectorEnv,
-    Lanes,
-    Reward,
-    Scaler,
-)
+from studies.denoise.environment import AS_IT_IS, DenoiseVectorEnv, Lanes, Scaler
 from studies.denoise.settings import (
+    COMMANDS,
+    FeaturesConfig,
     InferConfig,
     MetricsConfig,
+    MixConfig,
+    Reward,
     SweepConfig,
     TrainConfig,
     TuneConfig,
@@ -370,7 +368,7 @@ def test_nothing_of_others_is_removed(data, runs, tmp_path):
         mixtures.mix(MixConfig(out=tmp_path, clean=tmp_path / "theirs", overwrite=True))
     for kind in ("out", "plot_dir", "output_dir"):
         with pytest.raises(InputError, match="theirs"):
-            commands.run(MetricsConfig(**{kind: tmp_path / "theirs"}, tuned=tmp_path / "x"))
+            commands.main(MetricsConfig(**{kind: tmp_path / "theirs"}, tuned=tmp_path / "x"))
     with pytest.raises(InputError, match="theirs"):
         commands.sweep(SweepConfig(config=sweep_file(tmp_path), output_root=tmp_path / "theirs"))
     (tmp_path / "x.json").unlink()
@@ -710,7 +708,7 @@ def test_metrics_has_every_row(runs, tuned, data, tmp_path, capsys):
         plot_dir=tmp_path / "plots",
         output_dir=tmp_path / "samples",
     )
-    commands.run(cfg)
+    commands.main(cfg)
     with open(tmp_path / "out" / "metrics.csv", newline="") as stream:
         rows = list(csv.DictReader(stream))
     members = {"noisy": 1, "constant chain": 1, "random policy": 5, "noisereduce": 1}
@@ -759,7 +757,7 @@ def test_measurements_outlive_a_reworded_comment(tmp_path):
 
 
 def infer(*words: object) -> None:
-    commands.main(["infer", *map(str, words)])
+    commands.main(parse(COMMANDS, ["infer", *map(str, words)]))
 
 
 def test_infer_keeps_the_inputs_rate(runs, tmp_path, capsys):
@@ -841,7 +839,7 @@ def test_metrics_without_tune_takes_the_librarys_defaults(runs, data, tmp_path, 
         out=tmp_path / "out",
         plot_dir=tmp_path / "plots",
     )
-    commands.run(cfg)
+    commands.main(cfg)
     said = capsys.readouterr().out
     assert "defaults" in said and "tune" in said
     names = [one["name"] for one in json.loads((tmp_path / "out/results.json").read_text())["rows"]]
@@ -869,7 +867,7 @@ def test_sweep_goes_on_where_it_was(data, tmp_path, monkeypatch):
         started.append(command)
         if len(started) == 1:  # the first one breaks
             return type("Done", (), {"returncode": 1})
-        commands.run(parse(commands.NAMES, command[3:]))
+        commands.main(parse(COMMANDS, command[3:]))
         return type("Done", (), {"returncode": 0})
 
     monkeypatch.setattr(commands.subprocess, "run", run)
@@ -899,6 +897,15 @@ def test_a_mistake_ends_with_one_line(run_module):
     assert (code, out) == (2, "")
     missing = "nowhere/agent.json: not found; train first: python -m studies.denoise train"
     assert err == f"python -m studies.denoise: error: {missing}\n"
+
+
+def test_a_missing_package_is_named(run_module, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pystoi", None)  # not installed
+    for name in ("commands", "denoisers"):
+        monkeypatch.delitem(sys.modules, f"studies.denoise.{name}")
+    code, out, err = run_module("studies.denoise", "infer")
+    text = "needs pystoi; run: pip install -r requirements-studies.txt"
+    assert (code, out) == (2, "") and err.endswith(f"{text}\n") and err.count("\n") == 1
 
 
 def test_seed_decides_the_order(corpus):

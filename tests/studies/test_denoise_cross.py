@@ -10,11 +10,11 @@ pytest.importorskip("stable_baselines3")
 pytest.importorskip("pystoi")
 pytest.importorskip("pywt")
 
+from core.command import parse
 from core.errors import InputError
 from studies.denoise import commands, cross, data, environment
-from studies.denoise.data import FeaturesConfig, MixConfig
 from studies.denoise.environment import JOINT
-from studies.denoise.settings import CrossConfig
+from studies.denoise.settings import COMMANDS, CrossConfig, FeaturesConfig, MixConfig
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +32,10 @@ def corpus(tmp_path_factory) -> environment.Corpus:
         data.mix(MixConfig(out=folder, cells=2, join=1))
     data.write_features(FeaturesConfig(meta=(folder / "meta.csv",)))
     return environment.load_corpus(folder / "features.csv"), folder / "features.csv"
+
+
+def run(args: list[str]) -> None:
+    commands.main(parse(COMMANDS, args))
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +158,7 @@ def test_agents_are_told_apart_from_each_other(corpus):
 def test_too_few_steps_are_refused_before_anything_is_measured(corpus, tmp_path):
     given = ["cross", "--features", str(corpus[1]), "--out", str(tmp_path / "out")]
     with pytest.raises(InputError, match="--total-steps must be at least one rollout, 256"):
-        commands.main([*given, "--agents", "ppo", "--total-steps", "100"])
+        run([*given, "--agents", "ppo", "--total-steps", "100"])
     assert not (tmp_path / "out" / "search").exists()
 
 
@@ -164,7 +168,7 @@ def test_cross_validates_and_goes_on(corpus, tmp_path, capsys):
     rounds = cross.rounds_of(corpus[0], "diagonal")
     given += ["--total-steps", "256", "--eval-every", "256", "--rounds", "diagonal"]
     given += ["--max-steps", "2", "--kept", "3", "--agents", "ppo", "td3"]
-    commands.main(given)
+    run(given)
     table = (tmp_path / "out" / "table.md").read_text()
     assert table in capsys.readouterr().out
     for name in (*cross.YARDSTICKS, "ppo", "td3"):
@@ -179,14 +183,14 @@ def test_cross_validates_and_goes_on(corpus, tmp_path, capsys):
         for path in tmp_path.rglob("*.json")
         if path.parent.name != "out"
     }
-    commands.main([*given, "--present"])
+    run([*given, "--present"])
     assert all(path.stat().st_mtime_ns == when for path, when in files.items())
     with pytest.raises(InputError, match="other settings"):
-        commands.main([*given[: given.index("--kept")], "--kept", "2", "--agents", "ppo"])
+        run([*given[: given.index("--kept")], "--kept", "2", "--agents", "ppo"])
     path = tmp_path / "out" / rounds[0].name / "ppo.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"curve": [[256, 9.0]]}))
     with pytest.raises(InputError, match="checksum"):
-        commands.main([*given, "--present"])
+        run([*given, "--present"])
 
 
 def test_folders_of_others_are_left_alone(corpus, tmp_path):
@@ -196,7 +200,7 @@ def test_folders_of_others_are_left_alone(corpus, tmp_path):
     for out in (tmp_path / "theirs", corpus[1].parent):
         before = sorted(out.rglob("*"))
         with pytest.raises(InputError, match="--out"):
-            commands.main([*given, str(out)])
+            run([*given, str(out)])
         assert sorted(out.rglob("*")) == before
 
 

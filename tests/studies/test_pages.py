@@ -11,6 +11,7 @@ import re
 import subprocess
 import sys
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -103,10 +104,15 @@ def small(package: str, words: list[str]) -> list[str]:
     return [*out, *(part for flag, value in flags.items() for part in (flag, *value.split()))]
 
 
-def run(package: str, line: str) -> None:
+@pytest.fixture
+def run(run_module) -> Callable[[str, str], None]:
     """A line of a page, in this process."""
-    main = importlib.import_module(f"{package}.commands").main
-    assert not main(small(package, words_of(line))), line
+
+    def told(package: str, line: str) -> None:
+        code, _, err = run_module(package, *small(package, words_of(line)))
+        assert code == 0, (line, err)
+
+    return told
 
 
 def write_voice(folder: Path, speaker: str, rate: int, count: int) -> None:
@@ -138,9 +144,8 @@ def workplace(tmp_path, monkeypatch):
 def test_every_command_is_on_its_page(package):
     said = {line.split()[3] if len(line.split()) > 3 else "compare" for line in lines_of(package)}
     assert {word for word in said if not word.startswith("-")} <= set(SMALL[package])
-    named = importlib.import_module(f"{package}.commands")
-    known = named.NAMES if hasattr(named, "NAMES") else getattr(named, "COMMANDS", None)
-    known = known or importlib.import_module(f"{package}.settings").commands([])
+    named = importlib.import_module(f"{package}.settings")
+    known = named.COMMANDS if hasattr(named, "COMMANDS") else named.commands([])
     text = (ROOT / package.replace(".", "/") / "README.md").read_text(encoding="utf-8")
     assert not [name for name in known if f"{name}" not in text]
 
@@ -205,7 +210,7 @@ def test_a_mistake_is_one_line(study, words, said, run_module):
 
 
 @pytest.mark.slow  # a minute
-def test_denoise_page(tmp_path, monkeypatch):
+def test_denoise_page(run):
     for speaker in ("george", "jackson", "lucas"):
         write_voice(Path("DATA/fsdd"), speaker, 8000, 3)
     write_noise(Path("DATA/esc10"))
@@ -246,7 +251,7 @@ def write_archive(monkeypatch) -> None:
     monkeypatch.setitem(CIFAR, "cifar10", layout._replace(archive=archive))
 
 
-def test_active_learning_page(monkeypatch):
+def test_active_learning_page(run, monkeypatch):
     write_archive(monkeypatch)
     lines = lines_of("studies.active_learning")
     assert len(lines) >= 8
@@ -256,7 +261,7 @@ def test_active_learning_page(monkeypatch):
         run("studies.active_learning", line)
 
 
-def test_classic_page(monkeypatch):
+def test_classic_page(run, monkeypatch):
     from studies.classic import agents, commands
 
     def few(env, network, max_steps, seed):
