@@ -43,7 +43,7 @@ from core.errors import InputError
 from core.files import contents, keep_apart, new_folder, work_folder, writing
 from core.processes import end_children, num_workers, process_pool
 from core.settings import to_dict
-from core.stored import file_sha256, read_json, read_npz, write_json
+from core.stored import file_sha256, map_npz, read_json, read_npz, write_json
 from scores import corpora, score_files
 from sed import timeline
 from sed.audio import SHORT_AUDIO, TRUNCATED, AudioFile, audio_seconds, wav_from
@@ -58,7 +58,6 @@ from sed.caches import (
     Pair,
     config_key_of,
     listed,
-    load_cache,
     read_manifest,
     write_shard,
 )
@@ -531,9 +530,9 @@ def preprocess_split(task: Task, cfg: PreprocessConfig, crew: Crew) -> None:
             write_json(partial / CHECKED, {"files": source.checked})
 
     def finish() -> None:
-        finish_split(task, cfg, partial, entries, source, left_out)
+        kept = finish_split(task, cfg, partial, entries, source, left_out)
         held.close()  # puts it in place
-        report(folder, task, left_out, began)
+        report(folder, task, cfg.pairs, kept, left_out, began)
         if reused:
             print(f"  shards taken over from an earlier run: {reused} of {len(starts)}")
 
@@ -558,8 +557,9 @@ def finish_split(
     entries: list[dict],
     source: Any,
     left_out: list[str],
-) -> None:
-    """Write the manifest of all shards, remove what is not of it; names what was left out."""
+) -> list[dict]:
+    """Write the manifest of all shards that have pairs, remove what is not of it; names what was
+    left out. Returns the shards' entries."""
     left_out += sorted(line for entry in entries for line in entry["failed"])
     stop_on_failures(task, cfg, left_out, len(task.rows.clips))
     asides, imported = task.rows.asides + shard_asides(entries), isinstance(source, Path)
@@ -594,6 +594,7 @@ def finish_split(
     for name in contents(partial):
         if name not in wanted:
             (partial / name).unlink()
+    return entries
 
 
 def shard_asides(entries: list[dict]) -> list[Aside]:
@@ -623,36 +624,41 @@ def check_ends(task: Task, entries: list[dict], asides: list[Aside]) -> None:
         )
 
 
-def report(folder: Path, task: Task, left_out: list[str], began: float) -> None:
-    """Say what was expected, found and left out."""
-    cache = load_cache(folder)
-    labels = task.rows.clips | cache.truth
-    num_clips = len(cache.clips)
+def report(
+    folder: Path, task: Task, queries: str, entries: list[dict], left_out: list[str], began: float
+) -> None:
+    """Say what was expected, found and left out; `entries`: the shards' in the manifest."""
+    clips = [clip for entry in entries for clip in entry["clips"]]
+    pairs = [Pair(*pair) for entry in entries for pair in entry["pairs"]]
+    truth = {name: [Event(*event) for event in events] for name, _, events, _ in clips}
+    labels = task.rows.clips | truth
     seconds = time.perf_counter() - began
-    audio_s = sum({pair.filename: pair.edges[-1] for pair in cache.pairs}.values())
+    audio_s = sum({pair.filename: pair.edges[-1] for pair in pairs}.values())
     say_left_out(left_out, folder / LEFT_OUT)
-    asides = task.rows.asides + shard_asides(cache.manifest["shards"])
-    say_asides(str(task.labels), asides, folder / LEFT_OUT)
+    say_asides(str(task.labels), task.rows.asides + shard_asides(entries), folder / LEFT_OUT)
     for notice in NOTICES:
-        shards = cache.manifest["shards"]
-        names = [name for shard in shards for name in shard["notices"].get(notice, [])]
+        names = [name for entry in entries for name in entry["notices"].get(notice, [])]
         if names:
             print(f"  note: {len(names)} x {notice}: {listed(names)}")
-    present = cache.present
-    if cache.queries == "all":
-        expected, expected_pairs = len(labels), len(labels) * len(cache.classes)
-        what = f"; all {len(cache.classes)} classes of every clip, {present.sum()} present"
+    classes = {name: set(classes_of({name: events})) for name, events in labels.items()}
+    present = np.array([pair.event_label in classes[pair.filename] for pair in pairs], bool)
+    if queries == "all":
+        num_clips, expected = len(clips), len(labels)
+        expected_pairs = len(labels) * len(task.classes)
+        what = f"; all {len(task.classes)} classes of every clip, {present.sum()} present"
     else:
+        num_clips = sum(bool(events) for events in truth.values())
         expected = sum(bool(events) for events in labels.values())
-        expected_pairs = sum(len(classes_of({name: events})) for name, events in labels.items())
+        expected_pairs = sum(map(len, classes.values()))
         what = f"; {len(labels) - expected} clips without events make no pair"
-        num_clips = sum(bool(clip.events) for clip in cache.clips)
-    on = np.add.reduceat(cache.label, cache.offsets[:-1]) / np.diff(cache.offsets)
+    files = (folder / entry["file"] for entry in entries)
+    label = np.concatenate([map_npz(path, check=False)["label"] for path in files])
+    frames = np.array([pair.num_frames for pair in pairs])
+    on = np.add.reduceat(label, np.cumsum(frames) - frames, dtype=np.int64) / frames
     share = f"{on[present].mean():.1%}" if present.any() else "none"
     print(
-        f"{folder.name}: {num_clips} of {expected} clips, {len(cache.pairs)} of {expected_pairs}"
-        f" pairs, missing {expected - num_clips} clips and {expected_pairs - len(cache.pairs)}"
-        f" pairs{what}\n"
+        f"{folder.name}: {num_clips} of {expected} clips, {len(pairs)} of {expected_pairs} pairs,"
+        f" missing {expected - num_clips} clips and {expected_pairs - len(pairs)} pairs{what}\n"
         f"  a present pair is on for {share} of the time; {seconds:.1f} s,"
         f" {num_clips / seconds:.1f} clips/s, {audio_s / seconds:.0f} x real time -> {folder}"
     )

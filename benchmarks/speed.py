@@ -18,6 +18,7 @@ ratios: wall seconds depend on what else the machine does.
 
 import itertools
 import json
+import math
 import os
 import platform
 import shutil
@@ -343,11 +344,23 @@ def gpu(cfg: SpeedConfig) -> list[Row]:
 
 
 class Spent(NamedTuple):
-    """What a process took: CPU seconds with its children, wall seconds, and what it printed."""
+    """What a process took: CPU seconds with its children, wall seconds, what it printed, and the
+    CPU seconds without its children (Linux)."""
 
     cpu: float
     wall: float
     said: str
+    own: float
+
+
+def own_seconds(pid: int) -> float:
+    """CPU seconds of a process without its children: `utime` and `stime` of proc(5); nan where
+    there is no /proc."""
+    path = Path(f"/proc/{pid}/stat")
+    if not path.exists():
+        return math.nan
+    ticks = path.read_text().rpartition(")")[2].split()[11:13]
+    return sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
 
 
 def spent(*command: Any, code: int = 0) -> Spent:
@@ -356,13 +369,15 @@ def spent(*command: Any, code: int = 0) -> Spent:
     environ, began = os.environ | {"OMP_NUM_THREADS": "1"}, time.perf_counter()
     with tempfile.TemporaryFile("w+") as said:
         process = subprocess.Popen(arguments, stdout=said, stderr=said, cwd=ROOT, env=environ)
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        own = own_seconds(process.pid)
         _, status, used = os.wait4(process.pid, 0)
         process.returncode, wall = os.waitstatus_to_exitcode(status), time.perf_counter() - began
         said.seek(0)
         output = said.read()
     if process.returncode != code:
         raise InputError(f"{' '.join(arguments[1:])} failed: {output.strip()[-300:]}")
-    return Spent(used.ru_utime + used.ru_stime, wall, output)
+    return Spent(used.ru_utime + used.ru_stime, wall, output, own)
 
 
 def demo(cfg: SpeedConfig) -> Path:
@@ -406,16 +421,45 @@ def start(cfg: SpeedConfig) -> list[Row]:
 
 def preprocessing(cfg: SpeedConfig) -> list[Row]:
     """Both splits of the demo's corpus."""
-    home, found = demo(cfg), []
-    for _ in range(cfg.times):
-        with tempfile.TemporaryDirectory() as folder:
-            call = ("preprocess.py", "--preset", "demo", "--corpus", home / "data")
-            found.append(spent(*call, "--cache", Path(folder) / "cache"))
-    cpu = [each.cpu for each in found]
-    note = f"{text(cpu, '.1f')} s"
-    what = "preprocess.py --preset demo, 300 clips, CPU s"
-    rows = [row("preprocess", what, statistics.median(cpu), "<= 10 s", "43 s", note)]
-    return [*rows, growing(cfg)]
+    home, rows = demo(cfg), []
+    for kind, flags in (("", ()), (", two workers", ("--workers", 2))):
+        cpu = []
+        for _ in range(cfg.times):
+            with tempfile.TemporaryDirectory() as folder:
+                call = ("preprocess.py", "--preset", "demo", "--corpus", home / "data", *flags)
+                cpu.append(spent(*call, "--cache", Path(folder) / "cache").cpu)
+        note = f"{text(cpu, '.1f')} s"
+        what = f"preprocess.py --preset demo, 300 clips{kind}, CPU s"
+        rows.append(row("preprocess", what, statistics.median(cpu), "<= 10 s", "43 s", note))
+    return [*rows, sharing(cfg, home / "data" / "train"), growing(cfg)]
+
+
+def sharing(cfg: SpeedConfig, corpus: Path) -> Row:
+    """What the first process does for a clip against a sixteenth of what a worker does: below 1,
+    16 workers wait for audio, not for the first process. From few and many clips, two workers."""
+    names, found = sorted(path.stem for path in (corpus / "audio").iterdir()), []
+    lines = (corpus / "labels.tsv").read_text(encoding="utf-8").splitlines()
+    with tempfile.TemporaryDirectory(dir=corpus.parent) as folder:
+        home = Path(folder)
+        for copies in (1, 2) if cfg.quick else (2, 16):
+            split, rows = home / str(copies), lines[:1]
+            for kind, suffix in (("audio", ".flac"), ("scores", ".tsv")):
+                (split / kind).mkdir(parents=True)
+                for name, k in itertools.product(names, range(copies)):
+                    os.link(corpus / kind / (name + suffix), split / kind / f"{name}-{k}{suffix}")
+            for line, k in itertools.product(lines[1:], range(copies)):
+                name, _, rest = line.partition(".flac")
+                rows.append(f"{name}-{k}.flac{rest}")
+            write_text(split / "labels.tsv", "\n".join(rows))
+            given = [f"--{name}={split / name}" for name in ("audio", "scores")]
+            call = ("preprocess.py", "--labels", split / "labels.tsv", *given, "--split", "train")
+            found.append(spent(*call, "--workers", 2, "--cache", split / "cache"))
+    few, many = found
+    own, workers = many.own - few.own, many.cpu - many.own - few.cpu + few.own
+    clips = len(names) * (1 if cfg.quick else 14)
+    note = f"{1000 * own / clips:.2f} against {1000 * workers / clips:.1f} ms of CPU a clip"
+    what = "preprocess.py, the first process against a sixteenth of its workers"
+    return row("preprocess", what, 16 * own / workers, "<= 1 x", "over a minute", note)
 
 
 def growing(cfg: SpeedConfig) -> Row:

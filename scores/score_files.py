@@ -125,6 +125,10 @@ class ScoreFiles(ScoreSource):
             classes = _renamed(f"{first}", _read_header(first).classes, self.rename)
         self.classes = list(classes)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """A worker reads single clips: the list of all files would go with each of its tasks."""
+        return vars(self) | {"_files": None}
+
     @property
     def files(self) -> list[Path]:
         """All score files, sorted. Looks into each once; names those that are none.

@@ -15,6 +15,7 @@ import math
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -164,9 +165,9 @@ AUDIO = (".wav", ".flac", ".ogg", ".mp3")
 
 def find_audio(folder: Path, filename: str) -> Path | None:
     """Audio file of a clip: of the whole name, else of one of its spellings with an extension."""
-    paths = [folder / filename]
-    for name in spellings(filename):
-        paths += [folder / f"{name}{end}" for suffix in AUDIO for end in (suffix, suffix.upper())]
+    ends = [end for suffix in AUDIO for end in (suffix, suffix.upper())]
+    names = (f"{name}{end}" for name in spellings(filename) for end in ends)
+    paths = (folder / name for name in chain([filename], names))
     return next((path for path in paths if path.is_file()), None)
 
 
