@@ -21,10 +21,11 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Executor, wait
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from functools import cache
+from itertools import islice
 from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -468,8 +469,12 @@ class Crew(NamedTuple):
         if workers == 1:
             yield from map(make_shard, todo)
             return
-        for future in as_completed([self.workers().submit(make_shard, job) for job in todo]):
-            yield future.result()
+        rest, pool = iter(todo), self.workers()
+        waiting = {pool.submit(make_shard, job) for job in islice(rest, workers)}
+        while waiting:  # no more at a time, so that no more processes start
+            done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+            waiting |= {pool.submit(make_shard, job) for job in islice(rest, len(done))}
+            yield from (future.result() for future in done)
 
 
 def run_jobs(
@@ -493,16 +498,18 @@ def run_jobs(
     bar.update(count - len(clips))
     size = sum(clip.audio.stat().st_size if clip.audio else SCORES_ONLY for clip in clips)
     workers = cfg.workers or min(num_workers(None), 1 + int(size / WORK_OF_A_PROCESS))
+    workers = min(workers, len(todo)) or 1
     try:
         with bar:
-            for entry in crew.made(todo, min(workers, len(todo)) or 1):
+            for entry in crew.made(todo, workers):
                 bar.update(len(entry["clips"]) + len(entry["failed"]))
                 done[entry["file"]] = entry
                 write_json(
                     (partial / entry["file"]).with_suffix(".json"), {"shard": entry}, large=True
                 )
     except BaseException:
-        end_children()  # they may be writing where the caller cleans up next
+        if workers > 1:
+            end_children()  # they may be writing where the caller cleans up next
         raise
     return [done[file] for file in sorted(done)], reused
 

@@ -13,10 +13,11 @@ All rules are tuned for one operating point, on one grid of thresholds, by tryin
 - `all`: macro F1, the mean over classes of the F1 of a class's frames in all clips together. Needs
   a cache of all pairs.
 
-Who is judged by events is tuned for events: every kind with a filter or durations once more for
-event F1 and intersection F1, and on raw scores over all pairs cSEBBs and the median filter for each
-PSDS too; the other kinds rank nothing over clips. Over all pairs the kinds that a tag gate may help
-are tuned once more behind it: on a cache whose closed pairs are silent.
+Who is judged by events is tuned for events: every kind with a filter or durations, on raw and
+adjusted scores, once more for event F1 and intersection F1; on raw scores over all pairs cSEBBs and
+the median filter for each PSDS too: the other kinds rank nothing over clips. Over all pairs the
+kinds that a tag gate may help are tuned once more behind it: on a cache whose closed pairs are
+silent.
 
 A rule has a setting for each class, and one for all classes together, which a class falls back on
 that is not in the training clips. Of equally good settings the first of the grid wins: the lowest
@@ -318,6 +319,8 @@ def tune_hysteresis(
     them; it ranks nothing: no PSDS.
 
     Never worse on the training clips than the best plain threshold, which is among the settings.
+    For events fewer pairs of thresholds are tried, all plain thresholds, and what is best for the
+    operating point.
     """
     cache = aim.cache
     cell = below(cache.signals[on]).astype(np.uint8)
@@ -332,6 +335,16 @@ def tune_hysteresis(
     steps = [(k, k) for k in range(len(GRID))] + [(a, b) for a in levels for b in levels if b < a]
     few = set(hysteresis_levels(plain, THINNED_EVENTS)) if events else set()
     found = {"": ([], []), **{name: ([], []) for name in (EVENT_F1 if events else ())}}
+
+    def judge(settings: list[Setting], values: dict[str, np.ndarray]) -> None:
+        for name, value in values.items():
+            found[name][0].extend(settings)
+            found[name][1].append(value)
+
+    if events:
+        regions, never = events.of_signal(cache.signals[on]), {"min_off_s": 0.0, "min_on_s": 0.0}
+        same = [{"onset": float(t), "offset": float(t), **never} for t in GRID]
+        judge(same, {name: events.values(regions, name) for name in EVENT_F1})
     for onset, offset in steps:
         runs = runs_between(cell > onset, cell <= offset, offsets)
         runs = runs._replace(begin=at[runs.begin], end=at[runs.end])
@@ -339,17 +352,20 @@ def tune_hysteresis(
         settings, every = zip(*under_durations(runs, frame_s), strict=True)
         settings = [both | setting for setting in settings]
         counts = zip(*(count_runs(aim, kept) for kept in every), strict=True)
-        found[""][0].extend(settings)
-        found[""][1].append(aim.values(*map(np.hstack, counts)))
+        judge(settings, {"": aim.values(*map(np.hstack, counts))})
         if events and {onset, offset} <= few:
             for setting, kept in zip(settings, every, strict=True):
-                for name, value in events.of_runs(kept).items():
-                    found[name][0].append(setting)
-                    found[name][1].append(value)
-    return {
-        name: (events if name else aim).tune(settings, np.hstack(values))
-        for name, (settings, values) in found.items()
-    }
+                judge([setting], events.of_runs(kept))
+
+    def tuned(name: str) -> dict[str, Any]:
+        settings, values = found[name]
+        return (events if name else aim).tune(settings, np.hstack(values))
+
+    point = tuned("")
+    for setting in [point["fallback"], *point["classes"].values()] if events else []:
+        rule = tuned_rule("", "hysteresis", on, of_all(setting))
+        judge([setting], events.of_runs(runs_of_hysteresis(rule, cache)))
+    return {name: tuned(name) for name in found}
 
 
 # ---------------------------------------------------------------------------- slopes
@@ -612,7 +628,8 @@ def decide_slopes(rule: Rule, cache: Cache) -> np.ndarray:
     return frames_of_runs(runs, len(score))
 
 
-def decide_hysteresis(rule: Rule, cache: Cache) -> np.ndarray:
+def runs_of_hysteresis(rule: Rule, cache: Cache) -> Runs:
+    """What a hysteresis rule switches on."""
     score, frame_s = cache.signals[rule.on], frame_s_of_pair(cache)
     up, down = above(rule, cache, "onset", score), ~above(rule, cache, "offset", score)
     runs = runs_between(up, down, cache.offsets)
@@ -622,7 +639,11 @@ def decide_hysteresis(rule: Rule, cache: Cache) -> np.ndarray:
         )
         for name in ("min_off_s", "min_on_s")
     )
-    return frames_of_runs(long_enough(filled(runs, min_off), min_on), len(score))
+    return long_enough(filled(runs, min_off), min_on)
+
+
+def decide_hysteresis(rule: Rule, cache: Cache) -> np.ndarray:
+    return frames_of_runs(runs_of_hysteresis(rule, cache), len(cache.label))
 
 
 def decide_csebbs(rule: Rule, cache: Cache) -> np.ndarray:
@@ -812,15 +833,14 @@ class Part(NamedTuple):
     gated: bool = False  # behind the tag gate
 
 
-PARTS = [Part("csebbs", "d_raw"), Part("hysteresis", "d_raw"), Part("hysteresis", "d_adj")]
-PARTS += [Part("median", on) for on in QUICK_ON]
-PARTS += [Part("slope", "d_raw"), Part("z-score", "d_raw"), Part("shift", "prob")]
-PARTS += [Part("threshold", on) for on in QUICK_ON]
-# Normalised signals have a peak in every clip, as z-scores have: without a gate they say that every
-# class sounds. The others for the fairness of the comparison; no PSDS, which a veto only lowers.
-GATED = [Part("csebbs", "d_raw", True), Part("hysteresis", "d_adj", True)]
-GATED += [Part("median", "d_adj", True), Part("slope", "d_raw", True)]
-GATED += [Part("z-score", "d_raw", True), Part("threshold", "d_adj", True)]
+# The longest first. Behind the gate: normalised signals have a peak in every clip, as z-scores
+# have: without one they say that every class sounds; the others for a fair comparison.
+PARTS = [Part("hysteresis", "d_adj"), Part("hysteresis", "d_adj", True)]
+PARTS += [Part("hysteresis", "d_raw"), Part("median", "d_raw"), Part("csebbs", "d_raw")]
+PARTS += [Part("median", "d_adj"), Part("csebbs", "d_raw", True), Part("median", "d_adj", True)]
+PARTS += [Part("median", "prob"), Part("z-score", "d_raw"), Part("z-score", "d_raw", True)]
+PARTS += [Part("shift", "prob"), Part("slope", "d_raw"), Part("slope", "d_raw", True)]
+PARTS += [*(Part("threshold", on) for on in QUICK_ON), Part("threshold", "d_adj", True)]
 ORDER = ("threshold", "z-score", "median", "hysteresis", "slope", "csebbs", "shift")  # in the list
 WORK_OF_A_PROCESS = 500_000  # frames whose tuning takes longer than to start a process for them
 _given: list[Any] = []  # of a process: what its parts are tuned on
@@ -861,7 +881,7 @@ def tuning(
     what it is given, which waits for the rules. That raises InputError where a cache of present
     pairs is to be tuned on all of them.
     """
-    todo = PARTS if gated is None else PARTS + GATED
+    todo = [part for part in PARTS if gated is not None or not part.gated]
     workers = min(workers, len(todo), 1 + len(train.label) // WORK_OF_A_PROCESS)
     ready = partial(prepare, train, gated, bandit, point)
     with nullcontext(ready()) if workers == 1 else process_pool(workers, ready) as pool:
@@ -872,7 +892,8 @@ def tuning(
             _given.clear()
             _tunings.clear()
             rules = [rule for some in parts for rule in some]
-            rules.sort(key=lambda rule: (rule.metric != "", ORDER.index(rule.kind)))
+            of = (*ORDER, *QUICK_ON).index
+            rules.sort(key=lambda rule: (rule.metric != "", of(rule.kind), of(rule.on)))
             bare, behind = ([rule for rule in rules if rule.gated == on] for on in (False, True))
             return fixed_rules() + bare + ceilings(bandit) + behind
 

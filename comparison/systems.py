@@ -281,13 +281,18 @@ def tuned_gate(train: Cache) -> tag_gate.Gate | None:
     return tag_gate.tune_gate(train) if train.queries == "all" else None
 
 
+def rules_key(key: str, queries: str) -> str:
+    """What rules are tuned on, a training cache's key and queries, and the list of rules."""
+    return f"{key}-{queries}-{LIST}"
+
+
 @contextmanager
 def fitted_rules(
     train: Cache, gate: tag_gate.Gate | None, cfg: EvaluateConfig
 ) -> Iterator[Callable[[], list[Rule]]]:
     """Rules tuned on the training cache, those behind its gate too; kept in <out>/rules.json and
     read from there. What is given waits for them: they are tuned beside what the caller does."""
-    path, key = cfg.out / "rules.json", f"{train.key}-{train.queries}-{LIST}"
+    path, key = cfg.out / "rules.json", rules_key(train.key, train.queries)
     rules: list[Rule] = []
     if path.exists():
         try:

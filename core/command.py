@@ -26,13 +26,16 @@ from core.processes import ENDS_WITH_PARENT, end_with
 
 
 def needed(module: str, script: str) -> ModuleType:
-    """Import a module of requirements-studies.txt; InputError where it is not installed.
+    """Import a module of requirements-studies.txt, or one of a study that imports such; InputError
+    where one is not installed.
 
     `script` is the file that the user started, for the message.
     """
     try:
         return import_module(module)
     except ModuleNotFoundError as error:
+        if error.name and error.name.partition(".")[0] == "studies":  # a fault of ours
+            raise
         cure = "run: pip install -r requirements-studies.txt"
         raise InputError(f"{Path(script).name} needs {error.name}; {cure}") from None
 

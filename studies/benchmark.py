@@ -195,9 +195,15 @@ def train_slides(setting: Setting, kind: str, seed: int) -> None:
 
 
 def is_finished(table: str, cache: str, runs: list[str]) -> bool:
-    """Whether a table is there, of these very caches, and newer than the checkpoints."""
-    path = ROOT / table / "results.json"
-    if not path.exists():
+    """Whether a table is there, of these very caches and today's list of rules, and newer than the
+    checkpoints."""
+    path, rules = (ROOT / table / name for name in ("results.json", "rules.json"))
+    if not (path.exists() and rules.exists()):
+        return False
+    from comparison.systems import rules_key  # not above: it takes seconds
+
+    train = read_manifest(ROOT / cache / "train" / "manifest.json", "make the cache again")
+    if read_json(rules, "delete it")["train"] != rules_key(train["key"], train["queries"]):
         return False
     results = read_json(path, "delete it")
     for split, key in (("validation", "cache_key"), ("train", "train_cache_key")):

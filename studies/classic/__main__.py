@@ -2,10 +2,11 @@
 
 import sys
 
-from core.command import needed, program, run_script
+from core.command import needed, run_script
 from studies.classic.settings import commands
 
 if __name__ == "__main__":
     run_script(
-        commands(sys.argv[1:]), lambda cfg: needed("studies.classic.commands", program()).main(cfg)
+        commands(sys.argv[1:]),
+        lambda cfg: needed("studies.classic.commands", "this study").main(cfg),
     )

@@ -1,7 +1,7 @@
 """The program `python -m studies.denoise`; it imports torch, which takes seconds, last."""
 
-from core.command import needed, program, run_script
+from core.command import needed, run_script
 from studies.denoise.settings import COMMANDS
 
 if __name__ == "__main__":
-    run_script(COMMANDS, lambda cfg: needed("studies.denoise.commands", program()).main(cfg))
+    run_script(COMMANDS, lambda cfg: needed("studies.denoise.commands", "this study").main(cfg))

@@ -565,6 +565,29 @@ def test_tuned_for_events_is_the_best_of_all_settings(kind, cache):
         assert values[tried.index(setting)] == pytest.approx(max(values))
 
 
+@pytest.mark.parametrize("point", POINTS)
+@pytest.mark.parametrize("seed", [0, 1, 6])
+def test_hysteresis_tuned_for_events_is_no_worse_than_what_it_could_be(tmp_path, point, seed):
+    """For each class, on the training clips: the rule of the operating point, plain thresholds."""
+    write_cache(tmp_path / "train", [200] * 24, seed=seed, absent=(1, 4, 7, 10))
+    train = with_durations(load_cache(tmp_path / "train"))
+    aims = Objective(train, point), tuned_rules.EventObjective(train)
+    found = tuned_rules.tune_hysteresis("d_raw", *aims)
+
+    def values(params, metric):
+        pred = decide_rule(Rule("x", "hysteresis", "d_raw", "", params), train)
+        counted = all_f1(events_at(train, pred), train.truth, train.durations, train.classes)
+        return counted[metric].per_class
+
+    never = {"min_off_s": 0.0, "min_on_s": 0.0}
+    plain = [{"onset": float(t), "offset": float(t), **never} for t in tuned_rules.GRID[::8]]
+    for metric in tuned_rules.EVENT_F1:
+        best = values(found[metric], metric)
+        for other in [found[""], *map(tuned_rules.of_all, plain)]:
+            for name, value in values(other, metric).items():
+                assert name not in found[metric]["classes"] or best[name] >= value - 1e-9
+
+
 def test_tuned_for_psds_has_the_highest_psds(caches):
     """Of each class, as event_metrics has it for the boxes of every setting; its threshold is that
     of the highest intersection F1."""

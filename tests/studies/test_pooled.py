@@ -243,7 +243,7 @@ def test_mean_and_spread_over_settings():
     assert pooled.spread_of({Setting(5): [1.0], Setting(4): [3.0]}) is None
 
 
-def test_what_is_finished_is_skipped(home, here):
+def test_what_is_finished_is_skipped(home, here, monkeypatch):
     judge(home, "learned", FIRST[:2])
     assert len(here) == 2
     for setting in FIRST[:2]:
@@ -261,6 +261,9 @@ def test_what_is_finished_is_skipped(home, here):
     for setting in FIRST[:2]:
         benchmark.compare_best(setting, "present")
     assert len(here) == 4 and FIRST[1].table("present") in here[-1]
+    monkeypatch.setattr(systems, "LIST", systems.LIST + 1)
+    benchmark.compare_best(FIRST[0], "present")
+    assert len(here) == 5 and FIRST[0].table("present") in here[-1]
 
 
 def test_a_table_of_other_decisions_is_refused(home, here):
