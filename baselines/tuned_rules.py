@@ -334,6 +334,7 @@ def tune_hysteresis(
     levels = hysteresis_levels(plain, THINNED)
     steps = [(k, k) for k in range(len(GRID))] + [(a, b) for a in levels for b in levels if b < a]
     few = set(hysteresis_levels(plain, THINNED_EVENTS)) if events else set()
+    seen: set[int] = set()  # hashes of runs that were judged by events
     found = {"": ([], []), **{name: ([], []) for name in (EVENT_F1 if events else ())}}
 
     def judge(settings: list[Setting], values: dict[str, np.ndarray]) -> None:
@@ -355,7 +356,10 @@ def tune_hysteresis(
         judge(settings, {"": aim.values(*map(np.hstack, counts))})
         if events and {onset, offset} <= few:
             for setting, kept in zip(settings, every, strict=True):
-                judge([setting], events.of_runs(kept))
+                same_runs = hash(tuple(part.tobytes() for part in kept))
+                if same_runs not in seen:  # of equals the first wins
+                    seen.add(same_runs)
+                    judge([setting], events.of_runs(kept))
 
     def tuned(name: str) -> dict[str, Any]:
         settings, values = found[name]

@@ -148,9 +148,8 @@ def test_a_clips_own_labels_decide_nothing_about_it(here, monkeypatch):
 
 def test_rules_are_those_of_a_table_of_each_part(here, monkeypatch):
     """Behind the gate too; who is tuned for a PSDS is ranked by scores or boxes, as in a table."""
-    bare = [Part("csebbs", "d_raw"), Part("median", "d_raw"), Part("threshold", "d_adj")]
-    monkeypatch.setattr(tuned_rules, "PARTS", bare)
-    monkeypatch.setattr(tuned_rules, "GATED", [Part("csebbs", "d_raw", True)])
+    parts = [Part("csebbs", "d_raw"), Part("median", "d_raw"), Part("threshold", "d_adj")]
+    monkeypatch.setattr(tuned_rules, "PARTS", [*parts, Part("csebbs", "d_raw", True)])
     study = study_of(here, "a")
     cache, ((one, other),) = load_cache(study.cache), study.divisions
     found = {row.name: row for row in crossval.rule_rows(study, cache)}
