@@ -761,13 +761,19 @@ def threshold_rules(aim: Objective, on: str) -> list[Rule]:
     ]
 
 
+def tune_kind(
+    kind: str, on: str, aim: Objective, events: EventObjective | None = None
+) -> dict[str, dict[str, Any]]:
+    """Settings of a kind of `TUNED_FOR_EVENTS`, by metric as `tune_settings` has them."""
+    of_runs = {"slope": tune_slopes, "hysteresis": tune_hysteresis}
+    return (of_runs.get(kind) or partial(tune_settings, kind))(on, aim, events)
+
+
 def rules_of_settings(
     name: str, kind: str, on: str, aim: Objective, events: EventObjective | None
 ) -> list[Rule]:
     """A kind of rule, tuned for the operating point, and with `events` for each event metric."""
-    of_runs = {"slope": tune_slopes, "hysteresis": tune_hysteresis}
-    tune = of_runs.get(kind) or partial(tune_settings, kind)
-    point, *others = tune(on, aim, events).items()
+    point, *others = tune_kind(kind, on, aim, events).items()
     rules = [tuned_rule(f"{name} on {on}", kind, on, point[1])]
     short = name.removesuffix(" + threshold")
     for metric, params in others:

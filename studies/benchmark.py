@@ -202,14 +202,14 @@ def is_finished(table: str, cache: str, runs: list[str]) -> bool:
         return False
     from comparison.systems import rules_key  # not above: it takes seconds
 
-    train = read_manifest(ROOT / cache / "train" / "manifest.json", "make the cache again")
-    if read_json(rules, "delete it")["train"] != rules_key(train["key"], train["queries"]):
+    validation, train = (
+        read_manifest(ROOT / cache / split / "manifest.json", "make the cache again")
+        for split in ("validation", "train")
+    )
+    results, tuned = (read_json(each, "delete it") for each in (path, rules))
+    made_of = results.get("cache_key"), results.get("train_cache_key"), tuned["train"]
+    if made_of != (validation["key"], train["key"], rules_key(train["key"], train["queries"])):
         return False
-    results = read_json(path, "delete it")
-    for split, key in (("validation", "cache_key"), ("train", "train_cache_key")):
-        manifest = read_manifest(ROOT / cache / split / "manifest.json", "make the cache again")
-        if results.get(key) != manifest["key"]:
-            return False
     newest = max((ROOT / run / "best.pt").stat().st_mtime for run in runs)
     return path.stat().st_mtime >= newest
 

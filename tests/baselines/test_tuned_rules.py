@@ -4,7 +4,6 @@ import itertools
 import json
 import statistics
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from unittest import mock
 
@@ -423,24 +422,24 @@ SMALL = {
     "FILTERS_S": (0.1, 0.2),
     "MERGE": {"difference": (0.15, 0.3), "ratio": (2.0,)},
 }
-TUNE = {
-    "threshold": tuned_rules.tune_thresholds,
-    "median": lambda aim, on: tuned_rules.tune_settings("median", on, aim)[""],
-    "hysteresis": lambda aim, on: tuned_rules.tune_hysteresis(on, aim)[""],
-    "csebbs": lambda aim, on: tuned_rules.tune_settings("csebbs", on, aim)[""],
-    "z-score": lambda aim, on: tuned_rules.tune_settings("z-score", on, aim)[""],
-    "slope": lambda aim, on: tuned_rules.tune_slopes(on, aim)[""],
-}
+KINDS = ("threshold", "median", "hysteresis", "csebbs", "z-score", "slope")
+
+
+def tuned(kind, aim):
+    """Settings on raw scores for the operating point."""
+    if kind == "threshold":
+        return tuned_rules.tune_thresholds(aim, "d_raw")
+    return tuned_rules.tune_kind(kind, "d_raw", aim)[""]
 
 
 @pytest.mark.parametrize("point", POINTS)
-@pytest.mark.parametrize("kind", TUNE)
+@pytest.mark.parametrize("kind", KINDS)
 @settings(max_examples=15)
 @given(CACHES)
 def test_tuned_is_the_best_of_all_settings(kind, point, cache):
     """Every setting decided and counted frame by frame; of equals the first wins."""
     with mock.patch.multiple(tuned_rules, **SMALL):
-        params = TUNE[kind](Objective(cache, point), "d_raw")
+        params = tuned(kind, Objective(cache, point))
         tried = small_settings(kind)
         preds = [
             decide_rule(Rule("x", kind, "d_raw", "", tuned_rules.of_all(each)), cache)
@@ -479,10 +478,8 @@ def test_more_freedom_is_never_worse_on_the_training_clips(tmp_path, point, seed
         for rule in (
             single,
             per_class,
-            tuned_rules.tuned_rule("m", "median", "d_raw", TUNE["median"](aim, "d_raw")),
-            tuned_rules.tuned_rule(
-                "h", "hysteresis", "d_raw", tuned_rules.tune_hysteresis("d_raw", aim)[""]
-            ),
+            tuned_rules.tuned_rule("m", "median", "d_raw", tuned("median", aim)),
+            tuned_rules.tuned_rule("h", "hysteresis", "d_raw", tuned("hysteresis", aim)),
         )
     }
     assert value[single.name] <= value[per_class.name] + 1e-12
@@ -547,9 +544,7 @@ def test_tuned_for_events_is_the_best_of_all_settings(kind, cache):
     cache = with_durations(cache)
     with mock.patch.multiple(tuned_rules, **SMALL):
         aims = Objective(cache, "present"), tuned_rules.EventObjective(cache)
-        of_runs = {"slope": tuned_rules.tune_slopes, "hysteresis": tuned_rules.tune_hysteresis}
-        tune = of_runs.get(kind) or partial(tuned_rules.tune_settings, kind)
-        found = tune("d_raw", *aims)
+        found = tuned_rules.tune_kind(kind, "d_raw", *aims)
         tried = small_settings(kind)
         f1 = []
         for setting in tried:
@@ -846,7 +841,7 @@ def test_published_anchors_tuned_on_the_same_clips(real):
         )
         if t:
             assert params["fallback"]["t"] == pytest.approx(t, abs=5e-4)
-    params = TUNE["csebbs"](aim, "d_raw")
+    params = tuned("csebbs", aim)
     for some, expected in ((params, 0.822), (tuned_rules.of_all(params["fallback"]), 0.714)):
         rule = tuned_rules.tuned_rule("x", "csebbs", "d_raw", some)
         assert over_present(real, decide_rule(rule, real))["f1"] == pytest.approx(
@@ -863,7 +858,7 @@ def cross_validated(cache, kind, seed):
     for fold in range(5):
         held = {names[i] for i in order[fold::5]}
         aim = Objective(cache.subset(set(names) - held), "present")
-        rule = tuned_rules.tuned_rule("x", kind, "d_raw", TUNE[kind](aim, "d_raw"))
+        rule = tuned_rules.tuned_rule("x", kind, "d_raw", tuned(kind, aim))
         mine = np.array([pair.filename in held for pair in cache.pairs])
         pred[mine[pair_of_frame]] = decide_rule(rule, cache.subset(held))
     return over_present(cache, pred)
