@@ -421,8 +421,9 @@ def fingerprint(job: Job) -> str:
         else:
             files = [clip.audio] * bool(clip.audio)
             parts.append(job.source.identity(clip.filename))
-        stats = [(str(file.name), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-        parts.append([clip.filename, clip.events, stats])
+        stats = ((file.name, file.stat()) for file in files)
+        stamps = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
+        parts.append([clip.filename, clip.events, stamps])
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
@@ -640,7 +641,7 @@ def report(
     truth = {name: [Event(*event) for event in events] for name, _, events, _ in clips}
     labels = task.rows.clips | truth
     seconds = time.perf_counter() - began
-    audio_s = sum({pair.filename: pair.edges[-1] for pair in pairs}.values())
+    audio_s = sum(pair.edges[-1] for pair in {pair.filename: pair for pair in pairs}.values())
     say_left_out(left_out, folder / LEFT_OUT)
     say_asides(str(task.labels), task.rows.asides + shard_asides(entries), folder / LEFT_OUT)
     for notice in NOTICES:

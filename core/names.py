@@ -3,6 +3,7 @@
 import re
 import unicodedata
 from collections.abc import Iterable
+from functools import lru_cache
 
 # A spreadsheet runs a cell that begins with one of these (OWASP, CSV Injection).
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
@@ -118,6 +119,7 @@ def markdown_table(header: list[str], rows: Iterable[list[str]]) -> list[str]:
 UNWRITABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")  # tabs, line breaks, ..
 
 
+@lru_cache(4096)  # the classes of every score file
 def name_flaw(name: str, *, path: bool = False) -> str:
     """What is wrong with a name from outside: of a class, or (`path`) of a clip; empty if nothing.
 

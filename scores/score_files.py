@@ -7,6 +7,7 @@ Shapes: K classes, T frames; values (K, T) in 0..1, edges (T + 1,) seconds
 import difflib
 import hashlib
 import json
+import os
 import shutil
 import tempfile
 import zipfile
@@ -115,13 +116,13 @@ class ScoreFiles(ScoreSource):
         self.folder, self.rename = Path(folder), dict(rename or {})
         self._first: tuple[Path, frozenset[str]] | None = None
         self._frame: tuple[str, float] | None = None
-        self._files: list[Path] | None = None
+        self._files: dict[str, Path] | None = None
         if not self.folder.is_dir():
             raise InputError(f"scores {self.folder}: not a folder of .tsv files, nor an .npz file")
         if next(self.folder.rglob("*.tsv"), None) is None:
             raise InputError(f"scores {self.folder}: no .tsv files")
         if classes is None:
-            first = self.files[0]
+            first = next(iter(self.files.values()))
             classes = _renamed(f"{first}", _read_header(first).classes, self.rename)
         self.classes = list(classes)
 
@@ -130,8 +131,9 @@ class ScoreFiles(ScoreSource):
         return vars(self) | {"_files": None}
 
     @property
-    def files(self) -> list[Path]:
-        """All score files, sorted. Looks into each once; names those that are none.
+    def files(self) -> dict[str, Path]:
+        """All score files by clip id (path below the folder without `.tsv`), sorted by path. Looks
+        into each once; names those that are none.
 
         InputError where there is no other, or a name cannot stand in a table.
         """
@@ -144,19 +146,16 @@ class ScoreFiles(ScoreSource):
             if others:
                 names = listed([str(path.relative_to(self.folder)) for path in others])
                 print(f"note: {self.folder}: no scores in {names} (no onset, offset)")
-            self._files = [p for p, header in zip(found, headers, strict=True) if header]
-            for path in self._files:
-                if flaw := name_flaw(self.id_of(path), path=True):
+            scores = [path for path, header in zip(found, headers, strict=True) if header]
+            self._files = {path.relative_to(self.folder).as_posix()[:-4]: path for path in scores}
+            for clip, path in self._files.items():
+                if flaw := name_flaw(clip, path=True):
                     raise InputError(f"scores {self.folder}: the name {path.name!r} {flaw}")
         return self._files
 
-    def id_of(self, path: Path) -> str:
-        """Id of a score file: its path below the folder without `.tsv`."""
-        return path.relative_to(self.folder).as_posix().removesuffix(".tsv")
-
     def clips(self) -> list[str]:
         """Ids of all score files, sorted."""
-        return sorted(map(self.id_of, self.files))
+        return sorted(self.files)
 
     def path(self, clip: str) -> Path:
         """Score file of a clip id."""
@@ -164,11 +163,14 @@ class ScoreFiles(ScoreSource):
 
     def find(self, filename: str) -> str:
         names = spellings(filename)
-        return next((name for name in names if self.path(name).is_file()), names[-1])
+        return next((name for name in names if self._is_there(name)), names[-1])
+
+    def _is_there(self, clip: str) -> bool:
+        return os.path.isfile(f"{self.folder}/{clip}.tsv")  # no Path: asked for every clip
 
     def missing(self, filenames: list[str]) -> list[str]:
         """The clips without a score file; reads one file, so that a wrong folder fails at once."""
-        absent = [name for name in filenames if not self.path(self.find(name)).is_file()]
+        absent = [name for name in filenames if not self._is_there(self.find(name))]
         present = set(filenames) - set(absent)
         if self._first is None and present:
             self.scores(min(present))
@@ -177,9 +179,9 @@ class ScoreFiles(ScoreSource):
     def meta(self) -> dict[str, Any]:
         """Folder, classes in order, and a hash over all score files."""
         digest = hashlib.sha256()
-        for path in self.files:
+        for clip, path in self.files.items():
             regular(path)
-            digest.update(str(path.relative_to(self.folder)).encode() + b"\0" + path.read_bytes())
+            digest.update(f"{clip}.tsv\0".encode() + path.read_bytes())
         return {
             "source": "files",
             "folder": str(self.folder),

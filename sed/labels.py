@@ -167,8 +167,9 @@ def find_audio(folder: Path, filename: str) -> Path | None:
     """Audio file of a clip: of the whole name, else of one of its spellings with an extension."""
     ends = [end for suffix in AUDIO for end in (suffix, suffix.upper())]
     names = (f"{name}{end}" for name in spellings(filename) for end in ends)
-    paths = (folder / name for name in chain([filename], names))
-    return next((path for path in paths if path.is_file()), None)
+    paths = (f"{folder}/{name}" for name in chain([filename], names))
+    found = next(filter(os.path.isfile, paths), None)  # no Path: asked for every clip
+    return found and Path(found)
 
 
 def audio_below(folder: Path) -> list[str]:
