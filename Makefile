@@ -56,12 +56,12 @@ demo: $(STAMP)  ## the whole path on a small built-in corpus; SEED=1 makes anoth
 	{ set +x; } 2>/dev/null
 	echo
 	echo "demo: $$((SECONDS - start)) s in all"
+	echo "figures: runs/$(DEMO)/figures/, of the preset best: runs/$(DEMO)-best/figures/"
+	echo "page of both: runs/$(DEMO)-best/report/index.html (open it in a browser: look and listen)"
 	sentence() { sed -n "s/^ *\"verdict\": \"\(.*\)\",*$$/$$1: \1/p" "$$2/results.json"; }
 	sentence "slides, classes known to sound" runs/$(DEMO)
 	sentence "best, classes known to sound" runs/$(DEMO)-best
 	sentence "best, all classes asked for" runs/$(DEMO)-best/all
-	echo "figures: runs/$(DEMO)/figures/, of the preset best: runs/$(DEMO)-best/figures/"
-	echo "page of both: runs/$(DEMO)-best/report/index.html (open it in a browser: look and listen)"
 
 # One thread a process: small tensors are slower on two, and the tests already use the cores.
 # A file stays on one process, so that what its tests share is made once; files are handed out in
@@ -73,7 +73,7 @@ test: $(DEV_STAMP)  ## all tests but the slow ones
 test-slow: $(DEV_STAMP)  ## the slow tests, an hour: scripts killed again and again; SLOW=FILES for some
 	@OMP_NUM_THREADS=1 MPLBACKEND=Agg $(PY) -m pytest -m slow -n $(PROCESSES) $(SLOW)
 
-# Hours on two cores; what is finished is skipped. DATA holds esc10/, desed_timelines/ and
+# Hours on two cores; what is finished is skipped. DATA holds esc10/, desed_timelines/, fsdd/ and
 # dcase2023_baseline/.
 results: $(DEV_STAMP)  ## repeat all of RESULTS.md; DATA=folder of the real data
 	@OMP_NUM_THREADS=1 $(PY) -m studies.reproduce all $(DATA)

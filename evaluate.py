@@ -178,10 +178,11 @@ def operating_curve(cache: Cache, boxes: event_policy.Candidates) -> dict[str, A
 
 
 def best_rule(results: dict[str, Any]) -> list[dict[str, Any]]:
-    """The tuned rule that is best by F1 on this very split; none without a training cache."""
-    rows = {row["name"]: row for row in results["yardsticks"]}
-    best = scoring.best_of(rows, "f1", ("rule",))
-    return [] if best is None else [rows[best]]
+    """The rule that is best by F1 on this very split; none where none was tuned."""
+    rows = {row["name"]: row for row in results["yardsticks"] if row["kind"] == "rule"}
+    if not any(row["setting"] for row in rows.values()):
+        return []
+    return [rows[scoring.best_of(rows, "f1")]]
 
 
 def judged_row(rows: Container[str]) -> str:
@@ -499,9 +500,9 @@ def apply(
             out / "results.json": lambda place: write_json(place, results),
         }
     )
-    print_results(results, cfg.full)  # last: nothing is lost where nobody reads to the end
     files = ("results.json", "events.tsv", "onsets.tsv", "decisions.npz")
     print("results: " + ", ".join(str(out / file) for file in files))
+    print_results(results, cfg.full)  # last: nothing is lost where nobody reads to the end
 
 
 def main(cfg: EvaluateConfig) -> None:

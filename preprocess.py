@@ -21,7 +21,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Executor, wait
+from concurrent.futures import FIRST_COMPLETED, Executor, ThreadPoolExecutor, wait
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from functools import cache
@@ -300,10 +300,13 @@ class Task(NamedTuple):
 NO_EVENT = "no clip has an event, so there is no pair"
 
 
-def find_inputs(task: Task, cfg: PreprocessConfig) -> tuple[list[ClipInput], Any, list[str]]:
+def find_inputs(
+    task: Task, cfg: PreprocessConfig, ranks: "Ranks"
+) -> tuple[list[ClipInput], Any, list[str]]:
     """Labels -> clips with their inputs, the score source, and `name: reason` of those left out.
 
-    Everything that can be known without decoding is checked here, before anything is written.
+    Everything that can be known without decoding is checked here, before anything is written; each
+    process of the job opens its share of the recordings.
     """
     clips = task.rows.clips
     ready, missing = [], []
@@ -325,7 +328,7 @@ def find_inputs(task: Task, cfg: PreprocessConfig) -> tuple[list[ClipInput], Any
         checked = read_checked(cfg.cache / task.split / CHECKED)
         source = score_files.open_scores(task.scores, task.classes, renames(cfg.map), checked)
         unscored = set(source.missing(list(queried)))
-        for name, events in queried.items():
+        for name, events in islice(queried.items(), ranks.rank, None, ranks.size):
             path = find_audio(task.audio, name) if task.audio else None
             if name in unscored:
                 missing.append(f"{name}: no scores in {task.scores}")
@@ -338,6 +341,10 @@ def find_inputs(task: Task, cfg: PreprocessConfig) -> tuple[list[ClipInput], Any
                     ready.append(ClipInput(name, events, path))
                 except ValueError as error:
                     missing.append(f"{name}: {error}")
+        parts = ranks.gather((ready, missing))
+        found = {clip.filename: clip for some, _ in parts for clip in some}
+        ready = [found[name] for name in queried if name in found]
+        missing = [line for _, some in parts for line in some]
     stop_on_failures(task, cfg, missing, len(clips))
     return ready, source, missing
 
@@ -521,7 +528,7 @@ def preprocess_split(task: Task, cfg: PreprocessConfig, crew: Crew) -> None:
     The shards are dealt out over the processes; the first one finishes the split.
     """
     began, ranks = time.perf_counter(), crew.ranks
-    clips, source, left_out = find_inputs(task, cfg)
+    clips, source, left_out = find_inputs(task, cfg, ranks)
     if not cfg.replace:
         ranks.leader_first(lambda: check_sources(cfg.cache, task))
         ranks.leader_first(lambda: check_classes(cfg.cache, task))
@@ -538,7 +545,7 @@ def preprocess_split(task: Task, cfg: PreprocessConfig, crew: Crew) -> None:
             write_json(partial / CHECKED, {"files": source.checked})
 
     def finish() -> None:
-        kept = finish_split(task, cfg, partial, entries, source, left_out)
+        kept = finish_split(task, cfg, partial, entries, facts.result(), left_out)
         held.close()  # puts it in place
         report(folder, task, cfg.pairs, kept, left_out, began)
         if reused:
@@ -546,13 +553,15 @@ def preprocess_split(task: Task, cfg: PreprocessConfig, crew: Crew) -> None:
 
     with ExitStack() as held:
         ranks.leader_first(hold)
+        if ranks.leads:  # reads all scores: beside the workers
+            facts = held.enter_context(ThreadPoolExecutor(1)).submit(facts_of, source)
         jobs = []
         starts = list(enumerate(range(0, len(clips), CLIPS_PER_SHARD)))
         for i, start in starts[ranks.rank :: ranks.size]:
             some = clips[start : start + CLIPS_PER_SHARD]
             job = Job(partial / f"shard-{i:05d}.npz", some, source, cfg)
             jobs.append(job._replace(inputs=fingerprint(job)))
-        parts = ranks.gather(run_jobs(jobs, folder, partial, cfg, crew))
+        parts = ranks.to_leader(run_jobs(jobs, folder, partial, cfg, crew))
         entries = sorted((entry for some, _ in parts for entry in some), key=itemgetter("file"))
         reused = sum(count for _, count in parts)
         ranks.leader_first(finish)
@@ -563,14 +572,14 @@ def finish_split(
     cfg: PreprocessConfig,
     partial: Path,
     entries: list[dict],
-    source: Any,
+    facts: dict[str, Any],
     left_out: list[str],
 ) -> list[dict]:
     """Write the manifest of all shards that have pairs, remove what is not of it; names what was
-    left out. Returns the shards' entries."""
+    left out. Returns the shards' entries. `facts`: those of the scores."""
     left_out += sorted(line for entry in entries for line in entry["failed"])
     stop_on_failures(task, cfg, left_out, len(task.rows.clips))
-    asides, imported = task.rows.asides + shard_asides(entries), isinstance(source, Path)
+    asides, imported = task.rows.asides + shard_asides(entries), task.import_npz is not None
     if task.audio is None and not imported:
         check_ends(task, entries, asides)
     read = any(entry["clips"] for entry in entries)
@@ -586,7 +595,7 @@ def finish_split(
         "key": config_key_of(signal, entries),
         "signal": signal,  # None: imported from the original program
         "formulas": None if imported else FORMULAS,
-        "scores": {"source": "imported NPZ files"} if imported else source.meta(),
+        "scores": facts,
         "audio": str(task.audio.resolve()) if task.audio else None,
         "sources": task.sources,
         "home": str(cfg.cache.resolve()),
@@ -603,6 +612,11 @@ def finish_split(
         if name not in wanted:
             (partial / name).unlink()
     return entries
+
+
+def facts_of(source: Any) -> dict[str, Any]:
+    """What identifies the scores of a split, for its manifest."""
+    return {"source": "imported NPZ files"} if isinstance(source, Path) else source.meta()
 
 
 def shard_asides(entries: list[dict]) -> list[Aside]:

@@ -39,7 +39,7 @@ from core.names import latex as as_latex
 from core.names import markdown as as_markdown
 from core.processes import in_order, num_workers, process_pool
 from core.stored import read_json, write_json
-from core.versions import made_with
+from core.versions import made_on, made_with
 from policy import gate as tag_gate
 from sed import event_metrics
 from sed.caches import Cache
@@ -349,11 +349,14 @@ def judged(
     results: dict[str, Any], metric: str, other: str, value: float, change: list[float]
 ) -> str:
     """What is to be said of a system against another one: `beats T_base (70.12): +2.48 points
-    [+2.01, +2.96]`. `value` is the other one's, `change` the difference to it with its interval.
+    [+2.01, +2.96]`. `value` is the other one's, `change` the difference to it with its interval,
+    which a PSDS has not.
     """
-    gain, low, high = change
-    said = word(metric, *((0, 0) if in_the_noise(results, low, high) else (low, high)))
-    points = f"{100 * gain:+.2f} points [{100 * low:+.2f}, {100 * high:+.2f}]"
+    gain, *ends = change
+    if not ends:  # nothing is claimed without an interval
+        return f"against {other} ({100 * value:.2f}): {100 * gain:+.2f} points, no interval"
+    said = word(metric, *((0, 0) if in_the_noise(results, *ends) else ends))
+    points = f"{100 * gain:+.2f} points [{100 * ends[0]:+.2f}, {100 * ends[1]:+.2f}]"
     return f"{said} {other} ({100 * value:.2f}): {points}"
 
 
@@ -388,17 +391,12 @@ def verdicts(results: dict[str, Any]) -> list[str]:
 def in_each_column(
     row: dict[str, Any], rows: dict[str, dict[str, Any]], results: dict[str, Any]
 ) -> str:
-    """A system against the best baseline of each metric; a PSDS has no interval."""
+    """A system against the best baseline of each metric."""
     parts = []
     for metric, change in row["vs_best_of"].items():
         other = results["best_of"][metric]
-        said = f"{TITLES[metric]} {100 * row['mean'][metric]:.2f} against"
-        said += f" {100 * rows[other]['mean'][metric]:.2f} ({other}): "
-        if len(change) == 3:
-            said += in_points(change) + ", within the noise" * in_the_noise(results, *change[1:])
-        else:
-            said += f"{100 * change[0]:+.2f}"
-        parts.append(said)
+        said = judged(results, metric, other, rows[other]["mean"][metric], change)
+        parts.append(f"{TITLES[metric]} {100 * row['mean'][metric]:.2f} {said}")
     return f"{row['name']} against the best baseline of each column: {'; '.join(parts)}."
 
 
@@ -514,6 +512,7 @@ def measure(systems: list[System], cache: Cache, workers: int | None) -> dict[st
         "best_opponent": best,
         "best_of": hardest,
         "psds_of_scores": psds,
+        "date": time.strftime("%Y-%m-%d"),
         **made_with(),
     }
     results["notes"] = list(
@@ -597,20 +596,30 @@ def pairs_csv(systems: list[System], cache: Cache) -> str:
 # ---------------------------------------------------------------------------- tables
 
 
-def table_rows(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Header and cells of the table, in percent; milliseconds for the errors."""
+def table_rows(results: dict[str, Any], strong: str = "{}") -> tuple[list[str], list[list[str]]]:
+    """Header and cells of the table, in percent, milliseconds for the errors; the rows by what
+    rules are tuned for, the best figure of a column in the form `strong`.
+
+    A ceiling, which knows the labels, is the best of nothing; nor is silence, as the share of
+    absent pairs has no best one.
+    """
     names = HEADLINE[results["queries"]]
     decisive = results["tuned_for"]
     field = [name for name in FIELD if name in results["entrants"][0]["mean"]]
     header = ["", *(TITLES[name] for name in names)]
     header += [f"{TITLES[decisive]} minus its {BASE}", f"{TITLES[decisive]} minus best baseline"]
     header += [*(TITLES[name] for name in field), "median onset error"]
+    rows = sorted(results["entrants"], key=lambda row: -row["mean"][decisive])
+    real = [row["mean"] for row in rows if row["kind"] != "ceiling"]
+    top = {m: max(row[m] for row in real) for m in (*names, *field) if m != "false_alarms"}
     lines = []
-    for row in results["entrants"]:
+    for row in rows:
         several = len(row["members"]) > 1
 
         def value(name: str, row: dict = row, several: bool = several) -> str:
             text = f"{100 * row['mean'][name]:.2f}"
+            if row["kind"] != "ceiling" and row["mean"][name] == top.get(name):
+                text = strong.format(text)
             return text + f" ± {100 * row['std'][name]:.2f}" * several
 
         cells = [row["name"], *(value(name) for name in names)]
@@ -649,13 +658,15 @@ def other_bases(results: dict[str, Any]) -> list[str]:
 
 
 def markdown(results: dict[str, Any]) -> str:
-    """The table as Markdown, best baseline in italics, with caption, verdict and PSDS of scores."""
-    header, lines = table_rows(results)
+    """The table as Markdown, the best of a column bold, the best baseline in italics; with caption,
+    PSDS of scores, a sentence for each claim, and what made it."""
+    header, lines = table_rows(results, "**{}**")
     rows = []
     for first, *cells in lines:
         name = as_markdown(first)
         rows.append([f"*{name}*" if first == results["best_opponent"] else name, *cells])
-    text = [caption(results), "", *markdown_table(header, rows), ""]
+    marks = "Bold: the best of a column; italics: the best baseline on these very clips."
+    text = [f"{caption(results)} {marks}", "", *markdown_table(header, rows), ""]
     text += [f"{as_markdown(line)}\n" for line in other_bases(results)]
     for row in results["psds_of_scores"]:
         values = f"{row['psds1']:.3f} / {row['psds2']:.3f}"
@@ -668,6 +679,7 @@ def markdown(results: dict[str, Any]) -> str:
             text.append(f"Tag gate of {name}: precision {values}\n")
     text += [f"{as_markdown(line)}\n" for line in results["verdict"] + results["columns"]]
     text += [f"Note: {as_markdown(note)}\n" for note in results.get("notes", [])]
+    text.append(f"{made_on(results['date'], results['versions'])}\n" if "date" in results else "")
     return "\n".join(text)
 
 

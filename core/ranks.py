@@ -130,6 +130,15 @@ class Ranks(NamedTuple):
                 distributed.all_gather_object(values, value)
         return values
 
+    def to_leader(self, value: Any) -> list[Any]:
+        """What each process gives, in their order, for the first one; the others get nothing."""
+        if self.size == 1:
+            return [value]
+        values = [None] * self.size if self.leads else []
+        with lost_peer():
+            distributed.gather_object(value, values or None)
+        return values
+
     def any(self, *flags: bool) -> list[bool]:
         """For each flag whether it is set in any process."""
         return [any(column) for column in zip(*self.gather(flags), strict=True)]

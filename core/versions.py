@@ -49,6 +49,12 @@ def version_text() -> str:
     return "\n".join(f"{name}: {text}" for name, text in rows.items() if text != "unknown")
 
 
+def made_on(day: str, found: dict[str, str]) -> str:
+    """One sentence of when and with which `versions` something was made."""
+    names = ", ".join(f"{key} {found[key]}" for key in ("suite", "torch", "numpy"))
+    return f"Made {day} on {found['processor']}; {names}."
+
+
 def made_with() -> dict[str, Any]:
     """What is kept beside results and weights: `versions`, and the kernels that torch has."""
     return {"versions": versions(), "kernels": torch.__config__.show()}

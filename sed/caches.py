@@ -3,13 +3,15 @@
 Reads:  <cache>/<split>/manifest.json, shard-*.npz
 Shapes: P pairs, N frames of all pairs
 
-Of a cache of present pairs the arrays are resident. One of all pairs may have hundreds for a clip,
-most of them of absent classes: there a signal stays on disk until all of it is asked for, and
-`Cache.one` maps single pairs, so that who reads a clip after the other holds one shard.
+Of a cache of present pairs the arrays are resident, but for a job of several processes on one
+machine. One of all pairs may have hundreds for a clip, most of them of absent classes: there, and
+in such a job, a signal stays on disk until all of it is asked for, and `Cache.one` maps single
+pairs, so that who reads a clip after the other holds one shard.
 """
 
 import hashlib
 import json
+import os
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -474,7 +476,8 @@ def load_cache(folder: Path) -> Cache:
     pairs: list[Pair] = []
     clips: list[ClipRecord] = []
     shards: list[Shard] = []
-    resident = manifest["queries"] == "present"
+    together = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # by torchrun: they share mapped pages
+    resident = manifest["queries"] == "present" and together == 1
     num_frames = sum(row[2] for shard in manifest["shards"] for row in shard["pairs"])
     try:  # filled shard by shard: nothing is held twice but one shard
         size, filled = num_frames * resident, 0

@@ -37,7 +37,7 @@ from core.files import scratch_folder, whole, write_text
 from core.names import markdown_table
 from core.processes import process_pool
 from core.ranks import pick_device
-from core.stored import read_json, write_json
+from core.stored import file_sha256, read_json, write_json
 from core.versions import processor
 from policy import event_policy, runfolder
 from policy.apply import load_policy
@@ -281,15 +281,18 @@ def measured(boxes: Candidates, cache: Cache) -> dict[str, float]:
 
 
 def measure(setting: Setting, out: Path) -> None:
-    """Every change in one setting, kept as it is done."""
-    rows = read_json(out, "delete it", ()) if out.exists() else {}
+    """Every change in one setting, kept as it is done; other checkpoints, all anew."""
+    runs = [run_of(each) / "best.pt" for each in (setting, setting._replace(timelines="strong"))]
+    made_of = [file_sha256(path) for path in runs if path.exists()]
+    kept = read_json(out, "delete it", ()) if out.exists() else {}
+    rows = kept["changes"] if kept.get("checkpoints") == made_of else {}
     left = [change for change in CHANGES if change not in rows]
     if not left:
         return
     finished = trained(setting)
     for change in tqdm(left, desc=out.stem, unit="change"):
         rows[change] = measured(CHANGES[change](finished), finished.cache)
-        write_json(out, rows)
+        write_json(out, {"checkpoints": made_of, "changes": rows})
 
 
 def table(rows: list[dict[str, dict[str, float]]]) -> str:
@@ -335,7 +338,7 @@ def main(args: list[str]) -> None:
         out.parent.mkdir(parents=True, exist_ok=True)
         measure(setting, out)
         where = f"bank fold {setting.fold}, scorer seed {setting.scorer}"
-        found[where] = read_json(out, "delete it", ())
+        found[where] = read_json(out, "delete it", ())["changes"]
     if not found:
         raise InputError("no finished run of the benchmark; run: python -m studies.benchmark")
     rows = list(found.values())

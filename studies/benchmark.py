@@ -50,18 +50,16 @@ TIMELINES: dict[str, tuple[list[str], list[object]]] = {
     ),
 }
 CLIPS = {"train": 600, "validation": 500}
-SMALL = ["--network.hidden", 32, "--looks", 5]
-DQN_FLAGS = [*SMALL, "--learning.lr", 1e-3, "--learning.frames-per-step", 64]
+SMALL = ["--network.hidden", 32, "--looks", 5, "--learning.lr", 1e-3]
 # Half the policy's gradient steps: on held-out training clips a baseline is best before that.
-SUPERVISED_FLAGS = ["--passes", 1, *SMALL]
-SUPERVISED_FLAGS += ["--learning.lr", 1e-3, "--learning.frames-per-step", 128]
+SUPERVISED_FLAGS = ["--passes", 1, *SMALL, "--learning.frames-per-step", 128]
 # The sequential reading decides every frame while it trains: more pairs at a time, fewer steps.
 # Epsilon: 70 % of the planned episodes, as 20,000 is of the slides' 28,592.
-ORIGINAL_FLAGS = ["--learning.frames-per-step", 128, "--learning.lanes", 128]
+ORIGINAL_FLAGS = [*SMALL, "--learning.frames-per-step", 128, "--learning.lanes", 128]
 ORIGINAL_FLAGS += ["--learning.epsilon-episodes", 800]
-TRAININGS = {
-    "slides": ("slides", ["--preset", "slides", *DQN_FLAGS]),
-    "original": ("original", ["--preset", "original", *DQN_FLAGS, *ORIGINAL_FLAGS]),
+TRAININGS = {  # signals, and flags of DQN.py
+    "slides": ("slides", ["--preset", "slides", *SMALL, "--learning.frames-per-step", 64]),
+    "original": ("original", ["--preset", "original", *ORIGINAL_FLAGS]),
     "classifier": ("slides", ["--method", "classifier", *SUPERVISED_FLAGS]),
     "rewards": ("slides", ["--method", "rewards", *SUPERVISED_FLAGS]),
 }

@@ -152,14 +152,20 @@ class Study(NamedTuple):
 
     cache: Path  # folder of the cache of all clips
     out: Path
-    divisions: list[list[list[str]]]  # rules are tuned on each; the policies' parts are the first's
-    seeds: range
+    divisions: list[list[list[str]]]  # rules are tuned on each
+    seeds: range  # of the policies; each further division adds 1
     workers: int
+    learned: int = 1  # divisions that policies are trained on
 
-    def run(self, learned: Learned, queries: str, part: int, seed: int) -> Path:
+    @property
+    def splits(self) -> list[tuple[int, int]]:
+        """Division and seed of each member of a learned row."""
+        return [(split, split + seed) for split in range(self.learned) for seed in self.seeds]
+
+    def run(self, learned: Learned, queries: str, part: int, split: int, seed: int) -> Path:
         """Run folder of one training."""
         name = learned.name.replace(" ", "-") + ("-all" if queries == "all" else "")
-        return self.out / f"{name}-part{part}-seed{seed}"
+        return self.out / f"{name}{f'-split{split}' * (split > 0)}-part{part}-seed{seed}"
 
 
 class Training(NamedTuple):
@@ -208,9 +214,9 @@ def trainings(study: Study, learned: list[Learned], tables: list[str]) -> list[T
     for one in (one for one in learned if one.given is None):
         for queries in tables:
             queries = one.queries or queries
-            for part, test in enumerate(study.divisions[0]):
-                for seed in study.seeds:
-                    run = study.run(one, queries, part, seed)
+            for split, seed in study.splits:
+                for part, test in enumerate(study.divisions[split]):
+                    run = study.run(one, queries, part, split, seed)
                     cfg = replace(
                         one.cfg,
                         cache=study.cache.parent,
@@ -276,32 +282,46 @@ def everywhere(row: System, cache: Cache, source: str) -> System:
 
 def learned_rows(study: Study, cache: Cache, learned: list[Learned]) -> list[System]:
     """T_base and the learned rows, out of fold; over all pairs also behind each part's gate."""
-    parts = study.divisions[0]
-    names = [name for part in parts for name in part]
     rows = [System(BASE, "base", "", [Member("", cache.base, 0.0)])]
-    closed = np.zeros(len(cache.label), bool)
-    for test in parts:
-        train_gate = gate.tune_gate(cache.subset(set(names) - set(test)))
-        part = cache.subset(test)
-        put(closed, cache, test, ~gate.behind(train_gate, part, np.ones(len(part.label), bool)))
     for one in learned:
         members = []
-        for seed in study.seeds if one.given is None else study.seeds[:1]:
+        for split, seed in study.splits if one.given is None else study.splits[:1]:
             whole, boxes = np.zeros(len(cache.label), bool), {}
-            for number_, test in enumerate(parts):
-                run = study.run(one, one.queries or cache.queries, number_, seed)
+            for number_, test in enumerate(study.divisions[split]):
+                run = study.run(one, one.queries or cache.queries, number_, split, seed)
                 part, path = cache.subset(test), one.given or run / "best.pt"
                 decided = systems.from_checkpoint(path, part, EvaluateConfig())[1]
                 put(whole, cache, test, decided.pred)
                 boxes |= decided.boxes or {}  # of a policy over events, with its confidences
-            members.append(Member(f"seed {seed}", whole, 0.0, boxes=boxes or None))
-        setting = f"{len(members)} seeds" if len(members) > 1 else ""
+            source = f"split {split}, seed {seed}"
+            members.append(Member(source, whole, 0.0, boxes=boxes or None))
+        what = "splits" if study.learned > 1 else "seeds"
+        setting = f"{len(members)} {what}" if len(members) > 1 else ""
         rows.append(System(one.name, one.kind, setting, members))
     if cache.queries == "all":
+        open_ = [open_pairs(cache, parts) for parts in study.divisions[: study.learned]]
         for row in [row for row in rows if row.members[0].boxes is None]:  # it needs no gate
-            members = [m._replace(pred=m.pred & ~closed) for m in row.members]
+            splits = [split for split, _ in study.splits]
+            if len(row.members) == 1:  # the same in every division
+                splits, row = (
+                    range(study.learned),
+                    row._replace(members=row.members * study.learned),
+                )
+            each = zip(splits, row.members, strict=True)
+            members = [m._replace(pred=m.pred & open_[split]) for split, m in each]
             rows.append(row._replace(name=f"{row.name}, {GATED}", members=members, gated=True))
     return rows
+
+
+def open_pairs(cache: Cache, parts: list[list[str]]) -> np.ndarray:
+    """(N,) bool: frames of the pairs that the tag gate of the other parts leaves open."""
+    found = np.zeros(len(cache.label), bool)
+    for test in parts:
+        others = [name for some in parts if some is not test for name in some]
+        part = cache.subset(test)
+        on = np.ones(len(part.label), bool)
+        put(found, cache, test, gate.behind(gate.tune_gate(cache.subset(others)), part, on))
+    return found
 
 
 def cross_validate(

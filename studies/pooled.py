@@ -35,6 +35,7 @@ from core.errors import InputError
 from core.names import markdown as as_markdown
 from core.names import markdown_table
 from core.stored import read_json
+from core.versions import made_on
 from sed.caches import Cache, load_cache
 from sed.labels import records
 from studies import benchmark
@@ -353,8 +354,7 @@ def made(studies: list[Study]) -> str:
     day = time.strftime("%Y-%m-%d", time.localtime(max(p.stat().st_mtime for p in paths)))
     with_ = [table.results["versions"] for table in tables]
     found = {key: in_words(sorted({each[key] for each in with_})) for key in with_[0]}
-    versions = ", ".join(f"{key} {found[key]}" for key in ("suite", "torch", "numpy"))
-    return f"Made until {day} on {found['processor']}; {versions}."
+    return made_on(f"until {day}", found)
 
 
 def by_fold(study: Study) -> list[str]:

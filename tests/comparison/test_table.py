@@ -280,7 +280,9 @@ def test_a_losing_policy_is_said_to_lose(cache, tmp_path, monkeypatch):
     assert "cannot be told from T_base" in lines["chance"]
     loser, winner, _ = results["columns"]
     assert loser.startswith("loser against the best baseline of each column: ")
-    assert re.search(r"event F1 100\.00 against \d+\.\d+ \(good rule\): \+\d", winner)
+    assert re.search(r"event F1 100\.00 beats good rule \(\d+\.\d+\): \+\d", winner)
+    assert ("PSDS 1 100.00 against good rule (" in winner) == (cache.queries == "all")
+    assert ("points, no interval" in winner) == (cache.queries == "all")
     assert results["best_opponent"] == "good rule"  # a ceiling is none
     header, cells = scoring.table_rows(results)
     table = {each[0]: dict(zip(header, each, strict=True)) for each in cells}
@@ -610,7 +612,23 @@ def test_tables_hold_every_row(tables, queries):
         assert len(parts) == len(header)  # no name breaks the table
         name = parts[0].strip().strip("*").replace("\\", "")
         assert name == own[0]
-        assert [part.strip() for part in parts[1:]] == own[1:]
+        assert [part.strip().replace("**", "") for part in parts[1:]] == own[1:]
+    decisive = header.index(scoring.TITLES[results["tuned_for"]])
+    values = [float(own[decisive].split(" ")[0]) for own in cells]
+    assert values == sorted(values, reverse=True)
+    columns = [
+        [re.split(r"(?<!\\)\|", line)[1:-1][i] for line in lines] for i in range(len(header))
+    ]
+    for i, column in enumerate(columns[1:], start=1):
+        strong = [own for cell, own in zip(column, cells, strict=True) if "**" in cell]
+        if " minus " in header[i] or header[i] in ("absent pairs on", "median onset error"):
+            assert not strong
+            continue
+        known = [own for own in cells if "(ceiling)" not in own[0]]
+        best = max(float(own[i].split(" ")[0]) for own in known)
+        assert strong and all(float(own[i].split(" ")[0]) == best for own in strong)
+        assert not any("(ceiling)" in own[0] for own in strong)
+    assert re.search(r"Made \d{4}-\d\d-\d\d on \w.*; suite \S+, torch \S+, numpy", text)
     assert f"| *{results['best_opponent']}* |" in text
     assert "D_Q&N \\| 50%" in text and "±" in text
     assert all(re.sub(r"\|", r"\\|", line) in text for line in results["verdict"])
@@ -636,6 +654,7 @@ def test_odd_names():
     tricky = r"a\b{$x^2$}~#1"
     values = dict.fromkeys(scoring.HEADLINE["present"], 0.5)
     row_ = {"name": tricky, "mean": values, "std": values, "members": [{}], "base": BASE}
+    row_["kind"] = "policy"
     row_["ends"] = {"onset": {"events": 0}}
     results = {"queries": "present", "tuned_for": "f1", "entrants": [row_], "num_clips": 2}
     results |= {"num_pairs": 1, "present_pairs": 1, "best_opponent": None, "verdict": []}

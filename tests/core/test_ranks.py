@@ -357,13 +357,16 @@ def few_clips_a_shard(cfg: PreprocessConfig) -> None:
 
 
 def test_two_processes_make_the_cache_that_one_makes(folder, fork_server, monkeypatch, capsys):
-    cfg = write_inputs(folder, 7)
+    cfg = replace(write_inputs(folder, 8), allow_missing=True)
+    (folder / "scores" / "4.tsv").unlink()
     monkeypatch.setattr(preprocess, "CLIPS_PER_SHARD", 2)
     preprocess.main(cfg)
     two = replace(cfg, cache=Path("two"))
     assert join(start(fork_server, folder, 2, few_clips_a_shard, two)) == [0, 0]
     caches = [load_cache(Path(name) / "train") for name in ("one", "two")]
     assert caches[0].key == caches[1].key and caches[0].pairs == caches[1].pairs
+    missing = [cache.manifest["left_out"] for cache in caches]
+    assert missing[0] == missing[1] == ["4.wav: no scores in scores"]
     assert len(caches[1].manifest["shards"]) == 4 and not list(Path("two").glob(".*"))
     shards = [f"shard-0000{i}.npz" for i in range(4)]
     assert contents(Path("two/train")) == ["left_out.tsv", "manifest.json", *shards]

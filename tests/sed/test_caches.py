@@ -38,6 +38,19 @@ def resident(cache):
     return replace(cache, signals=signals, label=flat("label").astype(bool))
 
 
+def test_processes_of_a_job_share_the_arrays_of_present_pairs(tmp_path, monkeypatch):
+    write_cache(tmp_path / "train", [60, 40, 50])
+    alone = load_cache(tmp_path / "train")
+    assert alone.queries == "present" and not isinstance(alone.signals, Stored)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")  # as torchrun does
+    shared = load_cache(tmp_path / "train")
+    assert isinstance(shared.signals, Stored)
+    assert isinstance(shared.signals.arrays(0)["prob"], np.memmap)
+    for name in SIGNALS:
+        assert np.array_equal(shared.signals[name], alone.signals[name])
+    assert np.array_equal(shared.label, alone.label) and shared.pairs == alone.pairs
+
+
 @pytest.mark.parametrize("large", [caches.LARGE, 1])
 def test_arrays_from_disk_are_those_of_the_files(folder, monkeypatch, large):
     monkeypatch.setattr(caches, "LARGE", large)

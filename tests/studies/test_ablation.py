@@ -20,7 +20,7 @@ from config import (
     TrainConfig,
 )
 from core.errors import InputError
-from core.stored import read_json
+from core.stored import read_json, write_json
 from DQN import main
 from scores import corpora
 from scores.crnn import make_scores
@@ -84,7 +84,8 @@ def test_every_change_has_its_row_and_the_first_is_the_policy(finished, monkeypa
     monkeypatch.setattr(ablation, "ROOT", finished)
     ablation.main([])
     assert "bench4-best-0: not found, left out" in capsys.readouterr().out
-    rows = read_json(finished / "runs" / "ablation" / "fold5-scorer0.json", "", ())
+    path = finished / "runs" / "ablation" / "fold5-scorer0.json"
+    rows = read_json(path, "", ())["changes"]
     assert list(rows) == list(ablation.CHANGES)
     run, cache = finished / BASE.run("best", 0), finished / BASE.cache("slides", "all")
     out = finished / "table"
@@ -96,9 +97,14 @@ def test_every_change_has_its_row_and_the_first_is_the_policy(finished, monkeypa
     assert same == rows["preset `best`"]
     text = (finished / "docs" / "results" / "ablation.md").read_text(encoding="utf-8")
     assert all(f"| {change} |" in text for change in ablation.CHANGES)
-    measured = (finished / "runs" / "ablation" / "fold5-scorer0.json").stat().st_mtime_ns
+    measured = path.stat().st_mtime_ns
     ablation.main([])  # what is measured is not measured again
-    assert (finished / "runs" / "ablation" / "fold5-scorer0.json").stat().st_mtime_ns == measured
+    assert path.stat().st_mtime_ns == measured
+    monkeypatch.setattr(ablation, "CHANGES", {"preset `best`": ablation.weighed})
+    kept = read_json(path, "", ())
+    write_json(path, kept | {"checkpoints": ["another"]})  # what was measured of another policy is
+    ablation.main([])
+    assert list(read_json(path, "", ())["changes"]) == ["preset `best`"]
 
 
 def test_a_change_leaves_the_policy_as_it_was(finished, monkeypatch):

@@ -178,6 +178,33 @@ def test_rules_are_those_of_a_table_of_each_part(here, monkeypatch):
     assert kinds["scores"] == 4 and kinds["boxes"] == 6 and kinds["pred"] > 20
 
 
+def test_policies_of_several_divisions(here):
+    """Each division has policies and a gate of its own, which have not seen the clips they decide;
+    a policy that is given is the same in all."""
+    one = study_of(here, "a")
+    study = one._replace(
+        divisions=[*one.divisions, [NAMES[1:3], [NAMES[0], *NAMES[3:]]]], learned=2
+    )
+    learned = [Learned("classifier", CLASSIFIER, "present"), LEARNED[2]]
+    (_, rows) = crossval.cross_validate(study, learned, ["all"])["all"]
+    found = {row.name: row for row in rows if row.kind in ("base", "policy", "supervised")}
+    counts = {name: len(row.members) for name, row in found.items()}
+    assert counts["T_base"] == counts["given"] == 1 and counts["classifier"] == 2
+    assert counts["T_base, behind the gate"] == counts["classifier, behind the gate"] == 2
+    cache = load_cache(study.cache)
+    for split, parts in enumerate(study.divisions):
+        seen = crossval.open_pairs(cache, parts)
+        for name in ("T_base", "classifier"):
+            bare = found[name].members[split if name == "classifier" else 0].pred
+            behind = found[f"{name}, behind the gate"].members[split].pred
+            assert np.array_equal(behind, bare & seen)
+        for part, test in enumerate(parts):
+            folder = study.run(learned[0], "present", part, split, split)
+            rest = [name for name in NAMES if name not in test]
+            known = read_checkpoint(folder / "best.pt")["cache_key"]
+            assert known == cache.subset(rest).present_only().key
+
+
 def test_what_is_done_is_kept(here, monkeypatch):
     study = study_of(here, "a")
     crossval.cross_validate(study, LEARNED, ["present"])

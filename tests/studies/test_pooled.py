@@ -6,6 +6,7 @@ import re
 import shutil
 from contextlib import nullcontext
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from corpora import SMALLEST, write_cache
 
 import evaluate
 from baselines import tuned_rules
-from comparison import clustered, systems
+from comparison import clustered, scoring, systems
 from config import Bandit, EvaluateConfig, Learning, TrainConfig
 from core.command import parse
 from core.errors import InputError
@@ -25,6 +26,7 @@ from studies import benchmark, pooled, reproduce
 from studies.benchmark import Setting
 from studies.pooled import Claim, Study
 
+ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
 LABELS, NUM_CLIPS, FRAMES = ("Dog", "Speech"), 24, 60
 CLIPS = [f"{i}.wav" for i in range(NUM_CLIPS)]
@@ -139,6 +141,8 @@ def test_a_policy_of_known_worth(home, here, name, monkeypatch):
     assert f"5 of 5 bank folds (1, 2, 3, 4 and 5), {seeds}" in text
     said = {"learned": {"beats"}, "loser": {"loses to"}}
     assert claim.told in said.get(name, {"loses to", "cannot be told from"})
+    if name != "learned":
+        assert not any(each.told == "beats" for each in found.claims)
     assert f"**F1, present pairs**: `best` {claim.told} fixed 0" in text
     assert "the scores of 1 of 2 scorers are complete" in text
     if name == "loser":
@@ -344,9 +348,50 @@ def test_the_plan(monkeypatch, tmp_path):
     runs = {words[words.index("--run") + 1] for words in done if words[0] == "DQN.py"}
     assert {"runs/bench5-best-0", "runs/bench1-scorer1-best-1", "runs/bench4-slides-2"} <= runs
     for words in done:
+        if words[0] == "DQN.py":
+            parse(TrainConfig, words[1:])
         if words[0] == "scorers.py":
             corpus, seed = words[words.index("--corpus") + 1], words[words.index("--seed") + 1]
             assert ("-scorer1" in corpus) == (seed == "1")
         if words[0] == "evaluate.py":
             paths = [p for w in words for p in re.findall(r"runs/bench[\w-]+", w)]
             assert set(paths) <= runs and paths
+
+
+def test_every_part_has_its_place():
+    """A page of docs/results with a section, or two marks in RESULTS.md; a mark that is gone is
+    said, and nothing is written."""
+    text = (ROOT / "RESULTS.md").read_text(encoding="utf-8")
+    for name in (pooled.BEST, *reproduce.TABLES):
+        page = ROOT / "docs" / "results" / f"{name}.md"
+        if page.exists():
+            assert "\n## " in page.read_text(encoding="utf-8")
+        if name == pooled.BEST or not page.exists():
+            assert text.index(f"<!-- begin {name} -->\n") < text.index(f"<!-- end {name} -->")
+
+
+@pytest.mark.parametrize("text", ["a\n", "a\n<!-- begin x -->\nb\n", "a\n<!-- end x -->\nb\n"])
+def test_a_mark_that_is_gone(tmp_path, text):
+    path = tmp_path / "page.md"
+    path.write_text(text)
+    with pytest.raises(InputError, match="put it back"):
+        reproduce.put(path, "table", "<!-- begin x -->\n", "<!-- end x -->")
+    assert path.read_text() == text
+
+
+def test_matched_timelines(home, here):
+    """Both settings side by side, the better rule of each column, then every row of the matched."""
+    size = {"lengths": [FRAMES] * len(LABELS) * NUM_CLIPS, "labels": LABELS, "clips": CLIPS}
+    for setting in (Setting(5), Setting(5, 0, "matched")):
+        for split, seed in (("train", 1), ("validation", 100)):
+            cache = benchmark.ROOT / setting.cache("slides", "all") / split
+            write_cache(cache, seed=seed, absent=(0, 3, 8), **size)
+        put_policy(home, "learned", [setting])
+        benchmark.compare_best(setting, "all")
+    text = reproduce.matched_table()
+    for line in ("`best`, usual", "best rule, usual", "difference, matched"):
+        assert f"| {line} |" in text
+    table = reproduce.table_of("table-best-fold5-matched-all")
+    row = next(row for row in table["entrants"] if row["name"] == "best")
+    assert f"| `best`, matched | {100 * row['mean']['macro_f1']:.2f} |" in text
+    assert scoring.markdown(table) in text
