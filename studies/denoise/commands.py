@@ -8,13 +8,11 @@ Needs requirements-studies.txt. README.md has the formulas, the tables and the v
 """
 
 import itertools
-import json
 import os
 import subprocess
 import sys
 import time
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import soundfile
@@ -29,7 +27,7 @@ from core.stored import read_json, write_json
 from studies.denoise import cross, data, environment, settings, table
 from studies.denoise.data import MEASURES, write_csv
 from studies.denoise.denoisers import batch_of, pystoi_pair, si_sdr
-from studies.denoise.environment import Agent, Chain, load_agent, load_corpus
+from studies.denoise.environment import Agent, Chain, Choice, load_agent, load_corpus
 from studies.denoise.settings import InferConfig, SweepConfig, TrainConfig, TuneConfig
 from studies.denoise.training import train
 
@@ -42,25 +40,22 @@ def tune(cfg: TuneConfig) -> None:
     check_file(cfg.out, '{\n "chain"')
     corpus = load_corpus(cfg.features)
     order = np.random.default_rng(cfg.seed).permutation(len(corpus.clips))
-    few = cross.subset(corpus, order[: cfg.clips])
+    few = corpus.some(order[: cfg.clips])
     began = time.perf_counter()
-    chain, _ = environment.tune_constant(few, cfg, cfg.beam, print)
-    many = cross.subset(corpus, order[: 4 * cfg.clips])
+    chain = environment.tune_constant(few, cfg)
+    many = corpus.some(order[: 4 * cfg.clips])
     finalists = [chain[:length] for length in range(len(chain) + 1)]
-    scored = [
-        float(environment.evaluate(many, cfg, environment.constant(one)).gain.mean())
-        for one in finalists
-    ]
-    chain = finalists[int(np.argmax(scored))]
-    print(f"constant chain: {max(scored):+.4f}  {environment.told(chain)}")
+    chosen = [environment.evaluate(many, cfg, environment.constant(one)) for one in finalists]
+    gains = [float(one.gain.mean()) for one in chosen]
+    chain = finalists[int(np.argmax(gains))]
+    print(f"constant chain: {max(gains):+.4f}  {environment.told(chain)}")
     reduced = {}
     for steady, share in NOISEREDUCE:
         waves = environment.noisereduce_waves(few, steady, share)
-        gain = float(environment.judged(few, cfg, waves, []).gain.mean())
-        reduced[steady, share] = gain
+        gain = reduced[steady, share] = float(environment.judged(few, cfg, waves).gain.mean())
         print(f"noisereduce stationary={steady} prop_decrease={share}: {gain:+.4f}")
     steady, share = max(reduced, key=reduced.get)
-    content = {"chain": chain, "told": environment.told(chain), "gain": max(scored)}
+    content = {"chain": chain, "told": environment.told(chain), "gain": max(gains)}
     content |= {"clips": len(many.clips), "task": cfg.task}
     content["noisereduce"] = {"stationary": steady, "prop_decrease": share}
     content["seconds"] = round(time.perf_counter() - began, 1)
@@ -98,8 +93,11 @@ def infer(cfg: InferConfig) -> None:
             learned = f"{name} learned from {agent.sample_rate} Hz"
             print(f"note: {cfg.input} has {rate} Hz, {learned}; it may choose badly")
         wave, chain, expected = denoised(noisy, rate, agent, cfg.max_steps)
+        peak = max(1.0, float(np.abs(wave).max()))
+        if peak > 1:
+            print(f"note: {path} is {20 * np.log10(peak):.1f} dB softer, or it would clip")
         with made(path.parent):
-            data.write_wave(path, unclipped(path, wave), rate, kind)
+            data.write_wave(path, wave / peak, rate, kind)
         print(f"{name}: {environment.told(chain)}")
         print(f"  expected return {expected:+.2f} (leave it alone: 0)\n{path}")
         if clean is not None:
@@ -112,22 +110,13 @@ def denoised(
     """Wave, chain, and what the policy expected of it before its first choice."""
     expected: list[float] = []
 
-    def choose(raw: np.ndarray, step: int) -> tuple[np.ndarray, np.ndarray]:
+    def choose(raw: np.ndarray, step: int) -> Choice:
         expected.append(float(agent.value(raw)[0]))
         return agent.choose(raw, step)
 
     most = max_steps or agent.task.max_steps
     (wave,), (chain,) = environment.run_chains([noisy], rate, most, choose, agent.sample_rate)
     return wave, chain, expected[0]
-
-
-def unclipped(path: Path, wave: np.ndarray) -> np.ndarray:
-    """A wave (S,), scaled down and said where it would clip."""
-    peak = float(np.abs(wave).max())
-    if peak > 1:
-        print(f"note: {path} is {20 * np.log10(peak):.1f} dB softer, or it would clip")
-        wave = wave / peak
-    return wave
 
 
 def read_clean(cfg: InferConfig, length: int, rate: int) -> np.ndarray:
@@ -152,14 +141,6 @@ def print_scores(clean: np.ndarray, noisy: np.ndarray, wave: np.ndarray, rate: i
         print(f"  {name:9s} SI-SDR {value:6.2f} dB  STOI {stoi:.3f}  ESTOI {estoi:.3f}")
 
 
-class Planned(NamedTuple):
-    """One training of a sweep."""
-
-    name: str
-    swept: dict[str, Any]
-    cfg: TrainConfig
-
-
 def text_of(value: Any) -> str:
     """A setting as part of a folder's name, without = and comma; 0.00003 stays 3e-05."""
     if isinstance(value, (list, tuple)):
@@ -167,8 +148,8 @@ def text_of(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value).replace("/", "-")
 
 
-def plan(cfg: SweepConfig) -> list[Planned]:
-    """All trainings of the file, checked before the first one starts."""
+def plan(cfg: SweepConfig) -> list[tuple[str, dict[str, Any], TrainConfig]]:
+    """Experiment, swept settings and config of all trainings, checked before the first starts."""
     try:
         experiments = read_json(cfg.config, "give a list of experiments")["experiments"]
         found = [
@@ -201,13 +182,12 @@ def plan(cfg: SweepConfig) -> list[Planned]:
                 training = from_dict(TrainConfig, to_dict(TrainConfig()) | given)
             except InputError as error:
                 raise InputError(f"--config {cfg.config}: {name}: {error}") from None
-            planned.append(Planned(name, swept, training))
+            planned.append((name, swept, training))
     return planned
 
 
-def flags_of(cfg: TrainConfig) -> list[str]:
-    """Command line of a training."""
-    words: list[str] = []
+def words_of(cfg: TrainConfig) -> list[str]:
+    words = ["train"]
     for name, value in vars(cfg).items():
         if value is not None and value is not False:
             values = value if isinstance(value, tuple) else () if value is True else (value,)
@@ -221,7 +201,7 @@ def result_of(cfg: TrainConfig) -> dict[str, Any] | None:
     if not path.exists():
         return None
     found = read_json(path, "delete the folder")
-    return found if found.get("args") == json.loads(json.dumps(to_dict(cfg))) else None
+    return found if found.get("args") == to_dict(cfg) else None
 
 
 SWEEP = Kind("sweep", older=(("summary.csv", ""), ("*/*/agent.json", "algo")))
@@ -233,20 +213,20 @@ def sweep(cfg: SweepConfig) -> int:
     planned = plan(cfg)
     with own_folder(cfg.output_root, SWEEP, flag="--output-root"):
         rows: list[dict[str, Any]] = []
-        for place, one in enumerate(planned, 1):
-            folder = one.cfg.folder
+        for place, (name, swept, training) in enumerate(planned, 1):
+            folder = training.folder
             print(f"[{place}/{len(planned)}] {folder}", flush=True)
-            if result_of(one.cfg) is None:
+            if result_of(training) is None:
                 folder.parent.mkdir(exist_ok=True)
                 log = folder.with_name(folder.name + ".log")
                 with open(log, "w", encoding="utf-8") as stream:
-                    command = [sys.executable, "-m", "studies.denoise", "train", *flags_of(one.cfg)]
+                    command = [sys.executable, "-m", "studies.denoise", *words_of(training)]
                     environ = os.environ | {ENDS_WITH_PARENT: "1"}
                     done = subprocess.run(command, stdout=stream, stderr=stream, env=environ)
                 if done.returncode:
                     print(f"  failed with exit code {done.returncode}; see {log}")
-            metrics = result_of(one.cfg)
-            row = {"experiment": one.name, "run": folder.name, "algo": one.cfg.algo, **one.swept}
+            metrics = result_of(training)
+            row = {"experiment": name, "run": folder.name, "algo": training.algo, **swept}
             row["finished"] = metrics is not None
             if metrics is not None:
                 row |= {name: metrics["best"][name] for name in ("validation_gain", *MEASURES)}
@@ -272,6 +252,5 @@ RUN = {
 
 
 def main(cfg: Any) -> int | None:
-    """The command that was given."""
     torch.set_num_threads(1)  # small tensors are slower on two
     return RUN[type(cfg)](cfg)

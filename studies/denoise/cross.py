@@ -15,8 +15,9 @@ training rows only.
 import hashlib
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,7 +27,7 @@ from tqdm import tqdm
 
 from core.command import needed
 from core.errors import InputError
-from core.files import Kind, keep_apart, own_folder, whole, write_text, write_together, writing
+from core.files import Kind, keep_apart, made, own_folder, whole, write_text, write_together
 from core.names import markdown_table
 from core.settings import to_dict
 from core.stored import read_json, read_npz, write_json
@@ -34,10 +35,9 @@ from core.versions import processor, versions
 from figures.plotting import COLOURS, page, styled, write
 from sed.metrics import student_mean
 from studies.denoise import data, denoisers, environment
-from studies.denoise.data import BATCH
-from studies.denoise.environment import JOINT, Chain, Corpus, worth
+from studies.denoise.environment import JOINT, Chain, Corpus, Evaluation, worth
 from studies.denoise.settings import CrossConfig, Reward, TrainConfig
-from studies.denoise.training import learn, plain
+from studies.denoise.training import begun, judge, learn, plain
 
 CONSTANT, SEARCH = "constant chain", "per-clip search"
 SELECTOR, GATE, KNOWN = "supervised selector", "chain or nothing", "chain or nothing, known"
@@ -56,16 +56,14 @@ class Round(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Folder of its results."""
         return f"{self.speaker}-{self.fold}"
 
 
 def rounds_of(corpus: Corpus, which: str) -> list[Round]:
     """All rounds, those first that have every speaker once."""
-    rows = [clip.row for clip in corpus.clips]
+    rows, cure = [clip.row for clip in corpus.clips], "make the clips with `mix --cells`"
     for name in ("speaker_id", "fold"):
         if not rows[0].get(name):
-            cure = "make the clips with `mix --cells`"
             raise InputError(f"--features: no column {name}; {cure}")
     speaker, fold = (np.array([row[name] for row in rows]) for name in ("speaker_id", "fold"))
     speakers, folds = np.unique(speaker), np.unique(fold)
@@ -73,16 +71,14 @@ def rounds_of(corpus: Corpus, which: str) -> list[Round]:
         have = f"{len(speakers)} speakers and {len(folds)} folds"
         raise InputError(f"--features: {have}; at least 2 of each are needed")
     rounds = []
-    for shift in range(len(folds)):
-        for place, name in enumerate(speakers):
-            held = folds[(place + shift) % len(folds)]
-            train = np.flatnonzero((speaker != name) & (fold != held))
-            test = np.flatnonzero((speaker == name) & (fold == held))
-            if not len(train) or not len(test):
-                none = f"no clip {'of' if len(train) else 'without'} speaker {name}"
-                cure = "make the clips with `mix --cells`"
-                raise InputError(f"--features: {none} and fold {held}; {cure}")
-            rounds.append(Round(str(name), str(held), train, test))
+    for shift, (place, name) in product(range(len(folds)), enumerate(speakers)):
+        held = folds[(place + shift) % len(folds)]
+        train = np.flatnonzero((speaker != name) & (fold != held))
+        test = np.flatnonzero((speaker == name) & (fold == held))
+        if not len(train) or not len(test):
+            none = f"no clip {'of' if len(train) else 'without'} speaker {name}"
+            raise InputError(f"--features: {none} and fold {held}; {cure}")
+        rounds.append(Round(str(name), str(held), train, test))
     return rounds[: len(speakers)] if which == "diagonal" else rounds
 
 
@@ -92,8 +88,7 @@ class Search:
     def __init__(self, corpus: Corpus, task: Reward, folder: Path):
         self.corpus, self.task, self.folder = corpus, task, folder
         self.known: dict[Prefix, np.ndarray] = {}
-        noisy = [clip.noisy for clip in corpus.clips]
-        found = data.measure(corpus.clips, noisy, corpus.sample_rate, task.quality_stride)
+        found = data.measure(corpus.clips, corpus.noisy, corpus.sample_rate, task.quality_stride)
         self.before = worth(found, task)
         ids = [clip.row["utt_id"] for clip in corpus.clips]
         about = [ids, JOINT, self.before.round(3).tolist()]
@@ -106,40 +101,30 @@ class Search:
         if prefix not in self.known:
             name = "-".join(map(str, prefix)) or "first"
             path = self.folder / f"{name}.npz"
-            if path.exists():
-                shape = len(self.corpus.clips), len(JOINT) - 1
-                forms = {"key": ("U", ()), "gains": ("f", (None, shape[1]))}
-                stored = read_npz(path, forms, "delete it")
-                if str(stored["key"]) != self.key or stored["gains"].shape != shape:
-                    cure = f"delete {self.folder} or give another --out"
-                    raise InputError(f"{path}: is of other clips or settings; {cure}")
-                self.known[prefix] = stored["gains"]
-            else:
-                self.known[prefix] = self.measured(prefix, name)
-                with writing(self.folder):
-                    self.folder.mkdir(parents=True, exist_ok=True)
-                with whole(path) as temporary, open(temporary, "wb") as stream:
-                    np.savez(stream, gains=self.known[prefix], key=self.key)
+            if not path.exists():
+                measured = self.measured(prefix, name)
+                with made(self.folder), whole(path) as temporary, open(temporary, "wb") as stream:
+                    np.savez(stream, gains=measured, key=self.key)
+            forms = {"key": ("U", ()), "gains": ("f", (None, len(JOINT) - 1))}
+            stored = read_npz(path, forms, "delete it")
+            if str(stored["key"]) != self.key:
+                cure = f"delete {self.folder} or give another --out"
+                raise InputError(f"{path}: is of other clips or settings; {cure}")
+            self.known[prefix] = stored["gains"]
         return self.known[prefix]
 
     def measured(self, prefix: Prefix, name: str) -> np.ndarray:
-        """The same, computed."""
         clips, rate = self.corpus.clips, self.corpus.sample_rate
         choose = environment.constant(chain_of(prefix))
-        waves = [clip.noisy for clip in clips]
-        if prefix:
-            waves, _ = environment.run_chains(waves, rate, len(prefix), choose)
+        waves, _ = environment.run_chains(self.corpus.noisy, rate, len(prefix), choose)
         found = np.zeros((len(clips), len(JOINT) - 1))
-        bar = tqdm(range(0, len(clips), BATCH), desc=f"chains {name}", unit="batch", leave=False)
-        for first in bar:
-            here = slice(first, first + BATCH)
-            batch, count = denoisers.batch_of(waves[here]), len(waves[here])
+        parts = [*data.batches(waves)]
+        for here, batch in tqdm(parts, desc=f"chains {name}", unit="batch", leave=False):
             for place, (method, params) in enumerate(JOINT[:-1]):
-                settings = torch.tensor([params]).repeat(count, 1)
-                audio = denoisers.denoise(batch, torch.full((count,), method), settings, rate)
-                pairs = zip(audio.numpy(), batch.lengths, strict=True)
-                after = [wave[:length] for wave, length in pairs]
-                scores = data.measure(clips[here], after, rate, self.task.quality_stride)
+                settings = torch.tensor([params]).expand(len(batch.lengths), -1)
+                methods = torch.full((len(settings),), method)
+                after = batch._replace(audio=denoisers.denoise(batch, methods, settings, rate))
+                scores = data.scores_of(clips[here], after, rate, self.task.quality_stride)
                 found[here, place] = worth(scores, self.task) - self.before[here]
         return found
 
@@ -164,7 +149,6 @@ class Search:
 
 
 def chain_of(prefix: Prefix) -> Chain:
-    """Places in JOINT -> a chain."""
     return [JOINT[place] for place in prefix]
 
 
@@ -210,10 +194,10 @@ def yardstick(name: str, one: Round, search: Search, kept: int) -> list[Chain]:
     return chosen([chains[place] for place in mine], values, one.test)
 
 
-def subset(corpus: Corpus, index: np.ndarray) -> Corpus:
-    """Some clips of a corpus."""
-    clips = [corpus.clips[i] for i in index]
-    return Corpus(clips, corpus.seen[index], corpus.scores[index], corpus.sample_rate)
+def looked_up(name: str, one: Round, search: Search, cfg: CrossConfig) -> tuple[Evaluation, list]:
+    """What a yardstick makes of the held-out clips; it learns without steps, so without a curve."""
+    choose = environment.given(yardstick(name, one, search, cfg.kept))
+    return environment.evaluate(search.corpus.some(one.test), cfg, choose), []
 
 
 def training_of(cfg: CrossConfig, algo: str, seed: int) -> TrainConfig:
@@ -232,101 +216,70 @@ def training_of(cfg: CrossConfig, algo: str, seed: int) -> TrainConfig:
     )
 
 
-def trained(
-    cfg: TrainConfig, train: Corpus, test: Corpus
-) -> tuple[environment.Evaluation, list[tuple[int, float]]]:
-    """Train on some clips -> what the last policy makes of the others, its gain meanwhile."""
-    scaler = environment.fit_scaler(train, cfg, cfg.scaler_steps, cfg.seed)
-    envs = environment.DenoiseVectorEnv(train, cfg, cfg.num_envs, cfg.algo, scaler)
-    model = environment.make_model(cfg, envs)
-    agent = environment.Agent(cfg.algo, model.policy, scaler, train.sample_rate, cfg)
+def trained(cfg: TrainConfig, train: Corpus, test: Corpus) -> tuple[Evaluation, list]:
+    """Train on some clips -> what the last policy makes of the others; steps and gain meanwhile."""
+    envs, model, agent = begun(cfg, train)
     curve = []
 
     def look(step: int) -> None:
-        model.policy.set_training_mode(False)
-        with torch.random.fork_rng(devices=[]):
-            curve.append((step, float(environment.evaluate(test, cfg, agent.choose).gain.mean())))
+        curve.append((step, float(judge(agent, test).gain.mean())))
 
-    learn(model, envs, cfg.total_steps, cfg.eval_every, look)
-    model.policy.set_training_mode(False)
-    found = environment.evaluate(test, cfg, agent.choose)
+    learn(cfg, envs, model, look)
+    found = judge(agent, test)
     return found, [*curve, (model.num_timesteps, float(found.gain.mean()))]
 
 
-def result_of(path: Path, settings: Any, make: Callable[[], tuple]) -> dict[str, Any]:
-    """What a file of a round holds, made where it is missing."""
-    settings = json.loads(json.dumps(settings))
+class Result(NamedTuple):
+    """What somebody made of the held-out clips of a round."""
+
+    round: Round
+    gain: np.ndarray  # (n,)
+    scores: np.ndarray  # (n, 3)
+    chains: list[Chain]  # n
+    curve: np.ndarray  # (looks, 2) step, gain; of agents
+
+
+def result_of(path: Path, one: Round, settings: Any, make: Callable[[], tuple]) -> Result:
+    """What the file of a round holds, made where it is missing."""
     if not path.exists():
         found, curve = make()
         content = {"settings": settings, "gain": found.gain.tolist(), "chains": found.chains}
         content["scores"] = [[*map(plain, row)] for row in found.scores.tolist()]
-        content["curve"] = curve
-        with writing(path.parent):
-            path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, content)
+        with made(path.parent):
+            write_json(path, content | {"curve": curve})
     content = read_json(path, "delete it")
     if content.get("settings") != settings:
         raise InputError(f"{path} was made with other settings; give another --out")
-    return content
+    gain, scores, curve = (np.array(content[n], float) for n in ("gain", "scores", "curve"))
+    return Result(one, gain, scores, content["chains"], curve)
 
 
 class Row(NamedTuple):
-    """What somebody made of the held-out clips of all rounds that are there."""
+    """What somebody made of all rounds that are there."""
 
     name: str
-    rounds: list[Round]
-    gain: np.ndarray  # (n,)
-    scores: np.ndarray  # (n, 3)
-    chains: list[Chain]  # n
-    speaker: np.ndarray  # (n,)
-    curves: np.ndarray  # (rounds, looks, 2) step, gain; of agents
-
-
-def row_of(name: str, rounds: list[Round], found: list[dict[str, Any]]) -> Row:
-    """Results of rounds, one after the other."""
-    return Row(
-        name,
-        rounds,
-        np.concatenate([one["gain"] for one in found]),
-        np.concatenate([np.array(one["scores"], float) for one in found]),
-        [chain for one in found for chain in one["chains"]],
-        np.repeat([one.speaker for one in rounds], [len(one["gain"]) for one in found]),
-        np.array([one["curve"] for one in found]),
-    )
+    results: dict[str, Result]  # by the round's name
 
 
 def collect(cfg: CrossConfig, corpus: Corpus, rounds: list[Round]) -> list[Row]:
     """Every row, trained where it is missing and wanted."""
     search = Search(corpus, cfg, cfg.out / "search")
-    rows = []
-    for name in YARDSTICKS:
-        found = []
-        for one in tqdm(rounds, desc=name, unit="round", leave=False):
-
-            def make(name: str = name, one: Round = one) -> tuple[environment.Evaluation, list]:
-                chains = environment.given(yardstick(name, one, search, cfg.kept))
-                return environment.evaluate(subset(corpus, one.test), cfg, chains), []
-
-            about = {"key": search.key, "kept": cfg.kept, **cfg.task}
-            path = cfg.out / one.name / f"{name.replace(' ', '-').replace(',', '')}.json"
-            found.append(result_of(path, about, make))
-        rows.append(row_of(name, rounds, found))
-    trainings: dict[str, list[tuple[Round, dict[str, Any]]]] = {algo: [] for algo in cfg.agents}
-    for place, one in enumerate(rounds):  # all agents of a round, so that a part is a comparison
-        for algo in cfg.agents:
+    rows = {name: Row(name, {}) for name in (*YARDSTICKS, *cfg.agents)}
+    for name, one in tqdm([*product(YARDSTICKS, rounds)], unit="round", leave=False):
+        about = {"key": search.key, "kept": cfg.kept, **cfg.task}
+        path = cfg.out / one.name / f"{name.replace(' ', '-').replace(',', '')}.json"
+        make = partial(looked_up, name, one, search, cfg)
+        rows[name].results[one.name] = result_of(path, one, about, make)
+    # All agents of a round, so that a part is a comparison.
+    for (place, one), algo in product(enumerate(rounds), cfg.agents):
+        path = cfg.out / one.name / f"{algo}.json"
+        if path.exists() or not cfg.present:
             training = training_of(cfg, algo, cfg.seed + place)
             about = {"key": search.key, "train": to_dict(training)}
-            path = cfg.out / one.name / f"{algo}.json"
-            if cfg.present and not path.exists():
-                continue
-            parts = subset(corpus, one.train), subset(corpus, one.test)
-            result = result_of(path, about, partial(trained, training, *parts))
-            trainings[algo].append((one, result))
-            print(f"{algo}, round {one.name}: {np.mean(result['gain']):+.3f}", flush=True)
-    for algo, made in trainings.items():
-        if made:
-            rows.append(row_of(algo, [one for one, _ in made], [result for _, result in made]))
-    return rows
+            make = partial(trained, training, corpus.some(one.train), corpus.some(one.test))
+            result = rows[algo].results[one.name] = result_of(path, one, about, make)
+            print(f"{algo}, round {one.name}: {result.gain.mean():+.3f}", flush=True)
+    return [row for row in rows.values() if row.results]
 
 
 def over_speakers(values: np.ndarray, speaker: np.ndarray) -> tuple[float, float, float]:
@@ -334,24 +287,12 @@ def over_speakers(values: np.ndarray, speaker: np.ndarray) -> tuple[float, float
     return student_mean(np.array([values[speaker == name].mean() for name in np.unique(speaker)]))
 
 
-def against(row: Row, other: Row) -> tuple[np.ndarray, np.ndarray]:
-    """What a row gains more than another on the rounds that both have (n,), and the speakers."""
-    mine, theirs = places_of(row), places_of(other)
-    both = [name for name in mine if name in theirs]
-    here, there = (
-        np.concatenate([np.empty(0, int), *(places[name] for name in both)])
-        for places in (mine, theirs)
-    )
-    return row.gain[here] - other.gain[there], row.speaker[here]
-
-
-def places_of(row: Row) -> dict[str, np.ndarray]:
-    """Round -> where its clips are in a row."""
-    ends = np.cumsum([len(one.test) for one in row.rounds])
-    return {
-        one.name: np.arange(end - len(one.test), end)
-        for one, end in zip(row.rounds, ends, strict=True)
-    }
+def against(row: Row, other: Row | None) -> tuple[np.ndarray, np.ndarray]:
+    """What a row gains (n,), more than another on the rounds that both have, and the speakers."""
+    both = [n for n in row.results if other is None or n in other.results]
+    gaps = [row.results[n].gain - (other.results[n].gain if other else 0) for n in both]
+    speaker = [row.results[n].round.speaker for n in both]
+    return np.concatenate([[], *gaps]), np.repeat(speaker, [len(gap) for gap in gaps])
 
 
 def said(value: float, low: float, high: float, digits: int = 3, sign: str = "+") -> str:
@@ -360,53 +301,67 @@ def said(value: float, low: float, high: float, digits: int = 3, sign: str = "+"
     return mean if math.isnan(low) else f"{mean} [{ends[0]}, {ends[1]}]"
 
 
+def outcome(low: float, high: float) -> str:
+    return "better" if low > 0 else "worse" if high < 0 else "not told apart"
+
+
+def priced(task: Reward) -> str:
+    """What the return is made of."""
+    return (
+        f"dB gained / {task.reward_scale:g} + {task.stoi_weight:g} STOI gained +"
+        f" {task.estoi_weight:g} ESTOI gained."
+    )
+
+
+def draw_interval(ax: Any, y: int, ends: Sequence[float], colour: str) -> None:
+    """Value, low and high as a point on a line."""
+    value, *sides = ends
+    ax.plot(sides, [y, y], color=colour, lw=3, solid_capstyle="butt")
+    ax.plot(value, y, "o", color=colour, ms=8)
+
+
 def told(rows: list[Row], cfg: CrossConfig, corpus: Corpus) -> str:
     """Table and verdict in Markdown."""
     constant = rows[0]
-    clips, speakers = len(constant.gain), len(np.unique(constant.speaker))
-    first = constant.rounds
-    head = ["", "rounds", "return", f"return - {CONSTANT}", "SI-SDR (dB)", "STOI", "ESTOI"]
-    head += ["left alone", "hurt"]
+    first = constant.results.values()
+    speakers, folds = ({getattr(one.round, n) for one in first} for n in ("speaker", "fold"))
     fewer = " Of a row with fewer rounds only the differences compare: they are of its own rounds."
-    fewer *= any(len(row.rounds) < len(first) for row in rows)
+    fewer *= any(len(row.results) < len(first) for row in rows)
     lines = [
-        f"{clips} held-out clips at {corpus.sample_rate} Hz: {len(first)} rounds, {speakers}"
-        f" speakers, {len({one.fold for one in first})} folds of the noise. Intervals: 95 %,"
-        f" Student's t over speakers. Return: dB gained / {cfg.reward_scale:g} +"
-        f" {cfg.stoi_weight:g} STOI gained + {cfg.estoi_weight:g} ESTOI gained. Hurt: the share of"
-        f" clips that lose more than {environment.HURT:g}.{fewer}",
+        f"{sum(len(one.gain) for one in first)} held-out clips at {corpus.sample_rate} Hz:"
+        f" {len(first)} rounds, {len(speakers)} speakers, {len(folds)} folds of the noise."
+        f" Intervals: 95 %, Student's t over speakers. Return: {priced(cfg)} Hurt: the"
+        f" share of clips that lose more than {environment.HURT:g}.{fewer}",
         "",
     ]
 
-    def means(scores: np.ndarray) -> list[str]:
-        pairs = zip(np.nanmean(scores, axis=0), (2, 3, 3), strict=True)
+    def means(scores: list[np.ndarray]) -> list[str]:
+        pairs = zip(np.nanmean(np.concatenate(scores), axis=0), (2, 3, 3), strict=True)
         return [f"{mean:.{digits}f}" for mean, digits in pairs]
 
-    noisy = np.concatenate([corpus.scores[one.test] for one in first])
-    cells = [["noisy", str(len(first)), "0", "", *means(noisy), "100%", "0%"]]
+    noisy = means([corpus.scores[one.round.test] for one in first])
+    cells = [["noisy", str(len(first)), "0", "", *noisy, "100%", "0%"]]
     for row in rows:
+        found = row.results.values()
+        gain, speaker = against(row, None)
         gap = "" if row is constant else said(*over_speakers(*against(row, constant)))
-        alone = np.mean([not chain for chain in row.chains])
-        gain = said(*over_speakers(row.gain, row.speaker))
-        hurt = f"{(row.gain < -environment.HURT).mean():.0%}"
-        measures = means(row.scores)
-        cells.append([row.name, str(len(row.rounds)), gain, gap, *measures, f"{alone:.0%}", hurt])
-    lines += [*markdown_table(head, cells), ""]
-    for row in rows:
-        if row.name in YARDSTICKS and row.name not in (GATE, SELECTOR):
-            continue
-        others = rows[:1]
-        if row.name not in YARDSTICKS:
-            others = rows[:3] + rows[len(YARDSTICKS) : rows.index(row)]
-        for other in others:
-            gap, speaker = against(row, other)
-            if other is row or not len(gap):
-                continue
-            value, low, high = over_speakers(gap, speaker)
-            word = "better than" if low > 0 else "worse than" if high < 0 else "not told apart from"
-            lines.append(
-                f"- {title_of(row, constant)}: {word} {other.name} ({said(value, low, high)})"
-            )
+        alone = np.mean([not chain for one in found for chain in one.chains])
+        mine = [row.name, str(len(found)), said(*over_speakers(gain, speaker)), gap]
+        mine += means([one.scores for one in found])
+        cells.append([*mine, f"{alone:.0%}", f"{(gain < -environment.HURT).mean():.0%}"])
+    head = ["", "rounds", "return", f"return - {CONSTANT}", "SI-SDR (dB)", "STOI", "ESTOI"]
+    lines += [*markdown_table([*head, "left alone", "hurt"], cells), ""]
+    agents = [row for row in rows if row.name not in YARDSTICKS]
+    pairs = [(row, constant) for row in rows if row.name in (GATE, SELECTOR)]
+    for place, row in enumerate(agents):
+        pairs += [(row, other) for other in (*rows[:3], *agents[:place])]
+    for row, other in pairs:
+        gap, speaker = against(row, other)
+        if len(gap):
+            ends = over_speakers(gap, speaker)
+            word = outcome(*ends[1:])
+            word += " from" if word == "not told apart" else " than"
+            lines.append(f"- {title_of(row, constant)}: {word} {other.name} ({said(*ends)})")
     lines += ["", f"Made on {processor()}."]
     return "\n".join(lines) + "\n"
 
@@ -414,18 +369,17 @@ def told(rows: list[Row], cfg: CrossConfig, corpus: Corpus) -> str:
 def learning(row: Row, constant: Row) -> list[np.ndarray]:
     """Steps (k,) of an agent's looks, then what it gains more than the constant chain on its rounds
     (k,), with the interval's ends (k,) each."""
-    places = places_of(constant)
-    chain = np.array([constant.gain[places[one.name]].mean() for one in row.rounds])
-    speaker = np.array([one.speaker for one in row.rounds])
-    gaps = row.curves[:, :, 1] - chain[:, None]
-    told = [over_speakers(gap, speaker) for gap in gaps.T]
-    return [row.curves[0, :, 0], *np.array(told).T]
+    speaker = np.array([one.round.speaker for one in row.results.values()])
+    chain = np.array([constant.results[name].gain.mean() for name in row.results])
+    curves = np.array([one.curve for one in row.results.values()])
+    told = [over_speakers(gap, speaker) for gap in (curves[:, :, 1] - chain[:, None]).T]
+    return [curves[0, :, 0], *np.array(told).T]
 
 
 def title_of(row: Row, constant: Row) -> str:
     """A row's name; how many rounds it has where they are fewer."""
-    few = len(row.rounds) < len(constant.rounds)
-    return f"{row.name} ({len(row.rounds)} rounds)" if few else row.name
+    few = len(row.results) < len(constant.results)
+    return f"{row.name} ({len(row.results)} rounds)" if few else row.name
 
 
 AGENT_KINDS = ("t_adj", "prob", "supervised", "epsilon")  # of COLOURS
@@ -434,20 +388,19 @@ AGENT_KINDS = ("t_adj", "prob", "supervised", "epsilon")  # of COLOURS
 @styled
 def draw(rows: list[Row], path: Path) -> None:
     """Left: difference to the constant chain, its interval, the speakers; right: while learning."""
-    constant = rows[0]
-    others = list(reversed(rows[1:]))
-    agents = [row for row in rows if row.name not in YARDSTICKS]
-    kinds = dict(zip((row.name for row in agents), AGENT_KINDS, strict=False))
+    constant, *others = rows
+    agents = [row for row in others if row.name not in YARDSTICKS]
+    kinds = {KNOWN: "ceiling", SEARCH: "ceiling"}
+    kinds |= dict(zip((row.name for row in agents), AGENT_KINDS, strict=False))
     title = "Held-out speakers and noise: what is gained over the best constant chain"
     figure, ((left, right),) = page(title, 1, 2, 6.2)
+    others.reverse()
     for y, row in enumerate(others):
         gap, speaker = against(row, constant)
-        mean, low, high = over_speakers(gap, speaker)
-        kind = "ceiling" if row.name in (KNOWN, SEARCH) else kinds.get(row.name, "yardstick")
+        colour = COLOURS[kinds.get(row.name, "yardstick")]
         means = [gap[speaker == name].mean() for name in np.unique(speaker)]
-        left.plot(means, [y] * len(means), "|", color=COLOURS[kind], ms=12, mew=1.5)
-        left.plot([low, high], [y, y], color=COLOURS[kind], lw=3, solid_capstyle="butt")
-        left.plot(mean, y, "o", color=COLOURS[kind], ms=8)
+        left.plot(means, [y] * len(means), "|", color=colour, ms=12, mew=1.5)
+        draw_interval(left, y, over_speakers(gap, speaker), colour)
     left.axvline(0, color="black", lw=1)
     left.set_yticks(range(len(others)), [title_of(row, constant) for row in others])
     left.set_xlabel("return minus the constant chain's")
@@ -483,15 +436,15 @@ def cross(cfg: CrossConfig) -> None:
         print(f"{len(corpus.clips)} clips, {len(rounds)} rounds; folder {cfg.out}")
         rows = collect(cfg, corpus, rounds)
         text = told(rows, cfg, corpus)
-        results = {"config": to_dict(cfg), "versions": versions()}
-        results["rows"] = {
+        found = {
             row.name: {
-                "rounds": [one.name for one in row.rounds],
-                "gain": [*map(plain, over_speakers(row.gain, row.speaker))],
+                "rounds": [*row.results],
+                "gain": [*map(plain, over_speakers(*against(row, None)))],
                 "minus_constant": [*map(plain, over_speakers(*against(row, rows[0])))],
             }
             for row in rows
         }
+        results = {"config": to_dict(cfg), "versions": versions(), "rows": found}
         write_together(
             {
                 cfg.out / "table.md": lambda path: write_text(path, text),

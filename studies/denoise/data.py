@@ -14,21 +14,21 @@ import csv
 import io
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import product
 from pathlib import Path
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import soundfile
-import torch
 from tqdm import tqdm
 
 from core.errors import InputError
 from core.files import Kind, check_file, keep_apart, new_folder, whole, write_bytes
 from core.names import csv_cell, csv_text
 from core.stored import read_json, read_text, write_json
-from scores.corpora import AUDIO, PEAK, list_bank
+from scores.corpora import AUDIO, PEAK, BankSound, list_bank
 from scores.synthesiser import MAKERS, RATE, synthesise
 from sed.audio import read_samples, resample
 from studies.denoise import denoisers
@@ -69,70 +69,76 @@ def read_wave(path: Path, sample_rate: int, speech: bool = False) -> np.ndarray:
     return resample(samples.mean(axis=1), rate, sample_rate)
 
 
-class Source(NamedTuple):
-    """A recording of speech or noise."""
-
-    name: str
-    group: str  # speaker, or noise class
-    path: Path | tuple[str, int, int]  # or class, fold and take of a synthesised one
-    fold: int = 0
-
-
-def read_source(source: Source, sample_rate: int, seed: int, speech: bool) -> np.ndarray:
+def read_source(source: BankSound, cfg: MixConfig, speech: bool) -> np.ndarray:
     """Wave (S,) of a recording, synthesised or not; never silent."""
-    if isinstance(source.path, Path):
-        wave = read_wave(source.path, sample_rate, speech)
+    if isinstance(source.source, Path):
+        wave = read_wave(source.source, cfg.sample_rate, speech)
     else:
-        wave = resample(synthesise(seed, *source.path), RATE, sample_rate)
+        made = synthesise(cfg.seed, source.bank_class, source.fold, source.source)
+        wave = resample(made, RATE, cfg.sample_rate)
     if not wave.any():
         raise InputError(f"{source.name}: is all zero; remove it")
     return wave
 
 
-def list_speech(folder: Path | None) -> list[Source]:
-    """Recordings with their speakers. Raises InputError for a folder without any."""
+def list_speech(folder: Path | None) -> dict[str, list[BankSound]]:
+    """Speaker -> recordings. Raises InputError for a folder without any."""
+    found: dict[str, list[BankSound]] = {}
     if folder is None:
-        takes = [("Speech", fold, take) for fold in range(1, 6) for take in range(BUILT_IN_TAKES)]
-        return [Source(f"{c}/{f}-{t}", f"{f}{t % MAKERS}", (c, f, t)) for c, f, t in takes]
+        for fold, take in product(range(1, 6), range(BUILT_IN_TAKES)):
+            sound = BankSound(take, f"Speech/{fold}-{take}", "Speech", fold, take)
+            found.setdefault(f"{fold}{take % MAKERS}", []).append(sound)
+        return found
     files = sorted(p for p in folder.glob("*/*") if p.suffix.lower() in AUDIO and p.name[0] != ".")
     if not files:
         raise InputError(f"--clean {folder}: no <speaker>/*({', '.join(AUDIO)}) found")
-    return [Source(f"{path.parent.name}/{path.name}", path.parent.name, path) for path in files]
-
-
-def list_noise(folder: Path | None, seed: int) -> list[Source]:
-    """Recordings with class and fold; speech is no noise here."""
-    found = []
-    for one in list_bank(folder, seed, "--noise"):
-        if folder or one.bank_class != "Speech":
-            path = one.source if folder else (one.bank_class, one.fold, one.source)
-            found.append(Source(one.name, one.bank_class, path, one.fold))
+    for number, path in enumerate(files):
+        speaker = path.parent.name
+        sound = BankSound(number, f"{speaker}/{path.name}", speaker, 0, path)
+        found.setdefault(speaker, []).append(sound)
     return found
 
 
-def split_sources(cfg: MixConfig) -> dict[str, tuple[dict[str, list[Source]], list[Source]]]:
-    """Split -> its speakers with their recordings, and its noise."""
-    speech, noise = list_speech(cfg.clean), list_noise(cfg.noise, cfg.seed)
-    speakers = sorted({source.group for source in speech})
-    needed = sum(cfg.speakers) + 1
-    if len(speakers) < needed:
-        raise InputError(f"--clean {cfg.clean}: {len(speakers)} speakers, {needed} are needed")
-    order = [speakers[i] for i in np.random.default_rng([cfg.seed, 0]).permutation(len(speakers))]
-    validation, test = cfg.speakers
-    own = {
-        "train": (order[validation + test :], {n.fold for n in noise} - set(cfg.folds)),
-        "validation": (order[:validation], {cfg.folds[0]}),
-        "test": (order[validation : validation + test], {cfg.folds[1]}),
-    }
-    found = {}
-    for split, (who, folds) in own.items():
-        mine = {name: [source for source in speech if source.group == name] for name in who}
-        sounds = [source for source in noise if source.fold in folds]
+class Part(NamedTuple):
+    """Clips that one generator draws."""
+
+    name: str  # of the split, or of speaker and fold
+    speakers: dict[str, list[BankSound]]
+    noises: list[BankSound]
+    count: int
+
+
+def parts_of(cfg: MixConfig) -> list[Part]:
+    """The three splits; or, for `cross`, every speaker with every fold of the noise."""
+    speech = list_speech(cfg.clean)
+    noise = list_bank(cfg.noise, cfg.seed, "--noise")
+    if cfg.noise is None:
+        noise = [sound for sound in noise if sound.bank_class != "Speech"]
+    speakers, folds = sorted(speech), sorted({sound.fold for sound in noise})
+    if cfg.cells:
+        own = {
+            f"{name}, fold {fold}": ([name], {fold}, cfg.cells)
+            for name, fold in product(speakers, folds)
+        }
+    else:
+        validation, test = cfg.speakers
+        if len(speakers) <= validation + test:
+            few = f"{len(speakers)} speakers, {validation + test + 1} are needed"
+            raise InputError(f"--clean {cfg.clean}: {few}")
+        rng = np.random.default_rng([cfg.seed, 0])
+        order = [speakers[i] for i in rng.permutation(len(speakers))]
+        own = {
+            "train": (order[validation + test :], {*folds} - {*cfg.folds}, cfg.clips[0]),
+            "validation": (order[:validation], {cfg.folds[0]}, cfg.clips[1]),
+            "test": (order[validation : validation + test], {cfg.folds[1]}, cfg.clips[2]),
+        }
+    parts = []
+    for name, (mine, held, count) in own.items():
+        sounds = [sound for sound in noise if sound.fold in held]
         if not sounds:
-            have = sorted({source.fold for source in noise})
-            raise InputError(f"--folds {cfg.folds}: no noise for {split}; the folds are {have}")
-        found[split] = (mine, sounds)
-    return found
+            raise InputError(f"--folds {cfg.folds}: no noise for {name}; the folds are {folds}")
+        parts.append(Part(name, {speaker: speech[speaker] for speaker in mine}, sounds, count))
+    return parts
 
 
 def endless(items: list, rng: np.random.Generator) -> Iterator:
@@ -199,58 +205,36 @@ def write_wave(path: Path, wave: np.ndarray, sample_rate: int, kind: str = "wav"
     write_bytes(path, sound.getvalue())
 
 
-def mix_split(
-    cfg: MixConfig,
-    folder: Path,
-    split: str,
-    sources: tuple[dict[str, list[Source]], list[Source]],
-    groups: dict[str, str],
-    place: tuple[int, int],
-) -> list[dict]:
-    """Write clips into <folder>/{clean,noisy} -> their rows of meta.csv.
-
-    `place` has the number of the clips' generator and how many there are.
-    """
-    (speakers, noises), (number_, count) = sources, place
-    rng = np.random.default_rng([cfg.seed, 1 + number_])
-    queues = {name: endless(recordings, rng) for name, recordings in speakers.items()}
-    sounds, rows = endless(noises, rng), []
+def mix_part(
+    cfg: MixConfig, folder: Path, part: Part, number: int, groups: dict[str, str]
+) -> list[dict[str, Any]]:
+    """Write clips into <folder>/{clean,noisy} -> their rows of meta.csv."""
+    rng = np.random.default_rng([cfg.seed, 1 + number])
+    queues = {name: endless(recordings, rng) for name, recordings in part.speakers.items()}
+    sounds, rows = endless(part.noises, rng), []
     for kind in ("clean", "noisy"):
         (folder / kind).mkdir(parents=True, exist_ok=True)
-    for index in tqdm(range(count), desc=split, unit="clip", leave=False):
-        speaker = list(speakers)[index % len(speakers)]
+    for index in tqdm(range(part.count), desc=part.name, unit="clip", leave=False):
+        speaker = list(queues)[index % len(queues)]
         said = [next(queues[speaker]) for _ in range(cfg.join)]
-        waves = [read_source(source, cfg.sample_rate, cfg.seed, speech=True) for source in said]
+        waves = [read_source(source, cfg, speech=True) for source in said]
         clean = joined(waves, cfg.sample_rate, rng)
         sound = next(sounds)
-        noise = read_source(sound, cfg.sample_rate, cfg.seed, speech=False)
+        noise = read_source(sound, cfg, speech=False)
         snr_db = float(rng.choice(cfg.snr_db))
         stem = re.sub(r"[^\w-]+", "_", Path(said[0].name).stem)
-        utt_id = f"{speaker}_{stem}_mix{number_ * cfg.cells + index:05d}_snr{snr_db:g}"
+        utt_id = f"{speaker}_{stem}_mix{number * cfg.cells + index:05d}_snr{snr_db:g}"
+        row = {"utt_id": utt_id, "split": part.name, "speaker_id": speaker, "fold": sound.fold}
+        row |= {"clean_source": "+".join(source.name for source in said)}
+        row |= {"noise_source": sound.name, "scene": sound.bank_class}
+        row |= {"macro_scene": groups.get(sound.bank_class, ""), "snr_db": f"{snr_db:.1f}"}
+        row["duration_sec"] = f"{len(clean) / cfg.sample_rate:.3f}"
         pair = mixed(clean, fitted(noise, len(clean), rng), snr_db)
         for kind, wave in zip(("clean", "noisy"), pair, strict=True):
+            row[f"{kind}_path"] = f"{kind}/{utt_id}.wav"
             write_wave(folder / kind / f"{utt_id}.wav", wave, cfg.sample_rate)
-        row = {"utt_id": utt_id, "split": split, "scene": sound.group, "fold": sound.fold}
-        row |= {f"{kind}_path": f"{kind}/{utt_id}.wav" for kind in ("clean", "noisy")}
-        row |= {"clean_source": "+".join(source.name for source in said)}
-        row |= {"noise_source": sound.name, "macro_scene": str(groups.get(sound.group, ""))}
-        row |= {"snr_db": f"{snr_db:.1f}", "speaker_id": speaker}
-        rows.append(row | {"duration_sec": f"{len(clean) / cfg.sample_rate:.3f}"})
+        rows.append(row)
     return rows
-
-
-def mix_cells(cfg: MixConfig, folder: Path, groups: dict[str, str]) -> None:
-    """Every speaker with every fold of the noise, all in one table."""
-    speech, noise = list_speech(cfg.clean), list_noise(cfg.noise, cfg.seed)
-    speakers, folds, rows = {s.group for s in speech}, {s.fold for s in noise}, []
-    for speaker in sorted(speakers):
-        mine = {speaker: [source for source in speech if source.group == speaker]}
-        for fold in sorted(folds):
-            sources = mine, [source for source in noise if source.fold == fold]
-            place = len(rows) // cfg.cells, cfg.cells
-            rows += mix_split(cfg, folder, f"{speaker}, fold {fold}", sources, groups, place)
-    write_csv(folder / "meta.csv", META, rows)
-    print(f"{len(rows)} clips: {len(speakers)} speakers x {len(folds)} folds x {cfg.cells}")
 
 
 MIXTURES = Kind(
@@ -274,23 +258,26 @@ def mix(cfg: MixConfig) -> None:
     groups = {}
     if cfg.macro_scenes:
         groups = read_json(cfg.macro_scenes, "give a JSON dictionary: noise class, its group")
-    sources = {} if cfg.cells else split_sources(cfg)
+    parts = parts_of(cfg)
     with new_folder(cfg.out, MIXTURES) as folder:
-        if cfg.cells:
-            mix_cells(cfg, folder, groups)
-        for place, split in enumerate(sources):
-            count = cfg.clips[place]
-            rows = mix_split(cfg, folder / split, split, sources[split], groups, (place, count))
-            write_csv(folder / split / "meta.csv", META, rows)
-            speakers, noises = sources[split]
-            seconds = sum(float(row["duration_sec"]) for row in rows)
-            print(
-                f"{split}: {len(rows)} clips, {seconds / 60:.1f} min, speakers"
-                f" {', '.join(speakers)}, {len({row['noise_source'] for row in rows})} of"
-                f" {len(noises)} noise recordings"
-            )
-        settings = {key: str(value) for key, value in vars(cfg).items()}
-        write_json(folder / "mix.json", settings)
+        tables: dict[Path, list[dict[str, Any]]] = {}
+        for number, part in enumerate(parts):
+            home = folder if cfg.cells else folder / part.name
+            rows = mix_part(cfg, home, part, number, groups)
+            tables.setdefault(home, []).extend(rows)
+            if not cfg.cells:
+                minutes = sum(float(row["duration_sec"]) for row in rows) / 60
+                print(
+                    f"{part.name}: {len(rows)} clips, {minutes:.1f} min, speakers"
+                    f" {', '.join(part.speakers)}, {len({row['noise_source'] for row in rows})} of"
+                    f" {len(part.noises)} noise recordings"
+                )
+        for home, rows in tables.items():
+            write_csv(home / "meta.csv", META, rows)
+        if cfg.cells:  # one table
+            speakers, folds = ({row[name] for row in rows} for name in ("speaker_id", "fold"))
+            print(f"{len(rows)} clips: {len(speakers)} speakers x {len(folds)} folds x {cfg.cells}")
+        write_json(folder / "mix.json", {key: str(value) for key, value in vars(cfg).items()})
     print(f"mixtures: {cfg.out}")
 
 
@@ -305,27 +292,24 @@ class Clip(NamedTuple):
 
 def read_table(path: Path, needed: tuple[str, ...], cure: str) -> list[dict[str, str]]:
     """Rows of a CSV that must have some columns; InputError says how to make it."""
-    if not path.is_file():
-        raise InputError(f"{path}: not found; {cure}")
     try:
         reader = csv.DictReader(io.StringIO(read_text(path, cure), newline=""))
         rows = [{k: csv_text(v) if isinstance(v, str) else v for k, v in r.items()} for r in reader]
     except csv.Error as error:
         raise InputError(f"{path}: cannot be read ({error}); {cure}") from None
-    missing = [f"no column {name}" for name in needed if name not in (reader.fieldnames or ())]
-    short = (f"row {n} has no {k}" for n, row in enumerate(rows, 1) for k in needed if not row[k])
-    what = [*missing, *(() if missing else short), *(() if rows else ["no rows"])]
-    if what:
-        raise InputError(f"{path}: {what[0]}; {cure}")
+    flaws = [f"no column {name}" for name in needed if name not in (reader.fieldnames or ())]
+    if not flaws:
+        cells = ((n, name) for n, row in enumerate(rows, 1) for name in needed if not row[name])
+        flaws = [f"row {n} has no {name}" for n, name in cells] if rows else ["no rows"]
+    if flaws:
+        raise InputError(f"{path}: {flaws[0]}; {cure}")
     return rows
-
-
-MAKE_META = "run: python -m studies.denoise mix"
 
 
 def read_meta(path: Path) -> list[dict[str, str]]:
     """Rows of a meta.csv; of its columns only those that are used are demanded."""
-    rows = read_table(path, ("utt_id", "clean_path", "noisy_path", "snr_db"), MAKE_META)
+    needed = ("utt_id", "clean_path", "noisy_path", "snr_db")
+    rows = read_table(path, needed, "run: python -m studies.denoise mix")
     for row in rows:
         try:
             float(row["snr_db"])
@@ -334,13 +318,12 @@ def read_meta(path: Path) -> list[dict[str, str]]:
     return rows
 
 
-def rate_of(table: Path, rows: list[dict[str, str]]) -> int:
-    """Sample rate of a table's clips."""
-    return read_channels(table.parent / rows[0]["noisy_path"])[1]
+def read_clips(table: Path, rows: list[dict[str, str]]) -> tuple[list[Clip], int]:
+    """Mono audio of a table's rows -> clips, their sample rate: that of the first noisy one.
 
-
-def read_clips(table: Path, rows: list[dict[str, str]], sample_rate: int) -> list[Clip]:
-    """Audio of a table's rows, mono, at `sample_rate`. InputError names what cannot be used."""
+    InputError names what cannot be used.
+    """
+    _, sample_rate = read_channels(table.parent / rows[0]["noisy_path"])
     clips, short = [], []
     for row in rows:
         clean, noisy = (
@@ -348,45 +331,56 @@ def read_clips(table: Path, rows: list[dict[str, str]], sample_rate: int) -> lis
             for kind in ("clean", "noisy")
         )
         if len(clean) != len(noisy):
-            raise InputError(
-                f"{table}: {row['utt_id']} has {len(clean)} clean and {len(noisy)} noisy samples"
-            )
+            found = f"{len(clean)} clean and {len(noisy)} noisy samples"
+            raise InputError(f"{table}: {row['utt_id']} has {found}")
         if not clean.any():
             raise InputError(f"{table}: the clean clip of {row['utt_id']} is silent; remove it")
-        reference = denoisers.reference_of(clean, sample_rate)
-        if reference is None:
+        clips.append(Clip(row, clean, noisy, denoisers.reference_of(clean, sample_rate)))
+        if clips[-1].reference is None:
             short.append(row["utt_id"])
-        clips.append(Clip(row, clean, noisy, reference))
     if short:
         names = ", ".join(short[:3])
         print(f"{table}: {len(short)} of {len(rows)} clips too short for STOI, e.g. {names}")
-    return clips
+    return clips, sample_rate
+
+
+def batches(waves: Sequence[np.ndarray]) -> Iterator[tuple[slice, denoisers.Batch]]:
+    """BATCH waves (S,) after the other: where they are, and they."""
+    for first in range(0, len(waves), BATCH):
+        here = slice(first, first + BATCH)
+        yield here, denoisers.batch_of(list(waves[here]))
+
+
+def waves_of(batch: denoisers.Batch) -> list[np.ndarray]:
+    """Inverse of `denoisers.batch_of`."""
+    return [wave[:n] for wave, n in zip(batch.audio.numpy(), batch.lengths, strict=True)]
 
 
 def measure(
-    clips: list[Clip], waves: list[np.ndarray], sample_rate: int, stride: int = 1
+    clips: list[Clip], waves: Sequence[np.ndarray], sample_rate: int, stride: int = 1
 ) -> np.ndarray:
-    """SI-SDR, STOI, ESTOI (n, 3) of denoised waves; NaN where a clip is too short for STOI.
+    """Scores (n, 3) of denoised waves, as `scores_of`."""
+    found = [scores_of(clips[i], batch, sample_rate, stride) for i, batch in batches(waves)]
+    return np.concatenate(found)
 
-    `stride` > 1 takes every so many of STOI's segments.
-    """
+
+def scores_of(
+    clips: list[Clip],
+    batch: denoisers.Batch,
+    sample_rate: int,
+    stride: int,
+    due: np.ndarray | None = None,
+) -> np.ndarray:
+    """SI-SDR, STOI, ESTOI (B, 3) of a batch; NaN where a clip is too short for STOI, and where STOI
+    is not `due` (B,). `stride` > 1 takes every so many of STOI's segments."""
     values = np.full((len(clips), len(MEASURES)), math.nan)
-    for first in range(0, len(clips), BATCH):
-        here = slice(first, first + BATCH)
-        clean = denoisers.batch_of([clip.clean for clip in clips[here]])
-        batch = denoisers.batch_of(waves[here])
-        values[here, 0] = denoisers.si_sdr(clean.audio, batch).numpy()
-        values[here, 1:] = stoi_of(clips[here], batch, sample_rate, stride)
-    return values
-
-
-def stoi_of(clips: list[Clip], batch: denoisers.Batch, sample_rate: int, stride: int) -> np.ndarray:
-    """STOI and ESTOI (B, 2) of a batch, as in `measure`."""
-    values = np.full((len(clips), 2), math.nan)
-    if long := [i for i, clip in enumerate(clips) if clip.reference is not None]:
-        part = denoisers.Batch(batch.audio[long], batch.lengths[long])
-        references = [clips[i].reference for i in long]
-        values[long] = denoisers.stoi_pair(references, part, sample_rate, stride).numpy()
+    clean = denoisers.batch_of([clip.clean for clip in clips])
+    values[:, 0] = denoisers.si_sdr(clean.audio, batch).numpy()
+    wanted = np.array([clip.reference is not None for clip in clips]) & (due is None or due)
+    if len(rows := np.flatnonzero(wanted)):
+        part = denoisers.Batch(batch.audio[rows], batch.lengths[rows])
+        references = [clips[i].reference for i in rows]
+        values[rows, 1:] = denoisers.stoi_pair(references, part, sample_rate, stride).numpy()
     return values
 
 
@@ -403,24 +397,18 @@ def code_of(module: ModuleType) -> str:
 
 def write_features(cfg: FeaturesConfig) -> None:
     """features.csv beside each table: the table, what the noisy clips score, their features."""
-    torch.set_num_threads(1)
     for table in cfg.meta:
         path = table.with_name("features.csv")
         keep_apart(path, cfg.meta, "--meta")
         rows = read_meta(table)[: cfg.limit]
         check_file(path, ",".join((*rows[0], *NOISY)), "--meta")
-        sample_rate = rate_of(table, rows)
-        clips = read_clips(table, rows, sample_rate)
+        clips, sample_rate = read_clips(table, rows)
         noisy = [clip.noisy for clip in clips]
         scores = measure(clips, noisy, sample_rate)
-        parts = [noisy[first : first + BATCH] for first in range(0, len(clips), BATCH)]
-        batches = map(denoisers.batch_of, parts)
-        seen = np.concatenate([denoisers.features(batch, sample_rate) for batch in batches])
-        out = [
-            row
-            | dict(zip(NOISY, (f"{value:.6f}" for value in score), strict=True))
-            | dict(zip(denoisers.FEATURES, (f"{value:.9g}" for value in values), strict=True))
-            for row, score, values in zip(rows, scores, seen, strict=True)
-        ]
-        write_csv(path, (*rows[0], *NOISY, *denoisers.FEATURES), out)
-        print(f"{path}: {len(out)} clips, {len(denoisers.FEATURES)} features")
+        seen = [denoisers.features(batch, sample_rate) for _, batch in batches(noisy)]
+        columns = (*rows[0], *NOISY, *denoisers.FEATURES)
+        for row, score, values in zip(rows, scores, np.concatenate(seen), strict=True):
+            row |= zip(NOISY, (f"{value:.6f}" for value in score), strict=True)
+            row |= zip(denoisers.FEATURES, (f"{value:.9g}" for value in values), strict=True)
+        write_csv(path, columns, rows)
+        print(f"{path}: {len(rows)} clips, {len(denoisers.FEATURES)} features")

@@ -6,11 +6,8 @@ Shapes: L lanes, B clips, S samples, D numbers of an observation
 
 An episode is a clip, a step one denoiser on what the last one left:
 
-- observation (D,) float32: `denoisers.features` of the audio as it is now, what was taken away so
-  far, the previous method (one of METHODS or none) and its parameters, the share of the steps used;
-- action: a method or `stop`, and three parameters. PPO takes one of JOINT, or (`ppo-separate`)
-  MultiDiscrete: method, three levels. SAC and TD3 know boxes only: a preference for each choice,
-  the highest counts, and the parameters;
+- observation (D,) float32: `denoisers.features` of the audio as it is now, then MEMORY;
+- action: a method or `stop`, and three parameters, see `action_space`;
 - reward: the gain in SI-SDR / reward_scale + weights x gains in STOI and ESTOI + diversity;
 - `stop`, or the last of max_steps, terminates the episode.
 """
@@ -39,7 +36,7 @@ from sed.audio import resample
 from studies.denoise import data, denoisers
 from studies.denoise.data import MEASURES, NOISY, Clip
 from studies.denoise.denoisers import FEATURES, METHODS, PARAMETERS, STOP
-from studies.denoise.settings import Algo, Reward, TrainConfig
+from studies.denoise.settings import Algo, Reward, TrainConfig, TuneConfig
 from studies.gym import LaneVectorEnv, Order, gymnasium, save_model, sb3_env, without_log
 
 SCRIPT = "python -m studies.denoise"  # the program that a message names
@@ -58,8 +55,9 @@ HURT = 0.05  # of return; a clip that loses more counts as hurt
 NOISEREDUCE_FRAME = 1024  # samples; the package takes none that are fewer
 CLIPPED = 5.0  # standard deviations an observation may lie from the mean
 Chain = list[tuple[int, tuple[float, float, float]]]  # (method, parameters) of each step
-# (observations (B, D), step) -> choices (B,), parameters (B, 3)
-Chooser = Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]
+Choice = tuple[np.ndarray, np.ndarray]  # choices (B,), parameters (B, 3)
+Chooser = Callable[[np.ndarray, int], Choice]  # of raw observations (B, D) and the step
+OBSERVATIONS = gymnasium.spaces.Box(-CLIPPED, CLIPPED, (OBSERVATION,), np.float32)  # scaled
 
 
 def worth(scores: np.ndarray, task: Reward) -> np.ndarray:
@@ -76,14 +74,21 @@ class Corpus(NamedTuple):
     scores: np.ndarray  # (n, 3) SI-SDR, STOI, ESTOI of the noisy clips
     sample_rate: int
 
+    @property
+    def noisy(self) -> list[np.ndarray]:
+        return [clip.noisy for clip in self.clips]
+
+    def some(self, index: np.ndarray) -> "Corpus":
+        clips = [self.clips[i] for i in index]
+        return Corpus(clips, self.seen[index], self.scores[index], self.sample_rate)
+
 
 def load_corpus(path: Path) -> Corpus:
     """A features.csv with its audio. InputError where it is missing or does not fit the audio."""
     cure = f"run: python -m studies.denoise features --meta {path.with_name('meta.csv')}"
     columns = ("utt_id", "clean_path", "noisy_path", "snr_db", *NOISY, *FEATURES)
     rows = data.read_table(path, columns, cure)
-    sample_rate = data.rate_of(path, rows)
-    clips = data.read_clips(path, rows, sample_rate)
+    clips, sample_rate = data.read_clips(path, rows)
     try:
         seen = np.array([[float(row[name]) for name in FEATURES] for row in rows], np.float32)
         scores = np.array([[float(row[name]) for name in NOISY] for row in rows])
@@ -112,11 +117,11 @@ AS_IT_IS = Scaler(np.zeros(OBSERVATION), np.ones(OBSERVATION))
 class Memory:
     """What an observation holds beside the audio's features, for B clips."""
 
-    def __init__(self, count: int):
-        self.before = np.ones(count)  # RMS of the noisy clip
-        self.choice = np.full(count, -1)
-        self.params = np.zeros((count, len(PARAMETERS)))
-        self.steps = np.zeros(count, int)
+    def __init__(self, before: np.ndarray):
+        self.before = before  # RMS of the noisy clip
+        self.choice = np.full(len(before), -1)
+        self.params = np.zeros((len(before), len(PARAMETERS)))
+        self.steps = np.zeros(len(before), int)
 
     def start(self, index: int, rms: float) -> None:
         """Forget all of one clip."""
@@ -141,42 +146,44 @@ class Lanes(Order):
         self.corpus, self.task, self.scaler = corpus, task, scaler
         self.first = corpus.scores  # of the noisy clips, measured as those of later steps are
         if task.quality_stride > 1 and (task.stoi_weight or task.estoi_weight):
-            noisy = [clip.noisy for clip in corpus.clips]
-            self.first = data.measure(corpus.clips, noisy, corpus.sample_rate, task.quality_stride)
+            known = corpus.clips, corpus.noisy, corpus.sample_rate
+            self.first = data.measure(*known, task.quality_stride)
         self.audio = torch.zeros(num_lanes, longest)
-        self.clean = torch.zeros(num_lanes, longest)
         self.lengths = torch.ones(num_lanes, dtype=torch.int64)
         self.seen = np.zeros((num_lanes, len(FEATURES)), np.float32)
         self.scores = np.zeros((num_lanes, len(MEASURES)))
         self.clip = np.zeros(num_lanes, int)
-        self.memory = Memory(num_lanes)
+        self.memory = Memory(np.ones(num_lanes))
+        self.returns = np.zeros(num_lanes)
+        self.finished: list[float] = []  # returns of the episodes that ended
 
     def start(self, lane: int, index: int) -> None:
         """Begin a clip; nothing is computed, as its features and scores are known."""
         clip = self.corpus.clips[index]
-        length = len(clip.noisy)
-        for buffer, wave in ((self.audio, clip.noisy), (self.clean, clip.clean)):
-            buffer[lane] = 0
-            buffer[lane, :length] = torch.from_numpy(wave)
-        self.lengths[lane], self.clip[lane] = length, index
+        self.lengths[lane], self.clip[lane] = len(clip.noisy), index
+        self.audio[lane] = 0
+        self.audio[lane, : len(clip.noisy)] = torch.from_numpy(clip.noisy)
         self.seen[lane], self.scores[lane] = self.corpus.seen[index], self.first[index]
         self.memory.start(lane, float(np.sqrt(np.mean(clip.noisy**2))))
+        self.returns[lane] = 0
+
+    def changing(self) -> dict[str, Any]:
+        """What changes from step to step: a name, and the object that has an array so named."""
+        mine = dict.fromkeys(("seen", "scores", "clip", "returns"), self)
+        return mine | dict.fromkeys(vars(self.memory), self.memory)
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """What a lane is beside its audio; with `audio`, all that `restore` needs."""
-        mine = {name: getattr(self, name) for name in ("seen", "scores", "clip")}
-        memory = {name: getattr(self.memory, name) for name in vars(self.memory)}
-        return {name: value.copy() for name, value in (mine | memory).items()}
+        """All that `restore` needs."""
+        found = {name: getattr(owner, name) for name, owner in self.changing().items()}
+        return found | {"audio": self.audio.numpy()}
 
     def restore(self, arrays: dict[str, np.ndarray]) -> None:
-        """Go on where `arrays` and `audio` were taken."""
+        """Go on where `arrays` were taken."""
         for lane, index in enumerate(arrays["clip"]):
             self.start(lane, int(index))
         self.audio[:] = torch.from_numpy(arrays["audio"])
-        for name in ("seen", "scores", "clip"):
-            setattr(self, name, arrays[name].copy())
-        for name in vars(self.memory):
-            setattr(self.memory, name, arrays[name].copy())
+        for name, owner in self.changing().items():
+            setattr(owner, name, arrays[name])
 
     def batch(self) -> denoisers.Batch:
         """The audio as it is now, without the padding that no lane needs."""
@@ -189,15 +196,13 @@ class Lanes(Order):
 
     def measure(self, over: np.ndarray) -> np.ndarray:
         """Scores (L, 3) of the audio now; where STOI is not due, the last one."""
-        task, batch, scores = self.task, self.batch(), self.scores.copy()
-        scores[:, 0] = denoisers.si_sdr(self.clean[:, : batch.audio.shape[1]], batch).numpy()
-        if task.stoi_weight or task.estoi_weight:
-            every = task.quality_interval
-            due = over | (every > 0 and self.memory.steps % max(every, 1) == 0)
-            rows, rate = np.flatnonzero(due), self.corpus.sample_rate
-            clips = [self.corpus.clips[index] for index in self.clip[rows]]
-            part = denoisers.Batch(batch.audio[rows], batch.lengths[rows])
-            scores[rows, 1:] = data.stoi_of(clips, part, rate, task.quality_stride)
+        task, every = self.task, self.task.quality_interval
+        due = over | (every > 0 and self.memory.steps % max(every, 1) == 0)
+        due &= bool(task.stoi_weight or task.estoi_weight)
+        clips = [self.corpus.clips[index] for index in self.clip]
+        rate, stride = self.corpus.sample_rate, task.quality_stride
+        scores = data.scores_of(clips, self.batch(), rate, stride, due)
+        scores[~due, 1:] = self.scores[~due, 1:]
         return scores
 
     def tick(self, choices: np.ndarray, params: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -210,17 +215,21 @@ class Lanes(Order):
         again, first = choices == memory.choice, memory.choice < 0
         diversity = np.where(first | stop, 0.0, np.where(again, -0.5, 1.0))
         memory.steps += 1
-        memory.choice, memory.params = choices.copy(), params.copy()
+        memory.choice, memory.params = choices, params
         over = stop | (memory.steps >= self.task.max_steps)
         scores = self.measure(over)
         gain = worth(scores, self.task) - worth(self.scores, self.task)
         self.scores = scores
         self.seen = denoisers.features(self.batch(), rate).numpy()
-        return gain + self.task.diversity_weight * diversity, over
+        rewards = gain + self.task.diversity_weight * diversity
+        self.returns += rewards
+        self.finished += self.returns[over].tolist()
+        return rewards, over
 
 
 def action_space(algo: Algo) -> Any:
-    """What stable-baselines3's algorithm can choose from."""
+    """One of JOINT; or (`ppo-separate`) method and three levels. SAC and TD3 know boxes only: a
+    preference for each choice, the highest counts, and the parameters, -1..1."""
     if algo == "ppo":
         return gymnasium.spaces.Discrete(len(JOINT))
     if algo == "ppo-separate":
@@ -228,8 +237,8 @@ def action_space(algo: Algo) -> Any:
     return gymnasium.spaces.Box(-1.0, 1.0, (len(CHOICES) + len(PARAMETERS),), np.float32)
 
 
-def read_actions(algo: Algo, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Actions (B, ...) -> choices (B,) and parameters (B, 3), 0..1."""
+def read_actions(algo: Algo, actions: np.ndarray) -> Choice:
+    """Actions (B, ...) -> choices and parameters, 0..1."""
     if algo == "ppo":
         methods, params = zip(*(JOINT[action] for action in actions), strict=True)
         return np.array(methods), np.array(params)
@@ -237,11 +246,6 @@ def read_actions(algo: Algo, actions: np.ndarray) -> tuple[np.ndarray, np.ndarra
         return actions[:, 0].astype(int), actions[:, 1:] / (LEVELS - 1)
     names = len(CHOICES)
     return actions[:, :names].argmax(1), (actions[:, names:].astype(float) + 1).clip(0, 2) / 2
-
-
-def observation_space() -> Any:
-    """Scaled observations."""
-    return gymnasium.spaces.Box(-CLIPPED, CLIPPED, (OBSERVATION,), np.float32)
 
 
 class DenoiseVectorEnv(LaneVectorEnv):
@@ -256,35 +260,23 @@ class DenoiseVectorEnv(LaneVectorEnv):
         scaler: Scaler = AS_IT_IS,
     ):
         lanes = Lanes(corpus, task, num_envs, scaler)
-        super().__init__(lanes, num_envs, observation_space(), action_space(algo))
+        super().__init__(lanes, num_envs, OBSERVATIONS, action_space(algo))
         self.algo = algo
-        self.returns = np.zeros(num_envs)
-        self.finished: list[float] = []  # returns of the episodes that ended
 
-    def reset(self, **options: Any) -> tuple[np.ndarray, dict[str, Any]]:
-        """Begin a clip in every lane -> observations (L, D)."""
-        self.returns[:] = 0
-        return super().reset(**options)
-
-    def step(
-        self, actions: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
-        """One denoiser in every lane."""
+    def step(self, actions: np.ndarray) -> tuple[Any, ...]:
+        """One denoiser in every lane -> observations, rewards, over, truncated (never), infos."""
         rewards, over = self.lanes.tick(*read_actions(self.algo, np.asarray(actions)))
-        self.returns += rewards
-        self.finished += self.returns[over].tolist()
-        self.returns[over] = 0
         states, infos = self.next_states(over)
         return states, rewards, over, np.zeros_like(over), infos
 
 
-def fit_scaler(corpus: Corpus, task: Reward, steps: int, seed: int) -> Scaler:
+def fit_scaler(corpus: Corpus, cfg: TrainConfig) -> Scaler:
     """Mean and std of what random chains on these clips show."""
-    envs = DenoiseVectorEnv(corpus, task, 32, "ppo-separate")
-    rng = np.random.default_rng(seed)
-    raw = [envs.reset(seed=seed)[0]]
+    envs = DenoiseVectorEnv(corpus, cfg, 32, "ppo-separate")
+    rng = np.random.default_rng(cfg.seed)
+    raw = [envs.reset(seed=cfg.seed)[0]]
     highs = envs.single_action_space.nvec
-    for _ in range(-(-steps // envs.num_envs)):
+    for _ in range(-(-cfg.scaler_steps // envs.num_envs)):
         actions = rng.integers(0, highs, (envs.num_envs, len(highs)))
         raw += [envs.step(actions)[0]]
     raw = np.concatenate(raw).astype(np.float64)
@@ -305,18 +297,14 @@ def run_chains(
     seen_rate = seen_rate or sample_rate
     outs: list[np.ndarray] = []
     chains: list[Chain] = []
-    for first in range(0, len(waves), data.BATCH):
-        batch = denoisers.batch_of(list(waves[first : first + data.BATCH]))
+    for _, batch in data.batches(waves):
         count = len(batch.lengths)
-        memory, going = Memory(count), np.ones(count, bool)
-        memory.before = denoisers.level(batch).numpy()[:, 0]
+        memory, going = Memory(denoisers.level(batch).numpy()[:, 0]), np.ones(count, bool)
         mine: list[Chain] = [[] for _ in range(count)]
         for step in range(max_steps):
-            rms = denoisers.level(batch).numpy()[:, 0]
-            shown = batch
+            rms, shown = denoisers.level(batch).numpy()[:, 0], batch
             if seen_rate != sample_rate:
-                pairs = zip(batch.audio.numpy(), batch.lengths, strict=True)
-                own = [resample(wave[:n], sample_rate, seen_rate) for wave, n in pairs]
+                own = [resample(wave, sample_rate, seen_rate) for wave in data.waves_of(batch)]
                 shown = denoisers.batch_of(own)
             seen = denoisers.features(shown, seen_rate).numpy()
             choices, params = choose(memory.observe(seen, rms, max_steps), step)
@@ -330,8 +318,7 @@ def run_chains(
             batch = batch._replace(audio=denoisers.denoise(batch, *chosen, sample_rate))
             memory.choice, memory.params = choices, params
             memory.steps += 1
-        pairs = zip(batch.audio.numpy(), batch.lengths, strict=True)
-        outs += [wave[:length] for wave, length in pairs]
+        outs += data.waves_of(batch)
         chains += mine
     return outs, chains
 
@@ -340,7 +327,7 @@ def given(chains: Iterable[Chain]) -> Chooser:
     """To each clip its own chain, in the order of the clips."""
     left, here = iter(chains), []
 
-    def choose(raw: np.ndarray, step: int) -> tuple[np.ndarray, np.ndarray]:
+    def choose(raw: np.ndarray, step: int) -> Choice:
         if step == 0:
             here[:] = itertools.islice(left, len(raw))
         rest = [chain[step] if step < len(chain) else JOINT[-1] for chain in here]
@@ -359,7 +346,7 @@ def random_policy(seed: int) -> Chooser:
     """Every choice and level as likely as every other."""
     rng = np.random.default_rng(seed)
 
-    def choose(raw: np.ndarray, step: int) -> tuple[np.ndarray, np.ndarray]:
+    def choose(raw: np.ndarray, step: int) -> Choice:
         count = len(raw)
         levels = rng.integers(0, LEVELS, (count, len(PARAMETERS)))
         return rng.integers(0, len(CHOICES), count), levels / (LEVELS - 1)
@@ -372,14 +359,13 @@ def noisereduce_waves(corpus: Corpus, stationary: bool, share: float) -> list[np
     options = {"sr": corpus.sample_rate, "stationary": stationary, "prop_decrease": share}
     reduce_noise = partial(needed("noisereduce", SCRIPT).reduce_noise, **options)
     waves = []
-    for noisy in (clip.noisy for clip in corpus.clips):
+    for noisy in corpus.noisy:
         padded = np.pad(noisy, (0, max(0, NOISEREDUCE_FRAME - len(noisy))))
         waves.append(reduce_noise(y=padded)[: len(noisy)].astype(np.float32))
     return waves
 
 
 def told(chain: Chain) -> str:
-    """A chain in words."""
     steps = []
     for choice, params in chain:
         values = zip(PARAMETERS, params, strict=True)
@@ -396,7 +382,7 @@ class Agent(NamedTuple):
     sample_rate: int
     task: Reward
 
-    def choose(self, raw: np.ndarray, _: int) -> tuple[np.ndarray, np.ndarray]:
+    def choose(self, raw: np.ndarray, _: int) -> Choice:
         """The policy's first choice for raw observations (B, D)."""
         with torch.inference_mode():
             actions, _ = self.policy.predict(self.scaler(raw), deterministic=True)
@@ -418,21 +404,12 @@ def save_agent(folder: Path, model: Any, agent: Agent, about: dict[str, Any]) ->
     content |= {"features": [*FEATURES, *MEMORY], "choices": CHOICES, "levels": LEVELS}
     content["scaler"] = {"mean": agent.scaler.mean.tolist(), "std": agent.scaler.std.tolist()}
     content["versions"] = versions() | {"stable_baselines3": version("stable_baselines3")}
-    content |= about
     write_together(
         {
             folder / "model.zip": partial(save_model, model),
-            folder / "agent.json": lambda path: write_json(path, content),
+            folder / "agent.json": lambda path: write_json(path, content | about),
         }
     )
-
-
-def empty_policy(algo: Algo, hidden: list[int]) -> torch.nn.Module:
-    """stable-baselines3's policy network with random weights."""
-    module = f"stable_baselines3.{algo.partition('-')[0]}.policies"
-    kind = needed(module, SCRIPT).MlpPolicy
-    spaces = observation_space(), action_space(algo)
-    return kind(*spaces, lambda _: 0.0, net_arch=hidden, activation_fn=torch.nn.ReLU)
 
 
 def home_of(path: Path) -> Path:
@@ -451,35 +428,38 @@ def load_agent(path: Path) -> Agent:
             raise InputError(f"{folder}: was trained on other features or denoisers; train again")
         with zipfile.ZipFile(folder / "model.zip") as archive:
             weights = io.BytesIO(archive.read("policy.pth"))
-        policy = empty_policy(content["algo"], content["hidden"])
+        algo, options = content["algo"], {"net_arch": content["hidden"]}
+        options["activation_fn"] = torch.nn.ReLU
+        kind = needed(f"stable_baselines3.{algo.partition('-')[0]}.policies", SCRIPT).MlpPolicy
+        policy = kind(OBSERVATIONS, action_space(algo), lambda _: 0.0, **options)
         policy.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
         scaler = Scaler(*(np.array(content["scaler"][name]) for name in ("mean", "std")))
         task = Reward(**content["task"])
     except FileNotFoundError as error:
-        cure = "train first: python -m studies.denoise train"
-        raise InputError(f"{folder}: no {Path(error.filename).name}; {cure}") from None
+        name = Path(error.filename).name
+        raise InputError(f"{folder}: no {name}; train first: {SCRIPT} train") from None
     except pickle.UnpicklingError:
-        text = f"{folder}: is not a run of this study: its weights are no tensors"
-        raise InputError(text) from None
+        flaw = "its weights are no tensors"
+        raise InputError(f"{folder}: is not a run of this study: {flaw}") from None
     except InputError:
         raise
     except Exception as error:  # zipfile, zlib and torch have their own classes for damaged files
         raise InputError(f"{folder}: is not a run of this study ({error})") from None
     policy.set_training_mode(False)
-    return Agent(content["algo"], policy, scaler, content["sample_rate"], task)
+    return Agent(algo, policy, scaler, content["sample_rate"], task)
 
 
 class Evaluation(NamedTuple):
     """What a chooser made of a corpus."""
 
     waves: list[np.ndarray]
-    chains: list[Chain]
+    chains: Sequence[Chain]  # none where no chain was chosen
     scores: np.ndarray  # (n, 3)
     gain: np.ndarray  # (n,) return without diversity: what the scores gained is worth
 
 
 def judged(
-    corpus: Corpus, task: Reward, waves: list[np.ndarray], chains: list[Chain]
+    corpus: Corpus, task: Reward, waves: list[np.ndarray], chains: Sequence[Chain] = ()
 ) -> Evaluation:
     """What waves made of the clips are worth."""
     scores = data.measure(corpus.clips, waves, corpus.sample_rate)
@@ -487,15 +467,13 @@ def judged(
 
 
 def evaluate(corpus: Corpus, task: Reward, choose: Chooser) -> Evaluation:
-    """Every clip once."""
-    noisy = [clip.noisy for clip in corpus.clips]
-    return judged(corpus, task, *run_chains(noisy, corpus.sample_rate, task.max_steps, choose))
+    found = run_chains(corpus.noisy, corpus.sample_rate, task.max_steps, choose)
+    return judged(corpus, task, *found)
 
 
 def make_model(cfg: TrainConfig, envs: DenoiseVectorEnv) -> Any:
-    """PPO, SAC or TD3 with these settings."""
-    sb3 = needed("stable_baselines3", SCRIPT)
-    same = {
+    kind = cfg.algo.partition("-")[0]
+    options = {
         "policy": "MlpPolicy",
         "env": sb3_env(envs),
         "learning_rate": cfg.learning_rate,
@@ -505,65 +483,48 @@ def make_model(cfg: TrainConfig, envs: DenoiseVectorEnv) -> Any:
         "device": pick_device(cfg.device, 1),
         "policy_kwargs": {"net_arch": [*cfg.hidden], "activation_fn": torch.nn.ReLU},
     }
-    if cfg.algo.startswith("ppo"):
-        model = sb3.PPO(
-            **same,
-            n_steps=cfg.rollout_steps // cfg.num_envs,
-            n_epochs=cfg.update_epochs,
-            clip_range=cfg.clip_range,
-            ent_coef=cfg.entropy_coef,
-        )
-        return without_log(model)
-    same |= {
-        "buffer_size": cfg.replay,
-        "learning_starts": cfg.random_steps,
-        "tau": cfg.tau,
-        "train_freq": 1,  # tick of all lanes
-        "gradient_steps": max(1, round(cfg.num_envs * cfg.updates_per_step)),
-    }
-    if cfg.algo == "sac":
-        return without_log(sb3.SAC(**same))
-    size = action_space("td3").shape
-    noise = needed("stable_baselines3.common.noise", SCRIPT).NormalActionNoise(
-        np.zeros(size), np.full(size, cfg.exploration)
-    )
-    return without_log(sb3.TD3(**same, action_noise=noise))
+    if kind == "ppo":
+        options |= {"n_steps": cfg.rollout_steps // cfg.num_envs, "n_epochs": cfg.update_epochs}
+        options |= {"clip_range": cfg.clip_range, "ent_coef": cfg.entropy_coef}
+    else:
+        options |= {"buffer_size": cfg.replay, "learning_starts": cfg.random_steps, "tau": cfg.tau}
+        options["train_freq"] = 1  # tick of all lanes
+        options["gradient_steps"] = max(1, round(cfg.num_envs * cfg.updates_per_step))
+    if kind == "td3":
+        noise = needed("stable_baselines3.common.noise", SCRIPT).NormalActionNoise
+        shape = action_space("td3").shape
+        options["action_noise"] = noise(np.zeros(shape), np.full(shape, cfg.exploration))
+    return without_log(getattr(needed("stable_baselines3", SCRIPT), kind.upper())(**options))
 
 
-def tune_constant(
-    corpus: Corpus, task: Reward, beam: int, report: Callable[[str], None]
-) -> tuple[Chain, float]:
+def tune_constant(corpus: Corpus, cfg: TuneConfig) -> Chain:
     """Best constant chain on these clips: a beam of prefixes, each step by coordinate search.
 
     For each method all levels of one parameter are tried after another, twice round, from the
-    middle of the grid. Returns the chain and what it gains on average.
+    middle of the grid.
     """
-    noisy = [clip.noisy for clip in corpus.clips]
 
     def tried(waves: list[np.ndarray], step: tuple) -> tuple[float, list[np.ndarray]]:
-        outs, chains = run_chains(waves, corpus.sample_rate, 1, constant([step]))
-        return float(judged(corpus, task, outs, chains).gain.mean()), outs
+        outs, _ = run_chains(waves, corpus.sample_rate, 1, constant([step]))
+        return float(judged(corpus, cfg, outs).gain.mean()), outs
 
-    best: list[tuple[float, list[np.ndarray], Chain]] = [(0.0, noisy, [])]
+    best: list[tuple[float, list[np.ndarray], Chain]] = [(0.0, corpus.noisy, [])]
     finished = list(best)
-    for depth in range(task.max_steps):
+    for depth in range(cfg.max_steps):
         found = []
-        for _, waves, chain in best:
-            for method in range(len(METHODS)):
-                point, top, known = [LEVELS // 2 - 1] * len(PARAMETERS), -math.inf, {}
-                for axis in (*range(len(PARAMETERS)),) * 2:
-                    for value in range(LEVELS):
-                        place = (*point[:axis], value, *point[axis + 1 :])
-                        if place in known:
-                            continue
-                        step = (method, tuple(level / (LEVELS - 1) for level in place))
-                        known[place], outs = tried(waves, step)
-                        if known[place] > top:
-                            top, kept = known[place], (outs, [*chain, step])
+        for (_, waves, chain), method in itertools.product(best, range(len(METHODS))):
+            point, known, kept = [LEVELS // 2 - 1] * len(PARAMETERS), {}, (-math.inf,)
+            for axis, value in itertools.product((*range(len(PARAMETERS)),) * 2, range(LEVELS)):
+                place = (*point[:axis], value, *point[axis + 1 :])
+                if place not in known:
+                    step = (method, tuple(level / (LEVELS - 1) for level in place))
+                    known[place], outs = tried(waves, step)
+                    if known[place] > kept[0]:
+                        kept = known[place], outs, [*chain, step]
+                if value == LEVELS - 1:
                     point = list(max(known, key=known.get))
-                found.append((top, *kept))
-        best = sorted(found, key=lambda item: -item[0])[:beam]
+            found.append(kept)
+        best = sorted(found, key=lambda item: -item[0])[: cfg.beam]
         finished += best
-        report(f"{depth + 1} denoisers: {best[0][0]:+.4f}  {told(best[0][2])}")
-    gain, _, chain = max(finished, key=lambda item: item[0])
-    return chain, gain
+        print(f"{depth + 1} denoisers: {best[0][0]:+.4f}  {told(best[0][2])}")
+    return max(finished, key=lambda item: item[0])[2]

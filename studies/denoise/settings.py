@@ -164,12 +164,10 @@ class TrainConfig(Reward):
 
     @property
     def folder(self) -> Path:
-        """Run folder."""
         return self.run or RUNS / self.algo
 
     @property
     def validation(self) -> Path:
-        """Table of the validation clips."""
         beside = self.features.parent / ".." / "validation" / self.features.name
         return self.validation_features or Path(os.path.normpath(beside))
 

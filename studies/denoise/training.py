@@ -58,68 +58,72 @@ def plain(value: float) -> float | None:
 
 
 def learn(
-    model: Any,
+    cfg: TrainConfig,
     envs: DenoiseVectorEnv,
-    total: int,
-    every: int,
+    model: Any,
     look: Callable[[int], None],
     ends: Callable[[], bool] = lambda: False,
 ) -> bool:
-    """Train until `total` steps, `look(step)` every so many; `ends()`, asked between two updates,
-    ends it earlier. Returns whether it came to its end.
-    """
+    """Train with a `look(step)` every so many steps; `ends()`, asked between two updates, ends it
+    earlier. Returns whether it came to its end."""
     callbacks = needed("stable_baselines3.common.callbacks", SCRIPT)
-    begin = model.num_timesteps
-    state = {"due": (begin // every + 1) * every, "stopped": False}
+    begin, total, every = model.num_timesteps, cfg.total_steps, cfg.eval_every
 
     class Between(callbacks.BaseCallback):
         """Looks before a rollout; of SAC and TD3 each tick is one."""
 
+        due = (begin // every + 1) * every
+        stopped = False
+
         def _on_rollout_start(self) -> None:
-            if model.num_timesteps >= state["due"]:
-                state["due"] = (model.num_timesteps // every + 1) * every
+            if model.num_timesteps >= self.due:
+                self.due = (model.num_timesteps // every + 1) * every
                 look(model.num_timesteps)
-            state["stopped"] = model.num_timesteps > begin and ends()
+            self.stopped = model.num_timesteps > begin and ends()
 
         def _on_step(self) -> bool:
             bar.update(envs.num_envs)
-            return not state["stopped"]
+            return not self.stopped
 
-    with tqdm(total=total, initial=begin, desc=envs.algo, unit="step", smoothing=0.05) as bar:
-        model.learn(total - begin, callback=Between(), reset_num_timesteps=begin == 0)
-    return not state["stopped"]
+    between = Between()
+    with tqdm(total=total, initial=begin, desc=cfg.algo, unit="step", smoothing=0.05) as bar:
+        model.learn(total - begin, callback=between, reset_num_timesteps=begin == 0)
+    return not between.stopped
+
+
+REPLAY = ("observations", "next_observations", "actions", "rewards", "dones", "timeouts")
+
+
+def generators(model: Any, envs: DenoiseVectorEnv) -> dict[str, np.random.Generator]:
+    """What draws the order of clips and random actions."""
+    return {"lanes": envs.np_random, "actions": model.action_space.np_random}
 
 
 def snapshot(model: Any, envs: DenoiseVectorEnv) -> dict[str, Any]:
     """Everything that the next step depends on, as tensors, numbers and text."""
     _, variables = model._get_torch_save_params()
     lanes, random = envs.lanes, np.random.get_state()  # noqa: NPY002 (stable-baselines3 draws from it)
-    seeds = {"lanes": envs.np_random, "actions": model.action_space.np_random}
+    states = {name: rng.bit_generator.state for name, rng in generators(model, envs).items()}
     content = {
         "weights": model.get_parameters(),
         "variables": {name: getattr(model, name).detach() for name in variables},
         "steps": model.num_timesteps,
         "updates": model._n_updates,
-        "episodes": getattr(model, "_episode_num", 0),
+        "episodes": model._episode_num,
         "seen": torch.from_numpy(model._last_obs),
         "starts": torch.from_numpy(np.asarray(model._last_episode_starts, bool)),
         "torch": torch.get_rng_state(),
         "numpy": [torch.from_numpy(random[1].astype(np.int64)), *random[2:]],
-        "generators": {name: json.dumps(rng.bit_generator.state) for name, rng in seeds.items()},
-        "lanes": {name: torch.from_numpy(value) for name, value in lanes.arrays().items()}
-        | {"audio": lanes.audio.clone(), "returns": torch.from_numpy(envs.returns.copy())},
-        "queue": list(lanes.queue),
-        "finished": [float(value) for value in envs.finished],
+        "generators": {name: json.dumps(state) for name, state in states.items()},
+        "lanes": {name: torch.from_numpy(value) for name, value in lanes.arrays().items()},
+        "queue": lanes.queue,
+        "finished": lanes.finished,
     }
-    replay = getattr(model, "replay_buffer", None)
-    if replay is not None:
+    if (replay := getattr(model, "replay_buffer", None)) is not None:
         arrays = {name: getattr(replay, name)[: replay.size()] for name in REPLAY}
         content["replay"] = {name: torch.from_numpy(value) for name, value in arrays.items()}
         content["replay"] |= {"pos": replay.pos, "full": replay.full}
     return content
-
-
-REPLAY = ("observations", "next_observations", "actions", "rewards", "dones", "timeouts")
 
 
 def restore(model: Any, envs: DenoiseVectorEnv, content: dict[str, Any]) -> None:
@@ -130,20 +134,17 @@ def restore(model: Any, envs: DenoiseVectorEnv, content: dict[str, Any]) -> None
     model.num_timesteps, model._n_updates = content["steps"], content["updates"]
     model._last_obs = content["seen"].numpy()
     model._last_episode_starts = content["starts"].numpy()
-    if hasattr(model, "_episode_num"):
-        model._episode_num = content["episodes"]
+    model._episode_num = content["episodes"]  # of SAC and TD3; PPO has no use for it
     envs.reset(seed=0)
-    envs.lanes.restore({name: value.numpy() for name, value in content["lanes"].items()})
-    envs.returns = content["lanes"]["returns"].numpy().copy()
-    envs.lanes.queue, envs.finished = list(content["queue"]), list(content["finished"])
-    replay = getattr(model, "replay_buffer", None)
-    if replay is not None:
+    lanes = envs.lanes
+    lanes.restore({name: value.numpy() for name, value in content["lanes"].items()})
+    lanes.queue, lanes.finished = list(content["queue"]), list(content["finished"])
+    if (replay := getattr(model, "replay_buffer", None)) is not None:
         for name in REPLAY:
             stored = content["replay"][name].numpy()
             getattr(replay, name)[: len(stored)] = stored
         replay.pos, replay.full = content["replay"]["pos"], content["replay"]["full"]
-    seeds = {"lanes": envs.np_random, "actions": model.action_space.np_random}
-    for name, rng in seeds.items():
+    for name, rng in generators(model, envs).items():
         rng.bit_generator.state = json.loads(content["generators"][name])
     keys, *rest = content["numpy"]
     np.random.set_state(("MT19937", keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
@@ -176,10 +177,24 @@ def reopen(cfg: TrainConfig) -> dict[str, Any] | None:
     if not path.exists():
         raise InputError(f"{path}: not found; leave out --resume")
     content = read_checkpoint(path)
-    now = json.loads(json.dumps(settings_of(cfg)))
-    for flag, was, is_now in differences(json.loads(content["settings"]), now):
+    for flag, was, is_now in differences(json.loads(content["settings"]), settings_of(cfg)):
         raise InputError(f"{path} was made with --{flag} {was}, not {is_now}; leave out --resume")
     return content
+
+
+def begun(cfg: TrainConfig, corpus: Corpus) -> tuple[DenoiseVectorEnv, Any, Agent]:
+    """What a training on these clips begins with: lanes, model, and its policy as an agent."""
+    scaler = environment.fit_scaler(corpus, cfg)
+    envs = DenoiseVectorEnv(corpus, cfg, cfg.num_envs, cfg.algo, scaler)
+    model = environment.make_model(cfg, envs)
+    return envs, model, Agent(cfg.algo, model.policy, scaler, corpus.sample_rate, cfg)
+
+
+def judge(agent: Agent, corpus: Corpus) -> environment.Evaluation:
+    """What a policy in training makes of other clips; training goes on as if nobody had looked."""
+    agent.policy.set_training_mode(False)
+    with torch.random.fork_rng(devices=[]):
+        return environment.evaluate(corpus, agent.task, agent.choose)
 
 
 def train(cfg: TrainConfig) -> int:
@@ -188,46 +203,40 @@ def train(cfg: TrainConfig) -> int:
     keep_apart(cfg.folder, [cfg.features.parent, cfg.validation.parent], "--run")
     with own_folder(cfg.folder, RUN, flag="--run"):
         stored = reopen(cfg)
-        needed("stable_baselines3", SCRIPT)
         wandb = open_wandb(cfg.wandb_project, cfg.folder, to_dict(cfg))
         corpus, validation = load_corpus(cfg.features), load_corpus(cfg.validation)
         check_apart(cfg, corpus, validation)
-        scaler = environment.fit_scaler(corpus, cfg, cfg.scaler_steps, cfg.seed)
-        envs = DenoiseVectorEnv(corpus, cfg, cfg.num_envs, cfg.algo, scaler)
-        model = environment.make_model(cfg, envs)
-        agent = Agent(cfg.algo, model.policy, scaler, corpus.sample_rate, cfg)
+        envs, model, agent = begun(cfg, corpus)
         history: list[Watch] = []
-        spent = 0.0  # CPU seconds of the runs before this one
+        zero = time.process_time()  # of the CPU time spent, which stands still during looks
         if stored is None:
             remove_ours(cfg.folder, RUN.files)
         else:
             restore(model, envs, stored)
             history = [Watch(int(step), *row) for step, *row in stored["history"]]
-            spent = stored.get("spent") or (history[-1].seconds if history else 0.0)
+            zero -= stored.get("spent") or (history[-1].seconds if history else 0.0)
         received = catch_signals()
-        clock = {"looking": 0.0, "began": time.process_time(), "saved": 0}
-
-        def learned() -> float:
-            return spent + time.process_time() - clock["began"] - clock["looking"]
 
         def save() -> None:
             rows = [[float(value) for value in watch] for watch in history]
             content = {"settings": json.dumps(settings_of(cfg)), "history": rows}
-            content["spent"], clock["saved"] = learned(), model.num_timesteps
+            content["spent"] = time.process_time() - zero
             write_checkpoint(cfg.folder / "last.pt", content | snapshot(model, envs))
 
         def ends() -> bool:
             if received:
                 save()
+                done = f"stopped and saved after {model.num_timesteps} steps"
+                tqdm.write(f"{done}; to go on, run:\n  {resume_command()}")
             return bool(received)
 
         def look(step: int) -> None:
-            began, seconds = time.process_time(), learned()
-            model.policy.set_training_mode(False)
-            with torch.random.fork_rng(devices=[]):
-                found = environment.evaluate(validation, cfg, agent.choose)
-            gain, recent = float(found.gain.mean()), float(np.mean(envs.finished or [math.nan]))
-            envs.finished = []
+            nonlocal zero
+            began = time.process_time()
+            seconds = began - zero
+            found, returns = judge(agent, validation), envs.lanes.finished or [math.nan]
+            gain, recent = float(found.gain.mean()), float(np.mean(returns))
+            envs.lanes.finished = []
             speed, means = step / max(seconds, 1e-9), np.nanmean(found.scores, axis=0).tolist()
             watch = Watch(step, round(seconds, 1), round(speed, 1), recent, gain, *means)
             if gain > max([w.validation_gain for w in history], default=-math.inf):
@@ -242,12 +251,10 @@ def train(cfg: TrainConfig) -> int:
                 f"{step:7d} steps, {watch.steps_per_s:6.1f} a second: training return"
                 f" {recent:+.3f}, validation gain {gain:+.4f}, SI-SDR {watch.si_sdr:.2f} dB"
             )
-            clock["looking"] += time.process_time() - began
+            zero += time.process_time() - began
             save()
 
-        if not learn(model, envs, cfg.total_steps, cfg.eval_every, look, ends):
-            print(f"stopped and saved after {clock['saved']} steps; to go on, run:")
-            print(f"  {resume_command()}")
+        if not learn(cfg, envs, model, look, ends):
             return 128 + received[0]
         if not history or history[-1].step < model.num_timesteps:
             look(model.num_timesteps)
@@ -267,9 +274,7 @@ def check_apart(cfg: TrainConfig, corpus: Corpus, validation: Corpus) -> None:
     if here != there:
         raise InputError(f"{cfg.validation}: has {here} Hz, training {there} Hz")
     for name in ("speaker_id", "noise_source"):
-        both = {clip.row.get(name) for clip in corpus.clips}
-        both &= {clip.row.get(name) for clip in validation.clips}
-        shared = sorted(value for value in both if value)
-        if shared:
+        ours, theirs = ({clip.row.get(name) for clip in one.clips} for one in (corpus, validation))
+        if shared := sorted((ours & theirs) - {None, ""}):
             where = f"{cfg.features} too; use splits of `mix`"
             raise InputError(f"{cfg.validation}: {name} {shared[0]} is in {where}")

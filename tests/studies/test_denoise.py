@@ -334,7 +334,7 @@ def test_mistakes_are_one_line(data, tmp_path):
     with pytest.raises(InputError, match=r"meta\.csv: snr_db of a: .*'5dB'"):
         mixtures.read_meta(tmp_path / "meta.csv")
     with pytest.raises(InputError, match=r"--noise .*nowhere: no <class>"):
-        mixtures.list_noise(tmp_path / "nowhere", 0)
+        mixtures.mix(MixConfig(out=tmp_path / "new", noise=tmp_path / "nowhere"))
     here = TrainConfig(features=Path("features.csv"))  # in the folder of the training clips
     assert here.validation == Path("../validation/features.csv")
     with pytest.raises(InputError, match="speaker_id"):
@@ -544,7 +544,7 @@ def test_a_run_can_be_loaded_and_chooses_the_same(algo, runs, corpus):
 
 def test_scaler_saw_training_clips_only(runs, corpus, data):
     cfg = small(data, runs["ppo"])
-    again = environment.fit_scaler(corpus, cfg, cfg.scaler_steps, cfg.seed)
+    again = environment.fit_scaler(corpus, cfg)
     loaded = environment.load_agent(runs["ppo"]).scaler
     np.testing.assert_allclose(again.mean, loaded.mean)
     np.testing.assert_allclose(again.std, loaded.std)

@@ -22,13 +22,11 @@ def corpus(tmp_path_factory) -> environment.Corpus:
     """Two clips of each of 20 built-in speakers with each of 5 folds would take long: 3 x 2 x 2."""
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("cells") / "cells"
-    all_speech, all_noise = data.list_speech, data.list_noise
+    speech, all_noise = data.list_speech(None), data.list_bank
     with pytest.MonkeyPatch.context() as patch:
-        few = {"11", "12", "23"}
-        patch.setattr(
-            data, "list_speech", lambda _: [s for s in all_speech(None) if s.group in few]
-        )
-        patch.setattr(data, "list_noise", lambda *a: [n for n in all_noise(*a) if n.fold < 3])
+        few = {name: speech[name] for name in ("11", "12", "23")}
+        patch.setattr(data, "list_speech", lambda _: few)
+        patch.setattr(data, "list_bank", lambda *a: [n for n in all_noise(*a) if n.fold < 3])
         data.mix(MixConfig(out=folder, cells=2, join=1))
     data.write_features(FeaturesConfig(meta=(folder / "meta.csv",)))
     return environment.load_corpus(folder / "features.csv"), folder / "features.csv"
@@ -121,15 +119,13 @@ def test_intervals_are_students_over_speakers():
 
 def row(name: str, gains: dict[str, list[float]], curve: dict[str, list[float]] | None = None):
     """A row with a round for each speaker; two looks where it has a curve."""
-    rounds = [
-        cross.Round(who, "1", np.arange(0), np.arange(len(some))) for who, some in gains.items()
-    ]
-    gain = np.concatenate([*gains.values()])
-    speaker = np.concatenate([[who] * len(some) for who, some in gains.items()])
-    looks = [[[10, a], [20, b]] for a, b in (curve or {}).values()]
-    return cross.Row(
-        name, rounds, gain, np.zeros((len(gain), 3)), [[]] * len(gain), speaker, np.array(looks)
-    )
+    results = {}
+    for who, some in gains.items():
+        one = cross.Round(who, "1", np.arange(0), np.arange(len(some)))
+        looks = list(zip((10, 20), (curve or {}).get(who, ()), strict=False))
+        scores, chains = np.zeros((len(some), 3)), [[]] * len(some)
+        results[who] = cross.Result(one, np.array(some), scores, chains, np.array(looks))
+    return cross.Row(name, results)
 
 
 def test_rows_are_compared_on_the_rounds_that_both_have():
