@@ -264,8 +264,8 @@ def test_active_learning_page(run, monkeypatch):
 def test_classic_page(run, monkeypatch):
     from studies.classic import agents, commands
 
-    def few(env, network, max_steps, seed):
-        return agents.play(agents.make_envs(env, 2, 20), agents.greedy(network), seed).returns
+    def few(env, network, seed):
+        return agents.play(agents.make_envs(env, 2, 20), agents.acting(network), seed).returns
 
     monkeypatch.setattr(agents, "EPISODES", 2)
     monkeypatch.setattr(agents, "fresh_returns", few)
