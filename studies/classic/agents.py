@@ -13,7 +13,7 @@ other seeds.
 import copy
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,8 +27,8 @@ from tqdm import tqdm
 from core.command import needed, program
 from core.errors import InputError
 from policy import qlearning
-from policy.qlearning import Replay, anneal, sync
-from policy.runfolder import load_weights, read_checkpoint, write_checkpoint
+from policy.qlearning import PrioritizedReplay, Replay, anneal, sync
+from policy.runfolder import load_weights, read_checkpoint
 from studies.classic.mdp import stream
 from studies.classic.settings import DqnConfig, ReinforceConfig
 
@@ -71,40 +71,33 @@ class Rollout(NamedTuple):
         return self.rewards.sum(0)
 
 
-def step_alive(
-    envs: Any, obs: np.ndarray, actions: np.ndarray, alive: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Step the lanes (L,) that are alive -> observations (L, S), rewards (L,), ended (L,) bool.
+def play(envs: Any, act: Callable[[np.ndarray], np.ndarray], seed: int) -> Rollout:
+    """Reset all lanes, then one episode of each; `act` maps observations (L, S) to actions (L,).
 
     Where the lanes are environments of their own (LunarLander), those that ended are left alone:
     of 100 episodes most are over long before the last. Where all are one array, they move on.
     """
-    if not hasattr(envs, "envs"):
-        obs, rewards, terminated, truncated, _ = envs.step(actions)
-        return obs, rewards, terminated | truncated
-    obs, rewards, ended = obs.copy(), np.zeros(len(alive)), np.zeros(len(alive), dtype=bool)
-    for lane in np.flatnonzero(alive):
-        obs[lane], rewards[lane], terminated, truncated, _ = envs.envs[lane].step(actions[lane])
-        ended[lane] = terminated or truncated
-    return obs, rewards, ended
-
-
-def play(envs: Any, act: Callable[[np.ndarray], np.ndarray], seed: int) -> Rollout:
-    """Reset all lanes, then one episode of each; `act` maps observations (L, S) to actions (L,)."""
     obs, _ = envs.reset(seed=seed)
     alive = np.ones(envs.num_envs, dtype=bool)
     steps = []
     while alive.any():
         actions = act(obs)
-        following, rewards, ended = step_alive(envs, obs, actions, alive)
+        if hasattr(envs, "envs"):
+            following, rewards, over = obs.copy(), np.zeros(len(alive)), np.zeros_like(alive)
+            for i in np.flatnonzero(alive):
+                following[i], rewards[i], *ends, _ = envs.envs[i].step(actions[i])
+                over[i] = any(ends)
+        else:
+            following, rewards, terminated, truncated, _ = envs.step(actions)
+            over = terminated | truncated
         steps.append((obs, actions, np.where(alive, rewards, 0.0), alive))
-        alive = alive & ~ended
+        alive = alive & ~over
         obs = following
     return Rollout(*(np.stack(column) for column in zip(*steps, strict=True)))
 
 
 def make_network(
-    envs: Any, hidden: tuple[int, ...], activation: str, dueling: str | None = None
+    envs: Any, hidden: Sequence[int], activation: str, dueling: str | None = None
 ) -> nn.Sequential:
     """(B, S) -> (B, A): Q-values or logits; `dueling` says what its advantages are centred on."""
     sizes = (envs.single_observation_space.shape[0], *hidden)
@@ -136,7 +129,7 @@ class Policy(NamedTuple):
     """A network and what is needed to build it again."""
 
     env: str
-    hidden: tuple[int, ...]
+    hidden: list[int]
     activation: str
     dueling: str | None
     weights: dict[str, torch.Tensor]
@@ -147,14 +140,10 @@ class Trained(NamedTuple):
 
     policy: Policy  # the one to keep
     # For result.json. checks: (steps, greedy mean return of the validation episodes); episodes:
-    # (steps at its end, return) of the training episodes. Of the genetic search: generations.
+    # (steps at its end, return) of the training episodes. Of the genetic search: generations,
+    # (steps since the beginning, mean return of the best policy, of all).
     history: dict[str, list[tuple]]
     network: nn.Module | None = None  # as training left it; None: genetic search
-
-
-def save_policy(path: Path, policy: Policy) -> None:
-    """Write policy.pt, whole or not at all."""
-    write_checkpoint(path, {**policy._asdict(), "hidden": list(policy.hidden)})
 
 
 def load_policy(path: Path) -> tuple[str, nn.Module]:
@@ -170,7 +159,7 @@ def load_policy(path: Path) -> tuple[str, nn.Module]:
         raise InputError(f"{path}: not a policy of studies.classic")
     policy = Policy(**content)
     envs = make_envs(policy.env, 1, 1)
-    network = make_network(envs, tuple(policy.hidden), policy.activation, policy.dueling)
+    network = make_network(envs, policy.hidden, policy.activation, policy.dueling)
     load_weights(network, policy.weights, path)
     return policy.env, network.eval()
 
@@ -208,10 +197,10 @@ class Checks:
     def end(self, network: nn.Module, steps: int, episodes: list[tuple[int, float]]) -> Trained:
         """A last check, and the result of a training."""
         self.look(network, steps, last=True)
-        cfg, dueling = self.cfg, None
-        if isinstance(cfg, DqnConfig) and cfg.dueling:
-            dueling = cfg.learning.dueling_centre
-        policy = Policy(cfg.env, cfg.learning.hidden, cfg.learning.activation, dueling, self.kept)
+        env, learning, dueling = self.cfg.env, self.cfg.learning, None
+        if isinstance(self.cfg, DqnConfig) and self.cfg.dueling:
+            dueling = learning.dueling_centre
+        policy = Policy(env, list(learning.hidden), learning.activation, dueling, self.kept)
         return Trained(policy, {"checks": self.history, "episodes": episodes}, network)
 
 
@@ -235,11 +224,9 @@ class DqnLearner:
             "next_obs": (shape, torch.float32),
             "terminated": ((), torch.bool),
         }
+        self.replay = Replay(learning.replay, columns, CPU)
         if cfg.prioritized:
-            ring = qlearning.PrioritizedReplay(learning.replay, columns, CPU, learning.alpha)
-        else:
-            ring = Replay(learning.replay, columns, CPU)
-        self.replay = ring
+            self.replay = PrioritizedReplay(learning.replay, columns, CPU, learning.alpha)
         self.rng = np.random.default_rng([cfg.seed, 2])
 
     def update(self, share: float) -> None:

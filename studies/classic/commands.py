@@ -32,31 +32,14 @@ from core.ranks import pick_device
 from core.settings import to_dict
 from core.stored import read_json, write_json
 from core.versions import versions
+from policy.runfolder import write_checkpoint
 from studies.classic import agents, mdp, policy_search, settings
 from studies.classic.agents import LIMIT
 from studies.classic.settings import DqnConfig, TrainedConfig, commands
 
 TRAINED = Kind("training of this study", older=(("result.json", "kept"), ("result.json", "seed")))
+EVERY = 2  # steps of 20 ms between two pictures of a GIF
 TRAININGS = Kind("folder of trainings", older=(("*/result.json", "kept"),))
-
-
-def show_tabular(name: str, values: np.ndarray, q: np.ndarray) -> None:
-    """V, Q and policy; of a large MDP the policy's first states only."""
-    if len(q) <= 16:
-        for state, row in enumerate(q):
-            cells = " ".join("           -" if np.isinf(x) else f"{x:12.8f}" for x in row)
-            print(f"state {state:2d}  V {values[state]:12.8f}  Q {cells}")
-    actions = " ".join(str(action) for action in q.argmax(1)[:20])
-    print(f"policy of {name}: {actions}{' ...' if len(q) > 20 else ''}")
-
-
-def play_tabular(
-    cfg: settings.ValueIterationConfig | settings.QLearningConfig, q: np.ndarray
-) -> None:
-    """Print what the greedy policy gets in gymnasium's environment; the 3-state MDP never ends."""
-    if cfg.env != "three-state":
-        returns = mdp.greedy_returns(mdp.make_tabular(cfg.env), q, cfg.episodes, cfg.seed)
-        print(f"mean_return: {returns.mean():.4f}")
 
 
 def gap(a: np.ndarray, b: np.ndarray) -> float:
@@ -65,46 +48,49 @@ def gap(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.abs(a[both] - b[both]).max())
 
 
-def run_iteration(cfg: settings.ValueIterationConfig) -> None:
-    """Value iteration or Q-value iteration, compared with the analytic solution."""
-    world = mdp.as_mdp(mdp.make_tabular(cfg.env))
+def run_tabular(cfg: settings.ValueIterationConfig | settings.QLearningConfig) -> None:
+    """V, Q and policy by value iteration, Q-value iteration or Q-learning, compared with the
+    analytic solution; what the greedy policy gets where episodes end."""
+    env = mdp.make_tabular(cfg.env)
+    world = mdp.as_mdp(env)
     exact = mdp.analytic(world, cfg.gamma)
-    if isinstance(cfg, settings.QValueIterationConfig):
-        q, sweeps = mdp.q_value_iteration(world, cfg.gamma, cfg.tolerance, cfg.sweeps)
-        values = q.max(1)
+    if isinstance(cfg, settings.QLearningConfig):
+        q = mdp.q_learning(env, cfg.gamma, cfg.learning, cfg.seed)
+        values, off = q.max(1), gap(q, mdp.q_of(world, exact, cfg.gamma))
+        found = f"largest_difference_to_analytic: {off:.4f}"
     else:
-        values, sweeps = mdp.value_iteration(world, cfg.gamma, cfg.tolerance, cfg.sweeps)
-        q = mdp.q_of(world, values, cfg.gamma)
-    show_tabular(cfg.env, values, q)
-    print(f"sweeps: {sweeps}")
-    print(f"largest_difference_to_analytic: {gap(values, exact):.2e}")
-    play_tabular(cfg, q)
+        of_q = isinstance(cfg, settings.QValueIterationConfig)
+        q, sweeps = mdp.value_iteration(world, cfg.gamma, cfg.tolerance, cfg.sweeps, of_q)
+        values = q.max(1)
+        if not of_q:
+            q = mdp.q_of(world, values, cfg.gamma)
+        found = f"sweeps: {sweeps}\nlargest_difference_to_analytic: {gap(values, exact):.2e}"
+    if len(q) <= 16:  # of a large MDP only the policy's first states
+        for state, row in enumerate(q):
+            cells = " ".join("           -" if np.isinf(x) else f"{x:12.8f}" for x in row)
+            print(f"state {state:2d}  V {values[state]:12.8f}  Q {cells}")
+    actions = " ".join(str(action) for action in q.argmax(1)[:20])
+    print(f"policy of {cfg.env}: {actions}{' ...' if len(q) > 20 else ''}\n{found}")
+    if cfg.env != "three-state":  # it never ends
+        print(f"mean_return: {mdp.greedy_returns(env, q, cfg.episodes, cfg.seed).mean():.4f}")
 
 
 def run_td(cfg: settings.TdConfig) -> None:
-    """TD(0), compared with the analytic solution."""
+    """TD(0) of the random policy, compared with the analytic solution."""
     env = mdp.make_tabular(cfg.env)
     world = mdp.as_mdp(env)
-    exact = mdp.policy_values(world, mdp.uniform_policy(world), cfg.gamma)
+    random = world.possible / world.possible.sum(1, keepdims=True)
+    exact = mdp.policy_values(world, random, cfg.gamma)
     found = mdp.td0(env, cfg.gamma, cfg.learning, cfg.seed)
     print("V of the random policy:", " ".join(f"{value:.3f}" for value in found[:16]))
     print(f"largest_difference_to_analytic: {gap(found, exact):.4f}")
 
 
-def run_q_learning(cfg: settings.QLearningConfig) -> None:
-    """Q-learning, compared with the analytic solution."""
-    env = mdp.make_tabular(cfg.env)
-    world = mdp.as_mdp(env)
-    exact = mdp.q_of(world, mdp.analytic(world, cfg.gamma), cfg.gamma)
-    found = mdp.q_learning(env, cfg.gamma, cfg.learning, cfg.seed)
-    show_tabular(cfg.env, found.max(1), found)
-    print(f"largest_difference_to_analytic: {gap(found, exact):.4f}")
-    play_tabular(cfg, found)
-
-
-def run_angle(cfg: settings.AngleConfig) -> None:
-    """Print the angle rule's returns."""
-    returns = policy_search.angle_returns(cfg.episodes, cfg.max_steps)
+def run_angle(_: settings.AngleConfig) -> None:
+    """Print the returns of pushing the cart to the side that the pole leans to, as in the lecture:
+    500 episodes of at most 200 steps, seeds 0, 1, .."""
+    env = gymnasium.make("CartPole-v1", max_episode_steps=200)
+    returns = mdp.returns_of(env, lambda obs: int(obs[2] >= 0), range(500))
     print(f"mean_return: {returns.mean():.3f}")
     print(f"std: {returns.std():.3f}, least {returns.min():.0f}, most {returns.max():.0f}")
 
@@ -155,7 +141,7 @@ def train(cfg: TrainedConfig, progress: bool = True) -> dict[str, Any]:
         began = time.perf_counter()
         policy, history, last = LEARNERS[type(cfg)](replace(cfg, out=folder), progress)
         seconds = round(time.perf_counter() - began, 1)
-        agents.save_policy(folder / "policy.pt", policy)
+        write_checkpoint(folder / "policy.pt", policy._asdict())
         env, network = agents.load_policy(folder / "policy.pt")
         score = summary(agents.fresh_returns(env, network, cfg.seed))
         result = {"name": name_of(cfg), "seed": cfg.seed, "seconds": seconds, "kept": score}
@@ -212,7 +198,7 @@ def run_render(cfg: settings.RenderConfig) -> None:
         raise InputError(f"drawing {name} needs the package pygame-ce; {cure}") from None
     act, pictures, total, step, over = agents.acting(network), [], 0.0, 0, False
     while not over:
-        if step % cfg.every == 0 and len(pictures) < cfg.frames:
+        if step % EVERY == 0 and len(pictures) < cfg.frames:
             picture = Image.fromarray(env.render())
             height = round(picture.height * cfg.width / picture.width)
             small = picture.resize((cfg.width, height), Image.Resampling.LANCZOS)
@@ -222,10 +208,9 @@ def run_render(cfg: settings.RenderConfig) -> None:
         total, step, over = total + float(reward), step + 1, terminated or truncated
     env.close()
     first, *rest = pictures
-    animation = {"save_all": True, "append_images": rest, "loop": 0}
-    shown = max(20, 20 * cfg.every)  # milliseconds: a step is 20 ms
+    animation = {"save_all": True, "append_images": rest, "loop": 0, "duration": 20 * EVERY}
     with made(cfg.out.parent), whole(cfg.out) as temporary:
-        first.save(temporary, format="GIF", duration=shown, **animation)
+        first.save(temporary, format="GIF", **animation)
     print(f"{cfg.out}: {len(pictures)} pictures, {cfg.out.stat().st_size / 1000:.0f} kB")
     print(f"return: {total:.0f}")
 
@@ -370,10 +355,10 @@ def run_table(cfg: settings.TableConfig) -> None:
                 bar = tqdm(as_completed(jobs), total=len(jobs), desc="trainings", disable=not jobs)
                 for done in bar:
                     bar.write(done.result())
-        results = {
-            row: [result_of(one) for one in each if is_there(one)] for row, each in rows.items()
-        }
-        results = {row: found for row, found in results.items() if found}
+        results = {}
+        for row, each in rows.items():
+            if found := [result_of(one) for one in each if is_there(one)]:
+                results[row] = found
         if not results:
             raise InputError(f"{cfg.out} holds no training of the table; leave out --present")
         name = cfg.env.partition("-")[0].lower()
@@ -384,10 +369,10 @@ def run_table(cfg: settings.TableConfig) -> None:
 
 
 RUN: dict[type, Callable[[Any], None]] = {
-    settings.ValueIterationConfig: run_iteration,
-    settings.QValueIterationConfig: run_iteration,
+    settings.ValueIterationConfig: run_tabular,
+    settings.QValueIterationConfig: run_tabular,
     settings.TdConfig: run_td,
-    settings.QLearningConfig: run_q_learning,
+    settings.QLearningConfig: run_tabular,
     settings.AngleConfig: run_angle,
     settings.GeneticConfig: run_training,
     settings.ReinforceConfig: run_training,

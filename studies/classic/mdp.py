@@ -98,30 +98,19 @@ def q_of(mdp: Mdp, values: np.ndarray, gamma: float) -> np.ndarray:
     return mdp.reward + gamma * mdp.moves @ values
 
 
-def iterated(
-    backup: Callable[[np.ndarray], np.ndarray], values: np.ndarray, tolerance: float, most: int
+def value_iteration(
+    mdp: Mdp, gamma: float, tolerance: float, most: int, of_q: bool = False
 ) -> tuple[np.ndarray, int]:
-    """Values <- backup(values), until none of the finite ones moves by more than `tolerance`, but
-    at most so many sweeps -> values, sweeps."""
-    finite, sweep, moved = np.isfinite(values), 0, np.inf
+    """Q (S, A) <- r + gamma E max over a' of Q, and the number of sweeps; V = max over a of Q.
+
+    It ends where no V (`of_q`: no Q) moves by more than `tolerance`, or after `most` sweeps.
+    """
+    q, sweep, moved = np.where(mdp.possible, 0.0, -np.inf), 0, np.inf
     while moved > tolerance and sweep < most:
-        before, values = values, backup(values)
-        moved, sweep = np.abs(values[finite] - before[finite]).max(), sweep + 1
-    return values, sweep
-
-
-def value_iteration(mdp: Mdp, gamma: float, tolerance: float, most: int) -> tuple[np.ndarray, int]:
-    """V (S,) <- max over a of r + gamma E V; and the number of sweeps."""
-    start = np.zeros(len(mdp.reward))
-    return iterated(lambda v: q_of(mdp, v, gamma).max(1), start, tolerance, most)
-
-
-def q_value_iteration(
-    mdp: Mdp, gamma: float, tolerance: float, most: int
-) -> tuple[np.ndarray, int]:
-    """Q (S, A) <- r + gamma E max over a' of Q; and the number of sweeps."""
-    start = np.where(mdp.possible, 0.0, -np.inf)
-    return iterated(lambda q: q_of(mdp, q.max(1), gamma), start, tolerance, most)
+        before, q = q, q_of(mdp, q.max(1), gamma)
+        old, new = (x[mdp.possible] if of_q else x.max(1) for x in (before, q))
+        moved, sweep = np.abs(new - old).max(), sweep + 1
+    return q, sweep
 
 
 def policy_values(mdp: Mdp, policy: np.ndarray, gamma: float) -> np.ndarray:
@@ -129,11 +118,6 @@ def policy_values(mdp: Mdp, policy: np.ndarray, gamma: float) -> np.ndarray:
     reward = (policy * np.where(mdp.possible, mdp.reward, 0.0)).sum(1)
     moves = np.einsum("sa,sat->st", policy, mdp.moves)
     return np.linalg.solve(np.eye(len(reward)) - gamma * moves, reward)
-
-
-def uniform_policy(mdp: Mdp) -> np.ndarray:
-    """Every possible action equally often, (S, A)."""
-    return mdp.possible / mdp.possible.sum(1, keepdims=True)
 
 
 def analytic(mdp: Mdp, gamma: float) -> np.ndarray:

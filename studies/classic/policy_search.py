@@ -1,12 +1,10 @@
-"""Policy search on gymnasium's environments: a rule by hand, a genetic search, REINFORCE.
+"""Policy search on gymnasium's environments: a genetic search, REINFORCE.
 
 Shapes: L lanes (episodes side by side), T steps, S observation, A actions
 """
 
 import math
-from typing import NamedTuple
 
-import gymnasium
 import numpy as np
 import torch
 from scipy.signal import lfilter
@@ -16,23 +14,10 @@ from tqdm import tqdm, trange
 from policy.qlearning import anneal
 from studies.classic import agents
 from studies.classic.agents import Policy, Trained
-from studies.classic.mdp import returns_of, stream
+from studies.classic.mdp import stream
 from studies.classic.settings import GeneticConfig, ReinforceConfig
 
-
-def angle_returns(episodes: int, max_steps: int) -> np.ndarray:
-    """Returns on CartPole of pushing the cart to the side that the pole leans to, one seed an
-    episode, as in the lecture."""
-    env = gymnasium.make("CartPole-v1", max_episode_steps=max_steps)
-    return returns_of(env, lambda obs: int(obs[2] >= 0), range(episodes))
-
-
-class Generation(NamedTuple):
-    """What a generation reached."""
-
-    steps: int  # since the beginning
-    best: float  # mean return of its best policy
-    mean: float  # of all
+NOISE = 0.3  # standard deviation of the weights of a child, around those of its parent
 
 
 def genetic(cfg: GeneticConfig, progress: bool = False) -> Trained:
@@ -50,7 +35,7 @@ def genetic(cfg: GeneticConfig, progress: bool = False) -> Trained:
         if generation:
             parents = weights[order[: learning.survivors]]  # noqa: F821, from the one before
             born = np.repeat(parents, children, axis=0)
-            weights = np.concatenate([parents, born + rng.normal(0, learning.noise, born.shape)])
+            weights = np.concatenate([parents, born + rng.normal(0, NOISE, born.shape)])
         lanes = np.repeat(weights, episodes, axis=0)
 
         def act(obs: np.ndarray, lanes: np.ndarray = lanes) -> np.ndarray:
@@ -60,11 +45,11 @@ def genetic(cfg: GeneticConfig, progress: bool = False) -> Trained:
         fitness = rollout.returns.reshape(policies, episodes).mean(1)
         order = np.argsort(-fitness, kind="stable")
         steps += int(rollout.alive.sum())
-        history.append(Generation(steps, float(fitness.max()), float(fitness.mean())))
+        history.append((steps, float(fitness.max()), float(fitness.mean())))
         bar.set_postfix_str(f"best {fitness.max():.1f}, mean {fitness.mean():.1f}")
     best = torch.from_numpy(weights[order[0]]).float()
     state = {"0.weight": best[:-1].T.contiguous(), "0.bias": best[-1].clone()}
-    return Trained(Policy(cfg.env, (), "relu", None, state), {"generations": history})
+    return Trained(Policy(cfg.env, [], "relu", None, state), {"generations": history})
 
 
 def returns_to_go(rewards: np.ndarray, gamma: float) -> np.ndarray:

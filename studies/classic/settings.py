@@ -50,8 +50,6 @@ class GeneticSettings(Checked):
     """generations"""
     episodes: int = number(5, 1)
     """episodes that rate a policy"""
-    noise: float = number(0.3, above=0)
-    """standard deviation of a child's weights"""
     max_steps: int = number(500, 1)
     """longest episode, steps"""
 
@@ -308,11 +306,6 @@ class QLearningConfig(TdConfig):
 class AngleConfig(Checked):
     """CartPole by the lecture's rule: push to the side that the pole leans to."""
 
-    episodes: int = number(500, 1)
-    """episodes, seeds 0, 1, .."""
-    max_steps: int = number(200, 1)
-    """longest episode, steps"""
-
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedConfig(Checked):
@@ -404,9 +397,7 @@ class RenderConfig(ScoreConfig):
     out: Path = HOME / "cartpole.gif"
     """GIF to write"""
     frames: int = number(125, 1)
-    """pictures at most"""
-    every: int = number(2, 1)
-    """steps between pictures"""
+    """pictures at most, one every other step"""
     width: int = number(300, 16)
     """width, pixels"""
 

@@ -63,7 +63,7 @@ SMALL: dict[str, dict[str, dict[str, str]]] = {  # package -> command -> flags t
         "q-value-iteration": {"--episodes": "3"},
         "td": {"--learning.steps": "500"},
         "q-learning": {"--learning.steps": "500", "--episodes": "3"},
-        "angle": {"--episodes": "5"},
+        "angle": {},
         "genetic": {"--learning.generations": "1", "--learning.episodes": "1"},
         "reinforce": {"--learning.steps": "6000", "--checking.every": "3000"},
         "dqn": DQN,
