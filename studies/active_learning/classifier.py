@@ -6,30 +6,19 @@ Images stay on the device as bytes; a batch is cropped, mirrored and normalised 
 """
 
 import math
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 from torch import nn
 from torch.nn import functional
-from tqdm import tqdm
+from tqdm import trange
 
 from core.errors import InputError
 from studies.active_learning.images import Images
-from studies.active_learning.settings import NetworkName
+from studies.active_learning.settings import NetworkName, Protocol
 
 PREDICT_BATCH = 1000  # images
 MOMENTUM, WEIGHT_DECAY, DECAY_AT = 0.9, 5e-4, 0.8  # of SGD; share of epochs before lr / 10 (slides)
-
-
-class Recipe(NamedTuple):
-    """How a classifier is trained."""
-
-    epochs: int
-    batch: int
-    lr: float
-    padding: int  # pixels around the image before the random crop
-    flip: bool  # random mirror image
 
 
 class BasicBlock(nn.Module):
@@ -69,13 +58,11 @@ class Classifier(nn.Module):
 
 def resnet18(channels: int, num_classes: int, width: int) -> Classifier:
     """ResNet-18 for 32 x 32 pixels: a 3 x 3 stem without pooling, four stages of two blocks."""
-    layers: list[nn.Module] = [nn.Conv2d(channels, width, 3, 1, 1, bias=False)]
-    layers += [nn.BatchNorm2d(width), nn.ReLU()]
-    inputs = width
+    stem = nn.Conv2d(channels, width, 3, 1, 1, bias=False)
+    layers, inputs = [stem, nn.BatchNorm2d(width), nn.ReLU()], width
     for stage in range(4):
         outputs = width * 2**stage
-        layers += [BasicBlock(inputs, outputs, 2 if stage else 1)]
-        layers += [BasicBlock(outputs, outputs, 1)]
+        layers += [BasicBlock(inputs, outputs, 2 if stage else 1), BasicBlock(outputs, outputs, 1)]
         inputs = outputs
     trunk = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
     return Classifier(trunk, inputs, num_classes)
@@ -149,9 +136,9 @@ def augment(
     return padded[each, rows[:, :, None], cols[:, None, :]].permute(0, 3, 1, 2)
 
 
-def learning_rate(recipe: Recipe, epoch: int) -> float:
+def learning_rate(cfg: Protocol, epoch: int) -> float:
     """Learning rate of an epoch, from 0."""
-    return recipe.lr * (0.1 if epoch >= round(DECAY_AT * recipe.epochs) else 1.0)
+    return cfg.lr * (0.1 if epoch >= round(DECAY_AT * cfg.epochs) else 1.0)
 
 
 def fit(
@@ -159,29 +146,28 @@ def fit(
     images: Images,
     labelled: torch.Tensor,
     norm: tuple[torch.Tensor, torch.Tensor],
-    recipe: Recipe,
+    cfg: Protocol,
     generator: torch.Generator,
     progress: str | None = None,
 ) -> None:
     """Train on the `labelled` (L,) images with SGD on cross-entropy; mixed precision on CUDA.
 
-    An epoch is cut into equal batches of at most `recipe.batch` images.
-
-    The bar appears only where training takes longer than two seconds.
+    `cfg` is settled. An epoch is cut into equal batches of at most `cfg.batch` images. The bar
+    appears only where training takes longer than two seconds.
     """
     device = labelled.device
     mixed = device.type == "cuda"
     scaler = torch.amp.GradScaler(device.type, enabled=mixed)
-    sgd = {"lr": recipe.lr, "momentum": MOMENTUM, "weight_decay": WEIGHT_DECAY}
+    sgd = {"lr": cfg.lr, "momentum": MOMENTUM, "weight_decay": WEIGHT_DECAY}
     optimizer = torch.optim.SGD(classifier.parameters(), **sgd)
     classifier.train()
-    bar = tqdm(total=recipe.epochs, desc=progress, leave=False, disable=progress is None, delay=2)
-    for epoch in range(recipe.epochs):
-        optimizer.param_groups[0]["lr"] = learning_rate(recipe, epoch)
+    shown = {"desc": progress, "leave": False, "disable": progress is None, "delay": 2}
+    for epoch in trange(cfg.epochs, **shown):
+        optimizer.param_groups[0]["lr"] = learning_rate(cfg, epoch)
         order = torch.randperm(len(labelled), generator=generator, device=device)
         # Equal parts: batch statistics of a last batch of four images would spoil the network.
-        for part in labelled[order].tensor_split(math.ceil(len(order) / recipe.batch)):
-            pixels = augment(images.train[part], recipe.padding, recipe.flip, generator)
+        for part in labelled[order].tensor_split(math.ceil(len(order) / cfg.batch)):
+            pixels = augment(images.train[part], *cfg.augmentation, generator)
             with torch.autocast(device.type, torch.float16, enabled=mixed):
                 logits, _ = classifier(normalise(pixels, norm))
                 loss = functional.cross_entropy(logits, images.train_labels[part])
@@ -189,8 +175,6 @@ def fit(
             scaler.scale(loss).backward()
             scaler.step(optimizer)
             scaler.update()
-        bar.update()
-    bar.close()
 
 
 class Outlook(NamedTuple):
@@ -199,27 +183,22 @@ class Outlook(NamedTuple):
     probabilities: torch.Tensor  # (N, K) float32
     features: torch.Tensor  # (N, F) float32, the last layer's input
 
+    def right(self, labels: torch.Tensor) -> torch.Tensor:
+        """Where the most probable class is the label, (N,) bool."""
+        return self.probabilities.argmax(1) == labels
+
 
 @torch.inference_mode()
 def predict(
     classifier: Classifier, pixels: torch.Tensor, norm: tuple[torch.Tensor, torch.Tensor]
 ) -> Outlook:
     """Outlook on bytes (N, C, H, W): in batches, in evaluation mode, without augmentation."""
-    mixed = pixels.device.type == "cuda"
-
-    def parts() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        for part in pixels.split(PREDICT_BATCH):
-            with torch.autocast(pixels.device.type, torch.float16, enabled=mixed):
-                logits, features = classifier(normalise(part, norm))
-            yield logits.float(), features.float()
-
+    mixed, outputs = pixels.device.type == "cuda", []
     classifier.eval()
-    logits, features = (torch.cat(part) for part in zip(*parts(), strict=True))
+    for part in pixels.split(PREDICT_BATCH):
+        with torch.autocast(pixels.device.type, torch.float16, enabled=mixed):
+            outputs.append(classifier(normalise(part, norm)))
+    logits, features = (torch.cat(part).float() for part in zip(*outputs, strict=True))
     if not logits.isfinite().all():
         raise InputError("the classifier's outputs are not finite: give a smaller --lr")
     return Outlook(logits.softmax(1), features)
-
-
-def accuracy(outlook: Outlook, labels: torch.Tensor) -> float:
-    """Share of images whose most probable class is the label (N,)."""
-    return float((outlook.probabilities.argmax(1) == labels).double().mean())

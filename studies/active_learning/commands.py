@@ -38,8 +38,6 @@ from policy.runfolder import differences, digest, load_weights, read_checkpoint,
 from studies.active_learning import strategies, tables
 from studies.active_learning.classifier import (
     Classifier,
-    Recipe,
-    accuracy,
     fit,
     make_classifier,
     normalisation,
@@ -60,16 +58,7 @@ from studies.active_learning.settings import (
 )
 from studies.active_learning.strategies import Selector, View
 
-IMAGE_FOLDER = Path("data/images")
 STUDY = Kind("study of active learning", older=(("seed-*/first.pt", ""),))
-AUGMENT = {"digits": (1, False)}  # padding of the crop, mirrored; the slides' is (4, True)
-
-
-def recipe_of(cfg: Protocol) -> Recipe:
-    """How the classifier is trained."""
-    return Recipe(cfg.epochs, cfg.batch, cfg.lr, *AUGMENT.get(cfg.dataset, (4, True)))
-
-
 LABELS, WEIGHTS, TRAINING, QUERY, AGENT = range(5)  # what a generator is for
 
 
@@ -113,14 +102,15 @@ class Bench(NamedTuple):
     images: Images
     norm: tuple[torch.Tensor, torch.Tensor]
     key: str  # digest of images and labels
+    device: torch.device
 
 
 def open_bench(dataset: DatasetName, folder: Path | None, device: torch.device) -> Bench:
     """Load a data set."""
-    images = load_images(dataset, folder or IMAGE_FOLDER)
+    images = load_images(dataset, folder)
     key = digest([images.train, images.train_labels, images.test, images.test_labels])
     images = to_device(images, device)
-    return Bench(images, normalisation(images.train), key)
+    return Bench(images, normalisation(images.train), key, device)
 
 
 worker_bench = cache(open_bench)  # once in a process
@@ -146,61 +136,39 @@ def reopen(path: Path, settings: dict[str, Any], device: torch.device) -> dict[s
     return state
 
 
-def new_classifier(cfg: Study, bench: Bench, seed: int, cycle: int, device: torch.device):
+def new_classifier(cfg: Study, bench: Bench, seed: int, cycle: int) -> Classifier:
     """Weights at the start of a cycle, the same for every strategy of a seed."""
     weights = torch_seed(generator(seed, WEIGHTS, cycle))
-    return make_classifier(cfg.network, cfg.width, bench.images, weights, device)
+    return make_classifier(cfg.network, cfg.width, bench.images, weights, bench.device)
 
 
 def train(
     classifier: Classifier, labelled: torch.Tensor, run: Run, cycle: int, cfg: Study, bench: Bench
 ) -> float:
     """Train in place on the labelled images -> accuracy on the test images."""
-    draws = on_device(generator(run.seed, TRAINING, cycle), labelled.device)
-    where = f"seed {run.seed}, {run.name}, cycle {cycle}"
-    shown = where if cfg.workers == 1 else None
-    fit(classifier, bench.images, labelled, bench.norm, recipe_of(cfg), draws, shown)
-    return accuracy(predict(classifier, bench.images.test, bench.norm), bench.images.test_labels)
+    draws = on_device(generator(run.seed, TRAINING, cycle), bench.device)
+    shown = f"seed {run.seed}, {run.name}, cycle {cycle}" if cfg.workers == 1 else None
+    fit(classifier, bench.images, labelled, bench.norm, cfg, draws, shown)
+    outlook = predict(classifier, bench.images.test, bench.norm)
+    return float(outlook.right(bench.images.test_labels).double().mean())
 
 
-def begin(run: Run, cfg: Study, bench: Bench, device: torch.device) -> dict[str, Any]:
+def begin(seed: int, cfg: Study, bench: Bench) -> dict[str, Any]:
     """The first cycle of a seed: the same for every strategy, so it is trained once."""
-    start = Run(run.seed, "random", 0)
-    settings = stored(cfg, start, bench.key)
-    path = start.folder(cfg).parent / "first.pt"
-    state = reopen(path, settings, device)
-    if state is None:
-        began = time.perf_counter()
-        total = len(bench.images.train)
-        labelled = generator(run.seed, LABELS).choice(total, cfg.first, replace=False)
-        labelled = torch.from_numpy(labelled).to(device)
-        classifier = new_classifier(cfg, bench, run.seed, 1, device)
-        result = train(classifier, labelled, start, 1, cfg, bench)
-        state = {"settings": json.dumps(settings), "labelled": labelled, "accuracy": [result]}
-        state |= {"weights": classifier.state_dict(), "seconds": [time.perf_counter() - began]}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_checkpoint(path, state)
+    start = Run(seed, "random", 0)
+    settings, path = stored(cfg, start, bench.key), start.folder(cfg).parent / "first.pt"
+    if (state := reopen(path, settings, bench.device)) is not None:
+        return state
+    began = time.perf_counter()
+    labelled = generator(seed, LABELS).choice(len(bench.images.train), cfg.first, replace=False)
+    labelled = torch.from_numpy(labelled).to(bench.device)
+    classifier = new_classifier(cfg, bench, seed, 1)
+    result = train(classifier, labelled, start, 1, cfg, bench)
+    state = {"settings": json.dumps(settings), "labelled": labelled, "accuracy": [result]}
+    state |= {"weights": classifier.state_dict(), "seconds": [time.perf_counter() - began]}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_checkpoint(path, state)
     return state
-
-
-def query(
-    run: Run, cycle: int, view: View, scores: torch.Tensor | None, cfg: Study
-) -> torch.Tensor:
-    """Positions (per_cycle,) of the images to buy, among the unlabelled ones of `view`.
-
-    `scores` (U,) are those of the strategy, None where it has none.
-    """
-    device, rng = view.probabilities.device, generator(run.seed, QUERY, cycle)
-    if cycle <= run.warm:
-        scores = strategies.UNCERTAINTY[cfg.dqn_warm_start](view.probabilities)
-    if scores is not None:
-        return strategies.highest(scores, cfg.per_cycle)
-    if run.strategy == "k-centre":
-        return strategies.k_centre(view, cfg.per_cycle)
-    if run.strategy == "badge":
-        return strategies.badge(view, cfg.per_cycle, on_device(rng, device))
-    few = rng.choice(len(view.probabilities), cfg.per_cycle, replace=False)
-    return torch.from_numpy(few).to(device)
 
 
 def buy(
@@ -212,28 +180,37 @@ def buy(
     bench: Bench,
 ) -> None:
     """Choose images, see their labels, let the DQN learn from them; changes `state`."""
-    labelled, cycle = state["labelled"], len(state["accuracy"])
-    images, device = bench.images, labelled.device
-    everything = torch.arange(len(images.train), device=device)
+    images, labelled, cycle = bench.images, state["labelled"], len(state["accuracy"])
+    everything = torch.arange(len(images.train), device=bench.device)
     unlabelled = everything[~torch.isin(everything, labelled)]
     probabilities, features = predict(classifier, images.train, bench.norm)
     view = View(probabilities[unlabelled], features[unlabelled], features[labelled])
     states = strategies.make_states(view.probabilities)
-    rule = strategies.UNCERTAINTY.get(run.strategy)
-    scores = None if rule is None else rule(view.probabilities)
-    if selector is not None:
-        scores = selector.scores(states)
-    chosen = query(run, cycle, view, scores, cfg)
+    uncertain = {name: rule(view.probabilities) for name, rule in strategies.UNCERTAINTY.items()}
+    scores = uncertain.get(run.strategy) if selector is None else selector.scores(states)
+    # Which of the unlabelled, (per_cycle,):
+    rng = generator(run.seed, QUERY, cycle)
+    if cycle <= run.warm:
+        chosen = strategies.highest(uncertain[cfg.dqn_warm_start], cfg.per_cycle)
+    elif scores is not None:
+        chosen = strategies.highest(scores, cfg.per_cycle)
+    elif run.strategy == "k-centre":
+        chosen = strategies.k_centre(view, cfg.per_cycle)
+    elif run.strategy == "badge":
+        chosen = strategies.badge(view, cfg.per_cycle, on_device(rng, bench.device))
+    else:
+        few = rng.choice(len(unlabelled), cfg.per_cycle, replace=False)
+        chosen = torch.from_numpy(few).to(bench.device)
     bought = unlabelled[chosen]
     errors = probabilities[unlabelled].argmax(1) != images.train_labels[unlabelled]
     wrong = errors[chosen]
-    likely = strategies.highest(strategies.UNCERTAINTY["margin"](view.probabilities), cfg.per_cycle)
     if selector is not None:
         rng = generator(run.seed, AGENT, cycle)
         selector.store(states, chosen, wrong, rng)
-        selector.learn(rng)
+        selector.learn(run.steps, rng)
     state["labelled"] = torch.cat([labelled, bought])
     state["wrong"].append(float(wrong.double().mean()))
+    likely = strategies.highest(uncertain["margin"], cfg.per_cycle)
     state["as_margin"].append(float(torch.isin(chosen, likely).double().mean()))
     # What nobody knows who buys labels; for the tables only.
     state["wrong_left"].append(float(errors.double().mean()))
@@ -241,12 +218,13 @@ def buy(
     state["balance"].append(strategies.balance(images.train_labels[bought], len(images.classes)))
 
 
-def play(run: Run, cfg: Study, bench: Bench, device: torch.device) -> Iterator[int]:
-    """Advance a run to its last cycle, saving after each one; yields the cycles that are done."""
+def play(run: Run, cfg: Study, bench: Bench) -> Iterator[int]:
+    """Advance a run to its last cycle, saving after each one; yields how many cycles were done
+    before, then 1 after each."""
     settings, folder = stored(cfg, run, bench.key), run.folder(cfg)
-    state = reopen(folder / "state.pt", settings, device)
+    state = reopen(folder / "state.pt", settings, bench.device)
     if state is None:
-        state = {name: [] for name in tables.QUERIES} | begin(run, cfg, bench, device)
+        state = {name: [] for name in tables.QUERIES} | begin(run.seed, cfg, bench)
         state["settings"] = json.dumps(settings)
         folder.mkdir(parents=True, exist_ok=True)
     cycle = len(state["accuracy"])
@@ -255,19 +233,18 @@ def play(run: Run, cfg: Study, bench: Bench, device: torch.device) -> Iterator[i
         return
     selector = None
     if run.steps:
-        agent = strategies.Agent(run.steps, cfg.dqn_lr)
         weights = torch_seed(generator(run.seed, AGENT))
-        selector = Selector(len(bench.images.classes), agent, weights, device)
+        selector = Selector(len(bench.images.classes), cfg.dqn_lr, weights, bench.device)
         if "selector" in state:
             selector.restore(state["selector"])
-    classifier = new_classifier(cfg, bench, run.seed, cycle, device)
+    classifier = new_classifier(cfg, bench, run.seed, cycle)
     classifier.load_state_dict(state["weights"])
     while cycle < cfg.cycles:
         began = time.perf_counter()
         buy(classifier, state, run, selector, cfg, bench)
         cycle += 1
         if not cfg.carry_over:
-            classifier = new_classifier(cfg, bench, run.seed, cycle, device)
+            classifier = new_classifier(cfg, bench, run.seed, cycle)
         state["accuracy"].append(train(classifier, state["labelled"], run, cycle, cfg, bench))
         state["seconds"].append(time.perf_counter() - began)
         state["weights"] = classifier.state_dict()
@@ -277,7 +254,7 @@ def play(run: Run, cfg: Study, bench: Bench, device: torch.device) -> Iterator[i
             save_classifier(folder / "classifier.pt", state, cfg, bench)
             state["weights"] = {}  # they are in classifier.pt now
         write_checkpoint(folder / "state.pt", state)
-        yield cycle
+        yield 1
 
 
 def save_classifier(path: Path, state: dict[str, Any], cfg: Study, bench: Bench) -> None:
@@ -288,13 +265,9 @@ def save_classifier(path: Path, state: dict[str, Any], cfg: Study, bench: Bench)
     write_checkpoint(path, content | {"versions": versions(), "weights": state["weights"]})
 
 
-def work(run: Run, cfg: Study, device: torch.device, only_first: bool) -> int:
-    """A run in a worker process, or only the first cycle of its seed; returns its cycles."""
-    bench = worker_bench(cfg.dataset, cfg.data, device)
-    if only_first:
-        return len(begin(run, cfg, bench, device)["accuracy"])
-    *_, cycles = play(run, cfg, bench, device)
-    return cycles
+def work(run: Run, cfg: Study, device: torch.device) -> int:
+    """A run in a worker process; returns its cycles."""
+    return sum(play(run, cfg, worker_bench(cfg.dataset, cfg.data, device)))
 
 
 def play_all(runs: list[Run], cfg: Study) -> Bench:
@@ -312,54 +285,51 @@ def play_all(runs: list[Run], cfg: Study) -> Bench:
         for run in runs:
             files.remove_ours(run.folder(cfg), ("state.pt", "classifier.pt"))
             (run.folder(cfg).parent / "first.pt").unlink(missing_ok=True)
-    workers = 1 if device.type == "cuda" else num_workers(cfg.workers)
-    workers = min(workers, len(runs))
+    workers = 1 if device.type == "cuda" else min(num_workers(cfg.workers), len(runs))
     cfg = replace(cfg, workers=workers)
     print(f"{len(runs)} runs of {cfg.cycles} cycles, {workers} process(es), device {device}")
     print(f"folder {cfg.folder}; a stopped command continues where it was")
     with tqdm(total=len(runs) * cfg.cycles, desc="Cycles", smoothing=0.05) as bar:
         if workers == 1:
             for run in runs:
-                before = 0
-                for cycles in play(run, cfg, bench, device):
+                for cycles in play(run, cfg, bench):
                     bar.set_postfix_str(f"seed {run.seed}, {run.name}")
-                    bar.update(cycles - before)
-                    before = cycles
+                    bar.update(cycles)
             return bench
-        start = partial(torch.set_num_threads, cfg.threads)
-        with process_pool(workers, start) as pool:
-            seeds = {run.seed: run for run in runs}.values()
-            for only_first, jobs in ((True, seeds), (False, runs)):
-                futures = [pool.submit(work, run, cfg, device, only_first) for run in jobs]
-                for future in as_completed(futures):
-                    cycles = future.result()
-                    bar.update(0 if only_first else cycles)
+        for seed in dict.fromkeys(run.seed for run in runs):  # not by several workers at once
+            begin(seed, cfg, bench)
+        with process_pool(workers, partial(torch.set_num_threads, cfg.threads)) as pool:
+            for job in as_completed([pool.submit(work, run, cfg, device) for run in runs]):
+                bar.update(job.result())
     return bench
 
 
-def collect(runs: list[Run], cfg: Study, bench: Bench) -> tables.Finished:
-    """What the finished runs say, seeds and strategies in the order of the runs."""
-    names = list(dict.fromkeys(run.name for run in runs))
+def finish(runs: list[Run], cfg: Study) -> tables.Finished:
+    """Bring every run to its end -> what they say, seeds and strategies in their order."""
+    bench = play_all(runs, cfg)
     seeds = list(dict.fromkeys(run.seed for run in runs))
-    states, cpu = {}, torch.device("cpu")
+    states: dict[str, list[dict[str, Any]]] = {}  # of each strategy, one a seed
     for run in runs:
-        settings = stored(cfg, run, bench.key)
-        states[run.name, run.seed] = reopen(run.folder(cfg) / "state.pt", settings, cpu)
+        path, settings = run.folder(cfg) / "state.pt", stored(cfg, run, bench.key)
+        states.setdefault(run.name, []).append(reopen(path, settings, torch.device("cpu")))
 
-    def gather(key: str) -> np.ndarray:
-        return np.array([[states[name, seed][key] for seed in seeds] for name in names])
+    def gather(key: str) -> dict[str, np.ndarray]:
+        return {name: np.array([one[key] for one in found]) for name, found in states.items()}
 
     labels = cfg.first + cfg.per_cycle * np.arange(cfg.cycles)
     numbers = gather("accuracy"), gather("seconds"), {one: gather(one) for one in tables.QUERIES}
     rule = getattr(cfg, "dqn_warm_start", "margin")  # `steps` and `repeats` have no warm start
-    return tables.Finished(names, seeds, labels, *numbers, rule)
+    return tables.Finished(seeds, labels, *numbers, rule)
 
 
 def report(command: str, cfg: Study, outcome: tables.Finished, text: str, **more: Any) -> None:
     """Write and print what came out of a command."""
     folder = cfg.folder / command
     folder.mkdir(parents=True, exist_ok=True)
-    text += f"\nMade on {processor()}; the trainings took {tables.hours(outcome)}.\n"
+    runs = list(outcome.seconds.values())  # the first cycle of a seed was done once for all
+    seconds = sum(run[:, 1:].sum() for run in runs) + runs[0][:, 0].sum()
+    took = f"{seconds / 3600:.1f} h" if seconds >= 3600 else f"{seconds / 60:.0f} min"
+    text += f"\nMade on {processor()}; the trainings took {took}.\n"
     about = {"command": command, "config": to_dict(cfg), "versions": versions()}
     results = about | tables.as_dict(outcome) | more
     files.write_together(
@@ -369,34 +339,25 @@ def report(command: str, cfg: Study, outcome: tables.Finished, text: str, **more
             folder / "results.json": lambda path: write_json(path, results),
         }
     )
-    print(f"\n{text}")
-    print(f"tables: {folder}")
+    print(f"\n{text}\ntables: {folder}")
     tables.draw(outcome, cfg.dataset, folder / "accuracy.png")
 
 
-def rows_of(cfg: CompareConfig, seed: int) -> list[Run]:
-    """The runs of one seed: a strategy without a DQN has one, others one for each setting."""
-    runs = []
-    for name in cfg.strategies:
-        steps = cfg.gradient_steps if name.startswith("dqn") else (0,)
-        warm = cfg.dqn_warm_queries if name == "dqn-warm" else (0,)
-        runs += [Run(seed, name, count, queries) for queries in warm for count in steps]
-    return runs
-
-
 def compare(cfg: CompareConfig) -> None:
-    """All strategies on all seeds."""
-    runs = [run for seed in range(cfg.seeds) for run in rows_of(cfg, seed)]
-    outcome = collect(runs, cfg, play_all(runs, cfg))
+    """All strategies on all seeds; a DQN has a row for each of its settings."""
+    rows = []
+    for name in cfg.strategies:
+        counts = cfg.gradient_steps if name.startswith("dqn") else (0,)
+        warm = cfg.dqn_warm_queries if name == "dqn-warm" else (0,)
+        rows += [(name, count, queries) for queries in warm for count in counts]
+    outcome = finish([Run(seed, *row) for seed in range(cfg.seeds) for row in rows], cfg)
     report("compare", cfg, outcome, tables.comparison(outcome))
 
 
 def steps(cfg: StepsConfig) -> None:
     """Several numbers of gradient steps, and the best of them by the source's rule."""
-    runs = []
-    for seed in range(cfg.seed, cfg.seed + cfg.seeds):
-        runs += [Run(seed, "random", 0), *(Run(seed, "dqn", n) for n in cfg.gradient_steps)]
-    outcome = collect(runs, cfg, play_all(runs, cfg))
+    rows = [("random", 0), *(("dqn", count) for count in cfg.gradient_steps)]
+    outcome = finish([Run(seed, *row) for seed in range(cfg.seeds) for row in rows], cfg)
     wins = tables.wins(outcome)
     best = max(cfg.gradient_steps, key=lambda count: wins[f"dqn-{count}"])
     text = tables.steps_table(outcome, wins, f"dqn-{best}")
@@ -411,16 +372,15 @@ def repeats(cfg: RepeatsConfig) -> None:
         count = read_json(path, cure).get("best_steps")
         if not is_count(count) or not count:
             raise InputError(f"{path}: damaged (no best_steps); {cure}")
-    runs = []
-    for seed in range(cfg.seed + 1, cfg.seed + 1 + cfg.repeats):
-        runs += [Run(seed, "random", 0), Run(seed, "margin", 0), Run(seed, "dqn", count)]
-    outcome = collect(runs, cfg, play_all(runs, cfg))
+    seeds = range(1, 1 + cfg.repeats)  # 0 chose the number
+    rows = ("random", 0), ("margin", 0), ("dqn", count)
+    outcome = finish([Run(seed, *row) for seed in seeds for row in rows], cfg)
     report("repeats", cfg, outcome, tables.comparison(outcome), gradient_steps=count)
 
 
 def evaluate(cfg: EvaluateConfig) -> None:
     """A saved classifier on the test images."""
-    device = pick_device(cfg.device, cfg.threads)
+    device = pick_device(cfg.device, 1)
     if not cfg.classifier.exists():
         raise InputError(f"{cfg.classifier}: not found; a finished run has a classifier.pt")
     content = read_checkpoint(cfg.classifier, device)
@@ -428,16 +388,16 @@ def evaluate(cfg: EvaluateConfig) -> None:
         raise InputError(f"{cfg.classifier}: not a classifier.pt of this study")
     if content["dataset"] == "digits" and cfg.data is not None:
         raise InputError(f"--data {cfg.data}: left out, as the digits are in scikit-learn")
-    images = to_device(load_images(content["dataset"], cfg.data or IMAGE_FOLDER), device)
+    images = to_device(load_images(content["dataset"], cfg.data), device)
     classifier = make_classifier(content["network"], content["width"], images, 0, device)
     load_weights(classifier, content["weights"], cfg.classifier)
     outlook = predict(classifier, images.test, (content["mean"], content["std"]))
+    right = outlook.right(images.test_labels).double()
     print(f"labels: {content['labels']}")
     print(f"test_images: {len(images.test)}")
-    print(f"accuracy: {100 * accuracy(outlook, images.test_labels):.2f}")
-    right = outlook.probabilities.argmax(1) == images.test_labels
-    for number_, name in enumerate(images.classes):
-        share = right[images.test_labels == number_].double().mean()
+    print(f"accuracy: {100 * float(right.mean()):.2f}")
+    for number, name in enumerate(images.classes):
+        share = right[images.test_labels == number].mean()
         print(f"accuracy_{name.replace(' ', '_')}: {100 * share:.2f}")
 
 
@@ -445,8 +405,8 @@ def draw(cfg: DrawConfig) -> None:
     """Write a part of a data set."""
     folder = cfg.out or Path("data") / f"{cfg.dataset}-small"
     files.check_replaceable(folder, PART, fresh=True)
-    images = load_images(cfg.dataset, cfg.data or IMAGE_FOLDER)
-    write_cifar(cfg.dataset, images, cfg.train, cfg.test, cfg.seed, folder)
+    images = load_images(cfg.dataset, cfg.data)
+    write_cifar(cfg.dataset, images, cfg.train, cfg.test, folder)
     print(f"{folder}: {cfg.train:,} training and {cfg.test:,} test images of {images.source}")
 
 

@@ -10,9 +10,9 @@ Unpacked files are taken from anybody: their checksum is unknown, so format and 
 
 import gzip
 import hashlib
+import shutil
 import tarfile
 import urllib.request
-from collections.abc import Callable
 from http.client import HTTPException
 from pathlib import Path
 from typing import NamedTuple
@@ -28,14 +28,12 @@ from core.files import Kind, made, new_folder, whole, write_bytes
 from studies.active_learning.settings import DatasetName
 
 SIZE = 32  # pixels, of everything but the digits
-BLOCK = 1 << 20  # bytes read at a time
 TIMEOUT_S = 30.0
 
 
 class Images(NamedTuple):
     """A data set in memory, all on one device."""
 
-    name: str
     train: torch.Tensor  # (N, C, H, W) uint8
     train_labels: torch.Tensor  # (N,) int64
     test: torch.Tensor  # (N, C, H, W) uint8
@@ -126,15 +124,11 @@ def download(file: Official, path: Path) -> None:
             urllib.request.urlopen(file.url, timeout=TIMEOUT_S) as answer,
             whole(path) as temporary,
         ):
-            length = answer.headers.get("Content-Length")
-            total = int(length) if length else None
-            bar = tqdm(total=total, desc=file.name, unit="B", unit_scale=True)
-            with open(temporary, "wb") as stream, bar:
-                while block := answer.read(BLOCK):
-                    stream.write(block)
-                    bar.update(len(block))
+            total = int(answer.headers.get("Content-Length") or 0) or None
+            bar = tqdm.wrapattr(answer, "read", total=total, desc=file.name)
+            with open(temporary, "wb") as stream, bar as source:
+                shutil.copyfileobj(source, stream)
             if (found := md5_of(temporary)) != file.md5:
-                temporary.unlink()
                 kept = "nothing is kept"
                 raise InputError(f"{file.url}: not the official file (MD5 {found}); {kept}")
     except (OSError, HTTPException) as error:  # URLError and timeouts are OSErrors
@@ -153,72 +147,58 @@ def official(file: Official, folder: Path) -> Path:
     return path
 
 
-def read_records(
-    raw: bytes, label_bytes: int, num_classes: int, where: object
-) -> tuple[np.ndarray, np.ndarray]:
+def read_records(raw: bytes, layout: Cifar, file: str) -> tuple[np.ndarray, np.ndarray]:
     """Records of a CIFAR binary file -> images (N, 3, 32, 32) uint8, labels (N,) int64.
 
     The class is the last label byte. InputError naming the file for a wrong size or label.
     """
-    record = label_bytes + 3 * SIZE * SIZE
+    record = layout.label_bytes + 3 * SIZE * SIZE
     if not raw or len(raw) % record:
-        raise InputError(f"{where}: {len(raw)} bytes are not records of {record} bytes each")
+        raise InputError(f"{file}: {len(raw)} bytes are not records of {record} bytes each")
     rows = np.frombuffer(raw, dtype=np.uint8).reshape(-1, record)
-    labels = rows[:, label_bytes - 1].astype(np.int64)
-    if labels.max() >= num_classes:
-        at = int(np.argmax(labels >= num_classes))
-        raise InputError(
-            f"{where}: record {at} has label {labels[at]}; {num_classes} classes begin at 0"
-        )
-    return rows[:, label_bytes:].reshape(-1, 3, SIZE, SIZE), labels
-
-
-def read_names(raw: bytes, num_classes: int, where: object) -> tuple[str, ...]:
-    """Class names, one a line; InputError for another number of them."""
-    lines = map(str.strip, raw.decode("utf-8", "replace").splitlines())
-    names = tuple(filter(None, lines))
-    if len(names) != num_classes:
-        raise InputError(f"{where}: {len(names)} class names instead of {num_classes}")
-    return names
+    labels = rows[:, layout.label_bytes - 1].astype(np.int64)
+    if (wrong := np.flatnonzero(labels >= layout.num_classes)).size:
+        label = f"record {wrong[0]} has label {labels[wrong[0]]}"
+        raise InputError(f"{file}: {label}; {layout.num_classes} classes begin at 0")
+    return rows[:, layout.label_bytes :].reshape(-1, 3, SIZE, SIZE), labels
 
 
 def load_cifar(name: str, folder: Path) -> Images:
-    """CIFAR-10 or CIFAR-100 from unpacked files in `folder`, else from the official archive."""
+    """CIFAR-10 or CIFAR-100 from unpacked files in `folder`, else from the official archive.
+
+    InputError where a file is damaged, or missing before one that is there.
+    """
     layout = CIFAR[name]
+    train, others = layout.train, (layout.test, layout.names)
     places = [place for place in (folder, folder / layout.folder) if (place / layout.test).exists()]
     if places:
-        present = [(places[0] / file).exists() for file in layout.train]
-        count = present.index(False) if False in present else len(present)
+        present = [(places[0] / file).exists() for file in train]
+        count = [*present, False].index(False)
         if not count or any(present[count:]):  # a gap would be a silently smaller training set
-            raise InputError(f"{places[0] / layout.train[count]}: not found")
-        files = layout.train[:count]
+            raise InputError(f"{places[0] / train[count]}: not found")
+        train = train[:count]
+        raw = {file: (places[0] / file).read_bytes() for file in (*train, *others)}
         source = f"{places[0]}, {count} of {len(present)} training files, checksum unknown"
-        return assemble_cifar(name, files, lambda file: (places[0] / file).read_bytes(), source)
-    path = official(layout.archive, folder)
-    try:
-        with tarfile.open(path) as archive:
-
-            def member(file: str) -> bytes:
-                stream = archive.extractfile(f"{layout.folder}/{file}")
-                return stream.read() if stream else b""
-
-            return assemble_cifar(name, layout.train, member, f"{path}, checksum right")
-    except (tarfile.TarError, KeyError, EOFError) as error:
-        raise InputError(f"{path}: cannot be read ({error})") from None
-
-
-def assemble_cifar(
-    name: str, train: tuple[str, ...], read: Callable[[str], bytes], source: str
-) -> Images:
-    """Put the files of a binary version together; `read` gives the bytes of one."""
-    layout = CIFAR[name]
-    expected = (layout.label_bytes, layout.num_classes)
-    parts = [read_records(read(file), *expected, file) for file in train]
-    images, labels = (np.concatenate(part) for part in zip(*parts, strict=True))
-    test, test_labels = read_records(read(layout.test), *expected, layout.test)
-    classes = read_names(read(layout.names), layout.num_classes, layout.names)
-    arrays = (images, labels, test.copy(), test_labels)
-    return Images(name, *map(torch.from_numpy, arrays), classes, source)
+    else:
+        path = official(layout.archive, folder)
+        try:
+            with tarfile.open(path) as archive:
+                inside = {file: f"{layout.folder}/{file}" for file in (*train, *others)}
+                raw = {file: archive.extractfile(at).read() for file, at in inside.items()}
+        except (tarfile.TarError, KeyError, EOFError) as error:
+            raise InputError(f"{path}: cannot be read ({error})") from None
+        source = f"{path}, checksum right"
+    parts = zip(*(read_records(raw[file], layout, file) for file in train), strict=True)
+    images, labels = (np.concatenate(part) for part in parts)
+    test, test_labels = read_records(raw[layout.test], layout, layout.test)
+    lines = raw[layout.names].decode("utf-8", "replace").splitlines()
+    classes = tuple(line.strip() for line in lines if line.strip())
+    if len(classes) != layout.num_classes:
+        expected = f"{len(classes)} class names instead of {layout.num_classes}"
+        raise InputError(f"{layout.names}: {expected}")
+    return Images(
+        *map(torch.from_numpy, (images, labels, test.copy(), test_labels)), classes, source
+    )
 
 
 def even_choice(labels: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
@@ -241,7 +221,7 @@ PART = Kind(
 )
 
 
-def write_cifar(name: str, images: Images, train: int, test: int, seed: int, folder: Path) -> None:
+def write_cifar(name: str, images: Images, train: int, test: int, folder: Path) -> None:
     """A part of CIFAR-10 or CIFAR-100 in the official layout, in a new folder, whole or not at all.
 
     InputError where there are too few images.
@@ -254,7 +234,7 @@ def write_cifar(name: str, images: Images, train: int, test: int, seed: int, fol
         (layout.test, images.test, images.test_labels, test),
     )
     for place, (file, pixels, labels, count) in enumerate(parts):
-        rng = np.random.default_rng([seed, place])
+        rng = np.random.default_rng([0, place])
         rows = even_choice(labels.numpy(), count, rng)
         column = labels.numpy()[rows, None].astype(np.uint8)
         columns = [np.zeros_like(column)] * (layout.label_bytes - 1)  # the superclass is not kept
@@ -285,21 +265,18 @@ def load_fashion(folder: Path) -> Images:
     As in the source: bilinear from 28 to 32 pixels, the one channel three times.
     """
     plain = [folder / file.name.removesuffix(".gz") for file in FASHION]
-    if any(path.exists() for path in plain):
-        missing = [path for path in plain if not path.exists()]
-        if missing:
-            raise InputError(f"{missing[0]}: not found")
-        arrays = [read_idx(path.read_bytes(), path) for path in plain]
-        source = f"{folder}, checksum unknown"
-    else:
-        arrays = []
-        for file in FASHION:
+    unpacked, arrays = any(path.exists() for path in plain), []
+    for file, path in zip(FASHION, plain, strict=True):
+        if not unpacked:
             path = official(file, folder)
-            try:
-                arrays.append(read_idx(gzip.decompress(path.read_bytes()), path))
-            except (OSError, EOFError) as error:
-                raise InputError(f"{path}: cannot be read ({error})") from None
-        source = f"{folder}, checksums right"
+        elif not path.exists():
+            raise InputError(f"{path}: not found")
+        try:
+            raw = path.read_bytes()
+            arrays.append(read_idx(raw if unpacked else gzip.decompress(raw), path))
+        except (OSError, EOFError) as error:
+            raise InputError(f"{path}: cannot be read ({error})") from None
+    source = f"{folder}, checksum unknown" if unpacked else f"{folder}, checksums right"
     pairs = []
     for images, labels, file in ((*arrays[:2], FASHION[0]), (*arrays[2:], FASHION[2])):
         if images.ndim != 3 or images.shape[1:] != (28, 28) or labels.shape != images.shape[:1]:
@@ -310,7 +287,7 @@ def load_fashion(folder: Path) -> Images:
         pixels = torch.from_numpy(images.copy())[:, None].float()
         large = functional.interpolate(pixels, size=(SIZE, SIZE), mode="bilinear").round()
         pairs += [large.byte().repeat(1, 3, 1, 1), torch.from_numpy(labels.astype(np.int64))]
-    return Images("fashion-mnist", *pairs, FASHION_CLASSES, source)
+    return Images(*pairs, FASHION_CLASSES, source)
 
 
 def load_digits() -> Images:
@@ -321,17 +298,17 @@ def load_digits() -> Images:
     pair = pixels, torch.from_numpy(bunch.target.astype(np.int64))[order]
     parts = (part[some] for some in (slice(DIGITS_TEST, None), slice(DIGITS_TEST)) for part in pair)
     classes = tuple(str(name) for name in bunch.target_names)
-    return Images("digits", *parts, classes, "embedded in scikit-learn")
+    return Images(*parts, classes, "embedded in scikit-learn")
 
 
-def load_images(name: DatasetName, folder: Path) -> Images:
-    """A data set on the CPU; files in `folder`, downloaded into it where they are missing."""
+def load_images(name: DatasetName, folder: Path | None) -> Images:
+    """A data set on the CPU; files in `folder` (None: data/images), downloaded where missing."""
     if name == "digits":
         return load_digits()
+    folder = folder or Path("data/images")
     return load_fashion(folder) if name == "fashion-mnist" else load_cifar(name, folder)
 
 
 def to_device(images: Images, device: torch.device) -> Images:
     """The same with all tensors on a device."""
-    names = ("train", "train_labels", "test", "test_labels")
-    return images._replace(**{name: getattr(images, name).to(device) for name in names})
+    return Images(*(part.to(device) for part in images[:4]), images.classes, images.source)

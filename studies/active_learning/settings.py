@@ -55,6 +55,11 @@ class Protocol(Checked):
     dqn_lr: float = number(1e-3, above=0, high=1)
     """learning rate of the Q-network, Adam (slides)"""
 
+    @property
+    def augmentation(self) -> tuple[int, bool]:
+        """Pixels around an image before its random crop; whether it is mirrored at random."""
+        return (1, False) if self.dataset == "digits" else (4, True)  # (slides: 4, mirrored)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Study(Protocol):
@@ -84,9 +89,9 @@ class Study(Protocol):
         return self.out or Path("runs") / f"active-{self.dataset}"
 
 
-def counts(values: tuple[int, ...], least: int = 1) -> bool:
-    """Whether these are at least so many different numbers above 0."""
-    return least <= len(set(values)) == len(values) and min(values) > 0
+def counts(values: tuple[int, ...]) -> bool:
+    """Whether these are one or more different numbers above 0."""
+    return 0 < len(set(values)) == len(values) and min(values) > 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,15 +125,13 @@ class StepsConfig(Study):
 
     gradient_steps: tuple[int, ...] = (100, 200, 300, 400, 500)
     """of the DQN after each query (slides)"""
-    seed: int = number(0, 0)
-    """the first seed (slides: 0)"""
     seeds: int = number(1, 1)
-    """how many (slides: 1)"""
+    """seeds 0, 1, .. (slides: 1)"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        rule = "two or more different numbers above 0"
-        require(counts(self.gradient_steps, 2), "gradient-steps", rule, self.gradient_steps)
+        steps, rule = self.gradient_steps, "two or more different numbers above 0"
+        require(counts(steps) and len(steps) > 1, "gradient-steps", rule, steps)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,9 +141,7 @@ class RepeatsConfig(Study):
     gradient_steps: int | None = number(None, 1)
     """gradient steps after each query (default: best of `steps`)"""
     repeats: int = number(5, 1)
-    """seeds (slides: 5)"""
-    seed: int = number(0, 0)
-    """last seed of `steps`; the repeats follow it"""
+    """seeds 1, 2, .. (slides: 5)"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,8 +154,6 @@ class EvaluateConfig(Checked):
     """folder of the official files (default: data/images)"""
     device: Device = "auto"
     """auto: CUDA if present"""
-    threads: int = number(1, 1)
-    """CPU threads"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,8 +168,6 @@ class DrawConfig(Checked):
     """training images"""
     test: int = number(1_000, 1)
     """test images"""
-    seed: int = number(0, 0)
-    """seed of the draw"""
     out: Path | None = None
     """folder to write (default: data/<dataset>-small)"""
 

@@ -22,6 +22,7 @@ from policy.qlearning import Replay
 from studies.active_learning.settings import REPLAY
 
 SKIP, SELECT = 0, 1
+HIDDEN, BATCH = 128, 64  # of the Q-network and its gradient steps (slides)
 
 
 class View(NamedTuple):
@@ -32,9 +33,9 @@ class View(NamedTuple):
     labelled_features: torch.Tensor  # (L, F)
 
 
-def confidence(probabilities: torch.Tensor) -> torch.Tensor:
-    """Probability of the most probable class, (U, K) -> (U,)."""
-    return probabilities.amax(1)
+def entropy(probabilities: torch.Tensor) -> torch.Tensor:
+    """Entropy in nats, (U, K) -> (U,)."""
+    return torch.special.entr(probabilities).sum(1)
 
 
 def margin(probabilities: torch.Tensor) -> torch.Tensor:
@@ -43,22 +44,17 @@ def margin(probabilities: torch.Tensor) -> torch.Tensor:
     return first - second
 
 
-def entropy(probabilities: torch.Tensor) -> torch.Tensor:
-    """Entropy in nats, (U, K) -> (U,)."""
-    return torch.special.entr(probabilities).sum(1)
+UNCERTAINTY: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "entropy": entropy,
+    "margin": lambda p: -margin(p),
+    "least-confidence": lambda p: -p.amax(1),
+}
 
 
 def make_states(probabilities: torch.Tensor) -> torch.Tensor:
     """State of each image: probabilities, their maximum, margin, entropy, (U, K) -> (U, K + 3)."""
     p = probabilities
-    return torch.cat([p, torch.stack([confidence(p), margin(p), entropy(p)], 1)], 1)
-
-
-UNCERTAINTY: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
-    "entropy": entropy,
-    "margin": lambda p: -margin(p),
-    "least-confidence": lambda p: -confidence(p),
-}
+    return torch.cat([p, torch.stack([p.amax(1), margin(p), entropy(p)], 1)], 1)
 
 
 def ranking(scores: torch.Tensor, errors: torch.Tensor) -> float:
@@ -132,37 +128,26 @@ def badge(view: View, n: int, generator: torch.Generator) -> torch.Tensor:
     return chosen
 
 
-class Agent(NamedTuple):
-    """Settings of the DQN, those of the slides."""
-
-    steps: int  # gradient steps a query
-    lr: float  # Adam
-    hidden: int = 128  # width of the two layers
-    replay: int = REPLAY
-    batch: int = 64
-
-
 class Selector:
     """Q-network with its replay: scores the unlabelled images, learns from what was bought."""
 
-    def __init__(self, num_classes: int, agent: Agent, seed: int, device: torch.device):
-        self.agent = agent
+    def __init__(self, num_classes: int, lr: float, seed: int, device: torch.device):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.network = nn.Sequential(
-                nn.Linear(num_classes + 3, agent.hidden),
+                nn.Linear(num_classes + 3, HIDDEN),
                 nn.ReLU(),
-                nn.Linear(agent.hidden, agent.hidden),
+                nn.Linear(HIDDEN, HIDDEN),
                 nn.ReLU(),
-                nn.Linear(agent.hidden, 2),
+                nn.Linear(HIDDEN, 2),
             ).to(device)
-        self.optimizer = torch.optim.Adam(self.network.parameters(), agent.lr)
+        self.optimizer = torch.optim.Adam(self.network.parameters(), lr)
         columns = {
             "state": ((num_classes + 3,), torch.float32),
             "action": ((), torch.int64),
             "reward": ((), torch.float32),
         }
-        self.replay = Replay(agent.replay, columns, device)
+        self.replay = Replay(REPLAY, columns, device)
 
     @torch.inference_mode()
     def scores(self, states: torch.Tensor) -> torch.Tensor:
@@ -191,11 +176,10 @@ class Selector:
             reward=torch.cat([wrong.float(), torch.zeros(len(others), device=states.device)]),
         )
 
-    def learn(self, rng: np.random.Generator) -> None:
+    def learn(self, steps: int, rng: np.random.Generator) -> None:
         """The gradient steps of one query: squared error between Q(s, a) and the reward."""
-        size = min(self.agent.batch, len(self.replay))
-        for _ in range(self.agent.steps):
-            rows = self.replay.sample(size, rng)
+        for _ in range(steps):
+            rows = self.replay.sample(min(BATCH, len(self.replay)), rng)
             q_taken = self.network(rows["state"]).gather(1, rows["action"][:, None])[:, 0]
             loss = functional.mse_loss(q_taken, rows["reward"])
             self.optimizer.zero_grad(set_to_none=True)
@@ -204,11 +188,11 @@ class Selector:
 
     def state(self) -> dict[str, Any]:
         """Everything a resumed run needs."""
-        filled = {name: column[: len(self.replay)] for name, column in self.replay.columns.items()}
+        filled, columns = len(self.replay), self.replay.columns
         return {
             "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "replay": {name: column.clone() for name, column in filled.items()},
+            "replay": {name: column[:filled].clone() for name, column in columns.items()},
             "count": self.replay.count,
         }
 

@@ -13,24 +13,24 @@ other seeds.
 import copy
 import itertools
 import math
-import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import gymnasium
 import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
 from tqdm import tqdm
 
-from core.command import needed
+from core.command import needed, program
 from core.errors import InputError
 from policy import qlearning
-from policy.qlearning import Replay, anneal, sync
-from policy.runfolder import load_weights, read_checkpoint, write_checkpoint
-from studies.classic.mdp import SCRIPT, stream
-from studies.classic.settings import Checking, DqnSettings, Variant
+from policy.qlearning import PrioritizedReplay, Replay, anneal, sync
+from policy.runfolder import load_weights, read_checkpoint
+from studies.classic.mdp import stream
+from studies.classic.settings import DqnConfig, ReinforceConfig
 
 ACTIVATIONS = {"relu": nn.ReLU, "elu": nn.ELU, "tanh": nn.Tanh}
 OPTIMIZERS = {"adam": torch.optim.Adam, "nadam": torch.optim.NAdam}
@@ -45,12 +45,16 @@ def make_envs(env: str, lanes: int, max_steps: int) -> Any:
 
     InputError where the environment's own package is missing.
     """
-    gymnasium = needed("gymnasium", SCRIPT)
     try:
         return gymnasium.make_vec(env, num_envs=lanes, max_episode_steps=max_steps)
     except gymnasium.error.DependencyNotInstalled:
         cure = "install gymnasium's extra box2d: pip install -r requirements-studies.txt"
         raise InputError(f"{env} needs the package box2d; {cure}") from None
+
+
+def longest(cfg: DqnConfig | ReinforceConfig) -> int:
+    """Steps of the longest validation episode."""
+    return min(cfg.learning.max_steps, LIMIT[cfg.env])
 
 
 class Rollout(NamedTuple):
@@ -67,40 +71,33 @@ class Rollout(NamedTuple):
         return self.rewards.sum(0)
 
 
-def step_alive(
-    envs: Any, obs: np.ndarray, actions: np.ndarray, alive: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Step the lanes (L,) that are alive -> observations (L, S), rewards (L,), ended (L,) bool.
+def play(envs: Any, act: Callable[[np.ndarray], np.ndarray], seed: int) -> Rollout:
+    """Reset all lanes, then one episode of each; `act` maps observations (L, S) to actions (L,).
 
     Where the lanes are environments of their own (LunarLander), those that ended are left alone:
     of 100 episodes most are over long before the last. Where all are one array, they move on.
     """
-    if not hasattr(envs, "envs"):
-        obs, rewards, terminated, truncated, _ = envs.step(actions)
-        return obs, rewards, terminated | truncated
-    obs, rewards, ended = obs.copy(), np.zeros(len(alive)), np.zeros(len(alive), dtype=bool)
-    for lane in np.flatnonzero(alive):
-        obs[lane], rewards[lane], terminated, truncated, _ = envs.envs[lane].step(actions[lane])
-        ended[lane] = terminated or truncated
-    return obs, rewards, ended
-
-
-def play(envs: Any, act: Callable[[np.ndarray], np.ndarray], seed: int) -> Rollout:
-    """Reset all lanes, then one episode of each; `act` maps observations (L, S) to actions (L,)."""
     obs, _ = envs.reset(seed=seed)
     alive = np.ones(envs.num_envs, dtype=bool)
     steps = []
     while alive.any():
         actions = act(obs)
-        following, rewards, ended = step_alive(envs, obs, actions, alive)
+        if hasattr(envs, "envs"):
+            following, rewards, over = obs.copy(), np.zeros(len(alive)), np.zeros_like(alive)
+            for i in np.flatnonzero(alive):
+                following[i], rewards[i], *ends, _ = envs.envs[i].step(actions[i])
+                over[i] = any(ends)
+        else:
+            following, rewards, terminated, truncated, _ = envs.step(actions)
+            over = terminated | truncated
         steps.append((obs, actions, np.where(alive, rewards, 0.0), alive))
-        alive = alive & ~ended
+        alive = alive & ~over
         obs = following
     return Rollout(*(np.stack(column) for column in zip(*steps, strict=True)))
 
 
 def make_network(
-    envs: Any, hidden: tuple[int, ...], activation: str, dueling: str | None = None
+    envs: Any, hidden: Sequence[int], activation: str, dueling: str | None = None
 ) -> nn.Sequential:
     """(B, S) -> (B, A): Q-values or logits; `dueling` says what its advantages are centred on."""
     sizes = (envs.single_observation_space.shape[0], *hidden)
@@ -111,76 +108,42 @@ def make_network(
     return nn.Sequential(*layers, last)
 
 
-def greedy(network: nn.Module) -> Callable[[np.ndarray], np.ndarray]:
-    """Policy that takes the action of the highest output."""
+def acting(
+    network: nn.Module, rng: np.random.Generator | None = None
+) -> Callable[[np.ndarray], np.ndarray]:
+    """Policy of a network: the action of its highest output, or with `rng` one drawn from the
+    softmax of the outputs."""
 
+    @torch.inference_mode()
     def act(obs: np.ndarray) -> np.ndarray:
-        with torch.inference_mode():
-            return network(torch.from_numpy(obs)).argmax(1).numpy()
-
-    return act
-
-
-def sampled(network: nn.Module, rng: np.random.Generator) -> Callable[[np.ndarray], np.ndarray]:
-    """Policy that draws from the softmax of the outputs."""
-
-    def act(obs: np.ndarray) -> np.ndarray:
-        with torch.inference_mode():
-            share = network(torch.from_numpy(obs)).softmax(1).cumsum(1).numpy()
+        outputs = network(torch.from_numpy(obs))
+        if rng is None:
+            return outputs.argmax(1).numpy()
+        share = outputs.softmax(1).cumsum(1).numpy()
         return np.minimum((share < rng.random((len(obs), 1))).sum(1), share.shape[1] - 1)
 
     return act
-
-
-class Checks:
-    """Greedy validation episodes every `every` steps of training; keeps the best network."""
-
-    def __init__(self, env: str, max_steps: int, checking: Checking, seed: int):
-        self.envs = make_envs(env, EPISODES, max_steps)
-        self.every = self.due = checking.every
-        self.stop_at = checking.stop_at
-        self.seed = stream(seed, VALIDATION)
-        self.best, self.kept = -math.inf, {}
-        self.history: list[tuple[int, float]] = []  # (steps, mean return)
-
-    def look(self, network: nn.Module, steps: int, last: bool = False) -> bool:
-        """Check if it is time, keep the best, of equals the latest; True: good enough to stop."""
-        if steps < self.due and not (last and steps != (self.history or [(0,)])[-1][0]):
-            return False
-        self.due = (steps // self.every + 1) * self.every
-        score = float(play(self.envs, greedy(network), self.seed).returns.mean())
-        self.history.append((steps, score))
-        if score >= self.best:
-            self.best, self.kept = score, copy.deepcopy(network.state_dict())
-        return self.stop_at is not None and score >= self.stop_at
-
-    def spoken(self) -> str:
-        """Last and best check for a progress bar; empty before the first."""
-        return f"check {self.history[-1][1]:.1f}, best {self.best:.1f}" if self.history else ""
-
-
-class Trained(NamedTuple):
-    """What a learner hands back."""
-
-    network: nn.Module  # as training left it
-    kept: dict[str, torch.Tensor]  # weights of the best check
-    checks: list[tuple[int, float]]  # (steps, greedy mean return of the validation episodes)
-    episodes: list[tuple[int, float]]  # (steps at its end, return) of the training episodes
 
 
 class Policy(NamedTuple):
     """A network and what is needed to build it again."""
 
     env: str
-    hidden: tuple[int, ...]
+    hidden: list[int]
     activation: str
     dueling: str | None
     weights: dict[str, torch.Tensor]
 
 
-def save_policy(path: Path, policy: Policy) -> None:
-    """Write policy.pt, whole or not at all."""
-    write_checkpoint(path, {**policy._asdict(), "hidden": list(policy.hidden)})
+class Trained(NamedTuple):
+    """What a learner hands back."""
+
+    policy: Policy  # the one to keep
+    # For result.json. checks: (steps, greedy mean return of the validation episodes); episodes:
+    # (steps at its end, return) of the training episodes. Of the genetic search: generations,
+    # (steps since the beginning, mean return of the best policy, of all).
+    history: dict[str, list[tuple]]
+    network: nn.Module | None = None  # as training left it; None: genetic search
 
 
 def load_policy(path: Path) -> tuple[str, nn.Module]:
@@ -190,42 +153,69 @@ def load_policy(path: Path) -> tuple[str, nn.Module]:
         path = path / "policy.pt"
     if not path.exists():
         lunar = " --env LunarLander-v3" * ("lunarlander" in str(path).lower())
-        raise InputError(f"{path}: not found; train first: {SCRIPT} dqn{lunar}")
+        raise InputError(f"{path}: not found; train first: python -m studies.classic dqn{lunar}")
     content = read_checkpoint(path)
     if set(content) != set(Policy._fields):
         raise InputError(f"{path}: not a policy of studies.classic")
     policy = Policy(**content)
     envs = make_envs(policy.env, 1, 1)
-    network = make_network(envs, tuple(policy.hidden), policy.activation, policy.dueling)
+    network = make_network(envs, policy.hidden, policy.activation, policy.dueling)
     load_weights(network, policy.weights, path)
     return policy.env, network.eval()
 
 
-def fresh_returns(env: str, network: nn.Module, max_steps: int, seed: int) -> np.ndarray:
+def fresh_returns(env: str, network: nn.Module, seed: int) -> np.ndarray:
     """Returns (100,) of the greedy policy; neither training nor checks saw these episodes."""
-    envs = make_envs(env, EPISODES, max_steps)
-    return play(envs, greedy(network), stream(seed, FRESH)).returns
+    envs = make_envs(env, EPISODES, LIMIT[env])
+    return play(envs, acting(network), stream(seed, FRESH)).returns
 
 
-def explore(
-    best: np.ndarray, num_actions: int, epsilon: float, rng: np.random.Generator
-) -> np.ndarray:
-    """Each of the best actions (L,) replaced by a random one with probability epsilon."""
-    random = rng.integers(num_actions, size=len(best))
-    return np.where(rng.random(len(best)) < epsilon, random, best)
+class Checks:
+    """Greedy validation episodes every `every` steps of training; keeps the best network."""
+
+    def __init__(self, cfg: DqnConfig | ReinforceConfig):
+        self.cfg, self.due = cfg, cfg.checking.every
+        self.envs = make_envs(cfg.env, EPISODES, longest(cfg))
+        self.best, self.kept = -math.inf, {}
+        self.history: list[tuple[int, float]] = []  # (steps, mean return)
+        self.said = ""  # last and best check, for a progress bar
+
+    def look(self, network: nn.Module, steps: int, last: bool = False) -> bool:
+        """Check if it is time, keep the best, of equals the latest; True: good enough to stop."""
+        if steps < self.due and not (last and steps != (self.history or [(0,)])[-1][0]):
+            return False
+        every, stop_at = self.cfg.checking.every, self.cfg.checking.stop_at
+        self.due = (steps // every + 1) * every
+        rollout = play(self.envs, acting(network), stream(self.cfg.seed, VALIDATION))
+        score = float(rollout.returns.mean())
+        self.history.append((steps, score))
+        if score >= self.best:
+            self.best, self.kept = score, copy.deepcopy(network.state_dict())
+        self.said = f"check {score:.1f}, best {self.best:.1f}"
+        return stop_at is not None and score >= stop_at
+
+    def end(self, network: nn.Module, steps: int, episodes: list[tuple[int, float]]) -> Trained:
+        """A last check, and the result of a training."""
+        self.look(network, steps, last=True)
+        env, learning, dueling = self.cfg.env, self.cfg.learning, None
+        if isinstance(self.cfg, DqnConfig) and self.cfg.dueling:
+            dueling = learning.dueling_centre
+        policy = Policy(env, list(learning.hidden), learning.activation, dueling, self.kept)
+        return Trained(policy, {"checks": self.history, "episodes": episodes}, network)
 
 
 class DqnLearner:
     """Network, target network, replay and optimiser; what happens between two gradient steps."""
 
-    def __init__(self, envs: Any, cfg: DqnSettings, variant: Variant, seed: int):
-        self.cfg, self.variant = cfg, variant
-        torch.manual_seed(seed)
-        centre = cfg.dueling_centre if variant.dueling else None
-        self.network = make_network(envs, cfg.hidden, cfg.activation, centre)
+    def __init__(self, envs: Any, cfg: DqnConfig):
+        self.cfg, learning = cfg, cfg.learning
+        torch.manual_seed(cfg.seed)
+        centre = learning.dueling_centre if cfg.dueling else None
+        self.network = make_network(envs, learning.hidden, learning.activation, centre)
         self.target = copy.deepcopy(self.network)
-        fused = {"fused": True} if cfg.optimizer == "adam" else {}
-        self.optimizer = OPTIMIZERS[cfg.optimizer](self.network.parameters(), cfg.lr, **fused)
+        fused = {"fused": True} if learning.optimizer == "adam" else {}
+        optimizer = OPTIMIZERS[learning.optimizer]
+        self.optimizer = optimizer(self.network.parameters(), learning.lr, **fused)
         shape = envs.single_observation_space.shape
         columns: qlearning.Columns = {
             "obs": (shape, torch.float32),
@@ -234,23 +224,22 @@ class DqnLearner:
             "next_obs": (shape, torch.float32),
             "terminated": ((), torch.bool),
         }
-        if variant.prioritized:
-            self.replay = qlearning.PrioritizedReplay(cfg.replay, columns, CPU, cfg.alpha)
-        else:
-            self.replay = Replay(cfg.replay, columns, CPU)
-        self.rng = np.random.default_rng([seed, 2])
+        self.replay = Replay(learning.replay, columns, CPU)
+        if cfg.prioritized:
+            self.replay = PrioritizedReplay(learning.replay, columns, CPU, learning.alpha)
+        self.rng = np.random.default_rng([cfg.seed, 2])
 
     def update(self, share: float) -> None:
         """One gradient step; `share` of the budget has passed."""
-        cfg = self.cfg
-        if self.variant.prioritized:
+        cfg = self.cfg.learning
+        if self.cfg.prioritized:
             beta = anneal(cfg.beta, 1.0, share)
             rows, index, weights = self.replay.draw(cfg.batch, self.rng, beta)
         else:
             some = min(cfg.batch, len(self.replay))
             rows, weights = self.replay.sample(some, self.rng), 1.0
         with torch.no_grad():
-            online = self.network(rows["next_obs"]) if self.variant.double else None
+            online = self.network(rows["next_obs"]) if self.cfg.double else None
             target = qlearning.td_target(
                 rows["reward"], rows["terminated"], self.target(rows["next_obs"]), cfg.gamma, online
             )
@@ -263,53 +252,52 @@ class DqnLearner:
             nn.utils.clip_grad_norm_(self.network.parameters(), cfg.max_grad_norm)
         self.optimizer.param_groups[0]["lr"] = anneal(cfg.lr, cfg.lr_end, share)
         self.optimizer.step()
-        if self.variant.prioritized:
+        if self.cfg.prioritized:
             self.replay.update(index, target - q)
 
 
-class Report(NamedTuple):
-    """What is said every so many episodes, as the tutorial does."""
-
-    episode: int
-    score: float  # mean return of the episodes since the last report
-    buffer: int  # transitions in the replay
-    epsilon: float
-
-    def __str__(self) -> str:
-        text = f"n_episode :{self.episode}, score : {self.score:.1f}, n_buffer : {self.buffer},"
-        return f"{text} eps : {100 * self.epsilon:.1f}%"
+def open_board(folder: Path) -> Any | None:
+    """A TensorBoard writer of a run; without that package None, which a note says."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        print("note: no TensorBoard events without its package: pip install tensorboard")
+        return None
+    return SummaryWriter(str(folder / "tensorboard"), purge_step=0)
 
 
-def dqn(
-    env: str,
-    cfg: DqnSettings,
-    variant: Variant,
-    seed: int,
-    checking: Checking,
-    progress: bool = False,
-    every: int | None = None,
-    say: Callable[[Report], None] = print,
-) -> Trained:
-    """Train a Q-network; see DqnSettings. A report is said `every` so many episodes."""
-    envs = make_envs(env, cfg.lanes, cfg.max_steps)
-    learner = DqnLearner(envs, cfg, variant, seed)
-    best, rng = greedy(learner.network), np.random.default_rng([seed, 1])
-    checks = Checks(env, min(cfg.max_steps, LIMIT[env]), checking, seed)
+def dqn(cfg: DqnConfig, progress: bool = False) -> Trained:
+    """Train a Q-network; see DqnSettings.
+
+    With `progress`, every `report_every` episodes the tutorial's line is printed, and its score
+    goes to `<out>/tensorboard`: the mean return of the episodes since the last line.
+    """
+    if cfg.library != "own":
+        return sb3_dqn(cfg, progress)
+    learning, every = cfg.learning, cfg.report_every if progress else None
+    board = open_board(cfg.out) if every else None
+    envs = make_envs(cfg.env, learning.lanes, learning.max_steps)
+    learner = DqnLearner(envs, cfg)
+    best, rng = acting(learner.network), np.random.default_rng([cfg.seed, 1])
+    checks = Checks(cfg)
     num_actions = int(envs.single_action_space.n)
-    obs, _ = envs.reset(seed=stream(seed, 3))
-    resetting = np.zeros(cfg.lanes, dtype=bool)  # lanes whose step only starts a new episode
-    totals, episodes = np.zeros(cfg.lanes), []
+    obs, _ = envs.reset(seed=stream(cfg.seed, 3))
+    resetting = np.zeros(learning.lanes, dtype=bool)  # lanes whose step only starts a new episode
+    totals, episodes = np.zeros(learning.lanes), []
     steps = clock = 0
-    bar = tqdm(total=cfg.budget, unit=cfg.clock[:-1], desc=f"dqn {variant}", disable=not progress)
-    while clock < cfg.budget:
-        epsilon = anneal(cfg.epsilon_start, cfg.epsilon_end, clock / cfg.epsilon_span)
-        actions = explore(best(obs), num_actions, epsilon, rng)
+    start, end = learning.epsilon_start, learning.epsilon_end
+    unit, name = learning.clock[:-1], f"dqn {cfg.variant}"
+    bar = tqdm(total=learning.budget, unit=unit, desc=name, disable=not progress)
+    while clock < learning.budget:
+        epsilon = anneal(start, end, clock / learning.epsilon_span)
+        random = rng.integers(num_actions, size=learning.lanes)
+        actions = np.where(rng.random(learning.lanes) < epsilon, random, best(obs))
         following, rewards, terminated, truncated, _ = envs.step(actions)
         kept = np.flatnonzero(~resetting)
         learner.replay.add(
             obs=torch.from_numpy(obs[kept]),
             action=torch.from_numpy(actions[kept]),
-            reward=torch.from_numpy(rewards[kept] * cfg.reward_scale),
+            reward=torch.from_numpy(rewards[kept] * learning.reward_scale),
             next_obs=torch.from_numpy(following[kept]),
             terminated=torch.from_numpy(terminated[kept]),
         )
@@ -320,129 +308,104 @@ def dqn(
             episodes.append((steps, total))
             if every and len(episodes) % every == 0:
                 score = float(np.mean([total for _, total in episodes[-every:]]))
-                say(Report(len(episodes), score, len(learner.replay), float(epsilon)))
+                text = f"n_episode :{len(episodes)}, score : {score:.1f}"
+                bar.write(f"{text}, n_buffer : {len(learner.replay)}, eps : {100 * epsilon:.1f}%")
+                if board is not None:
+                    board.add_scalar("score", score, len(episodes))
         totals[resetting] = 0.0
         obs, before = following, clock
-        clock = steps if cfg.clock == "steps" else len(episodes)
-        bar.update(min(clock, cfg.budget) - before)
-        if learner.replay.count > cfg.start_steps and len(episodes) >= cfg.start_episodes:
-            for _ in range((clock // cfg.train_every - before // cfg.train_every) * cfg.updates):
-                learner.update(clock / cfg.budget)
-        if clock // cfg.sync_every > before // cfg.sync_every:
+        clock = steps if learning.clock == "steps" else len(episodes)
+        bar.update(min(clock, learning.budget) - before)
+        if learner.replay.count > learning.start_steps and len(episodes) >= learning.start_episodes:
+            rounds = clock // learning.train_every - before // learning.train_every
+            for _ in range(rounds * learning.updates):
+                learner.update(clock / learning.budget)
+        if clock // learning.sync_every > before // learning.sync_every:
             sync(learner.target, learner.network)
         stop = checks.look(learner.network, steps)
-        bar.set_postfix_str(checks.spoken(), refresh=False)
+        bar.set_postfix_str(checks.said, refresh=False)
         if stop:
             break
-    checks.look(learner.network, steps, last=True)
     bar.close()
-    return Trained(learner.network, checks.kept, checks.history, episodes)
+    if board is not None:
+        board.close()
+    return checks.end(learner.network, steps, episodes)
 
 
-def check_sb3(cfg: DqnSettings, variant: Variant, report_every: int | None = None) -> None:
+def check_sb3(cfg: DqnConfig) -> None:
     """InputError for what the DQN of stable-baselines3 cannot do: no flag is silently ignored."""
+    learning = cfg.learning
+    uneven, slow = learning.train_every % learning.lanes, learning.epsilon_span > learning.budget
     wrong = {
-        "--double, --dueling, --prioritized": variant != Variant(),
-        "--learning.clock episodes": cfg.clock != "steps",
-        "--learning.loss mse": cfg.loss != "huber",
-        "--learning.reward-scale": cfg.reward_scale != 1,
-        "--learning.start-episodes": cfg.start_episodes > 0,
-        "--learning.train-every that --learning.lanes does not divide": cfg.train_every % cfg.lanes,
-        "--learning.epsilon-span above --learning.budget": cfg.epsilon_span > cfg.budget,
-        "--report-every": report_every is not None,
+        "--double, --dueling, --prioritized": cfg.variant != "plain",
+        "--learning.clock episodes": learning.clock != "steps",
+        "--learning.loss mse": learning.loss != "huber",
+        "--learning.reward-scale": learning.reward_scale != 1,
+        "--learning.start-episodes": learning.start_episodes > 0,
+        "--learning.train-every that --learning.lanes does not divide": uneven,
+        "--learning.epsilon-span above --learning.budget": slow,
+        "--report-every": cfg.report_every is not None,
     }
     for flag, given in wrong.items():
         if given:
             raise InputError(f"stable-baselines3's DQN cannot do {flag}; use --library own")
 
 
-def sb3_dqn(
-    env: str, cfg: DqnSettings, seed: int, checking: Checking, progress: bool = False
-) -> Trained:
+def sb3_dqn(cfg: DqnConfig, progress: bool = False) -> Trained:
     """The DQN of stable-baselines3 with the numbers of `cfg`, checked in the same way.
 
     What stays different: in each step all lanes explore or none, and a batch may hold the same
     transition twice.
     """
+    check_sb3(cfg)
+    sb3 = needed("stable_baselines3", program())
     # It imports the suite, for which the other agents need not wait.
     from studies.gym import without_log
 
-    sb3 = needed("stable_baselines3", SCRIPT)
-    callbacks = needed("stable_baselines3.common.callbacks", SCRIPT)
-    envs = needed("stable_baselines3.common.env_util", SCRIPT).make_vec_env(
-        env, cfg.lanes, seed=stream(seed, 3), env_kwargs={"max_episode_steps": cfg.max_steps}
+    learning = cfg.learning
+    envs = sb3.common.env_util.make_vec_env(
+        cfg.env,
+        learning.lanes,
+        seed=stream(cfg.seed, 3),
+        env_kwargs={"max_episode_steps": learning.max_steps},
     )
     model = sb3.DQN(
         "MlpPolicy",
         envs,
-        learning_rate=lambda left: anneal(cfg.lr, cfg.lr_end, 1.0 - left),
-        buffer_size=cfg.replay,
-        learning_starts=cfg.start_steps,
-        batch_size=cfg.batch,
-        gamma=cfg.gamma,
-        train_freq=cfg.train_every // cfg.lanes,  # in steps of all lanes
-        gradient_steps=cfg.updates,
-        target_update_interval=max(cfg.sync_every, cfg.lanes),
-        exploration_initial_eps=cfg.epsilon_start,
-        exploration_final_eps=cfg.epsilon_end,
-        exploration_fraction=cfg.epsilon_span / cfg.budget,
-        max_grad_norm=math.inf if cfg.max_grad_norm is None else cfg.max_grad_norm,
+        learning_rate=lambda left: anneal(learning.lr, learning.lr_end, 1.0 - left),
+        buffer_size=learning.replay,
+        learning_starts=learning.start_steps,
+        batch_size=learning.batch,
+        gamma=learning.gamma,
+        train_freq=learning.train_every // learning.lanes,  # in steps of all lanes
+        gradient_steps=learning.updates,
+        target_update_interval=max(learning.sync_every, learning.lanes),
+        exploration_initial_eps=learning.epsilon_start,
+        exploration_final_eps=learning.epsilon_end,
+        exploration_fraction=learning.epsilon_span / learning.budget,
+        max_grad_norm=math.inf if learning.max_grad_norm is None else learning.max_grad_norm,
         policy_kwargs={
-            "net_arch": list(cfg.hidden),
-            "activation_fn": ACTIVATIONS[cfg.activation],
-            "optimizer_class": OPTIMIZERS[cfg.optimizer],
+            "net_arch": list(learning.hidden),
+            "activation_fn": ACTIVATIONS[learning.activation],
+            "optimizer_class": OPTIMIZERS[learning.optimizer],
         },
-        seed=seed,
+        seed=cfg.seed,
         device="cpu",
     )
     without_log(model)
     network = model.q_net.q_net  # the layers of make_network, in the same order
-    checks = Checks(env, min(cfg.max_steps, LIMIT[env]), checking, seed)
+    checks = Checks(cfg)
     episodes: list[tuple[int, float]] = []
 
-    class Watch(callbacks.BaseCallback):
-        """Checks; and the returns of training episodes, which its Monitor notes."""
+    def watch(now: dict[str, Any], _: dict[str, Any]) -> bool:
+        """Note the returns of training episodes, which the Monitor of an environment gives."""
+        bar.update(learning.lanes)
+        ended = [info["episode"]["r"] for info in now["infos"] if "episode" in info]
+        episodes.extend((model.num_timesteps, float(total)) for total in ended)
+        stop = checks.look(network, model.num_timesteps)
+        bar.set_postfix_str(checks.said, refresh=False)
+        return not stop
 
-        def _on_step(self) -> bool:
-            bar.update(cfg.lanes)
-            ended = [info["episode"]["r"] for info in self.locals["infos"] if "episode" in info]
-            episodes.extend((self.num_timesteps, float(total)) for total in ended)
-            stop = checks.look(network, self.num_timesteps)
-            bar.set_postfix_str(checks.spoken(), refresh=False)
-            return not stop
-
-    with tqdm(total=cfg.budget, unit="step", desc="sb3", disable=not progress) as bar:
-        model.learn(cfg.budget, callback=Watch())
-    checks.look(network, model.num_timesteps, last=True)
-    return Trained(network, checks.kept, checks.history, episodes)
-
-
-def film(path: Path, seed: int, frames: int, every: int, width: int) -> tuple[list[Any], float]:
-    """Pictures (PIL, 16 colours) of one greedy episode of a policy file, and its return.
-
-    Filming stops after `frames` pictures; the episode is played to its end.
-    """
-    name, network = load_policy(path)
-    for driver in ("SDL_VIDEODRIVER", "SDL_AUDIODRIVER"):  # the renderer needs no screen, no sound
-        os.environ.setdefault(driver, "dummy")
-    gymnasium, image = needed("gymnasium", SCRIPT), needed("PIL.Image", SCRIPT)
-    try:
-        env = gymnasium.make(name, render_mode="rgb_array")
-        obs, _ = env.reset(seed=stream(seed, FRESH))
-        env.render()
-    except gymnasium.error.DependencyNotInstalled:
-        cure = "run: pip install -r requirements-studies.txt"
-        raise InputError(f"drawing {name} needs the package pygame-ce; {cure}") from None
-    act, pictures, total, step, over = greedy(network), [], 0.0, 0, False
-    while not over:
-        if step % every == 0 and len(pictures) < frames:
-            picture = image.fromarray(env.render())
-            height = round(picture.height * width / picture.width)
-            small = picture.resize((width, height), image.Resampling.LANCZOS)
-            palette = pictures[0] if pictures else small.quantize(16)
-            pictures.append(small.quantize(palette=palette, dither=image.Dither.NONE))
-        action = int(act(obs[None])[0])
-        obs, reward, terminated, truncated, _ = env.step(action)
-        total, step, over = total + float(reward), step + 1, terminated or truncated
-    env.close()
-    return pictures, total
+    with tqdm(total=learning.budget, unit="step", desc="sb3", disable=not progress) as bar:
+        model.learn(learning.budget, callback=watch)
+    return checks.end(network, model.num_timesteps, episodes)

@@ -9,25 +9,16 @@ Barto, *Reinforcement Learning*, 2nd edition, chapters 4 and 6.
 """
 
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
+import gymnasium
 import numpy as np
 from tqdm import trange
 
-from core.command import needed
 from policy.qlearning import anneal
 from studies.classic.settings import TabularEnv, TabularLearning
 
-SCRIPT = "python -m studies.classic"  # what the user started
 Table = dict[int, dict[int, list[tuple[float, int, float, bool]]]]
-
-# The lecture's MDP: probabilities [state][action] -> next states 0, 1, 2; {} is not possible.
-PROBABILITIES = (
-    {0: (0.7, 0.3, 0.0), 1: (1.0, 0.0, 0.0), 2: (0.8, 0.2, 0.0)},
-    {0: (0.0, 1.0, 0.0), 2: (0.0, 0.0, 1.0)},
-    {1: (0.8, 0.1, 0.1)},
-)
-REWARDS = {(0, 0, 0): 10.0, (1, 2, 2): -50.0, (2, 1, 0): 40.0}  # (state, action, next state)
 
 
 def stream(seed: int, number: int) -> int:
@@ -38,15 +29,20 @@ def stream(seed: int, number: int) -> int:
 class ThreeState:
     """The lecture's MDP behind gymnasium's reset and step. It never ends."""
 
-    def __init__(self) -> None:
-        self.P: Table = {}
-        for state, actions in enumerate(PROBABILITIES):
-            self.P[state] = {action: [] for action in actions}
-            for action, shares in actions.items():
-                for after in np.flatnonzero(shares).tolist():
-                    reward = REWARDS.get((state, action, after), 0.0)
-                    self.P[state][action].append((shares[after], after, reward, False))
-        self.unwrapped = self
+    P: ClassVar[Table] = {  # action 1 is not possible in state 1, nor 0 and 2 in state 2
+        0: {
+            0: [(0.7, 0, 10.0, False), (0.3, 1, 0.0, False)],
+            1: [(1.0, 0, 0.0, False)],
+            2: [(0.8, 0, 0.0, False), (0.2, 1, 0.0, False)],
+        },
+        1: {0: [(1.0, 1, 0.0, False)], 2: [(1.0, 2, -50.0, False)]},
+        2: {1: [(0.8, 0, 40.0, False), (0.1, 1, 0.0, False), (0.1, 2, 0.0, False)]},
+    }
+
+    @property
+    def unwrapped(self) -> "ThreeState":
+        """Itself, as of any environment without wrappers."""
+        return self
 
     def reset(self, *, seed: int | None = None) -> tuple[int, dict]:
         """Start in state 0."""
@@ -68,7 +64,7 @@ class ThreeState:
 
 def make_tabular(name: TabularEnv) -> Any:
     """The environment of that name."""
-    return ThreeState() if name == "three-state" else needed("gymnasium", SCRIPT).make(name)
+    return ThreeState() if name == "three-state" else gymnasium.make(name)
 
 
 class Mdp(NamedTuple):
@@ -83,8 +79,9 @@ class Mdp(NamedTuple):
         return np.isfinite(self.reward)
 
 
-def as_mdp(table: Table) -> Mdp:
-    """Gymnasium's table as arrays."""
+def as_mdp(env: Any) -> Mdp:
+    """An environment's table as arrays."""
+    table: Table = env.unwrapped.P
     num_actions = 1 + max(action for actions in table.values() for action in actions)
     moves = np.zeros((len(table), num_actions, len(table)))
     reward = np.full(moves.shape[:2], -np.inf)
@@ -101,34 +98,19 @@ def q_of(mdp: Mdp, values: np.ndarray, gamma: float) -> np.ndarray:
     return mdp.reward + gamma * mdp.moves @ values
 
 
-class Iterated(NamedTuple):
-    """What an iteration ends with."""
+def value_iteration(
+    mdp: Mdp, gamma: float, tolerance: float, most: int, of_q: bool = False
+) -> tuple[np.ndarray, int]:
+    """Q (S, A) <- r + gamma E max over a' of Q, and the number of sweeps; V = max over a of Q.
 
-    values: np.ndarray  # V (S,) or Q (S, A)
-    sweeps: int
-
-
-def iterated(
-    backup: Callable[[np.ndarray], np.ndarray], values: np.ndarray, tolerance: float, most: int
-) -> Iterated:
-    """Values <- backup(values), until none of the finite ones moves by more than `tolerance`."""
-    finite, sweep, moved = np.isfinite(values), 0, np.inf
+    It ends where no V (`of_q`: no Q) moves by more than `tolerance`, or after `most` sweeps.
+    """
+    q, sweep, moved = np.where(mdp.possible, 0.0, -np.inf), 0, np.inf
     while moved > tolerance and sweep < most:
-        before, values = values, backup(values)
-        moved, sweep = np.abs(values[finite] - before[finite]).max(), sweep + 1
-    return Iterated(values, sweep)
-
-
-def value_iteration(mdp: Mdp, gamma: float, tolerance: float, most: int) -> Iterated:
-    """V <- max over a of r + gamma E V."""
-    start = np.zeros(len(mdp.reward))
-    return iterated(lambda v: q_of(mdp, v, gamma).max(1), start, tolerance, most)
-
-
-def q_value_iteration(mdp: Mdp, gamma: float, tolerance: float, most: int) -> Iterated:
-    """Q <- r + gamma E max over a' of Q."""
-    start = np.where(mdp.possible, 0.0, -np.inf)
-    return iterated(lambda q: q_of(mdp, q.max(1), gamma), start, tolerance, most)
+        before, q = q, q_of(mdp, q.max(1), gamma)
+        old, new = (x[mdp.possible] if of_q else x.max(1) for x in (before, q))
+        moved, sweep = np.abs(new - old).max(), sweep + 1
+    return q, sweep
 
 
 def policy_values(mdp: Mdp, policy: np.ndarray, gamma: float) -> np.ndarray:
@@ -136,11 +118,6 @@ def policy_values(mdp: Mdp, policy: np.ndarray, gamma: float) -> np.ndarray:
     reward = (policy * np.where(mdp.possible, mdp.reward, 0.0)).sum(1)
     moves = np.einsum("sa,sat->st", policy, mdp.moves)
     return np.linalg.solve(np.eye(len(reward)) - gamma * moves, reward)
-
-
-def uniform_policy(mdp: Mdp) -> np.ndarray:
-    """Every possible action equally often, (S, A)."""
-    return mdp.possible / mdp.possible.sum(1, keepdims=True)
 
 
 def analytic(mdp: Mdp, gamma: float) -> np.ndarray:
@@ -158,21 +135,17 @@ def analytic(mdp: Mdp, gamma: float) -> np.ndarray:
 
 def rate(cfg: TabularLearning, visits: float, step: int) -> float:
     """Learning rate of one update."""
-    count = visits if cfg.count == "visits" else step
-    return cfg.alpha / (1.0 + cfg.decay * count) ** cfg.power
+    return cfg.alpha / (1.0 + cfg.decay * (visits if cfg.count == "visits" else step))
 
 
-def td0(
-    env: Any, gamma: float, cfg: TabularLearning, seed: int, progress: bool = False
-) -> np.ndarray:
+def td0(env: Any, gamma: float, cfg: TabularLearning, seed: int) -> np.ndarray:
     """V (S,) of the random policy from its steps: V(s) += alpha (r + gamma V(s') - V(s))."""
     options = {state: list(actions) for state, actions in env.unwrapped.P.items()}
     values, visits = np.zeros(len(options)), np.zeros(len(options))
     rng = np.random.default_rng([seed, 1])
     state, _ = env.reset(seed=stream(seed, 3))
-    for step in trange(cfg.steps, desc="TD(0)", unit="step", disable=not progress):
-        actions = options[state]
-        action = actions[int(rng.random() * len(actions))]
+    for step in trange(cfg.steps, desc="TD(0)", unit="step"):
+        action = options[state][int(rng.random() * len(options[state]))]
         after, reward, terminated, truncated, _ = env.step(action)
         ahead = 0.0 if terminated else values[after]
         values[state] += rate(cfg, visits[state], step) * (reward + gamma * ahead - values[state])
@@ -181,28 +154,24 @@ def td0(
     return values
 
 
-def q_learning(
-    env: Any, gamma: float, cfg: TabularLearning, seed: int, progress: bool = False
-) -> np.ndarray:
+def q_learning(env: Any, gamma: float, cfg: TabularLearning, seed: int) -> np.ndarray:
     """Q (S, A) learned from steps; -inf: not possible.
 
     Epsilon-greedy. What has been tried n times looks better by curiosity / (1 + n), to the greedy
     choice and in the target: r + gamma max over a' of f(Q(s', a'), n(s', a')).
     """
     options = {state: list(actions) for state, actions in env.unwrapped.P.items()}
-    q = np.where(as_mdp(env.unwrapped.P).possible, 0.0, -np.inf)
+    q = np.where(as_mdp(env).possible, 0.0, -np.inf)
     visits = np.zeros_like(q)
 
     def hopeful(state: int) -> np.ndarray:
-        return q[state] + cfg.curiosity / (1.0 + visits[state]) if cfg.curiosity else q[state]
+        return q[state] + cfg.curiosity / (1.0 + visits[state])
 
     rng = np.random.default_rng([seed, 1])
     state, _ = env.reset(seed=stream(seed, 3))
-    for step in trange(cfg.steps, desc="Q-learning", unit="step", disable=not progress):
-        epsilon = anneal(cfg.epsilon_start, cfg.epsilon_end, step / cfg.steps)
-        if rng.random() < epsilon:
-            actions = options[state]
-            action = actions[int(rng.random() * len(actions))]
+    for step in trange(cfg.steps, desc="Q-learning", unit="step"):
+        if rng.random() < anneal(1.0, cfg.epsilon_end, step / cfg.steps):
+            action = options[state][int(rng.random() * len(options[state]))]
         else:
             action = int(hopeful(state).argmax())
         after, reward, terminated, truncated, _ = env.step(action)

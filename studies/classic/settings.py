@@ -6,7 +6,7 @@ variants) and a DQN tutorial with replay and target network on CartPole.
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal
 
 from core.command import flag_in
 from core.settings import Checked, number, require
@@ -28,15 +28,11 @@ class TabularLearning(Checked):
     alpha: float = number(1.0, above=0, high=1)
     """first learning rate"""
     decay: float = number(0.05, 0)
-    """d of alpha / (1 + d * count) ^ power"""
-    power: float = number(1.0, 0)
-    """exponent of that decay"""
+    """d of alpha / (1 + d * count)"""
     count: Literal["visits", "steps"] = "visits"
     """count of that decay: visits of a state, or steps"""
-    epsilon_start: float = number(1.0, 0, 1)
-    """first share of random actions (Q-learning)"""
     epsilon_end: float = number(0.2, 0, 1)
-    """last share of random actions (Q-learning)"""
+    """last share of random actions; the first is 1 (Q-learning)"""
     curiosity: float = number(10.0, 0)
     """bonus c / (1 + visits) of an action (Q-learning)"""
 
@@ -54,18 +50,14 @@ class GeneticSettings(Checked):
     """generations"""
     episodes: int = number(5, 1)
     """episodes that rate a policy"""
-    noise: float = number(0.3, above=0)
-    """standard deviation of a child's weights"""
     max_steps: int = number(500, 1)
     """longest episode, steps"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.policies % self.survivors or self.policies == self.survivors:
-            raise ValueError(
-                f"--learning.policies must be a multiple of --learning.survivors, and larger, but"
-                f" {self.policies} and {self.survivors} were given"
-            )
+        fits = self.policies % self.survivors == 0 and self.policies > self.survivors
+        rule = f"a multiple of --learning.survivors, {self.survivors}, and larger,"
+        require(fits, self.flag("policies"), rule, self.policies)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,117 +167,89 @@ class DqnSettings(Checked):
     """first importance exponent of --prioritized"""
 
 
-class Variant(NamedTuple):
-    """Which extensions a DQN has."""
-
-    double: bool = False
-    dueling: bool = False
-    prioritized: bool = False
-
-    def __str__(self) -> str:
-        return "+".join(name for name, on in self._asdict().items() if on) or "plain"
-
-
+# Presets: of a value of --settings, and what another --env has in its place.
 REINFORCE = {
-    ("CartPole-v1", "tuned"): ReinforceSettings(),
+    "tuned": ReinforceSettings(),
     ("LunarLander-v3", "tuned"): ReinforceSettings(
         hidden=(64, 64), lr=5e-3, lr_end=5e-4, episodes=16, max_steps=1000, steps=1_000_000
     ),
-}
-for _env in get_args(EnvName):
-    REINFORCE[_env, "lecture"] = ReinforceSettings(
+    "lecture": ReinforceSettings(
         hidden=(5,),
         activation="relu",
         optimizer="nadam",
-        lr=1e-2,
         lr_end=1e-2,
         gamma=0.95,
-        episodes=10,
         max_steps=200,
         baseline="all",
         iterations=150,
         steps=None,
-    )
-LUNAR_LANDER = DqnSettings(
-    hidden=(128, 128),
-    lr=1e-3,
-    lr_end=1e-4,
-    budget=400_000,
-    max_steps=1_000,
-    epsilon_end=0.05,
-    epsilon_span=40_000,
-    batch=128,
-    train_every=8,
-    updates=2,
-    sync_every=1_000,
-)
+    ),
+}
+SOURCES = {"max_grad_norm": None, "clock": "episodes", "lanes": 1, "epsilon_end": 0.01, "batch": 32}
+SOURCES |= {"train_every": 1}
 DQN = {
     "tuned": DqnSettings(),
+    ("LunarLander-v3", "tuned"): DqnSettings(
+        hidden=(128, 128),
+        lr=1e-3,
+        lr_end=1e-4,
+        budget=400_000,
+        max_steps=1_000,
+        epsilon_end=0.05,
+        epsilon_span=40_000,
+        batch=128,
+        train_every=8,
+        updates=2,
+        sync_every=1_000,
+    ),
     "lecture": DqnSettings(
+        **SOURCES,
         hidden=(32, 32),
         activation="elu",
         optimizer="nadam",
         lr=1e-2,
         lr_end=1e-2,
         loss="mse",
-        max_grad_norm=None,
         gamma=0.95,
-        clock="episodes",
         budget=600,
         max_steps=200,
-        lanes=1,
-        epsilon_end=0.01,
         epsilon_span=495,  # 1 - episode / 500, until 0.01
         replay=2_000,
-        batch=32,
         start_steps=32,
         start_episodes=52,
-        train_every=1,
         updates=1,
         sync_every=50,
         dueling_centre="max",
     ),
-    "tutorial": DqnSettings(
+    "tutorial": DqnSettings(  # its longest episode, 10,000 steps, CartPole-v1 itself ends at 500
+        **SOURCES,
         hidden=(128, 128),
         lr=5e-4,
         lr_end=5e-4,
-        max_grad_norm=None,
         gamma=0.98,
         reward_scale=0.01,
-        clock="episodes",
         budget=1_000,
-        max_steps=500,  # there it is 10,000, but CartPole-v1 itself ends at 500
-        lanes=1,
         epsilon_start=0.08,
-        epsilon_end=0.01,
         epsilon_span=1_400,  # a hundredth less every 200 episodes
         replay=50_000,
-        batch=32,
         start_steps=2_000,
-        train_every=1,
         updates=10,
         sync_every=20,
     ),
 }
 TABULAR = {
-    ("three-state", "tuned"): TabularLearning(),
+    "tuned": TabularLearning(),
     ("FrozenLake-v1", "tuned"): TabularLearning(
         alpha=0.2, decay=0.001, epsilon_end=0.1, curiosity=0.0
     ),
+    # Nothing in Taxi is left to chance but the start, so the newest step is the truth.
     ("Taxi-v4", "tuned"): TabularLearning(alpha=1.0, decay=0.0, epsilon_end=0.1, curiosity=0.0),
-}  # nothing in Taxi is left to chance but the start, so the newest step is the truth
-for _env in ("three-state", "FrozenLake-v1", "Taxi-v4"):
-    TABULAR[_env, "lecture"] = TabularLearning(
-        steps=10_000,
-        alpha=0.05,
-        decay=0.005,
-        power=1.0,
-        count="steps",
-        epsilon_start=1.0,
-        epsilon_end=1.0,
-        curiosity=0.0,
-    )
-WATCHED = {  # the sources train to the end
+    "lecture": TabularLearning(
+        steps=10_000, alpha=0.05, decay=0.005, count="steps", epsilon_end=1.0, curiosity=0.0
+    ),
+}
+LANDER_CHECKING = Checking(every=20_000, stop_at=230.0)
+CHECKING = {  # the sources train to the end
     "tuned": Checking(stop_at=490.0),
     "lecture": Checking(every=2_500),
     "tutorial": Checking(every=10_000),
@@ -342,11 +306,6 @@ class QLearningConfig(TdConfig):
 class AngleConfig(Checked):
     """CartPole by the lecture's rule: push to the side that the pole leans to."""
 
-    episodes: int = number(500, 1)
-    """episodes, seeds 0, 1, .."""
-    max_steps: int = number(200, 1)
-    """longest episode, steps"""
-
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedConfig(Checked):
@@ -399,9 +358,10 @@ class DqnConfig(TrainedConfig):
     checking: Checking = field(default_factory=Checking)
 
     @property
-    def variant(self) -> Variant:
-        """The extensions that are on."""
-        return Variant(self.double, self.dueling, self.prioritized)
+    def variant(self) -> str:
+        """The extensions that are on, e.g. double+dueling; plain: none."""
+        on = [name for name in ("double", "dueling", "prioritized") if getattr(self, name)]
+        return "+".join(on) or "plain"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -427,23 +387,17 @@ class ScoreConfig(Checked):
     policy: Path = HOME / "cartpole-dqn-plain-tuned-0" / "policy.pt"
     """run folder, or its policy.pt (default: dqn, seed 0)"""
     seed: int = number(0, 0)
-    """seed of the 100 episodes"""
+    """seed of the episodes (score: 100, render: one)"""
 
 
 @dataclass(frozen=True, kw_only=True)
-class RenderConfig(Checked):
+class RenderConfig(ScoreConfig):
     """An episode of a saved CartPole or LunarLander policy as an animated GIF."""
 
-    policy: Path = HOME / "cartpole-dqn-plain-tuned-0" / "policy.pt"
-    """run folder, or its policy.pt (default: dqn, seed 0)"""
     out: Path = HOME / "cartpole.gif"
     """GIF to write"""
-    seed: int = number(0, 0)
-    """seed of the episode"""
     frames: int = number(125, 1)
-    """pictures at most"""
-    every: int = number(2, 1)
-    """steps between pictures"""
+    """pictures at most, one every other step"""
     width: int = number(300, 16)
     """width, pixels"""
 
@@ -451,25 +405,22 @@ class RenderConfig(Checked):
 def commands(args: list[str]) -> dict[str, Any]:
     """Command -> its defaults, which follow from --settings and --env."""
     settings, env = flag_in(args, "--settings") or "tuned", flag_in(args, "--env")
-    checking = WATCHED.get(settings, Checking())
-    if env == "LunarLander-v3":
-        checking = Checking(every=20_000, stop_at=230.0)
-    tabular = TABULAR.get((env or "three-state", settings), TabularLearning())
+
+    def preset(table: dict[Any, Any]) -> Any:
+        return table.get((env, settings)) or table.get(settings) or table["tuned"]
+
+    checking = LANDER_CHECKING if env == "LunarLander-v3" else preset(CHECKING)
     gamma = 0.9 if env in (None, "three-state") else 0.99
-    policy_gradient = REINFORCE.get((env or "CartPole-v1", settings), ReinforceSettings())
-    deep = DQN.get(settings, DqnSettings())
-    if (env, settings) == ("LunarLander-v3", "tuned"):
-        deep = LUNAR_LANDER
     report_every = 20 if settings == "tutorial" else None
     return {
         "value-iteration": ValueIterationConfig(gamma=gamma),
         "q-value-iteration": QValueIterationConfig(gamma=gamma),
-        "td": TdConfig(learning=tabular, gamma=gamma),
-        "q-learning": QLearningConfig(learning=tabular, gamma=gamma),
+        "td": TdConfig(learning=preset(TABULAR), gamma=gamma),
+        "q-learning": QLearningConfig(learning=preset(TABULAR), gamma=gamma),
         "angle": AngleConfig,
         "genetic": GeneticConfig,
-        "reinforce": ReinforceConfig(learning=policy_gradient, checking=checking),
-        "dqn": DqnConfig(learning=deep, checking=checking, report_every=report_every),
+        "reinforce": ReinforceConfig(learning=preset(REINFORCE), checking=checking),
+        "dqn": DqnConfig(learning=preset(DQN), checking=checking, report_every=report_every),
         "table": TableConfig,
         "score": ScoreConfig,
         "render": RenderConfig,

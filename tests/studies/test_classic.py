@@ -23,6 +23,7 @@ from studies.classic import commands as classic
 from studies.classic.agents import DqnLearner, Policy
 from studies.classic.mdp import ThreeState
 from studies.classic.settings import (
+    AngleConfig,
     Checking,
     DqnConfig,
     DqnSettings,
@@ -34,13 +35,17 @@ from studies.classic.settings import (
     RenderConfig,
     TableConfig,
     TabularLearning,
-    Variant,
     commands,
 )
 
 NEVER = -np.inf
 TINY = DqnSettings(hidden=(8,), budget=400, start_steps=50, train_every=64, updates=4, lanes=4)
 SOON = Checking(every=200)
+EXTENSIONS = ("double", "dueling", "prioritized")
+
+
+def tiny(learning: DqnSettings = TINY, **flags) -> DqnConfig:
+    return DqnConfig(learning=learning, checking=SOON, **flags)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -50,14 +55,14 @@ def one_thread():
 
 @pytest.fixture(scope="module")
 def world() -> mdp.Mdp:
-    return mdp.as_mdp(ThreeState().P)
+    return mdp.as_mdp(ThreeState())
 
 
 # ---------------------------------------------------------------------------- tabular
 
 
 def test_the_lectures_q_values(world):
-    q = mdp.q_value_iteration(world, 0.90, 0.0, 50).values
+    q, _ = mdp.value_iteration(world, 0.90, 0.0, 50, of_q=True)
     lecture = [
         [18.91891892, 17.02702702, 13.62162162],
         [0.0, NEVER, -4.87971488],
@@ -68,26 +73,27 @@ def test_the_lectures_q_values(world):
 
 
 def test_more_patience_changes_the_policy(world):
-    assert mdp.q_value_iteration(world, 0.95, 1e-10, 9999).values.argmax(1).tolist() == [0, 2, 1]
+    q, _ = mdp.value_iteration(world, 0.95, 1e-10, 9999, of_q=True)
+    assert q.argmax(1).tolist() == [0, 2, 1]
 
 
 @pytest.mark.parametrize(
     "name, gamma", [("three-state", 0.9), ("three-state", 0.95), ("FrozenLake-v1", 0.99)]
 )
 def test_iteration_equals_the_analytic_solution(name, gamma):
-    world = mdp.as_mdp(mdp.make_tabular(name).unwrapped.P)
+    world = mdp.as_mdp(mdp.make_tabular(name))
     exact = mdp.analytic(world, gamma)
-    done = mdp.value_iteration(world, gamma, 1e-12, 9999)
-    assert done.sweeps < 9999
-    assert np.allclose(done.values, exact, rtol=0, atol=1e-9)
-    q = mdp.q_value_iteration(world, gamma, 1e-12, 9999).values
+    q, sweeps = mdp.value_iteration(world, gamma, 1e-12, 9999)
+    assert sweeps < 9999
+    assert np.allclose(q.max(1), exact, rtol=0, atol=1e-9)
+    q, _ = mdp.value_iteration(world, gamma, 1e-12, 9999, of_q=True)
     assert np.allclose(q, mdp.q_of(world, exact, gamma), rtol=0, atol=1e-9)
 
 
 def test_taxi_is_solved_by_value_iteration():
     env = mdp.make_tabular("Taxi-v4")
-    world = mdp.as_mdp(env.unwrapped.P)
-    values = mdp.value_iteration(world, 0.99, 1e-9, 999).values
+    world = mdp.as_mdp(env)
+    values = mdp.value_iteration(world, 0.99, 1e-9, 999)[0].max(1)
     assert np.allclose(values, mdp.analytic(world, 0.99), atol=1e-6)
     returns = mdp.greedy_returns(env, mdp.q_of(world, values, 0.99), 60, 0)
     assert returns.min() > 0  # each passenger is delivered
@@ -130,7 +136,7 @@ def test_q_learning_finds_its_way_over_the_ice():
 
 
 def test_td0_learns_the_random_policys_values(world):
-    exact = mdp.policy_values(world, mdp.uniform_policy(world), 0.9)
+    exact = mdp.policy_values(world, world.possible / world.possible.sum(1, keepdims=True), 0.9)
     found = mdp.td0(ThreeState(), 0.9, TabularLearning(steps=40_000), seed=0)
     assert np.abs(found - exact).max() < 3.0  # of 51 between the worst and the best state
     again = mdp.td0(ThreeState(), 0.9, TabularLearning(steps=2_000), seed=0)
@@ -140,10 +146,10 @@ def test_td0_learns_the_random_policys_values(world):
 # ---------------------------------------------------------------------------- policy search
 
 
-def test_the_angle_policy_scores_what_the_lecture_measured():
-    returns = policy_search.angle_returns(500, 200)
-    assert round(float(returns.mean()), 3) == 41.698
-    assert (returns.min(), returns.max()) == (24, 63)
+def test_the_angle_policy_scores_what_the_lecture_measured(capsys):
+    classic.run_angle(AngleConfig())
+    said = capsys.readouterr().out
+    assert "mean_return: 41.698" in said and said.endswith("least 24, most 63\n")
 
 
 def test_returns_to_go_and_their_normalisation():
@@ -152,7 +158,7 @@ def test_returns_to_go_and_their_normalisation():
     totals = policy_search.returns_to_go(rewards, 0.8)
     assert totals.T.tolist() == [[-22.0, -40.0, -50.0], [26.0, 20.0, 0.0]]
     live = np.array([-22.0, 26.0, -40.0, 20.0, -50.0])
-    advantage = policy_search.normalised(totals, alive)
+    advantage = policy_search.normalised(totals, alive, "all")
     assert advantage[alive] == pytest.approx((live - live.mean()) / live.std())
     assert advantage[2, 1] == 0.0
     step = policy_search.normalised(totals, alive, "step")[alive]
@@ -192,20 +198,25 @@ def test_episodes_that_ended_are_left_alone():
 
 
 def test_reinforce_learns_and_repeats():
-    cfg = ReinforceSettings(steps=8_000, max_steps=200)
-    checking = Checking(every=4_000)
-    runs = [policy_search.reinforce("CartPole-v1", cfg, s, checking) for s in (0, 0, 1, 2)]
-    assert runs[0].checks == runs[1].checks and runs[0].episodes == runs[1].episodes
-    best = max(mean for run in runs for _, mean in run.checks)
+    learning = ReinforceSettings(steps=8_000, max_steps=200)
+    cfg = ReinforceConfig(learning=learning, checking=Checking(every=4_000))
+    runs = [
+        policy_search.reinforce(dataclasses.replace(cfg, seed=seed)).history
+        for seed in (0, 0, 1, 2)
+    ]
+    assert runs[0] == runs[1]
+    best = max(mean for run in runs for _, mean in run["checks"])
     assert best > 60  # ten seeds had 50 to 152; nothing learned: about 10 to 40
-    assert runs[0].checks[-1][0] <= 8_000
+    assert runs[0]["checks"][-1][0] <= 8_000
 
 
 def test_genetic_search_improves_from_generation_to_generation():
-    cfg = GeneticSettings(policies=20, survivors=4, generations=4, episodes=3, max_steps=200)
-    policy, history = policy_search.genetic("CartPole-v1", cfg, 0)
-    assert history[-1].mean > history[0].mean + 5  # ten seeds: 30 to 159 more
-    assert history[-1].best > 60  # 98 to 200
+    learning = GeneticSettings(policies=20, survivors=4, generations=4, episodes=3, max_steps=200)
+    trained = policy_search.genetic(GeneticConfig(learning=learning))
+    policy, history = trained.policy, trained.history["generations"]
+    (_, _, first), *_, (_, best, mean) = history
+    assert mean > first + 5  # ten seeds: 30 to 159 more
+    assert best > 60  # 98 to 200
     assert policy.weights["0.weight"].shape == (2, 4)
     with pytest.raises(ValueError, match="multiple"):
         GeneticSettings(policies=10, survivors=4)
@@ -231,14 +242,12 @@ def corridor_q(gamma: float) -> np.ndarray:
     return np.stack([left, right], 1)
 
 
-@pytest.mark.parametrize(
-    "variant",
-    [Variant(), Variant(True), Variant(False, True), Variant(prioritized=True), Variant(1, 1, 1)],
-    ids=str,
-)
-def test_every_variant_learns_known_q_values(variant):
-    cfg = DqnSettings(hidden=(32,), lr=1e-2, lr_end=1e-3, gamma=0.8, batch=20, replay=16)
-    learner = DqnLearner(Corridor, cfg, variant, seed=0)
+@pytest.mark.parametrize("on", [(), *((name,) for name in EXTENSIONS), EXTENSIONS], ids=str)
+def test_every_variant_learns_known_q_values(on):
+    learning = DqnSettings(hidden=(32,), lr=1e-2, lr_end=1e-3, gamma=0.8, batch=20, replay=16)
+    cfg = tiny(learning, **dict.fromkeys(on, True))
+    assert cfg.variant == ("+".join(on) or "plain")
+    learner = DqnLearner(Corridor, cfg)
     place, action = np.divmod(np.arange(10), 2)
     after = np.clip(place + 2 * action - 1, 0, 4)
     out = (place == 4) & (action == 1)
@@ -250,7 +259,7 @@ def test_every_variant_learns_known_q_values(variant):
         next_obs=one_hot[after],
         terminated=torch.from_numpy(out),
     )
-    learner.cfg = dataclasses.replace(cfg, batch=10)
+    learner.cfg = dataclasses.replace(cfg, learning=dataclasses.replace(learning, batch=10))
     for step in range(400):
         learner.update(step / 400)
         if step % 20 == 0:
@@ -261,13 +270,13 @@ def test_every_variant_learns_known_q_values(variant):
     assert set(q.argmax(1)) == {1}
 
 
-@pytest.mark.parametrize("variant", [Variant(), Variant(True, True, True)], ids=str)
-def test_same_seed_same_training(variant):
-    runs = [agents.dqn("CartPole-v1", TINY, variant, 3, SOON) for _ in range(2)]
-    assert runs[0].checks == runs[1].checks and runs[0].episodes == runs[1].episodes
+@pytest.mark.parametrize("on", [(), EXTENSIONS], ids=str)
+def test_same_seed_same_training(on):
+    runs = [agents.dqn(tiny(seed=3, **dict.fromkeys(on, True))) for _ in range(2)]
+    assert runs[0].history == runs[1].history
     for name, value in runs[0].network.state_dict().items():
         assert torch.equal(value, runs[1].network.state_dict()[name])
-    assert [steps for steps, _ in runs[0].checks][-1] >= 400
+    assert runs[0].history["checks"][-1][0] >= 400
 
 
 def test_steps_that_only_reset_are_neither_stored_nor_counted(monkeypatch):
@@ -279,9 +288,9 @@ def test_steps_that_only_reset_are_neither_stored_nor_counted(monkeypatch):
         add(self, **rows)
 
     monkeypatch.setattr(agents.Replay, "add", spy)
-    trained = agents.dqn("CartPole-v1", TINY, Variant(), 0, SOON)
+    trained = agents.dqn(tiny())
     rows = {name: torch.cat([one[name] for one in stored]) for name in stored[0]}
-    assert len(rows["obs"]) == trained.checks[-1][0]
+    assert len(rows["obs"]) == trained.history["checks"][-1][0]
     assert (rows["reward"] == 1).all()  # a reset pays 0
     fallen = (rows["next_obs"][:, 2].abs() > 0.2095) | (rows["next_obs"][:, 0].abs() > 2.4)
     assert torch.equal(fallen, rows["terminated"])
@@ -289,15 +298,14 @@ def test_steps_that_only_reset_are_neither_stored_nor_counted(monkeypatch):
 
 
 def test_the_clock_may_count_episodes():
-    cfg = dataclasses.replace(commands(["--settings", "tutorial"])["dqn"].learning, budget=12)
-    trained = agents.dqn("CartPole-v1", cfg, Variant(), 0, SOON)
-    assert len(trained.episodes) == 12
+    learning = dataclasses.replace(commands(["--settings", "tutorial"])["dqn"].learning, budget=12)
+    assert len(agents.dqn(tiny(learning)).history["episodes"]) == 12
 
 
 def test_checks_keep_the_best_and_stop(monkeypatch):
     scores = iter([20.0, 80.0, 80.0, 30.0])
     network = torch.nn.Linear(4, 2)
-    checks = agents.Checks("CartPole-v1", 10, Checking(every=100, stop_at=75.0), 0)
+    checks = agents.Checks(DqnConfig(checking=Checking(every=100, stop_at=75.0)))
 
     class Fake:
         @property
@@ -314,29 +322,29 @@ def test_checks_keep_the_best_and_stop(monkeypatch):
     assert checks.kept["bias"].tolist() == [300.0, 300.0]  # of equals the latest
 
 
-@pytest.mark.parametrize("variant", [Variant(), Variant(prioritized=True)])
-def test_a_replay_smaller_than_a_batch_and_the_start_is_learned_from(variant):
+@pytest.mark.parametrize("prioritized", [False, True])
+def test_a_replay_smaller_than_a_batch_and_the_start_is_learned_from(prioritized):
     """`dqn --learning.replay 200`, exercise 6 of the page, never began to learn."""
-    cfg = dataclasses.replace(TINY, replay=40)
-    envs = agents.make_envs("CartPole-v1", cfg.lanes, cfg.max_steps)
-    before = agents.DqnLearner(envs, cfg, variant, 0).network.state_dict()
-    after = agents.dqn("CartPole-v1", cfg, variant, 0, SOON).network.state_dict()
+    cfg = tiny(dataclasses.replace(TINY, replay=40), prioritized=prioritized)
+    envs = agents.make_envs("CartPole-v1", TINY.lanes, TINY.max_steps)
+    before = agents.DqnLearner(envs, cfg).network.state_dict()
+    after = agents.dqn(cfg).network.state_dict()
     assert not any(torch.equal(value, after[name]) for name, value in before.items())
 
 
 def test_stable_baselines3_trains_the_same_network():
     pytest.importorskip("stable_baselines3")
-    cfg = dataclasses.replace(TINY, epsilon_span=400)
-    trained = agents.sb3_dqn("CartPole-v1", cfg, 0, SOON)
-    own = agents.make_network(agents.make_envs("CartPole-v1", 1, 10), cfg.hidden, cfg.activation)
-    own.load_state_dict(trained.kept)  # the same layers, names and shapes
-    assert trained.checks[-1][0] >= 400 and trained.episodes
+    cfg = tiny(dataclasses.replace(TINY, epsilon_span=400), library="stable-baselines3")
+    trained = agents.dqn(cfg)
+    own = agents.make_network(agents.make_envs("CartPole-v1", 1, 10), TINY.hidden, TINY.activation)
+    own.load_state_dict(trained.policy.weights)  # the same layers, names and shapes
+    assert trained.history["checks"][-1][0] >= 400 and trained.history["episodes"]
     with pytest.raises(InputError, match="clock episodes"):
-        agents.check_sb3(commands(["--settings", "lecture"])["dqn"].learning, Variant())
+        agents.check_sb3(commands(["--settings", "lecture"])["dqn"])
     with pytest.raises(InputError, match="--double"):
-        agents.check_sb3(TINY, Variant(double=True))
+        agents.check_sb3(tiny(double=True))
     with pytest.raises(InputError, match="--report-every"):
-        agents.check_sb3(cfg, Variant(), 20)
+        agents.check_sb3(dataclasses.replace(cfg, report_every=20))
 
 
 # ---------------------------------------------------------------------------- files and commands
@@ -349,7 +357,7 @@ def test_train_saves_loads_and_scores(tmp_path, capsys):
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert f"kept_mean_return: {result['kept']['mean']:.2f}" in capsys.readouterr().out
     env, network = agents.load_policy(tmp_path / "run")
-    returns = agents.fresh_returns(env, network, 500, seed=0)
+    returns = agents.fresh_returns(env, network, seed=0)
     assert len(returns) == 100 and returns.mean() == result["kept"]["mean"]
     with pytest.raises(InputError, match="--overwrite"):
         classic.train(cfg)
@@ -364,9 +372,8 @@ def test_a_policy_file_that_is_none(tmp_path):
     torch.save({"weights": {}}, tmp_path / "policy.pt")
     with pytest.raises(InputError, match="not a policy"):
         agents.load_policy(tmp_path / "policy.pt")
-    agents.save_policy(
-        tmp_path / "policy.pt", Policy("CartPole-v1", (3,), "relu", None, {"0.bias": torch.ones(1)})
-    )
+    other = Policy("CartPole-v1", [3], "relu", None, {"0.bias": torch.ones(1)})
+    torch.save(other._asdict(), tmp_path / "policy.pt")
     with pytest.raises(InputError, match="do not fit"):
         agents.load_policy(tmp_path / "policy.pt")
 
@@ -382,16 +389,16 @@ def test_without_box2d_one_clear_line(monkeypatch):
 
 def test_the_lander_flies():
     pytest.importorskip("Box2D")
-    cfg = ReinforceSettings(episodes=2, max_steps=30, steps=None, iterations=2)
-    trained = policy_search.reinforce("LunarLander-v3", cfg, 0, Checking(every=10_000))
-    assert len(trained.episodes) == 4
+    learning = ReinforceSettings(episodes=2, max_steps=30, steps=None, iterations=2)
+    cfg = ReinforceConfig(env="LunarLander-v3", learning=learning, checking=Checking(every=10_000))
+    assert len(policy_search.reinforce(cfg).history["episodes"]) == 4
 
 
 def test_render_writes_an_animation(tmp_path):
     pytest.importorskip("pygame")
     image = pytest.importorskip("PIL.Image")
     weights = {"0.weight": torch.tensor([[0.0, 0, -1, -1], [0, 0, 1, 1]]), "0.bias": torch.zeros(2)}
-    agents.save_policy(tmp_path / "p.pt", Policy("CartPole-v1", (), "relu", None, weights))
+    torch.save(Policy("CartPole-v1", [], "relu", None, weights)._asdict(), tmp_path / "p.pt")
     cfg = RenderConfig(policy=tmp_path / "p.pt", out=tmp_path / "film.gif", frames=6, width=120)
     classic.run_render(cfg)
     with image.open(cfg.out) as film:
@@ -474,17 +481,17 @@ def test_checks_of_the_lander_last_as_long_as_its_episodes(monkeypatch):
         agents, "make_envs", lambda e, n, m: lengths.append((n, m)) or make(e, n, m)
     )
     monkeypatch.setattr(agents.Checks, "look", lambda *_, **__: False)
-    agents.dqn("LunarLander-v3", dataclasses.replace(TINY, budget=4), Variant(), 0, SOON)
+    agents.dqn(tiny(dataclasses.replace(TINY, budget=4), env="LunarLander-v3"))
     assert (agents.EPISODES, 500) in lengths  # TINY's own limit
     longer = dataclasses.replace(TINY, budget=4, max_steps=5_000)
-    agents.dqn("LunarLander-v3", longer, Variant(), 0, SOON)
+    agents.dqn(tiny(longer, env="LunarLander-v3"))
     assert lengths[-1] == (agents.EPISODES, 1_000)
 
 
 def test_settings_choose_the_defaults_and_flags_still_win():
     args = ["dqn", "--settings", "lecture", "--double", "--learning.lr", "0.5"]
     cfg = parse(commands(args), args)
-    assert isinstance(cfg, DqnConfig) and cfg.settings == "lecture" and cfg.variant == Variant(True)
+    assert isinstance(cfg, DqnConfig) and cfg.settings == "lecture" and cfg.variant == "double"
     assert (cfg.learning.hidden, cfg.learning.replay, cfg.learning.lr) == ((32, 32), 2_000, 0.5)
     args = ["reinforce", "--env=LunarLander-v3"]
     assert parse(commands(args), args).learning.max_steps == 1000

@@ -63,7 +63,7 @@ SMALL: dict[str, dict[str, dict[str, str]]] = {  # package -> command -> flags t
         "q-value-iteration": {"--episodes": "3"},
         "td": {"--learning.steps": "500"},
         "q-learning": {"--learning.steps": "500", "--episodes": "3"},
-        "angle": {"--episodes": "5"},
+        "angle": {},
         "genetic": {"--learning.generations": "1", "--learning.episodes": "1"},
         "reinforce": {"--learning.steps": "6000", "--checking.every": "3000"},
         "dqn": DQN,
@@ -264,8 +264,8 @@ def test_active_learning_page(run, monkeypatch):
 def test_classic_page(run, monkeypatch):
     from studies.classic import agents, commands
 
-    def few(env, network, max_steps, seed):
-        return agents.play(agents.make_envs(env, 2, 20), agents.greedy(network), seed).returns
+    def few(env, network, seed):
+        return agents.play(agents.make_envs(env, 2, 20), agents.acting(network), seed).returns
 
     monkeypatch.setattr(agents, "EPISODES", 2)
     monkeypatch.setattr(agents, "fresh_returns", few)
