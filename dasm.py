@@ -13,7 +13,6 @@ Two commands, two processes: both projects bring packages of the same names (`sr
 copied here; the way they are called follows their own notebook. Needs requirements-dasm.txt.
 """
 
-import copy
 import hashlib
 import importlib
 import importlib.abc
@@ -26,7 +25,7 @@ import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -102,10 +101,8 @@ class StandIns(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
 def _refuse_others(packages: tuple[str, ...], root: Path) -> None:
     """InputError where a package of the checkout's name came from somewhere else."""
-    for name in packages:
-        module = sys.modules.get(name)
-        if module is None:
-            continue
+    for name in filter(sys.modules.get, packages):
+        module = sys.modules[name]
         home = getattr(module, "__file__", None) or next(iter(getattr(module, "__path__", ())), "")
         if not Path(home).resolve().is_relative_to(root):
             raise InputError(
@@ -245,6 +242,8 @@ def read_query_file(path: Path, style: str) -> dict[str, str]:
         if not name or name in prompts:
             what = f"class {name!r} occurs twice" if name else "a prompt without a class"
             raise InputError(f"{path} line {number}: {what}")
+        if flaw := name_flaw(name):
+            raise InputError(f"--query-file {path}: the class name {name!r} {flaw}")
         prompts[name] = prompt or prompt_of(name, style)
     if not prompts:
         raise InputError(f"--query-file {path}: no class in it")
@@ -287,10 +286,8 @@ def load_text_encoder(cfg: DasmEmbedConfig, device: torch.device) -> torch.nn.Mo
         raise InputError(f"--bert {cfg.bert}: {what}")
     settings = read_yaml(cfg.mga_clap / "settings" / "inference_sed.yaml", cfg.mga_clap)
     settings["text_encoder_args"]["type"] = str(cfg.bert)
-    with (
-        hidden(DASM_UNUSED),  # transformers takes any torchvision, also one of another torch build
-        foreign_code(cfg.mga_clap, ("models", "tools"), MGA_UNUSED),
-    ):
+    # transformers takes any torchvision, also one of another torch build
+    with hidden(DASM_UNUSED), foreign_code(cfg.mga_clap, ("models", "tools"), MGA_UNUSED):
         texts = importlib.import_module("models.text_encoder")
         bert, tokenizer, width = texts.MODELS["bert-base-uncased"]
 
@@ -327,9 +324,6 @@ def embed(cfg: DasmEmbedConfig) -> None:
         prompts = {name: prompt_of(name, cfg.prompt_style) for name in names}
         if not prompts:
             raise InputError(f"--classes-from {cfg.classes_from}: no events, so no classes")
-    for name in prompts:
-        if flaw := name_flaw(name):
-            raise InputError(f"--query-file {cfg.query_file}: the class name {name!r} {flaw}")
     if cfg.out.exists() or cfg.out.is_symlink():
         raise InputError(f"--out {cfg.out}: is there already; remove it or give another name")
     device = pick_device(cfg.device, num_workers(cfg.threads))
@@ -389,7 +383,7 @@ def read_settings(path: Path, repo: Path) -> Settings:
     """The user's config.yaml. InputError names an absent key, or says that it is another model."""
     content = read_yaml(require_file("--dasm-config", path), repo)
     try:
-        init = copy.deepcopy(dict(content["DASM_HTSAT"]["init_kwargs"]))
+        init = dict(content["DASM_HTSAT"]["init_kwargs"])
         feature = content["feature"]
         sample_rate, clip_s = int(feature["sr"]), float(feature["audio_max_len"])
         hop, subsample = int(feature["hopsize"]), int(feature["net_subsample"])
@@ -446,21 +440,15 @@ class Scorer:
     """DASM asked for fixed classes. `scores` takes batches of mono clips of any length up to S."""
 
     def __init__(
-        self,
-        model: torch.nn.Module,
-        settings: Settings,
-        vectors: torch.Tensor,
-        temperature: float,
-        device: torch.device,
+        self, model: torch.nn.Module, settings: Settings, vectors: torch.Tensor, temperature: float
     ) -> None:
         self.model, self.settings, self.temperature = model, settings, temperature
-        self.device = device
         base = model.at_query  # (N, D): without them the scores are plausible and wrong
-        self.num_base, self.num_classes = len(base), len(vectors)
-        self.query = torch.cat([base.detach(), vectors.to(device)])  # (N + K, D)
+        self.num_base, self.num_classes, self.device = len(base), len(vectors), base.device
+        self.query = torch.cat([base.detach(), vectors.to(base.device)])  # (N + K, D)
         # (N + K, N + K), true where a row may not look at a column: no query of ours is seen by
         # another one, so a class's score does not depend on what else is asked for.
-        self.mask = ~torch.eye(len(self.query), dtype=torch.bool, device=device)
+        self.mask = ~torch.eye(len(self.query), dtype=torch.bool, device=base.device)
         self.mask[:, : self.num_base] = False
         self.check()
 
@@ -513,9 +501,9 @@ class Scorer:
         strong, tag = (x[:, self.num_base :].float().cpu().numpy() for x in self.forward(wavs))
         found = []
         for wav, values, tags in zip(wavs, strong, tag, strict=True):
-            count = self.frames_of(len(wav))
-            edges = frame_edges(count, self.settings.frame_s)
-            found.append(ClipScores(values[:, :count].copy(), edges, tags.copy()))
+            filled = self.frames_of(len(wav))
+            edges = frame_edges(filled, self.settings.frame_s)
+            found.append(ClipScores(values[:, :filled].copy(), edges, tags.copy()))
         return found
 
 
@@ -662,16 +650,15 @@ def score_clips(
 
     A run that is stopped keeps what it has scored; nothing half-written is left.
     """
-    done, number = finished(cfg.out, queries.classes, facts)
+    done, first = finished(cfg.out, queries.classes, facts)
     todo = [(name, path) for name, path in clips.items() if clip_id(name) not in done]
     failed: list[str] = []
     ready: list[tuple[str, ClipScores]] = []
+    parts = (cfg.out / f"part-{number:05d}.npz" for number in count(first))
 
     def write_part() -> None:
-        nonlocal number
-        write_archive(cfg.out / f"part-{number:05d}.npz", queries.classes, ready, facts)
+        write_archive(next(parts), queries.classes, ready, facts)
         ready.clear()
-        number += 1
 
     bar = tqdm(total=len(clips), initial=len(clips) - len(todo), desc="DASM", unit="clip")
     try:
@@ -715,7 +702,7 @@ def score(cfg: DasmScoreConfig) -> None:
         return
     device = pick_device(cfg.device, num_workers(cfg.threads))
     model = load_model(cfg, settings, device)
-    scorer = Scorer(model, settings, queries.vectors, cfg.temperature, device)
+    scorer = Scorer(model, settings, queries.vectors, cfg.temperature)
     with own_folder(cfg.out, PARTS):
         failed = score_clips(scorer, clips, queries, cfg, facts)
     say_left_out(failed)
