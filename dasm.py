@@ -13,7 +13,6 @@ Two commands, two processes: both projects bring packages of the same names (`sr
 copied here; the way they are called follows their own notebook. Needs requirements-dasm.txt.
 """
 
-import copy
 import hashlib
 import importlib
 import importlib.abc
@@ -23,10 +22,10 @@ import os
 import sys
 import types
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -71,17 +70,13 @@ MGA_UNUSED = ("wandb", "loguru", "sentence_transformers", "ruamel", "sed_scores_
 class StandIn(types.ModuleType):
     """An empty module for `import` lines; what is taken out of it cannot be used."""
 
-    __path__: Sequence[str] = ()
-
     def __getattr__(self, name: str) -> type:
         if name.startswith("__"):
             raise AttributeError(name)
-        path = f"{self.__name__}.{name}"
+        used = f"the checkout uses {self.__name__}.{name}"
 
         def refuse(*_: Any, **__: Any) -> None:
-            raise InputError(
-                f"the checkout uses {path}, which DASM should not need; another version?"
-            )
+            raise InputError(f"{used}, which DASM should not need; another version?")
 
         return type(name, (), {"__init__": refuse})
 
@@ -101,15 +96,13 @@ class StandIns(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         return StandIn(spec.name)
 
     def exec_module(self, module: types.ModuleType) -> None:
-        pass
+        """Nothing to run."""
 
 
 def _refuse_others(packages: tuple[str, ...], root: Path) -> None:
     """InputError where a package of the checkout's name came from somewhere else."""
-    for name in packages:
-        module = sys.modules.get(name)
-        if module is None:
-            continue
+    for name in filter(sys.modules.get, packages):
+        module = sys.modules[name]
         home = getattr(module, "__file__", None) or next(iter(getattr(module, "__path__", ())), "")
         if not Path(home).resolve().is_relative_to(root):
             raise InputError(
@@ -128,9 +121,8 @@ def foreign_code(root: Path, packages: tuple[str, ...], unused: tuple[str, ...])
     _refuse_others(packages, root)
     finder = StandIns(unused)
     # The real ones may be loaded, in a process that does other things too: they come back below.
-    real = {name: sys.modules[name] for name in sys.modules if name.partition(".")[0] in unused}
-    for name in real:
-        del sys.modules[name]
+    loaded = [name for name in sys.modules if name.partition(".")[0] in unused]
+    real = {name: sys.modules.pop(name) for name in loaded}
     sys.path.insert(0, str(root))
     sys.meta_path.insert(0, finder)
     try:
@@ -142,9 +134,8 @@ def foreign_code(root: Path, packages: tuple[str, ...], unused: tuple[str, ...])
         _refuse_others(packages, root)
         name = (error.name or "").partition(".")[0]
         if isinstance(error, ModuleNotFoundError) and name and name not in packages:
-            raise InputError(needs(name)) from None
-        reason = " ".join(str(error).split())
-        raise InputError(f"{root}: cannot be imported ({reason})") from None
+            raise needs(name) from None
+        raise InputError(f"{root}: cannot be imported ({squeezed(error)})") from None
     finally:
         sys.path.remove(str(root))
         sys.meta_path.remove(finder)
@@ -165,10 +156,15 @@ def hidden(packages: tuple[str, ...]) -> Iterator[None]:
             sys.modules.pop(name, None)
 
 
-def needs(package: str) -> str:
-    """What to say where a package of requirements-dasm.txt is missing."""
-    what = f"DASM needs the package {package!r} (not installed)"
-    return f"{what}. Install the packages listed in docs/dasm.md"
+def squeezed(error: Exception) -> str:
+    """What an error of others says, on one line."""
+    return " ".join(str(error).split())
+
+
+def needs(package: str) -> InputError:
+    """What is raised where a package of requirements-dasm.txt is missing."""
+    cure = "Install the packages listed in docs/dasm.md"
+    return InputError(f"DASM needs the package {package!r} (not installed). {cure}")
 
 
 # ---------------------------------------------------------------------------- files of others
@@ -205,17 +201,16 @@ def read_yaml(path: Path, root: Path) -> dict[str, Any]:
     try:
         yaml = importlib.import_module("yaml")  # of requirements-dasm.txt
     except ImportError:
-        raise InputError(needs("yaml")) from None
+        raise needs("yaml") from None
     try:
         content = yaml.safe_load(read_text(path))
         include = content.pop("include", None)
         if include is not None:
             beside = path.parent / include["base_path"]
-            base_path = beside if beside.is_file() else root / include["base_path"]
-            base = read_yaml(base_path, root)
+            base = read_yaml(beside if beside.is_file() else root / include["base_path"], root)
             content |= {key: base[key] for key in include["keys"]}
     except (yaml.YAMLError, RecursionError) as error:
-        raise InputError(f"{path}: cannot be read ({' '.join(str(error).split())})") from None
+        raise InputError(f"{path}: cannot be read ({squeezed(error)})") from None
     except (KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path}: cannot be used ({error!r})") from None
     return content
@@ -239,15 +234,16 @@ def prompt_of(name: str, style: str) -> str:
 
 def read_query_file(path: Path, style: str) -> dict[str, str]:
     """Text file, a class a line, its own prompt after a tab -> prompt of each class, in order."""
-    lines = read_text(path).split("\n")
     prompts: dict[str, str] = {}
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
         name, _, prompt = (part.strip() for part in line.partition("\t"))
         if not line.strip():
             continue
         if not name or name in prompts:
             what = f"class {name!r} occurs twice" if name else "a prompt without a class"
             raise InputError(f"{path} line {number}: {what}")
+        if flaw := name_flaw(name):
+            raise InputError(f"--query-file {path}: the class name {name!r} {flaw}")
         prompts[name] = prompt or prompt_of(name, style)
     if not prompts:
         raise InputError(f"--query-file {path}: no class in it")
@@ -273,15 +269,9 @@ def load_queries(path: Path, wanted: list[str]) -> Queries:
     return Queries(classes, prompts, vectors)
 
 
-class OnDevice(torch.nn.Module):
-    """MGA-CLAP's sparsemax, told where its input lies: by itself it takes CUDA."""
-
-    def __init__(self, activation: torch.nn.Module) -> None:
-        super().__init__()
-        self.activation = activation
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.activation(x, device=x.device)
+def on_device(_: torch.nn.Module, args: tuple, more: dict[str, Any]) -> tuple[tuple, dict]:
+    """A hook that tells MGA-CLAP's sparsemax where its input lies: by itself it takes CUDA."""
+    return args, more | {"device": args[0].device}
 
 
 def load_text_encoder(cfg: DasmEmbedConfig, device: torch.device) -> torch.nn.Module:
@@ -296,26 +286,20 @@ def load_text_encoder(cfg: DasmEmbedConfig, device: torch.device) -> torch.nn.Mo
         raise InputError(f"--bert {cfg.bert}: {what}")
     settings = read_yaml(cfg.mga_clap / "settings" / "inference_sed.yaml", cfg.mga_clap)
     settings["text_encoder_args"]["type"] = str(cfg.bert)
-    with (
-        hidden(DASM_UNUSED),  # transformers takes any torchvision, also one of another torch build
-        foreign_code(cfg.mga_clap, ("models", "tools"), MGA_UNUSED),
-    ):
+    # transformers takes any torchvision, also one of another torch build
+    with hidden(DASM_UNUSED), foreign_code(cfg.mga_clap, ("models", "tools"), MGA_UNUSED):
         texts = importlib.import_module("models.text_encoder")
         bert, tokenizer, width = texts.MODELS["bert-base-uncased"]
 
-        class FromConfig:
-            """BERT as its config says; the weights come with MGA-CLAP's."""
+        def from_config(folder: str, **options: Any) -> torch.nn.Module:
+            return bert(bert.config_class.from_pretrained(folder), **options)
 
-            @staticmethod
-            def from_pretrained(folder: str, **options: Any) -> torch.nn.Module:
-                return bert(bert.config_class.from_pretrained(folder), **options)
-
-        texts.MODELS[str(cfg.bert)] = (FromConfig, tokenizer, width)
+        unfilled = types.SimpleNamespace(from_pretrained=from_config)  # MGA-CLAP has the weights
+        texts.MODELS[str(cfg.bert)] = (unfilled, tokenizer, width)
         try:
             model = importlib.import_module("models.ase_model").ASE(settings)
         except (OSError, ValueError) as error:  # what transformers raises for a folder it rejects
-            reason = " ".join(str(error).split())
-            raise InputError(f"--bert {cfg.bert}: cannot be used ({reason})") from None
+            raise InputError(f"--bert {cfg.bert}: cannot be used ({squeezed(error)})") from None
     try:
         content = read_tensors(cfg.mga_weights, device, cfg.trust_pickle)
     except InputError as error:
@@ -327,7 +311,7 @@ def load_text_encoder(cfg: DasmEmbedConfig, device: torch.device) -> torch.nn.Mo
     weights = {n: w for n, w in content["model"].items() if n in known or "position_ids" not in n}
     check_weights(known, weights, cfg.mga_weights)
     model.load_state_dict(weights)
-    model.msc.attn_activation = OnDevice(model.msc.attn_activation)
+    model.msc.attn_activation.register_forward_pre_hook(on_device, with_kwargs=True)
     return model.eval().to(device)
 
 
@@ -340,9 +324,6 @@ def embed(cfg: DasmEmbedConfig) -> None:
         prompts = {name: prompt_of(name, cfg.prompt_style) for name in names}
         if not prompts:
             raise InputError(f"--classes-from {cfg.classes_from}: no events, so no classes")
-    for name in prompts:
-        if flaw := name_flaw(name):
-            raise InputError(f"--query-file {cfg.query_file}: the class name {name!r} {flaw}")
     if cfg.out.exists() or cfg.out.is_symlink():
         raise InputError(f"--out {cfg.out}: is there already; remove it or give another name")
     device = pick_device(cfg.device, num_workers(cfg.threads))
@@ -356,7 +337,7 @@ def embed(cfg: DasmEmbedConfig) -> None:
     content = {
         "classes": list(prompts),
         "prompts": list(prompts.values()),
-        "vectors": vectors.clone(),
+        "vectors": vectors,
         "weights": sha256_of(cfg.mga_weights),
     }
     with made(cfg.out.parent), whole(cfg.out) as temporary:
@@ -367,6 +348,9 @@ def embed(cfg: DasmEmbedConfig) -> None:
 
 
 # ---------------------------------------------------------------------------- the model
+
+
+MODEL_FILE = Path("src/models/detect_any_sound/detect_any_sound_htast.py")  # in the checkout
 
 
 class Settings(NamedTuple):
@@ -399,20 +383,20 @@ def read_settings(path: Path, repo: Path) -> Settings:
     """The user's config.yaml. InputError names an absent key, or says that it is another model."""
     content = read_yaml(require_file("--dasm-config", path), repo)
     try:
-        init = copy.deepcopy(dict(content["DASM_HTSAT"]["init_kwargs"]))
+        init = dict(content["DASM_HTSAT"]["init_kwargs"])
         feature = content["feature"]
         sample_rate, clip_s = int(feature["sr"]), float(feature["audio_max_len"])
         hop, subsample = int(feature["hopsize"]), int(feature["net_subsample"])
         width, base = init["at_param"]["query_dim"], init["class_num"]
         several = isinstance(init["at_param"].get("query"), list)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        text = f"cannot be used ({error!r}); is this the text_query config?"
-        raise InputError(f"{path.name}: {text}") from None
+        what = f"cannot be used ({error!r})"
+        raise InputError(f"{path.name}: {what}; is this the text_query config?") from None
     if width != WIDTH or several:
         raise one_table_only(width)
     if init.get("mlm_dict") is not None:
-        text = "mlm_dict is set, so this model does not detect; is this the text_query config?"
-        raise InputError(f"{path.name}: {text}")
+        what = "mlm_dict is set, so this model does not detect"
+        raise InputError(f"{path.name}: {what}; is this the text_query config?")
     init["at_param"]["query"] = torch.zeros(base, width)  # the checkpoint has the real ones
     # Transformer4SED, src/codec/encoder.py, n_frames
     num_frames = int(math.ceil(clip_s * sample_rate / 2 / hop) * 2 / subsample)
@@ -425,7 +409,6 @@ def load_model(cfg: DasmScoreConfig, settings: Settings, device: torch.device) -
     Its constructor reads two more weight files, which the checkpoint then overwrites; here it is
     kept from both.
     """
-    name = "src.models.detect_any_sound.detect_any_sound_htast"
     state = read_tensors(cfg.dasm_weights, device)
     if not isinstance(state, dict):
         raise InputError(f"{cfg.dasm_weights}: no weights by name in it")
@@ -435,7 +418,7 @@ def load_model(cfg: DasmScoreConfig, settings: Settings, device: torch.device) -
     if base[-1] != WIDTH:
         raise one_table_only(base[-1])
     with foreign_code(cfg.dasm_repo, ("src",), DASM_UNUSED):
-        module = importlib.import_module(name)
+        module = importlib.import_module(".".join(MODEL_FILE.with_suffix("").parts))
 
         class WithoutFiles(module.DASM_HTSAT):
             def _init_transformer_backbone(self, _: dict[str, Any]) -> None:
@@ -446,39 +429,27 @@ def load_model(cfg: DasmScoreConfig, settings: Settings, device: torch.device) -
         except (InputError, ImportError):
             raise
         except Exception as error:  # another project's code may raise anything here
-            reason = f"{type(error).__name__}: {error}"
-            raise InputError(f"{cfg.dasm_config}: DASM_HTSAT cannot be built ({reason})") from None
+            what = f"DASM_HTSAT cannot be built ({type(error).__name__}: {error})"
+            raise InputError(f"{cfg.dasm_config}: {what}") from None
     check_weights(model.state_dict(), state, cfg.dasm_weights)
     model.load_state_dict(state)
     return model.eval().to(device)  # without eval, parts of the spectrogram are masked at random
-
-
-def attention_mask(num_base: int, num_queries: int) -> torch.Tensor:
-    """(N + K, N + K) bool, row looks at column, true where it may not: no query of ours is seen
-    by another one, so a class's score does not depend on what else is asked for."""
-    total = num_base + num_queries
-    mask = torch.ones(total, total, dtype=torch.bool)
-    mask[:, :num_base] = False
-    return mask.fill_diagonal_(False)
 
 
 class Scorer:
     """DASM asked for fixed classes. `scores` takes batches of mono clips of any length up to S."""
 
     def __init__(
-        self,
-        model: torch.nn.Module,
-        settings: Settings,
-        vectors: torch.Tensor,
-        temperature: float,
-        device: torch.device,
+        self, model: torch.nn.Module, settings: Settings, vectors: torch.Tensor, temperature: float
     ) -> None:
         self.model, self.settings, self.temperature = model, settings, temperature
-        self.device = device
         base = model.at_query  # (N, D): without them the scores are plausible and wrong
-        self.num_base, self.num_classes = len(base), len(vectors)
-        self.query = torch.cat([base.detach(), vectors.to(device)])  # (N + K, D)
-        self.mask = attention_mask(self.num_base, self.num_classes).to(device)
+        self.num_base, self.num_classes, self.device = len(base), len(vectors), base.device
+        self.query = torch.cat([base.detach(), vectors.to(base.device)])  # (N + K, D)
+        # (N + K, N + K), true where a row may not look at a column: no query of ours is seen by
+        # another one, so a class's score does not depend on what else is asked for.
+        self.mask = ~torch.eye(len(self.query), dtype=torch.bool, device=base.device)
+        self.mask[:, : self.num_base] = False
         self.check()
 
     def frames_of(self, num_samples: int) -> int:
@@ -511,22 +482,17 @@ class Scorer:
         try:
             strong, tag = self.forward([silence], padding=False)
             (_, rows, num_frames), tags = strong.shape, tag.shape[-1]
-        except InputError:
-            raise
         except Exception as error:  # another project's code may raise anything here
-            if "out of memory" in str(error).lower():
+            if isinstance(error, InputError) or "out of memory" in str(error).lower():
                 raise
-            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            reason = f"{type(error).__name__}: {squeezed(error)}"
             raise InputError(f"the model fails on a clip of silence ({reason})") from None
-        expected = self.settings.num_frames
-        if num_frames != expected:
+        if num_frames != self.settings.num_frames:
             raise InputError(
-                f"model gives {num_frames} frames, config says {expected}:"
+                f"model gives {num_frames} frames, config says {self.settings.num_frames}:"
                 " backbone_upsample_ratio and net_subsample disagree"
             )
-
-        wanted = self.num_base + self.num_classes
-        if rows != wanted or tags != wanted:
+        if {rows, tags} != {self.num_base + self.num_classes}:
             what = f"{self.num_base} base and {self.num_classes} own queries"
             raise InputError(f"model gives {rows} rows and {tags} tags for {what}")
 
@@ -535,24 +501,24 @@ class Scorer:
         strong, tag = (x[:, self.num_base :].float().cpu().numpy() for x in self.forward(wavs))
         found = []
         for wav, values, tags in zip(wavs, strong, tag, strict=True):
-            count = self.frames_of(len(wav))
-            edges = frame_edges(count, self.settings.frame_s)
-            found.append(ClipScores(values[:, :count].copy(), edges, tags.copy()))
+            filled = self.frames_of(len(wav))
+            edges = frame_edges(filled, self.settings.frame_s)
+            found.append(ClipScores(values[:, :filled].copy(), edges, tags.copy()))
         return found
 
 
 # ---------------------------------------------------------------------------- clips
 
 
+LEAVE_OUT = "--allow-missing leaves them out and lists them"
+
+
 def wanted_clips(cfg: DasmScoreConfig) -> tuple[list[str], list[str]]:
     """File names to score and the classes that their labels name (none without labels)."""
     if not cfg.audio.is_dir():
         raise InputError(f"--audio {cfg.audio}: no such folder")
-    if cfg.labels is not None:
-        clips = read_labels(cfg.labels)
-        names, classes = list(clips), classes_of(clips)
-    else:
-        names, classes = audio_below(cfg.audio), []
+    clips = {} if cfg.labels is None else read_labels(cfg.labels)
+    names, classes = list(clips) or audio_below(cfg.audio), classes_of(clips)
     check_names(names, f"--audio {cfg.audio}")
     return names, classes
 
@@ -562,8 +528,7 @@ def look_at(names: list[str], cfg: DasmScoreConfig, settings: Settings) -> dict[
     unless they may be left out; then they are printed."""
     found: dict[str, Path] = {}
     low: dict[str, int] = {}  # sample rates below what the mel bands, up to 14 kHz, ask for
-    absent: list[str] = []
-    wrong: list[str] = []
+    absent, wrong = [], []
     # HTS-AT takes 1024 mel frames where a clip has 1001; up to there the end is cut quietly.
     longest = 1.024 * settings.clip_s
     for name in names:
@@ -592,11 +557,11 @@ def look_at(names: list[str], cfg: DasmScoreConfig, settings: Settings) -> dict[
     if absent and not cfg.allow_missing:
         raise InputError(
             f"{len(absent)} of {len(names)} clips in {listing} have no audio under {cfg.audio}"
-            f" (first: {absent[0]}). --allow-missing leaves them out and lists them"
+            f" (first: {absent[0]}). {LEAVE_OUT}"
         )
     if wrong and not cfg.allow_missing:
         more = f" (and {len(wrong) - 1} more such clips)" if len(wrong) > 1 else ""
-        raise InputError(f"{wrong[0]}{more}. --allow-missing leaves them out and lists them")
+        raise InputError(f"{wrong[0]}{more}. {LEAVE_OUT}")
     say_left_out([*(f"{name}: no audio" for name in absent), *wrong])
     if not found:
         raise InputError(f"{listing}: no clip is left")
@@ -607,25 +572,22 @@ def look_at(names: list[str], cfg: DasmScoreConfig, settings: Settings) -> dict[
 
 
 def read_clip(path: Path, settings: Settings) -> np.ndarray:
-    """Audio file -> mono (S,) at the model's rate, at most a whole clip. InputError names it."""
-    try:
-        wav, rate = read_samples(path)
-    except ValueError as error:
-        raise InputError(f"{path.name}: {error}") from None
+    """Audio file -> mono (S,) at the model's rate, at most a clip long. ValueError on bad audio."""
+    wav, rate = read_samples(path)
     return resample(wav.mean(axis=1), rate, settings.sample_rate)[: settings.num_samples]
 
 
 def read_ahead(
     clips: list[tuple[str, Path]], settings: Settings, size: int
-) -> Iterator[list[tuple[str, np.ndarray | InputError]]]:
+) -> Iterator[list[tuple[str, np.ndarray | str]]]:
     """Batches of (name, samples or what is wrong), decoded while the model is at work."""
 
-    def read(clip: tuple[str, Path]) -> tuple[str, np.ndarray | InputError]:
+    def read(clip: tuple[str, Path]) -> tuple[str, np.ndarray | str]:
         name, path = clip
         try:
             return name, read_clip(path, settings)
-        except InputError as error:
-            return name, error
+        except ValueError as error:
+            return name, f"{path.name}: {error}"
 
     with ThreadPoolExecutor(num_workers(None)) as pool:
         found = in_order(pool, read, clips)
@@ -638,16 +600,14 @@ def read_ahead(
 
 def facts_of(cfg: DasmScoreConfig, settings: Settings, queries: Queries) -> dict[str, Any]:
     """What the scores follow from: JSON-ready, written into every part."""
-    vectors = hashlib.sha256(queries.vectors.numpy().tobytes()).hexdigest()[:16]
     init = settings.init | {"at_param": settings.init["at_param"] | {"query": None}}
-    code = sorted((cfg.dasm_repo / "src" / "models").rglob("*.py"))
     return {
         "scorer": "DASM",
         "version": VERSION,
         "weights": sha256_of(cfg.dasm_weights),
         "config": config_key(init, settings._replace(init={})),
-        "code": sha256_of(*code),
-        "queries": vectors,
+        "code": sha256_of(*sorted((cfg.dasm_repo / "src" / "models").rglob("*.py"))),
+        "queries": hashlib.sha256(queries.vectors.numpy().tobytes()).hexdigest()[:16],
         "prompts": dict(zip(queries.classes, queries.prompts, strict=True)),
         "temperature": cfg.temperature,
         "frame_s": settings.frame_s,
@@ -683,13 +643,6 @@ def finished(out: Path, classes: list[str], facts: dict[str, Any]) -> tuple[set[
     return set(archive.clips()), int(parts[-1].stem.removeprefix("part-")) + 1
 
 
-def check_finite(name: str, scores: ClipScores, classes: list[str]) -> None:
-    """InputError for a clip to which the model gave a value that is no number."""
-    good = np.isfinite(scores.values).all(axis=1) & np.isfinite(scores.tag)
-    for k in np.flatnonzero(~good)[:1]:
-        raise InputError(f"{name}: model returned NaN for class {classes[k]}")
-
-
 def score_clips(
     scorer: Scorer, clips: dict[str, Path], queries: Queries, cfg: DasmScoreConfig, facts: dict
 ) -> list[str]:
@@ -697,27 +650,29 @@ def score_clips(
 
     A run that is stopped keeps what it has scored; nothing half-written is left.
     """
-    done, number = finished(cfg.out, queries.classes, facts)
+    done, first = finished(cfg.out, queries.classes, facts)
     todo = [(name, path) for name, path in clips.items() if clip_id(name) not in done]
     failed: list[str] = []
     ready: list[tuple[str, ClipScores]] = []
+    parts = (cfg.out / f"part-{number:05d}.npz" for number in count(first))
 
     def write_part() -> None:
-        nonlocal number
-        write_archive(cfg.out / f"part-{number:05d}.npz", queries.classes, ready, facts)
+        write_archive(next(parts), queries.classes, ready, facts)
         ready.clear()
-        number += 1
 
     bar = tqdm(total=len(clips), initial=len(clips) - len(todo), desc="DASM", unit="clip")
     try:
         for batch in read_ahead(todo, scorer.settings, cfg.batch):
-            failed += [str(wav) for _, wav in batch if isinstance(wav, InputError)]
-            good = [(name, wav) for name, wav in batch if not isinstance(wav, InputError)]
-            for name in [name for name, wav in good if not wav.any()]:
-                tqdm.write(f"  note: {name}: all zero")
+            failed += [wav for _, wav in batch if isinstance(wav, str)]
+            good = [(name, wav) for name, wav in batch if not isinstance(wav, str)]
+            for name, wav in good:
+                if not wav.any():
+                    tqdm.write(f"  note: {name}: all zero")
             found = scorer.scores([wav for _, wav in good]) if good else []
             for (name, _), scores in zip(good, found, strict=True):
-                check_finite(name, scores, queries.classes)
+                finite = np.isfinite(scores.values).all(axis=1) & np.isfinite(scores.tag)
+                for k in np.flatnonzero(~finite)[:1]:
+                    raise InputError(f"{name}: model returned NaN for class {queries.classes[k]}")
                 ready.append((clip_id(name), scores))
             if len(ready) >= CLIPS_PER_PART:
                 write_part()
@@ -731,9 +686,8 @@ def score_clips(
 
 def score(cfg: DasmScoreConfig) -> None:
     """Score audio files, all classes in one pass. Raises InputError for input it cannot use."""
-    model_file = Path("src/models/detect_any_sound/detect_any_sound_htast.py")
-    if not (cfg.dasm_repo / model_file).is_file():
-        what = f"{model_file} not found; give the root of a Transformer4SED checkout"
+    if not (cfg.dasm_repo / MODEL_FILE).is_file():
+        what = f"{MODEL_FILE} not found; give the root of a Transformer4SED checkout"
         raise InputError(f"--dasm-repo {cfg.dasm_repo}: {what}")
     require_file("--dasm-weights", cfg.dasm_weights)
     keep_apart(cfg.out, [cfg.audio, cfg.labels, cfg.queries, cfg.dasm_repo])
@@ -748,14 +702,14 @@ def score(cfg: DasmScoreConfig) -> None:
         return
     device = pick_device(cfg.device, num_workers(cfg.threads))
     model = load_model(cfg, settings, device)
-    scorer = Scorer(model, settings, queries.vectors, cfg.temperature, device)
+    scorer = Scorer(model, settings, queries.vectors, cfg.temperature)
     with own_folder(cfg.out, PARTS):
         failed = score_clips(scorer, clips, queries, cfg, facts)
     say_left_out(failed)
     if failed and not cfg.allow_missing:
         raise InputError(
             f"{len(failed)} of {len(clips)} clips could not be scored (first: {failed[0]}), the"
-            f" others are in {cfg.out}. --allow-missing leaves them out and lists them"
+            f" others are in {cfg.out}. {LEAVE_OUT}"
         )
     num_done = len(clips) - len(failed)
     print(f"{num_done} of {len(names)} clips, {len(queries.classes)} classes -> {cfg.out}")

@@ -26,7 +26,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from config import PRETRAINED, DetectConfig, Device, PreprocessConfig, Signal, renames
+from config import PRETRAINED, DetectConfig, PreprocessConfig, Signal, renames
 from core.command import parse_first, run_script
 
 if __name__ == "__main__":  # before torch, which takes seconds to import
@@ -49,7 +49,6 @@ from policy.event_policy import decide_clips
 from policy.gate import Gate, opens
 from policy.posterior import Asked, Queried
 from scores import crnn, score_files
-from sed import timeline
 from sed.audio import TRUNCATED, AudioFile, wav_from
 from sed.caches import MOST_MANIFEST, listed
 from sed.event_metrics import ScoredEvent
@@ -69,6 +68,7 @@ from sed.signals import (
 from sed.timeline import (
     COLUMNS,
     SLACK_S,
+    ClipScores,
     Event,
     frame_edges,
     frames_to_events,
@@ -143,18 +143,18 @@ class Recording(NamedTuple):
 
 
 class Opened(NamedTuple):
-    """A recording that is read next; None: there is no audio."""
+    """A recording that is read next."""
 
     recording: Recording
-    audio: AudioFile | ValueError | None  # an error: it cannot be opened
-    duration_s: float = np.inf  # as its header says
+    audio: AudioFile | ValueError | None  # an error: it cannot be opened; None: there is none
+    duration_s: float  # as its header says
 
 
 class Source(NamedTuple):
     """Where scores come from: names of the K classes, and the scores of a recording."""
 
     classes: list[str]
-    score: Callable[[Recording, AudioFile | None, "Tally"], timeline.ClipScores]
+    score: Callable[[Recording, AudioFile | None, "Tally"], ClipScores]
     text: str
     clips: Callable[[], list[str]] = list  # ids of all clips that have scores, where that is known
     ahead: Callable[[list[Opened]], object] = len  # told which recordings come next
@@ -180,25 +180,26 @@ class Tally:
 def make_plan(cfg: DetectConfig, device: torch.device) -> Plan:
     """Open the policy; say what it does not know. Raises InputError."""
     policy = load_policy(cfg.policy, device, cfg.preset)
-    if policy.signal is not None and policy.origin.formulas != VERSION:
+    if policy.signal is None:
+        print(f"note: {cfg.policy} does not know its formulas: those of preset {cfg.preset}")
+    elif policy.origin.formulas != VERSION:
         print(
             f"note: {cfg.policy} was trained with version {policy.origin.formulas}"
             f" of the formulas, these are of {VERSION}: on frames of other than 20 ms its filters"
             " lagged; train it again"
         )
-    if policy.signal is None:
-        print(f"note: {cfg.policy} does not know its formulas: those of preset {cfg.preset}")
-    if policy.over_events and not cfg.gate:
-        print("note: --no-gate says nothing here: a policy over events has no tag gate")
+    if policy.over_events:
+        if not cfg.gate:
+            print("note: --no-gate says nothing here: a policy over events has no tag gate")
+        if cfg.batch != DetectConfig.batch:
+            print("note: --batch does nothing for a policy over events")
     elif not cfg.gate:
         print("note: no tag gate (--no-gate): the signals of every class peak somewhere")
-    elif policy.gate is None and not policy.over_events:
+    elif policy.gate is None:
         print(
             "note: this policy has no tag gate (imported, or of an older version): every class of"
             " every recording may have events; train again to get one"
         )
-    if policy.over_events and cfg.batch != DetectConfig.batch:
-        print("note: --batch does nothing for a policy over events")
     plan = plan_of(policy, cfg, device)
     if cfg.audio is None:
         but = ", but the policy was trained with audio" if policy.origin.facts.get("audio") else ""
@@ -249,35 +250,14 @@ def scored_parts(audio: AudioFile, plan: Plan) -> list[Block]:
     return plan.cut(whole, crnn.FRAME_S)
 
 
-def builtin_scores(
-    scorer: crnn.Scorer,
-    filename: str,
-    audio: AudioFile,
-    plan: Plan,
-    tally: Tally,
-    ready: np.ndarray | ValueError | None = None,
-) -> timeline.ClipScores:
-    """Scores of a recording by the built-in scorer; a long one is scored in the plan's blocks.
-
-    `ready`: what scoring it ahead has given, scores (K, T) or the error, which is raised.
-    """
-    if audio.sample_rate < crnn.SAMPLE_RATE:
-        tally.note(LOW_RATE, filename)
-    if isinstance(ready, ValueError):
-        raise ready
-    if ready is not None:  # of one block; a last part of a frame is a frame
-        return timeline.ClipScores(ready, frame_edges(ready.shape[1], crnn.FRAME_S))
-    parts = scored_parts(audio, plan)
-    whole = parts[-1].stop
-    values = np.empty((len(scorer.classes), whole), np.float32)
-    for part in parts:
+def scored_in_blocks(scorer: crnn.Scorer, audio: AudioFile, plan: Plan) -> np.ndarray:
+    """Scores (K, T) of a long recording by the built-in scorer, block by block."""
+    found = []
+    for part in scored_parts(audio, plan):
         wav = audio.span(part.start * crnn.FRAME_S, part.stop * crnn.FRAME_S)
-        found = scorer.score_recording(wav, audio.sample_rate)
-        span = slice(part.first - part.start, part.last - part.start)
-        values[:, part.first : part.last] = found[:, span]
-    if audio.truncated:
-        tally.note(TRUNCATED, filename)
-    return timeline.ClipScores(values, frame_edges(whole, crnn.FRAME_S))
+        values = scorer.score_recording(wav, audio.sample_rate)
+        found.append(values[:, part.first - part.start : part.last - part.start])
+    return np.concatenate(found, axis=1)
 
 
 def open_source(cfg: DetectConfig, plan: Plan) -> Source:
@@ -285,7 +265,7 @@ def open_source(cfg: DetectConfig, plan: Plan) -> Source:
     if cfg.scores is not None:
         files = score_files.open_scores(cfg.scores, list(cfg.classes) or None, renames(cfg.map))
 
-        def read(one: Recording, *_: Any) -> timeline.ClipScores:
+        def read(one: Recording, *_: Any) -> ClipScores:
             return files.scores(one.filename) if one.clip is None else files.read(one.clip)
 
         return Source(files.classes, read, f"{cfg.scores}", files.clips)
@@ -294,16 +274,14 @@ def open_source(cfg: DetectConfig, plan: Plan) -> Source:
         which = f"scorer.pt of the corpus that {cfg.policy} was trained on, written by scorers.py"
         if cfg.policy.resolve() == PRETRAINED:  # of many corpora, none of which is here
             which = "a scorer.pt of scorers.py"
-        raise InputError(
-            f"no scores: give --scores (your model's score files) or --scorer ({which})"
-        )
+        what = "no scores: give --scores (your model's score files) or --scorer"
+        raise InputError(f"{what} ({which})")
     scorer = crnn.load_scorer(path, plan.device)
     classes = list(cfg.classes) or scorer.classes
     for name in classes:
         if name not in scorer.classes:
             raise InputError(f"--classes {name}: {path} knows {', '.join(scorer.classes)}")
     order = [scorer.classes.index(name) for name in classes]
-
     ready: dict[str, np.ndarray | ValueError] = {}  # scores (K, T) of what comes next, or its flaw
 
     def ahead(opened: list[Opened]) -> None:
@@ -320,9 +298,17 @@ def open_source(cfg: DetectConfig, plan: Plan) -> Source:
         found = scorer.scores_of_many(list(features.values()))
         ready.update(zip(features, found, strict=True))
 
-    def score(one: Recording, audio: AudioFile, tally: Tally) -> timeline.ClipScores:
-        scores = builtin_scores(scorer, one.filename, audio, plan, tally, ready.get(one.filename))
-        return scores._replace(values=scores.values[order])
+    def score(one: Recording, audio: AudioFile, tally: Tally) -> ClipScores:
+        if audio.sample_rate < crnn.SAMPLE_RATE:
+            tally.note(LOW_RATE, one.filename)
+        values = ready.get(one.filename)
+        if isinstance(values, ValueError):
+            raise values
+        if values is None:
+            values = scored_in_blocks(scorer, audio, plan)
+            if audio.truncated:
+                tally.note(TRUNCATED, one.filename)
+        return ClipScores(values[order], frame_edges(values.shape[1], crnn.FRAME_S))
 
     return Source(classes, score, f"built-in scorer {path}", ahead=ahead)
 
@@ -331,9 +317,8 @@ def find_recordings(cfg: DetectConfig, source: Source) -> list[Recording]:
     """Recordings by name; without audio, the clips that have scores. Raises InputError."""
     if cfg.audio is None:  # labels name recordings, most with an extension: so do the results
         clips = source.clips()
-        suffixes = [".wav" if clip == clip_id(clip) else "" for clip in clips]
         check_names(clips, f"--scores {cfg.scores}")
-        return [Recording(c + end, None, c) for c, end in zip(clips, suffixes, strict=True)]
+        return [Recording(clip + ".wav" * (clip == clip_id(clip)), None, clip) for clip in clips]
     if cfg.audio.is_file():
         found = [Recording(cfg.audio.name, cfg.audio)]
     elif cfg.audio.is_dir():
@@ -363,38 +348,23 @@ class Sheet(NamedTuple):
 class Sight(NamedTuple):
     """What a policy over events sees of one block, and where its boxes go."""
 
+    num_frames: int  # of all classes; counts for `FRAMES_AT_ONCE`
     clip: Queried
-    classes: list[str]
     block: Block
     sheet: Sheet
-
-    @property
-    def num_frames(self) -> int:
-        """What counts for `FRAMES_AT_ONCE`."""
-        return self.clip.scores.size
 
 
 class Row(NamedTuple):
     """One class in one block: signals (n,) of the frames to decide after `skip` more."""
 
-    event_label: str
+    num_frames: int  # n, counts for `FRAMES_AT_ONCE`
     signals: dict[str, np.ndarray]
     skip: int
     on: np.ndarray  # where the decisions go: a part of a sheet
 
-    @property
-    def num_frames(self) -> int:
-        """What counts for `FRAMES_AT_ONCE`."""
-        return len(self.signals["prob"])
-
 
 def block_loudness(
-    recording: Recording,
-    opened: AudioFile | None,
-    scores: timeline.ClipScores,
-    parts: list[Block],
-    plan: Plan,
-    tally: Tally,
+    one: Opened, scores: ClipScores, parts: list[Block], plan: Plan, tally: Tally
 ) -> Iterator[np.ndarray | None]:
     """Normalised loudness (n,) of each block, None where it is unknown. ValueError on bad audio.
 
@@ -403,11 +373,10 @@ def block_loudness(
     if not plan.listen:
         yield from (None for _ in parts)
         return
-    again = AudioFile(recording.audio) if opened.at else nullcontext(opened)
-    with again as audio:
-        rate = audio.sample_rate
+    name, rate = one.recording.filename, one.audio.sample_rate
+    with AudioFile(one.recording.audio) if one.audio.at else nullcontext(one.audio) as audio:
         if notice := check_duration(audio.duration_s, scores):
-            tally.note(notice, recording.filename)
+            tally.note(notice, name)
         silent = True
         for part in parts:
             start_s, stop_s = scores.span_s(part.start, part.stop)
@@ -416,16 +385,9 @@ def block_loudness(
             size = part.stop - part.start
             yield loudness_on_grid(wav, rate, stop_s - start_s, size, plan.signal)
         if silent:
-            tally.note(SILENT, recording.filename)
+            tally.note(SILENT, name)
         if audio.truncated:
-            tally.note(TRUNCATED, recording.filename)
-
-
-def block_tags(scores: timeline.ClipScores, part: Block, plan: Plan) -> np.ndarray:
-    """(K,) clip-level scores of a block; of the whole recording where the source has its own."""
-    edges = scores.edges[part.start : part.stop + 1]
-    values = scores.values[:, part.start : part.stop]
-    return clip_tag(timeline.ClipScores(values, edges - edges[0], scores.tag), plan.signal)
+            tally.note(TRUNCATED, name)
 
 
 def opened_recordings(recordings: list[Recording]) -> Iterator[list[Opened]]:
@@ -436,15 +398,15 @@ def opened_recordings(recordings: list[Recording]) -> Iterator[list[Opened]]:
             some: list[Opened] = []
             seconds = 0.0
             for recording in itertools.islice(left, FILES_AT_ONCE):
-                if recording.audio is None:
-                    some.append(Opened(recording, None))
-                    continue
+                audio, duration_s = None, np.inf
                 try:
-                    audio = stack.enter_context(AudioFile(recording.audio))
-                    some.append(Opened(recording, audio, audio.duration_s))
-                    seconds += audio.duration_s
+                    if recording.audio is not None:
+                        audio = stack.enter_context(AudioFile(recording.audio))
+                        duration_s = audio.duration_s
+                        seconds += duration_s
                 except ValueError as error:
-                    some.append(Opened(recording, error))
+                    audio = error
+                some.append(Opened(recording, audio, duration_s))
                 if seconds >= SECONDS_AT_ONCE:
                     break
             if not some:
@@ -454,7 +416,7 @@ def opened_recordings(recordings: list[Recording]) -> Iterator[list[Opened]]:
 
 def recording_rows(
     one: Opened, source: Source, plan: Plan, tally: Tally
-) -> Iterator["Row | Sight | Sheet"]:
+) -> Iterator[Row | Sight | Sheet]:
     """Every row of a recording that the gate lets through (of a policy over events: every block),
     then its sheet, all off as yet.
 
@@ -471,31 +433,32 @@ def recording_rows(
         tally.note(WINDOWS, recording.filename)
     edges = frame_edges(num_frames, frame_s, scores.start_s)
     on = np.zeros((len(source.classes), num_frames), bool)
-    over_events = plan.policy.over_events
     sheet = Sheet(recording.filename, on, edges, min(duration_s, float(scores.edges[-1])), {})
     parts, ever_open = plan.cut(num_frames, frame_s), np.zeros(len(source.classes), bool)
-    loudness = block_loudness(recording, audio, scores, parts, plan, tally)
+    loudness = block_loudness(one, scores, parts, plan, tally)
     for part, rms in zip(parts, loudness, strict=True):
         tally.blocks += 1
-        if over_events:
-            clip = scores.values[:, part.start : part.stop].astype(np.float32)
-            loud = np.ones(clip.shape[1], np.float32) if rms is None else rms.astype(np.float32)
-            tags = block_tags(scores, part, plan)
-            yield Sight(Queried(clip, loud, tags, frame_s, False), source.classes, part, sheet)
+        values = scores.values[:, part.start : part.stop]
+        span = scores.edges[part.start : part.stop + 1]
+        # of the whole recording where the source has its own
+        tags = clip_tag(ClipScores(values, span - span[0], scores.tag), plan.signal)
+        if plan.policy.over_events:
+            loud = np.ones(values.shape[1]) if rms is None else rms
+            seen = values.astype(np.float32), loud.astype(np.float32)
+            yield Sight(values.size, Queried(*seen, tags, frame_s, False), part, sheet)
             continue
         opened = np.ones(len(source.classes), bool)
         if plan.gate is not None:
-            cells = zip(source.classes, block_tags(scores, part, plan).tolist(), strict=True)
+            cells = zip(source.classes, tags.tolist(), strict=True)
             opened = np.array([opens(plan.gate, *cell) for cell in cells])
         ever_open |= opened
-        values = scores.values[:, part.start : part.stop]
         wanted = np.flatnonzero(opened)
         for k in wanted[falls_back(rms, values[wanted], plan.signal)]:
             tally.note(FELL_BACK, f"{recording.filename} / {source.classes[k]}")
         signals = compute_signals(rms, values[wanted], frame_s, plan.signal)
         for i, k in enumerate(wanted):
             of_class = {name: array[i] for name, array in signals.items()}
-            yield cut_row(source.classes[k], of_class, part, sheet.on[k], plan)
+            yield cut_row(of_class, part, sheet.on[k], plan)
     tally.seconds += num_frames * frame_s
     tally.pairs += len(ever_open)  # counted where there is a gate
     tally.closed += int((~ever_open).sum())
@@ -504,9 +467,7 @@ def recording_rows(
     yield sheet
 
 
-def cut_row(
-    event_label: str, signals: dict[str, np.ndarray], block: Block, on: np.ndarray, plan: Plan
-) -> Row:
+def cut_row(signals: dict[str, np.ndarray], block: Block, on: np.ndarray, plan: Plan) -> Row:
     """The part of a block's signals (n,) that its counting frames depend on; `on` (T,).
 
     A state reaches `context` frames to both sides; in the sequential reading it also shows what
@@ -515,13 +476,14 @@ def cut_row(
     bandit = plan.policy.bandit
     before = bandit.context if bandit.reading == "independent" else block.first - block.start
     start = max(block.start, block.first - before)
-    span = slice(start - block.start, min(block.stop, block.last + bandit.context) - block.start)
+    stop = min(block.stop, block.last + bandit.context)
+    span = slice(start - block.start, stop - block.start)
     needed = {name: signal[span] for name, signal in signals.items()}
-    return Row(event_label, needed, block.first - start, on[block.first : block.last])
+    return Row(stop - start, needed, block.first - start, on[block.first : block.last])
 
 
 def all_rows(
-    recordings: list[Recording], source: Source, plan: Plan, tally: Tally, quiet: bool = False
+    recordings: list[Recording], source: Source, plan: Plan, tally: Tally, quiet: bool
 ) -> Iterator[Row | Sight | Sheet]:
     """Rows, blocks and sheets of all recordings; what fails is named in the tally and left out."""
     shown = sys.stderr.isatty()  # else a line a minute, see BarLines
@@ -545,7 +507,7 @@ def decide_rows(rows: list[Row], plan: Plan) -> None:
         return
     policy = plan.policy
     values = {name: np.concatenate([row.signals[name] for row in rows]) for name in rows[0].signals}
-    starts = np.cumsum([0] + [len(row.signals["prob"]) for row in rows])
+    starts = np.cumsum([0] + [row.num_frames for row in rows])
     label = np.zeros(starts[-1], bool)  # nobody knows
     signals = resident(values, label, starts, policy.bandit, plan.device)
     pred = decisions(policy.network, signals, policy.bandit, plan.cfg.batch)[0].cpu().numpy()
@@ -553,14 +515,13 @@ def decide_rows(rows: list[Row], plan: Plan) -> None:
         row.on[:] = pred[start + row.skip :][: len(row.on)]
 
 
-def decide_sights(sights: list[Sight], plan: Plan) -> None:
+def decide_sights(sights: list[Sight], classes: list[str], plan: Plan) -> None:
     """Write the boxes that a policy over events chooses in some blocks into their sheets.
 
     Of a box the frames count that count in its block; what two blocks say of a sound at the seam
     touches there, and is one event.
     """
     network, asked = plan.policy.network, []
-    classes = sights[0].classes if sights else []
     for i, sight in enumerate(sights):
         wanted = np.flatnonzero(sight.clip.tags > network.events.tag_limit)
         if len(wanted):
@@ -580,13 +541,20 @@ def decide_sights(sights: list[Sight], plan: Plan) -> None:
             sight.sheet.boxes.setdefault(k, []).append((span.start, span.stop, sure))
 
 
-def scored(sheet: Sheet, classes: list[str], events: list[Event]) -> list[ScoredEvent]:
-    """Events with the highest confidence of the boxes that each is made of."""
+def events_of(sheet: Sheet, classes: list[str], plan: Plan) -> list[Event] | list[ScoredEvent]:
+    """Events of a decided recording by onset; those of a policy over events have the highest
+    confidence of the boxes that each is made of."""
+    rows = zip(sheet.on, classes, strict=True)
+    events = [e for on, name in rows for e in frames_to_events(on, name, sheet.edges)]
+    events = fit_events(sheet.filename, events, sheet.duration_s)[0]
+    events = tidy_events(events, plan.cfg.min_duration, plan.cfg.merge_gap)
+    if not plan.policy.over_events:
+        return events
     boxes = {classes[k]: np.array(some) for k, some in sheet.boxes.items()}
     found = []
     for event in events:
         begin, end, sure = boxes[event.event_label].T
-        begin, end = sheet.edges[begin.astype(int)], sheet.edges[end.astype(int)]
+        begin, end = (sheet.edges[at.astype(int)] for at in (begin, end))
         mine = (begin < event.offset - SLACK_S) & (end > event.onset + SLACK_S)
         found.append(ScoredEvent(*event, float(sure[mine].max())))
     return found
@@ -595,8 +563,7 @@ def scored(sheet: Sheet, classes: list[str], events: list[Event]) -> list[Scored
 def detect_all(
     recordings: list[Recording], source: Source, plan: Plan, tally: Tally, quiet: bool = False
 ) -> Iterator[tuple[str, list[Event] | list[ScoredEvent]]]:
-    """Name and events of every recording that could be read, in order, events by onset; those of a
-    policy over events with their confidences.
+    """Name and `events_of` every recording that could be read, in order.
 
     Rows of many classes, blocks and recordings are decided together; memory holds the rows of
     `FRAMES_AT_ONCE` frames and the sheets that wait for them.
@@ -605,21 +572,13 @@ def detect_all(
     sheets: list[Sheet] = []
     frames = 0
 
-    def finished() -> Iterator[tuple[str, list[Event]]]:
-        (decide_sights if plan.policy.over_events else decide_rows)(rows, plan)
+    def finished() -> Iterator[tuple[str, list[Event] | list[ScoredEvent]]]:
+        if plan.policy.over_events:
+            decide_sights(rows, source.classes, plan)
+        else:
+            decide_rows(rows, plan)
         for sheet in sheets:
-            found = zip(sheet.on, source.classes, strict=True)
-            events = [
-                event
-                for on, name in found
-                if on.any()
-                for event in frames_to_events(on, name, sheet.edges)
-            ]
-            events = fit_events(sheet.filename, sorted(events), sheet.duration_s)[0]
-            events = tidy_events(events, plan.cfg.min_duration, plan.cfg.merge_gap)
-            if plan.policy.over_events:
-                events = scored(sheet, source.classes, events)
-            yield sheet.filename, events
+            yield sheet.filename, events_of(sheet, source.classes, plan)
         rows.clear()
         sheets.clear()
 
@@ -638,6 +597,9 @@ def detect_all(
 # ---------------------------------------------------------------------------- arrays in, events out
 
 
+FLAGS = {"gate", "cut_scores", "block_s", "min_duration", "merge_gap", "min_confidence", "device"}
+
+
 def detect(
     values: np.ndarray,
     edges: np.ndarray,
@@ -645,40 +607,24 @@ def detect(
     policy: Policy | Path | str = PRETRAINED,
     wav: np.ndarray | None = None,
     sample_rate: int | None = None,
-    *,
-    gate: bool = True,
-    cut_scores: bool = False,
-    block_s: float | None = None,
-    min_duration: float = 0.0,
-    merge_gap: float = 0.0,
-    min_confidence: float = 0.0,
-    device: Device = "auto",
+    **flags: Any,
 ) -> list[Event] | list[ScoredEvent]:
     """Events of one recording, by onset: what detect.py finds in files, in arrays.
 
     `values` (K, T) are frame scores 0..1 of K classes, `edges` (T + 1,) the frames' edges in
     seconds, `policy` a checkpoint or what `load_policy` opened. `wav` (S,) or (S, channels) are the
-    samples; without them the loudness is 1 everywhere. The rest are the flags of detect.py. Events
-    of a policy over events have a `confidence`. Raises
-    InputError for arrays that do not fit each other, scores out of 0..1 and unequal frames.
+    samples; without them the loudness is 1 everywhere. `flags`: `FLAGS` of `DetectConfig`. Events
+    of a policy over events have a `confidence`. Raises InputError for arrays that do not fit each
+    other, scores out of 0..1, unequal frames and flags that are unknown here or wrong.
     """
     if (wav is None) != (sample_rate is None):
         raise InputError("detect: wav and sample_rate go together")
+    if unknown := sorted(flags.keys() - FLAGS):
+        raise InputError(f"detect: no {unknown[0]} here, but {', '.join(sorted(FLAGS))}")
     path = Path(policy) if isinstance(policy, (str, Path)) else PRETRAINED
     heard = None if wav is None else Path("wav")
     try:
-        cfg = DetectConfig(
-            policy=path,
-            audio=heard,
-            scores=Path("values"),
-            gate=gate,
-            cut_scores=cut_scores,
-            block_s=block_s,
-            min_duration=min_duration,
-            merge_gap=merge_gap,
-            min_confidence=min_confidence,
-            device=device,
-        )
+        cfg = DetectConfig(policy=path, audio=heard, scores=Path("values"), **flags)
         scores, audio = score_files.checked_scores(values, edges, list(classes)), None
         if wav is not None:
             stream = io.BytesIO()
@@ -711,20 +657,17 @@ def describe(cfg: DetectConfig, source: Source, plan: Plan, num_recordings: int)
         if text:
             print(f"note: {isolated(text)}")
     print(f"longer than {plan.longest_s:.4g} s: blocks of {plan.block_s:.4g} s, half over the next")
-    if plan.gate is not None:
-        others = [name for name in classes if name not in plan.gate.thresholds]
-        if others:
-            print(
-                f"note: the gate has no threshold for {listed(others)}:"
-                f" {plan.gate.fallback:.3f}, that of all classes together"
-            )
+    if plan.gate and (others := [name for name in classes if name not in plan.gate.thresholds]):
+        print(
+            f"note: the gate has no threshold for {listed(others)}:"
+            f" {plan.gate.fallback:.3f}, that of all classes together"
+        )
 
 
 def summarise(tally: Tally, plan: Plan, num_events: int, num_recordings: int, s: float) -> None:
     """What failed, what was noticed, then `key: value` lines for grep."""
     for notice, names in tally.notices.items():
-        if names:
-            print(f"note: {len(names)} x {notice}: {listed(list(names))}")
+        print(f"note: {len(names)} x {notice}: {listed(list(names))}")
     window = plan.policy.network.window
     if text := other_frames("the policy", plan.policy.origin, sorted(tally.frame_lengths), window):
         print(f"note: {text}")
@@ -779,10 +722,10 @@ def main(cfg: DetectConfig) -> int:
     if cfg.audio is None and cfg.scores is None:
         raise InputError("nothing to do: give --audio, --scores, or both")
     if cfg.policy is None:
-        print(
+        text = (
             f"note: no --policy: {PRETRAINED.name}, for any scores; on labelled clips one of your"
         )
-        print("  own decides better: DQN.py --init, see docs/scores.md")
+        print(f"{text}\n  own decides better: DQN.py --init, see docs/scores.md")
     cfg = replace(cfg, policy=runfolder.checkpoint_of(cfg.policy or PRETRAINED))
     check_outputs(cfg)
     plan = make_plan(cfg, pick_device(cfg.device, cfg.threads))

@@ -13,7 +13,7 @@ Shapes: T frames of a pair, N frames of all pairs together, P pairs
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -49,35 +49,28 @@ from figures.plotting import (
     MOST_CLASSES,
     PAGE,
     TEXT,
+    Drawn,
     bars,
     draw_curves,
     each_figure,
     legend,
     look,
+    name_rows,
     page,
     percent,
     points,
     row_value,
     save,
     scale,
+    shade_changes,
     time_axis,
     tone,
     unit_axis,
 )
 from figures.report import Shown, write_report
+from policy import runfolder
 from policy.bandit import epsilon_at, hold_out
 from policy.network import QNetwork, make_network
-from policy.runfolder import (
-    EVALUATION,
-    FIGURES,
-    RUN,
-    config_of,
-    facts_of,
-    last_ten,
-    read_checkpoint,
-    read_history,
-    unchanged_rewards,
-)
 from sed.audio import read_audio
 from sed.caches import load_cache
 from sed.labels import find_audio
@@ -104,23 +97,26 @@ class TrainingLog(NamedTuple):
 def load_training(cfg: VisualizeConfig) -> TrainingLog:
     """Settings and reward history of the run."""
     cure = f"python DQN.py --run {cfg.run} --cache {cfg.cache}"
-    config = config_of(TrainConfig, read_json(cfg.run / "config.json", f"run: {cure}"))
-    history = read_history(cfg.run)
+    stored = read_json(cfg.run / "config.json", f"run: {cure}")
+    config = runfolder.config_of(TrainConfig, stored)
+    history = runfolder.read_history(cfg.run)
     planned = int(history["Episode"].max()) + 1
     folder = cfg.cache / config.split
     steps = config.method in ("events", *SUPERVISED)  # episodes are gradient steps
     if (folder / "manifest.json").exists() and not steps:  # a run that was stopped has planned more
-        cache = load_cache(folder)
-        train, _ = hold_out(cache, config)
+        train, _ = hold_out(load_cache(folder), config)
         planned = max(planned, (config.passes or 1) * len(train))
     best = cfg.run / "best.pt"
-    info = facts_of(read_checkpoint(best), best).info if best.exists() else {}
-    return TrainingLog(config, history, planned, info.get("planned", planned))
+    schedule = planned
+    if best.exists():
+        facts = runfolder.facts_of(runfolder.read_checkpoint(best), best)
+        schedule = facts.info.get("planned", planned)
+    return TrainingLog(config, history, planned, schedule)
 
 
 def focus_pair(data: Evaluated) -> tuple[int, str]:
-    """The pair whose F1 rose most, among those that sound in a part of the clip only; and what is
-    to be said of this choice."""
+    """The pair whose F1 rose most, of those that sound in a part of the clip only; and a word on
+    this choice."""
     offsets = data.cache.offsets
     before, after = (data.scores(on)["f1"] for on in (data.before, data.after))
     share = np.add.reduceat(data.cache.label.astype(float), offsets[:-1]) / np.diff(offsets)
@@ -145,16 +141,13 @@ TUNED_RULE = "best per-class threshold on d_adj"
 def constant_thresholds(results: dict[str, Any], event_label: str) -> list[tuple[str, float]]:
     """What they are and the thresholds of the figure, highest first: the slides' high and low one,
     and between them the one that was tuned on the training clips for this class, where it was."""
-    rows = [row for row in results["yardsticks"] if row["name"] == TUNED_RULE]
-    levels = [("High threshold", 0.9), ("Low threshold", 0.1)]
-    if rows:
-        params = rows[0]["params"]
-        known = event_label in params["classes"]
-        tuned = params["classes"][event_label] if known else params["fallback"]
-        what = "this class" if known else "all classes (this one is not among them)"
-        levels.append((f"Threshold tuned on the training clips for {what}", tuned["t"]))
-    else:
-        levels.append(("Middle threshold (none was tuned: no training cache)", 0.5))
+    what, middle = "Middle threshold (none was tuned: no training cache)", 0.5
+    if rule := next((row for row in results["yardsticks"] if row["name"] == TUNED_RULE), None):
+        tuned = rule["params"]["classes"]
+        middle = tuned.get(event_label, rule["params"]["fallback"])["t"]
+        whom = "this class" if event_label in tuned else "all classes (this one is not among them)"
+        what = f"Threshold tuned on the training clips for {whom}"
+    levels = [("High threshold", 0.9), ("Low threshold", 0.1), (what, middle)]
     return sorted(levels, key=lambda level: -level[1])
 
 
@@ -217,14 +210,13 @@ def draw_preprocessing(view: View, fusion: str, why: str) -> "Figure":
 
 def in_lanes(boxes: list[dict[str, Any]]) -> list[int]:
     """Lane of each box, so that none overlaps another in its lane; the surest ones come first."""
-    ends: list[list[tuple[float, float]]] = []
+    taken: list[list[tuple[float, float]]] = [[] for _ in boxes]  # a lane for each is enough
     lane = [0] * len(boxes)
     for i in sorted(range(len(boxes)), key=lambda i: -boxes[i]["confidence"]):
-        span = boxes[i]["onset"], boxes[i]["offset"]
-        free = (all(b <= span[0] or span[1] <= a for a, b in taken) for taken in ends)
-        lane[i] = next((k for k, is_free in enumerate(free) if is_free), len(ends))
-        ends += [[]] if lane[i] == len(ends) else []
-        ends[lane[i]].append(span)
+        onset, offset = boxes[i]["onset"], boxes[i]["offset"]
+        free = (all(b <= onset or offset <= a for a, b in spans) for spans in taken)
+        lane[i] = next(k for k, is_free in enumerate(free) if is_free)
+        taken[lane[i]].append((onset, offset))
     return lane
 
 
@@ -265,36 +257,37 @@ def draw_boxes(view: View, boxes: list[dict[str, Any]], why: str, known: bool = 
     candidates.grid(False)
     how = ": the class is known to sound, so frames are decided and no candidate is emitted"
     decision.set_title("Decision over ground truth" + how * known)
-    decision.stairs(view.label, view.edges, fill=True, alpha=0.6, **look("label"))
-    decision.stairs(view.after, view.edges, linewidth=2.5, **look("t_adj", "Decision"))
-    decision.set_yticks([0, 1], ["off", "on"])
-    decision.set_ylim(-0.06, 1.12)
+    draw_decision(decision, view, view.after, "t_adj", "Decision")
     time_axis(decision, view.edges[0], view.edges[-1])
     return legend(figure)
 
 
+THREE = "All three: on where Prob95 is above the threshold"
+
+
+def draw_decision(ax: "Axes", view: View, on: np.ndarray, colour: str, text: str) -> None:
+    """Decisions (T,) of a pair as steps over its ground truth."""
+    ax.stairs(view.label, view.edges, fill=True, alpha=0.6, **look("label"))
+    ax.stairs(on, view.edges, linewidth=2.5, **look(colour, text))
+    ax.set_yticks([0, 1], ["off", "on"])
+    ax.set_ylim(-0.06, 1.12)
+
+
 def draw_signals(view: View, why: str) -> "Figure":
     """Prob95 / thresholds / all three, shaded where the decision changed (slides, page 11)."""
-    changed, right = view.before != view.after, view.after == view.label
-    none = "" if changed.any() else " (no decision changed)"
+    none = "" if (view.before != view.after).any() else " (no decision changed)"
     figure, axes = page(titled(f"Prob95 and thresholds{none}", view, why), 3, sharex=True)
     panels = {
         "Prob95": ("Probability", "prob"),
         "Thresholds: Base_T and DQN_T": ("Threshold", "t_base", "t_adj"),
-        "All three: on where Prob95 is above the threshold": (
-            "Probability,\nthreshold",
-            *("prob", "t_base", "t_adj"),
-        ),
+        THREE: ("Probability,\nthreshold", "prob", "t_base", "t_adj"),
     }
     for ax, (title, (what, *names)) in zip(axes[:, 0], panels.items(), strict=True):
         ax.set_title(title)
         draw_curves(ax, view, *names)
         unit_axis(ax, what)
-    for cell, on in (("fixed", changed & right), ("broken", changed & ~right)):
-        text = f"{cell.capitalize()} by the DQN ({on.sum()} of {len(on)} frames)"
-        for event in view.events(on):
-            for ax, entry in zip(axes[:, 0], ("_", "_", text), strict=True):  # _: no legend entry
-                ax.axvspan(event.onset, event.offset, lw=0, zorder=0, **look(cell, entry))
+        entry = "{} by the DQN ({} of {} frames)" if title == THREE else "_"  # _: none
+        shade_changes(ax, view, entry)
     time_axis(axes[2, 0], view.edges[0], view.edges[-1])
     return legend(figure)
 
@@ -311,20 +304,14 @@ def draw_deciding(data: Evaluated, index: int, why: str) -> "Figure | str":
 
 
 def draw_decisions(view: View, why: str, who: str) -> "Figure":
-    """Base and DQN decision over ground truth as steps (slides, page 11); `who`: the policy's
-    name."""
+    """Base decision and that of the policy, named `who`, over ground truth (slides, page 11)."""
     figure, axes = page(titled("Decisions over ground truth", view, why), 2, sharex=True)
-    rows = [
-        ("Base decision", view.before, "t_base"),
-        (f"{as_title(who)} decision", view.after, "t_adj"),
-    ]
+    base = ("Base decision", view.before, "t_base")
+    rows = [base, (f"{as_title(who)} decision", view.after, "t_adj")]
     for ax, (text, on, colour) in zip(axes[:, 0], rows, strict=True):
         scores = view.scores(on)
         ax.set_title(f"{text}: " + ", ".join(f"{TEXT[n]} {percent(scores[n])}" for n in NAMES))
-        ax.stairs(view.label, view.edges, fill=True, alpha=0.6, **look("label"))
-        ax.stairs(on, view.edges, linewidth=2.5, **look(colour, text))
-        ax.set_yticks([0, 1], ["off", "on"])
-        ax.set_ylim(-0.06, 1.12)
+        draw_decision(ax, view, on, colour, text)
         ax.set_ylabel("Decision")
     time_axis(axes[1, 0], view.edges[0], view.edges[-1])
     return legend(figure)
@@ -343,8 +330,9 @@ def choose_onset(both: list[tuple[Match, Match]]) -> tuple[Match, Match, bool] |
     ]
     moved = [row for row in errors if row[0] < -row[1]]
     near = [row for row in moved if -row[1] <= CLOSE_UP_S]
-    best = min(near or moved or errors, default=None)
-    return None if best is None else (*both[best[2]], bool(moved))
+    if not errors:
+        return None
+    return *both[min(near or moved or errors)[2]], bool(moved)
 
 
 NO_EVENT = "none of the events found before and after suits it"
@@ -353,12 +341,11 @@ NO_EVENT = "none of the events found before and after suits it"
 def draw_onset(data: Evaluated, matches: Matches) -> "Figure | str":
     """Audio around an onset with the true, the base and the DQN's onset (slides, page 10)."""
     both = matches.both()
-    chosen = choose_onset(both)
-    if chosen is None:
+    if (chosen := choose_onset(both)) is None:
         return NO_EVENT
     base, dqn, moved = chosen
-    event_label, onset = dqn.true.event_label, dqn.true.onset
-    view = view_of(data, data.cache.find(dqn.filename, event_label))
+    onset = dqn.true.onset
+    view = view_of(data, data.cache.find(dqn.filename, dqn.true.event_label))
     which = "moved closest to the truth" if moved else "none was moved towards the truth"
     why = f"chosen: {which}, of {len(both):,} events found before and after"
     figure, axes = page(titled("Onset close-up", view, why))
@@ -367,14 +354,13 @@ def draw_onset(data: Evaluated, matches: Matches) -> "Figure | str":
     first, last = max(0.0, onset - reach), min(view.edges[-1], onset + reach)
     draw_audio(ax, data, view, first, last)
     ax.axvline(onset, linewidth=9, alpha=0.6, **look("label", f"True onset: {onset:.3f} s"))
-    for match, colour, text, line in (
-        (base, "t_base", "Base onset", "--"),
-        (dqn, "t_adj", f"{as_title(policy_name(data.results))} onset", "-"),
+    for match, colour, who, line, above in (  # both can be seen where they are one
+        (base, "t_base", "Base", "--", 3),
+        (dqn, "t_adj", as_title(policy_name(data.results)), "-", 2),
     ):
         late = round(1000 * match.late_s())
         error = f"{abs(late)} ms {'late' if late > 0 else 'early'}" if late else "exact"
-        text = f"{text}: {match.found.onset:.3f} s, {error}"
-        above = 3 if line == "--" else 2  # both can be seen where they are one
+        text = f"{who} onset: {match.found.onset:.3f} s, {error}"
         place = {"linewidth": 3, "linestyle": line, "zorder": above}
         ax.axvline(match.found.onset, **place, **look(colour, text))
     if base.found.onset != dqn.found.onset:
@@ -382,8 +368,8 @@ def draw_onset(data: Evaluated, matches: Matches) -> "Figure | str":
         ends = (dqn.found.onset, 0.93), (base.found.onset, 0.93)
         ax.annotate("", *ends, xycoords=ax.get_xaxis_transform(), arrowprops=arrow)
     time_axis(ax, first, last)
-    step = 1000 * view.pair.frame_s
-    ax.set_title(f"Decisions are in frames of {step:g} ms; the true onset is the label file's")
+    frames = f"frames of {1000 * view.pair.frame_s:g} ms"
+    ax.set_title(f"Decisions are in {frames}; the true onset is the label file's")
     return legend(figure)
 
 
@@ -431,14 +417,12 @@ def draw_events(data: Evaluated, matches: Matches) -> "Figure | str":
         first, last = min(e.onset for e in three), max(e.offset for e in three)
         margin = 0.15 * (last - first)
         time_axis(ax, max(0.0, first - margin), min(view.edges[-1], last + margin))
+        names = []
         for y, ((text, colour), event) in enumerate(zip(rows, three, strict=True)):
             bars(ax, [event], -y, colour, text)
+            names.append(f"{text}\n{event.onset:.2f} to {event.offset:.2f} s")
         for edge in dqn.true[:2]:
             ax.axvline(edge, linestyle=":", **look("constant", "True onset and offset"))
-        names = [
-            f"{text}\n{event.onset:.2f} to {event.offset:.2f} s"
-            for (text, _), event in zip(rows, three, strict=True)
-        ]
         ax.set_yticks([0, -1, -2], names)
         ax.grid(False)
     return legend(figure)
@@ -467,10 +451,10 @@ def draw_epsilon(run: TrainingLog) -> "Figure | str":
     ax.set_xlim(0, max(1, run.planned - 1))
     ax.xaxis.get_major_locator().set_params(integer=True)
     twin, steps = ax.twinx(), np.maximum.accumulate(rows["Steps"])
-    text = f"Gradient steps: {steps[-1]:,.0f} in all"
+    text, most = f"Gradient steps: {steps[-1]:,.0f} in all", max(1, steps[-1])
     twin.plot(rows["Episode"], steps, ":", **look("steps", text))
     twin.set_ylabel("Gradient steps (number so far)")
-    twin.set_ylim(-0.04 * max(1, steps[-1]), 1.06 * max(1, steps[-1]))
+    twin.set_ylim(-0.04 * most, 1.06 * most)
     twin.grid(False)
     twin.spines["right"].set_visible(True)
     return legend(figure)
@@ -494,11 +478,12 @@ def draw_avg10(run: TrainingLog) -> "Figure":
     """Reward and avg10 over episodes, with what action 0.0 would have been paid (page 10)."""
     figure, axes = page("Avg10 over episodes")
     ax, rows = axes[0, 0], run.history
-    unchanged, count = unchanged_rewards(rows, run.config.bandit), len(rows["Episode"])
+    unchanged = runfolder.last_ten(runfolder.unchanged_rewards(rows, run.config.bandit))
+    count = len(rows["Episode"])
     done, mark = np.arange(1, count + 1), "." if count < 10 else ""
     for values, line, width, colour, text in (
         (rows["Reward"], "-", 0.9, "reward", "Reward"),
-        (last_ten(unchanged), "--", 1.4, "t_base", "Avg10 of never shifting (Base_T kept)"),
+        (unchanged, "--", 1.4, "t_base", "Avg10 of never shifting (Base_T kept)"),
         (rows["Avg10"], "-", 2.2, "avg10", "Avg10: mean reward of the last 10 episodes"),
     ):
         ax.plot(done, values, linestyle=line, linewidth=width, marker=mark, **look(colour, text))
@@ -509,7 +494,7 @@ def draw_avg10(run: TrainingLog) -> "Figure":
     tenth = max(1, count // 10)
     dqn, base = (
         f"{values[:tenth].mean():.1f} / {values[-tenth:].mean():.1f}"
-        for values in (rows["Avg10"], last_ten(unchanged))  # as the log says it
+        for values in (rows["Avg10"], unchanged)  # as the log says it
     )
     part = "tenth" if tenth > 1 else "episode"
     ax.set_title(f"Avg10 in the first / last {part}: DQN {dqn}, never shifting {base}")
@@ -524,27 +509,24 @@ def judged_pairs(results: dict[str, Any]) -> str:
 
 
 def draw_before_after(results: dict[str, Any], threshold: bool = True) -> "Figure":
-    """Table and bars of the three metrics before and after (slides, page 10).
-
-    `threshold`: whether the policy shifts one, so that there is a DQN_T.
-    """
+    """Table and bars of the metrics (slides, page 10); `threshold`: there is a DQN_T."""
     pairs, before, after = judged_pairs(results), results["before"], results["after"]
     who = policy_name(results)
-    figure, axes = page(
-        f"Before and after the {who}: {pairs}, {results['split']} split", 1, 2, width_ratios=(7, 5)
-    )
+    title = f"Before and after the {who}: {pairs}, {results['split']} split"
+    figure, axes = page(title, 1, 2, width_ratios=(7, 5))
     table, ax = axes[0]
     table.set_axis_off()
-    gains = {name: after[name] - before[name] for name in NAMES}
-    tones = {name: tone(results, *results["interval"][name]) for name in NAMES}
-    marks = {name: f"{'▼' if gains[name] < 0 else '▲'} {points(gains[name])}" for name in NAMES}
-    ranges = {name: " to ".join(map(points, results["interval"][name])) for name in NAMES}
     was, now = f"Before {who} (Base_T)", f"After {who}" + " (DQN_T)" * threshold
     heads = [text.replace(" (", "\n(") for text in (was, now)]
-    cells = [["Metric", *heads, "Gain (points)\n95 % interval"]]
-    cells += [
-        [TEXT[n], percent(before[n]), percent(after[n]), f"{marks[n]}\n{ranges[n]}"] for n in NAMES
-    ]
+    cells, tones = [["Metric", *heads, "Gain (points)\n95 % interval"]], []
+    for x, name in enumerate(NAMES):
+        gain, span = after[name] - before[name], results["interval"][name]
+        mark = f"{'▼' if gain < 0 else '▲'} {points(gain)}"
+        ends = f"{mark}\n{' to '.join(map(points, span))}"
+        cells.append([TEXT[name], percent(before[name]), percent(after[name]), ends])
+        tones.append(COLOURS[tone(results, *span)])
+        top = 100 * max(before[name], after[name]) + 7
+        ax.text(x, top, mark, ha="center", weight="bold", color=tones[x])
     drawn = table.table(
         cells, bbox=(0, 0.3, 1, 0.66), cellLoc="center", colWidths=(0.19, 0.25, 0.25, 0.31)
     )
@@ -553,7 +535,7 @@ def draw_before_after(results: dict[str, Any], threshold: bool = True) -> "Figur
         cell.set(edgecolor="#d5dae1", facecolor="white" if row else "#eef2f8")
         cell.set_text_props(size=15, weight="normal" if row and column != 2 else "bold")
         if row and column == 3:
-            cell.set_text_props(color=COLOURS[tones[NAMES[row - 1]]])
+            cell.set_text_props(color=tones[row - 1])
     frames = results.get("present_frames", results["num_frames"])
     counts = [f"{n:,}" for n in (results["fixed_frames"], results["broken_frames"], frames)]
     text = (
@@ -565,10 +547,6 @@ def draw_before_after(results: dict[str, Any], threshold: bool = True) -> "Figur
     for x, values, colour, text in ((-0.2, before, "t_base", was), (0.2, after, "t_adj", now)):
         place, height = np.arange(len(NAMES)) + x, [100 * values[name] for name in NAMES]
         ax.bar_label(ax.bar(place, height, 0.38, **look(colour, text)), fmt="%.1f", padding=2)
-    for x, name in enumerate(NAMES):
-        top = 100 * max(before[name], after[name]) + 7
-        said = {"ha": "center", "weight": "bold", "color": COLOURS[tones[name]]}
-        ax.text(x, top, marks[name], **said)
     ax.set_xticks(range(len(NAMES)), [TEXT[name] for name in NAMES])
     ax.set_ylim(0, 115)
     ax.set_yticks(range(0, 101, 20))
@@ -630,20 +608,15 @@ def draw_network(run: TrainingLog) -> "Figure":
 
 
 def draw_yardsticks(results: dict[str, Any], threshold: bool = True) -> "Figure":
-    """Before, after and the yardsticks by F1, one panel a metric; `threshold`: there is a DQN_T.
-
-    The whiskers are the interval of the difference to the policy, laid from the policy's value:
-    where one reaches its line, the two cannot be told apart.
-    """
+    """Before, after and the yardsticks by F1, one panel a metric; `threshold`: there is a DQN_T."""
     who = policy_name(results)
     base = {"name": "Before: Base_T", "kind": "base", "interval": results["interval"]}
     name = "After: DQN_T" if threshold else f"After: {who}"
     ours = {"name": name, "kind": "policy", "interval": None}
     rows = [base | results["before"], ours | results["after"], *results["yardsticks"]]
     rows.sort(key=lambda row: -row["f1"])
-    title = (
-        f"Rules beside the {who}, best F1 first: {judged_pairs(results)}, {results['split']} split"
-    )
+    where = f"{judged_pairs(results)}, {results['split']} split"
+    title = f"Rules beside the {who}, best F1 first: {where}"
     height = max(PAGE[1], 3 + 0.4 * len(rows))
     figure, axes = page(title, 1, len(NAMES), height, sharey=True)
     for ax, metric in zip(axes[0], NAMES, strict=True):
@@ -653,10 +626,7 @@ def draw_yardsticks(results: dict[str, Any], threshold: bool = True) -> "Figure"
         setting = str(row.get("setting") or "")
         more = f" ({setting})" if 0 < len(setting) <= 24 else ""  # longer ones: results.json
         names.append(short(row["name"] + more, 46))
-    axes[0, 0].set_yticks(-np.arange(len(rows)), names)
-    axes[0, 0].set_ylim(-len(rows) + 0.4, 0.6)
-    for text, row in zip(axes[0, 0].get_yticklabels(), rows, strict=True):
-        text.set_weight("bold" if row["kind"] in ("base", "policy") else "normal")
+    name_rows(axes[0, 0], names, [row["kind"] in ("base", "policy") for row in rows])
     note = (
         f"Lines: the {who}'s value minus the 95 % interval of its (paired) difference to the row.\n"
         f"A line that reaches the dotted one: the row and the {who} cannot be told apart."
@@ -664,11 +634,10 @@ def draw_yardsticks(results: dict[str, Any], threshold: bool = True) -> "Figure"
     return legend(figure, 5, note)
 
 
-YARDSTICKS = {  # kind of a row -> colour, legend entry, {} the policy's name
+# kind of a row -> colour, legend entry, {} the policy's name
+YARDSTICKS = table_figures.KINDS | {
     "base": ("t_base", "Before {}"),
     "policy": ("t_adj", "After {}"),
-    "rule": ("yardstick", "Rule, tuned on training clips unless fixed"),
-    "ceiling": ("ceiling", "Ceiling: knows the labels"),
 }
 
 
@@ -729,14 +698,11 @@ def draw_per_class(results: dict[str, Any]) -> "Figure":
 
 # ---------------------------------------------------------------------------- all of them
 
-Drawing = Callable[[], "Figure | str"]
+Drawings = dict[str, Callable[[], "Figure | str"]]
 
 
-def pair_drawings(
-    data: Evaluated, index: int, matches: Matches, why: str = ""
-) -> dict[str, Drawing]:
-    """Figures that one pair is enough for, chosen because of `why`; `matches` are the events to
-    choose from."""
+def pair_drawings(data: Evaluated, index: int, matches: Matches, why: str = "") -> Drawings:
+    """Figures that one pair, chosen because of `why`, is enough for; events are of `matches`."""
     view = view_of(data, index)
     fusion = (data.cache.manifest["signal"] or {}).get("fusion", "")  # imported signals: unknown
     return {
@@ -748,7 +714,7 @@ def pair_drawings(
     }
 
 
-def run_drawings(data: Evaluated, run: TrainingLog) -> dict[str, Drawing]:
+def run_drawings(data: Evaluated, run: TrainingLog) -> Drawings:
     """Every figure of the slides; pair and events are chosen as the clearest of the split."""
     index, why = focus_pair(data)
     threshold = data.t_adj is not None
@@ -774,7 +740,7 @@ def safe(text: str) -> str:
     return re.sub(r"[^\w.-]+", "_", text)[:80]
 
 
-def figures(cfg: VisualizeConfig) -> Iterator[tuple[str, "Figure | str"]]:
+def figures(cfg: VisualizeConfig) -> Drawn:
     """(file name, figure); a text says why a figure is left out."""
     data, prefix = load_evaluated(cfg), ""
     for note in data.results.get("notes", []):  # older results have none
@@ -783,20 +749,17 @@ def figures(cfg: VisualizeConfig) -> Iterator[tuple[str, "Figure | str"]]:
         drawings = run_drawings(data, load_training(cfg))
     else:
         index = data.cache.find(cfg.clip, cfg.event_label)
-        found = find_matches(data)
         asked = (cfg.clip, cfg.event_label)
-        own = found._make(
+        found = [
             [match for match in some if (match.filename, match.true.event_label) == asked]
-            for some in found
-        )
-        drawings = pair_drawings(data, index, own)
+            for some in find_matches(data)
+        ]
+        drawings = pair_drawings(data, index, Matches(*found))
         prefix = f"pair-{safe(Path(cfg.clip).stem)}-{safe(cfg.event_label)}-"
     yield from each_figure(drawings, prefix)
 
 
-def write_figures(
-    drawn: Iterator[tuple[str, "Figure | str"]], folder: Path, dpi: int, what: str
-) -> None:
+def write_figures(drawn: Drawn, folder: Path, dpi: int, what: str) -> None:
     """Write all figures or none; prints each file, and why one is left out."""
     files = []
     with made(folder), ExitStack() as stack:
@@ -812,22 +775,19 @@ def write_figures(
 def write_page(cfg: VisualizeConfig) -> None:
     """The page of figures/report.py. A policy without a log, as an imported one, has no curves."""
     shown = []
-    for run in (cfg.run, cfg.beside):
-        if run is not None:
-            own = replace(cfg, run=run, beside=None)
-            log = load_training(own) if (run / "config.json").exists() else None
-            training = None if log is None else (log.config, log.history)
-            shown.append(Shown(run, load_evaluated(own), training))
+    for run in filter(None, (cfg.run, cfg.beside)):
+        own = replace(cfg, run=run, beside=None)
+        training = load_training(own)[:2] if (run / "config.json").exists() else None
+        shown.append(Shown(run, load_evaluated(own), training))
     write_report(shown, cfg.pairs)
 
 
 def main(cfg: VisualizeConfig) -> int:
-    """Draw every figure and write the page where it is wanted.
+    """Draw every figure, then write the page where it is wanted: its path is the last line.
 
-    The page comes last, so that its path is the last line; without a training log, which most
-    figures need, there is the page only.
+    Without a training log, which most figures need, there is the page only.
     """
-    home, kinds = cfg.run, (EVALUATION, RUN)
+    home, kinds = cfg.run, (runfolder.EVALUATION, runfolder.RUN)
     if cfg.table is not None:
         home, kinds = cfg.table, (TABLE,)
     drawn = cfg.table is not None or not cfg.html or (cfg.run / "config.json").exists()
@@ -840,7 +800,7 @@ def main(cfg: VisualizeConfig) -> int:
         if ours and (cfg.html or cfg.out is None):
             held.enter_context(own_folder(home, *kinds))
         if cfg.out is not None and drawn:
-            held.enter_context(own_folder(cfg.out, FIGURES))
+            held.enter_context(own_folder(cfg.out, runfolder.FIGURES))
         if cfg.table is not None:
             found = table_figures.figures(cfg.table, cfg.preset)
             write_figures(found, out, cfg.dpi, f"table {cfg.table}")

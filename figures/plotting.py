@@ -1,6 +1,5 @@
 """One look for all figures: colours, page, legend, axes, and how a picture is written.
 
-Writes: PNG files, for those who draw them
 Shapes: T frames of a pair
 
 One table of colours for all figures; red is always the base threshold, green the DQN's. A change
@@ -9,7 +8,7 @@ is dark green, dark red or grey: better, worse, may be chance.
 
 import functools
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from textwrap import fill
@@ -81,14 +80,12 @@ STYLE = {
     "font.size": 13,
     "axes.titlesize": 14,
     "axes.titlelocation": "left",
-    "axes.labelsize": 13,
     "xtick.labelsize": 12,
     "ytick.labelsize": 12,
     "legend.fontsize": 12,
     "legend.frameon": False,
     "figure.titlesize": 18,
     "figure.titleweight": "bold",
-    "figure.facecolor": "white",
     "axes.grid": True,
     "axes.axisbelow": True,
     "grid.color": "#e3e6ea",
@@ -174,6 +171,20 @@ def draw_curves(ax: "Axes", view: View, *names: str) -> None:
         ax.plot(view.centres, view.signals[name], **below, **look(name))
 
 
+def changes(view: View) -> dict[str, np.ndarray]:
+    """(T,) bool: where the policy fixed a decision, and where it broke one."""
+    changed, right = view.before != view.after, view.after == view.label
+    return {"fixed": changed & right, "broken": changed & ~right}
+
+
+def shade_changes(ax: "Axes", view: View, text: str) -> None:
+    """Stripes behind curves; `text`: a legend entry for Fixed or Broken, so many of T frames."""
+    for cell, on in changes(view).items():
+        entry = text.format(cell.capitalize(), on.sum(), len(on))
+        for event in view.events(on):
+            ax.axvspan(event.onset, event.offset, lw=0, zorder=0, **look(cell, entry))
+
+
 def scale(ax: "Axes", ends: Any) -> None:
     """The axis of a figure of rows, from the lowest to the highest of some shares, in percent."""
     first, last = 100 * np.min(ends), 100 * np.max(ends)
@@ -187,6 +198,14 @@ def stripe(ax: "Axes", i: int) -> None:
     """Every other row of a figure of rows is pale."""
     if i % 2:
         ax.axhspan(-i - 0.5, -i + 0.5, color="#f4f6f9", lw=0, zorder=0)
+
+
+def name_rows(ax: "Axes", names: list[str], bold: Iterable[bool] = ()) -> None:
+    """Names beside a figure of rows, the first on top; those in bold type where `bold` is given."""
+    ax.set_yticks(-np.arange(len(names)), names)
+    ax.set_ylim(-len(names) + 0.4, 0.6)
+    for text, strong in zip(ax.get_yticklabels(), bold, strict=False):
+        text.set_weight("bold" if strong else "normal")
 
 
 def row_value(ax: "Axes", i: int, value: float, text: str, bold: bool, colour: str) -> bool:
@@ -218,9 +237,10 @@ def styled(draw: Callable) -> Callable:
     return drawn
 
 
-def each_figure(
-    drawings: dict[str, Callable[[], "Figure | str"]], prefix: str = ""
-) -> Iterator[tuple[str, "Figure | str"]]:
+Drawn = Iterator[tuple[str, "Figure | str"]]
+
+
+def each_figure(drawings: dict[str, Callable[[], "Figure | str"]], prefix: str = "") -> Drawn:
     """(file name, figure); a text says why a figure is left out."""
     for name, draw in drawings.items():
         yield f"{prefix}{name}.png", styled(draw)()
@@ -249,9 +269,12 @@ def fonts() -> list[str]:
 
 
 @functools.cache
-def say_once(text: str) -> None:
-    """Print a note, the same one only once."""
-    print(text)
+def say_boxes() -> None:
+    """Say, once, that some characters cannot be drawn."""
+    print(
+        "note: no installed font has some characters of the names, they are drawn as boxes;"
+        " on Debian and Ubuntu: apt install fonts-noto-cjk"
+    )
 
 
 def write(figure: "Figure", path: Path, dpi: int, what: str) -> None:
@@ -279,11 +302,7 @@ def save(figure: "Figure", path: Path, dpi: int, what: str) -> None:
         figure.savefig(path, dpi=dpi, format="png", metadata=about)
     for warning in caught:
         if str(warning.message).startswith("Glyph "):
-            say_once(
-                "note: no installed font has some characters of the names, they are drawn as boxes;"
-                " on Debian and Ubuntu: apt install fonts-noto-cjk"
-            )
+            say_boxes()
         else:
-            warnings.warn_explicit(
-                warning.message, warning.category, warning.filename, warning.lineno
-            )
+            place = warning.filename, warning.lineno
+            warnings.warn_explicit(warning.message, warning.category, *place)

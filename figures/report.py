@@ -29,13 +29,14 @@ from core.files import new_folder, write_bytes, write_text, writing
 from core.names import isolated
 from core.settings import to_dict
 from core.versions import versions
+from figures.plotting import changes
 from policy.runfolder import FREE_FIELDS, PAGE, last_ten, unchanged_rewards
+from sed import timeline
 from sed.audio import read_audio, resample
 from sed.caches import Pair
 from sed.labels import find_audio
 from sed.matching import BINS_MS
 from sed.metrics import NAMES
-from sed.timeline import frames_to_events
 
 ASSETS = Path(__file__).parent / "page"
 CURVES = ("rms", "d_raw", "d_adj", "prob", "t_base")  # the sixth signal is on or off
@@ -70,8 +71,7 @@ def packed(values: np.ndarray) -> str:
 
 def runs_of(on: np.ndarray) -> list[list[int]]:
     """(T,) bool -> [first frame, frame after the last] of each run."""
-    events = frames_to_events(on, "", np.arange(len(on) + 1))
-    return [[int(event.onset), int(event.offset)] for event in events]
+    return np.stack(timeline.runs_of(on), axis=1).tolist()
 
 
 def numbers(values: Iterable[float], digits: int = 5) -> list[float | None]:
@@ -97,15 +97,6 @@ def choose_pairs(gains: np.ndarray, count: int) -> dict[int, str]:
 
 
 # ---------------------------------------------------------------------------- sound and picture
-
-
-class ClipSound(NamedTuple):
-    """A clip: its length in seconds, its waveform (B,) from -1 to 1, where its spectrogram lies."""
-
-    duration: float
-    low: np.ndarray
-    high: np.ndarray
-    picture: dict[str, Any]
 
 
 def write_mp3(path: Path, wav: np.ndarray, sample_rate: int) -> None:
@@ -144,22 +135,23 @@ def write_spectrogram(path: Path, wav: np.ndarray, sample_rate: int) -> dict[str
     return {"span": span, "marks": [[hz, float(librosa.hz_to_mel(hz) / top)] for hz in marks]}
 
 
-def envelope(wav: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(S,) -> lowest and highest sample of each of at most POINTS equal bins, (B,) each."""
-    bins = min(POINTS, len(wav))
-    starts = (np.arange(bins) * len(wav)) // bins
-    return np.minimum.reduceat(wav, starts), np.maximum.reduceat(wav, starts)
+def write_sound(folder: Path, number: int, source: Path) -> dict[str, Any]:
+    """Sound and spectrogram of a clip; returns its length in seconds, where the spectrogram lies,
+    and its waveform: lowest and highest sample of each of at most POINTS equal bins.
 
-
-def write_sound(folder: Path, number: int, source: Path) -> ClipSound:
-    """Everything the page needs of a clip's audio. ValueError where it cannot be read."""
+    ValueError where the audio cannot be read.
+    """
     wav, sample_rate = read_audio(source)
     write_mp3(folder / f"{number:05d}.mp3", wav, sample_rate)
     picture = write_spectrogram(folder / f"{number:05d}.webp", wav, sample_rate)
-    return ClipSound(len(wav) / sample_rate, *envelope(wav), picture)
+    bins = min(POINTS, len(wav))
+    starts = (np.arange(bins) * len(wav)) // bins
+    ends = (least.reduceat(wav, starts) / 2 + 0.5 for least in (np.minimum, np.maximum))
+    low, high = map(packed, ends)
+    return {"duration": len(wav) / sample_rate, "low": low, "high": high, **picture}
 
 
-def sounds_of(data: Evaluated, chosen: Iterable[int], folder: Path) -> dict[str, ClipSound]:
+def sounds_of(data: Evaluated, chosen: Iterable[int], folder: Path) -> dict[str, dict[str, Any]]:
     """Write each clip of the chosen pairs once -> its sound, by file name, in order of number.
 
     Clips whose audio is not at hand are left out; the page says so.
@@ -188,23 +180,15 @@ class Shown(NamedTuple):
     training: tuple[TrainConfig, dict[str, np.ndarray]] | None
 
 
-def changes_of(data: Evaluated, index: int) -> dict[str, np.ndarray]:
-    """(T,) bool of one pair: the policy's decisions, and where they fixed or broke one."""
-    span = slice(data.cache.offsets[index], data.cache.offsets[index + 1])
-    after, right = data.after[span], (data.after == data.cache.label)[span]
-    changed = (data.before != data.after)[span]
-    return {"after": after, "fixed": changed & right, "broken": changed & ~right}
-
-
 def policy_of_pair(data: Evaluated, index: int) -> dict[str, Any]:
     """What a policy did in one pair; `boxes` where it chose among events."""
-    span = slice(data.cache.offsets[index], data.cache.offsets[index + 1])
-    runs = {name: runs_of(on) for name, on in changes_of(data, index).items()}
-    shifted = None if data.t_adj is None else packed(data.t_adj[span])
+    view = view_of(data, index)
+    runs = {name: runs_of(on) for name, on in ({"after": view.after} | changes(view)).items()}
+    shifted = packed(view.signals["t_adj"]) if "t_adj" in view.signals else None
     return {"t_adj": shifted, **runs, "boxes": (data.boxes or {}).get(index)}
 
 
-def pair_data(shown: list[Shown], index: int, sound: ClipSound | None) -> dict[str, Any]:
+def pair_data(shown: list[Shown], index: int, sound: dict[str, Any] | None) -> dict[str, Any]:
     """One pair's signals, and the decisions of each policy."""
     view = view_of(shown[0].data, index)
     return {
@@ -215,49 +199,36 @@ def pair_data(shown: list[Shown], index: int, sound: ClipSound | None) -> dict[s
         "label": runs_of(view.label),
         "before": runs_of(view.before),
         "policies": [policy_of_pair(each.data, index) for each in shown],
-        "sound": sound
-        and {
-            "duration": sound.duration,
-            "low": packed(sound.low / 2 + 0.5),
-            "high": packed(sound.high / 2 + 0.5),
-            **sound.picture,
-        },
+        "sound": sound,
     }
 
 
 def pair_rows(
-    shown: list[Shown], chosen: dict[int, str], sounds: dict[str, ClipSound]
+    shown: list[Shown], chosen: dict[int, str], sounds: Iterable[str]
 ) -> list[dict[str, Any]]:
-    """The list of pairs: what the page filters and sorts by."""
+    """The list of pairs: what the page filters and sorts by; `sounds`: clips in order of number."""
     first = shown[0].data
     before = first.scores(first.before)
     after = [each.data.scores(each.data.after) for each in shown]
     number = {name: i for i, name in enumerate(sounds)}
-    present = first.cache.present  # of all pairs
-    rows = []
-    for index, why in chosen.items():
-        pair: Pair = first.cache.pairs[index]
-        changes = [changes_of(each.data, index) for each in shown]
-        rows.append(
-            {
-                "n": index,
-                "clip": pair.filename,
-                "label": pair.event_label,
-                "why": why,
-                "present": bool(present[index]),
-                "sound": number.get(pair.filename),
-                "before": numbers(before[name][index] for name in NAMES),
-                "policies": [
-                    {
-                        "after": numbers(scores[name][index] for name in NAMES),
-                        "fixed": int(change["fixed"].sum()),
-                        "broken": int(change["broken"].sum()),
-                    }
-                    for scores, change in zip(after, changes, strict=True)
-                ],
-            }
-        )
-    return rows
+
+    def row(index: int, pair: Pair, why: str) -> dict[str, Any]:
+        def did(data: Evaluated, scores: dict[str, np.ndarray]) -> dict[str, Any]:
+            counts = {name: int(on.sum()) for name, on in changes(view_of(data, index)).items()}
+            return {"after": numbers(scores[name][index] for name in NAMES), **counts}
+
+        return {
+            "n": index,
+            "clip": pair.filename,
+            "label": pair.event_label,
+            "why": why,
+            "present": bool(first.cache.present[index]),
+            "sound": number.get(pair.filename),
+            "before": numbers(before[name][index] for name in NAMES),
+            "policies": [did(each.data, some) for each, some in zip(shown, after, strict=True)],
+        }
+
+    return [row(index, first.cache.pairs[index], why) for index, why in chosen.items()]
 
 
 def other_pairs(data: Evaluated, chosen: dict[int, str]) -> dict[str, Any]:
@@ -277,18 +248,16 @@ def training_curves(training: tuple[TrainConfig, dict[str, np.ndarray]] | None) 
     config, history = training
     count = len(history["Reward"])
     each = max(1, math.ceil(count / POINTS))
-    starts = np.arange(0, count, each)
-    ones = np.ones(count)
+    starts, ones = np.arange(0, count, each), np.ones(count)
     steps = np.maximum(0, np.diff(history["Steps"], prepend=0))  # a row without a step has no loss
-    columns = {"loss": (history["Loss"], steps), "epsilon": (history["Epsilon"], ones)}
     if config.method == "events":  # a row is a gradient step; of a few the loss is their mean
-        columns["loss"] = (history["Loss"], (history["Loss"] > 0).astype(float))
-    else:
+        steps = (history["Loss"] > 0).astype(float)
+    columns = {"loss": (history["Loss"], steps), "epsilon": (history["Epsilon"], ones)}
+    if config.method != "events":
         columns["reward"], columns["avg10"] = (history["Reward"], ones), (history["Avg10"], ones)
-        unchanged = last_ten(unchanged_rewards(history, config.bandit))
-        columns["unchanged"] = (unchanged, ones)
-    if "Q" in history and config.method != "events":  # older runs have none
-        columns["q"] = (history["Q"], steps)
+        columns["unchanged"] = (last_ten(unchanged_rewards(history, config.bandit)), ones)
+        if "Q" in history:  # older runs have none
+            columns["q"] = (history["Q"], steps)
     curves = {}
     for name, (values, weights) in columns.items():
         total = np.add.reduceat(np.where(weights > 0, values * weights, 0), starts)
@@ -322,12 +291,12 @@ def settings(data: Evaluated, config: TrainConfig | None) -> dict[str, list[list
     groups: dict[str, list[list[Any]]] = {"run": []}
     usual = to_dict(TrainConfig())
     for name, value in (to_dict(config) if config else {}).items():
-        rows = value.items() if isinstance(value, dict) else [(name, value)]
-        base = usual[name] if isinstance(value, dict) else usual
-        place = groups.setdefault(name if isinstance(value, dict) else "run", [])
-        for key, x in rows:
-            usual_one = x == base[key] or key in FREE_FIELDS
-            place.append([key, str(x), None if usual_one else str(base[key])])
+        group, rows, base = "run", {name: value}, usual
+        if isinstance(value, dict):
+            group, rows, base = name, value, usual[name]
+        for key, x in rows.items():
+            other = None if x == base[key] or key in FREE_FIELDS else str(base[key])
+            groups.setdefault(group, []).append([key, str(x), other])
     signal = data.cache.manifest.get("signal") or {}
     groups["signal"] = [[key, str(value), None] for key, value in signal.items()]
     groups["made with"] = [[key, value, None] for key, value in versions().items()]
@@ -369,12 +338,11 @@ def difference(shown: list[Shown]) -> dict[str, Any] | None:
 
 def copy_assets(folder: Path) -> None:
     """Page, script and libraries with their licences."""
-    names = {"template.html": "index.html", "report.js": "report.js"}
-    vendored = [path for path in (ASSETS / "vendor").rglob("*") if path.is_file()]
-    names |= {name: name for name in (path.relative_to(ASSETS).as_posix() for path in vendored)}
-    for source, name in names.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        write_bytes(folder / name, (ASSETS / source).read_bytes())
+    for path in ASSETS.rglob("*"):
+        if path.is_file():
+            name = "index.html" if path.name == "template.html" else path.relative_to(ASSETS)
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            write_bytes(folder / name, path.read_bytes())
 
 
 def names_of(shown: list[Shown]) -> list[str]:
@@ -393,8 +361,7 @@ def write_folder(folder: Path, shown: list[Shown], count: int) -> int:
     gains[~data.cache.present] = 0  # of an absent pair F1 is 0 or 100 %: they would fill the page
     chosen = choose_pairs(gains, count)
     sounds = sounds_of(data, chosen, folder / "clips")
-    results = data.results
-    names = names_of(shown)
+    results, names = data.results, names_of(shown)
     page = {
         "split": results["split"],
         "num_pairs": results["num_pairs"],
@@ -422,10 +389,10 @@ def write_folder(folder: Path, shown: list[Shown], count: int) -> int:
     return len(chosen)
 
 
-def write_report(shown: list[Shown], count: int) -> Path:
-    """Write report/ of the first policy's run whole, in place of an earlier one; prints and
-    returns the page's path. InputError for policies that decided on different splits or caches, and
-    for results of an older version."""
+def write_report(shown: list[Shown], count: int) -> None:
+    """Write report/ of the first policy's run whole, in place of an earlier one; prints the page's
+    path. InputError for policies that decided on different splits or caches, and for results of an
+    older version."""
     run, first = shown[0].run, shown[0].data
     for each in shown:
         if missing := [name for name in SHOWN if name not in each.data.results]:
@@ -443,4 +410,3 @@ def write_report(shown: list[Shown], count: int) -> Path:
         pairs = write_folder(partial, shown, count)
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     print(f"report: {folder / 'index.html'} ({pairs} pairs, {size / 1e6:.1f} MB)")
-    return folder / "index.html"

@@ -8,7 +8,6 @@ Shapes: T frames of a pair, N frames of all pairs, P pairs, B bins of prob - T_b
 
 import csv
 import io
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -27,14 +26,17 @@ from figures.plotting import (
     COLOURS,
     MOST_CLASSES,
     PAGE,
+    Drawn,
     bars,
     draw_curves,
     each_figure,
     legend,
     look,
+    name_rows,
     page,
     row_value,
     scale,
+    shade_changes,
     stripe,
     time_axis,
     unit_axis,
@@ -98,10 +100,10 @@ class Table(NamedTuple):
     @property
     def what(self) -> str:
         """How many pairs of which kind, for titles."""
-        results, present = self.results, f"{self.results['present_pairs']:,}"
-        if results["queries"] == "present":
+        present = f"{self.results['present_pairs']:,}"
+        if self.results["queries"] == "present":
             return f"{present} present pairs, {self.split} split"
-        return f"all {results['num_pairs']:,} pairs ({present} present), {self.split} split"
+        return f"all {self.results['num_pairs']:,} pairs ({present} present), {self.split} split"
 
     def bare(self, kind: str) -> list[str]:
         """Names of the rows of a kind that do not stand behind the tag gate."""
@@ -129,23 +131,16 @@ def load_table(folder: Path) -> Table:
         raise InputError(f"{csv_path}: not found; {cure}")
     if file_sha256(csv_path) != results.get("files", {}).get("pairs.csv"):
         raise InputError(f"{csv_path}: not the file that {path} was written with; {cure}")
-    names = [row["name"] for row in rows]
-    return Table(folder, results, read_pairs(csv_path, names))
-
-
-def read_pairs(path: Path, names: list[str]) -> PairScores:
-    """F1 of the rows `names` in every pair."""
-    rows = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
-    header = list(map(csv_text, next(rows)))
-    columns = dict(
-        zip(header, zip(*(map(csv_text, row) for row in rows), strict=True), strict=True)
-    )
-    return PairScores(
+    lines = csv.reader(io.StringIO(read_text(csv_path), newline=""), strict=True)
+    header, *cells = ([csv_text(cell) for cell in line] for line in lines)
+    columns = dict(zip(header, zip(*cells, strict=True), strict=True))
+    pairs = PairScores(
         np.array(columns["filename"]),
         np.array(columns["event_label"]),
         np.array(columns["present"], int) > 0,
-        {name: np.array(columns[f"{name}: f1"], float) for name in names},
+        {row["name"]: np.array(columns[f"{row['name']}: f1"], float) for row in rows},
     )
+    return Table(folder, results, pairs)
 
 
 class FirstPolicy(NamedTuple):
@@ -187,9 +182,8 @@ def load_first_policy(table: Table, preset: str) -> FirstPolicy | None:
         raise InputError(f"{store}: decisions of {names[0]} not found; {cure}")
     _, member = from_checkpoint(path, cache, EvaluateConfig(preset=preset, device="cpu"))
     policy = load_policy(path, torch.device("cpu"), preset)
-    before = cache.base
     seed = f" (first of {len(members)} seeds)" if len(members) > 1 else ""
-    data = Evaluated(cache, results, member.threshold, before, member.pred)
+    data = Evaluated(cache, results, member.threshold, cache.base, member.pred)
     who = policy_name({"over_events": policy.over_events})
     return FirstPolicy(names[0] + seed, data, policy.bandit.max_delta, who)
 
@@ -208,11 +202,9 @@ def draw_comparison(table: Table) -> "Figure":
     for ax, metric in zip(axes[0], metrics, strict=True):
         draw_metric(ax, table, rows, metric)
     names = [short(row["name"].replace(GATED, "gated"), 44) for row in rows]
-    axes[0, 0].set_yticks(-np.arange(len(rows)), names)
-    axes[0, 0].set_ylim(-len(rows) + 0.4, 0.6)
+    name_rows(axes[0, 0], names, [row["kind"] == "policy" for row in rows])
     for text, row in zip(axes[0, 0].get_yticklabels(), rows, strict=True):
         text.set_color(COLOURS[KINDS[row["kind"]][0]] if row["kind"] != "ceiling" else "#6b7380")
-        text.set_weight("bold" if row["kind"] == "policy" else "normal")
     note = f"Thin line: 95 % of {DRAWS:,} bootstraps of clips, of each system alone"
     if any(len(row["members"]) > 1 for row in rows):
         note += "; pale bar: ± standard deviation of the seeds"
@@ -252,14 +244,12 @@ def draw_metric(ax: "Axes", table: Table, rows: list[dict[str, Any]], metric: st
         face = "white" if row["gated"] else colour
         point = {"marker": "o", "markersize": 7, "markerfacecolor": face, "linestyle": "none"}
         ax.plot([value], [-i], zorder=4, color=colour, **point)
-    for name, colour, line in (
-        (BASE, "t_base", "--"),
-        (table.results["best_opponent"], "best", ":"),
-    ):
-        if name is not None:
-            text = f"Best baseline: {short(name, 40)}" if colour == "best" else f"Level of {BASE}"
-            at = 100 * table.rows[name]["mean"][metric]
-            ax.axvline(at, linestyle=line, linewidth=1.5, zorder=1, **look(colour, text))
+    levels = [(BASE, "t_base", "--", f"Level of {BASE}")]
+    if (best := table.results["best_opponent"]) is not None:
+        levels.append((best, "best", ":", named(table, best)))
+    for name, colour, line, text in levels:
+        at = 100 * table.rows[name]["mean"][metric]
+        ax.axvline(at, linestyle=line, linewidth=1.5, zorder=1, **look(colour, text))
     ax.set_title(TITLES[metric] + " (rows sorted by it)" * (metric == table.decisive))
     ax.set_xlabel(PER_WHAT.get(metric, "Mean over pairs (%)"))
 
@@ -297,18 +287,12 @@ def draw_class_gains(table: Table) -> "Figure | str":
     height = max(PAGE[1], 2.2 + len(groups) * (0.3 + 0.13 * len(rows)))
     figure, axes = page(f"{title}, {table.split} split", height=height)
     ax, step = axes[0, 0], 0.8 / len(rows)
-    bases = [table.rows[name]["base"] for name, _, _ in rows]
-    gains = np.stack(
-        [
-            100 * (pairs.f1[name] - pairs.f1[base])
-            for (name, _, _), base in zip(rows, bases, strict=True)
-        ],
-        axis=1,
-    )
-    texts = [
-        named(table, name) + f"\nover {base}" * (base != BASE)
-        for (name, _, _), base in zip(rows, bases, strict=True)
-    ]
+    gains, texts = [], []
+    for name, _, _ in rows:
+        base = table.rows[name]["base"]
+        gains.append(100 * (pairs.f1[name] - pairs.f1[base]))
+        texts.append(named(table, name) + f"\nover {base}" * (base != BASE))
+    gains = np.stack(gains, axis=1)
     for i, chosen in enumerate(groups.values()):
         stripe(ax, i)
         low, high = bootstrap_mean(gains[chosen], pairs.filename[chosen])
@@ -390,14 +374,13 @@ def shift_map(policy: FirstPolicy) -> ShiftMap:
     column = np.digitize((prob - t_base)[within], edges[1:-1])  # the ends belong to the end bins
     cell = row[within] * STEPS + column
 
-    def summed(values: np.ndarray | None) -> np.ndarray:
-        weights = None if values is None else values[within]
-        return np.bincount(cell, weights, len(classes) * STEPS).reshape(-1, STEPS)
+    def summed(values: np.ndarray) -> np.ndarray:
+        return np.bincount(cell, values[within], len(classes) * STEPS).reshape(-1, STEPS)
 
-    frames = summed(None)
-    total = summed(data.t_adj - t_base)
-    mean = np.where(frames > 0, total / np.maximum(frames, 1), np.nan)
-    changed = summed((data.before != data.after).astype(float)).astype(int)
+    frames, changed = (
+        summed(on.astype(float)).astype(int) for on in (within, data.before != data.after)
+    )
+    mean = np.where(frames > 0, summed(data.t_adj - t_base) / np.maximum(frames, 1), np.nan)
     return ShiftMap(edges, classes.tolist(), frames, mean, changed, np.bincount(row))
 
 
@@ -407,10 +390,8 @@ def draw_policy_map(policy: FirstPolicy, what: str) -> "Figure | str":
         return f"{policy.name} decides events and shifts no threshold"
     found = shift_map(policy)
     order = np.lexsort((found.classes, -found.frames_of_class))[:MOST_CLASSES]
-    height = max(PAGE[1], 3.8 + 0.42 * len(order))
-    figure, axes = page(
-        f"What {policy.name} does: {what}", 2, 1, height, sharex=True, height_ratios=(2.2, 5)
-    )
+    height, title = max(PAGE[1], 3.8 + 0.42 * len(order)), f"What {policy.name} does: {what}"
+    figure, axes = page(title, 2, 1, height, sharex=True, height_ratios=(2.2, 5))
     top, ax = axes[:, 0]
     total = found.frames_of_class.sum()
     for counts, colour, text in (
@@ -440,9 +421,8 @@ def draw_policy_map(policy: FirstPolicy, what: str) -> "Figure | str":
         "Prob95 - Base_T (probability units)\nleft of 0: off before the DQN; right of 0: on before"
     )
     ax.grid(False)
-    figure.colorbar(
-        mesh, ax=ax, pad=0.01, label="Mean shift (probability units)\nblue: lower, red: higher"
-    )
+    text = "Mean shift (probability units)\nblue: lower, red: higher"
+    figure.colorbar(mesh, ax=ax, pad=0.01, label=text)
     return legend(figure)
 
 
@@ -451,21 +431,19 @@ MOST = 3  # pairs on each side
 
 def best_and_worst(data: Evaluated) -> tuple[list[int], list[int], np.ndarray]:
     """Present pairs with the largest gains and losses in F1, and the F1 before and after (2, P)."""
-    before, after = (data.scores(on)["f1"] for on in (data.before, data.after))
-    gain = np.where(data.cache.present, after - before, 0.0)
+    f1 = np.stack([data.scores(on)["f1"] for on in (data.before, data.after)])
+    gain = np.where(data.cache.present, f1[1] - f1[0], 0.0)
     order = np.argsort(-gain, kind="stable").tolist()
     best = [i for i in order[:MOST] if gain[i] > 0]
-    worst = [i for i in order[::-1][:MOST] if gain[i] < 0]
-    return best, worst, np.stack([before, after])
+    return best, [i for i in order[::-1][:MOST] if gain[i] < 0], f1
 
 
 def draw_best_worst(policy: FirstPolicy, what: str) -> "Figure":
     """Signals, decisions and truth of the pairs where a policy helps and hurts most."""
     best, worst, f1 = best_and_worst(policy.data)
-    columns = [("Helps", best), ("Hurts", worst)]
     title = f"Where {policy.name} helps and hurts most: {what}"
     figure, axes = page(title, 2 * MOST, 2, 13.5, height_ratios=(5, 3) * MOST)
-    for column, (word, chosen) in enumerate(columns):
+    for column, (word, chosen) in enumerate([("Helps", best), ("Hurts", worst)]):
         for place in range(MOST):
             curves, strip = axes[2 * place : 2 * place + 2, column]
             if place >= len(chosen):
@@ -487,13 +465,9 @@ def draw_best_worst(policy: FirstPolicy, what: str) -> "Figure":
 def draw_pair(curves: "Axes", strip: "Axes", view: View, who: str) -> None:
     """Probability and thresholds of a pair over its decisions and the truth; `who` decided."""
     first, last = view.edges[0], view.edges[-1]
-    changed, right = view.before != view.after, view.after == view.label
     shown = [name for name in ("prob", "t_base", "t_adj") if name in view.signals]
     draw_curves(curves, view, *shown)  # a policy over events has no t_adj
-    for cell, on in (("fixed", changed & right), ("broken", changed & ~right)):
-        for event in view.events(on):
-            text = f"{cell.capitalize()} by the {who}"
-            curves.axvspan(event.onset, event.offset, lw=0, zorder=0, **look(cell, text))
+    shade_changes(curves, view, f"{{}} by the {who}")
     unit_axis(curves, "Probability")
     curves.set_xlim(first, last)
     curves.tick_params(labelbottom=False)
@@ -505,26 +479,22 @@ def draw_pair(curves: "Axes", strip: "Axes", view: View, who: str) -> None:
     ]
     for y, (_, on, colour, text) in enumerate(rows):
         bars(strip, view.events(on), -y, colour, text)
-    strip.set_yticks(-np.arange(len(rows)), [name for name, *_ in rows])
-    strip.set_ylim(-len(rows) + 0.4, 0.6)
+    name_rows(strip, [name for name, *_ in rows])
     strip.grid(axis="y", visible=False)
 
 
 # ---------------------------------------------------------------------------- all of them
 
 
-def figures(folder: Path, preset: str) -> Iterator[tuple[str, "Figure | str"]]:
+def figures(folder: Path, preset: str) -> Drawn:
     """(file name, figure); a text says why a figure is left out."""
     table = load_table(folder)
-    policy = load_first_policy(table, preset)
+    policy, none = load_first_policy(table, preset), "the table has no policy"
     drawings = {
         "comparison": lambda: draw_comparison(table),
         "per_class_gains": lambda: draw_class_gains(table),
         "ends": lambda: draw_ends(table),
-        "policy_map": lambda: draw_policy_map(policy, table.what) if policy else NO_POLICY,
-        "best_worst": lambda: draw_best_worst(policy, table.what) if policy else NO_POLICY,
+        "policy_map": lambda: draw_policy_map(policy, table.what) if policy else none,
+        "best_worst": lambda: draw_best_worst(policy, table.what) if policy else none,
     }
     return each_figure(drawings)
-
-
-NO_POLICY = "the table has no policy"

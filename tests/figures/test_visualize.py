@@ -434,7 +434,7 @@ def test_names_in_other_scripts(tmp_path, capsys, monkeypatch, recwarn, installe
         pytest.skip("no font with Korean characters; on Debian: apt-get install fonts-noto-cjk")
     if not installed:
         monkeypatch.setattr(plotting, "fonts", lambda: ["DejaVu Sans"])
-    plotting.say_once.cache_clear()
+    plotting.say_boxes.cache_clear()
     for name in ("one", "two"):
         figure, axes = plotting.page("말소리 in 話し声.wav", height=2)
         axes[0, 0].set_xticks([0, 1], ["소리", "声"])
@@ -466,7 +466,7 @@ def test_focus_prefers_pairs_that_are_partly_on(folders):
 def test_last_ten_against_a_loop(length):
     values = np.random.default_rng(length).normal(size=length)
     slow = [values[max(0, i - 9) : i + 1].mean() for i in range(length)]
-    np.testing.assert_allclose(visualize.last_ten(values), slow)
+    np.testing.assert_allclose(runfolder.last_ten(values), slow)
 
 
 # ---------------------------------------------------------------------------- what is missing

@@ -421,14 +421,14 @@ def test_long_recordings_are_scored_in_blocks(home, scorer, tmp_path):
     soundfile.write(path, make_clip(np.random.default_rng(1), 400)[0], RATE)
     wav, _ = soundfile.read(path, dtype="float32")
     cfg = DetectConfig(policy=home / "independent" / "best.pt", audio=path, block_s=2.0)
-    plan, tally = detect.make_plan(cfg, CPU), detect.Tally()
+    plan = detect.make_plan(cfg, CPU)
     with AudioFile(path) as audio:
-        scores = detect.builtin_scores(scorer, path.name, audio, plan, tally)
-    assert scores.values.shape == (3, 400) and len(scores.edges) == 401
+        scores = detect.scored_in_blocks(scorer, audio, plan)
+    assert scores.shape == (3, 400)
     for start, first, last in ((0, 0, 75), (50, 75, 125), (300, 325, 400)):
         found = scorer.score_recording(wav[start * 160 : (start + 100) * 160], RATE)
         expected = found[:, first - start : last - start]
-        assert np.array_equal(scores.values[:, first:last], expected)
+        assert np.array_equal(scores[:, first:last], expected)
 
 
 def test_low_rates_are_said_and_all_channels_heard(home, scorer, tmp_path, capsys):
