@@ -181,7 +181,6 @@ def simulate_split(split: str, labels: tuple[Path, ...], pairs: int, cfg: Simula
 
 
 def main(cfg: SimulateConfig) -> None:
-    """Write both splits."""
     simulate_split("train", cfg.train_labels, cfg.train_pairs, cfg)
     if cfg.validation_pairs:
         simulate_split("validation", cfg.validation_labels, cfg.validation_pairs, cfg)

@@ -70,7 +70,6 @@ class SpeedConfig(Checked):
 
     @property
     def times(self) -> int:
-        """Repeats."""
         return 1 if self.quick else self.repeats
 
     @property
@@ -85,6 +84,7 @@ if __name__ == "__main__":  # before torch, which takes seconds to import
 import numpy as np
 import soundfile
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import naive, simulate_cache
 from core.errors import InputError
@@ -112,21 +112,18 @@ EPSILONS = {1.0: 0.7 / 6, 0.525: 0.7 * 4 / 6, 0.05: 0.7 / 6 + 0.3}
 
 
 class Row(NamedTuple):
-    """A line of the table."""
-
     section: str
     what: str
     before: str  # of the naive version, or of the suite before its mending
     now: str
     value: float  # what is compared with `need`
-    need: str  # e.g. ">= 5.5 x"; empty: nothing is asked
+    need: str  # `>= number unit` or `<= number unit`; empty: nothing is asked
     met: bool | None
 
 
 def row(
     section: str, what: str, value: float, need: str = "", before: str = "", now: str = ""
 ) -> Row:
-    """A line; `need` is `>= number unit` or `<= number unit`."""
     met = None
     if need:
         sign, limit = need.split()[:2]
@@ -153,7 +150,6 @@ def rate(steps: Iterator[int], seconds: float) -> float:
 
 @contextmanager
 def threads(count: int) -> Iterator[None]:
-    """Some code with so many threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     yield
@@ -182,17 +178,14 @@ def matmul_peak() -> float:
 
 
 def forward_flops(bandit: Bandit, network: Network) -> int:
-    """Multiplications and additions that deciding one frame executes."""
-    w, h, d, inner = bandit.window, network.hidden, network.width, network.inner
-    conv = sum(
-        2 * w * network.tcn_kernel * h * (h if layer else len(bandit.channels))
-        for layer in range(network.tcn_layers)
-    )
-    gru = sum(2 * 2 * w * 3 * h * ((d if layer else h) + h) for layer in range(network.gru_layers))
-    layer = 2 * w * 4 * d * d + 4 * w * w * d + 4 * w * d * inner
-    last = 2 * 2 * d * d + 2 * w * 2 * d * d + 4 * w * d + 4 * d * inner  # the centre asks alone
-    head = 2 * d * h + 2 * h * bandit.num_actions
-    return conv + gru + (network.transformer_layers - 1) * layer + last + head
+    """Multiplications and additions that deciding one frame executes: torch's count, but of the
+    GRU, whose matrices are applied once a frame of the window."""
+    model = QNetwork(bandit, network).train()  # in evaluation torch fuses what it does not count
+    with FlopCounterMode(display=False) as counter:
+        model(torch.rand(1, len(bandit.channels), bandit.window))
+    gru = sum(w.numel() for name, w in model.gru.named_parameters() if name.startswith("weight"))
+    own = sum(counter.get_flop_counts()["QNetwork.gru"].values())
+    return counter.get_total_flops() - own + 2 * bandit.window * gru
 
 
 def sharp(bandit: Bandit, network: Network) -> QNetwork:
@@ -233,7 +226,6 @@ def trainer_at(cfg: SpeedConfig, cache: Cache, epsilon: float) -> Trainer:
 
 
 def suite_training(trainer: Trainer) -> Iterator[int]:
-    """Tick after tick."""
     while not trainer.done:
         before = trainer.progress["frames"]
         trainer.tick()
@@ -267,43 +259,46 @@ def acting(cfg: SpeedConfig) -> list[Row]:
             theirs.append(rate(one(), seconds))
         ours.append(rate(many(), seconds))
     ratio = statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
-    what, note = f"network alone, frames/s (batch {batch})", f"naive: {text(theirs)}/s"
-    note += f", {count} thread(s)"
+    what = f"network alone, frames/s (batch {batch})"
+    note = f"naive: {text(theirs)}/s, {count} thread(s)"
     found = row("acting", what, ratio, ">= 5.5 x", note, f"{text(ours)}/s")
     flops = forward_flops(bandit, cfg.network)
-    pairs = [(rate(many(), seconds), matmul_peak()) for _ in range(cfg.times)]
-    shares = [100 * frames * flops / peak for frames, peak in pairs]
+    shares = [100 * rate(many(), seconds) * flops / matmul_peak() for _ in range(cfg.times)]
     what, now = "network alone, FLOP/s of matmul peak", text(shares, ".0f") + " %"
     return [found, row("acting", what, statistics.median(shares), ">= 60 %", now=now)]
 
 
-def over_schedule(rates: dict[float, float]) -> float:
+def over_schedule(make: Callable[[float], Iterator[int]], seconds: float) -> float:
     """Frames/s over the whole epsilon schedule, from those at some of its points."""
-    return 1 / sum(EPSILONS[epsilon] / found for epsilon, found in rates.items())
+    return 1 / sum(share / rate(make(e), seconds) for e, share in EPSILONS.items())
 
 
 def training(cfg: SpeedConfig) -> list[Row]:
     """Training over the epsilon schedule, on one thread and on all."""
     cache, slow, fast, wide = load_cache(cfg.cache / "train"), [], [], []
-    seconds, cores = cfg.seconds / len(EPSILONS), num_cores()
-    make = lambda e: naive_training(cache, sharp(Bandit(), cfg.network), e)  # noqa: E731
-    count = best_threads(lambda: make(0.525), cfg.seconds)
+    cores = num_cores()
+
+    def naively(epsilon: float) -> Iterator[int]:
+        return naive_training(cache, sharp(Bandit(), cfg.network), epsilon)
+
+    def by_suite(epsilon: float) -> Iterator[int]:
+        return suite_training(trainer_at(cfg, cache, epsilon))
+
+    count = best_threads(lambda: naively(0.525), cfg.seconds)
     for _ in range(cfg.times):
-        with threads(count):
-            slow.append(over_schedule({e: rate(make(e), seconds) for e in EPSILONS}))
-        for number_of_threads, rates in ((1, fast), (cores, wide)):
-            with threads(number_of_threads):
-                found = {
-                    e: rate(suite_training(trainer_at(cfg, cache, e)), seconds) for e in EPSILONS
-                }
-            rates.append(over_schedule(found))
-    rows = []
+        for some, make, rates in (
+            (count, naively, slow),
+            (1, by_suite, fast),
+            (cores, by_suite, wide),
+        ):
+            with threads(some):
+                rates.append(over_schedule(make, cfg.seconds / len(EPSILONS)))
+    rows, note = [], f"naive: {text(slow)}/s, {count} thread(s)"
     for what, ours in (("1 thread", fast), (f"--threads {cores}", wide)):
-        ratio = statistics.median(a / b for a, b in zip(ours, slow, strict=True))
-        note = f"naive: {text(slow)}/s, {count} thread(s)"
         full = SLIDES["train"] * SLIDES["frames"] / statistics.median(ours) / 3600
         what = f"frames/s over the epsilon schedule, one process, {what}"
         what += f" (28,592 episodes: {full:.1f} h, extrapolated)"
+        ratio = statistics.median(a / b for a, b in zip(ours, slow, strict=True))
         rows.append(row("training", what, ratio, ">= 1.8 x", note, f"{text(ours)}/s"))
     return rows
 
@@ -645,18 +640,12 @@ def detecting(cfg: SpeedConfig) -> list[Row]:
     return [row("detect", what, middle, "<= 8 ms", "15 to 19 ms", note)]
 
 
-MEASURE: dict[str, Callable[[SpeedConfig], list[Row]]] = dict(
-    zip(
-        SECTIONS,
-        (start, preprocessing, events, comparing, memory, detecting, acting, training, gpu),
-        strict=True,
-    )
-)
+WORK = (start, preprocessing, events, comparing, memory, detecting, acting, training, gpu)
+MEASURE: dict[str, Callable[[SpeedConfig], list[Row]]] = dict(zip(SECTIONS, WORK, strict=True))
 ON_SLIDES = ("memory", "acting", "training", "gpu")  # need a cache of that shape
 
 
 def markdown(rows: list[Row]) -> str:
-    """The table."""
     header = ["section", "what", "before", "now", "value", "needed", ""]
     met = {None: "", True: "yes", False: "NO"}
     cells = ([*one[:4], f"{one.value:,.2f}", one.need, met[one.met]] for one in rows)
@@ -664,10 +653,9 @@ def markdown(rows: list[Row]) -> str:
 
 
 def machine() -> str:
-    """What the figures depend on."""
-    load, python = os.getloadavg()[0], platform.python_version()
-    found = f"{processor()}, {num_cores()} cores, load {load:.1f} at the start; Python {python}"
-    return f"{found}, torch {torch.__version__}, numpy {np.__version__}"
+    load = os.getloadavg()[0]
+    found = f"{processor()}, {num_cores()} cores, load {load:.1f} at the start; Python"
+    return f"{found} {platform.python_version()}, torch {torch.__version__}, numpy {np.__version__}"
 
 
 def earlier_rows(path: Path, setting: dict[str, Any]) -> list[Row]:
@@ -675,14 +663,14 @@ def earlier_rows(path: Path, setting: dict[str, Any]) -> list[Row]:
     if not path.exists():
         return []
     report = json.loads(path.read_text())
-    kind = lambda found: [found["machine"].split(",")[0], found["quick"], found["slice_s"]]  # noqa: E731
-    if kind(report) != kind(setting):
-        return []
-    return [Row(**one) for one in report["rows"] if one["section"] in SECTIONS]
+    ours, theirs = (
+        (found["machine"].split(",")[0], found["quick"], found["slice_s"])
+        for found in (setting, report)
+    )
+    return [Row(**one) for one in report["rows"] if one["section"] in SECTIONS and ours == theirs]
 
 
 def main(cfg: SpeedConfig) -> None:
-    """Measure and print."""
     torch.set_num_threads(1)
     keep_apart(cfg.out, [cfg.cache])
     with own_folder(cfg.out, MEASURED):

@@ -67,7 +67,6 @@ def make_cache(data: Path) -> list[str]:
 
 
 def main(args: list[str]) -> None:
-    """Cache, trainings, rules, tables."""
     names = make_cache(data_folder(args, "dcase2023_baseline"))
     learned = [*LEARNED, *crossval.pretrained_rows()]
     divisions = [draw_parts([[name] for name in names], FOLDS, seed) for seed in range(DIVISIONS)]

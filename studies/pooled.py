@@ -79,15 +79,18 @@ class Table(NamedTuple):
         return {row["name"]: row for row in self.results["entrants"]}
 
     @property
+    def folder(self) -> str:
+        """Where it lies, from the project root."""
+        return self.setting.table(self.queries)
+
+    @property
     def runs(self) -> list[Path]:
         """Checkpoints of `best`."""
         return [benchmark.ROOT / member["source"] for member in self.rows[BEST]["members"]]
 
-    @property
-    def seeds(self) -> list[tuple[int, int]]:
-        """Seeds of scorer and policy of each of its runs."""
-        known = {benchmark.ROOT / self.setting.run(BEST, s): s for s in benchmark.BEST_SEEDS}
-        return [(self.setting.scorer, known[path.parent]) for path in self.runs]
+    def load(self, split: str) -> Cache:
+        """The pairs that it judges, or on which its rules were tuned."""
+        return load_cache(benchmark.ROOT / self.setting.cache("slides", self.queries) / split)
 
 
 def read_tables(queries: str) -> list[Table]:
@@ -102,8 +105,7 @@ def read_tables(queries: str) -> list[Table]:
         raise InputError(f"{wanted}: no table; run: python -m studies.reproduce benchmark")
     for table in tables:
         if other := tables[0].rows.keys() ^ table.rows.keys():
-            where = table.setting.table(queries)
-            raise InputError(f"{where}: {min(other)!r} is not in every table; {CURE}")
+            raise InputError(f"{table.folder}: {min(other)!r} is not in every table; {CURE}")
     return tables
 
 
@@ -140,14 +142,12 @@ def members_of(table: Table, name: str, cache: Cache) -> list[Member]:
     """A row's members from what is stored: decisions of checkpoints, tuned rules."""
     if name == BEST:
         return [from_checkpoint(path, cache, EvaluateConfig())[1] for path in table.runs]
-    path = benchmark.ROOT / table.setting.table(table.queries) / "rules.json"
-    rules = [Rule(**rule) for rule in read_json(path, CURE)["rules"]]
-    rules = [rule for rule in rules if rule.name == name.removesuffix(f", {GATED}")]
-    train = table.setting.cache("slides", table.queries)
-    gated = any(rule.gated for rule in rules)
-    gate = tuned_gate(load_cache(benchmark.ROOT / train / "train")) if gated else None
-    rows = {row.name: row for row in rows_of_rules(rules, cache, gate, ())}
-    return rows[name].members
+    stored = read_json(benchmark.ROOT / table.folder / "rules.json", CURE)["rules"]
+    plain = name.removesuffix(f", {GATED}")
+    rules = [Rule(**rule) for rule in stored if rule["name"] == plain]
+    gate = tuned_gate(table.load("train")) if any(rule.gated for rule in rules) else None
+    rows = rows_of_rules(rules, cache, gate, ())
+    return next(row.members for row in rows if row.name == name)
 
 
 class Draws(NamedTuple):
@@ -178,14 +178,10 @@ def draws_of(table: Table, name: str, cache: Cache, weigh: clustered.Weigh, psds
         if psds:
             some = weigh(np.array(list(task.durations)))[:PSDS_DRAWS]
             drawn[-1] |= scoring.psds_draws(task, some)
-    value = scoring.spread(values)[0]
-    written = table.rows[name]["mean"]
+    value, written = scoring.spread(values)[0], table.rows[name]["mean"]
     if any(abs(value[each] - written[each]) > 1e-9 for each in value):
-        where = table.setting.table(table.queries)
-        raise InputError(f"{where}: not made of the decisions that are stored now; {CURE}")
-    return Draws(
-        value, {name: np.mean([each[name] for each in drawn], axis=0) for name in drawn[0]}
-    )
+        raise InputError(f"{table.folder}: not made of the decisions that are stored now; {CURE}")
+    return Draws(value, {key: np.mean([each[key] for each in drawn], axis=0) for key in drawn[0]})
 
 
 def differences(tables: list[Table], rules: dict[str, str]) -> dict[str, dict[Setting, Draws]]:
@@ -201,8 +197,7 @@ def differences(tables: list[Table], rules: dict[str, str]) -> dict[str, dict[Se
     found: dict[str, dict[Setting, Draws]] = {rule: {} for rule in rules.values()}
     ranked = {rules.get(metric) for metric in ("psds1", "psds2")}
     for table in tables:
-        name = table.setting.cache("slides", table.queries)
-        cache = load_cache(benchmark.ROOT / name / "validation")
+        cache = table.load("validation")
         weigh = clustered.clip_weights(timelines, recordings, played[table.setting])
         ours = draws_of(table, BEST, cache, weigh, scoring.ranked(cache))
         for rule in found:
@@ -234,10 +229,11 @@ def claim_of(metric: str, rule: str, changes: dict[Setting, Draws]) -> Claim:
         drawn = over_settings({key: each.drawn[metric] for key, each in some.items()})
         return [value, *clustered.widened(drawn, value).tolist()]
 
-    folds = sorted({setting.fold for setting in changes})
-    by_fold = {f: {key: each for key, each in changes.items() if key.fold == f} for f in folds}
-    each = {fold: with_interval(some) for fold, some in by_fold.items()}
-    return Claim(metric, rule, with_interval(changes), each)
+    by_fold = {
+        fold: with_interval({key: each for key, each in changes.items() if key.fold == fold})
+        for fold in sorted({setting.fold for setting in changes})
+    }
+    return Claim(metric, rule, with_interval(changes), by_fold)
 
 
 class Study(NamedTuple):
@@ -252,36 +248,35 @@ class Study(NamedTuple):
 
 
 def study(queries: str) -> Study:
-    """Read and pool what is finished."""
     tables = read_tables(queries)
     rows = pooled_rows(tables)
     rules = {metric: scoring.best_of(rows, metric, ("rule",)) for metric in COLUMNS[queries]}
     changes = differences(tables, rules)
-    claims = [claim_of(metric, rule, changes[rule]) for metric, rule in rules.items()]
-    of_scorer: dict[int, list[Claim]] = {}
-    for metric, rule in rules.items():
-        for scorer in sorted({key.scorer for key in changes[rule]}):
-            mine = {key: each for key, each in changes[rule].items() if key.scorer == scorer}
-            of_scorer.setdefault(scorer, []).append(claim_of(metric, rule, mine))
-    return Study(queries, tables, rows, rules, claims, of_scorer)
+
+    def claims_of(*scorers: int) -> list[Claim]:
+        return [
+            claim_of(metric, rule, {k: v for k, v in changes[rule].items() if k.scorer in scorers})
+            for metric, rule in rules.items()
+        ]
+
+    scorers = sorted({setting.scorer for some in changes.values() for setting in some})
+    of_scorer = {scorer: claims_of(scorer) for scorer in scorers}
+    return Study(queries, tables, rows, rules, claims_of(*scorers), of_scorer)
 
 
 def in_words(values: list[Any]) -> str:
-    """`1, 2 and 3`."""
     *first, last = map(str, values)
     return f"{', '.join(first)} and {last}" if first else last
 
 
-def told_of(study: Study, scorer: int, metric: str) -> str | None:
-    """What the scores of one scorer say of a metric; None before all folds are in."""
-    claim = next(each for each in study.of_scorer[scorer] if each.metric == metric)
-    return claim.told if len(claim.folds) == clustered.NUM_FOLDS else None
-
-
 def scorers_said(claim: Claim, study: Study) -> str:
-    """Whether the scorer's seed changes what is said."""
-    each = {scorer: told_of(study, scorer, claim.metric) for scorer in study.of_scorer}
-    complete = {scorer: said for scorer, said in each.items() if said is not None}
+    """Whether the scorer's seed changes what is said, once all folds of each are in."""
+    complete = {
+        scorer: own.told
+        for scorer, claims in study.of_scorer.items()
+        for own in claims
+        if own.metric == claim.metric and len(own.folds) == clustered.NUM_FOLDS
+    }
     if len(complete) < len(benchmark.SCORERS):
         return f"the scores of {len(complete)} of {len(benchmark.SCORERS)} scorers are complete"
     others = [f"{scorer} alone: {said}" for scorer, said in complete.items() if said != claim.told]
@@ -309,22 +304,20 @@ def sentence(claim: Claim, study: Study) -> str:
     return f"{text} folds pooled, {counted}; {scorers_said(claim, study)}."
 
 
-def cell(row: dict[str, Any], metric: str, best: bool) -> str:
-    """Mean and standard deviation in percent, the best of a column in bold."""
-    text, std = f"{100 * row[metric]:.2f}", row["std"][metric]
-    text = f"**{text}**" if best else text
-    return text if std is None else f"{text} ± {100 * std:.2f}"
-
-
 def rows_table(study: Study, names: Iterable[str]) -> list[str]:
-    """Some rows as Markdown, sorted by what rules are tuned for, with the differences below."""
+    """Some rows as Markdown: mean and standard deviation in percent, the best of a column in bold;
+    sorted by what rules are tuned for, with the differences below."""
     columns, rows = COLUMNS[study.queries], {name: study.rows[name] for name in names}
     top = {metric: max(row[metric] for row in rows.values()) for metric in columns}
     decisive = scoring.DECISIVE[study.queries]
     lines = []
     for name, row in sorted(rows.items(), key=lambda item: -item[1][decisive]):
-        cells = [cell(row, metric, row[metric] == top[metric]) for metric in columns]
-        lines.append([as_markdown(name), *cells])
+        cells = [as_markdown(name)]
+        for metric in columns:
+            text, std = f"{100 * row[metric]:.2f}", row["std"][metric]
+            text = f"**{text}**" if row[metric] == top[metric] else text
+            cells.append(text if std is None else f"{text} ± {100 * std:.2f}")
+        lines.append(cells)
     gaps = [in_points(claim.whole) for claim in study.claims]
     lines.append(["`best` minus the best rule", *gaps])
     return markdown_table(["", *(TITLES[metric] for metric in columns)], lines)
@@ -335,7 +328,11 @@ def screen(studies: list[Study]) -> str:
     lines = []
     for study in studies:
         folds = sorted({table.setting.fold for table in study.tables})
-        runs = Counter(seeds for table in study.tables for seeds in table.seeds)
+        runs = Counter(
+            (table.setting.scorer, int(path.parent.name.rpartition("-")[2]))
+            for table in study.tables
+            for path in table.runs
+        )
         each = (f"{in_words(seeds)} in {count}" for seeds, count in sorted(runs.items()))
         counted = [f"{len(folds)} of {clustered.NUM_FOLDS} bank folds ({in_words(folds)})"]
         counted.append(f"seeds of scorer and policy {', '.join(each)}")
@@ -349,7 +346,7 @@ def screen(studies: list[Study]) -> str:
 def made(studies: list[Study]) -> str:
     """When, on which processors and with which versions the tables were made."""
     tables = [table for study in studies for table in study.tables]
-    paths = [benchmark.ROOT / t.setting.table(t.queries) / "results.json" for t in tables]
+    paths = [benchmark.ROOT / table.folder / "results.json" for table in tables]
     day = time.strftime("%Y-%m-%d", time.localtime(max(p.stat().st_mtime for p in paths)))
     with_ = [table.results["versions"] for table in tables]
     found = {key: in_words(sorted({each[key] for each in with_})) for key in with_[0]}
@@ -357,22 +354,17 @@ def made(studies: list[Study]) -> str:
     return f"Made until {day} on {found['processor']}; {versions}."
 
 
-def by_fold(study: Study) -> list[str]:
-    """The differences of each bank fold as Markdown."""
-    header = ["bank fold", *(TITLES[metric] for metric in COLUMNS[study.queries])]
-    rows = [
-        [str(fold), *(in_points(claim.folds[fold]) for claim in study.claims)]
-        for fold in study.claims[0].folds
-    ]
-    return markdown_table(header, rows)
-
-
 def page(studies: list[Study]) -> str:
     """`screen`, then each bank fold, then every row."""
     lines = ["## `best` and the best rules", "", screen(studies), ""]
     for study in studies:
         lines += [f"## Each bank fold, {TITLES_OF[study.queries]}: `best` minus the same rules", ""]
-        lines += [*by_fold(study), ""]
+        rows = [
+            [str(fold), *(in_points(claim.folds[fold]) for claim in study.claims)]
+            for fold in study.claims[0].folds
+        ]
+        header = ["bank fold", *(TITLES[metric] for metric in COLUMNS[study.queries])]
+        lines += [*markdown_table(header, rows), ""]
     for study in studies:
         lines += [f"## Every row, {TITLES_OF[study.queries]}", ""]
         lines += [*rows_table(study, study.rows), ""]

@@ -111,7 +111,6 @@ def packed(content: dict, corpora: list[Path]) -> dict:
 
 
 def main(args: list[str]) -> None:
-    """Train, or go on, and write the file."""
     if not args:
         raise InputError("give corpora: python -m studies.pretrain data/a data/b")
     corpora = [Path(arg) for arg in args]

@@ -344,6 +344,8 @@ def test_the_plan(monkeypatch, tmp_path):
     runs = {words[words.index("--run") + 1] for words in done if words[0] == "DQN.py"}
     assert {"runs/bench5-best-0", "runs/bench1-scorer1-best-1", "runs/bench4-slides-2"} <= runs
     for words in done:
+        if words[0] == "DQN.py":
+            parse(TrainConfig, words[1:])  # InputError for a flag that is given twice
         if words[0] == "scorers.py":
             corpus, seed = words[words.index("--corpus") + 1], words[words.index("--seed") + 1]
             assert ("-scorer1" in corpus) == (seed == "1")
