@@ -51,14 +51,8 @@ from policy.apply import greedy_actions
 from policy.bandit import decide, thresholds, to_device
 from sed.caches import Cache, load_cache
 from sed.metrics import mean_f1
-from studies.gym import (
-    ThresholdEnv,
-    ThresholdEnvConfig,
-    ThresholdVectorEnv,
-    learn,
-    make_dqn,
-    mean_reward,
-)
+from studies import gym
+from studies.gym import ThresholdEnv, ThresholdVectorEnv
 
 CPU = torch.device("cpu")
 DEMO = TrainConfig.with_preset("demo")
@@ -126,7 +120,7 @@ def judge(network: torch.nn.Module | None, cache: Cache) -> tuple[float, float]:
         actions = greedy_actions(network, signals, bandit, 256)
     pred = decide(signals.prob, thresholds(signals, actions, bandit)).numpy()
     f1 = mean_f1(cache, pred, np.arange(len(cache.pairs)))
-    return mean_reward(signals, actions, bandit), f1
+    return gym.mean_reward(signals, actions, bandit), f1
 
 
 def suite(train: Cache, validation: Cache, **same: Any) -> Reached:
@@ -143,9 +137,9 @@ def suite(train: Cache, validation: Cache, **same: Any) -> Reached:
 def library(train: Cache, validation: Cache, **settings: Any) -> Reached:
     """stable-baselines3's training for as many frames."""
     steps = len(train.label)
-    model = make_dqn(ThresholdEnvConfig(steps=steps, **settings), train, CPU)
+    model = gym.make_dqn(gym.ThresholdEnvConfig(steps=steps, **settings), train, CPU)
     began = time.process_time()
-    learn(model, steps)
+    gym.learn(model, steps)
     seconds = time.process_time() - began
     reached = judge(model.q_net, validation)
     return Reached(model.num_timesteps, seconds, model._n_updates, *reached)

@@ -30,6 +30,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -62,11 +63,6 @@ class SpeedConfig(Checked):
         super().__post_init__()
         if unknown := [name for name in self.sections if name not in SECTIONS]:
             raise ValueError(f"--sections: {unknown[0]} is not one of {', '.join(SECTIONS)}")
-
-    @property
-    def seconds(self) -> float:
-        """Length of a slice."""
-        return 0.3 if self.quick else self.slice_s
 
     @property
     def times(self) -> int:
@@ -177,9 +173,10 @@ def matmul_peak() -> float:
     return max(rates)
 
 
-def forward_flops(bandit: Bandit, network: Network) -> int:
+def forward_flops(network: Network) -> int:
     """Multiplications and additions that deciding one frame executes: torch's count, but of the
     GRU, whose matrices are applied once a frame of the window."""
+    bandit = Bandit()
     model = QNetwork(bandit, network).train()  # in evaluation torch fuses what it does not count
     with FlopCounterMode(display=False) as counter:
         model(torch.rand(1, len(bandit.channels), bandit.window))
@@ -188,20 +185,19 @@ def forward_flops(bandit: Bandit, network: Network) -> int:
     return counter.get_total_flops() - own + 2 * bandit.window * gru
 
 
-def sharp(bandit: Bandit, network: Network) -> QNetwork:
+def sharp(network: Network) -> QNetwork:
     """A network whose actions differ between frames."""
     torch.manual_seed(0)
-    found = QNetwork(bandit, network)
+    found = QNetwork(Bandit(), network)
     with torch.no_grad():
         found.head[2].weight *= 20
     return found.eval()
 
 
-def naive_training(cache: Cache, network: QNetwork, epsilon: float) -> Iterator[int]:
+def naive_training(cfg: SpeedConfig, cache: Cache, epsilon: float) -> Iterator[int]:
     """The naive version in the middle of its training, replay above its start."""
-    bandit = Bandit()
-    pairs = map(cache.of_pair, itertools.cycle(range(len(cache.pairs))))
-    episodes = ((pair, epsilon) for pair in pairs)
+    bandit, network = Bandit(), sharp(cfg.network)
+    episodes = ((cache.of_pair(i), epsilon) for i in itertools.cycle(range(len(cache.pairs))))
     deltas, reading = list(bandit.deltas), bandit.reading
     visits = naive.train(network, episodes, bandit.channels, deltas, reading, 32)
     while not next(visits):
@@ -216,16 +212,12 @@ def endless(cfg: SpeedConfig, cache: Cache, learning: Learning) -> TrainConfig:
     return TrainConfig(network=cfg.network, learning=learning, holdout=0.0, passes=passes)
 
 
-def trainer_at(cfg: SpeedConfig, cache: Cache, epsilon: float) -> Trainer:
-    """A trainer at a constant epsilon, replay filled so far that it learns."""
+def suite_training(cfg: SpeedConfig, cache: Cache, epsilon: float) -> Iterator[int]:
+    """DQN.py's training at a constant epsilon, replay filled so far that it learns."""
     learning = Learning(train_start=32, epsilon_start=epsilon, epsilon_end=epsilon)
     trainer = Trainer(endless(cfg, cache, learning), cache, CPU)
     while not trainer.progress["steps"]:
         trainer.tick()
-    return trainer
-
-
-def suite_training(trainer: Trainer) -> Iterator[int]:
     while not trainer.done:
         before = trainer.progress["frames"]
         trainer.tick()
@@ -234,7 +226,7 @@ def suite_training(trainer: Trainer) -> Iterator[int]:
 
 def acting(cfg: SpeedConfig) -> list[Row]:
     """Decisions by the network alone, a quarter of a slice each: nothing is extrapolated."""
-    bandit, network = Bandit(), sharp(Bandit(), cfg.network)
+    bandit, network = Bandit(), sharp(cfg.network)
     signals = to_device(load_cache(cfg.cache / "validation"), bandit, CPU)
     batch = fastest_batch(network, signals, bandit)
     frame = torch.arange(batch)
@@ -252,7 +244,7 @@ def acting(cfg: SpeedConfig) -> list[Row]:
             network(states).argmax(1)
             yield batch
 
-    seconds = cfg.seconds / 4
+    seconds = cfg.slice_s / 4
     count, ours, theirs = best_threads(one, seconds), [], []
     for _ in range(cfg.times):
         with threads(count):
@@ -262,7 +254,7 @@ def acting(cfg: SpeedConfig) -> list[Row]:
     what = f"network alone, frames/s (batch {batch})"
     note = f"naive: {text(theirs)}/s, {count} thread(s)"
     found = row("acting", what, ratio, ">= 5.5 x", note, f"{text(ours)}/s")
-    flops = forward_flops(bandit, cfg.network)
+    flops = forward_flops(cfg.network)
     shares = [100 * rate(many(), seconds) * flops / matmul_peak() for _ in range(cfg.times)]
     what, now = "network alone, FLOP/s of matmul peak", text(shares, ".0f") + " %"
     return [found, row("acting", what, statistics.median(shares), ">= 60 %", now=now)]
@@ -276,23 +268,12 @@ def over_schedule(make: Callable[[float], Iterator[int]], seconds: float) -> flo
 def training(cfg: SpeedConfig) -> list[Row]:
     """Training over the epsilon schedule, on one thread and on all."""
     cache, slow, fast, wide = load_cache(cfg.cache / "train"), [], [], []
-    cores = num_cores()
-
-    def naively(epsilon: float) -> Iterator[int]:
-        return naive_training(cache, sharp(Bandit(), cfg.network), epsilon)
-
-    def by_suite(epsilon: float) -> Iterator[int]:
-        return suite_training(trainer_at(cfg, cache, epsilon))
-
-    count = best_threads(lambda: naively(0.525), cfg.seconds)
-    for _ in range(cfg.times):
-        for some, make, rates in (
-            (count, naively, slow),
-            (1, by_suite, fast),
-            (cores, by_suite, wide),
-        ):
-            with threads(some):
-                rates.append(over_schedule(make, cfg.seconds / len(EPSILONS)))
+    naively, suite = (partial(work, cfg, cache) for work in (naive_training, suite_training))
+    count, cores = best_threads(lambda: naively(0.525), cfg.slice_s), num_cores()
+    turns = ((count, naively, slow), (1, suite, fast), (cores, suite, wide))
+    for some, make, rates in turns * cfg.times:
+        with threads(some):
+            rates.append(over_schedule(make, cfg.slice_s / len(EPSILONS)))
     rows, note = [], f"naive: {text(slow)}/s, {count} thread(s)"
     for what, ours in (("1 thread", fast), (f"--threads {cores}", wide)):
         full = SLIDES["train"] * SLIDES["frames"] / statistics.median(ours) / 3600
@@ -306,7 +287,7 @@ def training(cfg: SpeedConfig) -> list[Row]:
 def gpu(cfg: SpeedConfig) -> list[Row]:
     """Evaluating and training at the slides' scale on a GPU: plain steps and CUDA graphs."""
     cache, device = load_cache(cfg.cache / "validation"), pick_device("cuda", 1)
-    bandit, network = Bandit(), sharp(Bandit(), cfg.network).to(device)
+    bandit, network = Bandit(), sharp(cfg.network).to(device)
     signals = to_device(cache, bandit, device)
     batch = fastest_batch(network, signals, bandit)
     greedy_actions(network, signals, bandit, batch, np.arange(10))  # warm-up
@@ -326,7 +307,7 @@ def gpu(cfg: SpeedConfig) -> list[Row]:
             trainer.tick()
         wait(device)
         began, before = time.perf_counter(), trainer.progress["steps"]
-        while time.perf_counter() - began < cfg.seconds:
+        while time.perf_counter() - began < cfg.slice_s:
             trainer.tick()
         wait(device)
         trainer.read_sums()
@@ -681,8 +662,9 @@ def main(cfg: SpeedConfig) -> None:
                 sizes = small if cfg.quick else {}  # those of the slides
                 simulate_cache.main(simulate_cache.SimulateConfig(out=folder, **sizes))
             cfg = replace(cfg, cache=folder)
+        cfg = replace(cfg, slice_s=0.3) if cfg.quick else cfg
         head = machine()
-        setting = {"machine": head, "quick": cfg.quick, "slice_s": cfg.seconds}
+        setting = {"machine": head, "quick": cfg.quick, "slice_s": cfg.slice_s}
         rows = earlier_rows(cfg.out / "speed.json", setting)
         print(head + "\n", flush=True)
         for name in cfg.sections or SECTIONS:

@@ -12,8 +12,8 @@ quarter of an hour of one core, and their scores kept. A setting that is measure
 Shapes as in policy/event_policy.py.
 """
 
-import os
 from collections.abc import Callable
+from copy import copy, deepcopy
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -48,10 +48,9 @@ from scores import crnn
 from sed.caches import Cache, load_cache
 from sed.signals import tag_of
 from sed.timeline import classes_of
-from studies.benchmark import PROCESSES, Setting
+from studies.benchmark import PROCESSES, ROOT, Setting
 from studies.pooled import COLUMNS
 
-ROOT = Path(__file__).resolve().parent.parent
 SETTINGS = [Setting(fold, scorer) for fold in (5, 4) for scorer in (0, 1)]
 METRICS = COLUMNS["all"]
 CPU = torch.device("cpu")
@@ -81,6 +80,12 @@ class Finished(NamedTuple):
     trainer: EventTrainer  # with the boxes of the training clips
     cache: Cache
 
+    def apart(self) -> "Finished":
+        """With a network of its own, to be changed."""
+        trainer = copy(self.trainer)
+        trainer.network = deepcopy(trainer.network)
+        return self._replace(trainer=trainer)
+
     def decided(self) -> Candidates:
         return decide_cache(self.trainer.network, self.cache, CPU)[1]
 
@@ -103,28 +108,21 @@ def trained(setting: Setting) -> Finished:
 
 def weighed(finished: Finished, **weights: float) -> Candidates:
     """Other weights of the metrics in the reward."""
-    trainer = finished.trainer
-    before, prices = trainer.cfg, trainer.network.prices.clone()
-    events = replace(before.events, **weights)
-    trainer.cfg = replace(before, events=events)
-    trainer.network.events = events
+    changed = finished.apart()
+    trainer = changed.trainer
+    trainer.network.events = replace(trainer.cfg.events, **weights)
+    trainer.cfg = replace(trainer.cfg, events=trainer.network.events)
     trainer.find_prices()
-    found = finished.decided()
-    trainer.cfg, trainer.network.events = before, before.events
-    trainer.network.prices.copy_(prices)
-    return found
+    return changed.decided()
 
 
 def one_value(finished: Finished) -> Candidates:
     """The expected IoU in place of the probabilities of a hit."""
-    answers = finished.trainer.network.values.answers
-    kept = {name: each.clone() for name, each in answers.state_dict().items()}
+    changed = finished.apart()
     with torch.no_grad():
-        for each in answers.parameters():
+        for each in changed.trainer.network.values.answers.parameters():
             each[..., [OVERLAP, COLLAR]] = each[..., [IOU, IOU]]
-    found = weighed(finished)
-    answers.load_state_dict(kept)
-    return found
+    return weighed(changed)
 
 
 def threshold_of_class(finished: Finished) -> Candidates:
@@ -146,17 +144,15 @@ def threshold_of_class(finished: Finished) -> Candidates:
 
 def one_network(finished: Finished) -> Candidates:
     """On new clips one posterior network, in place of the mean of all."""
-    network = finished.trainer.network
-    all_of_them = network.posterior
-    network.posterior = Posterior(network.events, len(network.classes), 1)
-    own = {
+    changed = finished.apart()
+    network = changed.trainer.network
+    first = {
         name: each if name.endswith(("_mean", "_std")) else each[:1]
-        for name, each in all_of_them.state_dict().items()
+        for name, each in network.posterior.state_dict().items()
     }
-    network.posterior.load_state_dict(own)
-    found = finished.decided()
-    network.posterior = all_of_them
-    return found
+    network.posterior = Posterior(network.events, len(network.classes), 1)
+    network.posterior.load_state_dict(first)
+    return changed.decided()
 
 
 def raw_boxes(finished: Finished) -> Candidates:
@@ -199,19 +195,15 @@ def fold_scores(setting: Setting) -> np.ndarray:
             process_pool(PROCESSES, partial(pick_device, "cpu", 1)) as pool,
         ):
             crnn.write_store(folder, clips, classes, pool)
-            jobs = [pool.submit(scores_of_fold, cfg, folder, of_all.score, *each) for each in left]
-            for job in jobs:
-                job.result()
+            work = partial(scores_of_fold, cfg, folder, of_all.score)
+            list(pool.map(work, *zip(*left, strict=True)))
     return np.stack([np.load(path) for path in paths])
 
 
 def with_scores(cache: Cache, clips: list[str], scores: np.ndarray) -> Cache:
     """A cache of all pairs with other scores (C, K, T) of these clips, and tags that follow."""
-    of_clip = dict(zip(clips, scores, strict=True))
-    frame_s = {pair.filename: pair.frame_s for pair in cache.pairs}
-    tags = {
-        name: tag_of(of_clip[name], seconds, Signal()).tolist() for name, seconds in frame_s.items()
-    }
+    of_clip, frame_s = dict(zip(clips, scores, strict=True)), cache.pairs[0].frame_s
+    tags = {name: tag_of(each, frame_s, Signal()).tolist() for name, each in of_clip.items()}
     raw = [of_clip[pair.filename][cache.classes.index(pair.event_label)] for pair in cache.pairs]
     signals = {"d_raw": np.concatenate(raw), "rms": cache.signals["rms"]}
     records = [clip._replace(tag=tags[clip.filename]) for clip in cache.clips]
@@ -324,5 +316,4 @@ def main(args: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    os.chdir(ROOT)
     run_script(__doc__, main)

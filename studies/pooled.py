@@ -19,17 +19,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from baselines.tuned_rules import Rule
-from comparison import clustered, scoring
+from comparison import clustered, scoring, systems
 from comparison.scoring import TITLES, in_points, word
-from comparison.systems import (
-    BASE,
-    GATED,
-    Member,
-    System,
-    from_checkpoint,
-    rows_of_rules,
-    tuned_gate,
-)
+from comparison.systems import BASE, GATED, Member, System
 from config import EvaluateConfig
 from core.errors import InputError
 from core.names import markdown as as_markdown
@@ -141,25 +133,17 @@ def pooled_rows(tables: list[Table]) -> dict[str, dict[str, Any]]:
 def members_of(table: Table, name: str, cache: Cache) -> list[Member]:
     """A row's members from what is stored: decisions of checkpoints, tuned rules."""
     if name == BEST:
-        return [from_checkpoint(path, cache, EvaluateConfig())[1] for path in table.runs]
+        return [systems.from_checkpoint(path, cache, EvaluateConfig())[1] for path in table.runs]
     stored = read_json(benchmark.ROOT / table.folder / "rules.json", CURE)["rules"]
     plain = name.removesuffix(f", {GATED}")
     rules = [Rule(**rule) for rule in stored if rule["name"] == plain]
-    gate = tuned_gate(table.load("train")) if any(rule.gated for rule in rules) else None
-    rows = rows_of_rules(rules, cache, gate, ())
+    gate = systems.tuned_gate(table.load("train")) if any(rule.gated for rule in rules) else None
+    rows = systems.rows_of_rules(rules, cache, gate, ())
     return next(row.members for row in rows if row.name == name)
 
 
-class Draws(NamedTuple):
-    """Figures of a row in one setting by metric, and what they are in every draw, (D,) each."""
-
-    value: dict[str, float]
-    drawn: dict[str, np.ndarray]
-
-    def minus(self, other: "Draws") -> "Draws":
-        """By metric of the other, which may lack the PSDS."""
-        value = {name: self.value[name] - each for name, each in other.value.items()}
-        return Draws(value, {name: self.drawn[name] - each for name, each in other.drawn.items()})
+# Of a row in one setting, by metric: the figure, then what it is in every draw, (1 + D,).
+Draws = dict[str, np.ndarray]
 
 
 def draws_of(table: Table, name: str, cache: Cache, weigh: clustered.Weigh, psds: bool) -> Draws:
@@ -181,7 +165,8 @@ def draws_of(table: Table, name: str, cache: Cache, weigh: clustered.Weigh, psds
     value, written = scoring.spread(values)[0], table.rows[name]["mean"]
     if any(abs(value[each] - written[each]) > 1e-9 for each in value):
         raise InputError(f"{table.folder}: not made of the decisions that are stored now; {CURE}")
-    return Draws(value, {key: np.mean([each[key] for each in drawn], axis=0) for key in drawn[0]})
+    means = {key: np.mean([each[key] for each in drawn], axis=0) for key in drawn[0]}
+    return {key: np.concatenate(([value[key]], each)) for key, each in means.items()}
 
 
 def differences(tables: list[Table], rules: dict[str, str]) -> dict[str, dict[Setting, Draws]]:
@@ -201,8 +186,8 @@ def differences(tables: list[Table], rules: dict[str, str]) -> dict[str, dict[Se
         weigh = clustered.clip_weights(timelines, recordings, played[table.setting])
         ours = draws_of(table, BEST, cache, weigh, scoring.ranked(cache))
         for rule in found:
-            theirs = draws_of(table, rule, cache, weigh, rule in ranked)
-            found[rule][table.setting] = ours.minus(theirs)
+            theirs = draws_of(table, rule, cache, weigh, rule in ranked)  # may lack the PSDS
+            found[rule][table.setting] = {key: ours[key] - each for key, each in theirs.items()}
     return found
 
 
@@ -225,9 +210,8 @@ def claim_of(metric: str, rule: str, changes: dict[Setting, Draws]) -> Claim:
     """Pooled over the settings that are given."""
 
     def with_interval(some: dict[Setting, Draws]) -> list[float]:
-        value = over_settings({key: each.value[metric] for key, each in some.items()})
-        drawn = over_settings({key: each.drawn[metric] for key, each in some.items()})
-        return [value, *clustered.widened(drawn, value).tolist()]
+        value, *drawn = over_settings({key: each[metric] for key, each in some.items()})
+        return [float(value), *clustered.widened(np.array(drawn), value).tolist()]
 
     by_fold = {
         fold: with_interval({key: each for key, each in changes.items() if key.fold == fold})

@@ -32,10 +32,8 @@ from core.stored import read_json
 from policy.runfolder import learning_curve
 from sed.metrics import NAMES
 from studies import benchmark, pooled
-from studies.benchmark import QUERIES, SLIDES_FOLDS, in_parallel, run
+from studies.benchmark import QUERIES, ROOT, SLIDES_FOLDS, in_parallel, run
 from studies.pooled import BEST
-
-ROOT = Path(__file__).resolve().parent.parent
 
 DEMO = {"demo" + f"-{seed}" * (seed > 0): seed for seed in range(5)}
 

@@ -19,7 +19,6 @@ Intervals are of clips drawn with replacement; and of speakers, six draws of six
 clips, which is coarse.
 """
 
-import os
 from functools import partial
 from itertools import pairwise, product
 from pathlib import Path
@@ -53,8 +52,6 @@ from sed.timeline import Event, label_frames, merge_events, write_labels
 from studies import crossval
 from studies.benchmark import data_folder
 from studies.crossval import Learned, Study
-
-ROOT = Path(__file__).resolve().parent.parent
 
 CLASS = "Speech"
 GROUPS = {"george": 1, "jackson": 2, "lucas": 3, "nicolas": 4, "theo": 5, "yweweler": 5}  # noises
@@ -332,8 +329,8 @@ def margins(rows: list[System], cache: Cache) -> dict[str, dict[str, Margins]]:
     for policy in (row.name for row in rows if row.kind == "policy"):
         found[policy] = {}
         for name in draws.keys() - {policy}:
-            whole, *drawn, alone = map(np.subtract, draws[policy], draws[name])
-            found[policy][name] = Margins(whole[0], *map(interval, drawn), alone)
+            (whole,), *drawn, alone = map(np.subtract, draws[policy], draws[name])
+            found[policy][name] = Margins(whole, *map(interval, drawn), alone)
     return found
 
 
@@ -420,5 +417,4 @@ def main(args: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    os.chdir(ROOT)
     run_script(__doc__, main)
