@@ -45,6 +45,7 @@ from corpora import write_cache
 
 from benchmarks.speed import text
 from config import TrainConfig
+from core.errors import InputError
 from core.names import markdown_table
 from DQN import Trainer
 from policy.apply import greedy_actions
@@ -178,6 +179,8 @@ def training(train: Cache, validation: Cache, seeds: int) -> None:
 
 
 def main(args: list[str]) -> None:
+    if args[1:]:
+        raise InputError(f"{args[1]}: only the number of seeds may be given")
     seeds = int(args[0]) if args else 3
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as temporary:

@@ -2,18 +2,16 @@
 
 Run:    make bench   (or: python -m benchmarks.speed)
         python -m benchmarks.speed --quick                 # tries everything, tiny
-        python -m benchmarks.speed --sections start preprocess events compare memory detect
         python -m benchmarks.speed --sections gpu          # on a machine with CUDA
 Reads:  a cache of the slides' shape (default: simulated, see simulate_cache.py)
 Writes: <out>/speed.md, <out>/speed.json, <out>/demo/: corpus, cache and policy of the demo
 
 The first six sections are what people wait for; but for `events` they run the scripts themselves,
 in processes of their own. `before` of these is what they took before they were made faster. The
-naive version is naive.py: one pair, one frame at a time, the same network, at the
-thread count that suits it best. Both sides run in turns; a figure is the median of the repeats with
-the range behind it, and a ratio is the median of the repeats' own ratios. What takes hours is
-measured in slices of `--slice-s` seconds and extrapolated; the table says so. Read CPU seconds and
-ratios: wall seconds depend on what else the machine does.
+naive version is naive.py, at the thread count that suits it best. Both sides run in turns; a figure
+is the median of the repeats with the range behind it, and a ratio is the median of the repeats' own
+ratios. What takes hours is measured in slices of `--slice-s` seconds and extrapolated; the table
+says so. Read CPU seconds and ratios: wall seconds depend on what else the machine does.
 """
 
 import itertools
@@ -634,9 +632,9 @@ def markdown(rows: list[Row]) -> str:
 
 
 def machine() -> str:
-    load = os.getloadavg()[0]
-    found = f"{processor()}, {num_cores()} cores, load {load:.1f} at the start; Python"
-    return f"{found} {platform.python_version()}, torch {torch.__version__}, numpy {np.__version__}"
+    load, python = os.getloadavg()[0], platform.python_version()
+    found = f"{processor()}, {num_cores()} cores, load {load:.1f} at the start; Python {python}"
+    return f"{found}, torch {torch.__version__}, numpy {np.__version__}"
 
 
 def earlier_rows(path: Path, setting: dict[str, Any]) -> list[Row]:
@@ -644,11 +642,9 @@ def earlier_rows(path: Path, setting: dict[str, Any]) -> list[Row]:
     if not path.exists():
         return []
     report = json.loads(path.read_text())
-    ours, theirs = (
-        (found["machine"].split(",")[0], found["quick"], found["slice_s"])
-        for found in (setting, report)
-    )
-    return [Row(**one) for one in report["rows"] if one["section"] in SECTIONS and ours == theirs]
+    same = all(report[key] == setting[key] for key in ("quick", "slice_s"))
+    same = same and report["machine"].split(",")[0] == setting["machine"].split(",")[0]
+    return [Row(**one) for one in report["rows"] if same and one["section"] in SECTIONS]
 
 
 def main(cfg: SpeedConfig) -> None:
