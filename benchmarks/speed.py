@@ -258,9 +258,9 @@ def acting(cfg: SpeedConfig) -> list[Row]:
     return [found, row("acting", what, statistics.median(shares), ">= 60 %", now=now)]
 
 
-def over_schedule(make: Callable[[float], Iterator[int]], seconds: float) -> float:
+def over_schedule(rates: dict[float, float]) -> float:
     """Frames/s over the whole epsilon schedule, from those at some of its points."""
-    return 1 / sum(share / rate(make(e), seconds) for e, share in EPSILONS.items())
+    return 1 / sum(EPSILONS[epsilon] / found for epsilon, found in rates.items())
 
 
 def training(cfg: SpeedConfig) -> list[Row]:
@@ -271,7 +271,8 @@ def training(cfg: SpeedConfig) -> list[Row]:
     turns = ((count, naively, slow), (1, suite, fast), (cores, suite, wide))
     for some, make, rates in turns * cfg.times:
         with threads(some):
-            rates.append(over_schedule(make, cfg.slice_s / len(EPSILONS)))
+            found = {e: rate(make(e), cfg.slice_s / len(EPSILONS)) for e in EPSILONS}
+        rates.append(over_schedule(found))
     rows, note = [], f"naive: {text(slow)}/s, {count} thread(s)"
     for what, ours in (("1 thread", fast), (f"--threads {cores}", wide)):
         full = SLIDES["train"] * SLIDES["frames"] / statistics.median(ours) / 3600

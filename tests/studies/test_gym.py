@@ -435,6 +435,7 @@ def test_missing_stable_baselines3_is_named(folder, tmp_path, monkeypatch):
 def test_missing_gymnasium_is_named(monkeypatch, capsys):
     """As a program: one line, exit code 2."""
     monkeypatch.setitem(sys.modules, "gymnasium", None)
+    monkeypatch.setattr(sys, "argv", ["gym.py"])  # not what pytest was given
     with pytest.raises(SystemExit) as ended:
         runpy.run_path(str(ROOT / "studies" / "gym.py"), run_name="__main__")
     line = "gym.py needs gymnasium; run: pip install -r requirements-studies.txt"
