@@ -1,13 +1,13 @@
 """Other people's library against DQN.py at the same number of frames, in one run on this machine.
 
-Run:    make bench-env   (or: python -m benchmarks.env [SEEDS [CACHE]])
+Run:    make bench-env   (or: python -m benchmarks.env [SEEDS])
 
 First the environments alone under random actions, then the DQN of stable-baselines3 on
 studies/gym.py beside DQN.py: the demo's network and learning rate, 32 lanes, a gradient
 step of 32 for 32 frames. Reward and F1 are those of the greedy policy on the validation cache, all
-frames counted. CACHE is a folder with both splits (default: fabricated pairs). One thread; seeds in
-turns; each figure is the median over the seeds, with the range behind it. CPU time, so that other
-programs on the machine count for little.
+frames counted. The pairs are fabricated. One thread; seeds in turns; each figure is the median over
+the seeds, with the range behind it. CPU time, so that other programs on the machine count for
+little.
 
 DQN.py makes fewer gradient steps of the same frames: learning starts at 2,000 stored transitions
 on both sides, but it stores only those inside the boundary, while the library stores what it
@@ -19,9 +19,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from core.command import parse_first, run_script
 
@@ -44,24 +45,19 @@ from corpora import write_cache
 
 from benchmarks.speed import text
 from config import TrainConfig
+from core.errors import InputError
 from core.names import markdown_table
 from DQN import Trainer
 from policy.apply import greedy_actions
 from policy.bandit import decide, thresholds, to_device
 from sed.caches import Cache, load_cache
 from sed.metrics import mean_f1
-from studies.gym import (
-    ThresholdEnv,
-    ThresholdEnvConfig,
-    ThresholdVectorEnv,
-    learn,
-    make_dqn,
-    mean_reward,
-)
+from studies import gym
+from studies.gym import ThresholdEnv, ThresholdVectorEnv
 
 CPU = torch.device("cpu")
 DEMO = TrainConfig.with_preset("demo")
-LANES, ENV_FRAMES, TRAIN_FRAMES = 32, 3_200, 32_000
+LANES, ENV_FRAMES = 32, 3_200
 
 
 class Reached(NamedTuple):
@@ -96,14 +92,13 @@ def vector(envs: gymnasium.vector.VectorEnv) -> None:
 
 def environments(cache: Cache, repeats: int) -> None:
     """Table of the environments' own speed."""
-    same_step = gymnasium.vector.AutoresetMode.SAME_STEP
-    one, lanes = ThresholdEnv(cache), ThresholdVectorEnv(cache, LANES)
     many = gymnasium.vector.SyncVectorEnv(
-        [lambda: ThresholdEnv(cache)] * LANES, autoreset_mode=same_step
+        [lambda: ThresholdEnv(cache)] * LANES,
+        autoreset_mode=gymnasium.vector.AutoresetMode.SAME_STEP,
     )
-    rows = [("ThresholdEnv", single, one)]
+    rows = [("ThresholdEnv", single, ThresholdEnv(cache))]
     rows += [(f"gymnasium's SyncVectorEnv of {LANES}", vector, many)]
-    rows += [(f"ThresholdVectorEnv of {LANES}", vector, lanes)]
+    rows += [(f"ThresholdVectorEnv of {LANES}", vector, ThresholdVectorEnv(cache, LANES))]
     first, lines = 0.0, []
     for name, work, env in rows:
         work(env)  # warm-up
@@ -113,8 +108,7 @@ def environments(cache: Cache, repeats: int) -> None:
             work(env)
             rates.append(ENV_FRAMES / (time.process_time() - began))
         first = first or statistics.median(rates)
-        ratio = statistics.median(rates) / first
-        lines.append([name, text(rates), f"{ratio:.1f}"])
+        lines.append([name, text(rates), f"{statistics.median(rates) / first:.1f}"])
     header = ["environment alone", "frames per CPU second", "ratio"]
     print(*markdown_table(header, lines), sep="\n")
 
@@ -127,42 +121,36 @@ def judge(network: torch.nn.Module | None, cache: Cache) -> tuple[float, float]:
         actions = greedy_actions(network, signals, bandit, 256)
     pred = decide(signals.prob, thresholds(signals, actions, bandit)).numpy()
     f1 = mean_f1(cache, pred, np.arange(len(cache.pairs)))
-    return mean_reward(signals, actions, bandit), f1
+    return gym.mean_reward(signals, actions, bandit), f1
 
 
-def suite(train: Cache, validation: Cache, seed: int) -> Reached:
-    """DQN.py's own training."""
-    passes = max(1, round(TRAIN_FRAMES / len(train.label)))
-    same = {"seed": seed, "network": DEMO.network, "learning": DEMO.learning}
-    cfg = TrainConfig(passes=passes, holdout=0.0, **same)
-    trainer = Trainer(cfg, train, CPU)
+def suite(train: Cache, validation: Cache, **same: Any) -> Reached:
+    """DQN.py's own training, one pass."""
+    trainer = Trainer(TrainConfig(passes=1, holdout=0.0, **same), train, CPU)
     began = time.process_time()
     while not trainer.done:
         trainer.tick()
-    seconds = time.process_time() - began
-    progress = trainer.progress
+    seconds, progress = time.process_time() - began, trainer.progress
     reached = judge(trainer.network, validation)
     return Reached(progress["frames"], seconds, progress["steps"], *reached)
 
 
-def library(train: Cache, validation: Cache, seed: int, policy: str, all_frames: bool) -> Reached:
+def library(train: Cache, validation: Cache, **settings: Any) -> Reached:
     """stable-baselines3's training for as many frames."""
-    steps = max(1, round(TRAIN_FRAMES / len(train.label))) * len(train.label)
-    same = {"seed": seed, "network": DEMO.network, "learning": DEMO.learning}
-    cfg = ThresholdEnvConfig(steps=steps, policy=policy, all_frames=all_frames, **same)
-    model = make_dqn(cfg, train, CPU)
+    steps = len(train.label)
+    model = gym.make_dqn(gym.ThresholdEnvConfig(steps=steps, **settings), train, CPU)
     began = time.process_time()
-    learn(model, steps)
+    gym.learn(model, steps)
     seconds = time.process_time() - began
     reached = judge(model.q_net, validation)
     return Reached(model.num_timesteps, seconds, model._n_updates, *reached)
 
 
-CONTENDERS: dict[str, Callable[[Cache, Cache, int], Reached]] = {
+CONTENDERS: dict[str, Callable[..., Reached]] = {
     "DQN.py": suite,
-    "SB3, the network of DQN.py, every frame": lambda *a: library(*a, "qnetwork", True),
-    "SB3, the network of DQN.py, boundary only": lambda *a: library(*a, "qnetwork", False),
-    "SB3, MLP, boundary only": lambda *a: library(*a, "mlp", False),
+    "SB3, the network of DQN.py, every frame": partial(library, policy="qnetwork", all_frames=True),
+    "SB3, the network of DQN.py, boundary only": partial(library, policy="qnetwork"),
+    "SB3, MLP, boundary only": partial(library, policy="mlp"),
 }
 
 
@@ -171,34 +159,35 @@ def training(train: Cache, validation: Cache, seeds: int) -> None:
     found: dict[str, list[Reached]] = {name: [] for name in CONTENDERS}
     for seed in range(seeds):
         for name, run in CONTENDERS.items():
-            row = run(train, validation, seed)
+            row = run(train, validation, seed=seed, network=DEMO.network, learning=DEMO.learning)
             found[name].append(row)
             print(f"seed {seed}, {name}: {row.rate:.0f} frames per CPU second", file=sys.stderr)
     reward, f1 = judge(None, validation)
     header = ["training", "frames per CPU second", "ratio", "gradient steps", "CPU ms for each"]
     header += ["mean reward", "F1"]
     lines = [["always 0.0", "", "", "", "", f"{reward:.4f}", f"{100 * f1:.2f}"]]
-    first = statistics.median(row.rate for row in found["DQN.py"])
+    median = statistics.median
+    first = median(row.rate for row in found["DQN.py"])
     for name, rows in found.items():
-        ratio = statistics.median(row.rate for row in rows) / first
-        each = statistics.median(1000 * row.seconds / max(row.steps, 1) for row in rows)
-        cells = [name, text([row.rate for row in rows], ",.0f"), f"{ratio:.2f}"]
-        cells += [f"{statistics.median(row.steps for row in rows):,.0f}", f"{each:.1f}"]
-        reached = text([row.reward for row in rows], ".4f"), text([100 * r.f1 for r in rows], ".2f")
-        lines.append([*cells, *reached])
+        rates = [row.rate for row in rows]
+        cells = [name, text(rates), f"{median(rates) / first:.2f}"]
+        cells += [f"{median(row.steps for row in rows):,.0f}"]
+        cells += [f"{median(1000 * row.seconds / max(row.steps, 1) for row in rows):.1f}"]
+        cells += [text([row.reward for row in rows], ".4f")]
+        lines.append([*cells, text([100 * row.f1 for row in rows], ".2f")])
     print("", *markdown_table(header, lines), sep="\n")
 
 
 def main(args: list[str]) -> None:
-    """Measure and print."""
-    seeds, folder = int(args[0]) if args else 3, Path(args[1]) if args[1:] else None
+    if args[1:]:
+        raise InputError(f"{args[1]}: only the number of seeds may be given")
+    seeds = int(args[0]) if args else 3
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as temporary:
-        if folder is None:
-            folder = Path(temporary)
-            write_cache(folder / "train", [500] * 64)
-            write_cache(folder / "validation", [500] * 32, seed=1)
-        train, validation = load_cache(folder / "train"), load_cache(folder / "validation")
+        home = Path(temporary)
+        write_cache(home / "train", [500] * 64)
+        write_cache(home / "validation", [500] * 32, seed=1)
+        train, validation = load_cache(home / "train"), load_cache(home / "validation")
     print(f"torch {torch.__version__}, one thread, {seeds} seeds, {len(train.label):,} frames\n")
     environments(train, seeds)
     training(train, validation, seeds)

@@ -129,21 +129,18 @@ Job = tuple[Path, list[tuple[str, list[Event]]], tuple[int, ...]]  # file, clips
 def simulate_shard(job: Job, classes: list[str], cfg: SimulateConfig) -> dict:
     """Write a shard, of present pairs or of every class; its entry in the manifest."""
     path, clips, seed = job
-    rng, signal = np.random.default_rng(seed), Signal()
-    edges = frame_edges(cfg.frames, cfg.frame_s)
+    rng, edges = np.random.default_rng(seed), frame_edges(cfg.frames, cfg.frame_s)
     values, labels, pairs, records = [], [], [], []
     for name, events in clips:
-        tag = [float(x) for x in rng.uniform(0, 0.3, len(classes))]
+        tag = rng.uniform(0, 0.3, len(classes)).tolist()
         present = classes_of({"": events})
         for event_label in classes if cfg.classes else present:
-            label = label_frames(events, event_label, edges)
+            labels.append(label_frames(events, event_label, edges))
             if event_label in present:
-                found = simulate_pair(rng, label, cfg.frame_s, signal)
+                values.append(simulate_pair(rng, labels[-1], cfg.frame_s, Signal()))
             else:
-                found = absent_pair(rng, cfg.frames)
-            tag[classes.index(event_label)] = float(found["d_raw"].max())
-            values.append(found)
-            labels.append(label)
+                values.append(absent_pair(rng, cfg.frames))
+            tag[classes.index(event_label)] = float(values[-1]["d_raw"].max())
             pairs.append(Pair(name, event_label, cfg.frames, cfg.frame_s))
         records.append(ClipRecord(name, float(edges[-1]), events, tag))
     write_shard(path, values, labels)
@@ -166,22 +163,17 @@ def simulate_split(split: str, labels: tuple[Path, ...], pairs: int, cfg: Simula
         work = partial(simulate_shard, classes=classes, cfg=cfg)
         workers = min(num_workers(cfg.workers), len(jobs))
         entries = in_parallel(work, jobs, workers, f"Simulating {split}")
-        signal = to_dict(Signal())
-        manifest = {
-            "format": FORMAT,
-            "split": split,
-            "queries": "all" if cfg.classes else "present",
-        }
-        manifest |= {"classes": classes, "key": config_key_of(signal, entries), "signal": signal}
-        manifest |= {"formulas": FORMULAS, "scores": {"source": "simulated"}, "audio": None}
-        manifest |= {"left_out": [], "versions": {"numpy": np.__version__}, "shards": entries}
+        signal, queries = to_dict(Signal()), "all" if cfg.classes else "present"
+        manifest = {"format": FORMAT, "split": split, "queries": queries, "classes": classes}
+        manifest |= {"key": config_key_of(signal, entries), "signal": signal, "formulas": FORMULAS}
+        manifest |= {"scores": {"source": "simulated"}, "audio": None, "left_out": []}
+        manifest |= {"versions": {"numpy": np.__version__}, "shards": entries}
         write_json(partial_folder / "manifest.json", manifest, large=True)
     count = sum(len(entry["pairs"]) for entry in entries)
     print(f"{folder}: {len(clips):,} clips, {count:,} pairs of {cfg.frames} frames")
 
 
 def main(cfg: SimulateConfig) -> None:
-    """Write both splits."""
     simulate_split("train", cfg.train_labels, cfg.train_pairs, cfg)
     if cfg.validation_pairs:
         simulate_split("validation", cfg.validation_labels, cfg.validation_pairs, cfg)

@@ -2,18 +2,16 @@
 
 Run:    make bench   (or: python -m benchmarks.speed)
         python -m benchmarks.speed --quick                 # tries everything, tiny
-        python -m benchmarks.speed --sections start preprocess events compare memory detect
         python -m benchmarks.speed --sections gpu          # on a machine with CUDA
 Reads:  a cache of the slides' shape (default: simulated, see simulate_cache.py)
 Writes: <out>/speed.md, <out>/speed.json, <out>/demo/: corpus, cache and policy of the demo
 
 The first six sections are what people wait for; but for `events` they run the scripts themselves,
 in processes of their own. `before` of these is what they took before they were made faster. The
-naive version is naive.py: one pair, one frame at a time, the same network, at the
-thread count that suits it best. Both sides run in turns; a figure is the median of the repeats with
-the range behind it, and a ratio is the median of the repeats' own ratios. What takes hours is
-measured in slices of `--slice-s` seconds and extrapolated; the table says so. Read CPU seconds and
-ratios: wall seconds depend on what else the machine does.
+naive version is naive.py, at the thread count that suits it best. Both sides run in turns; a figure
+is the median of the repeats with the range behind it, and a ratio is the median of the repeats' own
+ratios. What takes hours is measured in slices of `--slice-s` seconds and extrapolated; the table
+says so. Read CPU seconds and ratios: wall seconds depend on what else the machine does.
 """
 
 import itertools
@@ -30,6 +28,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -64,13 +63,7 @@ class SpeedConfig(Checked):
             raise ValueError(f"--sections: {unknown[0]} is not one of {', '.join(SECTIONS)}")
 
     @property
-    def seconds(self) -> float:
-        """Length of a slice."""
-        return 0.3 if self.quick else self.slice_s
-
-    @property
     def times(self) -> int:
-        """Repeats."""
         return 1 if self.quick else self.repeats
 
     @property
@@ -85,6 +78,7 @@ if __name__ == "__main__":  # before torch, which takes seconds to import
 import numpy as np
 import soundfile
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import naive, simulate_cache
 from core.errors import InputError
@@ -112,21 +106,18 @@ EPSILONS = {1.0: 0.7 / 6, 0.525: 0.7 * 4 / 6, 0.05: 0.7 / 6 + 0.3}
 
 
 class Row(NamedTuple):
-    """A line of the table."""
-
     section: str
     what: str
     before: str  # of the naive version, or of the suite before its mending
     now: str
     value: float  # what is compared with `need`
-    need: str  # e.g. ">= 5.5 x"; empty: nothing is asked
+    need: str  # `>= number unit` or `<= number unit`; empty: nothing is asked
     met: bool | None
 
 
 def row(
     section: str, what: str, value: float, need: str = "", before: str = "", now: str = ""
 ) -> Row:
-    """A line; `need` is `>= number unit` or `<= number unit`."""
     met = None
     if need:
         sign, limit = need.split()[:2]
@@ -153,7 +144,6 @@ def rate(steps: Iterator[int], seconds: float) -> float:
 
 @contextmanager
 def threads(count: int) -> Iterator[None]:
-    """Some code with so many threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     yield
@@ -181,34 +171,31 @@ def matmul_peak() -> float:
     return max(rates)
 
 
-def forward_flops(bandit: Bandit, network: Network) -> int:
-    """Multiplications and additions that deciding one frame executes."""
-    w, h, d, inner = bandit.window, network.hidden, network.width, network.inner
-    conv = sum(
-        2 * w * network.tcn_kernel * h * (h if layer else len(bandit.channels))
-        for layer in range(network.tcn_layers)
-    )
-    gru = sum(2 * 2 * w * 3 * h * ((d if layer else h) + h) for layer in range(network.gru_layers))
-    layer = 2 * w * 4 * d * d + 4 * w * w * d + 4 * w * d * inner
-    last = 2 * 2 * d * d + 2 * w * 2 * d * d + 4 * w * d + 4 * d * inner  # the centre asks alone
-    head = 2 * d * h + 2 * h * bandit.num_actions
-    return conv + gru + (network.transformer_layers - 1) * layer + last + head
+def forward_flops(network: Network) -> int:
+    """Multiplications and additions that deciding one frame executes: torch's count, but of the
+    GRU, whose matrices are applied once a frame of the window."""
+    bandit = Bandit()
+    model = QNetwork(bandit, network).train()  # in evaluation torch fuses what it does not count
+    with FlopCounterMode(display=False) as counter:
+        model(torch.rand(1, len(bandit.channels), bandit.window))
+    gru = sum(w.numel() for name, w in model.gru.named_parameters() if name.startswith("weight"))
+    own = sum(counter.get_flop_counts()["QNetwork.gru"].values())
+    return counter.get_total_flops() - own + 2 * bandit.window * gru
 
 
-def sharp(bandit: Bandit, network: Network) -> QNetwork:
+def sharp(network: Network) -> QNetwork:
     """A network whose actions differ between frames."""
     torch.manual_seed(0)
-    found = QNetwork(bandit, network)
+    found = QNetwork(Bandit(), network)
     with torch.no_grad():
         found.head[2].weight *= 20
     return found.eval()
 
 
-def naive_training(cache: Cache, network: QNetwork, epsilon: float) -> Iterator[int]:
+def naive_training(cfg: SpeedConfig, cache: Cache, epsilon: float) -> Iterator[int]:
     """The naive version in the middle of its training, replay above its start."""
-    bandit = Bandit()
-    pairs = map(cache.of_pair, itertools.cycle(range(len(cache.pairs))))
-    episodes = ((pair, epsilon) for pair in pairs)
+    bandit, network = Bandit(), sharp(cfg.network)
+    episodes = ((cache.of_pair(i), epsilon) for i in itertools.cycle(range(len(cache.pairs))))
     deltas, reading = list(bandit.deltas), bandit.reading
     visits = naive.train(network, episodes, bandit.channels, deltas, reading, 32)
     while not next(visits):
@@ -223,17 +210,12 @@ def endless(cfg: SpeedConfig, cache: Cache, learning: Learning) -> TrainConfig:
     return TrainConfig(network=cfg.network, learning=learning, holdout=0.0, passes=passes)
 
 
-def trainer_at(cfg: SpeedConfig, cache: Cache, epsilon: float) -> Trainer:
-    """A trainer at a constant epsilon, replay filled so far that it learns."""
+def suite_training(cfg: SpeedConfig, cache: Cache, epsilon: float) -> Iterator[int]:
+    """DQN.py's training at a constant epsilon, replay filled so far that it learns."""
     learning = Learning(train_start=32, epsilon_start=epsilon, epsilon_end=epsilon)
     trainer = Trainer(endless(cfg, cache, learning), cache, CPU)
     while not trainer.progress["steps"]:
         trainer.tick()
-    return trainer
-
-
-def suite_training(trainer: Trainer) -> Iterator[int]:
-    """Tick after tick."""
     while not trainer.done:
         before = trainer.progress["frames"]
         trainer.tick()
@@ -242,7 +224,7 @@ def suite_training(trainer: Trainer) -> Iterator[int]:
 
 def acting(cfg: SpeedConfig) -> list[Row]:
     """Decisions by the network alone, a quarter of a slice each: nothing is extrapolated."""
-    bandit, network = Bandit(), sharp(Bandit(), cfg.network)
+    bandit, network = Bandit(), sharp(cfg.network)
     signals = to_device(load_cache(cfg.cache / "validation"), bandit, CPU)
     batch = fastest_batch(network, signals, bandit)
     frame = torch.arange(batch)
@@ -260,19 +242,18 @@ def acting(cfg: SpeedConfig) -> list[Row]:
             network(states).argmax(1)
             yield batch
 
-    seconds = cfg.seconds / 4
+    seconds = cfg.slice_s / 4
     count, ours, theirs = best_threads(one, seconds), [], []
     for _ in range(cfg.times):
         with threads(count):
             theirs.append(rate(one(), seconds))
         ours.append(rate(many(), seconds))
     ratio = statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
-    what, note = f"network alone, frames/s (batch {batch})", f"naive: {text(theirs)}/s"
-    note += f", {count} thread(s)"
+    what = f"network alone, frames/s (batch {batch})"
+    note = f"naive: {text(theirs)}/s, {count} thread(s)"
     found = row("acting", what, ratio, ">= 5.5 x", note, f"{text(ours)}/s")
-    flops = forward_flops(bandit, cfg.network)
-    pairs = [(rate(many(), seconds), matmul_peak()) for _ in range(cfg.times)]
-    shares = [100 * frames * flops / peak for frames, peak in pairs]
+    flops = forward_flops(cfg.network)
+    shares = [100 * rate(many(), seconds) * flops / matmul_peak() for _ in range(cfg.times)]
     what, now = "network alone, FLOP/s of matmul peak", text(shares, ".0f") + " %"
     return [found, row("acting", what, statistics.median(shares), ">= 60 %", now=now)]
 
@@ -285,25 +266,19 @@ def over_schedule(rates: dict[float, float]) -> float:
 def training(cfg: SpeedConfig) -> list[Row]:
     """Training over the epsilon schedule, on one thread and on all."""
     cache, slow, fast, wide = load_cache(cfg.cache / "train"), [], [], []
-    seconds, cores = cfg.seconds / len(EPSILONS), num_cores()
-    make = lambda e: naive_training(cache, sharp(Bandit(), cfg.network), e)  # noqa: E731
-    count = best_threads(lambda: make(0.525), cfg.seconds)
-    for _ in range(cfg.times):
-        with threads(count):
-            slow.append(over_schedule({e: rate(make(e), seconds) for e in EPSILONS}))
-        for number_of_threads, rates in ((1, fast), (cores, wide)):
-            with threads(number_of_threads):
-                found = {
-                    e: rate(suite_training(trainer_at(cfg, cache, e)), seconds) for e in EPSILONS
-                }
-            rates.append(over_schedule(found))
-    rows = []
+    naively, suite = (partial(work, cfg, cache) for work in (naive_training, suite_training))
+    count, cores = best_threads(lambda: naively(0.525), cfg.slice_s), num_cores()
+    turns = ((count, naively, slow), (1, suite, fast), (cores, suite, wide))
+    for some, make, rates in turns * cfg.times:
+        with threads(some):
+            found = {e: rate(make(e), cfg.slice_s / len(EPSILONS)) for e in EPSILONS}
+        rates.append(over_schedule(found))
+    rows, note = [], f"naive: {text(slow)}/s, {count} thread(s)"
     for what, ours in (("1 thread", fast), (f"--threads {cores}", wide)):
-        ratio = statistics.median(a / b for a, b in zip(ours, slow, strict=True))
-        note = f"naive: {text(slow)}/s, {count} thread(s)"
         full = SLIDES["train"] * SLIDES["frames"] / statistics.median(ours) / 3600
         what = f"frames/s over the epsilon schedule, one process, {what}"
         what += f" (28,592 episodes: {full:.1f} h, extrapolated)"
+        ratio = statistics.median(a / b for a, b in zip(ours, slow, strict=True))
         rows.append(row("training", what, ratio, ">= 1.8 x", note, f"{text(ours)}/s"))
     return rows
 
@@ -311,7 +286,7 @@ def training(cfg: SpeedConfig) -> list[Row]:
 def gpu(cfg: SpeedConfig) -> list[Row]:
     """Evaluating and training at the slides' scale on a GPU: plain steps and CUDA graphs."""
     cache, device = load_cache(cfg.cache / "validation"), pick_device("cuda", 1)
-    bandit, network = Bandit(), sharp(Bandit(), cfg.network).to(device)
+    bandit, network = Bandit(), sharp(cfg.network).to(device)
     signals = to_device(cache, bandit, device)
     batch = fastest_batch(network, signals, bandit)
     greedy_actions(network, signals, bandit, batch, np.arange(10))  # warm-up
@@ -331,7 +306,7 @@ def gpu(cfg: SpeedConfig) -> list[Row]:
             trainer.tick()
         wait(device)
         began, before = time.perf_counter(), trainer.progress["steps"]
-        while time.perf_counter() - began < cfg.seconds:
+        while time.perf_counter() - began < cfg.slice_s:
             trainer.tick()
         wait(device)
         trainer.read_sums()
@@ -645,18 +620,12 @@ def detecting(cfg: SpeedConfig) -> list[Row]:
     return [row("detect", what, middle, "<= 8 ms", "15 to 19 ms", note)]
 
 
-MEASURE: dict[str, Callable[[SpeedConfig], list[Row]]] = dict(
-    zip(
-        SECTIONS,
-        (start, preprocessing, events, comparing, memory, detecting, acting, training, gpu),
-        strict=True,
-    )
-)
+WORK = (start, preprocessing, events, comparing, memory, detecting, acting, training, gpu)
+MEASURE: dict[str, Callable[[SpeedConfig], list[Row]]] = dict(zip(SECTIONS, WORK, strict=True))
 ON_SLIDES = ("memory", "acting", "training", "gpu")  # need a cache of that shape
 
 
 def markdown(rows: list[Row]) -> str:
-    """The table."""
     header = ["section", "what", "before", "now", "value", "needed", ""]
     met = {None: "", True: "yes", False: "NO"}
     cells = ([*one[:4], f"{one.value:,.2f}", one.need, met[one.met]] for one in rows)
@@ -664,7 +633,6 @@ def markdown(rows: list[Row]) -> str:
 
 
 def machine() -> str:
-    """What the figures depend on."""
     load, python = os.getloadavg()[0], platform.python_version()
     found = f"{processor()}, {num_cores()} cores, load {load:.1f} at the start; Python {python}"
     return f"{found}, torch {torch.__version__}, numpy {np.__version__}"
@@ -675,14 +643,12 @@ def earlier_rows(path: Path, setting: dict[str, Any]) -> list[Row]:
     if not path.exists():
         return []
     report = json.loads(path.read_text())
-    kind = lambda found: [found["machine"].split(",")[0], found["quick"], found["slice_s"]]  # noqa: E731
-    if kind(report) != kind(setting):
-        return []
-    return [Row(**one) for one in report["rows"] if one["section"] in SECTIONS]
+    same = all(report[key] == setting[key] for key in ("quick", "slice_s"))
+    same = same and report["machine"].split(",")[0] == setting["machine"].split(",")[0]
+    return [Row(**one) for one in report["rows"] if same and one["section"] in SECTIONS]
 
 
 def main(cfg: SpeedConfig) -> None:
-    """Measure and print."""
     torch.set_num_threads(1)
     keep_apart(cfg.out, [cfg.cache])
     with own_folder(cfg.out, MEASURED):
@@ -693,8 +659,9 @@ def main(cfg: SpeedConfig) -> None:
                 sizes = small if cfg.quick else {}  # those of the slides
                 simulate_cache.main(simulate_cache.SimulateConfig(out=folder, **sizes))
             cfg = replace(cfg, cache=folder)
+        cfg = replace(cfg, slice_s=0.3) if cfg.quick else cfg
         head = machine()
-        setting = {"machine": head, "quick": cfg.quick, "slice_s": cfg.seconds}
+        setting = {"machine": head, "quick": cfg.quick, "slice_s": cfg.slice_s}
         rows = earlier_rows(cfg.out / "speed.json", setting)
         print(head + "\n", flush=True)
         for name in cfg.sections or SECTIONS:

@@ -9,26 +9,16 @@ import in no circle. tests/core/test_structure.py asks for the same.
 
 import ast
 import functools
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 from core.command import run_script
 from core.errors import InputError
 
 ROOT = Path(__file__).resolve().parent.parent
-# A wing may import from itself and from those before it; those of one line are on one level.
-WINGS = (
-    ("core",),
-    ("config",),
-    ("sed",),
-    ("scores", "policy"),
-    ("baselines",),
-    ("comparison",),
-    ("figures",),
-    ("scripts",),
-    ("studies",),
-    ("benchmarks",),
-)
-LEVEL = {wing: level for level, wings in enumerate(WINGS) for wing in wings}
+# A wing may import from itself and from those before it; between two bars all are on one level.
+WINGS = "core|config|sed|scores policy|baselines|comparison|figures|scripts|studies|benchmarks"
+LEVEL = {wing: level for level, wings in enumerate(WINGS.split("|")) for wing in wings.split()}
 
 
 def modules() -> dict[str, Path]:
@@ -49,19 +39,14 @@ def wing_of(module: str) -> str:
 
 def imports(path: Path, known: dict[str, Path]) -> set[str]:
     """Modules of the suite that a file imports, wherever the import stands."""
-    found = set()
+    names = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        names = []
         if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            names = [f"{node.module}.{alias.name}" for alias in node.names]
-        for name in names:
-            if name in known:
-                found.add(name)
-            elif (parent := name.rpartition(".")[0]) in known:
-                found.add(parent)
-    return {name for name in found if known[name] != path}
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    found = {name if name in known else name.rpartition(".")[0] for name in names}
+    return {name for name in found if known.get(name, path) != path}
 
 
 @functools.cache
@@ -79,27 +64,18 @@ def upward() -> list[str]:
             ours, theirs = wing_of(name), wing_of(other)
             if LEVEL[theirs] > LEVEL[ours]:
                 wrong.append(f"{name} imports {other}, which stands above it")
-            if ours == theirs == "scripts":
+            elif ours == theirs == "scripts":
                 wrong.append(f"the script {name} imports the script {other}")
-            if LEVEL[ours] == LEVEL[theirs] and ours != theirs:
+            elif LEVEL[ours] == LEVEL[theirs] and ours != theirs:
                 wrong.append(f"{name} imports {other}, which stands beside it")
     return wrong
 
 
 def floors(edges: dict[str, set[str]]) -> dict[str, int]:
-    """Floor of each node of a graph, from 0. ValueError names a circle."""
+    """Floor of each node of a graph, from 0. CycleError, a ValueError, names a circle."""
     found: dict[str, int] = {}
-
-    def climb(name: str, below: tuple[str, ...]) -> int:
-        if name in below:
-            raise ValueError(" -> ".join([*below[below.index(name) :], name]))
-        if name not in found:
-            floor = (1 + climb(other, (*below, name)) for other in edges[name])
-            found[name] = max(floor, default=0)
-        return found[name]
-
-    for name in edges:
-        climb(name, ())
+    for name in TopologicalSorter(edges).static_order():
+        found[name] = max((1 + found[other] for other in edges[name]), default=0)
     return found
 
 
@@ -117,16 +93,15 @@ def main(args: list[str]) -> int:
     """Print the counts; exit code 1 where a law is broken."""
     if args:
         raise InputError(f"{args[0]}: nothing may be given; run: python -m benchmarks.structure")
-    known, lines = modules(), {}
+    known, lines = modules(), dict.fromkeys(LEVEL, 0)
     for name, path in known.items():
-        count = len(path.read_text(encoding="utf-8").splitlines())
-        lines[wing_of(name)] = lines.get(wing_of(name), 0) + count
+        lines[wing_of(name)] += len(path.read_text(encoding="utf-8").splitlines())
     print(f"modules: {len(known)}, at the top level {len(list(ROOT.glob('*.py')))}")
     print(f"rooms: {len(rooms())}, imports between them: {sum(map(len, rooms().values()))}")
     floors(graph())  # ValueError names a circle
     print(f"floors: {max(floors(rooms()).values()) + 1}")
-    for wing in LEVEL:
-        print(f"lines of {wing}: {lines.get(wing, 0):,}")
+    for wing, count in lines.items():
+        print(f"lines of {wing}: {count:,}")
     print(f"lines without tests: {sum(lines.values()):,}")
     wrong = upward()
     print("\n".join(["laws: hold" if not wrong else "laws: broken", *wrong]))

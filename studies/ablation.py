@@ -12,8 +12,8 @@ quarter of an hour of one core, and their scores kept. A setting that is measure
 Shapes as in policy/event_policy.py.
 """
 
-import os
 from collections.abc import Callable
+from copy import copy, deepcopy
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -42,16 +42,15 @@ from core.versions import processor
 from policy import event_policy, runfolder
 from policy.apply import load_policy
 from policy.bandit import query_of
-from policy.event_policy import COLLAR, IOU, OVERLAP, Boxes, Candidates, EventTrainer, decide_boxes
-from policy.posterior import SCALE, Posterior, Resident, Rows, apply, asked_clips, rows_of
+from policy.event_policy import COLLAR, IOU, OVERLAP, Candidates, EventTrainer, decide_cache
+from policy.posterior import LOUDNESS, SCALE, Posterior
 from scores import crnn
 from sed.caches import Cache, load_cache
 from sed.signals import tag_of
 from sed.timeline import classes_of
-from studies.benchmark import PROCESSES, Setting
+from studies.benchmark import PROCESSES, ROOT, Setting
 from studies.pooled import COLUMNS
 
-ROOT = Path(__file__).resolve().parent.parent
 SETTINGS = [Setting(fold, scorer) for fold in (5, 4) for scorer in (0, 1)]
 METRICS = COLUMNS["all"]
 CPU = torch.device("cpu")
@@ -65,6 +64,7 @@ class RawScores(nn.Module):
     def __init__(self, networks: int):
         super().__init__()
         self.inputs = nn.Linear(1, networks)  # its rows say how many networks stand side by side
+        self.channel_std = torch.ones(LOUDNESS + 1)  # finite: clips are shown with their loudness
 
     def forward(self, channels, statistics, query, inside, which=slice(None)) -> torch.Tensor:
         """As `Posterior.forward`: (M, B, N, C) -> (M, B, N, 3)."""
@@ -74,70 +74,60 @@ class RawScores(nn.Module):
 
 
 class Finished(NamedTuple):
-    """A finished run, and what it has to choose from on the validation clips."""
+    """A finished run, and the validation clips that it decides."""
 
     setting: Setting
     trainer: EventTrainer  # with the boxes of the training clips
-    cache: Cache  # validation
-    rows: Rows
-    boxes: Boxes
+    cache: Cache
+
+    def apart(self) -> "Finished":
+        """With a network of its own, to be changed."""
+        trainer = copy(self.trainer)
+        trainer.network = deepcopy(trainer.network)
+        return self._replace(trainer=trainer)
+
+    def decided(self) -> Candidates:
+        return decide_cache(self.trainer.network, self.cache, CPU)[1]
 
 
-def run_of(setting: Setting) -> Path:
-    """The run folder that is taken apart."""
-    return ROOT / setting.run("best", 0)
+def checkpoint_of(setting: Setting) -> Path:
+    """The policy that is taken apart."""
+    return ROOT / setting.run("best", 0) / "best.pt"
 
 
 def trained(setting: Setting) -> Finished:
-    """A finished run with its boxes of both splits."""
-    path, cache = run_of(setting) / "best.pt", ROOT / setting.cache("slides", "all")
+    """A finished run with its boxes of the training clips."""
+    path, cache = checkpoint_of(setting), ROOT / setting.cache("slides", "all")
     content = runfolder.read_checkpoint(path, CPU)
     cfg = replace(runfolder.facts_of(content, path).config, cache=cache)
     trainer = EventTrainer(cfg, load_cache(cache / "train"), CPU)
     trainer.network.load_state_dict(content["network"])
     trainer.make_boxes()
-    validation = load_cache(cache / "validation")
-    return Finished(setting, trainer, validation, *proposed(trainer.network, validation))
-
-
-def proposed(network: event_policy.EventNetwork, cache: Cache) -> tuple[Rows, Boxes]:
-    """The queries of a cache, and all their boxes."""
-    query = query_of((pair.event_label for pair in cache.pairs), network.classes)
-    asked = list(asked_clips(cache, network.events.tag_limit))
-    rows = rows_of(asked, query)
-    odds = apply(network.posterior, Resident.of(rows, CPU), np.arange(len(rows.pair)))
-    return rows, event_policy.boxes_of(asked, odds)
+    return Finished(setting, trainer, load_cache(cache / "validation"))
 
 
 def weighed(finished: Finished, **weights: float) -> Candidates:
     """Other weights of the metrics in the reward."""
-    trainer = finished.trainer
-    before, prices = trainer.cfg, trainer.network.prices.clone()
-    events = replace(before.events, **weights)
-    trainer.cfg = replace(before, events=events)
-    trainer.network.events = events
+    changed = finished.apart()
+    trainer = changed.trainer
+    trainer.network.events = replace(trainer.cfg.events, **weights)
+    trainer.cfg = replace(trainer.cfg, events=trainer.network.events)
     trainer.find_prices()
-    found = decide_boxes(trainer.network, finished.boxes, finished.rows, CPU)
-    trainer.cfg, trainer.network.events = before, before.events
-    trainer.network.prices.copy_(prices)
-    return found
+    return changed.decided()
 
 
 def one_value(finished: Finished) -> Candidates:
     """The expected IoU in place of the probabilities of a hit."""
-    answers = finished.trainer.network.values.answers
-    kept = {name: each.clone() for name, each in answers.state_dict().items()}
+    changed = finished.apart()
     with torch.no_grad():
-        for each in answers.parameters():
+        for each in changed.trainer.network.values.answers.parameters():
             each[..., [OVERLAP, COLLAR]] = each[..., [IOU, IOU]]
-    found = weighed(finished)
-    answers.load_state_dict(kept)
-    return found
+    return weighed(changed)
 
 
 def threshold_of_class(finished: Finished) -> Candidates:
     """In place of the decoder: boxes above a confidence, tuned for each class by event F1."""
-    trainer, boxes = finished.trainer, finished.trainer.boxes
+    trainer, boxes, cache = finished.trainer, finished.trainer.boxes, finished.cache
     asked, query = ~trainer.rows.present, trainer.rows.query
     rank = event_policy.ranks_of(boxes, event_policy.surely(trainer.out_of_fold()))
     hit, limits = trainer.truth.values[:, COLLAR], np.ones(len(trainer.classes))
@@ -147,24 +137,22 @@ def threshold_of_class(finished: Finished) -> Candidates:
         on = rank[mine, None] > LEVELS
         f1 = 2 * (hit[mine] @ on) / np.maximum(on.sum(axis=0) + number[k], 1)
         limits[k] = LEVELS[f1.argmax()]
-    found = decide_boxes(trainer.network, finished.boxes, finished.rows, CPU)
-    of_box = finished.rows.query[finished.boxes.row]
-    return found._replace(chosen=found.rank > limits[of_box])
+    found = finished.decided()
+    of_pair = query_of((pair.event_label for pair in cache.pairs), trainer.network.classes)
+    return found._replace(chosen=found.rank > limits[of_pair[found.pair]])
 
 
 def one_network(finished: Finished) -> Candidates:
     """On new clips one posterior network, in place of the mean of all."""
-    network, events = finished.trainer.network, finished.trainer.cfg.events
-    whole = network.posterior
-    network.posterior = Posterior(events, len(network.classes), 1)
-    own = {
+    changed = finished.apart()
+    network = changed.trainer.network
+    first = {
         name: each if name.endswith(("_mean", "_std")) else each[:1]
-        for name, each in whole.state_dict().items()
+        for name, each in network.posterior.state_dict().items()
     }
-    network.posterior.load_state_dict(own)
-    rows, boxes = proposed(network, finished.cache)
-    network.posterior = whole
-    return decide_boxes(network, boxes, rows, CPU)
+    network.posterior = Posterior(network.events, len(network.classes), 1)
+    network.posterior.load_state_dict(first)
+    return changed.decided()
 
 
 def raw_boxes(finished: Finished) -> Candidates:
@@ -174,18 +162,17 @@ def raw_boxes(finished: Finished) -> Candidates:
     trainer.progress["finished"] = trainer.frame_steps
     while not trainer.done:
         trainer.tick()
-    rows, boxes = proposed(trainer.network, finished.cache)
-    return decide_boxes(trainer.network, boxes, rows, CPU)
+    return finished._replace(trainer=trainer).decided()
 
 
-def scores_of_fold(cfg: ScorersConfig, folder: Path, fit: crnn.Fit, path: Path) -> None:
-    """Scores (C, K, T) of the validation clips by the network of one fit, whose clips all have one
-    length, into a file."""
-    clips = crnn.read_corpus(cfg.corpus)
+def scores_of_fold(
+    cfg: ScorersConfig, folder: Path, rest: list[int], fit: crnn.Fit, path: Path
+) -> None:
+    """Scores (C, K, T) of the clips `rest`, which all have one length, by the network of one fit,
+    into a file."""
     store = crnn.Store.open(folder)
     network, _ = crnn.train_network(cfg, store, fit, CPU)
     scorer = crnn.Scorer(network, [])
-    rest = [i for i, clip in enumerate(clips) if clip.split == "validation"]
     found = np.stack([scorer.scores_of(store.clip(i)[0]).T.numpy() for i in rest])
     with whole(path) as temporary, open(temporary, "wb") as stream:
         np.save(stream, found)
@@ -196,7 +183,7 @@ def fold_scores(setting: Setting) -> np.ndarray:
     one bank fold each; only the one of all folds is kept with the corpus."""
     cfg = ScorersConfig(corpus=ROOT / setting.corpus, seed=setting.scorer)
     clips = crnn.read_corpus(cfg.corpus)
-    *fits, _ = crnn.plan(clips)
+    *fits, of_all = crnn.plan(clips)
     out = ROOT / "runs" / "ablation" / Path(setting.corpus).name
     out.mkdir(parents=True, exist_ok=True)
     paths = [out / f"{fit.name.replace(' ', '-')}.npy" for fit in fits]
@@ -208,21 +195,16 @@ def fold_scores(setting: Setting) -> np.ndarray:
             process_pool(PROCESSES, partial(pick_device, "cpu", 1)) as pool,
         ):
             crnn.write_store(folder, clips, classes, pool)
-            jobs = [pool.submit(scores_of_fold, cfg, folder, *each) for each in left]
-            for job in jobs:
-                job.result()
+            work = partial(scores_of_fold, cfg, folder, of_all.score)
+            list(pool.map(work, *zip(*left, strict=True)))
     return np.stack([np.load(path) for path in paths])
 
 
 def with_scores(cache: Cache, clips: list[str], scores: np.ndarray) -> Cache:
     """A cache of all pairs with other scores (C, K, T) of these clips, and tags that follow."""
-    of_clip, tags = dict(zip(clips, scores, strict=True)), {}
-    for pair in cache.pairs:
-        if pair.filename not in tags:
-            found = tag_of(of_clip[pair.filename], pair.frame_s, Signal())
-            tags[pair.filename] = found.tolist()
-    column = {name: k for k, name in enumerate(cache.classes)}
-    raw = [of_clip[pair.filename][column[pair.event_label]] for pair in cache.pairs]
+    of_clip, frame_s = dict(zip(clips, scores, strict=True)), cache.pairs[0].frame_s
+    tags = {name: tag_of(each, frame_s, Signal()).tolist() for name, each in of_clip.items()}
+    raw = [of_clip[pair.filename][cache.classes.index(pair.event_label)] for pair in cache.pairs]
     signals = {"d_raw": np.concatenate(raw), "rms": cache.signals["rms"]}
     records = [clip._replace(tag=tags[clip.filename]) for clip in cache.clips]
     return replace(cache, signals=signals, clips=records)
@@ -233,24 +215,19 @@ def scored_by(finished: Finished, networks: slice) -> Candidates:
     corpus = crnn.read_corpus(ROOT / finished.setting.corpus)
     clips = [clip.filename for clip in corpus if clip.split == "validation"]
     scores = fold_scores(finished.setting)[networks].mean(axis=0)
-    cache = with_scores(finished.cache, clips, scores)
-    network = finished.trainer.network
-    rows, boxes = proposed(network, cache)
-    return decide_boxes(network, boxes, rows, CPU)
+    return finished._replace(cache=with_scores(finished.cache, clips, scores)).decided()
 
 
 def strong_timelines(finished: Finished) -> Candidates:
     """Corpus, scorer and policy of other training timelines."""
     setting = finished.setting._replace(timelines="strong")
-    path = run_of(setting) / "best.pt"
+    path = checkpoint_of(setting)
     if not path.exists():
         raise InputError(f"{path}: not found; run: python -m studies.benchmark")
     cache = load_cache(ROOT / setting.cache("slides", "all") / "validation")
     if cache.pairs != finished.cache.pairs:
         raise InputError(f"{cache.folder}: other clips than {finished.cache.folder}")
-    network = load_policy(path, CPU).network
-    rows, boxes = proposed(network, cache)
-    return decide_boxes(network, boxes, rows, CPU)
+    return decide_cache(load_policy(path, CPU).network, cache, CPU)[1]
 
 
 WITHOUT = dict.fromkeys(("micro_weight", "collar_weight", "overlap_weight"), 0.0)
@@ -280,35 +257,30 @@ def measured(boxes: Candidates, cache: Cache) -> dict[str, float]:
     return headline(counts_of(member, cache), cache) | event_row(task)[0]
 
 
-def measure(setting: Setting, out: Path) -> None:
-    """Every change in one setting, kept as it is done; other checkpoints, all anew."""
-    runs = [run_of(each) / "best.pt" for each in (setting, setting._replace(timelines="strong"))]
+def measure(setting: Setting, out: Path) -> dict[str, dict[str, float]]:
+    """Every change in one setting, kept as it is done; of other checkpoints, all anew."""
+    runs = [checkpoint_of(each) for each in (setting, setting._replace(timelines="strong"))]
     made_of = [file_sha256(path) for path in runs if path.exists()]
     kept = read_json(out, "delete it", ()) if out.exists() else {}
     rows = kept["changes"] if kept.get("checkpoints") == made_of else {}
-    left = [change for change in CHANGES if change not in rows]
-    if not left:
-        return
-    finished = trained(setting)
-    for change in tqdm(left, desc=out.stem, unit="change"):
-        rows[change] = measured(CHANGES[change](finished), finished.cache)
-        write_json(out, {"checkpoints": made_of, "changes": rows})
+    if left := [change for change in CHANGES if change not in rows]:
+        finished = trained(setting)
+        for change in tqdm(left, desc=out.stem, unit="change"):
+            rows[change] = measured(CHANGES[change](finished), finished.cache)
+            write_json(out, {"checkpoints": made_of, "changes": rows})
+    return rows
 
 
-def table(rows: list[dict[str, dict[str, float]]]) -> str:
-    """Each change: the mean over settings, and its difference to `best`, ± over settings."""
-    head = ["", *(TITLES[metric] for metric in METRICS)]
-    lines = []
-    whole = next(iter(CHANGES))
-    for change in CHANGES:
-        mean, _ = spread([each[change] for each in rows])
-        cells = [f"{100 * mean[metric]:.2f}" for metric in METRICS]
-        if change != whole:
-            gaps = [{m: each[change][m] - each[whole][m] for m in METRICS} for each in rows]
-            gap, std = spread(gaps)
-            cells = [f"{100 * gap[m]:+.2f} ± {100 * std[m]:.2f}" for m in METRICS]
-        lines.append([change, *cells])
-    return "\n".join(markdown_table(head, lines))
+def table(settings: list[dict[str, dict[str, float]]]) -> str:
+    """The mean of `best` over settings; each change: the mean difference to it, ± over settings."""
+    best, *changes = CHANGES
+    mean, _ = spread([rows[best] for rows in settings])
+    lines = [[best, *(f"{100 * mean[m]:.2f}" for m in METRICS)]]
+    for change in changes:
+        gaps = [{m: rows[change][m] - rows[best][m] for m in METRICS} for rows in settings]
+        gap, std = spread(gaps)
+        lines.append([change, *(f"{100 * gap[m]:+.2f} ± {100 * std[m]:.2f}" for m in METRICS)])
+    return "\n".join(markdown_table(["", *(TITLES[m] for m in METRICS)], lines))
 
 
 HEAD = """# What each part of the preset best is worth
@@ -330,23 +302,21 @@ def main(args: list[str]) -> None:
         raise InputError(f"{args[0]}: nothing may be given; run: python -m studies.ablation")
     found = {}
     for setting in SETTINGS:
-        if not (run_of(setting) / "best.pt").exists():
+        if not (path := checkpoint_of(setting)).exists():
             cure = "left out; run: python -m studies.benchmark"
-            print(f"note: {run_of(setting)}: not found, {cure}")
+            print(f"note: {path.parent}: not found, {cure}")
             continue
         out = ROOT / "runs" / "ablation" / f"fold{setting.fold}-scorer{setting.scorer}.json"
         out.parent.mkdir(parents=True, exist_ok=True)
-        measure(setting, out)
         where = f"bank fold {setting.fold}, scorer seed {setting.scorer}"
-        found[where] = read_json(out, "delete it", ())["changes"]
+        found[where] = measure(setting, out)
     if not found:
         raise InputError("no finished run of the benchmark; run: python -m studies.benchmark")
-    rows = list(found.values())
-    head = HEAD.format(count=len(rows), settings="; ".join(found), processor=processor())
-    write_text(ROOT / "docs" / "results" / "ablation.md", head + table(rows) + "\n")
-    print(table(rows))
+    head = HEAD.format(count=len(found), settings="; ".join(found), processor=processor())
+    text = table(list(found.values()))
+    write_text(ROOT / "docs" / "results" / "ablation.md", f"{head}{text}\n")
+    print(text)
 
 
 if __name__ == "__main__":
-    os.chdir(ROOT)
     run_script(__doc__, main)

@@ -21,6 +21,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -41,33 +42,27 @@ SEEDS = (0, 1, 2)  # of the slides' rows
 BEST_SEEDS = (0, 1)
 QUERIES = ("present", "all")
 # Files of training timelines, and further flags of soundscapes.py.
+DESED, STRETCHED = "synthetic21_train", ["--stretch-min", 0.5, "--stretch-max", 2]
 TIMELINES: dict[str, tuple[list[str], list[object]]] = {
-    "usual": (["synthetic21_train"], []),
-    "matched": (["synthetic21_train"], ["--halve-timelines"]),
-    "strong": (
-        ["synthetic21_train", "audioset_strong"],
-        ["--stretch-min", 0.5, "--stretch-max", 2],
-    ),
+    "usual": ([DESED], []),
+    "matched": ([DESED], ["--halve-timelines"]),
+    "strong": ([DESED, "audioset_strong"], STRETCHED),
 }
 CLIPS = {"train": 600, "validation": 500}
 SMALL = ["--network.hidden", 32, "--looks", 5, "--learning.lr", 1e-3]
+FEWER_STEPS = ["--learning.frames-per-step", 128]
+DQN = [*SMALL, "--learning.frames-per-step", 64]
 # Half the policy's gradient steps: on held-out training clips a baseline is best before that.
-SUPERVISED_FLAGS = ["--passes", 1, *SMALL, "--learning.frames-per-step", 128]
+SUPERVISED = ["--passes", 1, *SMALL, *FEWER_STEPS]
 # The sequential reading decides every frame while it trains: more pairs at a time, fewer steps.
 # Epsilon: 70 % of the planned episodes, as 20,000 is of the slides' 28,592.
-ORIGINAL_FLAGS = [*SMALL, "--learning.frames-per-step", 128, "--learning.lanes", 128]
-ORIGINAL_FLAGS += ["--learning.epsilon-episodes", 800]
-TRAININGS = {  # signals, and flags of DQN.py
-    "slides": ("slides", ["--preset", "slides", *SMALL, "--learning.frames-per-step", 64]),
-    "original": ("original", ["--preset", "original", *ORIGINAL_FLAGS]),
-    "classifier": ("slides", ["--method", "classifier", *SUPERVISED_FLAGS]),
-    "rewards": ("slides", ["--method", "rewards", *SUPERVISED_FLAGS]),
-}
-NAMES = {
-    "slides": "DQN slides",
-    "original": "DQN original",
-    "classifier": "supervised classifier",
-    "rewards": "all 21 rewards",
+ORIGINAL = [*SMALL, *FEWER_STEPS, "--learning.lanes", 128, "--learning.epsilon-episodes", 800]
+# Name in the table, preset of the signals, flags of DQN.py.
+SLIDES_ROWS = {
+    "slides": ("DQN slides", "slides", ["--preset", "slides", *DQN]),
+    "original": ("DQN original", "original", ["--preset", "original", *ORIGINAL]),
+    "classifier": ("supervised classifier", "slides", ["--method", "classifier", *SUPERVISED]),
+    "rewards": ("all 21 rewards", "slides", ["--method", "rewards", *SUPERVISED]),
 }
 
 
@@ -94,7 +89,6 @@ class Setting(NamedTuple):
         return f"cache/esc10-fold{self._suffix}-{signals}-{queries}"
 
     def run(self, kind: str, seed: int) -> str:
-        """Run folder of one training."""
         return f"runs/bench{self._suffix}-{kind}-{seed}"
 
     def table(self, queries: str) -> str:
@@ -143,10 +137,10 @@ def data_folder(args: list[str], *needed: str) -> Path:
     return folder
 
 
-def in_parallel(jobs: list[tuple]) -> None:
-    """Run `function(*arguments)` jobs, PROCESSES at a time; the first failure is raised."""
+def in_parallel(work: Callable[..., None], jobs: list[tuple]) -> None:
+    """Run `work(*job)` for every job, PROCESSES at a time; the first failure is raised."""
     with ThreadPoolExecutor(PROCESSES) as pool:
-        for future in [pool.submit(job[0], *job[1:]) for job in jobs]:
+        for future in [pool.submit(work, *job) for job in jobs]:
             future.result()
 
 
@@ -180,16 +174,14 @@ def train(folder: str, cache: str, seed: int, flags: list[object]) -> None:
     print(f"{folder}: {(time.perf_counter() - began) / 60:.1f} min", flush=True)
 
 
-def train_best(setting: Setting, seed: int) -> None:
-    """`best` as it is, on all pairs."""
-    flags = ["--preset", "best"]
-    train(setting.run("best", seed), setting.cache("slides", "all"), seed, flags)
-
-
-def train_slides(setting: Setting, kind: str, seed: int) -> None:
-    """A row of the slides, on present pairs."""
-    preset, flags = TRAININGS[kind]
-    train(setting.run(kind, seed), setting.cache(preset, "present"), seed, flags)
+def train_row(setting: Setting, kind: str, seed: int) -> None:
+    """`best` as it is, on all pairs; a row of the slides on present ones."""
+    if kind == "best":
+        cache, flags = setting.cache("slides", "all"), ["--preset", "best"]
+    else:
+        _, preset, flags = SLIDES_ROWS[kind]
+        cache = setting.cache(preset, "present")
+    train(setting.run(kind, seed), cache, seed, flags)
 
 
 def is_finished(table: str, cache: str, runs: list[str]) -> bool:
@@ -224,36 +216,32 @@ def compare(out: str, cache: str, runs: list[str], rows: list[str]) -> None:
 def compare_best(setting: Setting, queries: str) -> None:
     """`best` and the rules on one setting and kind of pairs."""
     runs = [setting.run("best", seed) for seed in seeds_of(setting)]
-    rows = [f"best={','.join(runs)}"]
-    compare(setting.table(queries), setting.cache("slides", queries), runs, rows)
+    cache = setting.cache("slides", queries)
+    compare(setting.table(queries), cache, runs, [f"best={','.join(runs)}"])
 
 
 def compare_slides(setting: Setting, queries: str) -> None:
     """The slides' rows and the rules on one bank fold and kind of pairs."""
     rows, runs = [], []
     original, noflat = (setting.cache(kind, queries) for kind in ("original", "noflat"))
-    for kind, name in NAMES.items():
+    for kind, (name, preset, _) in SLIDES_ROWS.items():
         paths = [setting.run(kind, seed) for seed in SEEDS]
-        rows.append(f"{name}={','.join(paths)}" + f"@{original}" * (kind == "original"))
+        rows.append(f"{name}={','.join(paths)}" + f"@{original}" * (preset == "original"))
         runs += paths
-    rows.append(f"T_base original=T_base@{original}")
-    rows.append(f"T_base without fallback=T_base@{noflat}")
+    rows += [f"T_base original=T_base@{original}", f"T_base without fallback=T_base@{noflat}"]
     rows.append(f"DQN slides without fallback={setting.run('slides', 0)}@{noflat}")
     table = f"runs/table-fold{setting.fold}-{queries}"
     compare(table, setting.cache("slides", queries), runs, rows)
 
 
 def main(args: list[str]) -> None:
-    """Everything, two processes at a time; `best` first."""
-    data = data_folder(args, "esc10", "desed_timelines")
-    every = [*SETTINGS, *OTHERS]
-    in_parallel([(corpus_and_caches, setting, data) for setting in every])
-    in_parallel([(train_best, setting, seed) for setting in every for seed in seeds_of(setting)])
-    in_parallel([(compare_best, one, each) for one in every for each in queries_of(one)])
+    data, every = data_folder(args, "esc10", "desed_timelines"), [*SETTINGS, *OTHERS]
+    in_parallel(corpus_and_caches, [(one, data) for one in every])
+    in_parallel(train_row, [(one, "best", seed) for one in every for seed in seeds_of(one)])
+    in_parallel(compare_best, [(one, queries) for one in every for queries in queries_of(one)])
     few = [Setting(fold) for fold in SLIDES_FOLDS]
-    rows = [(kind, each, seed) for kind in TRAININGS for each in few for seed in SEEDS]
-    in_parallel([(train_slides, each, kind, seed) for kind, each, seed in rows])
-    in_parallel([(compare_slides, each, queries) for queries in QUERIES for each in few])
+    in_parallel(train_row, [(one, k, seed) for k in SLIDES_ROWS for one in few for seed in SEEDS])
+    in_parallel(compare_slides, [(one, queries) for queries in QUERIES for one in few])
 
 
 if __name__ == "__main__":

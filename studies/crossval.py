@@ -16,6 +16,7 @@ steps. 20 clips are few: read the intervals.
 import shutil
 from contextlib import redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -78,19 +79,10 @@ class CrossvalConfig(Checked):
 
     @property
     def inputs(self) -> PreprocessConfig:
-        """How the clips are preprocessed."""
-        return PreprocessConfig(
-            cache=self.out / "cache",
-            split=SPLIT,
-            labels=self.labels,
-            audio=self.audio,
-            scores=self.scores,
-            map=self.map,
-            pairs=self.pairs,
-            cut_scores=self.cut_scores,
-            allow_missing=self.allow_missing,
-            workers=num_workers(self.workers),
-        )
+        same = ("labels", "audio", "scores", "map", "pairs", "cut_scores", "allow_missing")
+        given = {name: getattr(self, name) for name in same}
+        where = {"cache": self.out / "cache", "split": SPLIT}
+        return PreprocessConfig(**where, **given, workers=num_workers(self.workers))
 
 
 if __name__ == "__main__":  # before torch, which takes seconds to import
@@ -131,7 +123,6 @@ class Learned(NamedTuple):
 
     @property
     def kind(self) -> str:
-        """As in comparison/systems.py."""
         return "supervised" if self.cfg.method in SUPERVISED else "policy"
 
 
@@ -163,7 +154,6 @@ class Study(NamedTuple):
         return [(split, split + seed) for split in range(self.learned) for seed in self.seeds]
 
     def run(self, learned: Learned, queries: str, part: int, split: int, seed: int) -> Path:
-        """Run folder of one training."""
         name = learned.name.replace(" ", "-") + ("-all" if queries == "all" else "")
         return self.out / f"{name}{f'-split{split}' * (split > 0)}-part{part}-seed{seed}"
 
@@ -172,37 +162,31 @@ class Training(NamedTuple):
     """One training: on the clips of `names`, and on their pairs of `queries`."""
 
     cfg: TrainConfig
-    cache: Path
     queries: str
     names: list[str]
 
 
-def some_clips(cache: Cache, names: list[str], queries: str) -> Cache:
-    """The cache of some clips, with the pairs that are asked for."""
-    part = cache.subset(names)
-    return part.present_only() if queries == "present" else part
-
-
 def train_one(job: Training) -> None:
     """Train in a run folder; skipped where this very training is finished there."""
-    cache = some_clips(load_cache(job.cache), job.names, job.queries)
-    given = None if job.cfg.init is None else file_sha256(runfolder.checkpoint_of(job.cfg.init))
-    mark = {"cache": cache.key, "config": config_key(job.cfg), "init": given}
-    path = job.cfg.run / MARK
+    cfg, cache = job.cfg, load_cache(job.cfg.cache / job.cfg.split).subset(job.names)
+    cache = cache.present_only() if job.queries == "present" else cache
+    given = None if cfg.init is None else file_sha256(runfolder.checkpoint_of(cfg.init))
+    mark = {"cache": cache.key, "config": config_key(cfg), "init": given}
+    path = cfg.run / MARK
     with suppress(InputError):
         if read_json(path, "") == mark:
             return
     path.unlink(missing_ok=True)
-    job.cfg.run.parent.mkdir(parents=True, exist_ok=True)
-    log = job.cfg.run.with_suffix(".log")  # many at a time: their bars would mix on the screen
+    cfg.run.parent.mkdir(parents=True, exist_ok=True)
+    log = cfg.run.with_suffix(".log")  # many at a time: their bars would mix on the screen
     with (
         open(log, "w", encoding="utf-8") as stream,
         redirect_stdout(stream),
         redirect_stderr(stream),
     ):
-        device = pick_device(job.cfg.device, 1)
-        with runfolder.held_run(job.cfg.run):
-            if DQN.train(job.cfg, device, ALONE, cache):  # it caught a signal, and is not finished
+        device = pick_device(cfg.device, 1)
+        with runfolder.held_run(cfg.run):
+            if DQN.train(cfg, device, ALONE, cache):  # it caught a signal, and is not finished
                 raise KeyboardInterrupt
     write_json(path, mark)
 
@@ -210,43 +194,41 @@ def train_one(job: Training) -> None:
 def trainings(study: Study, learned: list[Learned], tables: list[str]) -> list[Training]:
     """Every training that the tables need, each once."""
     found: dict[Path, Training] = {}
-    names = [name for part in study.divisions[0] for name in part]
-    for one in (one for one in learned if one.given is None):
-        for queries in tables:
-            queries = one.queries or queries
-            for split, seed in study.splits:
-                for part, test in enumerate(study.divisions[split]):
-                    run = study.run(one, queries, part, split, seed)
-                    cfg = replace(
-                        one.cfg,
-                        cache=study.cache.parent,
-                        split=study.cache.name,
-                        run=run,
-                        seed=seed,
-                        holdout=0.0,  # a part of few clips would choose by chance
-                        looks=1,
-                        overwrite=True,
-                    )
-                    rest = sorted(set(names) - set(test))
-                    found[run] = Training(cfg, study.cache, queries, rest)
+    names = {name for test in study.divisions[0] for name in test}
+    apart = {"cache": study.cache.parent, "split": study.cache.name, "overwrite": True}
+    apart |= {"holdout": 0.0, "looks": 1}  # a part of few clips would choose by chance
+    trained = [one for one in learned if one.given is None]
+    for one, table, (split, seed) in product(trained, tables, study.splits):
+        queries = one.queries or table
+        for part, test in enumerate(study.divisions[split]):
+            run = study.run(one, queries, part, split, seed)
+            cfg = replace(one.cfg, run=run, seed=seed, **apart)
+            found[run] = Training(cfg, queries, sorted(names - set(test)))
     return list(found.values())
 
 
-def put(whole: np.ndarray, cache: Cache, names: list[str], part: np.ndarray) -> None:
-    """Write the decisions of some clips, in the order of `cache.subset`, into those of all."""
-    mine = np.array([pair.filename in set(names) for pair in cache.pairs])
-    whole[mine[cache.frames_of_pair]] = part
+def joined(source: str, cache: Cache, tests: list[list[str]], parts: list[Member]) -> Member:
+    """A member of all clips from one for the clips of each part, in the order of `cache.subset`."""
+    names = np.array([pair.filename for pair in cache.pairs])
+    frames = [np.flatnonzero(cache.of_frames(np.isin(names, test))) for test in tests]
+    order = np.argsort(np.concatenate(frames))
+    pred = np.concatenate([part.pred for part in parts])[order]
+    scores = None
+    if parts[0].scores is not None:
+        scores = np.concatenate([part.scores for part in parts])[order]
+    boxes = {name: found for part in parts for name, found in (part.boxes or {}).items()}
+    return Member(source, pred, 0.0, boxes=boxes or None, scores=scores)
 
 
 def rule_rows(study: Study, cache: Cache) -> list[System]:
     """Every rule, tuned and applied out of fold, a member for each division; over all pairs those
     behind each part's gate too."""
     rows: dict[str, System] = {}
-    for number_, parts in enumerate(study.divisions):
-        names = [name for part in parts for name in part]
-        found: dict[str, System] = {}
-        for test in parts:
-            train, part = cache.subset(set(names) - set(test)), cache.subset(test)
+    for division, tests in enumerate(study.divisions):
+        names = {name for test in tests for name in test}
+        found: dict[str, list[Member]] = {}
+        for test in tests:
+            train, part = cache.subset(names - set(test)), cache.subset(test)
             its_gate = systems.tuned_gate(train)
             gated = gate.silenced(its_gate, train) if its_gate else None
             with tuned_rules.tuning(
@@ -254,16 +236,10 @@ def rule_rows(study: Study, cache: Cache) -> list[System]:
             ) as tuned:
                 rules = [rule for rule in tuned() if rule.name != BASE]
             for row in systems.rows_of_rules(rules, part, its_gate, (), quiet=True):
-                whole = found.setdefault(row.name, everywhere(row, cache, f"split {number_}"))
-                (own,), (member,) = row.members, whole.members
-                put(member.pred, cache, test, own.pred)
-                if own.scores is not None:
-                    put(member.scores, cache, test, own.scores)
-                if own.boxes is not None:
-                    member.boxes.update(own.boxes)
-        for name, row in found.items():
-            before = rows[name].members if name in rows else []
-            rows[name] = row._replace(members=before + row.members)
+                rows.setdefault(row.name, row._replace(setting="", members=[]))
+                found.setdefault(row.name, []).extend(row.members)
+        for name, parts in found.items():
+            rows[name].members.append(joined(f"split {division}", cache, tests, parts))
     fixed = ("all o", "fixed")  # the same in every division
     return [
         row._replace(members=row.members[:1]) if row.name.startswith(fixed) else row
@@ -271,57 +247,41 @@ def rule_rows(study: Study, cache: Cache) -> list[System]:
     ]
 
 
-def everywhere(row: System, cache: Cache, source: str) -> System:
-    """The row of a rule with room for all pairs of a cache; it has a setting for each part."""
-    (own,) = row.members
-    pred = np.zeros(cache.num_frames, bool)
-    scores = None if own.scores is None else np.zeros(cache.num_frames, own.scores.dtype)
-    boxes = None if own.boxes is None else {}
-    return row._replace(setting="", members=[Member(source, pred, 0.0, boxes=boxes, scores=scores)])
-
-
 def learned_rows(study: Study, cache: Cache, learned: list[Learned]) -> list[System]:
     """T_base and the learned rows, out of fold; over all pairs also behind each part's gate."""
     rows = [System(BASE, "base", "", [Member("", cache.base, 0.0)])]
+    what = "splits" if study.learned > 1 else "seeds"
     for one in learned:
         members = []
         for split, seed in study.splits if one.given is None else study.splits[:1]:
-            whole, boxes = np.zeros(len(cache.label), bool), {}
-            for number_, test in enumerate(study.divisions[split]):
+            tests, decided = study.divisions[split], []
+            for number_, test in enumerate(tests):
                 run = study.run(one, one.queries or cache.queries, number_, split, seed)
                 part, path = cache.subset(test), one.given or run / "best.pt"
-                decided = systems.from_checkpoint(path, part, EvaluateConfig())[1]
-                put(whole, cache, test, decided.pred)
-                boxes |= decided.boxes or {}  # of a policy over events, with its confidences
-            source = f"split {split}, seed {seed}"
-            members.append(Member(source, whole, 0.0, boxes=boxes or None))
-        what = "splits" if study.learned > 1 else "seeds"
+                decided.append(systems.from_checkpoint(path, part, EvaluateConfig())[1])
+            members.append(joined(f"split {split}, seed {seed}", cache, tests, decided))
         setting = f"{len(members)} {what}" if len(members) > 1 else ""
         rows.append(System(one.name, one.kind, setting, members))
     if cache.queries == "all":
-        open_ = [open_pairs(cache, parts) for parts in study.divisions[: study.learned]]
+        opened = [open_pairs(cache, tests) for tests in study.divisions[: study.learned]]
         for row in [row for row in rows if row.members[0].boxes is None]:  # it needs no gate
-            splits = [split for split, _ in study.splits]
-            if len(row.members) == 1:  # the same in every division
-                splits, row = (
-                    range(study.learned),
-                    row._replace(members=row.members * study.learned),
-                )
-            each = zip(splits, row.members, strict=True)
-            members = [m._replace(pred=m.pred & open_[split]) for split, m in each]
+            splits, before = [split for split, _ in study.splits], row.members
+            if len(before) == 1:  # the same in every division
+                splits, before = range(study.learned), before * study.learned
+            each = zip(splits, before, strict=True)
+            members = [m._replace(pred=m.pred & opened[split]) for split, m in each]
             rows.append(row._replace(name=f"{row.name}, {GATED}", members=members, gated=True))
     return rows
 
 
-def open_pairs(cache: Cache, parts: list[list[str]]) -> np.ndarray:
+def open_pairs(cache: Cache, tests: list[list[str]]) -> np.ndarray:
     """(N,) bool: frames of the pairs that the tag gate of the other parts leaves open."""
-    found = np.zeros(len(cache.label), bool)
-    for test in parts:
-        others = [name for some in parts if some is not test for name in some]
-        part = cache.subset(test)
-        on = np.ones(len(part.label), bool)
-        put(found, cache, test, gate.behind(gate.tune_gate(cache.subset(others)), part, on))
-    return found
+    names, opened = {name for test in tests for name in test}, []
+    for test in tests:
+        its_gate, part = gate.tune_gate(cache.subset(names - set(test))), cache.subset(test)
+        pred = gate.behind(its_gate, part, np.ones(part.num_frames, bool))
+        opened.append(Member("", pred, 0.0))
+    return joined("", cache, tests, opened).pred
 
 
 def cross_validate(
@@ -353,7 +313,6 @@ def cross_validate(
 
 
 def main(cfg: CrossvalConfig) -> None:
-    """Preprocess once, cross-validate, train the policy of all clips."""
     keep_apart(cfg.out, (cfg.labels, cfg.scores, cfg.audio, cfg.clips), replaced=True)
     with own_folder(cfg.out, CROSSVAL):
         preprocess.main(cfg.inputs)
@@ -373,7 +332,7 @@ def main(cfg: CrossvalConfig) -> None:
         (example, *_) = trainings(study, [learned], [cfg.pairs])
         final = replace(example.cfg, run=cfg.out / "final")
         cross_validate(study, [learned], [cfg.pairs])
-        train_one(Training(final, folder, cfg.pairs, names))
+        train_one(Training(final, cfg.pairs, names))
         print(f"policy of all clips, for detect.py: {final.run / 'best.pt'}")
 
 

@@ -13,7 +13,6 @@ Nothing was tried out here, but for the pretrained file: a first version was jud
 There is no audio, so the loudness is 1 everywhere. 20 clips are few: read the intervals.
 """
 
-import os
 from pathlib import Path
 
 from core.command import parse_first, run_script
@@ -31,17 +30,14 @@ from studies import crossval
 from studies.benchmark import data_folder
 from studies.crossval import Learned, Study
 
-ROOT = Path(__file__).resolve().parent.parent
-
 FOLDS, DIVISIONS, LEARNED_ON, PROCESSES = 5, 20, 5, 2
 SMALL = {"network": Network(hidden=32), "learning": Learning(lr=1e-3, frames_per_step=32)}
 HOME = Path("cache/dcase")
+SUPERVISED = {"passes": 5, **SMALL}
 LEARNED = [
     Learned("DQN slides", TrainConfig(**SMALL), "present"),
-    Learned(
-        "supervised classifier", TrainConfig(method="classifier", passes=5, **SMALL), "present"
-    ),
-    Learned("all 21 rewards", TrainConfig(method="rewards", passes=5, **SMALL), "present"),
+    Learned("supervised classifier", TrainConfig(method="classifier", **SUPERVISED), "present"),
+    Learned("all 21 rewards", TrainConfig(method="rewards", **SUPERVISED), "present"),
     Learned("best", TrainConfig.with_preset("best")),
 ]
 
@@ -54,28 +50,19 @@ def make_cache(data: Path) -> list[str]:
     names = sorted(set(events) - set(open_scores(scores).missing(list(events))))
     HOME.mkdir(parents=True, exist_ok=True)
     write_labels(HOME / "labels.tsv", {name: events[name] for name in names})
-    cfg = PreprocessConfig(
-        cache=HOME,
-        split=crossval.SPLIT,
-        labels=HOME / "labels.tsv",
-        scores=scores,
-        pairs="all",
-        workers=1,
-    )
-    preprocess.main(cfg)
+    given = {"labels": HOME / "labels.tsv", "scores": scores, "pairs": "all", "workers": 1}
+    preprocess.main(PreprocessConfig(cache=HOME, split=crossval.SPLIT, **given))
     return names
 
 
 def main(args: list[str]) -> None:
-    """Cache, trainings, rules, tables."""
     names = make_cache(data_folder(args, "dcase2023_baseline"))
     learned = [*LEARNED, *crossval.pretrained_rows()]
     divisions = [draw_parts([[name] for name in names], FOLDS, seed) for seed in range(DIVISIONS)]
-    out = ROOT / "runs" / "dcase"
+    out = Path("runs/dcase")
     study = Study(HOME / crossval.SPLIT, out, divisions, range(1), PROCESSES, LEARNED_ON)
     crossval.cross_validate(study, learned, ["present", "all"])
 
 
 if __name__ == "__main__":
-    os.chdir(ROOT)
     run_script(__doc__, main)

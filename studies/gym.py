@@ -25,28 +25,24 @@ independent reading with the boundary tested before acting; elsewhere it is refu
 import math
 import sys
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from config import Bandit, Device, Learning, Network, Script
 from core.command import needed, parse_first, run_script
-from core.settings import number, split_name, to_dict
+from core.settings import number, to_dict
 
 
 @dataclass(frozen=True, kw_only=True)
 class ThresholdEnvConfig(Script):
-    """Train the DQN of stable-baselines3 on a cache, then the before/after table."""
+    """Train the DQN of stable-baselines3 on a training cache, then the before/after table."""
 
     cache: Path = Path("cache")
     """folder of the caches"""
-    train_split: str = split_name("train")
-    """cache to train on and to tune the baselines on"""
-    split: str = split_name("validation")
-    """cache to report on"""
+
     out: Path = Path("runs/sb3")
     """folder of model.zip and results.json"""
     overwrite: bool = False
@@ -61,8 +57,7 @@ class ThresholdEnvConfig(Script):
     """weights, exploration, replay, order of pairs"""
     device: Device = "auto"
     """auto: CUDA if present"""
-    threads: int = number(1, 1)
-    """CPU threads"""
+
     bandit: Bandit = field(default_factory=Bandit)
     network: Network = field(default_factory=Network)
     learning: Learning = field(default_factory=Learning)
@@ -87,6 +82,7 @@ from policy.bandit import Signals, make_states, near, outcome, reward_table, to_
 from sed.caches import Cache, load_cache
 from sed.metrics import NAMES
 from sed.provenance import held_against, origin_of
+from sed.timeline import SPLITS
 
 try:  # the environments are classes of gymnasium's, so there is no way around it
     gymnasium = needed("gymnasium", __file__)
@@ -102,22 +98,6 @@ ENV_ID = "Threshold-v0"
 CPU = torch.device("cpu")
 
 
-class Step(NamedTuple):
-    """What one frame of each lane gave; arrays (L,)."""
-
-    pair: np.ndarray  # index in the cache
-    frame: np.ndarray  # index in the pair
-    reward: np.ndarray
-    t_adj: np.ndarray
-    decision: np.ndarray
-    label: np.ndarray
-    stored: np.ndarray  # DQN.py would keep the transition
-    over: np.ndarray  # it was the last frame of the episode
-
-
-INFO = ("pair", "frame", "t_adj", "decision", "label", "stored")
-
-
 class Order:
     """What `draw` takes: one random order of all `items` after the other, without end."""
 
@@ -126,7 +106,6 @@ class Order:
         self.queue: list[int] = []
 
     def draw(self, rng: np.random.Generator) -> int:
-        """The next one."""
         if not self.queue:
             self.queue = rng.permutation(self.items).tolist()
         return self.queue.pop()
@@ -135,36 +114,26 @@ class Order:
 class Lanes(Order):
     """Pairs that advance together, one frame a tick: what both environments are made of.
 
-    `pairs` are indices into the cache (default: all). InputError where nothing can be visited.
+    InputError where nothing can be visited.
     """
 
-    def __init__(
-        self,
-        cache: Cache,
-        bandit: Bandit,
-        num_lanes: int,
-        pairs: Sequence[int] | None,
-        boundary_only: bool,
-    ):
+    def __init__(self, cache: Cache, bandit: Bandit, num_lanes: int, boundary_only: bool):
         self.bandit = bandit
         self.signals = to_device(cache, bandit, CPU)
         self.table = reward_table(bandit).double()
         self.visited = np.flatnonzero(self.visits(cache.offsets, boundary_only))
         self.bounds = np.searchsorted(self.visited, cache.offsets)  # (P + 1,)
-        chosen = np.arange(len(cache.pairs)) if pairs is None else np.asarray(pairs, dtype=np.int64)
-        if np.setdiff1d(chosen, np.arange(len(cache.pairs))).size:
-            raise InputError(f"{cache.folder}: pairs are 0 to {len(cache.pairs) - 1}")
-        self.pairs = chosen[np.diff(self.bounds)[chosen] > 0]  # without a frame, no episode
-        if not len(self.pairs):
-            raise InputError(f"{cache.folder}: none of {len(chosen)} pairs has a frame to visit")
-        super().__init__(self.pairs)
+        super().__init__(np.flatnonzero(np.diff(self.bounds)))  # a pair without a frame: no episode
+        if not len(self.items):
+            count = len(cache.pairs)
+            raise InputError(f"{cache.folder}: none of {count} pairs has a frame to visit")
         self.pair = np.zeros(num_lanes, dtype=np.int64)
         self.position = np.zeros(num_lanes, dtype=np.int64)  # index into `visited`
         self.left = torch.full((num_lanes, bandit.context), bandit.no_change)
 
     def visits(self, offsets: np.ndarray, boundary_only: bool) -> np.ndarray:
         """Which frames (N,) are steps of an episode."""
-        bandit, lengths = self.bandit, np.diff(offsets)
+        bandit = self.bandit
         if boundary_only:
             if not has_fixed_boundary(bandit):
                 raise InputError(
@@ -172,15 +141,13 @@ class Lanes(Order):
                     f" acting, not {bandit.reading} and {bandit.boundary_test}: the stored frames"
                     " are not known otherwise"
                 )
-            inside = near(self.signals.prob, self.signals.t_base, bandit.boundary_width)
-            return inside.numpy()
+            return near(self.signals.prob, self.signals.t_base, bandit.boundary_width).numpy()
         visits = np.ones(offsets[-1], dtype=bool)
         if bandit.reading == "sequential":  # as DQN.Trainer.fill_lanes
-            visits[offsets[:-1][lengths > 1]] = False
+            visits[offsets[:-1][np.diff(offsets) > 1]] = False
         return visits
 
     def start(self, lane: int, pair: int) -> None:
-        """Begin the episode of a pair."""
         self.pair[lane], self.position[lane] = pair, self.bounds[pair]
         self.left[lane] = self.bandit.no_change
 
@@ -188,9 +155,10 @@ class Lanes(Order):
         """(L,) frame that each lane is at, global; after the end of an episode its last one."""
         return self.visited[np.minimum(self.position, self.bounds[self.pair + 1] - 1)]
 
-    def frames_in_pair(self) -> np.ndarray:
-        """(L,) the same, counted from the start of the pair."""
-        return self.frames() - self.signals.start.numpy()[self.pair]
+    def where(self) -> dict[str, np.ndarray]:
+        """(L,) each: the pair, its index in the cache, and the frame, counted from its start."""
+        frame = self.frames() - self.signals.start.numpy()[self.pair]
+        return {"pair": self.pair.copy(), "frame": frame}
 
     def states(self) -> np.ndarray:
         """(L, C, W) float32 state of each lane; the caller's to keep."""
@@ -198,19 +166,19 @@ class Lanes(Order):
         pair, frame = torch.from_numpy(self.pair), torch.from_numpy(self.frames())
         return make_states(self.signals, pair, frame, self.bandit, left).contiguous().numpy()
 
-    def tick(self, actions: np.ndarray) -> Step:
-        """Decide a frame in every lane and advance."""
+    def tick(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+        """Decide a frame in every lane and advance -> rewards, whether the episode is over, and the
+        infos of that frame; (L,) each."""
         frame, action = torch.from_numpy(self.frames()), torch.as_tensor(actions).long()
         found = outcome(self.signals, frame, action, self.bandit)
-        where = (self.pair.copy(), self.frames_in_pair())
+        infos = self.where() | {"t_adj": found.t_adj.numpy(), "decision": found.on.numpy()}
+        infos |= {"label": self.signals.label[frame].numpy(), "stored": found.stored.numpy()}
         self.position += 1
         over = self.position == self.bounds[self.pair + 1]
         if self.bandit.context:
             moved = torch.cat([self.left[:, 1:], action[:, None]], 1)
             self.left = torch.where(torch.from_numpy(over)[:, None], self.left, moved)
-        label = self.signals.label[frame]
-        values = (self.table[found.cells], found.t_adj, found.on, label, found.stored)
-        return Step(*where, *(value.numpy() for value in values), over)
+        return self.table[found.cells].numpy(), over, infos
 
 
 def has_fixed_boundary(bandit: Bandit) -> bool:
@@ -237,14 +205,8 @@ class ThresholdEnv(gymnasium.Env):
 
     metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012 (gymnasium's own form)
 
-    def __init__(
-        self,
-        cache: Cache,
-        bandit: Bandit | None = None,
-        pairs: Sequence[int] | None = None,
-        boundary_only: bool = False,
-    ):
-        self.lanes = Lanes(cache, bandit or Bandit(), 1, pairs, boundary_only)
+    def __init__(self, cache: Cache, bandit: Bandit | None = None, boundary_only: bool = False):
+        self.lanes = Lanes(cache, bandit or Bandit(), 1, boundary_only)
         self.observation_space, self.action_space = spaces_of(self.lanes)
         self.over = True
 
@@ -257,12 +219,11 @@ class ThresholdEnv(gymnasium.Env):
         if seed is not None:
             lanes.queue = []
         pair = (options or {}).get("pair")
-        if pair is not None and pair not in lanes.pairs:
+        if pair is not None and pair not in lanes.items:
             raise InputError(f"options: pair {pair} is not one of this environment's")
         lanes.start(0, lanes.draw(self.np_random) if pair is None else pair)
         self.over = False
-        info = {"pair": int(lanes.pair[0]), "frame": int(lanes.frames_in_pair()[0])}
-        return lanes.states()[0], info
+        return lanes.states()[0], {name: value[0].item() for name, value in lanes.where().items()}
 
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """Decide a frame -> state (C, W), reward, terminated, truncated (never), info."""
@@ -270,10 +231,10 @@ class ThresholdEnv(gymnasium.Env):
             raise gymnasium.error.ResetNeeded("the episode is over: call reset")
         if not self.action_space.contains(action):
             raise gymnasium.error.InvalidAction(f"{action!r} is not in {self.action_space}")
-        step = self.lanes.tick(np.array([action]))
-        self.over = bool(step.over[0])
-        info = {name: getattr(step, name)[0].item() for name in INFO}
-        return self.lanes.states()[0], float(step.reward[0]), self.over, False, info
+        reward, over, infos = self.lanes.tick(np.array([action]))
+        self.over = bool(over[0])
+        info = {name: value[0].item() for name, value in infos.items()}
+        return self.lanes.states()[0], float(reward[0]), self.over, False, info
 
 
 class LaneVectorEnv(gymnasium.vector.VectorEnv):
@@ -329,20 +290,15 @@ class ThresholdVectorEnv(LaneVectorEnv):
         cache: Cache,
         num_envs: int,
         bandit: Bandit | None = None,
-        pairs: Sequence[int] | None = None,
         boundary_only: bool = False,
     ):
-        lanes = Lanes(cache, bandit or Bandit(), num_envs, pairs, boundary_only)
+        lanes = Lanes(cache, bandit or Bandit(), num_envs, boundary_only)
         super().__init__(lanes, num_envs, *spaces_of(lanes))
 
     def reset(self, **options: Any) -> tuple[np.ndarray, dict[str, Any]]:
         """Begin a pair in every lane -> states (L, C, W), infos."""
-        return super().reset(**options)[0], self.whereabouts()
-
-    def whereabouts(self) -> dict[str, np.ndarray]:
-        """Infos of the frames that the lanes are at."""
-        where = {"pair": self.lanes.pair, "frame": self.lanes.frames_in_pair()}
-        return masked(where, np.ones(self.num_envs, dtype=bool))
+        states, _ = super().reset(**options)
+        return states, masked(self.lanes.where(), np.ones(self.num_envs, dtype=bool))
 
     def step(
         self, actions: np.ndarray
@@ -351,15 +307,14 @@ class ThresholdVectorEnv(LaneVectorEnv):
         actions = np.asarray(actions)
         if not self.action_space.contains(actions):
             raise gymnasium.error.InvalidAction(f"{actions!r} is not in {self.action_space}")
-        step = self.lanes.tick(actions)
-        values, over = {name: getattr(step, name) for name in INFO}, step.over
+        rewards, over, values = self.lanes.tick(actions)
         infos = masked(values, ~over)
         states, ended = self.next_states(over)
         if ended:
             ended |= {"final_info": masked(values, over), "_final_info": over.copy()}
-            for name, new in self.whereabouts().items():  # an ended lane tells of its new pair
-                infos[name] = np.where(over, new, infos.get(name, new))
-        return states, step.reward, over, np.zeros_like(over), infos | ended
+            new = masked(self.lanes.where(), over)  # an ended lane tells of its new pair
+            infos |= {name: np.where(over, new[name], infos.get(name, new[name])) for name in new}
+        return states, rewards, over, np.zeros_like(over), infos | ended
 
 
 def masked(values: dict[str, np.ndarray], mask: np.ndarray) -> dict[str, np.ndarray]:
@@ -499,7 +454,7 @@ def make_dqn(cfg: ThresholdEnvConfig, cache: Cache, device: torch.device) -> Any
     envs = ThresholdVectorEnv(cache, learning.lanes, bandit=cfg.bandit, boundary_only=boundary_only)
     decay = learning.epsilon_fraction
     if learning.epsilon_episodes is not None:
-        frames = len(envs.lanes.visited) / len(envs.lanes.pairs)  # of an episode, on average
+        frames = len(envs.lanes.visited) / len(envs.lanes.items)  # of an episode, on average
         decay = min(1.0, learning.epsilon_episodes * frames / cfg.steps)
     network = qnetwork_kwargs(cfg.bandit, cfg.network) if cfg.policy == "qnetwork" else None
     model = needed("stable_baselines3", __file__).DQN(
@@ -564,8 +519,8 @@ def main(cfg: ThresholdEnvConfig) -> None:
     """Train, apply the greedy policy to the other cache, write and print what came out."""
     check(cfg)
     needed("stable_baselines3", __file__)
-    device = pick_device(cfg.device, cfg.threads)
-    homes = [cfg.cache / cfg.train_split, cfg.cache / cfg.split]
+    device = pick_device(cfg.device, 1)
+    homes = [cfg.cache / split for split in SPLITS]
     keep_apart(cfg.out, [cfg.cache, *homes])
     with own_folder(cfg.out, SB3):
         train, cache = map(load_cache, homes)
@@ -579,18 +534,23 @@ def main(cfg: ThresholdEnvConfig) -> None:
         signals = to_device(cache, cfg.bandit, device)
         on, actions = decisions(model.q_net, signals, cfg.bandit, 256, None, "Evaluating")
         same = torch.full_like(actions, cfg.bandit.no_change)
-        libraries = {name: version(name) for name in ("gymnasium", "stable_baselines3")}
-        results = {"algorithm": "dqn", "split": cfg.split, "cache": str(cache.folder)}
-        results |= {"cache_key": cache.key, "num_pairs": len(cache.pairs), "notes": notes}
-        results |= {
+        results = {
+            "algorithm": "dqn",
+            "split": cache.folder.name,
+            "cache": str(cache.folder),
+            "cache_key": cache.key,
+            "num_pairs": len(cache.pairs),
+            "notes": notes,
             "train_seconds": round(seconds, 1),
             "train_frames_per_s": round(model.num_timesteps / seconds),
             "gradient_steps": model._n_updates,
             "mean_reward_before": mean_reward(signals, same, cfg.bandit),
             "mean_reward_after": mean_reward(signals, actions, cfg.bandit),
+            **made_with(),
+            "libraries": {name: version(name) for name in ("gymnasium", "stable_baselines3")},
+            "config": to_dict(cfg),
+            **tables(cache, on.cpu().numpy(), cfg.bandit, train),
         }
-        results |= made_with() | {"libraries": libraries, "config": to_dict(cfg)}
-        results |= tables(cache, on.cpu().numpy(), cfg.bandit, train)
         write_together(
             {
                 cfg.out / "model.zip": partial(save_model, model),

@@ -19,17 +19,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from baselines.tuned_rules import Rule
-from comparison import clustered, scoring
+from comparison import clustered, scoring, systems
 from comparison.scoring import TITLES, in_points, word
-from comparison.systems import (
-    BASE,
-    GATED,
-    Member,
-    System,
-    from_checkpoint,
-    rows_of_rules,
-    tuned_gate,
-)
+from comparison.systems import BASE, GATED, Member, System
 from config import EvaluateConfig
 from core.errors import InputError
 from core.names import markdown as as_markdown
@@ -80,15 +72,18 @@ class Table(NamedTuple):
         return {row["name"]: row for row in self.results["entrants"]}
 
     @property
+    def folder(self) -> str:
+        """Where it lies, from the project root."""
+        return self.setting.table(self.queries)
+
+    @property
     def runs(self) -> list[Path]:
         """Checkpoints of `best`."""
         return [benchmark.ROOT / member["source"] for member in self.rows[BEST]["members"]]
 
-    @property
-    def seeds(self) -> list[tuple[int, int]]:
-        """Seeds of scorer and policy of each of its runs."""
-        known = {benchmark.ROOT / self.setting.run(BEST, s): s for s in benchmark.BEST_SEEDS}
-        return [(self.setting.scorer, known[path.parent]) for path in self.runs]
+    def load(self, split: str) -> Cache:
+        """The pairs that it judges, or on which its rules were tuned."""
+        return load_cache(benchmark.ROOT / self.setting.cache("slides", self.queries) / split)
 
 
 def read_tables(queries: str) -> list[Table]:
@@ -103,8 +98,7 @@ def read_tables(queries: str) -> list[Table]:
         raise InputError(f"{wanted}: no table; run: python -m studies.reproduce benchmark")
     for table in tables:
         if other := tables[0].rows.keys() ^ table.rows.keys():
-            where = table.setting.table(queries)
-            raise InputError(f"{where}: {min(other)!r} is not in every table; {CURE}")
+            raise InputError(f"{table.folder}: {min(other)!r} is not in every table; {CURE}")
     return tables
 
 
@@ -140,27 +134,17 @@ def pooled_rows(tables: list[Table]) -> dict[str, dict[str, Any]]:
 def members_of(table: Table, name: str, cache: Cache) -> list[Member]:
     """A row's members from what is stored: decisions of checkpoints, tuned rules."""
     if name == BEST:
-        return [from_checkpoint(path, cache, EvaluateConfig())[1] for path in table.runs]
-    path = benchmark.ROOT / table.setting.table(table.queries) / "rules.json"
-    rules = [Rule(**rule) for rule in read_json(path, CURE)["rules"]]
-    rules = [rule for rule in rules if rule.name == name.removesuffix(f", {GATED}")]
-    train = table.setting.cache("slides", table.queries)
-    gated = any(rule.gated for rule in rules)
-    gate = tuned_gate(load_cache(benchmark.ROOT / train / "train")) if gated else None
-    rows = {row.name: row for row in rows_of_rules(rules, cache, gate, ())}
-    return rows[name].members
+        return [systems.from_checkpoint(path, cache, EvaluateConfig())[1] for path in table.runs]
+    stored = read_json(benchmark.ROOT / table.folder / "rules.json", CURE)["rules"]
+    plain = name.removesuffix(f", {GATED}")
+    rules = [Rule(**rule) for rule in stored if rule["name"] == plain]
+    gate = systems.tuned_gate(table.load("train")) if any(rule.gated for rule in rules) else None
+    rows = systems.rows_of_rules(rules, cache, gate, ())
+    return next(row.members for row in rows if row.name == name)
 
 
-class Draws(NamedTuple):
-    """Figures of a row in one setting by metric, and what they are in every draw, (D,) each."""
-
-    value: dict[str, float]
-    drawn: dict[str, np.ndarray]
-
-    def minus(self, other: "Draws") -> "Draws":
-        """By metric of the other, which may lack the PSDS."""
-        value = {name: self.value[name] - each for name, each in other.value.items()}
-        return Draws(value, {name: self.drawn[name] - each for name, each in other.drawn.items()})
+# Of a row in one setting, by metric: the figure, then what it is in every draw, (1 + D,).
+Draws = dict[str, np.ndarray]
 
 
 def draws_of(table: Table, name: str, cache: Cache, weigh: clustered.Weigh, psds: bool) -> Draws:
@@ -179,14 +163,11 @@ def draws_of(table: Table, name: str, cache: Cache, weigh: clustered.Weigh, psds
         if psds:
             some = weigh(np.array(list(task.durations)))[:PSDS_DRAWS]
             drawn[-1] |= scoring.psds_draws(task, some)
-    value = scoring.spread(values)[0]
-    written = table.rows[name]["mean"]
+    value, written = scoring.spread(values)[0], table.rows[name]["mean"]
     if any(abs(value[each] - written[each]) > 1e-9 for each in value):
-        where = table.setting.table(table.queries)
-        raise InputError(f"{where}: not made of the decisions that are stored now; {CURE}")
-    return Draws(
-        value, {name: np.mean([each[name] for each in drawn], axis=0) for name in drawn[0]}
-    )
+        raise InputError(f"{table.folder}: not made of the decisions that are stored now; {CURE}")
+    means = {key: np.mean([each[key] for each in drawn], axis=0) for key in drawn[0]}
+    return {key: np.concatenate(([value[key]], each)) for key, each in means.items()}
 
 
 def differences(tables: list[Table], rules: dict[str, str]) -> dict[str, dict[Setting, Draws]]:
@@ -202,13 +183,12 @@ def differences(tables: list[Table], rules: dict[str, str]) -> dict[str, dict[Se
     found: dict[str, dict[Setting, Draws]] = {rule: {} for rule in rules.values()}
     ranked = {rules.get(metric) for metric in ("psds1", "psds2")}
     for table in tables:
-        name = table.setting.cache("slides", table.queries)
-        cache = load_cache(benchmark.ROOT / name / "validation")
+        cache = table.load("validation")
         weigh = clustered.clip_weights(timelines, recordings, played[table.setting])
         ours = draws_of(table, BEST, cache, weigh, scoring.ranked(cache))
         for rule in found:
-            theirs = draws_of(table, rule, cache, weigh, rule in ranked)
-            found[rule][table.setting] = ours.minus(theirs)
+            theirs = draws_of(table, rule, cache, weigh, rule in ranked)  # may lack the PSDS
+            found[rule][table.setting] = {key: ours[key] - each for key, each in theirs.items()}
     return found
 
 
@@ -231,14 +211,14 @@ def claim_of(metric: str, rule: str, changes: dict[Setting, Draws]) -> Claim:
     """Pooled over the settings that are given."""
 
     def with_interval(some: dict[Setting, Draws]) -> list[float]:
-        value = over_settings({key: each.value[metric] for key, each in some.items()})
-        drawn = over_settings({key: each.drawn[metric] for key, each in some.items()})
-        return [value, *clustered.widened(drawn, value).tolist()]
+        value, *drawn = over_settings({key: each[metric] for key, each in some.items()})
+        return [float(value), *clustered.widened(np.array(drawn), value).tolist()]
 
-    folds = sorted({setting.fold for setting in changes})
-    by_fold = {f: {key: each for key, each in changes.items() if key.fold == f} for f in folds}
-    each = {fold: with_interval(some) for fold, some in by_fold.items()}
-    return Claim(metric, rule, with_interval(changes), each)
+    by_fold = {
+        fold: with_interval({key: each for key, each in changes.items() if key.fold == fold})
+        for fold in sorted({setting.fold for setting in changes})
+    }
+    return Claim(metric, rule, with_interval(changes), by_fold)
 
 
 class Study(NamedTuple):
@@ -253,36 +233,35 @@ class Study(NamedTuple):
 
 
 def study(queries: str) -> Study:
-    """Read and pool what is finished."""
     tables = read_tables(queries)
     rows = pooled_rows(tables)
     rules = {metric: scoring.best_of(rows, metric, ("rule",)) for metric in COLUMNS[queries]}
     changes = differences(tables, rules)
-    claims = [claim_of(metric, rule, changes[rule]) for metric, rule in rules.items()]
-    of_scorer: dict[int, list[Claim]] = {}
-    for metric, rule in rules.items():
-        for scorer in sorted({key.scorer for key in changes[rule]}):
-            mine = {key: each for key, each in changes[rule].items() if key.scorer == scorer}
-            of_scorer.setdefault(scorer, []).append(claim_of(metric, rule, mine))
-    return Study(queries, tables, rows, rules, claims, of_scorer)
+
+    def claims_of(*scorers: int) -> list[Claim]:
+        return [
+            claim_of(metric, rule, {k: v for k, v in changes[rule].items() if k.scorer in scorers})
+            for metric, rule in rules.items()
+        ]
+
+    scorers = sorted({setting.scorer for some in changes.values() for setting in some})
+    of_scorer = {scorer: claims_of(scorer) for scorer in scorers}
+    return Study(queries, tables, rows, rules, claims_of(*scorers), of_scorer)
 
 
 def in_words(values: list[Any]) -> str:
-    """`1, 2 and 3`."""
     *first, last = map(str, values)
     return f"{', '.join(first)} and {last}" if first else last
 
 
-def told_of(study: Study, scorer: int, metric: str) -> str | None:
-    """What the scores of one scorer say of a metric; None before all folds are in."""
-    claim = next(each for each in study.of_scorer[scorer] if each.metric == metric)
-    return claim.told if len(claim.folds) == clustered.NUM_FOLDS else None
-
-
 def scorers_said(claim: Claim, study: Study) -> str:
-    """Whether the scorer's seed changes what is said."""
-    each = {scorer: told_of(study, scorer, claim.metric) for scorer in study.of_scorer}
-    complete = {scorer: said for scorer, said in each.items() if said is not None}
+    """Whether the scorer's seed changes what is said, once all folds of each are in."""
+    complete = {
+        scorer: own.told
+        for scorer, claims in study.of_scorer.items()
+        for own in claims
+        if own.metric == claim.metric and len(own.folds) == clustered.NUM_FOLDS
+    }
     if len(complete) < len(benchmark.SCORERS):
         return f"the scores of {len(complete)} of {len(benchmark.SCORERS)} scorers are complete"
     others = [f"{scorer} alone: {said}" for scorer, said in complete.items() if said != claim.told]
@@ -310,22 +289,20 @@ def sentence(claim: Claim, study: Study) -> str:
     return f"{text} folds pooled, {counted}; {scorers_said(claim, study)}."
 
 
-def cell(row: dict[str, Any], metric: str, best: bool) -> str:
-    """Mean and standard deviation in percent, the best of a column in bold."""
-    text, std = f"{100 * row[metric]:.2f}", row["std"][metric]
-    text = f"**{text}**" if best else text
-    return text if std is None else f"{text} ± {100 * std:.2f}"
-
-
 def rows_table(study: Study, names: Iterable[str]) -> list[str]:
-    """Some rows as Markdown, sorted by what rules are tuned for, with the differences below."""
+    """Some rows as Markdown: mean and standard deviation in percent, the best of a column in bold;
+    sorted by what rules are tuned for, with the differences below."""
     columns, rows = COLUMNS[study.queries], {name: study.rows[name] for name in names}
     top = {metric: max(row[metric] for row in rows.values()) for metric in columns}
     decisive = scoring.DECISIVE[study.queries]
     lines = []
     for name, row in sorted(rows.items(), key=lambda item: -item[1][decisive]):
-        cells = [cell(row, metric, row[metric] == top[metric]) for metric in columns]
-        lines.append([as_markdown(name), *cells])
+        cells = [as_markdown(name)]
+        for metric in columns:
+            text, std = f"{100 * row[metric]:.2f}", row["std"][metric]
+            text = f"**{text}**" if row[metric] == top[metric] else text
+            cells.append(text if std is None else f"{text} ± {100 * std:.2f}")
+        lines.append(cells)
     gaps = [in_points(claim.whole) for claim in study.claims]
     lines.append(["`best` minus the best rule", *gaps])
     return markdown_table(["", *(TITLES[metric] for metric in columns)], lines)
@@ -336,7 +313,11 @@ def screen(studies: list[Study]) -> str:
     lines = []
     for study in studies:
         folds = sorted({table.setting.fold for table in study.tables})
-        runs = Counter(seeds for table in study.tables for seeds in table.seeds)
+        runs = Counter(
+            (table.setting.scorer, int(path.parent.name.rpartition("-")[2]))
+            for table in study.tables
+            for path in table.runs
+        )
         each = (f"{in_words(seeds)} in {count}" for seeds, count in sorted(runs.items()))
         counted = [f"{len(folds)} of {clustered.NUM_FOLDS} bank folds ({in_words(folds)})"]
         counted.append(f"seeds of scorer and policy {', '.join(each)}")
@@ -350,21 +331,11 @@ def screen(studies: list[Study]) -> str:
 def made(studies: list[Study]) -> str:
     """When, on which processors and with which versions the tables were made."""
     tables = [table for study in studies for table in study.tables]
-    paths = [benchmark.ROOT / t.setting.table(t.queries) / "results.json" for t in tables]
+    paths = [benchmark.ROOT / table.folder / "results.json" for table in tables]
     day = time.strftime("%Y-%m-%d", time.localtime(max(p.stat().st_mtime for p in paths)))
     with_ = [table.results["versions"] for table in tables]
     found = {key: in_words(sorted({each[key] for each in with_})) for key in with_[0]}
     return made_on(f"until {day}", found)
-
-
-def by_fold(study: Study) -> list[str]:
-    """The differences of each bank fold as Markdown."""
-    header = ["bank fold", *(TITLES[metric] for metric in COLUMNS[study.queries])]
-    rows = [
-        [str(fold), *(in_points(claim.folds[fold]) for claim in study.claims)]
-        for fold in study.claims[0].folds
-    ]
-    return markdown_table(header, rows)
 
 
 def page(studies: list[Study]) -> str:
@@ -372,7 +343,12 @@ def page(studies: list[Study]) -> str:
     lines = ["## `best` and the best rules", "", screen(studies), ""]
     for study in studies:
         lines += [f"## Each bank fold, {TITLES_OF[study.queries]}: `best` minus the same rules", ""]
-        lines += [*by_fold(study), ""]
+        rows = [
+            [str(fold), *(in_points(claim.folds[fold]) for claim in study.claims)]
+            for fold in study.claims[0].folds
+        ]
+        header = ["bank fold", *(TITLES[metric] for metric in COLUMNS[study.queries])]
+        lines += [*markdown_table(header, rows), ""]
     for study in studies:
         lines += [f"## Every row, {TITLES_OF[study.queries]}", ""]
         lines += [*rows_table(study, study.rows), ""]

@@ -7,16 +7,14 @@ Writes: runs/pretrain/ (a run folder), policy/pretrained.pt (below 200 kB, half 
 Shapes: K classes, T frames of a clip
 
 Of both splits of each corpus some clips are drawn (in their timelines sounds are on for 8 and 11 %
-of the time), each on one of several frame lengths and with its log odds
-stretched and shifted by chance, as scores of another detector may be. Two networks are trained,
-each on half of the bank folds. Of what is known about classes the mean is kept, so that any class
-may be asked for. What is finished is kept, so it can be interrupted; runs/pretrain/ must go
-before it is made from other corpora.
+of the time), each on one of several frame lengths and with its log odds stretched and shifted by
+chance, as scores of another detector may be. Two networks are trained, each on half of the bank
+folds. Of what is known about classes the mean is kept, so that any class may be asked for. What is
+finished is kept; runs/pretrain/ must go before it is made from other corpora.
 """
 
 import hashlib
 import itertools
-import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -61,13 +59,13 @@ def varied(scores: ClipScores, frame_s: float, stretch: float, shift: float) -> 
     return ClipScores((1 / (1 + np.exp(-odds))).astype(np.float32), at)
 
 
-def read_corpora(corpora: list[Path], seed: int = 0) -> Cache:
+def read_corpora(corpora: list[Path]) -> Cache:
     """Some clips of both splits of some corpora, varied, as a cache of all pairs without audio.
 
     InputError where one has no scores, or no list of clips with bank folds.
     """
     pairs, clips, values, labels, groups = [], [], [], [], {}
-    rng, classes = np.random.default_rng(seed), set()
+    rng, classes = np.random.default_rng(0), set()
     for number, (corpus, split) in enumerate(itertools.product(corpora, SPLITS)):
         home, folds = corpus / split, preprocess.bank_folds(corpus, split)
         if not folds:
@@ -102,27 +100,18 @@ def packed(content: dict, corpora: list[Path]) -> dict:
     weights = {k: v.half() if v.dtype == torch.float32 else v for k, v in network.items()}
     weights["prices"] = network["prices"][:, -1:].clone()
     facts = content["info"]["trained_on"] | {"classes": [], "frame_s": None}
-    info = content["info"] | {
-        "trained_on": facts,
-        "corpora": ", ".join(path.name for path in corpora),
-    }
+    names = ", ".join(path.name for path in corpora)
+    info = content["info"] | {"trained_on": facts, "corpora": names}
     kept = {name: value for name, value in content.items() if name != "seen"}
     return kept | {"network": weights, "classes": [], "info": info}
 
 
 def main(args: list[str]) -> None:
-    """Train, or go on, and write the file."""
     if not args:
         raise InputError("give corpora: python -m studies.pretrain data/a data/b")
     corpora = [Path(arg) for arg in args]
-    cfg = replace(
-        TrainConfig.with_preset("best"),
-        run=RUN,
-        resume=(RUN / "last.pt").exists(),
-        device="cpu",
-        passes=PASSES,
-        events=Events(class_context=False),
-    )
+    same = {"run": RUN, "resume": (RUN / "last.pt").exists(), "device": "cpu", "passes": PASSES}
+    cfg = replace(TrainConfig.with_preset("best"), **same, events=Events(class_context=False))
     RUN.parent.mkdir(exist_ok=True)
     cache = read_corpora(corpora)
     with runfolder.held_run(RUN):
@@ -135,5 +124,4 @@ def main(args: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    os.chdir(ROOT)
     run_script(__doc__, main)

@@ -14,8 +14,8 @@ Two processes, one thread each. What is finished is skipped, so the study can be
 rules of the 20 clips and of the digits are tuned anew each time, minutes.
 """
 
-import itertools
 import statistics
+from functools import partial
 from pathlib import Path
 
 from core.command import parse_first, run_script
@@ -35,17 +35,14 @@ from core.versions import made_on
 from policy.runfolder import learning_curve
 from sed.metrics import NAMES
 from studies import benchmark, pooled
-from studies.benchmark import Setting, data_folder, in_parallel, run
+from studies.benchmark import QUERIES, ROOT, SLIDES_FOLDS, Setting, data_folder, in_parallel, run
 from studies.pooled import BEST, COLUMNS
 
-ROOT = Path(__file__).resolve().parent.parent
-
-DEMO_SEEDS = range(5)
+DEMO = {"demo" + f"-{seed}" * (seed > 0): seed for seed in range(5)}
 
 
-def demo(seed: int) -> None:
+def demo(name: str, seed: int) -> None:
     """The demo's own commands for one seed: another corpus, another scorer, another policy."""
-    name = "demo" if seed == 0 else f"demo-{seed}"
     few = ["--preset", "demo", "--workers", 1]  # two seeds run side by side
     run(name, "soundscapes.py", "--out", f"data/{name}", "--seed", seed, *few)
     run(name, "scorers.py", "--corpus", f"data/{name}", "--seed", seed, *few)
@@ -54,8 +51,8 @@ def demo(seed: int) -> None:
     run(name, "evaluate.py", "--cache", f"cache/{name}", "--run", f"runs/{name}")
 
 
-def results_of(name: str, cure: str = "evaluate it again") -> dict:
-    """results.json of a run, or of a comparison."""
+def results_of(name: str, cure: str = "run: python -m studies.reproduce benchmark") -> dict:
+    """results.json of a comparison, or of a run."""
     return read_json(ROOT / "runs" / name / "results.json", cure)
 
 
@@ -64,14 +61,14 @@ def demo_table() -> str:
     header = ["seed", *(f"{metric} before → after" for metric in ("Accuracy", "IoU", "F1"))]
     header += ["gain (points)", "avg10 first → last tenth", "always 0.0"]
     gains, lines = [], []
-    for seed in DEMO_SEEDS:
-        name = "demo" if seed == 0 else f"demo-{seed}"
-        results, curve = results_of(name), learning_curve(ROOT / "runs" / name, Bandit())
-        gains.append([100 * results["gain"][metric] for metric in NAMES])
-        both = ([100 * results[when][m] for when in ("before", "after")] for m in NAMES)
-        first, last, zero = (f"{value:.1f}" for value in curve.values())
+    for name, seed in DEMO.items():
+        results = results_of(name, "evaluate it again")
+        before, after = results["before"], results["after"]
+        gains.append([100 * results["gain"][m] for m in NAMES])
+        pairs = (f"{100 * before[m]:.2f} → {100 * after[m]:.2f}" for m in NAMES)
         gain = " / ".join(f"{value:+.2f}" for value in gains[-1])
-        pairs = (f"{before:.2f} → {after:.2f}" for before, after in both)
+        curve = learning_curve(ROOT / "runs" / name, Bandit())
+        first, last, zero = (f"{value:.1f}" for value in curve.values())
         lines.append([str(seed), *pairs, gain, f"{first} → {last}", zero])
     both = [(statistics.mean(some), statistics.stdev(some)) for some in zip(*gains, strict=True)]
     gain = " / ".join(f"{mean:+.2f} ± {std:.2f}" for mean, std in both)
@@ -79,11 +76,6 @@ def demo_table() -> str:
     positive = sum(min(gain) > 0 for gain in gains)
     said = f"All three gains above zero in {positive} of {len(gains)} seeds."
     return "\n".join([*markdown_table(header, lines), "", said])
-
-
-def table_of(folder: str) -> dict:
-    """results.json of a comparison of the benchmark."""
-    return results_of(folder, "run: python -m studies.reproduce benchmark")
 
 
 def claim(name: str, key: str, tables: list[dict]) -> str:
@@ -96,9 +88,8 @@ def claim(name: str, key: str, tables: list[dict]) -> str:
         beside = f" ({table['best_opponent']})" * (key == "vs_best")
         texts.append(scoring.in_points(row[key][metric]) + beside)
     other = row["base"] if key == "vs_base" else "the best baseline"
-    if len(set(words)) == 1:
-        said = f"{words[0]} {other} in both bank folds"
-    else:
+    said = f"{words[0]} {other} in both bank folds"
+    if len(set(words)) > 1:
         said = f"{' in one bank fold and '.join(words)} {other} in the other, which is no claim"
     return f"{said}: {' and '.join(texts)}"
 
@@ -107,38 +98,21 @@ def verdict() -> str:
     """The first line of RESULTS.md, from the four tables of the slides' rows."""
     lines = []
     for queries, suffix in (("present", ""), ("all", f", {GATED}")):
-        tables = [table_of(f"table-fold{fold}-{queries}") for fold in benchmark.SLIDES_FOLDS]
+        tables = [results_of(f"table-fold{fold}-{queries}") for fold in SLIDES_FOLDS]
         title = scoring.TITLES[tables[0]["tuned_for"]]
         where = "present pairs" if queries == "present" else f"all pairs {GATED}"
         for name in ("DQN slides", "DQN original"):
             claims = [claim(name + suffix, key, tables) for key in ("vs_base", "vs_best")]
             lines.append(f"- **{name}** on {where} ({title}, points): {'; '.join(claims)}.")
     note = "Scores of one scorer; the intervals are over clips, not over recordings and scorers."
-    return "\n".join([*lines, "", f"{note} {made_of(tables)}"])
-
-
-def made_of(tables: list[dict]) -> str:
-    """When and with what the last of these comparisons was made."""
     last = max(tables, key=lambda table: table["date"])
-    return made_on(last["date"], last["versions"])
+    return "\n".join([*lines, "", f"{note} {made_on(last['date'], last['versions'])}"])
 
 
 def under_titles(folders: dict[str, str]) -> str:
     """Tables of some comparisons, title -> folder, one below the other."""
-    tables = ((title, scoring.markdown(table_of(folder))) for title, folder in folders.items())
+    tables = ((title, scoring.markdown(results_of(name))) for title, name in folders.items())
     return "\n".join(f"## {title}\n\n{table}" for title, table in tables)
-
-
-def benchmark_table() -> str:
-    """All four tables: two bank folds, both kinds of pairs."""
-    both = itertools.product(benchmark.QUERIES, benchmark.SLIDES_FOLDS)
-    titles = {f"Bank fold {f} held out, {q} pairs": f"table-fold{f}-{q}" for q, f in both}
-    return under_titles(titles)
-
-
-def dcase_table() -> str:
-    """Both kinds of pairs of the 20 real clips."""
-    return under_titles({f"{q.capitalize()} pairs": f"dcase/{q}" for q in benchmark.QUERIES})
 
 
 def matched_table() -> str:
@@ -146,20 +120,19 @@ def matched_table() -> str:
     fold 5, then every row of the latter."""
     columns, lines = COLUMNS["all"], []
     homes = {name: Setting(5, 0, name).table("all") for name in ("usual", "matched")}
-    tables = {name: table_of(Path(home).name) for name, home in homes.items()}
+    tables = {name: results_of(Path(home).name) for name, home in homes.items()}
     for name, table in tables.items():
         rows = {row["name"]: row for row in table["entrants"]}
-        ours, theirs = rows[BEST], {m: rows[table["best_of"][m]] for m in columns}
+        ours, theirs = rows[BEST], [rows[table["best_of"][m]] for m in columns]
         change = [ours["vs_best_of"][m] for m in columns]
         points = [in_points(c) if len(c) == 3 else f"{100 * c[0]:+.2f}" for c in change]
         best = [f"{100 * ours['mean'][m]:.2f}" for m in columns]
-        other = [f"{100 * row['mean'][m]:.2f}" for m, row in theirs.items()]
+        other = [f"{100 * row['mean'][m]:.2f}" for m, row in zip(columns, theirs, strict=True)]
         lines += [[f"`best`, {name}", *best], [f"best rule, {name}", *other]]
         lines.append([f"difference, {name}", *points])
     header = ["", *(scoring.TITLES[m] for m in columns)]
-    whole = scoring.markdown(tables["matched"])
     text = ["## `best` and the best rules", "", *markdown_table(header, lines), ""]
-    return "\n".join([*text, "## Every row, matched", "", whole])
+    return "\n".join([*text, "## Every row, matched", "", scoring.markdown(tables["matched"])])
 
 
 def vad_text() -> str:
@@ -170,11 +143,17 @@ def vad_text() -> str:
     return path.read_text(encoding="utf-8").rstrip("\n")
 
 
+BENCHMARK = {
+    f"Bank fold {fold} held out, {queries} pairs": f"table-fold{fold}-{queries}"
+    for queries in QUERIES
+    for fold in SLIDES_FOLDS
+}
+DCASE = {f"{queries.capitalize()} pairs": f"dcase/{queries}" for queries in QUERIES}
 TABLES = {
     "verdict": verdict,
-    "benchmark": benchmark_table,
+    "benchmark": partial(under_titles, BENCHMARK),
     "matched": matched_table,
-    "dcase": dcase_table,
+    "dcase": partial(under_titles, DCASE),
     "vad": vad_text,
     "demo": demo_table,
 }
@@ -186,29 +165,30 @@ def put(path: Path, table: str, begin: str, end: str = "") -> None:
     head, found, rest = path.read_text(encoding="utf-8").partition(begin)
     if not found or end not in rest:
         raise InputError(f"{path}: no {begin.strip()!r} or no {end!r} behind it; put it back")
-    tail = rest.partition(end)[2] if end else ""
-    start = begin if end else ""
-    write_text(path, f"{head}{start}{table}\n{end}{tail}")
+    if end:
+        table = f"{begin}{table}"
+        end += rest.partition(end)[2]
+    write_text(path, f"{head}{table}\n{end}")
 
 
 def write_table(name: str) -> None:
     """Write docs/results/<name>.md below its title; small ones: RESULTS.md, between the markers.
     `best` has both."""
-    page, results = ROOT / "docs" / "results" / f"{name}.md", ROOT / "RESULTS.md"
-    marks = f"<!-- begin {name} -->\n", f"<!-- end {name} -->"
+    page = ROOT / "docs" / "results" / f"{name}.md"
     if name == BEST:
         studies = [pooled.study(queries) for queries in ("all", "present")]
         table = pooled.screen(studies)
         put(page, pooled.page(studies), "## ")
-        put(results, table, *marks)
     else:
         table = TABLES[name]()
-        put(*((page, table, "## ") if page.exists() else (results, table, *marks)))
+        if page.exists():
+            put(page, table, "## ")
+    if name == BEST or not page.exists():
+        put(ROOT / "RESULTS.md", table, f"<!-- begin {name} -->\n", f"<!-- end {name} -->")
     print(table)
 
 
 def main(args: list[str]) -> None:
-    """Run a study, or only write its table."""
     study, rest = (args[0] if args else ""), args[1:]
     if study == "table" and len(rest) == 1 and rest[0] in (BEST, *TABLES):
         write_table(rest[0])
@@ -222,18 +202,15 @@ def main(args: list[str]) -> None:
         data_folder(rest, "esc10", "desed_timelines", "dcase2023_baseline", "fsdd")
     if study in ("benchmark", "all"):
         benchmark.main(rest)
-        write_table(BEST)
-        for name in ("matched", "benchmark", "verdict"):
+        for name in (BEST, "matched", "benchmark", "verdict"):
             write_table(name)
         run("ablation", "-m", "studies.ablation")
-    if study in ("dcase", "all"):
-        run("dcase", "-m", "studies.dcase", *rest)
-        write_table("dcase")
-    if study in ("vad", "all"):
-        run("vad", "-m", "studies.vad", *rest)
-        write_table("vad")
+    for name in ("dcase", "vad"):
+        if study in (name, "all"):
+            run(name, "-m", f"studies.{name}", *rest)
+            write_table(name)
     if study in ("demo", "all"):
-        in_parallel([(demo, seed) for seed in DEMO_SEEDS])
+        in_parallel(demo, list(DEMO.items()))
         write_table("demo")
 
 

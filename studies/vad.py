@@ -19,7 +19,6 @@ Intervals are of clips drawn with replacement; and of speakers, six draws of six
 clips, which is coarse.
 """
 
-import os
 from functools import partial
 from itertools import pairwise, product
 from pathlib import Path
@@ -48,13 +47,11 @@ from scores.score_files import write_scores
 from scores.synthesiser import RATE, Random
 from sed.caches import Cache, load_cache
 from sed.event_metrics import event_counts
-from sed.metrics import bootstrap_weights, count_pairs, f1_score
+from sed.metrics import bootstrap_weights, count_pairs, f1_score, interval
 from sed.timeline import Event, label_frames, merge_events, write_labels
 from studies import crossval
 from studies.benchmark import data_folder
 from studies.crossval import Learned, Study
-
-ROOT = Path(__file__).resolve().parent.parent
 
 CLASS = "Speech"
 GROUPS = {"george": 1, "jackson": 2, "lucas": 3, "nicolas": 4, "theo": 5, "yweweler": 5}  # noises
@@ -204,8 +201,9 @@ TRIED = product(
     (0.0, 0.1, 0.25),
 )
 GRID = [OwnRule(t, round(t - less, 2), *rest) for t, less, *rest in TRIED if t > less]
-METRICS = ("frame_f1", "event_f1", "intersection_f1")
-TITLES = dict(zip(METRICS, ("frame F1", "event F1", "intersection F1"), strict=True))
+COLUMNS = {"macro_f1": "frame F1", "event_f1": "event F1", "intersection_f1": "intersection F1"}
+COLUMNS |= {"psds1": "PSDS 1", "psds2": "PSDS 2", "false_alarms": "false alarms"}
+METRICS = tuple(COLUMNS)[:3]  # of those drawn and tuned for
 
 
 def own_events(found: np.ndarray, rule: OwnRule, duration_s: float) -> list[Event]:
@@ -264,17 +262,16 @@ def own_rows(cache: Cache, parts: list[list[str]], out: Path) -> dict[str, Path]
     counts = np.stack([counts_of(events, cache) for events in found])  # (G, M, 3, C)
     tables = {"Silero's rule": found[GRID.index(OwnRule())]}
     for m, metric in enumerate(METRICS):
-        tables[f"Silero's rule, for {TITLES[metric]}"] = table = {}
+        tables[f"Silero's rule, for {COLUMNS[metric]}"] = table = {}
         for number, test in enumerate(parts):
             rest = ~np.isin(names, test)
             best = int(f1_score(*np.moveaxis(counts[:, m][..., rest].sum(-1), 1, 0)).argmax())
-            print(f"{out.name}, part {number}: for {TITLES[metric]} {GRID[best]}")
-            table.update({name: found[best][name] for name in test})
+            print(f"{out.name}, part {number}: for {COLUMNS[metric]} {GRID[best]}")
+            table |= {name: found[best][name] for name in test}
     out.mkdir(parents=True, exist_ok=True)
-    paths = {}
-    for name, table in tables.items():
-        paths[name] = out / f"own-{scoring.slugs([name])[0]}.tsv"
-        write_labels(paths[name], {clip: table[clip] for clip in names})
+    paths = {name: out / f"own-{scoring.slugs([name])[0]}.tsv" for name in tables}
+    for name, path in paths.items():
+        write_labels(path, {clip: tables[name][clip] for clip in names})
     return paths
 
 
@@ -302,16 +299,22 @@ class Margins(NamedTuple):
     by_speaker: np.ndarray
     speakers: np.ndarray
 
+    def points(self, m: int) -> str:
+        """The difference in a metric with its interval over clips."""
+        low, high = 100 * self.by_clip[:, m]
+        return f"{100 * self.change[m]:+.1f} [{low:+.1f}, {high:+.1f}]"
+
     def said(self, m: int) -> str:
         """The difference in a metric with both intervals."""
-        ends = [f"[{low:+.1f}, {high:+.1f}]" for low, high in 100 * self.intervals(m).T]
-        wins = int((self.speakers[:, m] > 0).sum())
-        text = f"{100 * self.change[m]:+.1f} {ends[0]}, over speakers {ends[1]}"
-        return f"{TITLES[METRICS[m]]} {text}, better for {wins} of {len(self.speakers)} speakers"
+        low, high = 100 * self.by_speaker[:, m]
+        wins, count = int((self.speakers[:, m] > 0).sum()), len(self.speakers)
+        said = f"{COLUMNS[METRICS[m]]} {self.points(m)}, over speakers [{low:+.1f}, {high:+.1f}]"
+        return f"{said}, better for {wins} of {count} speakers"
 
-    def intervals(self, m: int) -> np.ndarray:
-        """Low and high ends (2, 2) of both intervals of a metric."""
-        return np.stack([self.by_clip[:, m], self.by_speaker[:, m]], axis=1)
+    def word(self, m: int) -> str:
+        """What both intervals of a metric say together."""
+        (low, high), (least, most) = self.by_clip[:, m], self.by_speaker[:, m]
+        return scoring.word(METRICS[m], min(low, least), max(high, most))
 
 
 def margins(rows: list[System], cache: Cache) -> dict[str, dict[str, Margins]]:
@@ -324,15 +327,11 @@ def margins(rows: list[System], cache: Cache) -> dict[str, dict[str, Margins]]:
     draws = {row.name: draws_of(row, cache, weights) for row in rows}
     found: dict[str, dict[str, Margins]] = {}
     for policy in (row.name for row in rows if row.kind == "policy"):
+        found[policy] = {}
         for name in draws.keys() - {policy}:
-            change = [a - b for a, b in zip(draws[policy], draws[name], strict=True)]
-            spans = scoring.interval(change[1]), scoring.interval(change[2])
-            found.setdefault(policy, {})[name] = Margins(change[0][0], *spans, change[3])
+            (whole,), *drawn, alone = map(np.subtract, draws[policy], draws[name])
+            found[policy][name] = Margins(whole, *map(interval, drawn), alone)
     return found
-
-
-COLUMNS = {"macro_f1": "frame F1", "event_f1": "event F1", "intersection_f1": "intersection F1"}
-COLUMNS |= {"psds1": "PSDS 1", "psds2": "PSDS 2", "false_alarms": "false alarms"}
 
 
 def verdict(results: dict, found: dict[str, dict[str, Margins]]) -> str:
@@ -340,31 +339,29 @@ def verdict(results: dict, found: dict[str, dict[str, Margins]]) -> str:
     rules, by frames and by events, where a claim counts if both intervals are above zero; and what
     is ahead of `best` in other columns."""
     rows = {row["name"]: row["mean"] for row in results["entrants"]}
-    kinds = {row["name"]: row["kind"] for row in results["entrants"]}
-    tuned = [name for name in rows if kinds[name] in ("rule", "base")]
+    owns = [row["name"] for row in results["entrants"] if row["kind"] == "events"]
+    tuned = [row["name"] for row in results["entrants"] if row["kind"] in ("rule", "base")]
     tuned = [name for name in tuned if name not in scoring.TRIVIAL]
-    owns = [name for name in rows if name.startswith("Silero") and name != "Silero's rule"]
-    held_against, lines = {}, []
-    for column in list(COLUMNS)[:2]:
-        best = [max(some, key=lambda name: rows[name][column]) for some in (owns, tuned)]
-        held_against[column] = ("Silero's rule", *best)
-    for policy, margin_to in found.items():
-        for m, (column, others) in enumerate(held_against.items()):
-            for name in others:
-                ends = margin_to[name].intervals(m)
-                low, high = ends[0].min(), ends[1].max()
-                word = scoring.word(column, low, high)
-                values = f"{100 * rows[policy][column]:.1f} to {100 * rows[name][column]:.1f}"
-                lines.append(f"- `{policy}` {word} {name} ({values}): {margin_to[name].said(m)}.")
-    others = [name for name in rows if kinds[name] == "events"] + tuned
-    ahead = []
-    for column, title in COLUMNS.items():
+
+    def values(ours: str, theirs: str, column: str) -> str:
+        return f"{100 * rows[ours][column]:.1f} to {100 * rows[theirs][column]:.1f}"
+
+    def top(names: list[str], column: str) -> str:
         sign = -1 if column == "false_alarms" else 1
-        top = max(others, key=lambda name: sign * rows[name][column])
-        ours, theirs = rows[BEST.name][column], rows[top][column]
-        if sign * theirs > sign * ours:
-            values = f"{100 * theirs:.1f} to {100 * ours:.1f}"
-            ahead.append(f"{top} in {title} ({values})")
+        return max(names, key=lambda name: sign * rows[name][column])
+
+    lines = []
+    for policy, margin_to in found.items():
+        for m, column in enumerate(METRICS[:2]):
+            for name in (owns[0], top(owns[1:], column), top(tuned, column)):
+                what = f"{margin_to[name].word(m)} {name} ({values(policy, name, column)})"
+                lines.append(f"- `{policy}` {what}: {margin_to[name].said(m)}.")
+    tops = {column: top([BEST.name, *owns, *tuned], column) for column in COLUMNS}
+    ahead = [
+        f"{name} in {COLUMNS[column]} ({values(name, BEST.name, column)})"
+        for column, name in tops.items()
+        if name != BEST.name
+    ]
     lines += [f"- Ahead of `best`: {'; '.join(ahead)}."] * bool(ahead)
     return "\n".join(lines)
 
@@ -385,11 +382,8 @@ def table(results: dict, found: dict[str, Margins]) -> str:
             text = f"**{text}**" if row["mean"][column] == tops.get(column) else text
             several = len(row["members"]) > 1
             cells.append(text + f" ± {100 * row['std'][column]:.1f}" * several)
-        if margin := found.get(row["name"]):
-            for m in range(2):
-                low, high = 100 * margin.by_clip[:, m]
-                cells.append(f"{100 * margin.change[m]:+.1f} [{low:+.1f}, {high:+.1f}]")
-        lines.append(cells + [""] * (len(titles) + 1 - len(cells)))
+        margin = found.get(row["name"])
+        lines.append([*cells, *(margin.points(m) if margin else "" for m in range(2))])
     return "\n".join(markdown_table(["", *titles], lines))
 
 
@@ -415,7 +409,6 @@ def study(name: str) -> str:
 
 
 def main(args: list[str]) -> None:
-    """Clips, both ways to label, and the text of both."""
     load_detector()
     make_corpora(data_folder(args, "fsdd", "esc10"))
     text = "\n\n".join(map(study, LABELS)) + "\n"
@@ -424,5 +417,4 @@ def main(args: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    os.chdir(ROOT)
     run_script(__doc__, main)

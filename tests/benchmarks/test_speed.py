@@ -1,4 +1,4 @@
-"""What the benchmarks stand on: the simulated cache, the naive training, the count of FLOPs."""
+"""What the benchmarks stand on: the simulated cache, the naive training, a row."""
 
 import itertools
 from pathlib import Path
@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import naive, simulate_cache, speed
 from config import Bandit, Network
@@ -92,30 +91,6 @@ def test_naive_training_steps_once_in_32_frames(cache, reading):
         assert steps == list(itertools.accumulate(expected))
     assert 0 < steps[-1] <= frames // 32
     assert not torch.equal(before, network.head[2].weight)
-
-
-# ---------------------------------------------------------------------------- counting
-
-
-@pytest.mark.parametrize("network", [TINY, Network(hidden=16, heads=4, transformer_layers=3)])
-def test_flops_are_those_that_torch_counts(network):
-    """torch counts everything but the GRU, whose matrices are applied once a frame."""
-    bandit = Bandit()
-    model = QNetwork(bandit, network).train()
-    with FlopCounterMode(display=False) as counter:
-        x = model.tcn(torch.rand(1, len(bandit.channels), bandit.window)).transpose(1, 2)
-        x, _ = model.gru(x)
-        x = model.pre_norm(x)
-    tcn_only = counter.get_flop_counts()["Global"]
-    counted = sum(n for op, n in tcn_only.items() if "convolution" in str(op))
-    with FlopCounterMode(display=False) as counter:
-        for layer in model.transformer.layers[:-1]:
-            x = layer(x)
-        model.head(model.last_layer(x))
-    counted += counter.get_total_flops()
-    matrices = [w for name, w in model.gru.named_parameters() if name.startswith("weight")]
-    counted += sum(2 * bandit.window * w.numel() for w in matrices)
-    assert speed.forward_flops(bandit, network) == counted
 
 
 def test_a_requirement_is_met_or_not():

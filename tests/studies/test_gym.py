@@ -115,8 +115,7 @@ def test_misuse(cache):
         env.step(21)
     with pytest.raises(InputError, match="pair 9"):
         env.reset(options={"pair": 9})
-    with pytest.raises(InputError, match="pairs are 0 to 5"):
-        ThresholdEnv(cache, pairs=[0, 6])
+
     far = dict.fromkeys(cache.signals, np.full(len(cache.label), 0.9, np.float32))
     far["t_base"] = far["prob"] - np.float32(0.5)
     with pytest.raises(InputError, match="none of 6 pairs has a frame to visit"):
@@ -203,7 +202,7 @@ def test_boundary_only_visits_what_dqn_stores(cache):
     stored = trainer.replay.columns["frame"][: len(trainer.replay)].tolist()
     env = ThresholdEnv(cache, bandit, boundary_only=True)
     visited = []
-    for pair in env.lanes.pairs:
+    for pair in env.lanes.items:
         steps = episode(env, pair, lambda _: 3)
         assert all(step[4]["stored"] for step in steps)
         visited += [cache.offsets[pair] + step[4]["frame"] for step in steps]
@@ -225,8 +224,6 @@ def test_the_seed_chooses_the_order(cache):
     assert [other.reset(seed=1)[1]["pair"], *pairs_of(other, 11)] == first
     assert [env.reset(seed=1)[1]["pair"], *pairs_of(env, 11)] == first  # also in mid-pass
     assert [env.reset(seed=2)[1]["pair"], *pairs_of(env, 11)] != first
-    few = ThresholdEnv(cache, pairs=[1, 3])
-    assert set(pairs_of(few, 6)) == {1, 3}
 
 
 def assert_same(ours: dict, theirs: dict) -> None:
@@ -438,6 +435,7 @@ def test_missing_stable_baselines3_is_named(folder, tmp_path, monkeypatch):
 def test_missing_gymnasium_is_named(monkeypatch, capsys):
     """As a program: one line, exit code 2."""
     monkeypatch.setitem(sys.modules, "gymnasium", None)
+    monkeypatch.setattr(sys, "argv", ["gym.py"])  # not what pytest was given
     with pytest.raises(SystemExit) as ended:
         runpy.run_path(str(ROOT / "studies" / "gym.py"), run_name="__main__")
     line = "gym.py needs gymnasium; run: pip install -r requirements-studies.txt"

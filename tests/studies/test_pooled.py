@@ -391,7 +391,7 @@ def test_matched_timelines(home, here):
     text = reproduce.matched_table()
     for line in ("`best`, usual", "best rule, usual", "difference, matched"):
         assert f"| {line} |" in text
-    table = reproduce.table_of("table-best-fold5-matched-all")
+    table = reproduce.results_of("table-best-fold5-matched-all")
     row = next(row for row in table["entrants"] if row["name"] == "best")
     assert f"| `best`, matched | {100 * row['mean']['macro_f1']:.2f} |" in text
     assert scoring.markdown(table) in text
