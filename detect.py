@@ -21,6 +21,7 @@ import itertools
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -150,6 +151,9 @@ class Opened(NamedTuple):
     duration_s: float  # as its header says
 
 
+Features = dict[str, np.ndarray | ValueError]  # of the built-in scorer by recording, or its flaw
+
+
 class Source(NamedTuple):
     """Where scores come from: names of the K classes, and the scores of a recording."""
 
@@ -157,7 +161,9 @@ class Source(NamedTuple):
     score: Callable[[Recording, AudioFile | None, "Tally"], ClipScores]
     text: str
     clips: Callable[[], list[str]] = list  # ids of all clips that have scores, where that is known
-    ahead: Callable[[list[Opened]], object] = len  # told which recordings come next
+    # What comes next: decoded in a thread of its own, and then taken over.
+    decode: Callable[[list[Opened]], Features] = lambda _: {}
+    take: Callable[[Features], object] = len
 
 
 @dataclass
@@ -284,19 +290,24 @@ def open_source(cfg: DetectConfig, plan: Plan) -> Source:
     order = [scorer.classes.index(name) for name in classes]
     ready: dict[str, np.ndarray | ValueError] = {}  # scores (K, T) of what comes next, or its flaw
 
-    def ahead(opened: list[Opened]) -> None:
-        """Score recordings of one block together."""
-        ready.clear()
-        features: dict[str, np.ndarray] = {}
+    def decode(opened: list[Opened]) -> Features:
+        """Recordings of one block."""
+        features: Features = {}
         for one, audio, _ in opened:
             if isinstance(audio, AudioFile) and len(scored_parts(audio, plan)) == 1:
                 try:
                     wav = audio.span(0, audio.duration_s)
                     features[one.filename] = crnn.features_of(wav, audio.sample_rate)
                 except ValueError as error:
-                    ready[one.filename] = error
-        found = scorer.scores_of_many(list(features.values()))
-        ready.update(zip(features, found, strict=True))
+                    features[one.filename] = error
+        return features
+
+    def take(features: Features) -> None:
+        """Score them together."""
+        ready.clear()
+        ready.update(features)
+        whole = {k: v for k, v in features.items() if not isinstance(v, ValueError)}
+        ready.update(zip(whole, scorer.scores_of_many(list(whole.values())), strict=True))
 
     def score(one: Recording, audio: AudioFile, tally: Tally) -> ClipScores:
         if audio.sample_rate < crnn.SAMPLE_RATE:
@@ -310,7 +321,7 @@ def open_source(cfg: DetectConfig, plan: Plan) -> Source:
                 tally.note(TRUNCATED, one.filename)
         return ClipScores(values[order], frame_edges(values.shape[1], crnn.FRAME_S))
 
-    return Source(classes, score, f"built-in scorer {path}", ahead=ahead)
+    return Source(classes, score, f"built-in scorer {path}", decode=decode, take=take)
 
 
 def find_recordings(cfg: DetectConfig, source: Source) -> list[Recording]:
@@ -390,28 +401,41 @@ def block_loudness(
             tally.note(TRUNCATED, name)
 
 
-def opened_recordings(recordings: list[Recording]) -> Iterator[list[Opened]]:
-    """A few recordings at a time, open until the next few are asked for."""
+def open_some(left: Iterator[Recording], stack: ExitStack) -> list[Opened]:
+    """The next few recordings, open until the stack closes."""
+    some: list[Opened] = []
+    seconds = 0.0
+    for recording in itertools.islice(left, FILES_AT_ONCE):
+        audio, duration_s = None, np.inf
+        try:
+            if recording.audio is not None:
+                audio = stack.enter_context(AudioFile(recording.audio))
+                duration_s = audio.duration_s
+                seconds += duration_s
+        except ValueError as error:
+            audio = error
+        some.append(Opened(recording, audio, duration_s))
+        if seconds >= SECONDS_AT_ONCE:
+            break
+    return some
+
+
+def decoded(
+    recordings: list[Recording], source: Source
+) -> Iterator[tuple[ExitStack, list[Opened], Features]]:
+    """A few recordings at a time, the next ones decoded beside the caller's work on these."""
     left = iter(recordings)
-    while True:
-        with ExitStack() as stack:
-            some: list[Opened] = []
-            seconds = 0.0
-            for recording in itertools.islice(left, FILES_AT_ONCE):
-                audio, duration_s = None, np.inf
-                try:
-                    if recording.audio is not None:
-                        audio = stack.enter_context(AudioFile(recording.audio))
-                        duration_s = audio.duration_s
-                        seconds += duration_s
-                except ValueError as error:
-                    audio = error
-                some.append(Opened(recording, audio, duration_s))
-                if seconds >= SECONDS_AT_ONCE:
-                    break
-            if not some:
-                return
-            yield some
+
+    def coming() -> tuple[ExitStack, list[Opened], Features]:
+        stack = ExitStack()
+        some = open_some(left, stack)
+        return stack, some, source.decode(some)
+
+    with ThreadPoolExecutor(1) as decoder:
+        waiting = decoder.submit(coming)
+        while (found := waiting.result())[1]:
+            waiting = decoder.submit(coming)
+            yield found
 
 
 def recording_rows(
@@ -488,17 +512,18 @@ def all_rows(
     """Rows, blocks and sheets of all recordings; what fails is named in the tally and left out."""
     shown = sys.stderr.isatty()  # else a line a minute, see BarLines
     with tqdm(total=len(recordings), desc="Detecting", unit="recording", disable=quiet) as bar:
-        for some in opened_recordings(recordings):
-            source.ahead(some)
-            for one in some:
-                try:
-                    for item in recording_rows(one, source, plan, tally):
-                        text = f"{tally.blocks} block{'s' * (tally.blocks != 1)}"
-                        bar.set_postfix_str(text, refresh=shown and not tally.blocks % 50)
-                        yield item
-                except (ValueError, InputError) as error:
-                    tally.failed.append(f"{one.recording.filename}: {error}")
-                bar.update()
+        for stack, some, features in decoded(recordings, source):
+            with stack:
+                source.take(features)
+                for one in some:
+                    try:
+                        for item in recording_rows(one, source, plan, tally):
+                            text = f"{tally.blocks} block{'s' * (tally.blocks != 1)}"
+                            bar.set_postfix_str(text, refresh=shown and not tally.blocks % 50)
+                            yield item
+                    except (ValueError, InputError) as error:
+                        tally.failed.append(f"{one.recording.filename}: {error}")
+                    bar.update()
 
 
 def decide_rows(rows: list[Row], plan: Plan) -> None:
