@@ -29,6 +29,11 @@ PresetName = Literal["slides", "original", "demo", "best"]
 Device = Literal["auto", "cpu", "cuda"]
 
 
+def check(cfg: Checked, ok: bool, name: str, rule: str) -> None:
+    """ValueError naming a field's flag, the rule and the value unless `ok`."""
+    require(ok, cfg.flag(name), rule, getattr(cfg, name))
+
+
 # ---------------------------------------------------------------------------- shared groups
 
 
@@ -81,12 +86,11 @@ class Bandit(Checked):
     def __post_init__(self) -> None:
         super().__post_init__()
         odd = "odd, so that a shift of 0.0 is one of the actions"
-        require(self.num_actions % 2 == 1, self.flag("num_actions"), odd, self.num_actions)
+        check(self, self.num_actions % 2 == 1, "num_actions", odd)
         # Beyond it no action matters, none is chosen, and replay would see action 0.0 only.
-        width = self.boundary_width
         rule = f"at most bandit.max-delta = {self.max_delta:g} in the independent reading"
-        fits = self.reading == "sequential" or width <= self.max_delta
-        require(fits, self.flag("boundary_width"), rule, width)
+        fits = self.reading == "sequential" or self.boundary_width <= self.max_delta
+        check(self, fits, "boundary_width", rule)
 
     @property
     def window(self) -> int:
@@ -129,12 +133,10 @@ class Network(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        groups = f"a divisor of network.hidden = {self.hidden}"
-        require(
-            self.hidden % self.tcn_groups == 0, self.flag("tcn_groups"), groups, self.tcn_groups
-        )
-        heads = f"a divisor of the Transformer's width {self.width} (2 x network.hidden)"
-        require(self.width % self.heads == 0, self.flag("heads"), heads, self.heads)
+        rule = f"a divisor of network.hidden = {self.hidden}"
+        check(self, self.hidden % self.tcn_groups == 0, "tcn_groups", rule)
+        rule = f"a divisor of the Transformer's width {self.width} (2 x network.hidden)"
+        check(self, self.width % self.heads == 0, "heads", rule)
 
     @property
     def width(self) -> int:
@@ -169,18 +171,16 @@ class Learning(Checked):
     def __post_init__(self) -> None:
         super().__post_init__()
         rule = f"at most learning.epsilon-start = {self.epsilon_start:g}"
-        require(
-            self.epsilon_end <= self.epsilon_start, self.flag("epsilon_end"), rule, self.epsilon_end
-        )
+        check(self, self.epsilon_end <= self.epsilon_start, "epsilon_end", rule)
 
     def check_replay(self) -> None:
         """ValueError where the replay memory suits neither the lanes nor the batch."""
         rule = f"at least learning.lanes = {self.lanes} (one tick may store that many)"
-        require(self.replay >= self.lanes, self.flag("replay"), rule, self.replay)
+        check(self, self.replay >= self.lanes, "replay", rule)
         rule = f"below learning.replay = {self.replay} (learning would never start)"
-        require(self.train_start < self.replay, self.flag("train_start"), rule, self.train_start)
+        check(self, self.train_start < self.replay, "train_start", rule)
         rule = f"at least learning.batch = {self.batch}"
-        require(self.train_start >= self.batch, self.flag("train_start"), rule, self.train_start)
+        check(self, self.train_start >= self.batch, "train_start", rule)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -306,10 +306,9 @@ class SoundscapesConfig(Script):
     def __post_init__(self) -> None:
         super().__post_init__()
         rule = f"at least snr-min-db = {self.snr_min_db:g}"
-        require(self.snr_max_db >= self.snr_min_db, self.flag("snr_max_db"), rule, self.snr_max_db)
+        check(self, self.snr_max_db >= self.snr_min_db, "snr_max_db", rule)
         rule = f"at least stretch-min = {self.stretch_min:g}"
-        ordered = self.stretch_max >= self.stretch_min
-        require(ordered, self.flag("stretch_max"), rule, self.stretch_max)
+        check(self, self.stretch_max >= self.stretch_min, "stretch_max", rule)
         given = self.train_timeline or (self.validation_timeline and self.halve_timelines)
         rule = "given with a timeline: --train-timeline FILE"
         require(bool(given) or not self.halve_timelines, "halve-timelines", rule, True)
@@ -414,30 +413,28 @@ class PreprocessConfig(Script):
     def __post_init__(self) -> None:
         super().__post_init__()
         rule = "used together with --pairs all"
-        require(not self.classes or self.pairs == "all", "classes", rule, self.classes)
+        check(self, not self.classes or self.pairs == "all", "classes", rule)
         check_classes(self.classes)
         if self.labels is None:
             given = ("audio", "scores", "map", "import_npz", "validation_share", "clips")
             for name in given:
-                value = getattr(self, name)
-                require(not value, self.flag(name), "given together with --labels", value)
+                check(self, not getattr(self, name), name, "given together with --labels")
             return
         drawn = self.validation_share is not None or self.clips is not None
         rule = "given with --labels (or --validation-share, or --clips, instead of it)"
-        require((self.split is not None) != drawn, "split", rule, self.split)
+        check(self, (self.split is not None) != drawn, "split", rule)
         seeded = self.validation_share is not None or self.seed == 0
-        require(seeded, "seed", "given together with --validation-share", self.seed)
+        check(self, seeded, "seed", "given together with --validation-share")
         heard = self.audio is not None or not self.cut_scores
-        require(heard, "cut-scores", "given together with --audio", self.audio)
+        check(self, heard, "cut_scores", "given together with --audio")
         if self.import_npz is None:
             rule = "given with --labels (or --import-npz instead of --audio and --scores)"
-            require(self.scores is not None, "scores", rule, None)
+            check(self, self.scores is not None, "scores", rule)
         else:
             rule = "present with --import-npz, which has no other pairs,"
-            require(self.pairs == "present", "pairs", rule, self.pairs)
+            check(self, self.pairs == "present", "pairs", rule)
             for name in ("audio", "scores", "map"):
-                value = getattr(self, name)
-                require(not value, name, "left out with --import-npz", value)
+                check(self, not getattr(self, name), name, "left out with --import-npz")
         renames(self.map)
 
 
@@ -475,28 +472,28 @@ class TrainConfig(Script):
         super().__post_init__()
         require(not (self.resume and self.overwrite), "resume", "used without --overwrite", "both")
         apart = self.init is None or self.init.resolve().parent != self.run.resolve()
-        require(apart, self.flag("init"), f"outside --run {self.run}, which is written,", self.init)
-        steps, flag = self.cuda_steps, self.flag("cuda_steps")
-        require(self.device != "cpu" or steps != "graphs", flag, "auto or plain on a CPU", steps)
+        check(self, apart, "init", f"outside --run {self.run}, which is written,")
+        steps, method = self.cuda_steps, f"with --method {self.method}"
+        fits = self.device != "cpu" or steps != "graphs"
+        check(self, fits, "cuda_steps", "auto or plain on a CPU")
         windowed = self.method == "windowed"
-        require(windowed or steps == "auto", flag, f"auto with --method {self.method}", steps)
+        check(self, windowed or steps == "auto", "cuda_steps", f"auto {method}")
         if windowed:
             self.learning.check_replay()
         if self.method in SUPERVISED:
-            reading = self.bandit.reading
-            rule = f"independent with --method {self.method}"
-            require(reading == "independent", "bandit.reading", rule, reading)
-            rule = f"left alone with --method {self.method}, which tries nothing out,"
+            independent = self.bandit.reading == "independent"
+            check(self.bandit, independent, "reading", f"independent {method}")
             for spec in fields(Learning):
-                given = getattr(self.learning, spec.name)
-                alone = spec.name in ("lr", "batch", "frames_per_step") or given == spec.default
-                require(alone, self.learning.flag(spec.name), rule, given)
+                alone = spec.name in ("lr", "batch", "frames_per_step")
+                alone = alone or getattr(self.learning, spec.name) == spec.default
+                rule = f"left alone {method}, which tries nothing out,"
+                check(self.learning, alone, spec.name, rule)
         # No flag that does nothing: each method has its own groups.
         others = ("bandit", "network", "learning") if self.method == "events" else ("events",)
         for name in others:
-            given = getattr(self, name)
-            rule = f"left alone with --method {self.method}, which has no such part,"
-            require(given == type(given)(), f"{name}.*", rule, "another value")
+            same = getattr(self, name) == type(getattr(self, name))()
+            rule = f"left alone {method}, which has no such part,"
+            require(same, f"{name}.*", rule, "another value")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -522,7 +519,7 @@ class EvaluateConfig(Script):
     def __post_init__(self) -> None:
         super().__post_init__()
         apart = self.checkpoint is None or self.out is not None
-        require(apart, self.flag("out"), "given together with --checkpoint", self.out)
+        check(self, apart, "out", "given together with --checkpoint")
         usual = self.PRESETS[self.preset].get("run", type(self).run)
         run = None if self.run == usual else self.run
         fits = not self.checkpoint or self.run in (usual, type(self).run)  # as nobody gave it
@@ -559,13 +556,11 @@ class DetectConfig(Script):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        apart = self.scores is None or self.scorer is None
-        require(apart, self.flag("scorer"), "left out with --scores", self.scorer)
-        unused = self.map and self.scores is None
-        require(not unused, self.flag("map"), "given together with --scores", self.map)
-        both = self.audio is not None and self.scores is not None
-        rule = "given together with --audio and --scores"
-        require(both or not self.cut_scores, self.flag("cut_scores"), rule, self.cut_scores)
+        scored = self.scores is not None
+        check(self, not scored or self.scorer is None, "scorer", "left out with --scores")
+        check(self, scored or not self.map, "map", "given together with --scores")
+        cut = not self.cut_scores or (scored and self.audio is not None)
+        check(self, cut, "cut_scores", "given together with --audio and --scores")
         renames(self.map)
         check_classes(self.classes)
 
@@ -587,12 +582,10 @@ class VisualizeConfig(Script):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        rule = "given together with --clip"
-        require(
-            (self.clip is None) == (self.event_label is None), "event-label", rule, self.event_label
-        )
+        both = (self.clip is None) == (self.event_label is None)
+        check(self, both, "event_label", "given together with --clip")
         require(not (self.html and self.clip), "html", "used without --clip", self.clip)
         other = self.beside is None or (self.html and self.beside != self.run)
-        require(other, "beside", "used with --html, and another folder than --run", self.beside)
+        check(self, other, "beside", "used with --html, and another folder than --run")
         alone = self.table is None or not (self.html or self.clip)
-        require(alone, "table", "used without --clip and --html", self.table)
+        check(self, alone, "table", "used without --clip and --html")

@@ -43,7 +43,6 @@ def fastest_batch(network: nn.Module, signals: Signals, bandit: Bandit) -> int:
     sizes = CUDA_BATCHES if device.type == "cuda" else CPU_BATCHES
     if num_frames < SMALL_JOB:
         return sizes[0]
-    was_training = network.training
     network.eval()
     frame = torch.arange(max(sizes), device=device) % num_frames
     pair = torch.searchsorted(signals.end, frame, right=True)
@@ -61,7 +60,6 @@ def fastest_batch(network: nn.Module, signals: Signals, bandit: Bandit) -> int:
             times[size] = (time.perf_counter() - began) / size
         except torch.cuda.OutOfMemoryError:
             break
-    network.train(was_training)
     return min(times, key=times.__getitem__)
 
 

@@ -135,7 +135,6 @@ class Recalibrator(EventTrainer):
 
     @property
     def total_frames(self) -> int:
-        """Steps of 40 ms that are seen."""
         return self.frame_steps * len(self.rows.channels)
 
     def frame_step(self, step: int) -> torch.Tensor:
@@ -179,16 +178,10 @@ class Recalibrator(EventTrainer):
 
     def gradient_step(self, name: str, losses: torch.Tensor, share: float) -> None:
         """One step of Adam on the loss and the prior."""
-        mixing, optimizer = self.mixing[name], self.optimizers[name]
-        for group in optimizer.param_groups:
-            group["lr"] = LR * rate_at(share)
         certain = OBSERVATIONS[name] * len(self.rows.pair)
-        optimizer.zero_grad(set_to_none=True)
-        (losses + mixing.moved() / (2 * SPREAD**2 * certain)).backward()
-        optimizer.step()
-        self.sums[0] += losses.detach()
-        self.progress["steps"] += 1
-        self.progress["loss_count"] += 1
+        self.optimizers[name].zero_grad(set_to_none=True)
+        (losses + self.mixing[name].moved() / (2 * SPREAD**2 * certain)).backward()
+        self.step(self.optimizers[name], LR * rate_at(share), losses)
 
     def find_prices(self) -> None:
         """F and N at the fixed point, with the recalibrated values; of a class with few events they
@@ -205,25 +198,16 @@ class Recalibrator(EventTrainer):
         self.mixing[name].behind(given, own)
 
     def state(self) -> dict[str, Any]:
-        """What last.pt holds."""
         mixing = {name: each.state_dict() for name, each in self.mixing.items()}
         return super().state() | {"mixing": mixing, "given": digest(self.given.state_dict())}
 
     def restore(self, content: dict[str, Any]) -> None:
-        """Take over the state of last.pt."""
         if content["given"] != digest(self.given.state_dict()):
             raise InputError(f"--init {self.cfg.init}: another policy than the run began with")
         super().restore(content)
         for name, each in self.mixing.items():
             each.load_state_dict(content["mixing"][name])
 
-    def announce(self) -> None:
-        """Say what is about to happen."""
+    def what(self) -> str:
         numbers = sum(p.numel() for each in self.mixing.values() for p in each.parameters())
-        print(
-            f"device {self.device}, {self.cfg.threads} thread(s); recalibrates the policy over"
-            f" events {self.cfg.init}: {numbers} numbers\n"
-            f"{len(self.rows.pair)} queries of {len(self.train_cache.clips)} clips,"
-            f" {len(self.held_out)} present pairs held out; {self.frame_steps:,} gradient steps"
-            f" on frames, {self.box_steps:,} on boxes; run folder {self.cfg.run}"
-        )
+        return f"recalibrates the policy over events {self.cfg.init}: {numbers} numbers"
