@@ -142,10 +142,10 @@ class Trainer(supervised.FrameLearner):
             if self.progress["next_episode"] == len(self.order):
                 break
             self.episode[lane] = self.progress["next_episode"]
-            first = int(self.cache.offsets[self.order[self.episode[lane]]])
+            pair = self.order[self.episode[lane]]
+            first, end = self.cache.offsets[pair : pair + 2]
             # The original starts at frame 1: frame 0 keeps its base decision.
-            length = int(self.cache.offsets[self.order[self.episode[lane]] + 1]) - first
-            self.frame[lane] = first + (1 if self.sequential and length > 1 else 0)
+            self.frame[lane] = first + (self.sequential and end - first > 1)
             self.left[lane] = self.bandit.no_change
             self.cells[lane] = 0
             self.progress["next_episode"] += 1

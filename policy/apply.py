@@ -105,23 +105,6 @@ def greedy_actions(
 
 
 @torch.inference_mode()
-def classified(
-    network: Classifier,
-    signals: Signals,
-    bandit: Bandit,
-    batch: int,
-    pairs: np.ndarray,
-    progress: str | None = None,
-) -> torch.Tensor:
-    """Decisions (N,) bool of a classifier on some pairs; elsewhere those of T_base."""
-    on = decide(signals.prob, signals.t_base)
-    network.eval()
-    asked = frames_of(signals, torch.from_numpy(pairs).to(on.device))
-    for part, logit in outputs(network, signals, bandit, *asked, batch, progress):
-        on[part] = logit[:, 0] > 0
-    return on
-
-
 def decisions(
     network: QNetwork,
     signals: Signals,
@@ -138,13 +121,18 @@ def decisions(
     """
     pairs = np.arange(len(signals.start)) if pairs is None else np.asarray(pairs)
     own = pairs[ranks.owns(np.arange(len(pairs)))]
-    given = (network, signals, bandit, batch, own, progress if ranks.leads else None)
-    if isinstance(network, Classifier):
-        base = decide(signals.prob, signals.t_base)
-        changed = ranks.total((classified(*given) != base).long())
-        return base ^ (changed > 0), None
-    actions = ranks.total(greedy_actions(*given) - bandit.no_change) + bandit.no_change
-    return decide(signals.prob, thresholds(signals, actions, bandit)), actions
+    progress = progress if ranks.leads else None
+    if not isinstance(network, Classifier):
+        actions = greedy_actions(network, signals, bandit, batch, own, progress)
+        actions = ranks.total(actions - bandit.no_change) + bandit.no_change
+        return decide(signals.prob, thresholds(signals, actions, bandit)), actions
+    network.eval()
+    base = decide(signals.prob, signals.t_base)
+    changed = torch.zeros_like(base, dtype=torch.int64)
+    asked = frames_of(signals, torch.from_numpy(own).to(base.device))
+    for part, logit in outputs(network, signals, bandit, *asked, batch, progress):
+        changed[part] = ((logit[:, 0] > 0) != base[part]).long()
+    return base ^ (ranks.total(changed) > 0), None
 
 
 class Policy(NamedTuple):

@@ -155,12 +155,10 @@ class GraphSteps:
         super().read_sums()
 
     def own_state(self) -> dict[str, Any]:
-        """As of `Trainer`."""
         self.replay.count = int(self.count)
         return super().own_state()
 
     def restore(self, content: dict[str, Any]) -> None:
-        """As of `Trainer`."""
         super().restore(content)
         self.count.fill_(self.replay.count)
 

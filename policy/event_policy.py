@@ -4,12 +4,9 @@ Run:    python DQN.py --preset best
 Shapes: Q queries of a clip, T frames, R rows (see posterior.py), B boxes, F features of a box,
         V values of a box, M networks, K known classes
 
-The bandit. A context is a box (clip, class, onset, offset) among the candidates of its query. The
-actions are: emit it, emit another box that overlaps it, or emit nothing. The reward is the
-difference that the action makes in the metrics, the other boxes as chosen; gamma is 0; the labels
-give the rewards of all actions, so nothing is tried out.
+Context, actions, reward and decision are described in docs/policy.md; here is the derivation.
 
-The reward in numbers. A class's F1 over all clips is 2 TP / N with N = predicted + true. A box more
+A class's F1 over all clips is 2 TP / N with N = predicted + true. A box more
 that covers d frames, s of them true, changes the frame F1 by (2 s - F d) / (N + d), where F is the
 F1 before; as one event more that matches a true one (h = 1) or none (h = 0) it changes the event F1
 by (2 h - F) / (N + 1). Emitting nothing is worth 0. So a box is worth
@@ -21,11 +18,9 @@ overlap, and F_f, F_c, F_o, N_f, N_e of its class: that is K times what it chang
 over K classes. In the F1 of all frames together (micro) it changes (2 S - F_m d) / sum N_f, so that
 K times it, (2 S - F_m d) / mean N_f, is added with a weight of its own.
 
-Where one decision moves the metric little, a set of boxes is worth the sum. Boxes that overlap
-exclude each other: of each query the set with the highest sum among those without an overlap is
-taken, which weighted interval scheduling finds exactly. F and N depend on the decisions and these
-on F and N: a few rounds over the training clips, each by networks that did not see it, find the
-fixed point. No threshold and no tag gate is tuned.
+Where one decision moves the metric little, a set of boxes is worth the sum. F and N depend on the
+decisions and these on F and N: a few rounds over the training clips, each by networks that did not
+see it, find the fixed point.
 
 For one event alone this is the rule for frames: on where P > F / 2 (Lipton et al., arXiv
 1402.1892).
@@ -50,7 +45,7 @@ from core.errors import InputError
 from core.ranks import ALONE, Ranks
 from policy import runfolder
 from policy.bandit import diverged, hold_out, planned, query_of, reward_cells
-from policy.learner import Learner
+from policy.learner import Learner, tenths
 from policy.posterior import (
     LOUDNESS,
     Asked,
@@ -93,6 +88,7 @@ STEPS_A_TICK = 8  # gradient steps between two looks at the device
 BOXES_A_ROW = 8  # about; how many boxes there will be decides on the number of steps beforehand
 
 BoxesT = TypeVar("BoxesT", "Boxes", "Candidates")
+
 # ---------------------------------------------------------------------------- boxes of a clip
 
 
@@ -131,37 +127,29 @@ def clip_boxes(asked: Asked, odds: list[np.ndarray], first_row: int) -> Boxes:
     count, frame_s = len(clip.loudness), clip.frame_s
     first = steps_of(count, frame_s)
     logits = np.stack([frames_of_steps(each.T.astype(np.float64), first, count) for each in odds])
-    posterior, begins, ends = np.moveaxis(1 / (1 + np.exp(-logits)), 1, 0)  # (R, T) each
-    parts = [propose(*each, frame_s) for each in zip(posterior, begins, ends, strict=True)]
+    found = 1 / (1 + np.exp(-logits))  # (R, 3, T)
+    parts = [propose(*each, frame_s) for each in found]
     row = np.repeat(np.arange(len(parts)), [len(part[0]) for part in parts])
-    begin, end, ways = (np.concatenate(each) for each in zip(*parts, strict=True))
-    means = {
-        "posterior": _Means(posterior, row),
-        "odds": _Means(logits[:, 0] / 3, row),
-        "raw": _Means(log_odds(clip.scores[asked.wanted]) / 3, row),
-        "begins": _Means(begins, row),
-        "ends": _Means(ends, row),
-    }
-    features = box_features(asked, posterior, means, row, begin, end, ways)
-    soft = means["posterior"].sum(begin, end)
-    return Boxes(row + first_row, begin, end, soft, features)
+    boxes = tuple(map(np.concatenate, zip(*parts, strict=True)))
+    features, soft = box_features(asked, logits[:, 0], np.moveaxis(found, 1, 0), row, boxes)
+    return Boxes(row + first_row, *boxes[:2], soft, features)
 
 
 def box_features(
     asked: Asked,
-    posterior: np.ndarray,
-    means: dict[str, _Means],
+    logits: np.ndarray,
+    probabilities: np.ndarray,
     row: np.ndarray,
-    begin: np.ndarray,
-    end: np.ndarray,
-    ways: np.ndarray,
-) -> np.ndarray:
-    """(B, F) float32: what is known of each box."""
-    clip, count = asked.clip, posterior.shape[1]
-    near, far, edge, step = (
-        max(1, round(span / clip.frame_s)) for span in (NEAR_S, FAR_S, EDGE_S, STEP_S)
-    )
-    post, odds, raw = means["posterior"], means["odds"], means["raw"]
+    boxes: tuple[np.ndarray, np.ndarray, np.ndarray],
+) -> tuple[np.ndarray, np.ndarray]:
+    """(B, F) float32: what is known of each box; (B,): the posterior summed over it.
+
+    Log odds (R, T) and probabilities (3, R, T) of the rows; `boxes`: begin, end and ways, (B,)."""
+    clip, (posterior, *of_edges), (begin, end, ways) = asked.clip, probabilities, boxes
+    count, spans = posterior.shape[1], (NEAR_S, FAR_S, EDGE_S, STEP_S)
+    near, far, edge, step = (max(1, round(span / clip.frame_s)) for span in spans)
+    seen = (posterior, logits / 3, log_odds(clip.scores[asked.wanted]) / 3, *of_edges)
+    post, odds, raw, onset, offset = (_Means(each, row) for each in seen)
     loud = _Means(np.broadcast_to(clip.loudness, posterior.shape), row)
     inside, length = post.sum(begin, end), end - begin
     whole = post.sum(0 * begin, 0 * begin + count)
@@ -202,11 +190,12 @@ def box_features(
         tags[asked.wanted][row] / 3,
         above[asked.wanted][row],
         *agreement(row, begin, end, ways),
-        *edges(means["begins"], begin, begin + edge, end, edge),
-        *edges(means["ends"], end, begin, end - edge, edge),
-        np.full(len(row), clip.present),
+        *edges(onset, begin, begin + edge, end, edge),
+        *edges(offset, end, begin, end - edge, edge),
+        clip.present,
     ]
-    return np.stack([np.broadcast_to(each, len(row)) for each in columns], 1).astype(np.float32)
+    features = np.stack([np.broadcast_to(each, len(row)) for each in columns], 1)
+    return features.astype(np.float32), inside
 
 
 def shape_of(posterior: np.ndarray) -> tuple[float, float, float, float]:
@@ -401,9 +390,8 @@ def decide(boxes: Boxes, worth: np.ndarray) -> np.ndarray:
     chosen = np.zeros(len(worth), bool)
     rows = boxes.row[worth > 0]
     for row in np.unique(rows):
-        first, last = np.searchsorted(boxes.row, (row, row + 1))
-        part = slice(first, last)
-        chosen[first + best_set(boxes.begin[part], boxes.end[part], worth[part])] = True
+        part = slice(*np.searchsorted(boxes.row, (row, row + 1)))
+        chosen[part.start + best_set(boxes.begin[part], boxes.end[part], worth[part])] = True
     return chosen
 
 
@@ -707,22 +695,17 @@ class EventTrainer(Learner):
         fit_scale(self.network.posterior, "channel_", rows.channels)
         fit_scale(self.network.posterior, "clip_", rows.statistics)
         self.resident = Resident.of(rows, self.device)
+        given = {"lr": events.lr, "weight_decay": events.weight_decay, "fused": True}
         self.optimizers = {
-            name: torch.optim.AdamW(
-                getattr(self.network, name).parameters(),
-                events.lr,
-                weight_decay=events.weight_decay,
-                fused=True,
-            )
+            name: torch.optim.AdamW(getattr(self.network, name).parameters(), **given)
             for name in ("posterior", "values")
         }
 
     def phases(self, passes: int) -> tuple[int, int]:
         """Gradient steps on frames and on boxes in so many passes."""
         events, shown = self.events, passes * self.pass_rows
-        return -(-shown // events.batch), math.ceil(
-            events.box_passes * BOXES_A_ROW * shown / events.box_batch
-        )
+        boxes = events.box_passes * BOXES_A_ROW * shown
+        return math.ceil(shown / events.batch), math.ceil(boxes / events.box_batch)
 
     def gradient_steps(self, passes: int) -> int:
         return sum(self.phases(passes))
@@ -783,7 +766,7 @@ class EventTrainer(Learner):
 
     def left_out_of(self, group: np.ndarray) -> Iterator[tuple[np.ndarray, slice]]:
         """Of each group the places (n,) of its members in `group`, and the networks without it."""
-        count = int(self.group.max()) + 1
+        count = int(self.group.max()) + 1  # of the clips; of what lies in them some may have none
         for k in range(count):
             yield np.flatnonzero(group == k), slice(k, None, count)
 
@@ -823,10 +806,10 @@ class EventTrainer(Learner):
         """F and N at the fixed point, over the boxes of clips whose tags are not known."""
         boxes, values = self.boxes, self.out_of_fold()
         query, cache = self.rows.query[boxes.row], self.train_cache
-        asks = ~self.rows.present if (~self.rows.present).any() else self.rows.present
+        asks = self.rows.present == self.rows.present.all()  # those that nobody knows, or all
         some = asks[boxes.row]
         own = Boxes(*(part[some] for part in boxes))
-        truth = self.truth._replace(values=self.truth.values[some], frames=self.truth.frames[some])
+        truth = Truth(*(part[some] for part in self.truth))
         frames = np.zeros(len(cache.pairs))  # of all pairs: those below the tag limit have no row
         for index in np.flatnonzero(cache.present):
             frames[index] = cache.one("label", index).sum()
@@ -866,8 +849,7 @@ class EventTrainer(Learner):
         work = self.box_step if in_boxes else self.frame_step
         cells = [work(step - self.frame_steps * in_boxes) for step in steps]
         self.progress["finished"] = steps.stop
-        seen = min(steps.stop / self.frame_steps, 1)
-        self.progress["frames"] = round(self.total_frames * seen)
+        self.progress["frames"] = round(self.total_frames * min(steps.stop / self.frame_steps, 1))
         if not self.sums.isfinite().all():
             step = self.progress["steps"]
             raise diverged(f"loss is not finite near gradient step {step}", "events.lr")
@@ -910,17 +892,13 @@ class EventTrainer(Learner):
 
     def learned(self) -> tuple[dict[str, str], str]:
         loss = runfolder.read_history(self.cfg.run)["Loss"]
-        lines = {}
-        for name, part in (("frame", loss[: self.frame_steps]), ("box", loss[self.frame_steps :])):
-            some = part[part > 0]  # a tick of several steps has one loss, their mean
-            tenth = math.ceil(len(some) / 10)
-            lines[f"{name}_loss_first_tenth"] = f"{some[:tenth].mean():.4f}"
-            lines[f"{name}_loss_last_tenth"] = f"{some[-tenth:].mean():.4f}"
-        frames, frames_end, boxes, boxes_end = lines.values()
-        return lines, (
-            f"from the first to the last tenth of the steps the loss went from {frames} to"
-            f" {frames_end} on frames and from {boxes} to {boxes_end} on boxes"
-        )
+        lines, said, steps = {}, [], self.frame_steps
+        for name, kind, part in ("frame", "frames", loss[:steps]), ("box", "boxes", loss[steps:]):
+            first, last = tenths(part[part > 0])  # a tick of several steps has one, their mean
+            lines |= {f"{name}_loss_first_tenth": first, f"{name}_loss_last_tenth": last}
+            said.append(f"from {first} to {last} on {kind}")
+        went = "from the first to the last tenth of the steps the loss went"
+        return lines, f"{went} {' and '.join(said)}"
 
     def held_out_f1(self) -> float:
         """Of present pairs alone, asked for as the cache asks; -1 before the boxes have prices."""

@@ -1,5 +1,7 @@
 """What the learners of all methods share: how far a run is, and what its checkpoints hold."""
 
+import json
+import math
 from collections import deque
 from functools import cached_property
 from typing import Any, ClassVar
@@ -8,11 +10,19 @@ import numpy as np
 import torch
 
 from config import Bandit, TrainConfig
+from core.errors import InputError
 from core.ranks import Ranks
+from core.versions import made_with
 from policy import runfolder
 from policy.bandit import hold_out
 from policy.gate import Gate
 from sed.caches import Cache
+
+
+def tenths(values: np.ndarray) -> tuple[str, str]:
+    """Means of the first and of the last tenth."""
+    tenth = math.ceil(len(values) / 10)
+    return f"{values[:tenth].mean():.4f}", f"{values[-tenth:].mean():.4f}"
 
 
 class Learner:
@@ -90,11 +100,22 @@ class Learner:
         return self.cache.choose(np.isin(np.arange(len(self.cache.pairs)), pairs))
 
     def policy(self) -> dict[str, Any]:
-        """What best.pt and the numbered checkpoints hold: enough to apply the policy."""
+        """What best.pt and the numbered checkpoints hold: enough to apply the policy.
+        InputError for bad weights."""
         self.read_sums()
-        info = self.progress | {"trained_on": self.facts}
-        given = (self.cfg, self.cache, self.network, self.gate, info, self.prints)
-        return runfolder.policy_content(*given)
+        if not all(weight.isfinite().all() for weight in self.network.parameters()):
+            raise InputError("weights are not finite: the last good checkpoint is kept")
+        return {
+            "config": json.dumps(runfolder.stored_config(self.cfg)),
+            "cache_key": self.cache.key,
+            "signal": json.dumps(self.cache.manifest["signal"]),
+            "gate": json.dumps(self.gate and self.gate._asdict()),
+            **made_with(),
+            "device": next(self.network.parameters()).device.type,
+            "info": self.progress | {"trained_on": self.facts},
+            "seen": torch.from_numpy(self.prints),
+            "network": self.network.state_dict(),
+        }
 
     @cached_property
     def prints(self) -> np.ndarray:

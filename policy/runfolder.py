@@ -39,7 +39,7 @@ from core.stored import (
     write_json,
 )
 from core.tensors import digest as digest  # the suite asks here for everything about checkpoints
-from core.versions import made_with, processor
+from core.versions import processor
 from policy.gate import Gate
 from sed.caches import Cache
 
@@ -172,31 +172,6 @@ def config_of(cls: type, stored: Any) -> Any:
     return from_dict(cls, completed(stored, to_dict(cls())))
 
 
-def policy_content(
-    cfg: TrainConfig,
-    cache: Cache,
-    network: torch.nn.Module,
-    gate: Gate | None,
-    info: dict[str, Any],
-    seen: np.ndarray,
-) -> dict[str, Any]:
-    """What a checkpoint needs so that its network can be applied; `seen`: see `prints_of`.
-    InputError for bad weights."""
-    if not all(weight.isfinite().all() for weight in network.parameters()):
-        raise InputError("weights are not finite: the last good checkpoint is kept")
-    return {
-        "config": json.dumps(stored_config(cfg)),
-        "cache_key": cache.key,
-        "signal": json.dumps(cache.manifest["signal"]),
-        "gate": json.dumps(gate and gate._asdict()),
-        **made_with(),
-        "device": next(network.parameters()).device.type,
-        "info": info,
-        "seen": torch.from_numpy(seen),
-        "network": network.state_dict(),
-    }
-
-
 def new_progress() -> dict[str, Any]:
     """What every training counts; sums of loss and answers are since the last finished episode."""
     counts = dict.fromkeys(("finished", "steps", "frames"), 0)
@@ -218,9 +193,11 @@ def is_told(value: Any) -> bool:
     return is_leaf(value) or misfit(value, Each(is_leaf)) is None
 
 
-PLAIN = {
+FACTS = {
     "signal": maybe(Each(is_plain)),
     "gate": maybe({"thresholds": Each(is_number), "fallback": is_number}),
+    "info": Each(is_told),
+    "classes": [is_text],
 }
 
 
@@ -242,11 +219,9 @@ def facts_of(content: dict[str, Any], path: Path) -> Facts:
     """
     try:
         config = config_of(TrainConfig, parse_json(content["config"]))
-        signal, gate = (parse_json(content.get(name, "null")) for name in PLAIN)
-        check_form({"signal": signal, "gate": gate}, PLAIN)
+        signal, gate = (parse_json(content.get(name, "null")) for name in ("signal", "gate"))
         info, classes = content["info"], content.get("classes", ())
-        check_form(info, Each(is_told))
-        check_form({"classes": classes}, {"classes": [is_text]})
+        check_form({"signal": signal, "gate": gate, "info": info, "classes": classes}, FACTS)
         seen = content.get("seen")
         if seen is not None and not (isinstance(seen, torch.Tensor) and seen.dtype == torch.int64):
             raise ValueError("seen is no list of pairs")

@@ -14,7 +14,6 @@ rewards     the Q-network itself, squared error against the rewards of all actio
 A baseline always sees cached arrays (the independent reading): it takes no earlier decision.
 """
 
-import math
 from functools import cached_property
 from typing import Any
 
@@ -43,7 +42,7 @@ from policy.bandit import (
 )
 from policy.device import CPU_BATCHES, fastest_batch
 from policy.gate import tune_gate
-from policy.learner import Learner
+from policy.learner import Learner, tenths
 from policy.network import make_network
 from sed.caches import Cache
 from sed.metrics import mean_f1
@@ -120,9 +119,7 @@ class SupervisedTrainer(FrameLearner):
         """Frames that the whole run learns from, one that is drawn again counted again."""
         return len(self.order) * self.learning.batch
 
-    def loss_of(
-        self, out: torch.Tensor, frame: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def loss_of(self, out: torch.Tensor, frame: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Answers on frames (B,) -> loss, decisions (B,) bool, mean answer: the probability that
         the frames are on, or the Q-value of the best action."""
         if self.classifies:
@@ -164,9 +161,7 @@ class SupervisedTrainer(FrameLearner):
         self.rng.bit_generator.state = own["rng"]["draws"]
 
     def learned(self) -> tuple[dict[str, str], str]:
-        loss = runfolder.read_history(self.cfg.run)["Loss"]
-        tenth = math.ceil(len(loss) / 10)
-        first, last = (f"{some.mean():.4f}" for some in (loss[:tenth], loss[-tenth:]))
+        first, last = tenths(runfolder.read_history(self.cfg.run)["Loss"])
         said = f"from the first to the last tenth of the steps the loss went from {first} to {last}"
         return {"loss_first_tenth": first, "loss_last_tenth": last}, said
 
