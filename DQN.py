@@ -127,7 +127,6 @@ class Trainer(supervised.FrameLearner):
         return max(0, int(passes * self.pass_frames - waits) // self.learning.frames_per_step)
 
     def epsilon(self, episode: Any) -> Any:
-        """Exploration rate of an episode, or of an array of them."""
         return epsilon_at(episode, self.progress["planned"], self.learning)
 
     @property
@@ -181,7 +180,6 @@ class Trainer(supervised.FrameLearner):
         return actions
 
     def act(self, lane: np.ndarray, choice: np.ndarray, asked: np.ndarray) -> None:
-        """Choose, pay and store an action in some lanes."""
         on_device = torch.from_numpy(lane).to(self.device)
         pair = torch.from_numpy(self.order[self.episode[lane]]).to(self.device)
         frame = torch.from_numpy(self.frame[lane]).to(self.device)
@@ -238,7 +236,6 @@ class Trainer(supervised.FrameLearner):
         return sum(counts) > self.learning.train_start and min(counts) >= self.batch
 
     def gradient_step(self) -> None:
-        """Learn, and count it."""
         self.progress["steps"] += 1
         self.progress["loss_count"] += 1
         self.learn()

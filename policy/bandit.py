@@ -63,7 +63,6 @@ def query_of(labels: Iterable[str], classes: Sequence[str]) -> np.ndarray:
 
 
 def to_device(cache: Cache, bandit: Bandit, device: torch.device) -> Signals:
-    """Cache -> resident signals."""
     return resident(cache.signals, cache.label, cache.offsets, bandit, device)
 
 

@@ -142,7 +142,6 @@ class GraphSteps:
             self.replay.count = int(self.count)
 
     def learn(self) -> None:
-        """Draw a batch and learn from it."""
         size, batch = len(self.replay), len(self.drawn)
         self.send(self.drawn, self.replay_rng.choice(size, batch, replace=False, shuffle=False))
         self.learn_drawn()

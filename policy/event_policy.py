@@ -518,7 +518,6 @@ FORMS = {f"box_{n}": (kind, None) for n, kind in zip(Candidates._fields, KINDS, 
 
 
 def as_arrays(boxes: Candidates) -> dict[str, np.ndarray]:
-    """Candidates as they are stored."""
     return dict(zip(FORMS, boxes, strict=True))
 
 
@@ -547,7 +546,6 @@ def seconds_of(boxes: Candidates, cache: Cache) -> tuple[np.ndarray, np.ndarray]
 
 
 def chunks(asked: Iterable[Asked]) -> Iterator[list[Asked]]:
-    """A few clips at a time."""
     left = iter(asked)
     while some := list(islice(left, CLIPS_AT_ONCE)):
         yield some
@@ -875,7 +873,6 @@ class EventTrainer(Learner):
             self.load_optimizer(each, content["optimizer"][name])
 
     def what(self) -> str:
-        """What is trained, in words."""
         weights = sum(p.numel() for p in self.network.parameters())
         return (
             f"policy over events, {weights:,} parameters in {len(self.left_out)} networks of frames"

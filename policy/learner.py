@@ -62,7 +62,6 @@ class Learner:
 
     @property
     def done(self) -> bool:
-        """All episodes have finished."""
         return self.progress["finished"] == len(self.order)
 
     def epsilon(self, episode: int) -> float:
@@ -74,7 +73,6 @@ class Learner:
         self.progress["loss_sum"], self.progress["q_sum"] = self.sums.tolist()
 
     def reset_sums(self) -> None:
-        """Begin to add up anew."""
         self.sums.zero_()
         self.progress |= {"loss_sum": 0.0, "q_sum": 0.0, "loss_count": 0}
 
@@ -123,7 +121,6 @@ class Learner:
         return runfolder.prints_of(self.cache, hold_out(self.cache, self.cfg)[0])
 
     def optimizer_state(self) -> dict[str, Any]:
-        """What `optimizer` of last.pt holds."""
         return self.optimizer.state_dict()
 
     def own_state(self) -> dict[str, Any]:

@@ -73,7 +73,6 @@ class PrioritizedReplay(Replay):
         self.tree = np.zeros(2 * self.leaves)
 
     def add(self, **rows: torch.Tensor) -> None:
-        """Append n rows (n, ...) of every column, overwriting the oldest."""
         before = self.count
         super().add(**rows)
         self.set_priority(np.arange(before, self.count) % self.capacity, self.highest)

@@ -97,7 +97,6 @@ class Recalibrator(EventTrainer):
         super().__init__(replace(cfg, events=replace(theirs, **own)), cache, device, ranks)
 
     def asked(self) -> Iterator[Asked]:
-        """The training clips as the given policy sees them."""
         return map(self.given.shown, super().asked())
 
     def begin(self) -> None:
@@ -126,11 +125,9 @@ class Recalibrator(EventTrainer):
         self.frames = self.on_device(np.concatenate(odds), rows.target, weight)
 
     def on_device(self, *parts: np.ndarray) -> list[torch.Tensor]:
-        """Arrays as float32."""
         return [torch.from_numpy(part.astype(np.float32)).to(self.device) for part in parts]
 
     def phases(self, passes: int) -> tuple[int, int]:
-        """A pass is a gradient step on all frames, later one on all boxes."""
         return passes, passes
 
     @property
@@ -138,7 +135,6 @@ class Recalibrator(EventTrainer):
         return self.frame_steps * len(self.rows.channels)
 
     def frame_step(self, step: int) -> torch.Tensor:
-        """A gradient step on all frames; the cells of their decisions, (4,)."""
         odds, target, weight = self.frames
         found = self.mixing["posterior"](odds)
         error = functional.binary_cross_entropy_with_logits(found, target, reduction="none")
@@ -149,7 +145,6 @@ class Recalibrator(EventTrainer):
         return self.cells((odds[:, 0] > 0) == true, (sounds > 0) == true, torch.ones_like(true))
 
     def make_boxes(self) -> None:
-        """All candidates with their truth, by the recalibrated posterior."""
         self.take_in("posterior")
         super().make_boxes()
 
@@ -166,7 +161,6 @@ class Recalibrator(EventTrainer):
         self.box_tensors = (odds, truth, *self.on_device(weight))
 
     def box_step(self, step: int) -> torch.Tensor:
-        """A gradient step on all boxes; the cells of their decisions, (4,)."""
         odds, true, weight = self.box_tensors
         found = self.mixing["values"](odds).sigmoid().mean(0).clamp(LEAST, 1 - LEAST)
         error = functional.binary_cross_entropy(found, true, reduction="none").sum(1)
@@ -177,7 +171,6 @@ class Recalibrator(EventTrainer):
         return self.cells(before == good, (extent > 0.5) == good, torch.ones_like(good))
 
     def gradient_step(self, name: str, losses: torch.Tensor, share: float) -> None:
-        """One step of Adam on the loss and the prior."""
         certain = OBSERVATIONS[name] * len(self.rows.pair)
         self.optimizers[name].zero_grad(set_to_none=True)
         (losses + self.mixing[name].moved() / (2 * SPREAD**2 * certain)).backward()

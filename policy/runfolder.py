@@ -469,7 +469,6 @@ class History:
         self.rows += 1
 
     def close(self) -> None:
-        """Flush everything."""
         self.stream.close()
         if self.board:
             self.board.close()
