@@ -39,14 +39,13 @@ from core.files import keep_apart
 from core.ranks import ALONE, TRAINING_PATIENCE, Ranks, pick_device, together
 from core.settings import to_dict
 from policy import event_policy, heartbeat, longrun, recalibration, runfolder, supervised
-from policy.apply import decisions, load_policy
+from policy.apply import load_policy
 from policy.bandit import (
     check_finite,
     diverged,
     episode_order,
     epsilon_at,
     frames_of,
-    hold_out,
     make_states,
     near,
     outcome,
@@ -54,19 +53,15 @@ from policy.bandit import (
     replay_columns,
     reward_table,
     stored_share,
-    to_device,
 )
 from policy.device import GraphSteps
-from policy.gate import tune_gate
 from policy.learner import Learner
 from policy.network import QNetwork
 from policy.qlearning import Replay
 from sed.caches import Cache, load_cache
-from sed.metrics import mean_f1
 
 FORMAT = 1
 AGREE_EVERY = 16  # ticks after which several processes ask each other whether to stop or save
-# ---------------------------------------------------------------------------- checkpoints
 
 
 def begin_from(trainer: Learner, path: Path) -> None:
@@ -85,25 +80,19 @@ def begin_from(trainer: Learner, path: Path) -> None:
 # ---------------------------------------------------------------------------- training
 
 
-class Trainer(Learner):
-    """The state of a run: everything here that changes is in the checkpoint."""
+class Trainer(supervised.FrameLearner):
+    """The policy of the slides, learning by trial: the lanes and the replay memory of a run."""
 
-    PASSES, FLOOR = 1, 2_000  # slides; gradient steps, see "How much data" in docs/scores.md
     SCHEDULE = "epsilon goes on as first planned"  # said where a run gets more passes
 
     def __init__(self, cfg: TrainConfig, cache: Cache, device: torch.device, ranks: Ranks = ALONE):
-        super().__init__(cache, device, ranks)
-        on_gpu = device.type == "cuda"
-        self.bandit, self.learning = cfg.bandit, cfg.learning
+        super().__init__(cfg, cache, device, ranks)
         self.sequential = self.bandit.reading == "sequential"
-        train, self.held_out = hold_out(cache, cfg)
-        self.signals = to_device(cache, self.bandit, device)
-        _, frame = frames_of(self.signals, torch.from_numpy(train).to(device))
+        _, frame = frames_of(self.signals, torch.from_numpy(self.learns_from).to(device))
         self.pass_frames = len(frame)
         self.stored_share = stored_share(self.signals, frame, self.bandit)
         self.cfg = cfg = planned(cfg, self.PASSES, self.FLOOR, self.gradient_steps)
-        self.order = episode_order(cache, train, cfg)
-        self.gate = tune_gate(cache)
+        self.order = episode_order(cache, self.learns_from, cfg)
         self.table = reward_table(self.bandit).to(device)
         prob, t_base = self.signals.prob, self.signals.t_base
         # On the host, so that choosing the frames to compute needs no wait for the device.
@@ -111,9 +100,8 @@ class Trainer(Learner):
         self.inside = near(prob, t_base, self.bandit.boundary_width).cpu().numpy()
         torch.manual_seed(cfg.seed)  # initial weights and dropout; all else has its own generator
         self.network = QNetwork(self.bandit, cfg.network).to(device)
-        self.optimizer = torch.optim.Adam(
-            self.network.parameters(), self.learning.lr, fused=True, capturable=on_gpu
-        )
+        weights, on_gpu = self.network.parameters(), device.type == "cuda"
+        self.optimizer = torch.optim.Adam(weights, self.learning.lr, fused=True, capturable=on_gpu)
         columns = replay_columns(self.bandit.context, self.sequential)
         self.batch = ranks.share(self.learning.batch, "learning.batch")
         self.replay = Replay(self.learning.replay // ranks.size, columns, device)
@@ -139,12 +127,10 @@ class Trainer(Learner):
         return max(0, int(passes * self.pass_frames - waits) // self.learning.frames_per_step)
 
     def epsilon(self, episode: Any) -> Any:
-        """Exploration rate of an episode, or of an array of them."""
         return epsilon_at(episode, self.progress["planned"], self.learning)
 
     @property
     def total_frames(self) -> int:
-        """Frames that the whole run visits."""
         start = 1 if self.sequential else 0  # the original starts at frame 1, if there is one
         lengths = np.diff(self.cache.offsets)[self.order]
         return int(np.maximum(lengths - start, 1).sum())
@@ -155,10 +141,10 @@ class Trainer(Learner):
             if self.progress["next_episode"] == len(self.order):
                 break
             self.episode[lane] = self.progress["next_episode"]
-            first = int(self.cache.offsets[self.order[self.episode[lane]]])
+            pair = self.order[self.episode[lane]]
+            first, end = self.cache.offsets[pair : pair + 2]
             # The original starts at frame 1: frame 0 keeps its base decision.
-            length = int(self.cache.offsets[self.order[self.episode[lane]] + 1]) - first
-            self.frame[lane] = first + (1 if self.sequential and length > 1 else 0)
+            self.frame[lane] = first + (self.sequential and end - first > 1)
             self.left[lane] = self.bandit.no_change
             self.cells[lane] = 0
             self.progress["next_episode"] += 1
@@ -194,7 +180,6 @@ class Trainer(Learner):
         return actions
 
     def act(self, lane: np.ndarray, choice: np.ndarray, asked: np.ndarray) -> None:
-        """Choose, pay and store an action in some lanes."""
         on_device = torch.from_numpy(lane).to(self.device)
         pair = torch.from_numpy(self.order[self.episode[lane]]).to(self.device)
         frame = torch.from_numpy(self.frame[lane]).to(self.device)
@@ -251,7 +236,6 @@ class Trainer(Learner):
         return sum(counts) > self.learning.train_start and min(counts) >= self.batch
 
     def gradient_step(self) -> None:
-        """Learn, and count it."""
         self.progress["steps"] += 1
         self.progress["loss_count"] += 1
         self.learn()
@@ -285,12 +269,10 @@ class Trainer(Learner):
         return means
 
     def policy(self) -> dict[str, Any]:
-        """What best.pt and the numbered checkpoints hold: enough to apply the policy."""
         return {"format": FORMAT} | super().policy()
 
     def own_state(self) -> dict[str, Any]:
-        """What differs between processes."""
-        rng = runfolder.torch_rng(self.device)
+        rng = super().own_state()["rng"]
         rng["explore"] = self.explore_rng.bit_generator.state
         rng["replay"] = self.replay_rng.bit_generator.state
         return {
@@ -304,17 +286,9 @@ class Trainer(Learner):
             "rng": rng,
         }
 
-    def state(self) -> dict[str, Any]:
-        """What last.pt holds: everything that a bit-exact resume needs."""
-        own, *others = self.ranks.gather(self.own_state())
-        shared = {"optimizer": self.optimizer.state_dict(), "recent": list(self.recent)}
-        return self.policy() | shared | own | ({"others": others} if others else {})
-
     def restore(self, content: dict[str, Any]) -> None:
-        """Take over the state of last.pt."""
-        self.take_over(content)
+        own = self.take_over(content)
         self.load_optimizer(self.optimizer, content["optimizer"])
-        own = content if self.ranks.leads else content["others"][self.ranks.rank - 1]
         for name, column in self.replay.columns.items():
             column.copy_(own["replay"][name])
         self.replay.count = own["replay"]["count"]
@@ -324,26 +298,16 @@ class Trainer(Learner):
         self.cells.copy_(lanes["cells"])
         self.explore_rng.bit_generator.state = own["rng"]["explore"]
         self.replay_rng.bit_generator.state = own["rng"]["replay"]
-        runfolder.restore_torch_rng(own["rng"], self.device)
         self.fill_lanes()  # with pairs of further passes
 
-    def announce(self) -> None:
-        """Say what is about to happen."""
-        longrun.announce(self)
+    announce = longrun.announce
 
     def learned(self) -> tuple[dict[str, str], str]:
-        """Rewards of the run, for grep and in words."""
         curve = runfolder.learning_curve(self.cfg.run, self.bandit)
         first, last = curve["avg10_first_tenth"], curve["avg10_last_tenth"]
         said = "the reward of an episode (avg10, its mean over ten) went from"
         lines = {name: f"{value:.2f}" for name, value in curve.items()}
         return lines, f"{said} {first:.1f} in the first tenth of the run to {last:.1f} in the last"
-
-    def held_out_f1(self) -> float:
-        """Mean-pair F1 of the greedy policy on the held-out pairs."""
-        given = (self.network, self.signals, self.bandit, self.deciding_batch, self.held_out)
-        pred, _ = decisions(*given, ranks=self.ranks)
-        return mean_f1(self.cache, pred.cpu().numpy(), self.held_out)
 
 
 class GraphTrainer(GraphSteps, Trainer):
@@ -408,7 +372,7 @@ def train(cfg: TrainConfig, device: torch.device, ranks: Ranks, cache: Cache | N
 
 
 def save_last(trainer: Learner) -> None:
-    """Write last.pt."""
+    """Write last.pt; every process has a part of it."""
     content = trainer.state()
     if trainer.ranks.leads:
         runfolder.write_checkpoint(trainer.cfg.run / "last.pt", content)
@@ -454,10 +418,7 @@ def run_episodes(
 
 
 def record(
-    trainer: Learner,
-    history: runfolder.History | None,
-    episode: int,
-    cells: list[int],
+    trainer: Learner, history: runfolder.History | None, episode: int, cells: list[int]
 ) -> dict[str, float]:
     """Log a finished episode; returns what the progress line and the heartbeat show."""
     reward = float((torch.tensor(cells) * reward_table(trainer.bandit).double()).sum())

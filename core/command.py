@@ -212,13 +212,16 @@ def metavar(hint: Any) -> str:
 
 
 def texts_of(cls: type) -> dict[str, str]:
-    """Field -> the line that stands under it in the source."""
+    """Field -> the text that stands under it in the source, or else the comment behind it."""
     texts = {}
     for base in (base for base in reversed(cls.__mro__) if dataclasses.is_dataclass(base)):
-        (node,) = ast.parse(textwrap.dedent(inspect.getsource(base))).body
-        for name, text in pairwise(node.body):
-            if isinstance(name, ast.AnnAssign) and isinstance(text, ast.Expr):
-                texts[name.target.id] = text.value.value
+        source = textwrap.dedent(inspect.getsource(base))
+        (node,) = ast.parse(source).body
+        lines = source.splitlines()
+        for name, text in pairwise([*node.body, node]):
+            if isinstance(name, ast.AnnAssign):
+                behind = lines[name.end_lineno - 1].partition("  # ")[2]
+                texts[name.target.id] = text.value.value if isinstance(text, ast.Expr) else behind
     return texts
 
 

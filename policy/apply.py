@@ -73,7 +73,7 @@ def greedy_actions(
     Frames that are not decided hold the no-change action: in the independent reading those whose
     answer no action can change, in the sequential one the first frame of each pair.
     """
-    device, was_training = signals.prob.device, network.training
+    device = signals.prob.device
     network.eval()
     chosen = np.arange(len(signals.start)) if pairs is None else np.asarray(pairs)
     pair = torch.from_numpy(chosen).to(device)
@@ -101,29 +101,10 @@ def greedy_actions(
                 actions[frame] = q_values.argmax(1)
                 finite &= q_values.isfinite().all()
         check_finite(finite)
-    network.train(was_training)
     return actions
 
 
 @torch.inference_mode()
-def classified(
-    network: Classifier,
-    signals: Signals,
-    bandit: Bandit,
-    batch: int,
-    pairs: np.ndarray,
-    progress: str | None = None,
-) -> torch.Tensor:
-    """Decisions (N,) bool of a classifier on some pairs; elsewhere those of T_base."""
-    on, was_training = decide(signals.prob, signals.t_base), network.training
-    network.eval()
-    asked = frames_of(signals, torch.from_numpy(pairs).to(on.device))
-    for part, logit in outputs(network, signals, bandit, *asked, batch, progress):
-        on[part] = logit[:, 0] > 0
-    network.train(was_training)
-    return on
-
-
 def decisions(
     network: QNetwork,
     signals: Signals,
@@ -140,13 +121,18 @@ def decisions(
     """
     pairs = np.arange(len(signals.start)) if pairs is None else np.asarray(pairs)
     own = pairs[ranks.owns(np.arange(len(pairs)))]
-    given = (network, signals, bandit, batch, own, progress if ranks.leads else None)
-    if isinstance(network, Classifier):
-        base = decide(signals.prob, signals.t_base)
-        changed = ranks.total((classified(*given) != base).long())
-        return base ^ (changed > 0), None
-    actions = ranks.total(greedy_actions(*given) - bandit.no_change) + bandit.no_change
-    return decide(signals.prob, thresholds(signals, actions, bandit)), actions
+    progress = progress if ranks.leads else None
+    if not isinstance(network, Classifier):
+        actions = greedy_actions(network, signals, bandit, batch, own, progress)
+        actions = ranks.total(actions - bandit.no_change) + bandit.no_change
+        return decide(signals.prob, thresholds(signals, actions, bandit)), actions
+    network.eval()
+    base = decide(signals.prob, signals.t_base)
+    changed = torch.zeros_like(base, dtype=torch.int64)
+    asked = frames_of(signals, torch.from_numpy(own).to(base.device))
+    for part, logit in outputs(network, signals, bandit, *asked, batch, progress):
+        changed[part] = ((logit[:, 0] > 0) != base[part]).long()
+    return base ^ (ranks.total(changed) > 0), None
 
 
 class Policy(NamedTuple):
@@ -178,15 +164,14 @@ def load_policy(path: Path, device: torch.device, preset: str = "slides") -> Pol
     A bare state dict holds no settings; they are the preset's. InputError if it does not fit.
     """
     content = runfolder.read_checkpoint(path, device)
-    bare = "config" not in content
-    if bare and "tcn.0.weight" not in content:
-        raise InputError(f"{path}: neither a checkpoint of this suite nor a Q-network's state dict")
-    if bare:
-        info = {"source": "state dict", "preset": preset}
+    if "config" in content:
+        facts, weights = runfolder.facts_of(content, path), content.get("network")
+    elif "tcn.0.weight" in content:
+        info, weights = {"source": "state dict", "preset": preset}, content
         facts = runfolder.Facts(TrainConfig.with_preset(preset), None, None, info)
     else:
-        facts = runfolder.facts_of(content, path)
-    config, weights = facts.config, content if bare else content.get("network")
+        raise InputError(f"{path}: neither a checkpoint of this suite nor a Q-network's state dict")
+    config = facts.config
     make = partial(make_network, config.method, config.bandit, config.network)
     if config.method == "events":
         make = partial(EventNetwork.like, config.events, facts.classes, weights)

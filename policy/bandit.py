@@ -50,17 +50,10 @@ def resident(
 
     `prob` and `t_base` are rows of `channels`, not copies.
     """
-    order = bandit.channels
-    channels = torch.from_numpy(np.stack([signals[name] for name in order])).to(device)
-    bounds = torch.from_numpy(offsets).to(device)
-    return Signals(
-        channels,
-        channels[order.index("prob")],
-        channels[order.index("t_base")],
-        torch.from_numpy(label).to(device),
-        bounds[:-1],
-        bounds[1:],
-    )
+    arrays = np.stack([signals[name] for name in bandit.channels]), label, offsets
+    channels, label, bounds = (torch.from_numpy(array).to(device) for array in arrays)
+    prob, t_base = (channels[bandit.channels.index(name)] for name in ("prob", "t_base"))
+    return Signals(channels, prob, t_base, label, bounds[:-1], bounds[1:])
 
 
 def query_of(labels: Iterable[str], classes: Sequence[str]) -> np.ndarray:
@@ -70,7 +63,6 @@ def query_of(labels: Iterable[str], classes: Sequence[str]) -> np.ndarray:
 
 
 def to_device(cache: Cache, bandit: Bandit, device: torch.device) -> Signals:
-    """Cache -> resident signals."""
     return resident(cache.signals, cache.label, cache.offsets, bandit, device)
 
 
@@ -122,10 +114,9 @@ def make_states(
     index = (frame[:, None] + reach).maximum(first).minimum(last)  # (B, W)
     states = signals.channels[:, index].transpose(0, 1)  # (B, C, W)
     if left is not None and c:
-        deltas = delta_table(bandit, frame.device)
-        t_left = shift(signals.t_base[index[:, :c]], deltas[left])  # (B, c)
+        t_left = shift(signals.t_base[index[:, :c]], delta_table(bandit, frame.device)[left])
         states = states.contiguous()
-        states[:, bandit.channels.index("t_base"), :c] = t_left
+        states[:, bandit.channels.index("t_base"), :c] = t_left  # (B, c)
         on_left = decide(signals.prob[index[:, :c]], t_left).float()
         states[:, bandit.channels.index("binary"), :c] = on_left
     return states
@@ -212,7 +203,7 @@ def stored_share(signals: Signals, frame: torch.Tensor, bandit: Bandit) -> float
     prob, t_base = signals.prob[frame], signals.t_base[frame]
     before = bandit.boundary_test == "before"
     tested = [t_base] if before else [shift(t_base, delta) for delta in bandit.deltas]
-    inside = [near(prob, threshold, bandit.boundary_width) for threshold in tested]
+    inside = (near(prob, threshold, bandit.boundary_width) for threshold in tested)
     share = float(np.mean([each.double().mean().item() for each in inside]))
     if share == 0:
         raise InputError(
@@ -237,9 +228,9 @@ def episode_order(cache: Cache, train: np.ndarray, cfg: TrainConfig) -> np.ndarr
             f"--passes {cfg.passes}: {count:,} episodes, more than the {MOST_EPISODES:,} of a run"
         )
     if cfg.learning.episode_order == "sorted":
-        key = [(cache.pairs[i].filename, cache.pairs[i].event_label) for i in train]
-        once = train[sorted(range(len(train)), key=key.__getitem__)]
-        return np.tile(once, cfg.passes)
+        return np.tile(
+            sorted(train, key=lambda i: cache.pairs[i][:2]), cfg.passes
+        )  # by name, class
     rng = np.random.default_rng([cfg.seed, 0])
     return np.concatenate([rng.permutation(train) for _ in range(cfg.passes)])
 

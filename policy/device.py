@@ -43,7 +43,6 @@ def fastest_batch(network: nn.Module, signals: Signals, bandit: Bandit) -> int:
     sizes = CUDA_BATCHES if device.type == "cuda" else CPU_BATCHES
     if num_frames < SMALL_JOB:
         return sizes[0]
-    was_training = network.training
     network.eval()
     frame = torch.arange(max(sizes), device=device) % num_frames
     pair = torch.searchsorted(signals.end, frame, right=True)
@@ -61,7 +60,6 @@ def fastest_batch(network: nn.Module, signals: Signals, bandit: Bandit) -> int:
             times[size] = (time.perf_counter() - began) / size
         except torch.cuda.OutOfMemoryError:
             break
-    network.train(was_training)
     return min(times, key=times.__getitem__)
 
 
@@ -144,7 +142,6 @@ class GraphSteps:
             self.replay.count = int(self.count)
 
     def learn(self) -> None:
-        """Draw a batch and learn from it."""
         size, batch = len(self.replay), len(self.drawn)
         self.send(self.drawn, self.replay_rng.choice(size, batch, replace=False, shuffle=False))
         self.learn_drawn()
@@ -157,12 +154,10 @@ class GraphSteps:
         super().read_sums()
 
     def own_state(self) -> dict[str, Any]:
-        """As of `Trainer`."""
         self.replay.count = int(self.count)
         return super().own_state()
 
     def restore(self, content: dict[str, Any]) -> None:
-        """As of `Trainer`."""
         super().restore(content)
         self.count.fill_(self.replay.count)
 

@@ -4,12 +4,9 @@ Run:    python DQN.py --preset best
 Shapes: Q queries of a clip, T frames, R rows (see posterior.py), B boxes, F features of a box,
         V values of a box, M networks, K known classes
 
-The bandit. A context is a box (clip, class, onset, offset) among the candidates of its query. The
-actions are: emit it, emit another box that overlaps it, or emit nothing. The reward is the
-difference that the action makes in the metrics, the other boxes as chosen; gamma is 0; the labels
-give the rewards of all actions, so nothing is tried out.
+Context, actions, reward and decision are described in docs/policy.md; here is the derivation.
 
-The reward in numbers. A class's F1 over all clips is 2 TP / N with N = predicted + true. A box more
+A class's F1 over all clips is 2 TP / N with N = predicted + true. A box more
 that covers d frames, s of them true, changes the frame F1 by (2 s - F d) / (N + d), where F is the
 F1 before; as one event more that matches a true one (h = 1) or none (h = 0) it changes the event F1
 by (2 h - F) / (N + 1). Emitting nothing is worth 0. So a box is worth
@@ -21,11 +18,9 @@ overlap, and F_f, F_c, F_o, N_f, N_e of its class: that is K times what it chang
 over K classes. In the F1 of all frames together (micro) it changes (2 S - F_m d) / sum N_f, so that
 K times it, (2 S - F_m d) / mean N_f, is added with a weight of its own.
 
-Where one decision moves the metric little, a set of boxes is worth the sum. Boxes that overlap
-exclude each other: of each query the set with the highest sum among those without an overlap is
-taken, which weighted interval scheduling finds exactly. F and N depend on the decisions and these
-on F and N: a few rounds over the training clips, each by networks that did not see it, find the
-fixed point. No threshold and no tag gate is tuned.
+Where one decision moves the metric little, a set of boxes is worth the sum. F and N depend on the
+decisions and these on F and N: a few rounds over the training clips, each by networks that did not
+see it, find the fixed point.
 
 For one event alone this is the rule for frames: on where P > F / 2 (Lipton et al., arXiv
 1402.1892).
@@ -37,7 +32,7 @@ are on that make the expected IoU highest, sum(on P) / (sum(on) + sum(off P)).
 import math
 from collections.abc import Iterable, Iterator
 from itertools import islice, pairwise
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -50,7 +45,7 @@ from core.errors import InputError
 from core.ranks import ALONE, Ranks
 from policy import runfolder
 from policy.bandit import diverged, hold_out, planned, query_of, reward_cells
-from policy.learner import Learner
+from policy.learner import Learner, tenths
 from policy.posterior import (
     LOUDNESS,
     Asked,
@@ -61,11 +56,11 @@ from policy.posterior import (
     apply,
     asked_clips,
     class_vectors,
+    fit_scale,
     frames_of_steps,
     log_odds,
     loss_of,
     rows_of,
-    scale_of,
     steps_of,
     true_events,
     with_targets,
@@ -91,6 +86,8 @@ FEATURES = 44
 BOXES_AT_ONCE, CLIPS_AT_ONCE = 8_192, 64  # applied at a time
 STEPS_A_TICK = 8  # gradient steps between two looks at the device
 BOXES_A_ROW = 8  # about; how many boxes there will be decides on the number of steps beforehand
+
+BoxesT = TypeVar("BoxesT", "Boxes", "Candidates")
 
 # ---------------------------------------------------------------------------- boxes of a clip
 
@@ -120,8 +117,8 @@ class _Means:
         return self.total[self.row, np.maximum(first, end)] - self.total[self.row, first]
 
     def __call__(self, first: np.ndarray, end: np.ndarray) -> np.ndarray:
-        first, end = first.clip(0, self.last), end.clip(0, self.last)
-        return self.sum(first, end) / np.maximum(end - first, 1)
+        length = end.clip(0, self.last) - first.clip(0, self.last)
+        return self.sum(first, end) / np.maximum(length, 1)
 
 
 def clip_boxes(asked: Asked, odds: list[np.ndarray], first_row: int) -> Boxes:
@@ -130,66 +127,43 @@ def clip_boxes(asked: Asked, odds: list[np.ndarray], first_row: int) -> Boxes:
     count, frame_s = len(clip.loudness), clip.frame_s
     first = steps_of(count, frame_s)
     logits = np.stack([frames_of_steps(each.T.astype(np.float64), first, count) for each in odds])
-    posterior, begins, ends = np.moveaxis(1 / (1 + np.exp(-logits)), 1, 0)  # (R, T) each
-    parts = [propose(*each, frame_s) for each in zip(posterior, begins, ends, strict=True)]
+    found = 1 / (1 + np.exp(-logits))  # (R, 3, T)
+    parts = [propose(*each, frame_s) for each in found]
     row = np.repeat(np.arange(len(parts)), [len(part[0]) for part in parts])
-    begin, end, ways = (np.concatenate(each) for each in zip(*parts, strict=True))
-    means = {
-        "posterior": _Means(posterior, row),
-        "odds": _Means(logits[:, 0] / 3, row),
-        "raw": _Means(log_odds(clip.scores[asked.wanted]) / 3, row),
-        "begins": _Means(begins, row),
-        "ends": _Means(ends, row),
-    }
-    features = box_features(asked, posterior, means, row, begin, end, ways)
-    soft = means["posterior"].sum(begin, end)
-    return Boxes(row + first_row, begin, end, soft, features)
+    boxes = tuple(map(np.concatenate, zip(*parts, strict=True)))
+    features, soft = box_features(asked, logits[:, 0], np.moveaxis(found, 1, 0), row, boxes)
+    return Boxes(row + first_row, *boxes[:2], soft, features)
 
 
 def box_features(
     asked: Asked,
-    posterior: np.ndarray,
-    means: dict[str, _Means],
+    logits: np.ndarray,
+    probabilities: np.ndarray,
     row: np.ndarray,
-    begin: np.ndarray,
-    end: np.ndarray,
-    ways: np.ndarray,
-) -> np.ndarray:
-    """(B, F) float32: what is known of each box."""
-    clip, count = asked.clip, posterior.shape[1]
-    near, far, edge, step = (
-        max(1, round(span / clip.frame_s)) for span in (NEAR_S, FAR_S, EDGE_S, STEP_S)
-    )
-    post, odds, raw = means["posterior"], means["odds"], means["raw"]
+    boxes: tuple[np.ndarray, np.ndarray, np.ndarray],
+) -> tuple[np.ndarray, np.ndarray]:
+    """(B, F) float32: what is known of each box; (B,): the posterior summed over it.
+
+    Log odds (R, T) and probabilities (3, R, T) of the rows; `boxes`: begin, end and ways, (B,)."""
+    clip, (posterior, *of_edges), (begin, end, ways) = asked.clip, probabilities, boxes
+    count, spans = posterior.shape[1], (NEAR_S, FAR_S, EDGE_S, STEP_S)
+    near, far, edge, step = (max(1, round(span / clip.frame_s)) for span in spans)
+    seen = (posterior, logits / 3, log_odds(clip.scores[asked.wanted]) / 3, *of_edges)
+    post, odds, raw, onset, offset = (_Means(each, row) for each in seen)
     loud = _Means(np.broadcast_to(clip.loudness, posterior.shape), row)
     inside, length = post.sum(begin, end), end - begin
     whole = post.sum(0 * begin, 0 * begin + count)
     around = post.sum(begin - 2 * far, end + 2 * far) - inside
-    spread = [posterior[r, a:b] for r, a, b in zip(row, begin, end, strict=True)]
-    highest, lower, share, deviation = (
-        np.array(
-            [
-                (x.max(), np.partition(x, len(x) // 5)[len(x) // 5], (x < 0.2).mean(), x.std())
-                for x in spread
-            ]
-        )
-        .reshape(-1, 4)
-        .T
-    )
+    within = [shape_of(posterior[r, a:b]) for r, a, b in zip(row, begin, end, strict=True)]
     others = (post.total[:, end] - post.total[:, begin]) / length  # (R, B)
     others[row, np.arange(len(row))] = 0
     tags = log_odds(clip.tags)
     above = np.argsort(np.argsort(-tags, kind="stable")) / max(len(tags) - 1, 1)
     columns = [
         inside / length,
-        highest,
-        lower,
-        share,
-        deviation,
-        post(begin - near, begin),
-        post(begin - far, begin),
-        post(end, end + near),
-        post(end, end + far),
+        *np.array(within).reshape(-1, 4).T,
+        *(post(begin - span, begin) for span in (near, far)),
+        *(post(end, end + span) for span in (near, far)),
         post(begin, np.minimum(begin + near, end)),
         post(np.maximum(end - near, begin), end),
         inside / (length + whole - inside),  # IoU with all that may be true in the clip
@@ -216,11 +190,19 @@ def box_features(
         tags[asked.wanted][row] / 3,
         above[asked.wanted][row],
         *agreement(row, begin, end, ways),
-        *edges(means["begins"], begin, begin + edge, end, edge),
-        *edges(means["ends"], end, begin, end - edge, edge),
-        np.full(len(row), clip.present),
+        *edges(onset, begin, begin + edge, end, edge),
+        *edges(offset, end, begin, end - edge, edge),
+        clip.present,
     ]
-    return np.stack([np.broadcast_to(each, len(row)) for each in columns], 1).astype(np.float32)
+    features = np.stack([np.broadcast_to(each, len(row)) for each in columns], 1)
+    return features.astype(np.float32), inside
+
+
+def shape_of(posterior: np.ndarray) -> tuple[float, float, float, float]:
+    """Of the frames inside a box: maximum, 20 % quantile, share of low ones, deviation."""
+    fifth = len(posterior) // 5
+    low = (posterior < 0.2).mean()
+    return posterior.max(), np.partition(posterior, fifth)[fifth], low, posterior.std()
 
 
 def edges(
@@ -256,9 +238,9 @@ def overlap(begin: np.ndarray, end: np.ndarray) -> tuple[np.ndarray, np.ndarray]
     return both / (length[:, None] + length - both), both / np.minimum(length[:, None], length)
 
 
-def joined(parts: list[Boxes]) -> Boxes:
-    """Boxes of many clips."""
-    return Boxes(*(np.concatenate(each) for each in zip(*parts, strict=True)))
+def joined(parts: list[BoxesT]) -> BoxesT:
+    """Boxes or candidates of many clips."""
+    return type(parts[0])(*map(np.concatenate, zip(*parts, strict=True)))
 
 
 # ---------------------------------------------------------------------------- values of a box
@@ -279,12 +261,6 @@ class Values(nn.Module):
         self.drop = nn.Dropout(events.dropout)
         self.register_buffer("mean", torch.zeros(num_features))
         self.register_buffer("std", torch.ones(num_features))
-
-    @torch.no_grad()
-    def fit_scale(self, features: np.ndarray) -> None:
-        """Mean and deviation of the features over the training boxes."""
-        for own, found in zip((self.mean, self.std), scale_of(features), strict=True):
-            own.copy_(found)
 
     def forward(
         self, features: torch.Tensor, query: torch.Tensor, which: slice = slice(None)
@@ -307,15 +283,13 @@ def apply_values(
     which: slice = slice(None),
 ) -> np.ndarray:
     """Mean values (B, V) that some networks give boxes."""
-    was_training, members = network.training, len(network.inputs.weight[which])
     network.eval()
-    found = [np.zeros((0, len(VALUES)), np.float32)]
+    members, found = len(network.inputs.weight[which]), [np.zeros((0, len(VALUES)), np.float32)]
     for start in range(0, len(features), BOXES_AT_ONCE):
         part = slice(start, start + BOXES_AT_ONCE)
         x = torch.from_numpy(features[part]).to(device).expand(members, -1, -1)
         q = torch.from_numpy(query[part]).to(device).expand(members, -1)
         found.append(network(x, q, which).sigmoid().mean(0).cpu().numpy())
-    network.train(was_training)
     return np.concatenate(found)
 
 
@@ -416,9 +390,8 @@ def decide(boxes: Boxes, worth: np.ndarray) -> np.ndarray:
     chosen = np.zeros(len(worth), bool)
     rows = boxes.row[worth > 0]
     for row in np.unique(rows):
-        first, last = np.searchsorted(boxes.row, (row, row + 1))
-        part = slice(first, last)
-        chosen[first + best_set(boxes.begin[part], boxes.end[part], worth[part])] = True
+        part = slice(*np.searchsorted(boxes.row, (row, row + 1)))
+        chosen[part.start + best_set(boxes.begin[part], boxes.end[part], worth[part])] = True
     return chosen
 
 
@@ -545,7 +518,6 @@ FORMS = {f"box_{n}": (kind, None) for n, kind in zip(Candidates._fields, KINDS, 
 
 
 def as_arrays(boxes: Candidates) -> dict[str, np.ndarray]:
-    """Candidates as they are stored."""
     return dict(zip(FORMS, boxes, strict=True))
 
 
@@ -574,19 +546,18 @@ def seconds_of(boxes: Candidates, cache: Cache) -> tuple[np.ndarray, np.ndarray]
 
 
 def chunks(asked: Iterable[Asked]) -> Iterator[list[Asked]]:
-    """A few clips at a time."""
     left = iter(asked)
     while some := list(islice(left, CLIPS_AT_ONCE)):
         yield some
 
 
 def boxes_of(asked: list[Asked], odds: list[np.ndarray], first_row: int = 0) -> Boxes:
-    """Candidates of some clips; log odds (N, 3) of their rows in order."""
-    parts, at = [], 0
+    """Candidates of some clips, whose first row is `first_row`; log odds (N, 3) of all rows."""
+    parts = []
     for one in asked:
-        mine = odds[at : at + len(one.pair)]
-        parts.append(clip_boxes(one, mine, first_row + at))
-        at += len(one.pair)
+        end = first_row + len(one.pair)
+        parts.append(clip_boxes(one, odds[first_row:end], first_row))
+        first_row = end
     return joined(parts)
 
 
@@ -656,7 +627,7 @@ def decide_cache(
             pred[span] = best_iou(1 / (1 + np.exp(-of_frames)))
         bar.update(len(asked))
     bar.close()
-    return pred, Candidates(*(np.concatenate(each) for each in zip(*parts, strict=True)))
+    return pred, joined(parts)
 
 
 # ---------------------------------------------------------------------------- training
@@ -676,14 +647,8 @@ def groups_of(cache: Cache, folds: int, seed: int) -> dict[str, int]:
     return {names[i]: place % min(folds, len(names)) for place, i in enumerate(order)}
 
 
-def shuffled(items: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    """So many items, all of them again and again, each time in another order."""
-    passes = -(-count // len(items))
-    return np.concatenate([rng.permutation(items) for _ in range(passes)])[:count]
-
-
 class EventTrainer(Learner):
-    """The state of a run; what changes is in the checkpoint. As `Trainer` of DQN.py to its user.
+    """The state of a run; what changes is in the checkpoint.
 
     An episode is a gradient step: first of the networks of frames, on a batch of queries each, then
     of those of boxes. Between them all boxes are made, after the last the prices are found: both
@@ -722,47 +687,44 @@ class EventTrainer(Learner):
         self.pass_rows = max(map(len, outside))
         self.cfg = cfg = planned(cfg, self.PASSES, self.FLOOR, self.gradient_steps)
         self.frame_steps, self.box_steps = self.phases(cfg.passes)
-        shown = self.frame_steps * events.batch
-        self.rows_shown = self.deal(outside, shown, 5).view(len(outside), -1, events.batch)
+        self.rows_shown = self.deal(outside, self.frame_steps, events.batch, 5)
         torch.manual_seed(cfg.seed)  # initial weights and dropout
         self.network = EventNetwork(events, self.classes, len(outside)).to(self.device)
-        self.network.posterior.fit_scale(rows)
+        fit_scale(self.network.posterior, "channel_", rows.channels)
+        fit_scale(self.network.posterior, "clip_", rows.statistics)
         self.resident = Resident.of(rows, self.device)
+        given = {"lr": events.lr, "weight_decay": events.weight_decay, "fused": True}
         self.optimizers = {
-            name: torch.optim.AdamW(
-                getattr(self.network, name).parameters(),
-                events.lr,
-                weight_decay=events.weight_decay,
-                fused=True,
-            )
+            name: torch.optim.AdamW(getattr(self.network, name).parameters(), **given)
             for name in ("posterior", "values")
         }
 
     def phases(self, passes: int) -> tuple[int, int]:
         """Gradient steps on frames and on boxes in so many passes."""
         events, shown = self.events, passes * self.pass_rows
-        return -(-shown // events.batch), math.ceil(
-            events.box_passes * BOXES_A_ROW * shown / events.box_batch
-        )
+        boxes = events.box_passes * BOXES_A_ROW * shown
+        return math.ceil(shown / events.batch), math.ceil(boxes / events.box_batch)
 
     def gradient_steps(self, passes: int) -> int:
-        """How many so many passes make."""
         return sum(self.phases(passes))
 
     def asked(self) -> Iterator[Asked]:
         """The training clips as they are learned from, always in the same order."""
         return asked_clips(self.train_cache, self.events.tag_limit, known_too=True)
 
-    def deal(self, items: list[np.ndarray], count: int, stream: int) -> torch.Tensor:
-        """What each network is shown, (M, count), on the device."""
+    def deal(self, items: list[np.ndarray], steps: int, batch: int, stream: int) -> torch.Tensor:
+        """What each network is shown, (M, steps, batch), on the device: all its items again and
+        again, each time in another order."""
         if not all(map(len, items)):
             raise InputError(
                 f"{self.train_cache.folder}: nothing to learn from outside one group of clips: no"
                 " query, or no box in which the scores rise; give more clips that hold sounds"
             )
-        seed = self.cfg.seed
-        rngs = (np.random.default_rng([seed, stream, m]) for m in range(len(items)))
-        dealt = [shuffled(mine, count, rng) for mine, rng in zip(items, rngs, strict=True)]
+        dealt, count = [], steps * batch
+        for m, mine in enumerate(items):
+            rng = np.random.default_rng([self.cfg.seed, stream, m])
+            passes = [rng.permutation(mine) for _ in range(-(-count // len(mine)))]
+            dealt.append(np.concatenate(passes)[:count].reshape(steps, batch))
         return torch.from_numpy(np.stack(dealt)).to(self.device)
 
     @property
@@ -770,8 +732,6 @@ class EventTrainer(Learner):
         """Steps of 40 ms that the networks of frames are shown, about."""
         mean = len(self.rows.channels) / len(self.rows.pair)
         return round(self.rows_shown.numel() * mean)
-
-    # Frames.
 
     def frame_step(self, step: int) -> torch.Tensor:
         """A gradient step on queries; the cells of their decisions, (4,)."""
@@ -784,38 +744,36 @@ class EventTrainer(Learner):
         before = (seen[0][..., 0] > 0) == true  # the score is above 0.5
         return self.cells(before, (odds > 0) == true, inside)
 
-    # Boxes.
-
     def make_boxes(self) -> None:
         """All candidates with their truth, by the networks that did not see their clips."""
         odds: list[np.ndarray] = [np.zeros(0)] * len(self.rows.pair)
-        for k in range(self.group.max() + 1):
-            mine = np.flatnonzero(self.group == k)
-            apart = slice(k, None, int(self.group.max()) + 1)
+        for mine, apart in self.left_out_of(self.group):
             found = apply(self.network.posterior, self.resident, mine, apart)
             for row, each in zip(mine, found, strict=True):
                 odds[row] = each
         parts, first = [], 0
         for asked in chunks(self.asked()):
-            count = sum(len(one.pair) for one in asked)
-            parts.append(boxes_of(asked, odds[first : first + count], first))
-            first += count
+            parts.append(boxes_of(asked, odds, first))
+            first += sum(len(one.pair) for one in asked)
         cache, pair = self.train_cache, self.rows.pair
         label = [cache.one("label", i) for i in pair]
         edges = [cache.pairs[i].edges for i in pair]
-        self.boxes = boxes = joined(parts)
-        self.truth = true_values(boxes, [self.true[i] for i in pair], label, edges)
+        self.boxes = joined(parts)
+        self.truth = true_values(self.boxes, [self.true[i] for i in pair], label, edges)
         self.show_boxes()
+
+    def left_out_of(self, group: np.ndarray) -> Iterator[tuple[np.ndarray, slice]]:
+        """Of each group the places (n,) of its members in `group`, and the networks without it."""
+        count = int(self.group.max()) + 1  # of the clips; of what lies in them some may have none
+        for k in range(count):
+            yield np.flatnonzero(group == k), slice(k, None, count)
 
     def show_boxes(self) -> None:
         """Boxes and their truth on the device, and which of them the networks are shown."""
         boxes = self.boxes
-        self.network.values.fit_scale(boxes.features)
+        fit_scale(self.network.values, "", boxes.features)
         outside = [np.flatnonzero(self.group[boxes.row] != k) for k in self.left_out]
-        shown = self.box_steps * self.cfg.events.box_batch
-        self.boxes_shown = self.deal(outside, shown, 6).view(
-            len(outside), -1, self.cfg.events.box_batch
-        )
+        self.boxes_shown = self.deal(outside, self.box_steps, self.events.box_batch, 6)
         parts = (boxes.features, self.rows.query[boxes.row], self.truth.values)
         self.box_tensors = tuple(torch.from_numpy(part).to(self.device) for part in parts)
 
@@ -831,12 +789,9 @@ class EventTrainer(Learner):
 
     def out_of_fold(self) -> np.ndarray:
         """Values (B, V) of the training boxes, by the networks that did not see their clips."""
-        boxes, count = self.boxes, int(self.group.max()) + 1
+        boxes, query = self.boxes, self.rows.query[self.boxes.row]
         values = np.zeros((len(boxes.row), len(VALUES)), np.float32)
-        query = self.rows.query[boxes.row]
-        for k in range(count):
-            mine = np.flatnonzero(self.group[boxes.row] == k)
-            apart = slice(k, None, count)
+        for mine, apart in self.left_out_of(self.group[boxes.row]):
             given = boxes.features[mine], query[mine]
             values[mine] = apply_values(self.network.values, *given, self.device, apart)
         return values
@@ -849,10 +804,10 @@ class EventTrainer(Learner):
         """F and N at the fixed point, over the boxes of clips whose tags are not known."""
         boxes, values = self.boxes, self.out_of_fold()
         query, cache = self.rows.query[boxes.row], self.train_cache
-        asks = ~self.rows.present if (~self.rows.present).any() else self.rows.present
+        asks = self.rows.present == self.rows.present.all()  # those that nobody knows, or all
         some = asks[boxes.row]
         own = Boxes(*(part[some] for part in boxes))
-        truth = self.truth._replace(values=self.truth.values[some], frames=self.truth.frames[some])
+        truth = Truth(*(part[some] for part in self.truth))
         frames = np.zeros(len(cache.pairs))  # of all pairs: those below the tag limit have no row
         for index in np.flatnonzero(cache.present):
             frames[index] = cache.one("label", index).sum()
@@ -860,16 +815,17 @@ class EventTrainer(Learner):
         prices = fixed_point(own, values[some], query[some], truth, *true, self.cfg.events)
         self.network.prices.copy_(torch.from_numpy(np.stack(prices)))
 
-    # Both.
-
     def gradient_step(self, name: str, losses: torch.Tensor, share: float) -> None:
         """One step of AdamW on the losses (M,) of networks side by side."""
-        optimizer = self.optimizers[name]
-        for group in optimizer.param_groups:
-            group["lr"] = self.cfg.events.lr * rate_at(share)
-        optimizer.zero_grad(set_to_none=True)
+        self.optimizers[name].zero_grad(set_to_none=True)
         losses.sum().backward()
         clip_each(getattr(self.network, name).parameters())
+        self.step(self.optimizers[name], self.cfg.events.lr * rate_at(share), losses)
+
+    def step(self, optimizer: torch.optim.Optimizer, lr: float, losses: torch.Tensor) -> None:
+        """Let an optimizer use the gradients, and count that."""
+        for group in optimizer.param_groups:
+            group["lr"] = lr
         optimizer.step()
         self.sums[0] += losses.detach().mean()
         self.progress["steps"] += 1
@@ -882,7 +838,6 @@ class EventTrainer(Learner):
         return cells.flatten(0, -2).sum(0)
 
     def tick(self) -> list[tuple[int, list[int]]]:
-        """A few gradient steps; (episode, cells of its decisions) of each."""
         first = self.progress["finished"]
         in_boxes = first >= self.frame_steps
         if in_boxes and self.boxes is None:
@@ -892,8 +847,7 @@ class EventTrainer(Learner):
         work = self.box_step if in_boxes else self.frame_step
         cells = [work(step - self.frame_steps * in_boxes) for step in steps]
         self.progress["finished"] = steps.stop
-        seen = min(steps.stop / self.frame_steps, 1)
-        self.progress["frames"] = round(self.total_frames * seen)
+        self.progress["frames"] = round(self.total_frames * min(steps.stop / self.frame_steps, 1))
         if not self.sums.isfinite().all():
             step = self.progress["steps"]
             raise diverged(f"loss is not finite near gradient step {step}", "events.lr")
@@ -908,54 +862,43 @@ class EventTrainer(Learner):
         return super().facts | known
 
     def policy(self) -> dict[str, Any]:
-        """What best.pt and the numbered checkpoints hold: enough to apply the policy."""
-        classes = {"classes": list(self.classes), "queries": self.cache.queries}
-        return classes | super().policy()
+        return {"classes": list(self.classes), "queries": self.cache.queries} | super().policy()
 
-    def state(self) -> dict[str, Any]:
-        """What last.pt holds: everything that a bit-exact resume needs."""
-        states = {name: each.state_dict() for name, each in self.optimizers.items()}
-        rest = {"optimizer": states, "recent": list(self.recent)}
-        return self.policy() | rest | {"rng": runfolder.torch_rng(self.device)}
+    def optimizer_state(self) -> dict[str, Any]:
+        return {name: each.state_dict() for name, each in self.optimizers.items()}
 
     def restore(self, content: dict[str, Any]) -> None:
-        """Take over the state of last.pt."""
         self.take_over(content)
         for name, each in self.optimizers.items():
             self.load_optimizer(each, content["optimizer"][name])
-        runfolder.restore_torch_rng(content["rng"], self.device)
+
+    def what(self) -> str:
+        weights = sum(p.numel() for p in self.network.parameters())
+        return (
+            f"policy over events, {weights:,} parameters in {len(self.left_out)} networks of frames"
+            f" and as many of boxes, each leaving out one of {self.group.max() + 1} groups of clips"
+        )
 
     def announce(self) -> None:
-        """Say what is about to happen."""
-        cfg, network = self.cfg, self.network
-        weights = sum(p.numel() for p in network.parameters())
         print(
-            f"device {self.device}, {cfg.threads} thread(s); policy over events, {weights:,}"
-            f" parameters in {len(self.left_out)} networks of frames and as many of boxes, each"
-            f" leaving out one of {self.group.max() + 1} groups of clips\n"
+            f"device {self.device}, {self.cfg.threads} thread(s); {self.what()}\n"
             f"{len(self.rows.pair)} queries of {len(self.train_cache.clips)} clips,"
             f" {len(self.held_out)} present pairs held out; {self.frame_steps:,} gradient steps"
-            f" on frames, {self.box_steps:,} on boxes; run folder {cfg.run}"
+            f" on frames, {self.box_steps:,} on boxes; run folder {self.cfg.run}"
         )
 
     def learned(self) -> tuple[dict[str, str], str]:
-        """Losses of the run, for grep and in words; an episode is a gradient step."""
         loss = runfolder.read_history(self.cfg.run)["Loss"]
-        lines = {}
-        for name, part in (("frame", loss[: self.frame_steps]), ("box", loss[self.frame_steps :])):
-            some = part[part > 0]  # a tick of several steps has one loss, their mean
-            tenth = math.ceil(len(some) / 10)
-            lines[f"{name}_loss_first_tenth"] = f"{some[:tenth].mean():.4f}"
-            lines[f"{name}_loss_last_tenth"] = f"{some[-tenth:].mean():.4f}"
-        frames, frames_end, boxes, boxes_end = lines.values()
-        return lines, (
-            f"from the first to the last tenth of the steps the loss went from {frames} to"
-            f" {frames_end} on frames and from {boxes} to {boxes_end} on boxes"
-        )
+        lines, said, steps = {}, [], self.frame_steps
+        for name, kind, part in ("frame", "frames", loss[:steps]), ("box", "boxes", loss[steps:]):
+            first, last = tenths(part[part > 0])  # a tick of several steps has one, their mean
+            lines |= {f"{name}_loss_first_tenth": first, f"{name}_loss_last_tenth": last}
+            said.append(f"from {first} to {last} on {kind}")
+        went = "from the first to the last tenth of the steps the loss went"
+        return lines, f"{went} {' and '.join(said)}"
 
     def held_out_f1(self) -> float:
-        """Mean-pair F1 on the present held-out pairs, asked for as the cache asks; -1 before the
-        boxes have their prices."""
+        """Of present pairs alone, asked for as the cache asks; -1 before the boxes have prices."""
         if not self.done:
             return -1.0
         some = self.cache.subset({self.cache.pairs[i].filename for i in self.held_out})

@@ -186,11 +186,8 @@ def condition(beat: dict[str, Any]) -> str:
     return f"running ({where}, {ago})" + ("; it seems to hang, or the disk is full" * silent)
 
 
-def status(folder: Path) -> str:
-    """What is known of a run, alive or not, as `key: value` lines. InputError: no run there."""
-    beat = read_beat(folder)
-    if beat is None:
-        return status_of_checkpoint(folder)
+def lines_of_beat(folder: Path, beat: dict[str, Any]) -> dict[str, Any]:
+    """What the newest heartbeat of a run says."""
     lines = {
         "run": folder,
         "state": condition(beat),
@@ -206,8 +203,30 @@ def status(folder: Path) -> str:
     lines |= {name: f"{value:.4g}" for name, value in beat["metrics"].items()}
     if beat["best_episode"] >= 0 and beat["best_f1"] >= 0:  # -1: no clip was held out
         lines["best"] = f"held-out F1 {beat['best_f1']:.4f} after {beat['best_episode']} episodes"
-    lines["last_checkpoint"] = checkpoint_age(folder)
-    lines["log"] = f"tail -f {folder / 'train.log'}"
+    return lines
+
+
+def lines_of_checkpoint(folder: Path) -> dict[str, Any]:
+    """What the last checkpoint says, where no heartbeat is left. InputError: no run there."""
+    if not (folder / "last.pt").exists():
+        raise InputError(f"--status {folder}: no run there; give a run folder, e.g. runs/slides")
+    from core.tensors import read_checkpoint  # torch takes seconds to import
+
+    info = read_checkpoint(folder / "last.pt").get("info")
+    counts = info if isinstance(info, dict) else {}
+    some = [name for name in ("finished", "frames", "steps") if is_count(counts.get(name))]
+    lines = {"run": folder, "state": "unknown, no heartbeat that can be read"}
+    return lines | {name: f"{counts[name]:,}" for name in some}
+
+
+def status(folder: Path) -> str:
+    """What is known of a run, alive or not, as `key: value` lines. InputError: no run there."""
+    beat, last = read_beat(folder), folder / "last.pt"
+    lines = lines_of_checkpoint(folder) if beat is None else lines_of_beat(folder, beat)
+    age = f"{span(time.time() - last.stat().st_mtime)} ago" if last.exists() else "none"
+    lines["last_checkpoint"] = age
+    if beat is not None:
+        lines["log"] = f"tail -f {folder / 'train.log'}"
     return "\n".join(f"{name}: {text}" for name, text in lines.items())
 
 
@@ -216,26 +235,3 @@ def answer(cfg: TrainConfig) -> bool:
     if cfg.status is not None:
         print(status(cfg.status))
     return cfg.status is not None
-
-
-def checkpoint_age(folder: Path) -> str:
-    """How old last.pt is."""
-    path = folder / "last.pt"
-    if not path.exists():
-        return "none"
-    return f"{span(time.time() - path.stat().st_mtime)} ago"
-
-
-def status_of_checkpoint(folder: Path) -> str:
-    """What the last checkpoint and the history say, where no heartbeat is left."""
-    if not (folder / "last.pt").exists():
-        raise InputError(f"--status {folder}: no run there; give a run folder, e.g. runs/slides")
-    from core.tensors import read_checkpoint  # torch takes seconds to import
-
-    info = read_checkpoint(folder / "last.pt").get("info")
-    lines = [f"run: {folder}", "state: unknown, no heartbeat that can be read"]
-    counts = info if isinstance(info, dict) else {}
-    for name in ("finished", "frames", "steps"):
-        lines += [f"{name}: {counts[name]:,}"] if is_count(counts.get(name)) else []
-    lines += [f"last_checkpoint: {checkpoint_age(folder)}"]
-    return "\n".join(lines)

@@ -1,5 +1,7 @@
 """What the learners of all methods share: how far a run is, and what its checkpoints hold."""
 
+import json
+import math
 from collections import deque
 from functools import cached_property
 from typing import Any, ClassVar
@@ -8,20 +10,35 @@ import numpy as np
 import torch
 
 from config import Bandit, TrainConfig
+from core.errors import InputError
 from core.ranks import Ranks
+from core.versions import made_with
 from policy import runfolder
-from policy.bandit import Signals, hold_out
-from policy.device import CPU_BATCHES, fastest_batch
+from policy.bandit import hold_out
 from policy.gate import Gate
 from sed.caches import Cache
+
+
+def tenths(values: np.ndarray) -> tuple[str, str]:
+    """Means of the first and of the last tenth."""
+    tenth = math.ceil(len(values) / 10)
+    return f"{values[:tenth].mean():.4f}", f"{values[-tenth:].mean():.4f}"
 
 
 class Learner:
     """The state of a run; what changes is in the checkpoint.
 
-    A method is a class with `gradient_steps(passes)`, `total_frames`, `tick()`, `state()`,
-    `restore(content)`, `learned()`, `announce()` and `held_out_f1()`; the loop of DQN.py runs it.
-    Several passes make an `order` of episodes, and a tick finishes some of them.
+    A method is a class with
+
+    gradient_steps(passes)  about how many so many passes make
+    total_frames            that the whole run visits
+    tick()                  go on a little: (episode, its four reward cells) of those that end
+    restore(content)        take over the state of last.pt
+    announce()              say what is about to happen
+    learned()               what the run has learned: `key: value` lines, and a sentence
+    held_out_f1()           mean-pair F1 on the held-out pairs
+
+    and the loop of DQN.py runs it. Several passes make an `order` of episodes.
     """
 
     PASSES: ClassVar[int]  # over the training pairs, where there is enough
@@ -32,7 +49,7 @@ class Learner:
     cfg: TrainConfig
     bandit: Bandit
     network: torch.nn.Module
-    signals: Signals  # of a method that decides frames
+    optimizer: torch.optim.Optimizer
     order: np.ndarray
     held_out: np.ndarray
     gate: Gate | None = None
@@ -45,7 +62,6 @@ class Learner:
 
     @property
     def done(self) -> bool:
-        """All episodes have finished."""
         return self.progress["finished"] == len(self.order)
 
     def epsilon(self, episode: int) -> float:
@@ -57,17 +73,8 @@ class Learner:
         self.progress["loss_sum"], self.progress["q_sum"] = self.sums.tolist()
 
     def reset_sums(self) -> None:
-        """Begin to add up anew."""
         self.sums.zero_()
         self.progress |= {"loss_sum": 0.0, "q_sum": 0.0, "loss_count": 0}
-
-    @cached_property
-    def deciding_batch(self) -> int:
-        """Held-out frames in a forward pass: on a GPU as many as it decides fastest, measured once;
-        on a CPU, where it matters little, the reference."""
-        if self.device.type == "cuda":
-            return fastest_batch(self.network, self.signals, self.bandit)
-        return CPU_BATCHES[0]
 
     @staticmethod
     def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
@@ -91,22 +98,49 @@ class Learner:
         return self.cache.choose(np.isin(np.arange(len(self.cache.pairs)), pairs))
 
     def policy(self) -> dict[str, Any]:
-        """What best.pt and the numbered checkpoints hold: enough to apply the policy."""
+        """What best.pt and the numbered checkpoints hold: enough to apply the policy.
+        InputError for bad weights."""
         self.read_sums()
-        info = self.progress | {"trained_on": self.facts}
-        given = (self.cfg, self.cache, self.network, self.gate, info, self.prints)
-        return runfolder.policy_content(*given)
+        if not all(weight.isfinite().all() for weight in self.network.parameters()):
+            raise InputError("weights are not finite: the last good checkpoint is kept")
+        return {
+            "config": json.dumps(runfolder.stored_config(self.cfg)),
+            "cache_key": self.cache.key,
+            "signal": json.dumps(self.cache.manifest["signal"]),
+            "gate": json.dumps(self.gate and self.gate._asdict()),
+            **made_with(),
+            "device": next(self.network.parameters()).device.type,
+            "info": self.progress | {"trained_on": self.facts},
+            "seen": torch.from_numpy(self.prints),
+            "network": self.network.state_dict(),
+        }
 
     @cached_property
     def prints(self) -> np.ndarray:
         """(n,) int64: by what the training pairs are known again."""
         return runfolder.prints_of(self.cache, hold_out(self.cache, self.cfg)[0])
 
-    def take_over(self, content: dict[str, Any]) -> None:
-        """Weights, progress and sums of last.pt."""
+    def optimizer_state(self) -> dict[str, Any]:
+        return self.optimizer.state_dict()
+
+    def own_state(self) -> dict[str, Any]:
+        """What differs between processes."""
+        return {"rng": runfolder.torch_rng(self.device)}
+
+    def state(self) -> dict[str, Any]:
+        """What last.pt holds: everything that a bit-exact resume needs."""
+        own, *others = self.ranks.gather(self.own_state())
+        shared = {"optimizer": self.optimizer_state(), "recent": list(self.recent)}
+        return self.policy() | shared | own | ({"others": others} if others else {})
+
+    def take_over(self, content: dict[str, Any]) -> dict[str, Any]:
+        """Weights, progress, sums and torch's random state of last.pt; the `own_state` in it."""
         self.network.load_state_dict(content["network"])
         self.recent.extend(content["recent"])
         known = content["info"]
         self.progress |= {name: known[name] for name in self.progress if name in known}
         sums = [self.progress["loss_sum"], self.progress["q_sum"]]
         self.sums.copy_(torch.tensor(sums, dtype=torch.float64))
+        own = content if self.ranks.leads else content["others"][self.ranks.rank - 1]
+        runfolder.restore_torch_rng(own["rng"], self.device)
+        return own

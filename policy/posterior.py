@@ -152,9 +152,7 @@ def inputs(clip: Queried, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         *np.quantile(own, QUANTILES, axis=1),
         own.mean(axis=1),
         own.std(axis=1),
-        rows * clip.loudness.mean(),
-        rows * clip.loudness.std(),
-        rows * clip.present,
+        *(rows * x for x in (clip.loudness.mean(), clip.loudness.std(), clip.present)),
     ]
     return np.stack(channels, axis=2).astype(np.float32), np.stack(statistics, 1).astype(np.float32)
 
@@ -214,23 +212,15 @@ class Rows(NamedTuple):
 
 def rows_of(asked: Iterable[Asked], query: np.ndarray) -> Rows:
     """What is seen of some clips; `query` (P,) of each pair of the cache."""
-    channels, statistics, pair, present = [], [], [], []
+    parts, lengths = [], [0]
     for one in asked:
-        x, about = inputs(one.clip, one.wanted)
-        channels.append(x)
-        statistics.append(about)
-        pair.append(one.pair)
-        present.append(np.full(len(one.pair), one.clip.present))
-    lengths = [x.shape[1] for x in channels for _ in x]
-    pair = np.concatenate(pair)
-    return Rows(
-        np.concatenate([x.reshape(-1, CHANNELS) for x in channels]),
-        np.concatenate(statistics),
-        np.concatenate(([0], np.cumsum(lengths))),
-        pair,
-        query[pair],
-        np.concatenate(present),
-    )
+        channels, statistics = inputs(one.clip, one.wanted)
+        count, steps, _ = channels.shape
+        lengths += [steps] * count
+        known = np.full(count, one.clip.present)
+        parts.append((channels.reshape(-1, CHANNELS), statistics, one.pair, known))
+    channels, statistics, pair, present = map(np.concatenate, zip(*parts, strict=True))
+    return Rows(channels, statistics, np.cumsum(lengths), pair, query[pair], present)
 
 
 def true_events(cache: Cache) -> list[np.ndarray]:
@@ -239,8 +229,8 @@ def true_events(cache: Cache) -> list[np.ndarray]:
     for clip in cache.clips:
         for onset, offset, label in merge_events(clip.events):
             found.setdefault((clip.filename, label), []).append((onset, offset))
-    arrays, none = {pair: np.array(events) for pair, events in found.items()}, np.zeros((0, 2))
-    return [arrays.get((pair.filename, pair.event_label), none) for pair in cache.pairs]
+    events = (found.get((pair.filename, pair.event_label), []) for pair in cache.pairs)
+    return [np.array(each, np.float64).reshape(-1, 2) for each in events]
 
 
 def with_targets(rows: Rows, cache: Cache, true: list[np.ndarray]) -> Rows:
@@ -248,8 +238,7 @@ def with_targets(rows: Rows, cache: Cache, true: list[np.ndarray]) -> Rows:
     that is on, and how near it is to an onset and to an offset."""
     parts = []
     for index in rows.pair:
-        label = cache.one("label", index).astype(np.float64)
-        pair = cache.pairs[index]
+        label, pair = cache.one("label", index).astype(np.float64), cache.pairs[index]
         first = steps_of(len(label), pair.frame_s)
         middle = (first + np.append(first[1:], len(label))) / 2
         middle = seconds_at(middle, pair.frame_s, pair.start_s)
@@ -304,11 +293,12 @@ def class_vectors(table: torch.Tensor, query: torch.Tensor) -> torch.Tensor:
     return table[rows, query.clamp_min(0)] * (query >= 0)[..., None]
 
 
-def scale_of(values: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and deviation of inputs (n, F) over the training rows, (F,) each."""
-    mean, deviation = values.mean(axis=0), values.std(axis=0)
+def fit_scale(network: nn.Module, prefix: str, values: np.ndarray) -> None:
+    """Mean and deviation of inputs (n, F) over the training rows into a network's buffers."""
+    deviation = values.std(axis=0)
     deviation[deviation < FLAT] = np.inf  # it says nothing, e.g. the loudness without audio
-    return torch.from_numpy(mean), torch.from_numpy(deviation)
+    getattr(network, f"{prefix}mean").copy_(torch.from_numpy(values.mean(axis=0)))
+    getattr(network, f"{prefix}std").copy_(torch.from_numpy(deviation))
 
 
 class Posterior(nn.Module):
@@ -329,13 +319,6 @@ class Posterior(nn.Module):
         for name, size in (("channel", CHANNELS), ("clip", STATISTICS)):
             self.register_buffer(f"{name}_mean", torch.zeros(size))
             self.register_buffer(f"{name}_std", torch.ones(size))
-
-    @torch.no_grad()
-    def fit_scale(self, rows: Rows) -> None:
-        """Mean and deviation of channels and statistics over the training rows."""
-        for name, values in (("channel", rows.channels), ("clip", rows.statistics)):
-            for part, found in zip(("mean", "std"), scale_of(values), strict=True):
-                getattr(self, f"{name}_{part}").copy_(found)
 
     def forward(
         self,
@@ -398,13 +381,11 @@ def apply(
     network: Posterior, rows: Resident, row: np.ndarray, which: slice = slice(None)
 ) -> list[np.ndarray]:
     """Mean log odds (N, 3) that some networks give each of some rows (R,)."""
-    was_training, device = network.training, rows.start.device
     network.eval()
     found, members = [], len(network.inputs.weight[which])
     for part in np.array_split(row, max(1, -(-len(row) // ROWS_AT_ONCE))):
-        seen, _ = rows.batch(torch.from_numpy(part).to(device)[None])
+        seen, _ = rows.batch(torch.from_numpy(part).to(rows.start.device)[None])
         odds = network(*(each.expand(members, *each.shape[1:]) for each in seen), which).mean(0)
         lengths = rows.length[part].tolist()
         found += [each[:n] for each, n in zip(odds.cpu().numpy(), lengths, strict=True)]
-    network.train(was_training)
     return found

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 RISE = 0.3  # share of the steps over which a learning rate rises
+FLOOR = 1e-6  # added to errors: no transition is forgotten
 Columns = dict[str, tuple[tuple[int, ...], torch.dtype]]  # name -> (shape of one row, dtype)
 
 
@@ -40,8 +41,11 @@ class Replay:
 
     def sample(self, n: int, rng: np.random.Generator) -> dict[str, torch.Tensor]:
         """n different transitions, each column (n, ...)."""
-        chosen = rng.choice(len(self), n, replace=False, shuffle=False)
-        at = torch.from_numpy(chosen).to(self.device)
+        return self.rows(rng.choice(len(self), n, replace=False, shuffle=False))
+
+    def rows(self, index: np.ndarray) -> dict[str, torch.Tensor]:
+        """The transitions at some places (B,) of the ring, each column (B, ...)."""
+        at = torch.from_numpy(index).to(self.device)
         return {name: column[at] for name, column in self.columns.items()}
 
 
@@ -61,22 +65,14 @@ class PrioritizedReplay(Replay):
     steps, each for the whole batch at once. New transitions get the largest priority so far.
     """
 
-    def __init__(
-        self,
-        capacity: int,
-        columns: Columns,
-        device: torch.device,
-        alpha: float = 0.6,
-        floor: float = 1e-6,
-    ):
+    def __init__(self, capacity: int, columns: Columns, device: torch.device, alpha: float = 0.6):
         super().__init__(capacity, columns, device)
-        self.alpha, self.floor, self.highest = alpha, floor, 1.0
+        self.alpha, self.highest = alpha, 1.0
         self.leaves = 1 << (capacity - 1).bit_length()
         # Node i has the children 2i and 2i + 1; the root is 1.
         self.tree = np.zeros(2 * self.leaves)
 
     def add(self, **rows: torch.Tensor) -> None:
-        """Append n rows (n, ...) of every column, overwriting the oldest."""
         before = self.count
         super().add(**rows)
         self.set_priority(np.arange(before, self.count) % self.capacity, self.highest)
@@ -106,16 +102,13 @@ class PrioritizedReplay(Replay):
             node += right
         weights = (len(self) * self.tree[node] / total) ** -beta
         index = node - self.leaves
-        at = torch.from_numpy(index).to(self.device)
-        rows = {name: column[at] for name, column in self.columns.items()}
         scaled = torch.from_numpy(weights / weights.max()).float()
-        return Draw(rows, index, scaled.to(self.device))
+        return Draw(self.rows(index), index, scaled.to(self.device))
 
     def update(self, index: np.ndarray, errors: torch.Tensor) -> None:
         """New TD errors (B,) of drawn transitions."""
-        priority = (
-            errors.detach().abs().cpu().numpy().astype(np.float64) + self.floor
-        ) ** self.alpha
+        sizes = errors.detach().abs().cpu().numpy().astype(np.float64)
+        priority = (sizes + FLOOR) ** self.alpha
         self.highest = max(self.highest, float(priority.max()))
         self.set_priority(index, priority)
 
@@ -156,9 +149,8 @@ class DuelingHead(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         advantage = self.advantage(x)
-        if self.centre == "mean":
-            return self.value(x) + advantage - advantage.mean(-1, keepdim=True)
-        return self.value(x) + advantage - advantage.amax(-1, keepdim=True)
+        centre = advantage.mean if self.centre == "mean" else advantage.amax
+        return self.value(x) + advantage - centre(-1, keepdim=True)
 
 
 def sync(target: nn.Module, online: nn.Module) -> None:

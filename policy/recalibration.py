@@ -97,7 +97,6 @@ class Recalibrator(EventTrainer):
         super().__init__(replace(cfg, events=replace(theirs, **own)), cache, device, ranks)
 
     def asked(self) -> Iterator[Asked]:
-        """The training clips as the given policy sees them."""
         return map(self.given.shown, super().asked())
 
     def begin(self) -> None:
@@ -126,20 +125,16 @@ class Recalibrator(EventTrainer):
         self.frames = self.on_device(np.concatenate(odds), rows.target, weight)
 
     def on_device(self, *parts: np.ndarray) -> list[torch.Tensor]:
-        """Arrays as float32."""
         return [torch.from_numpy(part.astype(np.float32)).to(self.device) for part in parts]
 
     def phases(self, passes: int) -> tuple[int, int]:
-        """A pass is a gradient step on all frames, later one on all boxes."""
         return passes, passes
 
     @property
     def total_frames(self) -> int:
-        """Steps of 40 ms that are seen."""
         return self.frame_steps * len(self.rows.channels)
 
     def frame_step(self, step: int) -> torch.Tensor:
-        """A gradient step on all frames; the cells of their decisions, (4,)."""
         odds, target, weight = self.frames
         found = self.mixing["posterior"](odds)
         error = functional.binary_cross_entropy_with_logits(found, target, reduction="none")
@@ -150,7 +145,6 @@ class Recalibrator(EventTrainer):
         return self.cells((odds[:, 0] > 0) == true, (sounds > 0) == true, torch.ones_like(true))
 
     def make_boxes(self) -> None:
-        """All candidates with their truth, by the recalibrated posterior."""
         self.take_in("posterior")
         super().make_boxes()
 
@@ -167,7 +161,6 @@ class Recalibrator(EventTrainer):
         self.box_tensors = (odds, truth, *self.on_device(weight))
 
     def box_step(self, step: int) -> torch.Tensor:
-        """A gradient step on all boxes; the cells of their decisions, (4,)."""
         odds, true, weight = self.box_tensors
         found = self.mixing["values"](odds).sigmoid().mean(0).clamp(LEAST, 1 - LEAST)
         error = functional.binary_cross_entropy(found, true, reduction="none").sum(1)
@@ -178,17 +171,10 @@ class Recalibrator(EventTrainer):
         return self.cells(before == good, (extent > 0.5) == good, torch.ones_like(good))
 
     def gradient_step(self, name: str, losses: torch.Tensor, share: float) -> None:
-        """One step of Adam on the loss and the prior."""
-        mixing, optimizer = self.mixing[name], self.optimizers[name]
-        for group in optimizer.param_groups:
-            group["lr"] = LR * rate_at(share)
         certain = OBSERVATIONS[name] * len(self.rows.pair)
-        optimizer.zero_grad(set_to_none=True)
-        (losses + mixing.moved() / (2 * SPREAD**2 * certain)).backward()
-        optimizer.step()
-        self.sums[0] += losses.detach()
-        self.progress["steps"] += 1
-        self.progress["loss_count"] += 1
+        self.optimizers[name].zero_grad(set_to_none=True)
+        (losses + self.mixing[name].moved() / (2 * SPREAD**2 * certain)).backward()
+        self.step(self.optimizers[name], LR * rate_at(share), losses)
 
     def find_prices(self) -> None:
         """F and N at the fixed point, with the recalibrated values; of a class with few events they
@@ -205,25 +191,16 @@ class Recalibrator(EventTrainer):
         self.mixing[name].behind(given, own)
 
     def state(self) -> dict[str, Any]:
-        """What last.pt holds."""
         mixing = {name: each.state_dict() for name, each in self.mixing.items()}
         return super().state() | {"mixing": mixing, "given": digest(self.given.state_dict())}
 
     def restore(self, content: dict[str, Any]) -> None:
-        """Take over the state of last.pt."""
         if content["given"] != digest(self.given.state_dict()):
             raise InputError(f"--init {self.cfg.init}: another policy than the run began with")
         super().restore(content)
         for name, each in self.mixing.items():
             each.load_state_dict(content["mixing"][name])
 
-    def announce(self) -> None:
-        """Say what is about to happen."""
+    def what(self) -> str:
         numbers = sum(p.numel() for each in self.mixing.values() for p in each.parameters())
-        print(
-            f"device {self.device}, {self.cfg.threads} thread(s); recalibrates the policy over"
-            f" events {self.cfg.init}: {numbers} numbers\n"
-            f"{len(self.rows.pair)} queries of {len(self.train_cache.clips)} clips,"
-            f" {len(self.held_out)} present pairs held out; {self.frame_steps:,} gradient steps"
-            f" on frames, {self.box_steps:,} on boxes; run folder {self.cfg.run}"
-        )
+        return f"recalibrates the policy over events {self.cfg.init}: {numbers} numbers"

@@ -12,7 +12,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -39,40 +39,25 @@ from core.stored import (
     write_json,
 )
 from core.tensors import digest as digest  # the suite asks here for everything about checkpoints
-from core.versions import made_with, processor
+from core.versions import processor
 from policy.gate import Gate
 from sed.caches import Cache
 
 # What is written where; only this is ever deleted.
-_SHOWN = ("thresholds", "preprocessing", "signals", "decisions", "onset", "events", "epsilon")
-_SHOWN += ("avg10", "loss", "before_after", "network", "yardsticks", "per_class", "pair-*")
-FIGURES = Kind(
-    "folder of figures", tuple(f"{name}.png" for name in _SHOWN), (("before_after.png", ""),)
-)
-PAGE = Kind(
-    "page",
-    (
-        *("index.html", "report.js", "vendor/*", "vendor/*/*", "data/*.js"),
-        *("clips/[0-9]*.mp3", "clips/[0-9]*.webp"),
-    ),
-    (("report.js", ""), ("data/index.js", "")),
-)
+_SHOWN = "thresholds preprocessing signals decisions onset events epsilon avg10 loss before_after"
+_SHOWN += " network yardsticks per_class pair-*"
+_FILES = tuple(f"{name}.png" for name in _SHOWN.split())
+FIGURES = Kind("folder of figures", _FILES, (("before_after.png", ""),))
+_FILES = "index.html report.js vendor/* vendor/*/* data/*.js clips/[0-9]*.mp3 clips/[0-9]*.webp"
+PAGE = Kind("page", tuple(_FILES.split()), (("report.js", ""), ("data/index.js", "")))
 RESULTS = ("results.json", "decisions.npz", "events.tsv", "onsets.tsv")
-EVALUATION = Kind(
-    "evaluation", RESULTS, (("results.json", "cache_key"), ("results.json", "before"))
-)
-CHECKPOINTS = ("last.pt", "best.pt", "episode-[0-9]*.pt")
-RUN = Kind(
-    "run",
-    (
-        *CHECKPOINTS,
-        *("reward_history.tsv", "status.json", "train.log", *RESULTS, "decisions/*.npz"),
-        "tensorboard/events.out.tfevents.*",
-        *(f"figures/{name}" for name in FIGURES.files),
-        *(f"report/{name}" for name in PAGE.files),
-    ),
-    (("config.json", "cache"), ("config.json", "run"), ("config.json", "seed")),
-)
+_KEYS = (("results.json", "cache_key"), ("results.json", "before"))
+EVALUATION = Kind("evaluation", RESULTS, _KEYS)
+_FILES = ("last.pt", "best.pt", "episode-[0-9]*.pt", "reward_history.tsv", "status.json")
+_FILES += ("train.log", *RESULTS, "decisions/*.npz", "tensorboard/events.out.tfevents.*")
+_FILES += tuple(f"figures/{name}" for name in FIGURES.files)
+_FILES += tuple(f"report/{name}" for name in PAGE.files)
+RUN = Kind("run", _FILES, tuple(("config.json", key) for key in ("cache", "run", "seed")))
 
 # ---------------------------------------------------------------------------- checkpoint files
 
@@ -89,14 +74,12 @@ def write_checkpoint(path: Path, content: dict[str, Any]) -> None:
 
 def flush_folder(folder: Path) -> None:
     """Make a renaming in a folder outlast a power failure."""
-    try:
+    with suppress(PermissionError):  # Windows opens no folders
         handle = os.open(folder, os.O_RDONLY)
-    except PermissionError:  # Windows opens no folders
-        return
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def checkpoint_of(path: Path) -> Path:
@@ -157,20 +140,8 @@ def catch_signals() -> list[int]:
 
 FORMER_METHOD = "dense"  # of `best` before it decided over events
 # Fields that may differ between a run and its resumption: they change no number.
-FREE_FIELDS = (
-    "resume",
-    "overwrite",
-    "init",
-    "digest",
-    "status",
-    "checkpoint_minutes",
-    "cache",
-    "run",
-    "device",
-    "threads",
-    "cuda_steps",
-    "wandb_project",
-)
+FREE_FIELDS = ("resume", "overwrite", "init", "digest", "status", "checkpoint_minutes", "cache")
+FREE_FIELDS += ("run", "device", "threads", "cuda_steps", "wandb_project")
 
 
 def stored_config(cfg: TrainConfig) -> dict[str, Any]:
@@ -181,9 +152,10 @@ def stored_config(cfg: TrainConfig) -> dict[str, Any]:
     return to_dict(cfg) | {name: defaults[name] for name in free}
 
 
-def known_config(cls: type, stored: Any) -> Any:
+def config_of(cls: type, stored: Any) -> Any:
     """The config of a checkpoint or config.json; a field that it does not know yet, in a group too,
-    has its default, which is what an older version did."""
+    has its default, which is what an older version did. InputError for unknown fields and values
+    that do not suit."""
 
     def completed(found: Any, defaults: Any) -> Any:
         if not (isinstance(found, dict) and isinstance(defaults, dict)):
@@ -197,37 +169,7 @@ def known_config(cls: type, stored: Any) -> Any:
             raise InputError(f"--method {FORMER_METHOD} is gone; --preset best decides over events")
         if stored.get("preset") == "best_events":  # what `best` was called before
             stored["preset"] = "best"
-    return completed(stored, to_dict(cls()))
-
-
-def config_of(cls: type, stored: Any) -> Any:
-    """The config itself. InputError for unknown fields and values that do not suit."""
-    return from_dict(cls, known_config(cls, stored))
-
-
-def policy_content(
-    cfg: TrainConfig,
-    cache: Cache,
-    network: torch.nn.Module,
-    gate: Gate | None,
-    info: dict[str, Any],
-    seen: np.ndarray,
-) -> dict[str, Any]:
-    """What a checkpoint needs so that its network can be applied; `seen`: see `prints_of`.
-    InputError for bad weights."""
-    if not all(weight.isfinite().all() for weight in network.parameters()):
-        raise InputError("weights are not finite: the last good checkpoint is kept")
-    return {
-        "config": json.dumps(stored_config(cfg)),
-        "cache_key": cache.key,
-        "signal": json.dumps(cache.manifest["signal"]),
-        "gate": json.dumps(gate and gate._asdict()),
-        **made_with(),
-        "device": next(network.parameters()).device.type,
-        "info": info,
-        "seen": torch.from_numpy(seen),
-        "network": network.state_dict(),
-    }
+    return from_dict(cls, completed(stored, to_dict(cls())))
 
 
 def new_progress() -> dict[str, Any]:
@@ -251,9 +193,11 @@ def is_told(value: Any) -> bool:
     return is_leaf(value) or misfit(value, Each(is_leaf)) is None
 
 
-PLAIN = {
+FACTS = {
     "signal": maybe(Each(is_plain)),
     "gate": maybe({"thresholds": Each(is_number), "fallback": is_number}),
+    "info": Each(is_told),
+    "classes": [is_text],
 }
 
 
@@ -275,11 +219,9 @@ def facts_of(content: dict[str, Any], path: Path) -> Facts:
     """
     try:
         config = config_of(TrainConfig, parse_json(content["config"]))
-        signal, gate = (parse_json(content.get(name, "null")) for name in PLAIN)
-        check_form({"signal": signal, "gate": gate}, PLAIN)
+        signal, gate = (parse_json(content.get(name, "null")) for name in ("signal", "gate"))
         info, classes = content["info"], content.get("classes", ())
-        check_form(info, Each(is_told))
-        check_form({"classes": classes}, {"classes": [is_text]})
+        check_form({"signal": signal, "gate": gate, "info": info, "classes": classes}, FACTS)
         seen = content.get("seen")
         if seen is not None and not (isinstance(seen, torch.Tensor) and seen.dtype == torch.int64):
             raise ValueError("seen is no list of pairs")
@@ -352,8 +294,8 @@ def restore_torch_rng(rng: dict[str, Any], device: torch.device) -> None:
 def differences(old: dict, new: dict, prefix: str = "") -> list[tuple[str, Any, Any]]:
     """(flag, old value, new value) of every setting that differs between two stored configs."""
     rows = []
-    for name in new:
-        was, now = old.get(name), new[name]
+    for name, now in new.items():
+        was = old.get(name)
         if isinstance(now, dict) and isinstance(was, dict):
             rows += differences(was, now, f"{prefix}{name}.")
         elif was != now:
@@ -398,11 +340,7 @@ def begun_passes(cfg: TrainConfig) -> int | None:
 
 
 def open_run(
-    cfg: TrainConfig,
-    cache_key: str,
-    device: torch.device,
-    processes: int = 1,
-    again: bool = False,
+    cfg: TrainConfig, cache_key: str, device: torch.device, processes: int = 1, again: bool = False
 ) -> dict[str, Any] | None:
     """Clear the run folder (None), or return the last.pt to resume from, with more passes too;
     `held_run` holds it.
@@ -485,10 +423,8 @@ def open_wandb(project: str | None, folder: Path, config: dict[str, Any]) -> Any
     try:
         return wandb.init(project=project, name=folder.name, group=folder.name, config=config)
     except wandb.Error as error:
-        cure = "WANDB_MODE=offline keeps the run on this machine"
-        raise InputError(
-            f"--wandb-project {project}: {str(error).splitlines()[0]}; {cure}"
-        ) from None
+        said = f"{str(error).splitlines()[0]}; WANDB_MODE=offline keeps the run on this machine"
+        raise InputError(f"--wandb-project {project}: {said}") from None
 
 
 class History:
@@ -516,10 +452,8 @@ class History:
 
     def add(self, row: dict[str, float]) -> None:
         """Append one episode. InputError where the disk does not take it."""
-        cells = [
-            f"{row[name]:.6g}" if name in ("Loss", "Q") else f"{row[name]}" for name in HISTORY
-        ]
-        line = ("\t".join(cells) + "\n").encode()
+        row_text = row | {name: f"{row[name]:.6g}" for name in ("Loss", "Q")}
+        line = ("\t".join(f"{row_text[name]}" for name in HISTORY) + "\n").encode()
         try:
             with writing(self.path):
                 if self.stream.write(line) != len(line):
@@ -535,7 +469,6 @@ class History:
         self.rows += 1
 
     def close(self) -> None:
-        """Flush everything."""
         self.stream.close()
         if self.board:
             self.board.close()
@@ -587,10 +520,10 @@ def learning_curve(folder: Path, bandit: Bandit) -> dict[str, float]:
     """Did it learn: mean avg10 of the first and last tenth of the episodes, and the reward that
     the always-0.0 action earns on the pairs of the last tenth."""
     history = read_history(folder)
-    tenth = max(1, len(history["Avg10"]) // 10)
-    unchanged = unchanged_rewards(history, bandit)
+    average, unchanged = history["Avg10"], unchanged_rewards(history, bandit)
+    tenth = max(1, len(average) // 10)
     return {
-        "avg10_first_tenth": float(history["Avg10"][:tenth].mean()),
-        "avg10_last_tenth": float(history["Avg10"][-tenth:].mean()),
+        "avg10_first_tenth": float(average[:tenth].mean()),
+        "avg10_last_tenth": float(average[-tenth:].mean()),
         "always_zero_last_tenth": float(unchanged[-tenth:].mean()),
     }

@@ -14,7 +14,7 @@ rewards     the Q-network itself, squared error against the rewards of all actio
 A baseline always sees cached arrays (the independent reading): it takes no earlier decision.
 """
 
-import math
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -40,8 +40,9 @@ from policy.bandit import (
     shift,
     to_device,
 )
+from policy.device import CPU_BATCHES, fastest_batch
 from policy.gate import tune_gate
-from policy.learner import Learner
+from policy.learner import Learner, tenths
 from policy.network import make_network
 from sed.caches import Cache
 from sed.metrics import mean_f1
@@ -57,26 +58,45 @@ def all_rewards(signals: Signals, frame: torch.Tensor, bandit: Bandit) -> torch.
     return reward_table(bandit).to(frame.device)[cells]
 
 
-class SupervisedTrainer(Learner):
-    """A supervised baseline, learning.
+class FrameLearner(Learner):
+    """What the learners share that decide frame by frame."""
 
-    An episode is a gradient step, on frames drawn at random.
-    """
+    PASSES, FLOOR = 1, 2_000  # slides; gradient steps, see "How much data" in docs/scores.md
 
-    PASSES, FLOOR = 1, 2_000  # as of the slides' learner, which they are held against
+    def __init__(self, cfg: TrainConfig, cache: Cache, device: torch.device, ranks: Ranks):
+        super().__init__(cache, device, ranks)
+        self.bandit, self.learning = cfg.bandit, cfg.learning
+        self.learns_from, self.held_out = hold_out(cache, cfg)
+        self.signals = to_device(cache, self.bandit, device)
+        self.gate = tune_gate(cache)
+
+    @cached_property
+    def deciding_batch(self) -> int:
+        """Held-out frames in a forward pass: on a GPU as many as it decides fastest, measured once;
+        on a CPU, where it matters little, the reference."""
+        if self.device.type == "cuda":
+            return fastest_batch(self.network, self.signals, self.bandit)
+        return CPU_BATCHES[0]
+
+    def held_out_f1(self) -> float:
+        """Mean-pair F1 of what the network decides on the held-out pairs."""
+        given = (self.network, self.signals, self.bandit, self.deciding_batch, self.held_out)
+        pred, _ = decisions(*given, ranks=self.ranks)
+        return mean_f1(self.cache, pred.cpu().numpy(), self.held_out)
+
+
+class SupervisedTrainer(FrameLearner):
+    """A supervised baseline: an episode is a gradient step, on frames drawn at random."""
+
     SCHEDULE = "the learning rate is constant"
 
     def __init__(self, cfg: TrainConfig, cache: Cache, device: torch.device, ranks: Ranks = ALONE):
         if ranks.size > 1:
             raise InputError(f"--method {cfg.method} trains in one process; leave out torchrun")
-        super().__init__(cache, device, ranks)
-        self.bandit, self.learning = cfg.bandit, cfg.learning
+        super().__init__(cfg, cache, device, ranks)
         self.classifies = cfg.method == "classifier"
-        train, self.held_out = hold_out(cache, cfg)
-        self.signals = to_device(cache, self.bandit, device)
-        self.gate = tune_gate(cache)
         self.owner = torch.from_numpy(cache.frames_of_pair).to(device)
-        mine = np.isin(cache.frames_of_pair, train)
+        mine = np.isin(cache.frames_of_pair, self.learns_from)
         self.pass_frames = int(mine.sum())
         self.cfg = cfg = planned(cfg, self.PASSES, self.FLOOR, self.gradient_steps)
         self.order = np.arange(self.gradient_steps(cfg.passes))
@@ -92,7 +112,6 @@ class SupervisedTrainer(Learner):
         self.rng = np.random.default_rng([cfg.seed, 4])
 
     def gradient_steps(self, passes: int) -> int:
-        """How many so many passes make."""
         return max(1, passes * self.pass_frames // self.learning.frames_per_step)
 
     @property
@@ -100,9 +119,7 @@ class SupervisedTrainer(Learner):
         """Frames that the whole run learns from, one that is drawn again counted again."""
         return len(self.order) * self.learning.batch
 
-    def loss_of(
-        self, out: torch.Tensor, frame: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def loss_of(self, out: torch.Tensor, frame: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Answers on frames (B,) -> loss, decisions (B,) bool, mean answer: the probability that
         the frames are on, or the Q-value of the best action."""
         if self.classifies:
@@ -115,7 +132,6 @@ class SupervisedTrainer(Learner):
         return loss, decide(self.signals.prob[frame], threshold), value.mean()
 
     def tick(self) -> list[tuple[int, list[int]]]:
-        """A gradient step; (episode, cells of its decisions)."""
         drawn = self.rng.choice(self.frames, self.learning.batch)
         frame = torch.from_numpy(drawn).to(self.device)
         states = make_states(self.signals, self.owner[frame], frame, self.bandit)
@@ -136,36 +152,20 @@ class SupervisedTrainer(Learner):
         cells = reward_cells(decide(prob, t_base) == label, on == label)
         return [(episode, torch.bincount(cells, minlength=4).tolist())]
 
-    def state(self) -> dict[str, Any]:
-        """What last.pt holds: everything that a bit-exact resume needs."""
-        rng = runfolder.torch_rng(self.device) | {"draws": self.rng.bit_generator.state}
-        rest = {"optimizer": self.optimizer.state_dict(), "recent": list(self.recent)}
-        return self.policy() | rest | {"rng": rng}
+    def own_state(self) -> dict[str, Any]:
+        return {"rng": super().own_state()["rng"] | {"draws": self.rng.bit_generator.state}}
 
     def restore(self, content: dict[str, Any]) -> None:
-        """Take over the state of last.pt."""
-        self.take_over(content)
+        own = self.take_over(content)
         self.load_optimizer(self.optimizer, content["optimizer"])
-        self.rng.bit_generator.state = content["rng"]["draws"]
-        runfolder.restore_torch_rng(content["rng"], self.device)
+        self.rng.bit_generator.state = own["rng"]["draws"]
 
     def learned(self) -> tuple[dict[str, str], str]:
-        """Loss of the run, for grep and in words; an episode is a gradient step."""
-        loss = runfolder.read_history(self.cfg.run)["Loss"]
-        tenth = math.ceil(len(loss) / 10)
-        first, last = (f"{some.mean():.4f}" for some in (loss[:tenth], loss[-tenth:]))
+        first, last = tenths(runfolder.read_history(self.cfg.run)["Loss"])
         said = f"from the first to the last tenth of the steps the loss went from {first} to {last}"
         return {"loss_first_tenth": first, "loss_last_tenth": last}, said
 
-    def held_out_f1(self) -> float:
-        """Mean-pair F1 on the held-out pairs."""
-        on, _ = decisions(
-            self.network, self.signals, self.bandit, self.deciding_batch, self.held_out
-        )
-        return mean_f1(self.cache, on.cpu().numpy(), self.held_out)
-
     def announce(self) -> None:
-        """Say what is about to happen."""
         cfg = self.cfg
         print(
             f"device {self.device}, {cfg.threads} thread(s); supervised baseline ({cfg.method}),"

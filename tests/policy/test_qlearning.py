@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from policy import qlearning
 from policy.qlearning import DuelingHead, PrioritizedReplay, Replay, anneal, sync, td_target
 
 CPU = torch.device("cpu")
@@ -77,14 +78,16 @@ def test_with_beta_1_the_weights_undo_the_preference():
     assert mean == pytest.approx(values.mean(), abs=0.02)
 
 
-def test_priority_is_the_error_to_the_power_alpha():
-    replay = filled(5, [1.0] * 5, alpha=0.5, floor=0.25)
+def test_priority_is_the_error_to_the_power_alpha(monkeypatch):
+    monkeypatch.setattr(qlearning, "FLOOR", 0.25)
+    replay = filled(5, [1.0] * 5, alpha=0.5)
     replay.update(np.array([1, 3]), torch.tensor([-3.75, 0.0], requires_grad=True))
     assert replay.tree[replay.leaves :][:5].tolist() == [1.0, 2.0, 1.0, 0.5, 1.0]
 
 
-def test_new_rows_get_the_largest_priority_and_push_out_old_ones():
-    replay = filled(3, [1.0, 1.0, 1.0], alpha=1.0, floor=0.0)
+def test_new_rows_get_the_largest_priority_and_push_out_old_ones(monkeypatch):
+    monkeypatch.setattr(qlearning, "FLOOR", 0.0)
+    replay = filled(3, [1.0, 1.0, 1.0], alpha=1.0)
     replay.update(np.array([0, 2]), torch.tensor([6.0, 0.0]))
     replay.add(value=torch.tensor([7]))  # over row 0
     replay.update(np.array([0]), torch.tensor([2.0]))

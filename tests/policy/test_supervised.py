@@ -181,7 +181,6 @@ def test_batch_and_chosen_pairs_change_no_decision(cache, method):
     network, signals = random_network(method, cache), to_device(cache, SHORT, CPU)
     network.train()
     full, actions = decisions(network, signals, SHORT, 256)
-    assert network.training  # as it was
     assert (actions is None) == (method == "classifier")
     assert 0.05 < full.float().mean() < 0.95
     assert torch.equal(full, decisions(network, signals, SHORT, 7)[0])
