@@ -98,7 +98,7 @@ class Recalibrator(EventTrainer):
 
     def asked(self) -> Iterator[Asked]:
         """The training clips as the given policy sees them."""
-        return map(self.given.shown, super().asked())
+        return self.given.shown(super().asked())
 
     def begin(self) -> None:
         """The given networks, what they say of all frames, and the mixing that will be learned."""
