@@ -127,6 +127,17 @@ def test_a_read_would_be_found(cache, reads):
         steps_without_reading(trainer)
 
 
+def test_the_sums_are_asked_for_once_a_tick(cache, monkeypatch):
+    """Of several episodes that end together the first has the loss, as ever."""
+    trainer, asked = full_ring("independent", cache), []
+    monkeypatch.setattr(
+        GraphTrainer, "read_sums", lambda self: asked.append(Trainer.read_sums(self))
+    )
+    found = [DQN.record(trainer, None, episode, [1, 2, 3, 4]) for episode in (0, 1, 2)]
+    assert len(asked) == 1 and ["loss" in one for one in found] == [True, False, False]
+    assert found[0]["loss"] > 0 and not trainer.sums.any()
+
+
 def test_fixed_steps_resume_where_they_were(cache):
     cfg = config(READINGS["sequential"])
     calm, first, second = (GraphTrainer(cfg, cache, CPU) for _ in range(3))
