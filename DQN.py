@@ -425,10 +425,12 @@ def record(
     trainer.recent.append(reward)
     average = sum(trainer.recent) / len(trainer.recent)
     epsilon = trainer.epsilon(episode)
-    trainer.read_sums()
     progress, count = trainer.progress, trainer.progress["loss_count"]
-    loss, q = progress["loss_sum"] / max(count, 1), progress["q_sum"] / max(count, 1)
-    trainer.reset_sums()
+    loss = q = 0.0
+    if count:  # of several episodes of a tick the first has it; to ask again would be a wait
+        trainer.read_sums()
+        loss, q = progress["loss_sum"] / count, progress["q_sum"] / count
+        trainer.reset_sums()
     row = {"Episode": episode, "Reward": round(reward, 4), "Avg10": round(average, 4)}
     row |= {"Epsilon": round(epsilon, 4), **dict(zip(runfolder.CELLS, cells, strict=True))}
     if history is not None:

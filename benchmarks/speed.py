@@ -3,6 +3,7 @@
 Run:    make bench   (or: python -m benchmarks.speed)
         python -m benchmarks.speed --quick                 # tries everything, tiny
         python -m benchmarks.speed --sections gpu          # on a machine with CUDA
+        python -m benchmarks.speed --sections tf32 --policy runs/demo/best.pt --cache cache/demo
 Reads:  a cache of the slides' shape (default: simulated, see simulate_cache.py)
 Writes: <out>/speed.md, <out>/speed.json, <out>/demo/: corpus, cache and policy of the demo
 
@@ -37,7 +38,7 @@ from core.command import parse_first, run_script
 from core.settings import Checked, number
 
 SECTIONS = ("start", "preprocess", "events", "compare", "memory", "detect", "acting")
-SECTIONS += ("training", "gpu")
+SECTIONS += ("training", "gpu", "tf32")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +55,8 @@ class SpeedConfig(Checked):
     """measurements of both sides, in turns"""
     cache: Path | None = None
     """caches of the slides' shape (default: simulated)"""
+    policy: Path | None = None
+    """trained policy whose decisions are rounded, for tf32"""
     out: Path = Path("runs/bench")
     """folder of speed.md and speed.json"""
 
@@ -81,6 +84,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import naive, simulate_cache
+from benchmarks.tf32 import TF32
 from core.errors import InputError
 from core.files import Kind, keep_apart, own_folder, write_text
 from core.names import markdown_table
@@ -88,12 +92,14 @@ from core.processes import num_cores
 from core.ranks import pick_device
 from core.versions import processor
 from DQN import QNetwork, Trainer, learner_of
-from policy.apply import greedy_actions
-from policy.bandit import make_states, to_device
-from policy.device import fastest_batch, wait
+from policy.apply import decide_cache, greedy_actions, load_policy
+from policy.bandit import make_states, near, to_device
+from policy.device import CPU_BATCHES, fastest_batch, wait
+from policy.event_policy import EventTrainer
 from scores.score_files import write_archive
 from sed.caches import Cache, load_cache
 from sed.event_metrics import KINDS, event_counts
+from sed.metrics import mean_f1
 from sed.timeline import ClipScores, Event, frame_edges, write_labels
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -205,8 +211,8 @@ def naive_training(cfg: SpeedConfig, cache: Cache, epsilon: float) -> Iterator[i
 
 
 def endless(cfg: SpeedConfig, cache: Cache, learning: Learning) -> TrainConfig:
-    """A training that no slice reaches the end of."""
-    passes = 1 + 2_000_000 // len(cache.label)
+    """A training that no slice reaches the end of: enough for a million frames a second."""
+    passes = 1 + int(max(2_000_000, 1_000_000 * cfg.slice_s)) // len(cache.label)
     return TrainConfig(network=cfg.network, learning=learning, holdout=0.0, passes=passes)
 
 
@@ -283,38 +289,132 @@ def training(cfg: SpeedConfig) -> list[Row]:
     return rows
 
 
-def gpu(cfg: SpeedConfig) -> list[Row]:
-    """Evaluating and training at the slides' scale on a GPU: plain steps and CUDA graphs."""
-    cache, device = load_cache(cfg.cache / "validation"), pick_device("cuda", 1)
-    bandit, network = Bandit(), sharp(cfg.network).to(device)
+def deciding(cache: Cache, network: QNetwork, device: torch.device) -> Row:
+    """Deciding the slides' validation pairs."""
+    bandit = Bandit()
     signals = to_device(cache, bandit, device)
     batch = fastest_batch(network, signals, bandit)
-    greedy_actions(network, signals, bandit, batch, np.arange(10))  # warm-up
+    some = np.arange(min(10, len(cache.pairs)))
+    greedy_actions(network, signals, bandit, batch, some)  # warm-up
+    taken = timed(lambda: greedy_actions(network, signals, bandit, batch), device)
+    what = f"deciding 5,570 pairs, s (batch {batch}, from {len(cache.pairs):,} pairs)"
+    return row("gpu", what, taken / len(cache.pairs) * SLIDES["validation"], "<= 10 s")
+
+
+def timed(work: Callable[[], Any], device: torch.device) -> float:
+    """Seconds of some work, from a device that has nothing to do until it has nothing to do."""
     wait(device)
     began = time.perf_counter()
-    greedy_actions(network, signals, bandit, batch)
+    work()
     wait(device)
-    seconds = (time.perf_counter() - began) / len(cache.pairs) * SLIDES["validation"]
-    name = torch.cuda.get_device_name()
-    what = f"{name}: deciding 5,570 pairs, s (batch {batch}, from {len(cache.pairs):,} pairs)"
-    rows = [row("gpu", what, seconds, "<= 10 s")]
-    for steps in ("plain", "graphs"):
-        learning = Learning(train_start=64, epsilon_start=0.3825, epsilon_end=0.3825)
-        train = replace(endless(cfg, cache, learning), cuda_steps=steps)
-        trainer = learner_of(train, device)(train, cache, device)
-        while trainer.progress["steps"] < 50:
+    return time.perf_counter() - began
+
+
+def stepping(
+    cfg: SpeedConfig, cache: Cache, device: torch.device, steps: str, batch: int, need: str
+) -> Row:
+    """Training on the slides' pairs, at the mean epsilon of the schedule. InputError where the
+    run ends within the slice, as nothing is learned after it."""
+    learning = Learning(
+        batch=batch,
+        frames_per_step=batch,
+        train_start=2 * batch,
+        epsilon_start=0.3825,
+        epsilon_end=0.3825,
+    )
+    train = replace(endless(cfg, cache, learning), cuda_steps=steps)
+    trainer = learner_of(train, device)(train, cache, device)
+    while trainer.progress["steps"] < (2 if cfg.quick else 50) and not trainer.done:
+        trainer.tick()
+    before, until = trainer.progress["frames"], time.perf_counter() + cfg.slice_s
+
+    def some() -> None:
+        while time.perf_counter() < until and not trainer.done:
             trainer.tick()
-        wait(device)
-        began, before = time.perf_counter(), trainer.progress["steps"]
-        while time.perf_counter() - began < cfg.slice_s:
-            trainer.tick()
-        wait(device)
-        trainer.read_sums()
-        each = (time.perf_counter() - began) / (trainer.progress["steps"] - before)
-        minutes = each * SLIDES["train"] * SLIDES["frames"] / 32 / 60
-        what = f"{name}: training 28,592 episodes, min, {steps}"
-        what += f" ({1000 * each:.2f} ms a tick and step, extrapolated)"
-        rows.append(row("gpu", what, minutes, "<= 15 min" if steps == "graphs" else ""))
+
+    taken = timed(some, device)
+    trainer.read_sums()  # InputError where something was not finite
+    if trainer.done:
+        raise InputError("the training ended within the slice; give a shorter --slice-s")
+    each = taken / (trainer.progress["frames"] - before)
+    what = f"training 28,592 episodes, min, {steps}, batch and frames a step {batch}"
+    what += f" ({1000 * each * batch:.2f} ms a step, extrapolated)"
+    return row("gpu", what, each * SLIDES["train"] * SLIDES["frames"] / 60, need)
+
+
+def over_events(cfg: SpeedConfig, cache: Cache, device: torch.device) -> Row:
+    """Training of the preset `best`: gradient steps from a few ticks of each phase, all else whole;
+    by the number of pairs it is brought to that of the slides."""
+    made: list[EventTrainer] = []
+    train = TrainConfig.with_preset("best")
+    parts = {"inputs": timed(lambda: made.append(EventTrainer(train, cache, device)), device)}
+    trainer, ticks = made[0], 2 if cfg.quick else 20
+
+    def step_s() -> float:
+        trainer.tick()  # warm-up
+        before = trainer.progress["steps"]
+        taken = timed(lambda: [trainer.tick() for _ in range(ticks)], device)
+        return taken / (trainer.progress["steps"] - before)
+
+    parts["steps on frames"] = step_s() * trainer.frame_steps
+    trainer.progress["finished"] = trainer.frame_steps
+    parts["boxes"] = timed(trainer.make_boxes, device)
+    parts["steps on boxes"] = step_s() * trainer.box_steps
+    parts["prices"] = timed(trainer.find_prices, device)
+    scale = SLIDES["train"] / len(cache.pairs)
+    note = ", ".join(f"{name} {scale * taken:.0f} s" for name, taken in parts.items())
+    what = f"training preset best on 28,592 pairs, min (from {len(cache.pairs):,} pairs; steps"
+    what += " extrapolated)"
+    return row("gpu", what, scale * sum(parts.values()) / 60, "<= 5 min", now=note)
+
+
+def gpu(cfg: SpeedConfig) -> list[Row]:
+    """Evaluating and training at the slides' scale on a GPU."""
+    return on_device(cfg, pick_device("cuda", 1), torch.cuda.get_device_name())
+
+
+def on_device(cfg: SpeedConfig, device: torch.device, name: str) -> list[Row]:
+    """The rows of `gpu`, of a device of some name."""
+    cache, network = load_cache(cfg.cache / "validation"), sharp(cfg.network).to(device)
+    rows = [deciding(cache, network, device)]
+    for steps, batch, need in (("plain", 32, ""), ("graphs", 32, "<= 15 min"), ("graphs", 256, "")):
+        rows.append(stepping(cfg, cache, device, steps, batch, need))
+    rows.append(over_events(cfg, load_cache(cfg.cache / "train"), device))
+    return [one._replace(what=f"{name}: {one.what}") for one in rows]
+
+
+def rounding(cfg: SpeedConfig) -> list[Row]:
+    """What TF32 would change in the decisions of a trained policy: its products emulated."""
+    policy, cache = load_policy(cfg.policy, CPU), load_cache(cfg.cache / "validation")
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # one operator: its products are not met
+    try:
+        exact = decide_cache(policy, cache, CPU, CPU_BATCHES[0])
+        with TF32():
+            other = decide_cache(policy, cache, CPU, CPU_BATCHES[0])
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+    pairs = np.flatnonzero(cache.present)
+    was, now = (100 * mean_f1(cache, each.pred, pairs) for each in (exact, other))
+    share = 100 * (exact.pred != other.pred).mean()
+    note = f"{share:.4f} %; F1 {was:.3f}, with TF32 {now:.3f}"
+    rows = [row("tf32", f"decisions changed, % of {len(exact.pred):,} frames", share, now=note)]
+    if exact.action is not None:
+        prob, t_base = cache.signals["prob"], cache.signals["t_base"]
+        asked = near(prob, t_base, policy.bandit.max_delta)  # elsewhere none is chosen
+        if policy.bandit.reading == "sequential":
+            asked[:] = True
+        share = 100 * (exact.action != other.action)[asked].mean()
+        what = f"actions changed, % of {asked.sum():,}"
+        rows.append(row("tf32", what, share, now=f"{share:.4f} %"))
+    if exact.boxes is not None:
+        spans = [
+            set(zip(*(part[each.chosen].tolist() for part in each[:3]), strict=True))
+            for each in (exact.boxes, other.boxes)
+        ]
+        share = 100 * len(spans[0] - spans[1]) / max(len(spans[0]), 1)
+        what = f"boxes emitted no more or elsewhere, % of {len(spans[0]):,}"
+        rows.append(row("tf32", what, share, now=f"{share:.4f} %"))
     return rows
 
 
@@ -620,9 +720,9 @@ def detecting(cfg: SpeedConfig) -> list[Row]:
     return [row("detect", what, middle, "<= 8 ms", "15 to 19 ms", note)]
 
 
-WORK = (start, preprocessing, events, comparing, memory, detecting, acting, training, gpu)
+WORK = (start, preprocessing, events, comparing, memory, detecting, acting, training, gpu, rounding)
 MEASURE: dict[str, Callable[[SpeedConfig], list[Row]]] = dict(zip(SECTIONS, WORK, strict=True))
-ON_SLIDES = ("memory", "acting", "training", "gpu")  # need a cache of that shape
+ON_SLIDES = ("memory", "acting", "training", "gpu", "tf32")  # need a cache of that shape
 
 
 def markdown(rows: list[Row]) -> str:
@@ -667,6 +767,9 @@ def main(cfg: SpeedConfig) -> None:
         for name in cfg.sections or SECTIONS:
             if name == "gpu" and not torch.cuda.is_available():
                 print("gpu: no CUDA device; there, run: python -m benchmarks.speed --sections gpu")
+                continue
+            if name == "tf32" and cfg.policy is None:
+                print("tf32: no trained policy; give --policy and its --cache")
                 continue
             began = time.perf_counter()
             found = MEASURE[name](cfg)

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from config import Bandit, TrainConfig
+from core.errors import InputError
 from core.ranks import ALONE, Ranks
 from policy.bandit import Signals, diverged, make_states, outcome
 from sed.caches import Cache
@@ -54,6 +55,7 @@ def fastest_batch(network: nn.Module, signals: Signals, bandit: Bandit) -> int:
             same = min(size, sizes[0])
             if device.type == "cpu" and not torch.equal(q_values[:same], reference[:same]):
                 continue
+            wait(device)  # the warm-up has ended
             began = time.perf_counter()
             network(states[:size])
             wait(device)
@@ -170,7 +172,8 @@ class GraphSteps:
     def record(self) -> None:
         """Replace `act_all` and `learn_drawn` by CUDA graphs of them; the state stays as it is.
 
-        Where recording fails, the plain functions stay: slower, the same numbers.
+        Where recording fails, the plain functions stay: slower, the same numbers. InputError
+        where graphs were asked for.
         """
         self.recorded = True
         make_moments(self.optimizer)
@@ -179,7 +182,10 @@ class GraphSteps:
         try:
             graphs = graph_of(self.act_all), graph_of(self.learn_drawn)
         except RuntimeError as error:
-            print(f"note: no CUDA graphs ({str(error).splitlines()[0]}); plain steps instead")
+            failed = f"no CUDA graphs ({str(error).splitlines()[0]})"
+            if self.cfg.cuda_steps == "graphs":
+                raise InputError(f"--cuda-steps graphs: {failed}; use --cuda-steps plain") from None
+            print(f"note: {failed}; plain steps instead")
         with torch.no_grad():
             for tensor, value in zip(self.changing(), kept, strict=True):
                 tensor.copy_(value)
@@ -201,14 +207,18 @@ def make_moments(optimizer: torch.optim.Optimizer) -> None:
 
 
 def graph_of(work: Callable[[], None]) -> Callable[[], None]:
-    """Record `work` as a CUDA graph (torch.cuda.CUDAGraph: warm-up on a stream of its own)."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
+    """Record `work` as a CUDA graph (torch.cuda.CUDAGraph: warm-up on a stream of its own).
+    RuntimeError where it cannot be; the current stream is then the one before."""
+    stream, current = torch.cuda.Stream(), torch.cuda.current_stream()
+    stream.wait_stream(current)
     with torch.cuda.stream(stream):
         for _ in range(3):
             work()
-    torch.cuda.current_stream().wait_stream(stream)
+    current.wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        work()
+    try:
+        with torch.cuda.graph(graph):
+            work()
+    finally:
+        torch.cuda.set_stream(current)  # a capture that fails leaves its own
     return graph.replay

@@ -480,12 +480,12 @@ class EventNetwork(nn.Module):
         shape = len(Prices._fields), len(classes) + 1
         self.register_buffer("prices", torch.zeros(shape, dtype=torch.float64))  # 0: not yet found
 
-    def shown(self, asked: Asked) -> Asked:
-        """What it sees of a clip: one that was trained without audio is shown no loudness."""
-        if self.posterior.channel_std[LOUDNESS].isfinite():
-            return asked
-        loudness = np.ones_like(asked.clip.loudness)
-        return asked._replace(clip=asked.clip._replace(loudness=loudness))
+    def shown(self, asked: Iterable[Asked]) -> Iterator[Asked]:
+        """What it sees of clips: one that was trained without audio is shown no loudness."""
+        hears = bool(self.posterior.channel_std[LOUDNESS].isfinite())  # a GPU is asked once
+        for one in asked:
+            loudness = one.clip.loudness if hears else np.ones_like(one.clip.loudness)
+            yield one._replace(clip=one.clip._replace(loudness=loudness))
 
     @classmethod
     def like(cls, events: Events, classes: tuple[str, ...], weights: Any) -> "EventNetwork":
@@ -576,7 +576,7 @@ def decide_clips(
 ) -> tuple[Candidates, np.ndarray, list[np.ndarray]]:
     """Candidates of some clips' queries, the pair of each row and its log odds (N, 3); `query` (P,)
     of each pair. InputError where the networks' answers are not finite."""
-    asked = [network.shown(one) for one in asked]
+    asked = list(network.shown(asked))
     rows = rows_of(asked, query)
     odds = apply(network.posterior, Resident.of(rows, device), np.arange(len(rows.pair)))
     if not all(np.isfinite(each).all() for each in odds):
@@ -834,7 +834,8 @@ class EventTrainer(Learner):
     @staticmethod
     def cells(before: torch.Tensor, after: torch.Tensor, inside: torch.Tensor) -> torch.Tensor:
         """How many decisions fall into each of the four reward cells."""
-        cells = functional.one_hot(reward_cells(before, after), 4) * inside[..., None]
+        each = torch.arange(4, device=before.device)  # one_hot would check ranges: a wait
+        cells = (reward_cells(before, after)[..., None] == each) & inside[..., None]
         return cells.flatten(0, -2).sum(0)
 
     def tick(self) -> list[tuple[int, list[int]]]:

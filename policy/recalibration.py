@@ -97,7 +97,7 @@ class Recalibrator(EventTrainer):
         super().__init__(replace(cfg, events=replace(theirs, **own)), cache, device, ranks)
 
     def asked(self) -> Iterator[Asked]:
-        return map(self.given.shown, super().asked())
+        return self.given.shown(super().asked())
 
     def begin(self) -> None:
         """The given networks, what they say of all frames, and the mixing that will be learned."""

@@ -14,6 +14,7 @@ rewards     the Q-network itself, squared error against the rewards of all actio
 A baseline always sees cached arrays (the independent reading): it takes no earlier decision.
 """
 
+import math
 from functools import cached_property
 from typing import Any
 
@@ -110,6 +111,7 @@ class SupervisedTrainer(FrameLearner):
         self.network = make_network(cfg.method, self.bandit, cfg.network).to(device)
         self.optimizer = torch.optim.Adam(self.network.parameters(), self.learning.lr, fused=True)
         self.rng = np.random.default_rng([cfg.seed, 4])
+        self.sums = self.sums.cpu()  # each step tells the host its loss
 
     def gradient_steps(self, passes: int) -> int:
         return max(1, passes * self.pass_frames // self.learning.frames_per_step)
@@ -137,20 +139,23 @@ class SupervisedTrainer(FrameLearner):
         states = make_states(self.signals, self.owner[frame], frame, self.bandit)
         self.network.train()
         loss, on, answer = self.loss_of(self.network(states), frame)
-        if not loss.isfinite():
-            what = f"loss is {loss.item()} at gradient step {self.progress['steps']}"
+        prob, t_base, label = (part[frame] for part in self.signals[1:4])
+        cells = reward_cells(decide(prob, t_base) == label, on == label)
+        counts = (cells[:, None] == torch.arange(4, device=self.device)).sum(0)
+        told = torch.cat([torch.stack([loss.detach(), answer]).double(), counts])
+        loss_was, answer_was, *counted = told.tolist()  # the one wait for a GPU
+        if not math.isfinite(loss_was):
+            what = f"loss is {loss_was} at gradient step {self.progress['steps']}"
             raise diverged(f"{what} (learning rate {self.learning.lr:g})")
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
-        self.sums += torch.stack([loss.detach(), answer])
+        self.sums += torch.tensor([loss_was, answer_was], dtype=torch.float64)
         episode = self.progress["finished"]
         for name in ("finished", "steps", "loss_count"):
             self.progress[name] += 1
         self.progress["frames"] += len(frame)
-        prob, t_base, label = (part[frame] for part in self.signals[1:4])
-        cells = reward_cells(decide(prob, t_base) == label, on == label)
-        return [(episode, torch.bincount(cells, minlength=4).tolist())]
+        return [(episode, list(map(int, counted)))]
 
     def own_state(self) -> dict[str, Any]:
         return {"rng": super().own_state()["rng"] | {"draws": self.rng.bit_generator.state}}

@@ -396,6 +396,7 @@ def fit_and_score(
 ) -> dict[str, Any]:
     """Train one network and write the score files of its clips below `folder`; returns a record."""
     began = time.monotonic()
+    pick_device(device.type, 1)  # here, so that only a process that fits opens a GPU
     store = Store.open(folder)
     net, seen = train_network(cfg, store, fit, device)
     scorer = Scorer(net, classes)
@@ -491,9 +492,10 @@ def score_corpus(
     """Fit every scorer and write all score files below `folder`; a record of each fit.
 
     One thread each: two processes beat two threads on small batches, and sums keep their order.
+    Features are computed on the CPU, so that on a GPU there are at most as many processes as fits.
     """
     fits = plan(clips)
-    start = partial(pick_device, device.type, 1)
+    start = partial(pick_device, "cpu", 1)
     with process_pool(min(num_workers(cfg.workers), len(clips)), start) as pool:
         write_store(folder, clips, classes, pool)
         # The fit on all clips takes longest: it starts first.

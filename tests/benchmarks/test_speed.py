@@ -1,14 +1,19 @@
 """What the benchmarks stand on: the simulated cache, the naive training, a row."""
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from corpora import write_policy
+from torch.nn import functional
 
 from benchmarks import naive, simulate_cache, speed
-from config import Bandit, Network
+from benchmarks.tf32 import TF32, rounded
+from config import PRETRAINED, Bandit, Learning, Network
+from core.errors import InputError
 from policy.network import QNetwork
 from sed.caches import load_cache
 from sed.labels import read_labels
@@ -113,3 +118,78 @@ def test_the_schedule_weights_are_a_mean():
 def test_rates_leave_the_first_step_out():
     steps = iter([10**9, 1, 1, 1])
     assert speed.rate(steps, 60) < 10**8
+
+
+# ---------------------------------------------------------------------------- on a GPU, and TF32
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def setting(cache):
+    return speed.SpeedConfig(quick=True, slice_s=0.3, cache=cache.folder.parent)
+
+
+def test_the_rows_of_a_gpu_on_a_cpu(setting):
+    deciding, *training, best = speed.on_device(setting, CPU, "a card")
+    assert deciding.need == "<= 10 s" and best.need == "<= 5 min"
+    kinds = [("plain", 32, ""), ("graphs", 32, "<= 15 min"), ("graphs", 256, "")]
+    for one, (steps, batch, need) in zip(training, kinds, strict=True):
+        assert f"{steps}, batch and frames a step {batch} (" in one.what and one.need == need
+    assert all(one.value > 0 and one.what.startswith("a card: ") for one in (deciding, *training))
+    assert best.value > 0 and "boxes" in best.now and "from 90 pairs" in best.what
+
+
+def test_a_training_that_ends_within_its_slice_is_no_measurement(setting, cache, monkeypatch):
+    """After its last episode a tick does nothing, and a step would seem to take ever longer."""
+    long = speed.endless
+    monkeypatch.setattr(speed, "endless", lambda *given: replace(long(*given), passes=1))
+    few = load_cache(cache.folder.parent / "validation")
+    with pytest.raises(InputError, match="ended within the slice"):
+        speed.stepping(setting, few, CPU, "plain", 32, "")
+
+
+def test_a_million_frames_a_second_do_not_reach_the_end(setting, cache):
+    cfg = speed.endless(replace(setting, quick=False), cache, Learning())
+    assert cfg.passes * len(cache.label) > 120 * 1_000_000
+
+
+def test_rounding_keeps_ten_bits_of_mantissa():
+    rng = np.random.default_rng(0)
+    x = torch.from_numpy(rng.standard_normal(1_000).astype(np.float32))
+    x = torch.cat([x, torch.tensor([0.0, 1.0, 1 + 2**-11, 1 + 3 * 2**-11, -(2**100)])])
+    mantissa, exponent = np.frexp(x.double().numpy())
+    expected = np.ldexp(np.round(mantissa * 2**11), exponent - 11)  # ties to the even one
+    assert np.array_equal(rounded(x).double().numpy(), expected)
+
+
+def test_operands_are_rounded_and_what_is_added_is_not():
+    torch.manual_seed(0)
+    x, w, bias = torch.randn(5, 7), torch.randn(7, 3), torch.randn(3)
+    conv, gru = torch.nn.Conv1d(7, 4, 3), torch.nn.GRU(7, 4, bidirectional=True)
+    query = torch.randn(1, 2, 5, 8)
+    with torch.no_grad():
+        plain = conv(rounded(x.T)[None]), gru(x)[0]
+    with torch.inference_mode(), TF32():
+        assert torch.equal(x @ w, rounded(x) @ rounded(w))
+        assert torch.equal(torch.addmm(bias, x, w), bias + rounded(x) @ rounded(w))
+        assert torch.equal(torch.baddbmm(bias, x[None], w[None])[0], torch.addmm(bias, x, w))
+        found = conv(x.T[None]), gru(x)[0]
+        attended = functional.scaled_dot_product_attention(query, query, query)
+    exact = functional.scaled_dot_product_attention(*[rounded(query)] * 3)
+    assert torch.allclose(attended, exact, atol=1e-6) and not torch.equal(found[0], plain[0])
+    assert 0 < (found[1] - plain[1]).abs().max() < 1e-2  # a GRU is taken apart
+    assert torch.equal(x.double() @ w.double(), x.double() @ w.double())
+
+
+@pytest.mark.parametrize("kind", ["windowed", "events"])
+def test_what_tf32_changes_is_counted(setting, cache, tmp_path, kind):
+    path = PRETRAINED
+    if kind == "windowed":
+        path = write_policy(tmp_path / "run", cache.folder, bandit=Bandit())
+    rows = speed.rounding(replace(setting, policy=path))
+    asked = [one.what.split(",")[0] for one in rows]
+    last = "actions changed" if kind == "windowed" else "boxes emitted no more or elsewhere"
+    assert asked == ["decisions changed", last]
+    assert all(0 <= one.value < 5 for one in rows) and "280 frames" in rows[0].what
+    assert torch.backends.mha.get_fastpath_enabled()

@@ -1,19 +1,23 @@
 """The GPU's way of acting and learning, run on the CPU: same transitions and steps; batch sizes."""
 
+from contextlib import nullcontext
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from corpora import write_cache
-from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
+from no_reads import NoHostCopies, NoOpReads, ReadBack
 
+import DQN
 from config import Bandit, Learning, Network, TrainConfig
 from core.errors import InputError
 from core.ranks import pick_device
 from DQN import GraphTrainer, QNetwork, Trainer
-from policy import device
+from policy import device, learner, supervised
 from policy.apply import greedy_actions
 from policy.bandit import make_states, to_device
+from policy.runfolder import digest
 from sed.caches import load_cache
 
 TINY = Network(hidden=8, heads=2, dropout=0.0)
@@ -66,41 +70,6 @@ def test_fixed_shapes_give_what_the_plain_steps_give(cache, reading):
         assert torch.allclose(one, other, atol=1e-4)
 
 
-aten = torch.ops.aten
-
-
-class ReadBack(AssertionError):
-    """Something waited for the device."""
-
-
-class NoOpReads(TorchDispatchMode):
-    """Refuses operators whose result, or its shape, is known only when the device is done."""
-
-    READS = (aten._local_scalar_dense, aten.nonzero, aten.masked_select)
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        packet = func.overloadpacket
-        by_mask = packet == aten.index and any(
-            index is not None and index.dtype == torch.bool for index in args[1]
-        )
-        if packet in self.READS or by_mask:
-            raise ReadBack(str(func))
-        return func(*args, **(kwargs or {}))
-
-
-class NoHostCopies(TorchFunctionMode):
-    """Refuses copies to the host; on a CPU no operator is called for them."""
-
-    READS = (torch.Tensor.cpu, torch.Tensor.numpy, torch.Tensor.tolist)
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        given = [*args[1:], *(kwargs or {}).values()]
-        to_host = func is torch.Tensor.to and any(str(x) == "cpu" for x in given)
-        if func in self.READS or to_host:
-            raise ReadBack(str(func))
-        return func(*args, **(kwargs or {}))
-
-
 def full_ring(reading: str, cache) -> GraphTrainer:
     """In the middle of a run: how many transitions are stored is known without asking."""
     trainer = GraphTrainer(config(READINGS[reading]), cache, CPU)
@@ -137,6 +106,13 @@ def test_acting_and_learning_read_nothing_back(cache, reading):
         lambda x: x.nonzero(),
         lambda x: x[x > 0],
         lambda x: x.masked_select(x > 0),
+        lambda x: x.detach().clone().__setitem__(x > 0, 0.0),
+        lambda x: x.detach().clone().index_put_((x > 0,), x.new_zeros(())),
+        lambda x: torch.equal(x, x),
+        lambda x: x.detach().unique(),
+        lambda x: x.detach().unique_consecutive(),
+        lambda x: x.argmax(1).bincount(),
+        lambda x: x.repeat_interleave(x.argmax(1), 0),
         lambda x: x.detach().cpu(),
         lambda x: x.to("cpu"),
         lambda x: x.tolist(),
@@ -149,6 +125,17 @@ def test_a_read_would_be_found(cache, reads):
     trainer.network.register_forward_hook(lambda module, given, out: [reads(out), out][1])
     with pytest.raises(ReadBack):
         steps_without_reading(trainer)
+
+
+def test_the_sums_are_asked_for_once_a_tick(cache, monkeypatch):
+    """Of several episodes that end together the first has the loss, as ever."""
+    trainer, asked = full_ring("independent", cache), []
+    monkeypatch.setattr(
+        GraphTrainer, "read_sums", lambda self: asked.append(Trainer.read_sums(self))
+    )
+    found = [DQN.record(trainer, None, episode, [1, 2, 3, 4]) for episode in (0, 1, 2)]
+    assert len(asked) == 1 and ["loss" in one for one in found] == [True, False, False]
+    assert found[0]["loss"] > 0 and not trainer.sums.any()
 
 
 def test_fixed_steps_resume_where_they_were(cache):
@@ -207,6 +194,101 @@ def test_moments_are_made_without_moving_a_weight():
     assert torch.equal(*steps)
 
 
+# ---------------------------------------------------------------------------- CUDA graphs
+
+
+@pytest.fixture
+def on_the_cpu(monkeypatch):
+    """What records on a GPU, here: its random numbers are the CPU's."""
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda _: torch.get_rng_state())
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, _: torch.set_rng_state(state))
+
+
+def warm_up(work):
+    """In place of `graph_of`: the same runs of `work` as in recording, then plain calls."""
+    for _ in range(4):
+        work()
+    return work
+
+
+def fails(work):
+    """In place of `graph_of`: recording fails after the warm-up, with several lines."""
+    for _ in range(3):
+        work()
+    raise RuntimeError("operation not permitted\nmore of it")
+
+
+@pytest.mark.parametrize("way", [warm_up, fails])
+@pytest.mark.parametrize("reading", READINGS)
+def test_recording_changes_no_number(cache, monkeypatch, capsys, on_the_cpu, reading, way):
+    """Recorded at the start or after a resumption: as by plain steps, with dropout."""
+    monkeypatch.setattr(device, "graph_of", way)
+    cfg = config(READINGS[reading])
+    cfg = replace(cfg, network=replace(TINY, dropout=0.2))
+    plain = GraphTrainer(cfg, cache, CPU)  # each sets the seed of the dropout of all
+    rows, state = played(plain), digest(plain.state())
+    recorded = GraphTrainer(cfg, cache, CPU)
+    recorded.record()
+    assert played(recorded) == rows and digest(recorded.state()) == state
+    begun, first = GraphTrainer(cfg, cache, CPU), []
+    while begun.progress["finished"] < 4:
+        first += begun.tick()
+    kept, resumed = begun.state(), GraphTrainer(cfg, cache, CPU)
+    resumed.restore(kept)
+    resumed.record()
+    assert first + played(resumed) == rows and digest(resumed.state()) == state
+    note = "note: no CUDA graphs (operation not permitted); plain steps instead\n"
+    assert capsys.readouterr().out == (2 * note if way is fails else "")
+
+
+def test_graphs_that_were_asked_for_are_made_or_refused(cache, monkeypatch, on_the_cpu):
+    monkeypatch.setattr(device, "graph_of", fails)
+    cfg = replace(config(READINGS["independent"]), cuda_steps="graphs")
+    said = (
+        r"^--cuda-steps graphs: no CUDA graphs \(operation not permitted\); use --cuda-steps plain$"
+    )
+    with pytest.raises(InputError, match=said):
+        GraphTrainer(cfg, cache, CPU).record()
+
+
+class Capture:
+    """A recording whose end fails, as in torch: its stream stays the current one."""
+
+    def __init__(self, graph):
+        torch.cuda.set_stream("capturing")
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        raise RuntimeError("capture_end failed")
+
+
+def test_a_failed_capture_leaves_the_stream_as_it_was(monkeypatch):
+    calls = []
+
+    class Stream:
+        def wait_stream(self, other):
+            calls.append(other)
+
+    before = Stream()
+    current = [before]
+    fake = {
+        "Stream": Stream,
+        "stream": lambda stream: nullcontext(),
+        "current_stream": lambda: current[-1],
+        "set_stream": current.append,
+        "CUDAGraph": lambda: None,
+        "graph": Capture,
+    }
+    for name, part in fake.items():
+        monkeypatch.setattr(torch.cuda, name, part)
+    with pytest.raises(RuntimeError, match="capture_end failed"):
+        device.graph_of(lambda: calls.append("work"))
+    assert current == [before, "capturing", before]
+    assert calls[0] is before and calls[1:4] == ["work"] * 3 and calls[-1] == "work"
+
+
 # ---------------------------------------------------------------------------- batch sizes
 
 
@@ -215,6 +297,35 @@ def test_a_small_job_is_not_measured(cache):
     network = QNetwork(bandit, TINY)
     signals = to_device(cache, bandit, CPU)
     assert device.fastest_batch(network, signals, bandit) == device.CPU_BATCHES[0]
+
+
+def test_a_size_is_timed_between_waits(cache, monkeypatch):
+    """The warm-up has ended before the clock starts."""
+    bandit, calls = READINGS["independent"], []
+    monkeypatch.setattr(device, "SMALL_JOB", 1)
+    monkeypatch.setattr(device, "wait", lambda _: calls.append("wait"))
+    clock = lambda: [calls.append("clock"), float(len(calls))][1]  # noqa: E731
+    monkeypatch.setattr(device.time, "perf_counter", clock)
+    device.fastest_batch(QNetwork(bandit, TINY), to_device(cache, bandit, CPU), bandit)
+    assert calls and calls == ["wait", "clock"] * len(device.CPU_BATCHES) * 2
+
+
+@pytest.mark.parametrize("method", ["windowed", "rewards"])
+def test_held_out_pairs_are_decided_in_the_batch_that_is_fastest(cache, monkeypatch, method):
+    """A GPU in name only: what is decided there is asked for 7 frames at a time."""
+    cfg = replace(config(READINGS["independent"]), holdout=0.4)
+    module, kind = DQN, Trainer
+    if method == "rewards":
+        learning = Learning(batch=16, lr=3e-3)
+        cfg = replace(cfg, method=method, learning=learning)
+        module, kind = supervised, supervised.SupervisedTrainer
+    trainer, given = kind(cfg, cache, CPU), []
+    trainer.device = torch.device("cuda")
+    monkeypatch.setattr(learner, "fastest_batch", lambda *_: 7)
+    real = module.decisions
+    decide = lambda *args, **more: [given.append(args[3]), real(*args, **more)][1]  # noqa: E731
+    monkeypatch.setattr(module, "decisions", decide)
+    assert 0 <= trainer.held_out_f1() <= 1 and given == [7]
 
 
 @pytest.mark.parametrize("favoured", [64, 512])

@@ -11,6 +11,7 @@ import torch
 from corpora import write_cache, write_policy
 from matplotlib.colors import to_rgb
 from matplotlib.text import Text
+from no_reads import NoOpReads
 
 import detect
 import evaluate
@@ -401,6 +402,28 @@ def test_of_known_actions_the_best_is_learned(cache, cfg):
         given = features.expand(count, -1, -1), query.expand(count, -1)
         value = trainer.network.values.eval()(*given).sigmoid().mean(0).numpy()
     assert ((value > 0.5) == good[:, None]).mean() > 0.99
+
+
+def test_steps_read_nothing_back(cache, cfg):
+    """Where a GPU would have to be waited for: not in steps, nor where boxes are brought to it."""
+    trainer = EventTrainer(cfg, cache, CPU)
+    with NoOpReads():
+        cells = [trainer.frame_step(step) for step in range(2)]
+    trainer.make_boxes()  # of log odds that the host must see
+    with NoOpReads():
+        trainer.show_boxes()
+        cells += [trainer.box_step(step) for step in range(2)]
+    events, members = cfg.events, len(trainer.left_out)
+    assert [each.dtype for each in cells] == [torch.int64] * 4
+    assert int(cells[0].sum()) > members * events.batch  # steps of 40 ms of each query
+    assert int(cells[3].sum()) == members * events.box_batch
+
+
+def test_cells_are_counted_where_something_is():
+    before, after, inside = torch.from_numpy(np.random.default_rng(0).random((3, 4, 5, 6)) > 0.4)
+    found = EventTrainer.cells(before, after, inside).tolist()
+    cells = 2 * before[inside].long() + after[inside].long()
+    assert found == torch.bincount(cells, minlength=4).tolist() and min(found) > 0
 
 
 def test_the_same_seed_gives_the_same_numbers_and_resume_is_exact(cache, cfg):

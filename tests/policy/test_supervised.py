@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from corpora import SMALLEST, write_cache
+from no_reads import NoOpReads
 from reference import moved
 from torch.nn import functional
 
@@ -129,6 +130,19 @@ def test_one_step_is_the_gradient_of_its_loss(caches, cache, tmp_path):
         else:
             expected = (out - all_rewards(trainer.signals, frame, SHORT)).square().mean()
         assert loss == pytest.approx(expected.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_step_asks_for_its_numbers_once(caches, cache, tmp_path, monkeypatch, method):
+    """One wait for a GPU: loss, answer and cells come together, the row of the history has none."""
+    trainer = SupervisedTrainer(config(caches, tmp_path / "a", method=method), cache, CPU)
+    asked, real = [], torch.Tensor.tolist
+    told = lambda x: [asked.append(x.device), real(x)][1]  # noqa: E731
+    with monkeypatch.context() as patch, NoOpReads():
+        patch.setattr(torch.Tensor, "tolist", told)
+        ((episode, cells),) = trainer.tick()
+    assert len(asked) == 1 and episode == 0 and sum(cells) == 8
+    assert all(isinstance(n, int) for n in cells) and trainer.sums.device.type == "cpu"
 
 
 # ---------------------------------------------------------------------------- learning, deciding

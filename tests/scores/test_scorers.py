@@ -816,6 +816,19 @@ def test_a_single_gradient_step_is_allowed(tmp_path):
     assert seen == [0, 1] and {each.device.type for each in net.state_dict().values()} == {"meta"}
 
 
+def test_only_what_fits_a_network_opens_a_gpu(tmp_path, monkeypatch):
+    """Features need none: a GPU has at most as many processes as there are fits."""
+    opened, train = [], crnn.train_network
+    monkeypatch.setattr(crnn, "pick_device", lambda name, threads: opened.append(name))
+    cpu = torch.device("cpu")
+    monkeypatch.setattr(crnn, "train_network", lambda *given: train(*given[:-1], cpu))
+    clips = crnn.read_corpus(make_corpus(tmp_path / "corpus"))
+    (tmp_path / "work").mkdir()
+    given = (tmp_path / "work", clips, ["noise", "tone"], torch.device("cuda"))
+    found = crnn.score_corpus(replace(CONFIG, epochs=1), *given)
+    assert len(found) == 3 and opened == ["cpu"] + ["cuda"] * 3
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_a_device_that_is_not_there(tmp_path):
     corpus = make_corpus(tmp_path / "corpus")
