@@ -7,12 +7,13 @@ Run:    make bench   (or: python -m benchmarks.speed)
 Reads:  a cache of the slides' shape (default: simulated, see simulate_cache.py)
 Writes: <out>/speed.md, <out>/speed.json, <out>/demo/: corpus, cache and policy of the demo
 
-The first six sections are what people wait for; but for `events` they run the scripts themselves,
-in processes of their own. `before` of these is what they took before they were made faster. The
-naive version is naive.py, at the thread count that suits it best. Both sides run in turns; a figure
-is the median of the repeats with the range behind it, and a ratio is the median of the repeats' own
-ratios. What takes hours is measured in slices of `--slice-s` seconds and extrapolated; the table
-says so. Read CPU seconds and ratios: wall seconds depend on what else the machine does.
+The first five sections are what people wait for; but for event metrics they run the scripts
+themselves, in processes of their own. `before` of these is what they took before they were made
+faster, on another day. The naive version is naive.py, at the thread count that suits it best. Both
+sides run in turns; a figure is the median of the repeats with the range behind it, and a ratio is
+the median of the repeats' own ratios. What takes hours is measured in slices of `--slice-s` seconds
+and extrapolated; the table says so. Read CPU seconds and ratios: wall seconds depend on what else
+the machine does.
 """
 
 import itertools
@@ -37,8 +38,8 @@ from config import Bandit, Learning, Network, TrainConfig
 from core.command import parse_first, run_script
 from core.settings import Checked, number
 
-SECTIONS = ("start", "preprocess", "events", "compare", "memory", "detect", "acting")
-SECTIONS += ("training", "gpu", "tf32")
+SECTIONS = ("start", "preprocess", "compare", "memory", "detect", "acting", "whole", "training")
+SECTIONS += ("gpu", "tf32")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +94,7 @@ from core.ranks import pick_device
 from core.versions import processor
 from DQN import QNetwork, Trainer, learner_of
 from policy.apply import decide_cache, greedy_actions, load_policy
-from policy.bandit import make_states, near, to_device
+from policy.bandit import Signals, make_states, near, to_device
 from policy.device import CPU_BATCHES, fastest_batch, wait
 from policy.event_policy import EventTrainer
 from scores.score_files import write_archive
@@ -189,10 +190,10 @@ def forward_flops(network: Network) -> int:
     return counter.get_total_flops() - own + 2 * bandit.window * gru
 
 
-def sharp(network: Network) -> QNetwork:
+def sharp(network: Network, bandit: Bandit) -> QNetwork:
     """A network whose actions differ between frames."""
     torch.manual_seed(0)
-    found = QNetwork(Bandit(), network)
+    found = QNetwork(bandit, network)
     with torch.no_grad():
         found.head[2].weight *= 20
     return found.eval()
@@ -200,7 +201,7 @@ def sharp(network: Network) -> QNetwork:
 
 def naive_training(cfg: SpeedConfig, cache: Cache, epsilon: float) -> Iterator[int]:
     """The naive version in the middle of its training, replay above its start."""
-    bandit, network = Bandit(), sharp(cfg.network)
+    bandit, network = Bandit(), sharp(cfg.network, Bandit())
     episodes = ((cache.of_pair(i), epsilon) for i in itertools.cycle(range(len(cache.pairs))))
     deltas, reading = list(bandit.deltas), bandit.reading
     visits = naive.train(network, episodes, bandit.channels, deltas, reading, 32)
@@ -228,9 +229,71 @@ def suite_training(cfg: SpeedConfig, cache: Cache, epsilon: float) -> Iterator[i
         yield trainer.progress["frames"] - before
 
 
+def in_turns(
+    cfg: SpeedConfig,
+    section: str,
+    what: str,
+    slow: Callable[[], Iterator[int]],
+    fast: Callable[[], Iterator[int]],
+    need: str,
+) -> Row:
+    """Rates of the naive version and, on one thread, of the suite; the ratio of each repeat.
+    Nothing is extrapolated from these: a quarter of a slice each."""
+    seconds = cfg.slice_s / 4
+    count, ours, theirs = best_threads(slow, seconds), [], []
+    for _ in range(cfg.times):
+        with threads(count):
+            theirs.append(rate(slow(), seconds))
+        ours.append(rate(fast(), seconds))
+    ratio = statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
+    note = f"naive: {text(theirs)}/s, {count} thread(s)"
+    return row(section, what, ratio, need, note, f"{text(ours)}/s")
+
+
+LOCKSTEP = 60  # frames of a pair: the sequential reading costs the same whatever comes after
+
+
+def whole(cfg: SpeedConfig) -> list[Row]:
+    """Greedy decisions of whole pairs in both readings; frames that need none count as decided."""
+    cache, rows = load_cache(cfg.cache / "validation"), []
+    for preset, need, pairs in (("slides", ">= 15 x", 20), ("original", ">= 5 x", 500)):
+        bandit, pairs = TrainConfig.with_preset(preset).bandit, min(pairs, len(cache.pairs))
+        network, signals = sharp(cfg.network, bandit), to_device(cache, bandit, CPU)
+        batch = fastest_batch(network, signals, bandit)
+        inside = near(signals.prob, signals.t_base, bandit.max_delta).float().mean()
+        if bandit.reading == "sequential":
+            signals = signals._replace(end=signals.end.minimum(signals.start + LOCKSTEP))
+        naively = partial(naive_acting, cache, bandit, network)
+        together = partial(suite_acting, signals, bandit, network, batch, pairs)
+        what = f"{bandit.reading} reading, frames/s, {pairs} pairs at a time (batch {batch}, "
+        what += f"{inside:.1%} inside the boundary)"
+        rows.append(in_turns(cfg, "whole", what, naively, together, need))
+    return rows
+
+
+def naive_acting(cache: Cache, bandit: Bandit, network: QNetwork) -> Iterator[int]:
+    """Frame after frame."""
+    choose, deltas = naive.greedy(network), list(bandit.deltas)
+    for index in itertools.cycle(range(len(cache.pairs))):
+        pair = cache.of_pair(index)
+        for _ in naive.walk(pair, choose, bandit.channels, deltas, bandit.reading):
+            yield 1
+
+
+def suite_acting(
+    signals: Signals, bandit: Bandit, network: QNetwork, batch: int, pairs: int
+) -> Iterator[int]:
+    """So many pairs at a time."""
+    lengths = (signals.end - signals.start).numpy()
+    for start in itertools.count(0, pairs):
+        chosen = np.arange(start, start + pairs) % len(lengths)
+        greedy_actions(network, signals, bandit, batch, chosen)
+        yield int(lengths[chosen].sum())
+
+
 def acting(cfg: SpeedConfig) -> list[Row]:
     """Decisions by the network alone, a quarter of a slice each: nothing is extrapolated."""
-    bandit, network = Bandit(), sharp(cfg.network)
+    bandit, network = Bandit(), sharp(cfg.network, Bandit())
     signals = to_device(load_cache(cfg.cache / "validation"), bandit, CPU)
     batch = fastest_batch(network, signals, bandit)
     frame = torch.arange(batch)
@@ -248,18 +311,11 @@ def acting(cfg: SpeedConfig) -> list[Row]:
             network(states).argmax(1)
             yield batch
 
-    seconds = cfg.slice_s / 4
-    count, ours, theirs = best_threads(one, seconds), [], []
-    for _ in range(cfg.times):
-        with threads(count):
-            theirs.append(rate(one(), seconds))
-        ours.append(rate(many(), seconds))
-    ratio = statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
-    what = f"network alone, frames/s (batch {batch})"
-    note = f"naive: {text(theirs)}/s, {count} thread(s)"
-    found = row("acting", what, ratio, ">= 5.5 x", note, f"{text(ours)}/s")
+    found = in_turns(
+        cfg, "acting", f"network alone, frames/s (batch {batch})", one, many, ">= 5.5 x"
+    )
     flops = forward_flops(cfg.network)
-    shares = [100 * rate(many(), seconds) * flops / matmul_peak() for _ in range(cfg.times)]
+    shares = [100 * rate(many(), cfg.slice_s / 4) * flops / matmul_peak() for _ in range(cfg.times)]
     what, now = "network alone, FLOP/s of matmul peak", text(shares, ".0f") + " %"
     return [found, row("acting", what, statistics.median(shares), ">= 60 %", now=now)]
 
@@ -375,7 +431,7 @@ def gpu(cfg: SpeedConfig) -> list[Row]:
 
 def on_device(cfg: SpeedConfig, device: torch.device, name: str) -> list[Row]:
     """The rows of `gpu`, of a device of some name."""
-    cache, network = load_cache(cfg.cache / "validation"), sharp(cfg.network).to(device)
+    cache, network = load_cache(cfg.cache / "validation"), sharp(cfg.network, Bandit()).to(device)
     rows = [deciding(cache, network, device)]
     for steps, batch, need in (("plain", 32, ""), ("graphs", 32, "<= 15 min"), ("graphs", 256, "")):
         rows.append(stepping(cfg, cache, device, steps, batch, need))
@@ -567,7 +623,7 @@ def growing(cfg: SpeedConfig) -> Row:
     return row("preprocess", what, each[1] / each[0], "<= 1.3 x", "quadratic", note)
 
 
-def events(cfg: SpeedConfig) -> list[Row]:
+def counting(cfg: SpeedConfig) -> list[Row]:
     """Collar, segment and intersection F1 of made-up clips with three events each, the slowest."""
     size, rows = 50 if cfg.quick else 500, []
     for classes, need, before in ((10, "<= 0.03 s", "0.9 s"), (500, "<= 0.03 s", "18 s")):
@@ -589,12 +645,12 @@ def events(cfg: SpeedConfig) -> list[Row]:
         slowest = max(statistics.median(each[1:]) for each in found.values())
         what = f"collar, segment, intersection F1, {classes} classes, the slowest, CPU s a"
         what += " 100 clips"
-        rows.append(row("events", what, slowest, need, before, f"{slowest:.4f} s"))
+        rows.append(row("compare", what, slowest, need, before, f"{slowest:.4f} s"))
     return rows
 
 
 def comparing(cfg: SpeedConfig) -> list[Row]:
-    """A policy and all rules on the demo's clips, all pairs."""
+    """Event metrics alone; then a policy and all rules on the demo's clips, all pairs."""
     home, found = demo(cfg), []
     cache = home / "cache-all"
     call = ("preprocess.py", "--preset", "demo", "--corpus", home / "data", "--cache", cache)
@@ -607,7 +663,8 @@ def comparing(cfg: SpeedConfig) -> list[Row]:
     wall, cpu = ([getattr(each, name) for each in found] for name in ("wall", "cpu"))
     note = f"{text(wall, '.1f')} s; CPU {text(cpu, '.1f')} s"
     what = "evaluate.py --compare DQN=.. rules, demo, all pairs, wall s"
-    return [row("compare", what, statistics.median(wall), "<= 45 s", "225 s", note)]
+    whole_table = row("compare", what, statistics.median(wall), "<= 45 s", "225 s", note)
+    return [*counting(cfg), whole_table]
 
 
 # Linux: ru_maxrss would not do, it outlives exec and is that of the benchmark itself.
@@ -720,9 +777,9 @@ def detecting(cfg: SpeedConfig) -> list[Row]:
     return [row("detect", what, middle, "<= 8 ms", "15 to 19 ms", note)]
 
 
-WORK = (start, preprocessing, events, comparing, memory, detecting, acting, training, gpu, rounding)
+WORK = (start, preprocessing, comparing, memory, detecting, acting, whole, training, gpu, rounding)
 MEASURE: dict[str, Callable[[SpeedConfig], list[Row]]] = dict(zip(SECTIONS, WORK, strict=True))
-ON_SLIDES = ("memory", "acting", "training", "gpu", "tf32")  # need a cache of that shape
+ON_SLIDES = ("memory", "acting", "whole", "training", "gpu", "tf32")  # need a cache of that shape
 
 
 def markdown(rows: list[Row]) -> str:

@@ -150,7 +150,7 @@ def test_a_training_that_ends_within_its_slice_is_no_measurement(setting, cache,
 
 
 def test_a_million_frames_a_second_do_not_reach_the_end(setting, cache):
-    cfg = speed.endless(replace(setting, quick=False), cache, Learning())
+    cfg = speed.endless(replace(setting, slice_s=120.0), cache, Learning())
     assert cfg.passes * len(cache.label) > 120 * 1_000_000
 
 
@@ -193,3 +193,9 @@ def test_what_tf32_changes_is_counted(setting, cache, tmp_path, kind):
     assert asked == ["decisions changed", last]
     assert all(0 <= one.value < 5 for one in rows) and "280 frames" in rows[0].what
     assert torch.backends.mha.get_fastpath_enabled()
+
+
+def test_whole_pairs_in_both_readings(setting):
+    rows = speed.whole(setting)
+    assert [one.what.partition(" ")[0] for one in rows] == ["independent", "sequential"]
+    assert all(one.value > 1 for one in rows)  # naive: a pair and a frame after the other

@@ -205,8 +205,7 @@ def test_each_scorer_speaks_for_itself(monkeypatch):
     rows = {"a rule": {"kind": "rule", **dict.fromkeys(metrics, 0.5)}}
 
     def draws(setting):
-        value = dict.fromkeys(metrics, 0.01 * setting.fold + 0.1 * setting.scorer)
-        return pooled.Draws(value, {name: np.full(3, each) for name, each in value.items()})
+        return dict.fromkeys(metrics, np.full(4, 0.01 * setting.fold + 0.1 * setting.scorer))
 
     changes = {"a rule": {setting: draws(setting) for setting in benchmark.SETTINGS}}
     given = {"read_tables": [], "pooled_rows": rows, "differences": changes}
