@@ -14,7 +14,7 @@ from config import Bandit, Learning, Network, TrainConfig
 from core.errors import InputError
 from core.ranks import pick_device
 from DQN import GraphTrainer, QNetwork, Trainer
-from policy import device, learner, supervised
+from policy import device, supervised
 from policy.apply import greedy_actions
 from policy.bandit import make_states, to_device
 from policy.runfolder import digest
@@ -314,17 +314,17 @@ def test_a_size_is_timed_between_waits(cache, monkeypatch):
 def test_held_out_pairs_are_decided_in_the_batch_that_is_fastest(cache, monkeypatch, method):
     """A GPU in name only: what is decided there is asked for 7 frames at a time."""
     cfg = replace(config(READINGS["independent"]), holdout=0.4)
-    module, kind = DQN, Trainer
+    kind = Trainer
     if method == "rewards":
         learning = Learning(batch=16, lr=3e-3)
         cfg = replace(cfg, method=method, learning=learning)
-        module, kind = supervised, supervised.SupervisedTrainer
+        kind = supervised.SupervisedTrainer
     trainer, given = kind(cfg, cache, CPU), []
     trainer.device = torch.device("cuda")
-    monkeypatch.setattr(learner, "fastest_batch", lambda *_: 7)
-    real = module.decisions
+    monkeypatch.setattr(supervised, "fastest_batch", lambda *_: 7)
+    real = supervised.decisions
     decide = lambda *args, **more: [given.append(args[3]), real(*args, **more)][1]  # noqa: E731
-    monkeypatch.setattr(module, "decisions", decide)
+    monkeypatch.setattr(supervised, "decisions", decide)
     assert 0 <= trainer.held_out_f1() <= 1 and given == [7]
 
 
