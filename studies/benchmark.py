@@ -221,13 +221,16 @@ def compare_best(setting: Setting, queries: str) -> None:
 
 
 def compare_slides(setting: Setting, queries: str) -> None:
-    """The slides' rows and the rules on one bank fold and kind of pairs."""
+    """The slides' rows, `best` and the rules on one bank fold and kind of pairs."""
     rows, runs = [], []
     original, noflat = (setting.cache(kind, queries) for kind in ("original", "noflat"))
     for kind, (name, preset, _) in SLIDES_ROWS.items():
         paths = [setting.run(kind, seed) for seed in SEEDS]
         rows.append(f"{name}={','.join(paths)}" + f"@{original}" * (preset == "original"))
         runs += paths
+    best = [setting.run("best", seed) for seed in BEST_SEEDS]
+    rows.append(f"best={','.join(best)}")
+    runs += best
     rows += [f"T_base original=T_base@{original}", f"T_base without fallback=T_base@{noflat}"]
     rows.append(f"DQN slides without fallback={setting.run('slides', 0)}@{noflat}")
     table = f"runs/table-fold{setting.fold}-{queries}"

@@ -9,7 +9,8 @@ Real speech (Free Spoken Digit Dataset) in real noise (ESC-10 without Baby_cry),
 probabilities of a pretrained detector that nobody here has trained. Six groups of clips, one a
 speaker: each has a fold of the noises (the last two share one). Three groups are judged by what
 learned from the other three, and the other way round: every clip is judged once, by policies and
-rules that heard neither its speaker nor its noise. 40 % of the clips have no speech.
+rules that heard neither its speaker nor its noise (but for policy/pretrained.pt, which has learned
+from scores of these noises). 40 % of the clips have no speech.
 
 Events are labelled twice: each digit, and digits joined over gaps below `JOINED_S`, so that the
 detector's rule, which bridges pauses, is not judged unfairly. That rule stands as it is documented
