@@ -122,10 +122,10 @@ DRAWS, SHARE = 1_000, 0.95  # bootstrap: draws, and the share of them inside the
 BLOCK = 1 << 24  # clips times draws that are unpacked at once, 8 bytes each
 
 
-def blocks_of_draws(num_clips: int) -> Iterator[slice]:
+def blocks_of(draws: int, num_clips: int) -> Iterator[slice]:
     """All draws, so many at once as `BLOCK` allows."""
     step = max(1, BLOCK // num_clips)
-    return (slice(first, min(first + step, DRAWS)) for first in range(0, DRAWS, step))
+    return (slice(first, min(first + step, draws)) for first in range(0, draws, step))
 
 
 def bootstrap_weights(num_clips: int, seed: int = 0) -> np.ndarray:
@@ -135,14 +135,14 @@ def bootstrap_weights(num_clips: int, seed: int = 0) -> np.ndarray:
     """
     rng, share = np.random.default_rng(seed), np.full(num_clips, 1 / num_clips)
     found = np.empty((DRAWS, num_clips), np.uint8)
-    for some in blocks_of_draws(num_clips):
+    for some in blocks_of(DRAWS, num_clips):
         found[some] = rng.multinomial(num_clips, share, size=some.stop - some.start)
     return found
 
 
 def resampled(weights: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Sum over the drawn clips of values (C,) or (C, M), in every draw: (DRAWS,) or (DRAWS, M)."""
-    blocks = blocks_of_draws(weights.shape[1])
+    """Sum over the drawn clips, weights (D, C), of values (C,) or (C, M): (D,) or (D, M)."""
+    blocks = blocks_of(*weights.shape)
     return np.concatenate([weights[some].astype(np.float64) @ values for some in blocks])
 
 
