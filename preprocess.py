@@ -21,7 +21,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Executor, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Executor, wait
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from functools import cache
@@ -545,7 +545,7 @@ def preprocess_split(task: Task, cfg: PreprocessConfig, crew: Crew) -> None:
             write_json(partial / CHECKED, {"files": source.checked})
 
     def finish() -> None:
-        kept = finish_split(task, cfg, partial, entries, facts.result(), left_out)
+        kept = finish_split(task, cfg, partial, entries, facts_of(source), left_out)
         held.close()  # puts it in place
         report(folder, task, cfg.pairs, kept, left_out, began)
         if reused:
@@ -553,8 +553,6 @@ def preprocess_split(task: Task, cfg: PreprocessConfig, crew: Crew) -> None:
 
     with ExitStack() as held:
         ranks.leader_first(hold)
-        if ranks.leads:  # reads all scores: beside the workers
-            facts = held.enter_context(ThreadPoolExecutor(1)).submit(facts_of, source)
         jobs = []
         starts = list(enumerate(range(0, len(clips), CLIPS_PER_SHARD)))
         for i, start in starts[ranks.rank :: ranks.size]:
