@@ -463,9 +463,10 @@ def recording_rows(
     for part, rms in zip(parts, loudness, strict=True):
         tally.blocks += 1
         values = scores.values[:, part.start : part.stop]
-        span = scores.edges[part.start : part.stop + 1]
-        # of the whole recording where the source has its own
-        tags = clip_tag(ClipScores(values, span - span[0], scores.tag), plan.signal)
+        if plan.policy.over_events or plan.gate is not None:  # which alone ask for tags
+            span = scores.edges[part.start : part.stop + 1]
+            # of the whole recording where the source has its own
+            tags = clip_tag(ClipScores(values, span - span[0], scores.tag), plan.signal)
         if plan.policy.over_events:
             loud = np.ones(values.shape[1]) if rms is None else rms
             seen = values.astype(np.float32), loud.astype(np.float32)

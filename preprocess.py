@@ -545,7 +545,7 @@ def preprocess_split(task: Task, cfg: PreprocessConfig, crew: Crew) -> None:
             write_json(partial / CHECKED, {"files": source.checked})
 
     def finish() -> None:
-        kept = finish_split(task, cfg, partial, entries, facts_of(source), left_out)
+        kept = finish_split(task, cfg, partial, entries, source, left_out)
         held.close()  # puts it in place
         report(folder, task, cfg.pairs, kept, left_out, began)
         if reused:
@@ -570,14 +570,14 @@ def finish_split(
     cfg: PreprocessConfig,
     partial: Path,
     entries: list[dict],
-    facts: dict[str, Any],
+    source: Any,
     left_out: list[str],
 ) -> list[dict]:
     """Write the manifest of all shards that have pairs, remove what is not of it; names what was
-    left out. Returns the shards' entries. `facts`: those of the scores."""
+    left out. Returns the shards' entries."""
     left_out += sorted(line for entry in entries for line in entry["failed"])
     stop_on_failures(task, cfg, left_out, len(task.rows.clips))
-    asides, imported = task.rows.asides + shard_asides(entries), task.import_npz is not None
+    asides, imported = task.rows.asides + shard_asides(entries), isinstance(source, Path)
     if task.audio is None and not imported:
         check_ends(task, entries, asides)
     read = any(entry["clips"] for entry in entries)
@@ -593,7 +593,7 @@ def finish_split(
         "key": config_key_of(signal, entries),
         "signal": signal,  # None: imported from the original program
         "formulas": None if imported else FORMULAS,
-        "scores": facts,
+        "scores": {"source": "imported NPZ files"} if imported else source.meta(),
         "audio": str(task.audio.resolve()) if task.audio else None,
         "sources": task.sources,
         "home": str(cfg.cache.resolve()),
@@ -610,11 +610,6 @@ def finish_split(
         if name not in wanted:
             (partial / name).unlink()
     return entries
-
-
-def facts_of(source: Any) -> dict[str, Any]:
-    """What identifies the scores of a split, for its manifest."""
-    return {"source": "imported NPZ files"} if isinstance(source, Path) else source.meta()
 
 
 def shard_asides(entries: list[dict]) -> list[Aside]:

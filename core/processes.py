@@ -21,11 +21,15 @@ def num_cores() -> int:
     return os.cpu_count() or 1
 
 
+def started_together() -> int:
+    """Processes that torchrun started on this machine, this one among them; 1 without it."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
 def num_workers(workers: int | None) -> int:
     """Processes to use: the given number, else one a core, shared with the others that torchrun
     started on this machine."""
-    together = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return workers or max(1, num_cores() // together)
+    return workers or max(1, num_cores() // started_together())
 
 
 def start_of(pid: int) -> int | None:

@@ -11,7 +11,6 @@ pairs, so that who reads a clip after the other holds one shard.
 
 import hashlib
 import json
-import os
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -26,6 +25,7 @@ import numpy as np
 from core.errors import InputError
 from core.files import Kind, whole
 from core.names import isolated
+from core.processes import started_together
 from core.stored import (
     Each,
     check_form,
@@ -476,8 +476,8 @@ def load_cache(folder: Path) -> Cache:
     pairs: list[Pair] = []
     clips: list[ClipRecord] = []
     shards: list[Shard] = []
-    together = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # by torchrun: they share mapped pages
-    resident = manifest["queries"] == "present" and together == 1
+    # Processes that were started together share mapped pages.
+    resident = manifest["queries"] == "present" and started_together() == 1
     num_frames = sum(row[2] for shard in manifest["shards"] for row in shard["pairs"])
     try:  # filled shard by shard: nothing is held twice but one shard
         size, filled = num_frames * resident, 0
