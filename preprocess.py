@@ -117,7 +117,6 @@ class Job(NamedTuple):
     clips: list[ClipInput]
     source: score_files.ScoreSource | Path  # scores, or the folder of NPZ files to import
     cfg: PreprocessConfig
-    inputs: str = ""  # see `fingerprint`
 
 
 def clip_end(end: float, slack_s: float, events: list[Event]) -> float:
@@ -252,11 +251,33 @@ def imported_clip(
     return rows, ClipRecord(clip.filename, end, events, None), asides
 
 
+def fingerprint(job: Job) -> str:
+    """Hash of everything a shard is made from: names, labels, file sizes and times, formulas."""
+    cfg = job.cfg
+    parts: list[Any] = [FORMAT, FORMULAS, to_dict(cfg.signal), cfg.import_frame_s, cfg.pairs]
+    parts += ["cut"] * cfg.cut_scores
+    if not isinstance(job.source, Path):
+        parts.append(job.source.classes)
+    for clip in job.clips:
+        if isinstance(job.source, Path):
+            files = [job.source / npz_name(clip.filename, e.event_label) for e in clip.events]
+        else:
+            files = [clip.audio] * bool(clip.audio)
+            parts.append(job.source.identity(clip.filename))
+        stats = ((file.name, file.stat()) for file in files)
+        stamps = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
+        parts.append([clip.filename, clip.events, stamps])
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
 def make_shard(job: Job) -> dict[str, Any]:
-    """Compute and write one shard; its entry in the manifest. Clips that fail are named, the others
-    are written; `notices` name the clips behind each."""
+    """Compute and write one shard and, beside it, its entry in the manifest, for a run that goes on
+    from here. Clips that fail are named, the others are written; `notices` name the clips behind
+    each."""
     rows: list[Row] = []
-    entry = {"file": job.path.name, "sha256": "", "inputs": job.inputs, "failed": []}
+    entry = {"file": job.path.name, "sha256": "", "inputs": "", "failed": []}
+    with suppress(OSError):  # a file that is gone by now is named below
+        entry["inputs"] = fingerprint(job)
     entry |= {"notices": {name: [] for name in NOTICES}, "pairs": [], "clips": [], "asides": []}
     made = imported_clip if isinstance(job.source, Path) else clip_signals
     for clip in job.clips:
@@ -271,6 +292,7 @@ def make_shard(job: Job) -> dict[str, Any]:
         entry["pairs"] = [row[0] for row in rows]
         write_shard(job.path, [row[1] for row in rows], [row[2] for row in rows])
         entry["sha256"] = file_sha256(job.path)
+    write_json(job.path.with_suffix(".json"), {"shard": entry}, large=True)
     return entry
 
 
@@ -300,16 +322,28 @@ class Task(NamedTuple):
 NO_EVENT = "no clip has an event, so there is no pair"
 
 
+def flaws(clips: list[ClipInput]) -> dict[str, str]:
+    """What is wrong with recordings, by clip, as far as it is known without decoding."""
+    found = {}
+    for clip in clips:
+        try:
+            AudioFile(clip.audio).stream.close()
+        except ValueError as error:
+            found[clip.filename] = str(error)
+    return found
+
+
 def find_inputs(
-    task: Task, cfg: PreprocessConfig, ranks: "Ranks"
+    task: Task, cfg: PreprocessConfig, crew: "Crew"
 ) -> tuple[list[ClipInput], Any, list[str]]:
     """Labels -> clips with their inputs, the score source, and `name: reason` of those left out.
 
     Everything that can be known without decoding is checked here, before anything is written; each
-    process of the job opens its share of the recordings.
+    process of the job, and each of its workers, opens a share of the recordings.
     """
-    clips = task.rows.clips
-    ready, missing = [], []
+    clips, ranks = task.rows.clips, crew.ranks
+    ready: list[ClipInput] = []
+    missing: dict[str, str] = {}  # reason by clip
     queried = {name: events for name, events in clips.items() if events or cfg.pairs == "all"}
     if not queried:
         raise InputError(f"{task.labels}: {NO_EVENT}")
@@ -321,7 +355,7 @@ def find_inputs(
             wanted = [npz_name(name, label) for label in classes_of({name: events})]
             absent = [file for file in wanted if not (source / file).exists()]
             if absent:
-                missing.append(f"{name}: no {listed(absent)} in {source}")
+                missing[name] = f"no {listed(absent)} in {source}"
             else:
                 ready.append(ClipInput(name, events, None))
     else:
@@ -331,22 +365,24 @@ def find_inputs(
         for name, events in islice(queried.items(), ranks.rank, None, ranks.size):
             path = find_audio(task.audio, name) if task.audio else None
             if name in unscored:
-                missing.append(f"{name}: no scores in {task.scores}")
+                missing[name] = f"no scores in {task.scores}"
             elif task.audio is not None and path is None:
-                missing.append(f"{name}: no audio in {task.audio}")
+                missing[name] = f"no audio in {task.audio}"
             else:
-                try:
-                    if path is not None:
-                        AudioFile(path).stream.close()
-                    ready.append(ClipInput(name, events, path))
-                except ValueError as error:
-                    missing.append(f"{name}: {error}")
-        parts = ranks.gather((ready, missing))
-        found = {clip.filename: clip for some, _ in parts for clip in some}
-        ready = [found[name] for name in queried if name in found]
-        missing = [line for _, some in parts for line in some]
-    stop_on_failures(task, cfg, missing, len(clips))
-    return ready, source, missing
+                ready.append(ClipInput(name, events, path))
+        if task.audio is not None:
+            parts = range(0, len(ready), CLIPS_PER_SHARD)
+            some = [ready[start : start + CLIPS_PER_SHARD] for start in parts]
+            for found in crew.each(flaws, some, crew.workers_for(ready, some, cfg)):
+                missing |= found
+        found = {}
+        for some, reasons in ranks.gather((ready, missing)):
+            found |= {clip.filename: clip for clip in some}
+            missing |= reasons
+        ready = [found[name] for name in queried if name in found and name not in missing]
+    left_out = [f"{name}: {missing[name]}" for name in queried if name in missing]
+    stop_on_failures(task, cfg, left_out, len(clips))
+    return ready, source, left_out
 
 
 def read_checked(path: Path) -> dict[str, score_files.Stamp]:
@@ -415,29 +451,12 @@ def check_classes(cache: Path, task: Task) -> None:
         print(f"note: {cache / name} has no pairs of {listed(new)}")
 
 
-def fingerprint(job: Job) -> str:
-    """Hash of everything a shard is made from: names, labels, file sizes and times, formulas."""
-    cfg = job.cfg
-    parts: list[Any] = [FORMAT, FORMULAS, to_dict(cfg.signal), cfg.import_frame_s, cfg.pairs]
-    parts += ["cut"] * cfg.cut_scores
-    if not isinstance(job.source, Path):
-        parts.append(job.source.classes)
-    for clip in job.clips:
-        if isinstance(job.source, Path):
-            files = [job.source / npz_name(clip.filename, e.event_label) for e in clip.events]
-        else:
-            files = [clip.audio] * bool(clip.audio)
-            parts.append(job.source.identity(clip.filename))
-        stats = ((file.name, file.stat()) for file in files)
-        stamps = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
-        parts.append([clip.filename, clip.events, stamps])
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
-
-
 def reuse_shard(home: Path, entry: dict[str, Any] | None, job: Job) -> bool:
     """Take a shard over from an earlier run if it is whole, of the same inputs, unchanged."""
     path = home / job.path.name
-    if entry is None or entry["inputs"] != job.inputs or entry["failed"] or not path.is_file():
+    if entry is None or entry["failed"] or not path.is_file():
+        return False
+    if entry["inputs"] != fingerprint(job):
         return False
     if file_sha256(path) != entry["sha256"]:
         print(f"{path} does not match its checksum: rebuilt")
@@ -466,22 +485,28 @@ SCORES_ONLY = 300e3  # bytes that a clip without audio counts for
 
 
 class Crew(NamedTuple):
-    """Who makes the shards: the processes of the job, and the workers of this one, which start when
+    """Who does the work: the processes of the job, and the workers of this one, which start when
     they are first asked for."""
 
     ranks: "Ranks"
-    workers: Callable[[], Executor]
+    pool: Callable[[], Executor]
 
-    def made(self, todo: list[Job], workers: int) -> Iterator[dict[str, Any]]:
-        """Shards as they are finished; one worker stays in this process and saves its start."""
+    def workers_for(self, clips: list[ClipInput], tasks: list[Any], cfg: PreprocessConfig) -> int:
+        """How many workers are worth their start for clips that are dealt out as some tasks."""
+        size = sum(os.stat(clip.audio).st_size if clip.audio else SCORES_ONLY for clip in clips)
+        workers = cfg.workers or min(num_workers(None), 1 + int(size / WORK_OF_A_PROCESS))
+        return min(workers, len(tasks)) or 1
+
+    def each(self, work: Callable[[Any], Any], tasks: list[Any], workers: int) -> Iterator[Any]:
+        """Results as they are finished; one worker stays in this process and saves its start."""
         if workers == 1:
-            yield from map(make_shard, todo)
+            yield from map(work, tasks)
             return
-        rest, pool = iter(todo), self.workers()
-        waiting = {pool.submit(make_shard, job) for job in islice(rest, workers)}
+        rest, pool = iter(tasks), self.pool()
+        waiting = {pool.submit(work, task) for task in islice(rest, workers)}
         while waiting:  # no more at a time, so that no more processes start
             done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-            waiting |= {pool.submit(make_shard, job) for job in islice(rest, len(done))}
+            waiting |= {pool.submit(work, task) for task in islice(rest, len(done))}
             yield from (future.result() for future in done)
 
 
@@ -504,17 +529,12 @@ def run_jobs(
     count = sum(len(job.clips) for job in jobs)
     bar = tqdm(total=count, desc="Signals", unit="clip", disable=not crew.ranks.leads)
     bar.update(count - len(clips))
-    size = sum(clip.audio.stat().st_size if clip.audio else SCORES_ONLY for clip in clips)
-    workers = cfg.workers or min(num_workers(None), 1 + int(size / WORK_OF_A_PROCESS))
-    workers = min(workers, len(todo)) or 1
+    workers = crew.workers_for(clips, todo, cfg)
     try:
         with bar:
-            for entry in crew.made(todo, workers):
+            for entry in crew.each(make_shard, todo, workers):
                 bar.update(len(entry["clips"]) + len(entry["failed"]))
                 done[entry["file"]] = entry
-                write_json(
-                    (partial / entry["file"]).with_suffix(".json"), {"shard": entry}, large=True
-                )
     except BaseException:
         if workers > 1:
             end_children()  # they may be writing where the caller cleans up next
@@ -528,7 +548,7 @@ def preprocess_split(task: Task, cfg: PreprocessConfig, crew: Crew) -> None:
     The shards are dealt out over the processes; the first one finishes the split.
     """
     began, ranks = time.perf_counter(), crew.ranks
-    clips, source, left_out = find_inputs(task, cfg, ranks)
+    clips, source, left_out = find_inputs(task, cfg, crew)
     if not cfg.replace:
         ranks.leader_first(lambda: check_sources(cfg.cache, task))
         ranks.leader_first(lambda: check_classes(cfg.cache, task))
@@ -557,8 +577,7 @@ def preprocess_split(task: Task, cfg: PreprocessConfig, crew: Crew) -> None:
         starts = list(enumerate(range(0, len(clips), CLIPS_PER_SHARD)))
         for i, start in starts[ranks.rank :: ranks.size]:
             some = clips[start : start + CLIPS_PER_SHARD]
-            job = Job(partial / f"shard-{i:05d}.npz", some, source, cfg)
-            jobs.append(job._replace(inputs=fingerprint(job)))
+            jobs.append(Job(partial / f"shard-{i:05d}.npz", some, source, cfg))
         parts = ranks.to_leader(run_jobs(jobs, folder, partial, cfg, crew))
         entries = sorted((entry for some, _ in parts for entry in some), key=itemgetter("file"))
         reused = sum(count for _, count in parts)

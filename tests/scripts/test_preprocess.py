@@ -496,6 +496,33 @@ def test_many_bad_clips_are_counted_and_some_named(home):
         preprocess.main(config_of(home, allow_missing=True))
 
 
+def test_workers_open_the_recordings_and_nothing_is_written_where_one_is_damaged(home):
+    samples(home / "corpus" / "audio" / "b.wav", [])
+    claim(home / "corpus" / "audio" / "a.flac")
+    (home / "corpus" / "audio" / "short.wav").unlink()
+    said = set()
+    for workers in (1, 2):
+        with pytest.raises(
+            InputError, match=r"3 of 6 clips .* a\.flac: its header claims"
+        ) as error:
+            preprocess.main(config_of(home, cache=home / "new", workers=workers))
+        said.add(str(error.value))
+    assert len(said) == 1 and not (home / "new").exists()
+
+
+def test_a_recording_that_goes_while_shards_are_made_is_named(home, monkeypatch):
+    shutil.rmtree(home / "cache")
+    real = preprocess.make_shard
+
+    def too_late(job):
+        (home / "corpus" / "audio" / "b.wav").unlink(missing_ok=True)
+        return real(job)
+
+    monkeypatch.setattr(preprocess, "make_shard", too_late)
+    with pytest.raises(InputError, match=r"1 of 6 clips .* b\.wav: "):
+        preprocess.main(config_of(home))
+
+
 def test_no_readable_clip(home):
     for name in CLIPS:
         samples(home / "corpus" / "audio" / name, [0, np.nan])
