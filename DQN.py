@@ -329,6 +329,11 @@ def train(cfg: TrainConfig, device: torch.device, ranks: Ranks, cache: Cache | N
 
     `cache` is what to train on instead of all that is cached, e.g. the clips of some folds.
     """
+    if cfg.cuda_steps == "graphs":  # what was asked for is not left out silently
+        if ranks.size > 1:
+            raise InputError("--cuda-steps graphs trains in one process; leave out torchrun")
+        if device.type != "cuda":
+            raise InputError("--cuda-steps graphs: no CUDA device; use --cuda-steps auto")
     cache = cache or load_cache(cfg.cache / cfg.split)
     cfg = replace(cfg, passes=runfolder.begun_passes(cfg))
     trainer = learner_of(cfg, device)(cfg, cache, device, ranks)

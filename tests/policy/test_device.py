@@ -12,7 +12,7 @@ from no_reads import NoHostCopies, NoOpReads, ReadBack
 import DQN
 from config import Bandit, Learning, Network, TrainConfig
 from core.errors import InputError
-from core.ranks import pick_device
+from core.ranks import ALONE, Ranks, pick_device
 from DQN import GraphTrainer, QNetwork, Trainer
 from policy import device, supervised
 from policy.apply import greedy_actions
@@ -251,6 +251,16 @@ def test_graphs_that_were_asked_for_are_made_or_refused(cache, monkeypatch, on_t
         GraphTrainer(cfg, cache, CPU).record()
 
 
+def test_graphs_that_cannot_be_are_refused_before_the_run(cache, tmp_path):
+    """Several processes record none, nor does a machine without a GPU that `auto` finds."""
+    cfg = replace(config(READINGS["independent"]), cuda_steps="graphs", run=tmp_path / "run")
+    with pytest.raises(InputError, match=r"^--cuda-steps graphs trains in one process; leave out"):
+        DQN.train(cfg, torch.device("cuda"), Ranks(1, 2), cache)
+    with pytest.raises(InputError, match=r"^--cuda-steps graphs: no CUDA device; use --cuda-steps"):
+        DQN.train(cfg, CPU, ALONE, cache)
+    assert not cfg.run.exists()
+
+
 class Capture:
     """A recording whose end fails, as in torch: its stream stays the current one."""
 
@@ -387,6 +397,8 @@ def test_a_gpu_computes_in_float32_everywhere(monkeypatch):
             place.allow_tf32 = True
         assert pick_device("auto", 1) == torch.device("cuda", 0)
         assert not any(place.allow_tf32 for place in places)
+        kinds = (torch.backends.cudnn.conv, torch.backends.cudnn.rnn, torch.backends.cuda.matmul)
+        assert not any(kind.fp32_precision == "tf32" for kind in kinds)
     finally:
         for place, value in zip(places, before, strict=True):
             place.allow_tf32 = value
