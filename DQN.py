@@ -93,7 +93,7 @@ class Trainer(supervised.FrameLearner):
         self.stored_share = stored_share(self.signals, frame, self.bandit)
         self.cfg = cfg = planned(cfg, self.PASSES, self.FLOOR, self.gradient_steps)
         self.order = episode_order(cache, self.learns_from, cfg)
-        self.table = reward_table(self.bandit).to(device)
+        self.table = reward_table(self.bandit, device)
         prob, t_base = self.signals.prob, self.signals.t_base
         # On the host, so that choosing the frames to compute needs no wait for the device.
         self.acts = near(prob, t_base, self.bandit.max_delta).cpu().numpy()

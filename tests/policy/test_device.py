@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from corpora import write_cache
-from no_reads import NoHostCopies, NoOpReads, ReadBack
+from no_reads import NoCrossings, NoHostCopies, NoOpReads, ReadBack, on_meta
 
 import DQN
 from config import Bandit, Learning, Network, TrainConfig
@@ -16,7 +16,7 @@ from core.ranks import ALONE, Ranks, pick_device
 from DQN import GraphTrainer, QNetwork, Trainer
 from policy import device, supervised
 from policy.apply import greedy_actions
-from policy.bandit import make_states, to_device
+from policy.bandit import delta_table, make_states, to_device
 from policy.runfolder import digest
 from sed.caches import load_cache
 
@@ -98,6 +98,23 @@ def test_acting_and_learning_read_nothing_back(cache, reading):
         plain.act(np.arange(4), *plain.draw(np.arange(4)))
 
 
+@pytest.mark.parametrize("reading", READINGS)
+def test_steps_bring_nothing_but_what_is_drawn(cache, reading):
+    """On a device that cannot be read; what goes there is asked not to block."""
+    trainer = on_meta(full_ring(reading, cache))
+    trainer.replay.columns = {name: column[:-1] for name, column in trainer.ring.items()}
+    active, sent = np.flatnonzero(trainer.episode >= 0), []
+    real = trainer.send
+    trainer.send = lambda target, values: [sent.append(target), real(target, values)][1]
+    delta_table(trainer.bandit, trainer.device)  # brought there once
+    with NoHostCopies(), NoCrossings():
+        trainer.act(active, *trainer.draw(active))
+        trainer.gradient_step()
+        with pytest.raises(ReadBack):
+            trainer.table.copy_(torch.ones(4))
+    assert [target.device.type for target in sent] == ["meta"] * 2
+
+
 @pytest.mark.parametrize(
     "reads",
     [
@@ -117,6 +134,7 @@ def test_acting_and_learning_read_nothing_back(cache, reading):
         lambda x: x.to("cpu"),
         lambda x: x.tolist(),
         lambda x: x.detach().numpy(),
+        lambda x: torch.tensor([0.0], device=x.device),
     ],
 )
 def test_a_read_would_be_found(cache, reads):
@@ -153,7 +171,7 @@ def test_fixed_steps_resume_where_they_were(cache):
 
 def test_what_is_not_finite_is_found_when_it_is_read(cache):
     trainer = GraphTrainer(config(Bandit(boundary_width=1, max_delta=1)), cache, CPU)
-    trainer.table[:] = float("inf")
+    trainer.table = torch.full((4,), float("inf"))
     while not trainer.progress["steps"]:
         trainer.tick()
     with pytest.raises(InputError, match="not finite at or before gradient step 1"):

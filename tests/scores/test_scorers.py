@@ -818,7 +818,7 @@ def test_a_single_gradient_step_is_allowed(tmp_path):
 
 
 def test_only_what_fits_a_network_opens_a_gpu(tmp_path, monkeypatch):
-    """Features need none: a GPU has at most as many processes as there are fits; all train on it."""
+    """Features need none: a GPU has at most as many processes as there are fits; all are on it."""
     opened, used, train = [], [], crnn.train_network
     monkeypatch.setattr(crnn, "pick_device", lambda name, threads: opened.append(name))
     cpu = torch.device("cpu")
