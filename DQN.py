@@ -93,7 +93,7 @@ class Trainer(supervised.FrameLearner):
         self.stored_share = stored_share(self.signals, frame, self.bandit)
         self.cfg = cfg = planned(cfg, self.PASSES, self.FLOOR, self.gradient_steps)
         self.order = episode_order(cache, self.learns_from, cfg)
-        self.table = reward_table(self.bandit).to(device)
+        self.table = reward_table(self.bandit, device)
         prob, t_base = self.signals.prob, self.signals.t_base
         # On the host, so that choosing the frames to compute needs no wait for the device.
         self.acts = near(prob, t_base, self.bandit.max_delta).cpu().numpy()
@@ -329,6 +329,11 @@ def train(cfg: TrainConfig, device: torch.device, ranks: Ranks, cache: Cache | N
 
     `cache` is what to train on instead of all that is cached, e.g. the clips of some folds.
     """
+    if cfg.cuda_steps == "graphs":  # what was asked for is not left out silently
+        if ranks.size > 1:
+            raise InputError("--cuda-steps graphs trains in one process; leave out torchrun")
+        if device.type != "cuda":
+            raise InputError("--cuda-steps graphs: no CUDA device; use --cuda-steps auto")
     cache = cache or load_cache(cfg.cache / cfg.split)
     cfg = replace(cfg, passes=runfolder.begun_passes(cfg))
     trainer = learner_of(cfg, device)(cfg, cache, device, ranks)

@@ -25,6 +25,7 @@ Array = TypeVar("Array", torch.Tensor, np.ndarray)
 BOUNDARY_SLACK = 1e-6
 MOST_EPISODES = 100_000_000  # their order is drawn at once
 MOST_FRAMES = 2**31 - 1  # of a cache that is trained on; see `replay_columns`
+CPU = torch.device("cpu")
 MISS, FIX, BREAK, KEEP = range(4)  # reward cells: 2 * (base decision right) + (new decision right)
 
 
@@ -148,11 +149,12 @@ def outcome(
     return Outcome(t_adj, on, cells, near(prob, tested, bandit.boundary_width))
 
 
-def reward_table(bandit: Bandit) -> torch.Tensor:
-    """(4,) rewards in the order MISS, FIX, BREAK, KEEP."""
-    return torch.tensor(
-        [bandit.reward_miss, bandit.reward_fix, bandit.reward_break, bandit.reward_keep]
-    )
+@lru_cache(maxsize=8)
+def reward_table(bandit: Bandit, device: torch.device = CPU) -> torch.Tensor:
+    """(4,) rewards in the order MISS, FIX, BREAK, KEEP, brought to the device once."""
+    rewards = [bandit.reward_miss, bandit.reward_fix, bandit.reward_break, bandit.reward_keep]
+    with torch.inference_mode(False):
+        return torch.tensor(rewards, device=device)
 
 
 def check_finite(finite: torch.Tensor) -> None:

@@ -45,7 +45,7 @@ from core.errors import InputError
 from core.ranks import ALONE, Ranks
 from policy import runfolder
 from policy.bandit import diverged, hold_out, planned, query_of, reward_cells
-from policy.learner import Learner, tenths
+from policy.learner import STEPS_A_TICK, Learner, tenths
 from policy.posterior import (
     LOUDNESS,
     Asked,
@@ -84,7 +84,6 @@ FIRST_F1 = 0.5  # of every class, before the first round
 SLACK_S = 1e-6  # rounding
 FEATURES = 44
 BOXES_AT_ONCE, CLIPS_AT_ONCE = 8_192, 64  # applied at a time
-STEPS_A_TICK = 8  # gradient steps between two looks at the device
 BOXES_A_ROW = 8  # about; how many boxes there will be decides on the number of steps beforehand
 
 BoxesT = TypeVar("BoxesT", "Boxes", "Candidates")

@@ -18,6 +18,8 @@ from policy.bandit import hold_out
 from policy.gate import Gate
 from sed.caches import Cache
 
+STEPS_A_TICK = 8  # gradient steps between two looks at the device
+
 
 def tenths(values: np.ndarray) -> tuple[str, str]:
     """Means of the first and of the last tenth."""

@@ -43,7 +43,7 @@ from policy.bandit import (
 )
 from policy.device import CPU_BATCHES, fastest_batch
 from policy.gate import tune_gate
-from policy.learner import Learner, tenths
+from policy.learner import STEPS_A_TICK, Learner, tenths
 from policy.network import make_network
 from sed.caches import Cache
 from sed.metrics import mean_f1
@@ -56,7 +56,7 @@ def all_rewards(signals: Signals, frame: torch.Tensor, bandit: Bandit) -> torch.
     before = decide(prob, t_base) == label
     after = decide(prob[:, None], shift(t_base[:, None], deltas)) == label[:, None]
     cells = reward_cells(before[:, None].expand_as(after), after)
-    return reward_table(bandit).to(frame.device)[cells]
+    return reward_table(bandit, frame.device)[cells]
 
 
 class FrameLearner(Learner):
@@ -111,7 +111,8 @@ class SupervisedTrainer(FrameLearner):
         self.network = make_network(cfg.method, self.bandit, cfg.network).to(device)
         self.optimizer = torch.optim.Adam(self.network.parameters(), self.learning.lr, fused=True)
         self.rng = np.random.default_rng([cfg.seed, 4])
-        self.sums = self.sums.cpu()  # each step tells the host its loss
+        self.sums = self.sums.cpu()  # each tick tells the host its losses
+        self.steps_a_tick = STEPS_A_TICK if device.type == "cuda" else 1  # no more looks at a GPU
 
     def gradient_steps(self, passes: int) -> int:
         return max(1, passes * self.pass_frames // self.learning.frames_per_step)
@@ -133,29 +134,35 @@ class SupervisedTrainer(FrameLearner):
         threshold = shift(self.signals.t_base[frame], delta_table(self.bandit, self.device)[action])
         return loss, decide(self.signals.prob[frame], threshold), value.mean()
 
-    def tick(self) -> list[tuple[int, list[int]]]:
-        drawn = self.rng.choice(self.frames, self.learning.batch)
-        frame = torch.from_numpy(drawn).to(self.device)
+    def gradient_step(self, frame: torch.Tensor) -> torch.Tensor:
+        """One step of Adam on frames (B,) -> (6,): loss, mean answer, the four reward cells."""
         states = make_states(self.signals, self.owner[frame], frame, self.bandit)
         self.network.train()
         loss, on, answer = self.loss_of(self.network(states), frame)
         prob, t_base, label = (part[frame] for part in self.signals[1:4])
         cells = reward_cells(decide(prob, t_base) == label, on == label)
         counts = (cells[:, None] == torch.arange(4, device=self.device)).sum(0)
-        told = torch.cat([torch.stack([loss.detach(), answer]).double(), counts])
-        loss_was, answer_was, *counted = told.tolist()  # the one wait for a GPU
-        if not math.isfinite(loss_was):
-            what = f"loss is {loss_was} at gradient step {self.progress['steps']}"
-            raise diverged(f"{what} (learning rate {self.learning.lr:g})")
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
-        self.sums += torch.tensor([loss_was, answer_was], dtype=torch.float64)
-        episode = self.progress["finished"]
+        return torch.cat([torch.stack([loss.detach(), answer]).double(), counts])
+
+    def tick(self) -> list[tuple[int, list[int]]]:
+        first = self.progress["finished"]
+        steps = range(first, min(first + self.steps_a_tick, len(self.order)))
+        drawn = self.rng.choice(self.frames, (len(steps), self.learning.batch))
+        frames = torch.from_numpy(drawn).to(self.device)
+        told = torch.stack([self.gradient_step(frame) for frame in frames])
+        told = told.tolist()  # the one wait for a GPU
+        for step, (loss, *_) in zip(steps, told, strict=True):
+            if not math.isfinite(loss):
+                what = f"loss is {loss} at gradient step {step}"
+                raise diverged(f"{what} (learning rate {self.learning.lr:g})")
+        self.sums += torch.tensor(told, dtype=torch.float64)[:, :2].sum(0)
         for name in ("finished", "steps", "loss_count"):
-            self.progress[name] += 1
-        self.progress["frames"] += len(frame)
-        return [(episode, list(map(int, counted)))]
+            self.progress[name] += len(steps)
+        self.progress["frames"] += frames.numel()
+        return [(step, list(map(int, row[2:]))) for step, row in zip(steps, told, strict=True)]
 
     def own_state(self) -> dict[str, Any]:
         return {"rng": super().own_state()["rng"] | {"draws": self.rng.bit_generator.state}}
@@ -166,7 +173,8 @@ class SupervisedTrainer(FrameLearner):
         self.rng.bit_generator.state = own["rng"]["draws"]
 
     def learned(self) -> tuple[dict[str, str], str]:
-        first, last = tenths(runfolder.read_history(self.cfg.run)["Loss"])
+        loss = runfolder.read_history(self.cfg.run)["Loss"]
+        first, last = tenths(loss[loss > 0])  # a tick of several steps has one, their mean
         said = f"from the first to the last tenth of the steps the loss went from {first} to {last}"
         return {"loss_first_tenth": first, "loss_last_tenth": last}, said
 

@@ -7,16 +7,16 @@ import numpy as np
 import pytest
 import torch
 from corpora import write_cache
-from no_reads import NoHostCopies, NoOpReads, ReadBack
+from no_reads import NoCrossings, NoHostCopies, NoOpReads, ReadBack, on_meta
 
 import DQN
 from config import Bandit, Learning, Network, TrainConfig
 from core.errors import InputError
-from core.ranks import pick_device
+from core.ranks import ALONE, Ranks, pick_device
 from DQN import GraphTrainer, QNetwork, Trainer
 from policy import device, supervised
 from policy.apply import greedy_actions
-from policy.bandit import make_states, to_device
+from policy.bandit import delta_table, make_states, to_device
 from policy.runfolder import digest
 from sed.caches import load_cache
 
@@ -98,6 +98,23 @@ def test_acting_and_learning_read_nothing_back(cache, reading):
         plain.act(np.arange(4), *plain.draw(np.arange(4)))
 
 
+@pytest.mark.parametrize("reading", READINGS)
+def test_steps_bring_nothing_but_what_is_drawn(cache, reading):
+    """On a device that cannot be read; what goes there is asked not to block."""
+    trainer = on_meta(full_ring(reading, cache))
+    trainer.replay.columns = {name: column[:-1] for name, column in trainer.ring.items()}
+    active, sent = np.flatnonzero(trainer.episode >= 0), []
+    real = trainer.send
+    trainer.send = lambda target, values: [sent.append(target), real(target, values)][1]
+    delta_table(trainer.bandit, trainer.device)  # brought there once
+    with NoHostCopies(), NoCrossings():
+        trainer.act(active, *trainer.draw(active))
+        trainer.gradient_step()
+        with pytest.raises(ReadBack):
+            trainer.table.copy_(torch.ones(4))
+    assert [target.device.type for target in sent] == ["meta"] * 2
+
+
 @pytest.mark.parametrize(
     "reads",
     [
@@ -117,6 +134,7 @@ def test_acting_and_learning_read_nothing_back(cache, reading):
         lambda x: x.to("cpu"),
         lambda x: x.tolist(),
         lambda x: x.detach().numpy(),
+        lambda x: torch.tensor([0.0], device=x.device),
     ],
 )
 def test_a_read_would_be_found(cache, reads):
@@ -153,7 +171,7 @@ def test_fixed_steps_resume_where_they_were(cache):
 
 def test_what_is_not_finite_is_found_when_it_is_read(cache):
     trainer = GraphTrainer(config(Bandit(boundary_width=1, max_delta=1)), cache, CPU)
-    trainer.table[:] = float("inf")
+    trainer.table = torch.full((4,), float("inf"))
     while not trainer.progress["steps"]:
         trainer.tick()
     with pytest.raises(InputError, match="not finite at or before gradient step 1"):
@@ -249,6 +267,16 @@ def test_graphs_that_were_asked_for_are_made_or_refused(cache, monkeypatch, on_t
     )
     with pytest.raises(InputError, match=said):
         GraphTrainer(cfg, cache, CPU).record()
+
+
+def test_graphs_that_cannot_be_are_refused_before_the_run(cache, tmp_path):
+    """Several processes record none, nor does a machine without a GPU that `auto` finds."""
+    cfg = replace(config(READINGS["independent"]), cuda_steps="graphs", run=tmp_path / "run")
+    with pytest.raises(InputError, match=r"^--cuda-steps graphs trains in one process; leave out"):
+        DQN.train(cfg, torch.device("cuda"), Ranks(1, 2), cache)
+    with pytest.raises(InputError, match=r"^--cuda-steps graphs: no CUDA device; use --cuda-steps"):
+        DQN.train(cfg, CPU, ALONE, cache)
+    assert not cfg.run.exists()
 
 
 class Capture:
@@ -387,6 +415,8 @@ def test_a_gpu_computes_in_float32_everywhere(monkeypatch):
             place.allow_tf32 = True
         assert pick_device("auto", 1) == torch.device("cuda", 0)
         assert not any(place.allow_tf32 for place in places)
+        kinds = (torch.backends.cudnn.conv, torch.backends.cudnn.rnn, torch.backends.cuda.matmul)
+        assert not any(kind.fp32_precision == "tf32" for kind in kinds)
     finally:
         for place, value in zip(places, before, strict=True):
             place.allow_tf32 = value

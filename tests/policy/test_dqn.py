@@ -573,7 +573,7 @@ def test_damaged_weights_never_act_and_are_never_saved(small):
 def test_loss_that_is_not_finite_stops_the_run(small):
     cfg = small_config(small, bandit=Bandit(boundary_width=1, max_delta=1))
     trainer = Trainer(cfg, load_cache(small / "cache" / "train"), CPU)
-    trainer.table[:] = float("inf")
+    trainer.table = torch.full((4,), float("inf"))
     with pytest.raises(InputError, match=r"loss is inf at gradient step 0 .*rewards inf"):
         while not trainer.done:
             trainer.tick()

@@ -11,7 +11,7 @@ import torch
 from corpora import write_cache, write_policy
 from matplotlib.colors import to_rgb
 from matplotlib.text import Text
-from no_reads import NoOpReads
+from no_reads import NoCrossings, NoHostCopies, NoOpReads, on_meta
 
 import detect
 import evaluate
@@ -417,6 +417,10 @@ def test_steps_read_nothing_back(cache, cfg):
     assert [each.dtype for each in cells] == [torch.int64] * 4
     assert int(cells[0].sum()) > members * events.batch  # steps of 40 ms of each query
     assert int(cells[3].sum()) == members * events.box_batch
+    trainer = on_meta(trainer)
+    with NoHostCopies(), NoCrossings():
+        cells = [trainer.frame_step(2), trainer.box_step(2)]
+    assert [each.device.type for each in cells] == ["meta"] * 2
 
 
 def test_cells_are_counted_where_something_is():

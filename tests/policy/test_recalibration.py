@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from corpora import write_cache, write_policy
+from no_reads import NoCrossings, NoHostCopies, NoOpReads, on_meta
 
 import detect
 from config import PRETRAINED, DetectConfig, Events, TrainConfig
@@ -65,6 +66,20 @@ def cfg(home, tmp_path):
     best = TrainConfig.with_preset("best")
     init = home / "runs" / "given" / "best.pt"
     return replace(best, cache=home / "cache", run=tmp_path / "run", device="cpu", init=init)
+
+
+def test_steps_wait_for_nothing(home, cfg):
+    """As those of the training, on a GPU."""
+    trainer = Recalibrator(cfg, other(home), CPU)
+    with NoOpReads():
+        trainer.frame_step(0)
+    trainer.make_boxes()
+    with NoOpReads():
+        trainer.box_step(0)
+    trainer = on_meta(trainer)
+    with NoHostCopies(), NoCrossings():
+        cells = trainer.frame_step(1), trainer.box_step(1)
+    assert [each.device.type for each in cells] == ["meta"] * 2
 
 
 def finished(trainer):

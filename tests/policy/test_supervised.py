@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from corpora import SMALLEST, write_cache
-from no_reads import NoOpReads
+from no_reads import NoCrossings, NoHostCopies, NoOpReads, on_meta
 from reference import moved
 from torch.nn import functional
 
@@ -143,6 +143,28 @@ def test_a_step_asks_for_its_numbers_once(caches, cache, tmp_path, monkeypatch, 
         ((episode, cells),) = trainer.tick()
     assert len(asked) == 1 and episode == 0 and sum(cells) == 8
     assert all(isinstance(n, int) for n in cells) and trainer.sums.device.type == "cpu"
+    trainer, frame = on_meta(trainer), torch.zeros(8, dtype=torch.int64, device="meta")
+    trainer.gradient_step(frame)  # brings the tables of actions and rewards
+    with NoHostCopies(), NoCrossings():
+        assert trainer.gradient_step(frame).device.type == "meta"
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_several_steps_between_two_looks_are_the_same_steps(caches, cache, tmp_path, method):
+    """As on a GPU, where a look is a wait; the last tick has fewer."""
+    cfg = config(caches, tmp_path / "a", method=method)
+    one, many = (SupervisedTrainer(cfg, cache, CPU) for _ in range(2))
+    torch.manual_seed(0)
+    rows = [row for _ in one.order for row in one.tick()]
+    many.steps_a_tick, ticks = 8, []
+    torch.manual_seed(0)
+    while not many.done:
+        ticks.append(many.tick())
+    assert [len(tick) for tick in ticks[:2]] == [8, 8] and len(ticks[-1]) < 8
+    assert [row for tick in ticks for row in tick] == rows and one.done
+    one.sums -= many.sums  # of losses and answers; sums of sums round otherwise
+    assert one.sums.abs().max() < 1e-9 and one.progress == many.progress
+    assert runfolder.digest(one.network.state_dict()) == runfolder.digest(many.network.state_dict())
 
 
 # ---------------------------------------------------------------------------- learning, deciding

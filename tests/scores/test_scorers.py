@@ -814,19 +814,21 @@ def test_a_single_gradient_step_is_allowed(tmp_path):
     # On another device nothing stays behind: with a tensor of the CPU the meta device refuses.
     net, seen = crnn.train_network(cfg, store, crnn.Fit(0, "x", [0, 1], []), torch.device("meta"))
     assert seen == [0, 1] and {each.device.type for each in net.state_dict().values()} == {"meta"}
+    assert crnn.Scorer(net, ["a", "b"]).scores_of(store.clip(0)[0]).device.type == "meta"
 
 
 def test_only_what_fits_a_network_opens_a_gpu(tmp_path, monkeypatch):
-    """Features need none: a GPU has at most as many processes as there are fits."""
-    opened, train = [], crnn.train_network
+    """Features need none: a GPU has at most as many processes as there are fits; all are on it."""
+    opened, used, train = [], [], crnn.train_network
     monkeypatch.setattr(crnn, "pick_device", lambda name, threads: opened.append(name))
     cpu = torch.device("cpu")
-    monkeypatch.setattr(crnn, "train_network", lambda *given: train(*given[:-1], cpu))
+    on_the_cpu = lambda *given: [used.append(given[-1]), train(*given[:-1], cpu)][1]  # noqa: E731
+    monkeypatch.setattr(crnn, "train_network", on_the_cpu)
     clips = crnn.read_corpus(make_corpus(tmp_path / "corpus"))
     (tmp_path / "work").mkdir()
     given = (tmp_path / "work", clips, ["noise", "tone"], torch.device("cuda"))
     found = crnn.score_corpus(replace(CONFIG, epochs=1), *given)
-    assert len(found) == 3 and opened == ["cpu"] + ["cuda"] * 3
+    assert len(found) == 3 and opened == ["cpu"] + ["cuda"] * 3 and used == [given[-1]] * 3
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
