@@ -591,10 +591,10 @@ def sharing(cfg: SpeedConfig, corpus: Path) -> Row:
     def say(found: tuple[float, float, int]) -> str:
         own, workers, clips = found
         note = f"{16 * own / workers:.2f} x: {own:.2f} against {workers:.1f} ms of CPU a clip"
-        return f"{note}, from {clips:,}"
+        return f"{note}, {clips:,} clips"
 
     found = shares(corpus, (1, 2) if cfg.quick else (2, 16), cfg.times, NOW)
-    old = was(cfg.before, lambda suite: shares(corpus, (2, 10), 1, suite), say)
+    old = was(cfg.before, partial(shares, corpus, (2, 10), 1), say)
     what = "preprocess.py, the first process against a sixteenth of its workers"
     need = "" if cfg.quick else "<= 1 x"
     return row("preprocess", what, 16 * found[0] / found[1], need, old, say(found))
@@ -624,17 +624,12 @@ def growing(cfg: SpeedConfig) -> Row:
     """What a clip costs among many, against a clip among few."""
     sizes = (20, 80) if cfg.quick else (2_048, 8_192)
     few, many = growth(sizes, 1 if cfg.quick else 3, NOW)
-    fewer = (512, 4_096)
-
-    def say(found: tuple[float, float]) -> str:
-        note = f"{found[1] / found[0]:.1f} x: {found[1]:.2f} against {found[0]:.2f} ms of CPU"
-        return f"{note} among {fewer[1]:,} and {fewer[0]:,}"
-
-    old = was(cfg.before, partial(growth, fewer, 1), say)
+    note = "{1:.2f} against {0:.2f} ms of CPU".format
+    take, say = partial(growth, sizes, 1), lambda each: f"{each[1] / each[0]:.2f} x: {note(*each)}"
     what = "preprocess.py, a clip of 10 frames without audio among"
     what += f" {sizes[1]:,} against {sizes[0]:,}"
-    note = f"{many:.2f} against {few:.2f} ms of CPU"
-    return row("preprocess", what, many / few, "<= 1.3 x", old, note)
+    old = was(cfg.before, take, say)
+    return row("preprocess", what, many / few, "<= 1.3 x", old, note(few, many))
 
 
 def counted(

@@ -3,7 +3,7 @@
 import io
 import json
 import re
-import tarfile
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -64,8 +64,8 @@ def test_a_trial_fetches_nothing(monkeypatch, capsys):
 def fake_runs(monkeypatch, fails: str) -> list[list[str]]:
     """Commands that the set-up runs, one of which fails."""
     asked, packed = [], io.BytesIO()
-    with tarfile.open(fileobj=packed, mode="w") as archive:
-        archive.addfile(tarfile.TarInfo("DQN.py"))
+    with zipfile.ZipFile(packed, "w") as archive:
+        archive.writestr("DQN.py", "")
 
     def ran(*command):
         asked.append([str(part) for part in command])
@@ -79,6 +79,7 @@ def fake_runs(monkeypatch, fails: str) -> list[list[str]]:
 
 def test_it_is_made_once_whole(tmp_path, monkeypatch):
     asked = fake_runs(monkeypatch, fails="nothing")
+    monkeypatch.setattr(Before, "spent", lambda suite, *command: asked.append([*command]))
     suite = before.set_up(tmp_path)
     assert (suite.root / "DQN.py").exists() and suite.root.parent == tmp_path / "before"
     assert asked[0][0] == "git" and asked[0][-1] == before.COMMIT
