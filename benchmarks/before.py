@@ -114,6 +114,7 @@ print(peak(), len(cache.pairs), len(trainer.rows.pair), len(cache.clips))
         code."""
         arguments, began = [str(self.python), *map(str, command)], time.perf_counter()
         environ = os.environ | {"OMP_NUM_THREADS": "1"}
+        environ.pop("PYTHONDONTWRITEBYTECODE", None)  # what starts again is compiled
         with tempfile.TemporaryFile("w+") as said:
             given = {"stdout": said, "stderr": said, "cwd": self.root, "env": environ}
             process = subprocess.Popen(arguments, **given)
@@ -296,4 +297,9 @@ def was(out: Path | None, take: Callable[[Suite], Any], say: Callable[[Any], str
 
 def against(now: float, unit: str, form: str = ".1f") -> Callable[[float], str]:
     """How a cell says what was, and how many times what is now."""
-    return lambda value: f"{value:{form}} {unit} ({value / now:,.0f} x now)"
+
+    def say(value: float) -> str:
+        ratio = value / now
+        return f"{value:{form}} {unit} ({ratio:,.{int(ratio < 10)}f} x now)"
+
+    return say

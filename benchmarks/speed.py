@@ -681,7 +681,8 @@ def comparing(cfg: SpeedConfig) -> list[Row]:
     wall, cpu = ([getattr(each, name) for each in found] for name in ("wall", "cpu"))
     middle = statistics.median(wall)
     say = against(middle, "s")
-    old = was(cfg.before, partial(table, home), lambda spent: say(spent.wall))
+    take = partial(table, home)
+    old = was(cfg.before, take, lambda spent: f"{say(spent.wall)}; CPU {spent.cpu:.1f} s")
     note = f"{text(wall, '.1f')} s; CPU {text(cpu, '.1f')} s"
     what = "evaluate.py --compare DQN=.. rules, demo, all pairs, wall s"
     return [*counting(cfg), row("compare", what, middle, "<= 45 s", old, note)]
