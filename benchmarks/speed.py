@@ -5,29 +5,30 @@ Run:    make bench   (or: python -m benchmarks.speed)
         python -m benchmarks.speed --sections gpu          # on a machine with CUDA
         python -m benchmarks.speed --sections tf32 --policy runs/demo/best.pt --cache cache/demo
 Reads:  a cache of the slides' shape (default: simulated, see simulate_cache.py)
-Writes: <out>/speed.md, <out>/speed.json, <out>/demo/: corpus, cache and policy of the demo
+Writes: <out>/speed.md, <out>/speed.json, <out>/demo/: corpus, cache and policy of the demo;
+        <out>/before/, see before.py
 
 The first five sections are what people wait for; but for event metrics they run the scripts
-themselves, in processes of their own. `before` of these is what they took before they were made
-faster, on another day. The naive version is naive.py, at the thread count that suits it best. Both
-sides run in turns; a figure is the median of the repeats with the range behind it, and a ratio is
-the median of the repeats' own ratios. What takes hours is measured in slices of `--slice-s` seconds
-and extrapolated; the table says so. Read CPU seconds and ratios: wall seconds depend on what else
-the machine does.
+themselves, in processes of their own. `before` of these is the suite as it was before they were
+made faster, in the same run on the same files, or on fewer where it takes long (event metrics: the
+first 100 clips; else the cell says so), once, with its ratio to now. It is taken out of the history
+and gets an environment of its own; where that fails, and with --quick, it is not measured. The
+naive version of the others is naive.py, at the thread count that suits it best. Both sides run in
+turns; a figure is the median of the repeats with the range behind it, and a ratio is the median of
+the repeats' own ratios. What takes hours is measured in slices of `--slice-s` seconds and
+extrapolated; the table says so. Read CPU seconds and ratios: wall seconds depend on what else the
+machine does.
 """
 
 import itertools
 import json
-import math
 import os
 import platform
 import shutil
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -71,6 +72,11 @@ class SpeedConfig(Checked):
         return 1 if self.quick else self.repeats
 
     @property
+    def before(self) -> Path | None:
+        """Where the suite before is; None: it is not measured."""
+        return None if self.quick else self.out
+
+    @property
     def network(self) -> Network:
         """The slides' network, or a tiny one."""
         return Network(hidden=8, heads=2) if self.quick else Network()
@@ -85,6 +91,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import naive, simulate_cache
+from benchmarks.before import EVENTS, NOW, PEAK, Spent, Suite, against, was
 from benchmarks.tf32 import TF32
 from core.errors import InputError
 from core.files import Kind, keep_apart, own_folder, write_text
@@ -99,11 +106,8 @@ from policy.device import CPU_BATCHES, fastest_batch, wait
 from policy.event_policy import EventTrainer
 from scores.score_files import write_archive
 from sed.caches import Cache, load_cache
-from sed.event_metrics import KINDS, event_counts
 from sed.metrics import mean_f1
 from sed.timeline import ClipScores, Event, frame_edges, write_labels
-
-ROOT = Path(__file__).resolve().parent.parent
 
 CPU = torch.device("cpu")
 MEASURED = Kind("folder of measurements", older=(("speed.json", "machine"), ("speed.json", "rows")))
@@ -474,159 +478,175 @@ def rounding(cfg: SpeedConfig) -> list[Row]:
     return rows
 
 
-class Spent(NamedTuple):
-    """What a process took: CPU seconds with its children, wall seconds, what it printed, and the
-    CPU seconds without its children (Linux)."""
-
-    cpu: float
-    wall: float
-    said: str
-    own: float
-
-
-def own_seconds(pid: int) -> float:
-    """CPU seconds of a process without its children, when it has ended: `utime` and `stime` of
-    proc(5); nan where there is no /proc."""
-    path = Path(f"/proc/{pid}/stat")
-    if not path.exists():
-        return math.nan
-    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
-    ticks = path.read_text().rpartition(")")[2].split()[11:13]
-    return sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
-
-
-def spent(*command: Any, code: int = 0) -> Spent:
-    """Run Python with some arguments, one thread; InputError where it ends with another code."""
-    arguments = [sys.executable, *map(str, command)]
-    environ, began = os.environ | {"OMP_NUM_THREADS": "1"}, time.perf_counter()
-    with tempfile.TemporaryFile("w+") as said:
-        process = subprocess.Popen(arguments, stdout=said, stderr=said, cwd=ROOT, env=environ)
-        own = own_seconds(process.pid)
-        _, status, used = os.wait4(process.pid, 0)
-        process.returncode, wall = os.waitstatus_to_exitcode(status), time.perf_counter() - began
-        said.seek(0)
-        output = said.read()
-    if process.returncode != code:
-        raise InputError(f"{' '.join(arguments[1:])} failed: {output.strip()[-300:]}")
-    return Spent(used.ru_utime + used.ru_stime, wall, output, own)
-
-
 def demo(cfg: SpeedConfig) -> Path:
-    """A folder with the demo's corpus, scores of one epoch, and a policy; made once."""
+    """A folder with the demo's corpus, scores of one epoch, caches of present and of all pairs, and
+    a policy; made once."""
     home = (cfg.out / ("demo-quick" if cfg.quick else "demo")).resolve()
     corpus, few = home / "data", ["--train-clips", 12, "--validation-clips", 6] * cfg.quick
-    if not (home / "run" / "best.pt").exists():
-        spent("soundscapes.py", "--preset", "demo", "--out", corpus, *few)
-        spent("scorers.py", "--preset", "demo", "--corpus", corpus, "--epochs", 1)
-        spent("preprocess.py", "--preset", "demo", "--corpus", corpus, "--cache", home / "cache")
+    if not (home / "cache-all" / "validation").exists():
+        NOW.spent("soundscapes.py", "--preset", "demo", "--out", corpus, *few)
+        NOW.spent("scorers.py", "--preset", "demo", "--corpus", corpus, "--epochs", 1)
+        call = ("preprocess.py", "--preset", "demo", "--corpus", corpus, "--cache")
+        NOW.spent(*call, home / "cache")
         # Any policy will do: one pass, few gradient steps.
         policy = ("--cache", home / "cache", "--run", home / "run", "--overwrite", "--passes", 1)
-        spent("DQN.py", "--preset", "demo", *policy, "--learning.frames-per-step", 4096)
+        NOW.spent("DQN.py", "--preset", "demo", *policy, "--learning.frames-per-step", 4096)
+        NOW.spent(*call, home / "cache-all", "--pairs", "all")
     return home
 
 
-SCRIPTS = ["soundscapes", "scorers", "dasm", "preprocess", "DQN", "evaluate", "detect", "visualize"]
+NAMES = "soundscapes scorers dasm preprocess DQN evaluate detect visualize"
+SCRIPTS, WRONG = [f"{name}.py" for name in NAMES.split()], "--nonsense"
+
+
+def slowest(
+    scripts: Iterable[str], flag: str, home: Path, times: int, suite: Suite
+) -> tuple[list[float], str]:
+    """CPU seconds until a script has said what needs no work, of the one that takes most; which."""
+    given = (flag, suite.demo(home) / "run") if flag == "--status" else (flag,)
+    found = {}
+    for name in scripts:
+        calls = (suite.spent(name, *given, code=2 * (flag == WRONG)) for _ in range(times))
+        found[name] = [call.cpu for call in calls]
+    name = max(found, key=lambda name: statistics.median(found[name]))
+    return found[name], name
 
 
 def start(cfg: SpeedConfig) -> list[Row]:
     """CPU seconds until a script has said what needs no work, the slowest one of each kind."""
-    scripts = SCRIPTS[:2] if cfg.quick else SCRIPTS
-    kinds = {
-        "--help": [(f"{name}.py", "--help") for name in scripts],
-        "--status of a run": [("DQN.py", "--status", demo(cfg) / "run")],
-        "a wrong flag": [(f"{name}.py", "--nonsense") for name in scripts],
-    }
-    spent("DQN.py", "--help")  # compiled and in the page cache
-    torch_s = statistics.median(spent("-c", "import torch").cpu for _ in range(cfg.times))
-    rows = []
-    for what, calls in kinds.items():
-        code, times = 2 if what == "a wrong flag" else 0, range(cfg.times)
-        found = {call[0]: [spent(*call, code=code).cpu for _ in times] for call in calls}
-        slowest = max(found, key=lambda name: statistics.median(found[name]))
-        seconds = statistics.median(found[slowest])
-        note = f"{text(found[slowest], '.2f')} s ({slowest}); import torch: {torch_s:.2f} s"
-        what = f"{what}, CPU s, the slowest of {len(calls)} scripts"
-        rows.append(row("start", what, seconds, "<= 1 s", "5.4 to 6.4 s", note))
+    home, rows = demo(cfg), []
+    NOW.spent("DQN.py", "--help")  # compiled and in the page cache
+    torch_s = statistics.median(NOW.spent("-c", "import torch").cpu for _ in range(cfg.times))
+    many, few = SCRIPTS[:2] if cfg.quick else SCRIPTS, ["preprocess.py", "DQN.py", "evaluate.py"]
+    kinds = {"--help": (many, few), "--status": (["DQN.py"], ["DQN.py"]), WRONG: (many, few)}
+    for flag, (scripts, fewer) in kinds.items():
+        found, name = slowest(scripts, flag, home, cfg.times, NOW)
+        middle, take = statistics.median(found), partial(slowest, fewer, flag, home, 1)
+        say = against(middle, "s")
+        old = was(cfg.before, take, lambda found, say=say: say(found[0][0]))
+        note = f"{text(found, '.2f')} s ({name}); import torch: {torch_s:.2f} s"
+        what = {"--status": "--status of a run", WRONG: "a wrong flag"}.get(flag, flag)
+        what += f", CPU s, the slowest of {len(scripts)} scripts"
+        what += f" (before: of {len(fewer)})" * (len(scripts) > 1)
+        rows.append(row("start", what, middle, "<= 1 s", old, note))
     return rows
 
 
+def on_demo(corpus: Path, flags: tuple[Any, ...], suite: Suite) -> float:
+    """CPU seconds of preprocessing both splits of a corpus."""
+    with tempfile.TemporaryDirectory() as folder:
+        call = ("preprocess.py", "--preset", "demo", "--corpus", corpus, *flags)
+        return suite.spent(*call, "--cache", Path(folder) / "cache").cpu
+
+
 def preprocessing(cfg: SpeedConfig) -> list[Row]:
-    """Both splits of the demo's corpus."""
-    home, rows = demo(cfg), []
+    """Both splits of the demo's corpus; many clips; many short ones."""
+    corpus, rows = demo(cfg) / "data", []
     for kind, flags in (("", ()), (", two workers", ("--workers", 2))):
-        cpu = []
-        for _ in range(cfg.times):
-            with tempfile.TemporaryDirectory() as folder:
-                call = ("preprocess.py", "--preset", "demo", "--corpus", home / "data", *flags)
-                cpu.append(spent(*call, "--cache", Path(folder) / "cache").cpu)
-        note = f"{text(cpu, '.1f')} s"
+        cpu = [on_demo(corpus, flags, NOW) for _ in range(cfg.times)]
+        middle = statistics.median(cpu)
+        old = was(cfg.before, partial(on_demo, corpus, flags), against(middle, "s"))
         what = f"preprocess.py --preset demo, 300 clips{kind}, CPU s"
-        rows.append(row("preprocess", what, statistics.median(cpu), "<= 10 s", "43 s", note))
-    return [*rows, sharing(cfg, home / "data" / "train"), growing(cfg)]
+        rows.append(row("preprocess", what, middle, "<= 10 s", old, f"{text(cpu, '.1f')} s"))
+    return [*rows, sharing(cfg, corpus / "train"), growing(cfg)]
 
 
-def sharing(cfg: SpeedConfig, corpus: Path) -> Row:
-    """What the first process does for a clip against a sixteenth of what a worker does: below 1,
-    16 workers wait for audio, not for the first process. From few and many clips, two workers."""
+def shares(
+    corpus: Path, copies: tuple[int, int], times: int, suite: Suite
+) -> tuple[float, float, int]:
+    """CPU milliseconds a clip, of the first process and of its two workers, from few and many
+    copies of a corpus; how many clips were more."""
     names, found = sorted(path.stem for path in (corpus / "audio").iterdir()), []
     lines = (corpus / "labels.tsv").read_text(encoding="utf-8").splitlines()
     with tempfile.TemporaryDirectory(dir=corpus.parent) as folder:
         home = Path(folder)
-        for copies in (1, 2) if cfg.quick else (2, 16):
-            split, rows = home / str(copies), lines[:1]
+        for number_of_copies in copies:
+            split, rows = home / str(number_of_copies), lines[:1]
+            numbers = range(number_of_copies)
             for kind, suffix in (("audio", ".flac"), ("scores", ".tsv")):
                 (split / kind).mkdir(parents=True)
-                for name, k in itertools.product(names, range(copies)):
+                for name, k in itertools.product(names, numbers):
                     os.link(corpus / kind / (name + suffix), split / kind / f"{name}-{k}{suffix}")
-            for line, k in itertools.product(lines[1:], range(copies)):
+            for line, k in itertools.product(lines[1:], numbers):
                 name, _, rest = line.partition(".flac")
                 rows.append(f"{name}-{k}.flac{rest}")
             write_text(split / "labels.tsv", "\n".join(rows))
             given = [f"--{name}={split / name}" for name in ("audio", "scores")]
             call = ("preprocess.py", "--labels", split / "labels.tsv", *given, "--split", "train")
             runs = [
-                spent(*call, "--workers", 2, "--cache", split / f"cache-{k}")
-                for k in range(cfg.times)
+                suite.spent(*call, "--workers", 2, "--cache", split / f"cache-{k}")
+                for k in range(times)
             ]
             medians = zip(*((run.own, run.cpu - run.own) for run in runs), strict=True)
             found.append(np.array([statistics.median(each) for each in medians]))
-    own, workers = found[1] - found[0]
-    clips = len(names) * (1 if cfg.quick else 14)
-    note = f"{1000 * own / clips:.2f} against {1000 * workers / clips:.1f} ms of CPU a clip"
+    clips = len(names) * (copies[1] - copies[0])
+    own, workers = (1000 * (found[1] - found[0]) / clips).tolist()
+    return own, workers, clips
+
+
+def sharing(cfg: SpeedConfig, corpus: Path) -> Row:
+    """What the first process does for a clip against a sixteenth of what a worker does: below 1,
+    16 workers wait for audio, not for the first process."""
+
+    def say(found: tuple[float, float, int]) -> str:
+        own, workers, clips = found
+        note = f"{16 * own / workers:.2f} x: {own:.2f} against {workers:.1f} ms of CPU a clip"
+        return f"{note}, {clips:,} clips"
+
+    found = shares(corpus, (1, 2) if cfg.quick else (2, 16), cfg.times, NOW)
+    old = was(cfg.before, partial(shares, corpus, (2, 10), 1), say)
     what = "preprocess.py, the first process against a sixteenth of its workers"
     need = "" if cfg.quick else "<= 1 x"
-    return row("preprocess", what, 16 * own / workers, need, "over a minute", note)
+    return row("preprocess", what, 16 * found[0] / found[1], need, old, say(found))
 
 
-def growing(cfg: SpeedConfig) -> Row:
-    """What a clip costs among many, against a clip among few: short ones, so that the manifest and
-    all else that is kept of a clip counts."""
-    sizes, classes = ((1, 20, 80) if cfg.quick else (1, 2_048, 8_192)), ["Cat", "Dog"]
+def growth(sizes: tuple[int, int], times: int, suite: Suite) -> tuple[float, float]:
+    """CPU milliseconds of a clip among few and among many, the start left out: short clips, so that
+    the manifest and all else that is kept of a clip counts."""
     rng, edges, cpu = np.random.default_rng(0), frame_edges(10, 0.02), []
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
-        for count in sizes:
+        for count in (1, *sizes):
             names = [f"{i:05}" for i in range(count)]
             values = (rng.random((2, 10), np.float32) for _ in names)
             clips = zip(names, (ClipScores(each, edges) for each in values), strict=True)
-            write_archive(home / f"{count}.npz", classes, clips)
+            write_archive(home / f"{count}.npz", ["Cat", "Dog"], clips)
             events = {f"{name}.wav": [Event(0.0, 0.1, "Cat")] for name in names}
             write_labels(home / f"{count}.tsv", events)
             given = ("--labels", home / f"{count}.tsv", "--scores", home / f"{count}.npz")
             call = ("preprocess.py", "--split", "train", *given, "--workers", 1, "--cache")
-            times = range(1 if cfg.quick else 3)  # the fastest: a start differs by a second
-            cpu.append(min(spent(*call, home / f"{count}-{k}").cpu for k in times))
-    each = [1000 * (cpu[i] - cpu[0]) / (sizes[i] - 1) for i in (1, 2)]
+            # the fastest: a start differs by a second
+            cpu.append(min(suite.spent(*call, home / f"{count}-{k}").cpu for k in range(times)))
+    return tuple(1000 * (cpu[i] - cpu[0]) / (sizes[i - 1] - 1) for i in (1, 2))
+
+
+def growing(cfg: SpeedConfig) -> Row:
+    """What a clip costs among many, against a clip among few."""
+    sizes = (20, 80) if cfg.quick else (2_048, 8_192)
+    few, many = growth(sizes, 1 if cfg.quick else 3, NOW)
+    note = "{1:.2f} against {0:.2f} ms of CPU".format
+    take, say = partial(growth, sizes, 1), lambda each: f"{each[1] / each[0]:.2f} x: {note(*each)}"
     what = "preprocess.py, a clip of 10 frames without audio among"
-    what += f" {sizes[2]:,} against {sizes[1]:,}"
-    note = f"{each[1]:.2f} against {each[0]:.2f} ms of CPU"
-    return row("preprocess", what, each[1] / each[0], "<= 1.3 x", "quadratic", note)
+    what += f" {sizes[1]:,} against {sizes[0]:,}"
+    old = was(cfg.before, take, say)
+    return row("preprocess", what, many / few, "<= 1.3 x", old, note(few, many))
+
+
+def counted(
+    sides: list[dict], durations: dict[str, float], names: list[str], clips: int, suite: Suite
+) -> float:
+    """CPU seconds a 100 clips, of the first of some clips."""
+    few = dict(itertools.islice(durations.items(), clips))
+    some = [{clip: side[clip] for clip in few} for side in sides]
+    with tempfile.TemporaryDirectory() as folder:
+        write_text(path := Path(folder) / "events.json", json.dumps([some, few, names]))
+        return suite.numbers(EVENTS + suite.COUNTING, path)[0] * 100 / len(few)
 
 
 def counting(cfg: SpeedConfig) -> list[Row]:
     """Collar, segment and intersection F1 of made-up clips with three events each, the slowest."""
     size, rows = 50 if cfg.quick else 500, []
-    for classes, need, before in ((10, "<= 0.03 s", "0.9 s"), (500, "<= 0.03 s", "18 s")):
+    for classes in (10, 500):
         names = [f"{k:03}" for k in range(classes)]
         rng, sides = np.random.default_rng(0), []
         for _ in range(2):
@@ -636,43 +656,38 @@ def counting(cfg: SpeedConfig) -> list[Row]:
                 [Event(t, t + 0.8, names[k]) for t, k in zip(*each, strict=True)] for each in spans
             )
             sides.append({f"{i}.wav": found for i, found in enumerate(clips)})
-        durations, found = dict.fromkeys(sides[0], 10.0), {}
-        for name in KINDS:
-            for _ in range(1 + cfg.times):  # the first one warms up
-                began = time.process_time()
-                event_counts(*sides, durations, names, (name,))
-                found.setdefault(name, []).append((time.process_time() - began) * 100 / size)
-        slowest = max(statistics.median(each[1:]) for each in found.values())
+        given = (sides, dict.fromkeys(sides[0], 10.0), names)
+        taken = statistics.median(counted(*given, size, NOW) for _ in range(cfg.times))
+        old = was(cfg.before, partial(counted, *given, 100), against(taken, "s", ".2f"))
         what = f"collar, segment, intersection F1, {classes} classes, the slowest, CPU s a"
         what += " 100 clips"
-        rows.append(row("compare", what, slowest, need, before, f"{slowest:.4f} s"))
+        rows.append(row("compare", what, taken, "<= 0.03 s", old, f"{taken:.4f} s"))
     return rows
 
 
+def table(home: Path, suite: Suite) -> Spent:
+    """A policy and all rules on the demo's clips, all pairs."""
+    home = suite.demo(home)
+    shutil.rmtree(home / "run" / "decisions", ignore_errors=True)  # it decides once
+    with tempfile.TemporaryDirectory() as folder:
+        entrants = (f"DQN={home / 'run'}", "rules", "--out", Path(folder) / "table")
+        return suite.spent("evaluate.py", "--cache", home / "cache-all", "--compare", *entrants)
+
+
 def comparing(cfg: SpeedConfig) -> list[Row]:
-    """Event metrics alone; then a policy and all rules on the demo's clips, all pairs."""
-    home, found = demo(cfg), []
-    cache = home / "cache-all"
-    call = ("preprocess.py", "--preset", "demo", "--corpus", home / "data", "--cache", cache)
-    spent(*call, "--pairs", "all")  # only what is not there yet
-    for _ in range(cfg.times):
-        shutil.rmtree(home / "run" / "decisions", ignore_errors=True)  # it decides once
-        with tempfile.TemporaryDirectory() as folder:
-            table = ("--compare", f"DQN={home / 'run'}", "rules", "--out", Path(folder) / "table")
-            found.append(spent("evaluate.py", "--cache", cache, *table))
+    """Event metrics alone; then a table."""
+    home = demo(cfg)
+    found = [table(home, NOW) for _ in range(cfg.times)]
     wall, cpu = ([getattr(each, name) for each in found] for name in ("wall", "cpu"))
+    middle = statistics.median(wall)
+    say = against(middle, "s")
+    take = partial(table, home)
+    old = was(cfg.before, take, lambda spent: f"{say(spent.wall)}; CPU {spent.cpu:.1f} s")
     note = f"{text(wall, '.1f')} s; CPU {text(cpu, '.1f')} s"
     what = "evaluate.py --compare DQN=.. rules, demo, all pairs, wall s"
-    whole_table = row("compare", what, statistics.median(wall), "<= 45 s", "225 s", note)
-    return [*counting(cfg), whole_table]
+    return [*counting(cfg), row("compare", what, middle, "<= 45 s", old, note)]
 
 
-# Linux: ru_maxrss would not do, it outlives exec and is that of the benchmark itself.
-PEAK = """
-import re, sys
-from pathlib import Path
-peak = lambda: 1024 * int(re.search(r"VmHWM:\\s*(\\d+)", open("/proc/self/status").read())[1])
-"""
 LOADING = """
 from sed.caches import load_cache
 before = peak()
@@ -689,68 +704,80 @@ print((peak() - before) / count)
 """
 
 
-# Loads all pairs, learns from them for a tick of each kind, decides: what training and deciding
-# read, without their hours.
-ALL_PAIRS = """
-from dataclasses import replace
-import torch
-from config import Events, TrainConfig
-from policy.event_policy import EventTrainer, decide_cache
-from sed.caches import load_cache
-torch.set_num_threads(1)
-cfg = TrainConfig.with_preset("best")
-cfg = replace(cfg, events=Events(hidden=16, layers=2), passes=1, holdout=0.1)
-cache = load_cache(Path(sys.argv[1]))
-trainer = EventTrainer(cfg, cache, torch.device("cpu"))
-trainer.tick()
-trainer.progress["finished"] = trainer.frame_steps
-trainer.tick()
-trainer.find_prices()
-decide_cache(trainer.network, cache, torch.device("cpu"))
-trainer.policy()
-print(peak(), len(cache.pairs), len(trainer.rows.pair), len(cache.clips))
-"""
+def grown(folders: list[Path], suite: Suite) -> list[int]:
+    """What the last of some caches takes more than the first: bytes at the peak, pairs, kept
+    queries, clips. The difference leaves out what does not grow."""
+    with tempfile.TemporaryDirectory() as home:
+        caches = [suite.cache(each, Path(home) / each.parent.name) for each in folders]
+        first, last = (suite.numbers(PEAK + suite.ALL_PAIRS, each) for each in caches)
+    return [int(b - a) for a, b in zip(first, last, strict=True)]
 
 
 def all_pairs(cfg: SpeedConfig) -> list[Row]:
     """What more clips take where all pairs are loaded, learned from and decided, by their number of
-    classes: the difference between few and more clips leaves out what does not grow."""
+    classes."""
     home = cfg.out / ("all-pairs-quick" if cfg.quick else "all-pairs")
     sizes, frames = ((20, 40) if cfg.quick else (150, 400)), 50 if cfg.quick else 250
     rows = []
     for classes in (40, 500):
-        found = []
-        for size in sizes:
-            folder = home / f"{classes}-{size}"
-            if not (folder / "train" / "manifest.json").exists():
+        folders = [home.resolve() / f"{classes}-{size}" / "train" for size in sizes]
+        for size, folder in zip(sizes, folders, strict=True):
+            if not (folder / "manifest.json").exists():
                 many = {"classes": classes, "frames": frames, "frame_s": 0.04, "workers": 1}
                 pairs = {"train_pairs": size, "validation_pairs": 0}
-                simulate_cache.main(simulate_cache.SimulateConfig(out=folder, **pairs, **many))
-            found.append(
-                [int(x) for x in spent("-c", PEAK + ALL_PAIRS, folder / "train").said.split()]
-            )
-        peak, pairs, kept, clips = (b - a for a, b in zip(*found, strict=True))
+                simulate_cache.main(
+                    simulate_cache.SimulateConfig(out=folder.parent, **pairs, **many)
+                )
+        peak, pairs, kept, clips = grown(folders, NOW)
         arrays = 25 * frames * pairs
+        old = was(
+            cfg.before, partial(grown, folders), lambda more, size=arrays: f"{more[0] / size:.2f} x"
+        )
         what = f"--pairs all, {classes} classes: {clips} clips more, peak of loading, training and"
         what += f" deciding over their arrays of {arrays / 1e6:,.0f} MB"
         now = f"{peak / 1e6:,.0f} MB, {kept} queries kept"
-        # Of few classes most queries are kept: only the many are held to a limit. Before: measured
-        # while caches lay in memory.
-        need, before = ("<= 0.25 x", "2.1 x") if classes == 500 else ("", "")
-        rows.append(row("memory", what, peak / arrays, need, before, now))
+        # Of few classes most queries are kept: only the many are held to a limit.
+        rows.append(
+            row("memory", what, peak / arrays, "<= 0.25 x" if classes == 500 else "", old, now)
+        )
     return rows
+
+
+def loading(split: Path, suite: Suite) -> list[float]:
+    """Peak over the arrays, and their bytes."""
+    with tempfile.TemporaryDirectory() as home:
+        return suite.numbers(PEAK + LOADING, suite.cache(split, Path(home) / split.name))
+
+
+def drawing(clips: int, suite: Suite) -> float:
+    """Peak, bytes a clip."""
+    return suite.numbers(PEAK + DRAWING, clips)[0]
 
 
 def memory(cfg: SpeedConfig) -> list[Row]:
     """Peaks of processes of their own, above what their imports take."""
-    ratio, size = map(float, spent("-c", PEAK + LOADING, cfg.cache / "train").said.split())
-    clips = 1_000 if cfg.quick else 100_000
-    each = float(spent("-c", PEAK + DRAWING, clips).said)
+    ratio, size = loading(cfg.cache / "train", NOW)
+    take = partial(loading, cfg.cache / "train")
+    old = was(cfg.before, take, lambda found: f"{found[0]:.2f} x")
     what = f"load_cache, peak over its arrays of {size / 1e6:,.0f} MB"
-    rows = [row("memory", what, ratio, "<= 1.1 x", "2.1 x")]
+    rows = [row("memory", what, ratio, "<= 1.1 x", old)]
+    clips, fewer = 1_000 if cfg.quick else 100_000, 10_000
+    take = partial(drawing, fewer)
+    old = was(cfg.before, take, lambda each: f"{each:,.0f} bytes, of {fewer:,} clips")
     what = f"1,000 bootstrap draws of {clips:,} clips, peak, bytes a clip"
-    rows.append(row("memory", what, each, "<= 5000 bytes", "16,000 bytes"))
+    rows.append(row("memory", what, drawing(clips, NOW), "<= 5000 bytes", old))
     return rows + all_pairs(cfg)
+
+
+def each_file(home: Path, folder: Path, count: int, suite: Suite) -> float:
+    """CPU milliseconds that a file costs: those of folder/many more than the ten of folder/few."""
+    policy, found = suite.demo(home) / "run" / "best.pt", []
+    for name in ("few", "many"):
+        given = ("--policy", policy, "--scorer", home / "data" / "scorer.pt")
+        with tempfile.TemporaryDirectory() as out:
+            call = ("detect.py", *given, "--audio", folder / name, "--out", Path(out) / "out.tsv")
+            found.append(suite.spent(*call).cpu)
+    return 1000 * (found[1] - found[0]) / (count - 10)
 
 
 def detecting(cfg: SpeedConfig) -> list[Row]:
@@ -760,21 +787,17 @@ def detecting(cfg: SpeedConfig) -> list[Row]:
     for path in sorted((home / "data").glob("*/audio/*")):
         wav, rate = soundfile.read(path, dtype="int16")
         parts += [wav[at : at + 2 * rate] for at in range(0, len(wav) - 2 * rate + 1, 2 * rate)]
-    found = []
     with tempfile.TemporaryDirectory() as folder:
         for name, number_of_files in (("few", 10), ("many", count)):
             (Path(folder) / name).mkdir()
             for i, wav in enumerate(parts[:number_of_files]):
                 soundfile.write(Path(folder) / name / f"{i:04}.wav", wav, rate)
-        for _ in range(cfg.times):
-            call = ["detect.py", "--policy", home / "run" / "best.pt", "--scorer"]
-            call += [home / "data" / "scorer.pt", "--out", Path(folder) / "events.tsv"]
-            call += ["--overwrite", "--audio"]
-            few, many = (spent(*call, Path(folder) / name).cpu for name in ("few", "many"))
-            found.append(1000 * (many - few) / (count - 10))
+        given = (home, Path(folder), count)
+        found = [each_file(*given, NOW) for _ in range(cfg.times)]
+        middle = statistics.median(found)
+        old = was(cfg.before, partial(each_file, *given), against(middle, "ms"))
     what = f"detect.py, {count:,} files of 2 s, CPU ms a file"
-    note, middle = f"{text(found, '.1f')} ms", statistics.median(found)
-    return [row("detect", what, middle, "<= 8 ms", "15 to 19 ms", note)]
+    return [row("detect", what, middle, "<= 8 ms", old, f"{text(found, '.1f')} ms")]
 
 
 WORK = (start, preprocessing, comparing, memory, detecting, acting, whole, training, gpu, rounding)
