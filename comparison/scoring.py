@@ -48,7 +48,7 @@ from sed.matching import end_errors, match_events
 from sed.metrics import (
     Counts,
     bootstrap_weights,
-    count_pairs,
+    counts_in,
     f1_score,
     interval,
     macro_average,
@@ -91,7 +91,7 @@ WORK_OF_A_PROCESS = 30_000_000
 
 def counts_of(member: Member, cache: Cache) -> Counts:
     """Confusion counts (P,) of a member's decisions."""
-    return count_pairs(member.pred, cache.label, cache.offsets)
+    return counts_in(cache, cache.cut(member.pred))
 
 
 def headline(counts: Counts, cache: Cache) -> dict[str, float]:
@@ -444,7 +444,7 @@ def measure(systems: list[System], cache: Cache, workers: int | None) -> dict[st
         draws[system.name] = np.mean([sampler.draws(each) for each in counts], axis=0)
         members[system.name] = rows
     total = sum(len(system.members) for system in systems)
-    count = min(num_workers(workers), 1 + total * len(cache.label) // WORK_OF_A_PROCESS)
+    count = min(num_workers(workers), 1 + total * cache.num_frames // WORK_OF_A_PROCESS)
     with nullcontext() if count == 1 or not ranked(cache) else process_pool(count) as pool:
         scored = score_events(systems, cache, pool)
         psds = raw_psds(cache, systems, pool) if ranked(cache) else []
