@@ -492,7 +492,7 @@ def apply(
     data = Evaluated(cache, results, t_adj, before, pred)
     matches = find_matches(data)
     results["ends"] = {when: end_errors(some) for when, some in matches._asdict().items()}
-    decided = {"binary": pred.astype(np.uint8)}
+    decided = {"binary": pred.view(np.uint8)}
     if boxes is not None:
         decided |= event_policy.as_arrays(boxes)
     elif action is not None:

@@ -114,7 +114,8 @@ class Spec(NamedTuple):
 def same_pairs(path: Path, cache: Cache) -> Cache:
     """A cache with other signals of the very same pairs and labels; else InputError."""
     other = load_cache(path / cache.folder.name)
-    if other.pairs != cache.pairs or (other.label != cache.label).any():
+    labels = zip(other.parts(), cache.parts(), strict=True)
+    if other.pairs != cache.pairs or any((a.label != b.label).any() for a, b in labels):
         raise InputError(f"{other.folder} and {cache.folder} do not hold the same pairs and labels")
     return other
 
@@ -143,7 +144,7 @@ class Stored(NamedTuple):
 
 def stored_decisions(store: Path, cache: Cache) -> Stored:
     """Read decisions back; InputError where they are damaged."""
-    num_frames = len(cache.label)
+    num_frames = cache.num_frames
     forms = {"pred": ("u", (-(-num_frames // 8),)), "action": ("i", ((0, num_frames),))}
     texts = ("preset", "asked")  # newer than the others
     forms |= {"seconds": ("f", ()), **dict.fromkeys(texts, ("U", ())), **event_policy.FORMS}

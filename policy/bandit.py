@@ -218,9 +218,9 @@ def episode_order(cache: Cache, train: np.ndarray, cfg: TrainConfig) -> np.ndarr
 
     InputError: too many, or more frames than a transition can count.
     """
-    if len(cache.label) > MOST_FRAMES:
+    if cache.num_frames > MOST_FRAMES:
         raise InputError(
-            f"{cache.folder}: {len(cache.label):,} frames of pairs, more than the {MOST_FRAMES:,}"
+            f"{cache.folder}: {cache.num_frames:,} frames of pairs, more than the {MOST_FRAMES:,}"
             " that replay counts; train on fewer clips"
         )
     if (count := cfg.passes * len(train)) > MOST_EPISODES:
