@@ -19,7 +19,7 @@ import csv
 import hashlib
 import io
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
 from functools import partial
@@ -160,24 +160,35 @@ def ranked(cache: Cache) -> bool:
     return cache.queries == "all" and len(cache.pairs) == len(cache.clips) * len(cache.classes)
 
 
-def clip_scores(cache: Cache, signal: np.ndarray) -> dict[str, ClipScores]:
-    """A signal (N,) of a cache of all pairs -> values (K, T) of each clip, `cache.classes` rows."""
-    pairs: dict[str, dict[str, int]] = {}
-    for index, pair in enumerate(cache.pairs):
-        pairs.setdefault(pair.filename, {})[pair.event_label] = index
-    found = {}
-    for name, rows in pairs.items():
-        spans = [slice(*cache.offsets[rows[label] : rows[label] + 2]) for label in cache.classes]
-        edges = cache.pairs[rows[cache.classes[0]]].edges
-        found[name] = ClipScores(np.stack([signal[span] for span in spans]), edges)
-    return found
+class SignalOfClips(Mapping[str, ClipScores]):
+    """A signal (N,) of a cache of all pairs as values (K, T) of each clip, `cache.classes` rows;
+    they are put together when a clip is asked for."""
+
+    def __init__(self, cache: Cache, signal: np.ndarray) -> None:
+        self.signal, self.offsets, self.pairs = signal, cache.offsets, cache.pairs
+        row = {name: k for k, name in enumerate(cache.classes)}
+        self.rows: dict[str, list[int]] = {}  # pair of each class
+        for index, pair in enumerate(cache.pairs):
+            rows = self.rows.setdefault(pair.filename, [0] * len(row))
+            rows[row[pair.event_label]] = index
+
+    def __getitem__(self, name: str) -> ClipScores:
+        rows = self.rows[name]
+        values = [self.signal[self.offsets[i] : self.offsets[i + 1]] for i in rows]
+        return ClipScores(np.stack(values), self.pairs[rows[0]].edges)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
 
 
 class EventTask(NamedTuple):
     """What a process needs to score one member's events, or the scores of a signal."""
 
     events: dict[str, list[Event]]
-    scored: dict[str, list[ScoredEvent]] | dict[str, ClipScores] | None  # None: no PSDS
+    scored: Mapping[str, list[ScoredEvent]] | Mapping[str, ClipScores] | None  # None: no PSDS
     truth: dict[str, list[Event]]
     durations: dict[str, float]
     classes: list[str]
@@ -214,17 +225,17 @@ def psds_draws(task: EventTask, weights: np.ndarray) -> dict[str, np.ndarray]:
 def event_tasks(systems: list[System], cache: Cache) -> Iterator[EventTask]:
     """One task a member, in order; made when it is asked for."""
     truth, durations = cache.truth, cache.durations
-    raw: dict[Path, dict[str, ClipScores]] = {}  # by the cache that a member's signals are in
+    raw: dict[Path, SignalOfClips] = {}  # by the cache that a member's signals are in
     for system in systems:
         for member in system.members:
             events, scored, home = events_of(member, cache), None, member.home or cache
             if ranked(cache) and member.scores is not None:
-                scored = clip_scores(cache, member.scores)
+                scored = SignalOfClips(cache, member.scores())
             elif ranked(cache) and member.boxes is not None:
                 scored = {k: [ScoredEvent(*e) for e in v] for k, v in member.boxes.items()}
             elif ranked(cache):
                 if home.folder not in raw:
-                    raw[home.folder] = clip_scores(home, home.signals["d_raw"])
+                    raw[home.folder] = SignalOfClips(home, home.signals["d_raw"])
                 scored = {
                     name: event_metrics.mean_scores(found, raw[home.folder][name], cache.classes)
                     for name, found in events.items()
@@ -259,6 +270,11 @@ def score_row(task: EventTask) -> dict[str, float]:
     return named(event_metrics.psds(task.scored, task.truth, task.durations, task.classes))
 
 
+def margin(cache: Cache, threshold: np.ndarray) -> np.ndarray:
+    """How far the probability lies above a threshold, (N,) both."""
+    return cache.signals["prob"] - threshold
+
+
 def raw_psds(
     cache: Cache, systems: list[System], pool: ProcessPoolExecutor | None = None
 ) -> list[dict[str, Any]]:
@@ -270,20 +286,20 @@ def raw_psds(
     normalised in each pair cannot be compared across clips: the appendix shows how little such a
     margin is worth as a score.
     """
-    signals = [("raw scores", cache.signals["d_raw"])]
+    signals = [("raw scores", partial(cache.signals.__getitem__, "d_raw"))]  # made in their turn
     for system in systems:
         rule = system.members[0].rule
         if rule is not None and (rule.kind, rule.on) == ("median", "d_raw"):
             name = f"raw scores after the filter of {system.name}"
-            signals.append((name, after_median(rule, cache)))
+            signals.append((name, partial(after_median, rule, cache)))
     for system in systems:
         home, threshold = system.members[0].home or cache, system.members[0].threshold
         if system.kind == "policy" and threshold is not None and not system.gated:
             name = f"prob - threshold of {system.name}, first seed (appendix)"
-            signals.append((name, home.signals["prob"] - threshold))
+            signals.append((name, partial(margin, home, threshold)))
     truth, durations = cache.truth, cache.durations
     tasks = (
-        EventTask({}, clip_scores(cache, signal), truth, durations, cache.classes)
+        EventTask({}, SignalOfClips(cache, signal()), truth, durations, cache.classes)
         for _, signal in signals
     )
     rows = score_all(score_row, tasks, len(signals), pool, "PSDS of scores")

@@ -9,6 +9,7 @@ import hashlib
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -46,21 +47,35 @@ BASE, GATED = "T_base", "behind the gate"
 LIST = 3  # of rules: those of another list, kept beside a table, are tuned again
 
 
+class Packed(NamedTuple):
+    """Decisions of which a table holds dozens: a bit each."""
+
+    bits: np.ndarray  # (N / 8,) uint8
+    count: int
+
+
 class Member(NamedTuple):
     """One system: a checkpoint, a rule, or events from elsewhere, with its decisions."""
 
     source: str
-    pred: np.ndarray  # (N,) bool
+    decided: np.ndarray | Packed  # (N,) bool; see `pred`
     seconds: float  # what deciding took, when it was done
     gate: tag_gate.Gate | None = None
     threshold: np.ndarray | None = None  # (N,) of a policy
     events: dict[str, list[Event]] | None = None  # as given; None: the decisions' own
     boxes: dict[str, list[tuple]] | None = None  # events with confidences of their own, for PSDS
-    scores: np.ndarray | None = None  # (N,) frame scores, for PSDS in place of events
+    scores: Callable[[], np.ndarray] | None = None  # (N,) of frames, for PSDS in place of events
     home: Cache | None = None  # where its signals and tags are; None: in the table's cache
     rule: Rule | None = None
     asides: tuple[Aside, ...] = ()  # rows of given events that do not lie in their clips
     notes: tuple[str, ...] = ()  # in what its training was another than this cache
+
+    @property
+    def pred(self) -> np.ndarray:
+        """(N,) bool: what is on."""
+        if not isinstance(self.decided, Packed):
+            return self.decided
+        return np.unpackbits(self.decided.bits, count=self.decided.count).view(bool)
 
 
 class System(NamedTuple):
@@ -324,8 +339,9 @@ def from_rule(rule: Rule, cache: Cache, notes: tuple[str, ...] = ()) -> Member:
     boxes = sebbs(cache, rule.params) if rule.kind == "csebbs" else None
     seconds = time.perf_counter() - began
     ranks = rule.kind == "median" and rule.metric.startswith("psds")
-    scores = after_median(rule, cache) if ranks else None
-    return Member(rule.setting, pred, seconds, boxes=boxes, scores=scores, rule=rule, notes=notes)
+    scores = partial(after_median, rule, cache) if ranks else None
+    packed = Packed(np.packbits(pred), len(pred))
+    return Member(rule.setting, packed, seconds, boxes=boxes, scores=scores, rule=rule, notes=notes)
 
 
 def kind_of_rule(rule: Rule) -> str:
@@ -362,7 +378,7 @@ def behind_gate(system: System, cache: Cache) -> System | None:
             return None
         # Its decisions were timed in the row that is not gated.
         pred = tag_gate.behind(member.gate, home, member.pred)
-        members.append(member._replace(pred=pred, seconds=0.0))
+        members.append(member._replace(decided=pred, seconds=0.0))
     return system._replace(name=f"{system.name}, {GATED}", members=members, gated=True)
 
 

@@ -595,7 +595,7 @@ def _score_rows(
 ) -> Iterator[tuple[int, int, np.ndarray, np.ndarray]]:
     """Clip, class, scores (T,) and times (T + 1,) of every row of a class that sounds somewhere."""
     for number, (clip, duration) in enumerate(durations.items()):
-        values, edges = scores[clip].values, scores[clip].edges
+        values, edges = scores[clip][:2]
         inside = int(np.searchsorted(edges, duration))  # frames that begin before the end
         times = np.minimum(edges[: inside + 1], duration)
         for k in np.flatnonzero(sweep.number):
