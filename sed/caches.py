@@ -56,7 +56,7 @@ CACHE = Kind(
 SLACK = 1e-6  # by which a filter may leave 0..1: rounding of float32
 LONGEST_FRAME_S = 3600.0
 LARGE = 2_000_000  # frames of a shard, 25 bytes each
-PART_FRAMES, PART_PAIRS = 2_000_000, 10_000  # most of what is counted or decided at once
+PART_FRAMES, PART_PAIRS = 1_000_000, 10_000  # most of what is counted or decided at once
 MOST_MANIFEST = 1 << 31  # bytes; a million clips are a fifth of it
 
 
