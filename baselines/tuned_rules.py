@@ -635,8 +635,12 @@ class EventObjective:
         first = block.cache.offsets[runs.pair]
         ends = runs.begin - first, runs.end - first
         boxes = PairBoxes(runs.pair, *ends, np.ones(len(first)))
-        counts = self.counts(self.regions_of_boxes(boxes, block.first), EVENT_F1)
-        return {name: each[..., :1] for name, each in counts.items()}
+        regions, found = self.regions_of_boxes(boxes, block.first), {}
+        for name in EVENT_F1:
+            each = [(x.label, x.change) for x in getattr(self.sweep, name)(regions)]
+            counts = [np.bincount(*changes, len(self.names)) for changes in each]
+            found[name] = np.stack(counts)[..., None]
+        return found
 
     def of_boxes(self, block: Block, boxes: PairBoxes, metrics: Iterable[str]) -> dict[str, Any]:
         """What `counts` has of the boxes of a block."""

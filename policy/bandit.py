@@ -50,7 +50,10 @@ def resident(
 
     `prob` and `t_base` are rows of `channels`, not copies.
     """
-    arrays = np.stack([signals[name] for name in bandit.channels]), label, offsets
+    channels = np.empty((len(bandit.channels), len(label)), np.float32)
+    for row, name in zip(channels, bandit.channels, strict=True):
+        row[:] = signals[name]  # one by one: mapped signals are read when they are asked for
+    arrays = channels, label, offsets
     channels, label, bounds = (torch.from_numpy(array).to(device) for array in arrays)
     prob, t_base = (channels[bandit.channels.index(name)] for name in ("prob", "t_base"))
     return Signals(channels, prob, t_base, label, bounds[:-1], bounds[1:])
