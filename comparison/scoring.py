@@ -16,8 +16,6 @@ the standard deviation) nor of recordings. One clip has no interval: nothing can
 """
 
 import csv
-import hashlib
-import io
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
@@ -38,7 +36,7 @@ from core.names import csv_cell, markdown_table
 from core.names import latex as as_latex
 from core.names import markdown as as_markdown
 from core.processes import in_order, num_workers, process_pool
-from core.stored import read_json, write_json
+from core.stored import file_sha256, read_json, write_json
 from core.versions import made_on, made_with
 from policy import gate as tag_gate
 from sed import event_metrics
@@ -574,14 +572,17 @@ def write_table(out: Path, results: dict[str, Any], systems: list[System], cache
     Event files of an earlier table in the folder go. Raises WriteError.
     """
     earlier, files = earlier_files(out), event_files(results)
-    pairs = pairs_csv(systems, cache)
-    results["files"] = {"pairs.csv": hashlib.sha256(pairs.encode()).hexdigest()}
+
+    def write_named(place: Path) -> None:
+        write_pairs(place, systems, cache)
+        results["files"] = {"pairs.csv": file_sha256(place)}  # before results.json is written
+
     parts = {
         out / "events" / file: partial(write_labels, clips=events_of(system.members[0], cache))
         for system, file in zip(systems, files, strict=True)
     }
     parts |= {
-        out / "pairs.csv": partial(write_text, text=pairs),
+        out / "pairs.csv": write_named,
         out / "table.md": partial(write_text, text=markdown(results)),
         out / "table.tex": partial(write_text, text=latex(results)),
         out / "results.json": partial(write_json, value=results),
@@ -591,7 +592,7 @@ def write_table(out: Path, results: dict[str, Any], systems: list[System], cache
         (out / "events" / file).unlink(missing_ok=True)
 
 
-def pairs_csv(systems: list[System], cache: Cache) -> str:
+def write_pairs(path: Path, systems: list[System], cache: Cache) -> None:
     """A row a pair: accuracy, IoU and F1 of every system, the mean over its members."""
     columns, cells = [], []
     for system in systems:
@@ -599,14 +600,13 @@ def pairs_csv(systems: list[System], cache: Cache) -> str:
         for name in HEADLINE["present"]:
             columns.append(f"{system.name}: {name}")
             cells.append(np.mean([each[name] for each in scores], axis=0))
-    stream = io.StringIO(newline="")
-    writer = csv.writer(stream)
-    writer.writerow(map(csv_cell, ["filename", "event_label", "present", "frames", *columns]))
-    for i, (pair, there) in enumerate(zip(cache.pairs, cache.present, strict=True)):
-        names = map(csv_cell, (pair.filename, pair.event_label))
-        values = [f"{column[i]:.6f}" for column in cells]
-        writer.writerow([*names, int(there), pair.num_frames, *values])
-    return stream.getvalue()
+    with open(path, "w", encoding="utf-8", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(map(csv_cell, ["filename", "event_label", "present", "frames", *columns]))
+        for i, (pair, there) in enumerate(zip(cache.pairs, cache.present, strict=True)):
+            names = map(csv_cell, (pair.filename, pair.event_label))
+            values = [f"{column[i]:.6f}" for column in cells]
+            writer.writerow([*names, int(there), pair.num_frames, *values])
 
 
 # ---------------------------------------------------------------------------- tables
