@@ -1053,7 +1053,7 @@ def tuning(
     """Every rule, tuned on the training cache for one operating point; `quiet`: no progress bar.
 
     `gated`: the training cache with closed pairs silent, for the rules behind the tag gate, which
-    come last. At most `workers` processes share the work, each with a copy of the cache; no more
+    come last. At most `workers` processes share the work, each with the cache; no more
     than it is worth. They begin at once, so that the caller may do something else before it calls
     what it is given, which waits for the rules. That raises InputError where a cache of present
     pairs is to be tuned on all of them.

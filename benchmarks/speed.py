@@ -711,6 +711,19 @@ trainer.policy()
 print(peak(), len(cache.pairs), len(trainer.rows.pair), len(cache.clips))
 """
 
+# Tunes thresholds and slopes on frames over all pairs, and decides: all rules take minutes.
+RULES = """
+from baselines.tuned_rules import Objective, decided, threshold_rules, tune_slopes
+from sed.caches import load_cache
+from sed.metrics import counts_in
+cache = load_cache(Path(sys.argv[1]))
+aim = Objective(cache, "all")
+tune_slopes("d_raw", aim)
+for rule in threshold_rules(aim, "d_raw"):
+    counts_in(cache, decided(rule, cache))
+print(peak(), len(cache.pairs))
+"""
+
 
 def all_pairs(cfg: SpeedConfig) -> list[Row]:
     """What more clips take where all pairs are loaded, learned from and decided, by their number of
@@ -738,6 +751,12 @@ def all_pairs(cfg: SpeedConfig) -> list[Row]:
         # while caches lay in memory.
         need, before = ("<= 0.25 x", "2.1 x") if classes == 500 else ("", "")
         rows.append(row("memory", what, peak / arrays, need, before, now))
+    ends = [spent("-c", PEAK + RULES, home / f"500-{size}" / "train").said for size in sizes]
+    peak, pairs = (int(b) - int(a) for a, b in zip(*map(str.split, ends), strict=True))
+    what = "--pairs all, 500 classes: the same clips more, peak of tuning thresholds and slopes"
+    need = "" if cfg.quick else "<= 0.2 x"
+    now = f"{peak / 1e6:,.0f} MB"
+    rows.append(row("memory", what, peak / (25 * frames * pairs), need, "3.4 x", now))
     return rows
 
 

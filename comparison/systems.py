@@ -7,6 +7,7 @@ Shapes: N frames of all pairs, P pairs
 
 import hashlib
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -48,10 +49,19 @@ LIST = 3  # of rules: those of another list, kept beside a table, are tuned agai
 
 
 class Packed(NamedTuple):
-    """Decisions of which a table holds dozens: a bit each."""
+    """Decisions (N,) bool as compressed bits: a table holds dozens of them, most of them off."""
 
-    bits: np.ndarray  # (N / 8,) uint8
+    held: bytes
     count: int
+
+    @classmethod
+    def of(cls, pred: np.ndarray) -> "Packed":
+        return cls(zlib.compress(np.packbits(pred), level=1), len(pred))
+
+    @property
+    def pred(self) -> np.ndarray:
+        bits = np.frombuffer(zlib.decompress(self.held), np.uint8)
+        return np.unpackbits(bits, count=self.count).view(bool)
 
 
 class Member(NamedTuple):
@@ -73,9 +83,7 @@ class Member(NamedTuple):
     @property
     def pred(self) -> np.ndarray:
         """(N,) bool: what is on."""
-        if not isinstance(self.decided, Packed):
-            return self.decided
-        return np.unpackbits(self.decided.bits, count=self.decided.count).view(bool)
+        return self.decided.pred if isinstance(self.decided, Packed) else self.decided
 
 
 class System(NamedTuple):
@@ -340,8 +348,8 @@ def from_rule(rule: Rule, cache: Cache, notes: tuple[str, ...] = ()) -> Member:
     seconds = time.perf_counter() - began
     ranks = rule.kind == "median" and rule.metric.startswith("psds")
     scores = partial(after_median, rule, cache) if ranks else None
-    packed = Packed(np.packbits(pred), len(pred))
-    return Member(rule.setting, packed, seconds, boxes=boxes, scores=scores, rule=rule, notes=notes)
+    given = {"boxes": boxes, "scores": scores, "rule": rule, "notes": notes}
+    return Member(rule.setting, Packed.of(pred), seconds, **given)
 
 
 def kind_of_rule(rule: Rule) -> str:
