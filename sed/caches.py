@@ -6,7 +6,7 @@ Shapes: P pairs, N frames of all pairs
 Of a cache of present pairs the arrays are resident, but for a job of several processes on one
 machine. One of all pairs may have hundreds for a clip, most of them of absent classes: there, and
 in such a job, a signal stays on disk until all of it is asked for, and `Cache.one` maps single
-pairs, so that who reads a clip after the other holds one shard.
+pairs, so that who reads a clip after the other holds one shard; `Cache.parts` are for who counts.
 """
 
 import hashlib
