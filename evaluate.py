@@ -53,7 +53,16 @@ from policy.bandit import near
 from sed import event_metrics
 from sed.caches import Cache, load_cache
 from sed.matching import ENDS, end_errors
-from sed.metrics import NAMES, count_pairs, mean_over_pairs, per_class, pooled, scores_of
+from sed.metrics import (
+    NAMES,
+    Counts,
+    count_pairs,
+    counts_in,
+    mean_over_pairs,
+    per_class,
+    pooled,
+    scores_of,
+)
 from sed.provenance import held_against, origin_of
 from sed.timeline import Event, write_labels
 
@@ -135,17 +144,20 @@ def all_pairs_tables(
     with the interval.
     """
     base, rows = cache.base, {}
-    rows[BASE], rows[name] = ("base", base), ("policy", pred)
+
+    def count(on: np.ndarray) -> Counts:
+        return counts_in(cache, cache.cut(on))
+
+    rows[BASE], rows[name] = ("base", count(base)), ("policy", count(pred))
     of_base = gate or (train and train.queries == "all" and tag_gate.tune_gate(train)) or None
     if of_base is not None:
-        rows[f"{BASE}, gated"] = ("base", tag_gate.behind(of_base, cache, base))
+        rows[f"{BASE}, gated"] = ("base", count(tag_gate.behind(of_base, cache, base)))
     if gate is not None:
-        rows[GATED_DQN] = ("policy", tag_gate.behind(gate, cache, pred))
+        rows[GATED_DQN] = ("policy", count(tag_gate.behind(gate, cache, pred)))
     if train is not None and train.queries == "all":
-        rows |= {rule.name: ("rule", on) for rule, on in yardsticks_of_all(cache, train)}
-    counts = {name: count_pairs(on, cache.label, cache.offsets) for name, (_, on) in rows.items()}
+        rows |= {rule.name: ("rule", each) for rule, each in yardsticks_of_all(cache, train)}
     sampler = scoring.Resampler(cache)
-    found = {name: (scoring.headline(c, cache), sampler.draws(c)) for name, c in counts.items()}
+    found = {name: (scoring.headline(c, cache), sampler.draws(c)) for name, (_, c) in rows.items()}
     ours = found[judged_row(found)]
     names = scoring.HEADLINE["all"]
     return {
@@ -480,7 +492,7 @@ def apply(
     data = Evaluated(cache, results, t_adj, before, pred)
     matches = find_matches(data)
     results["ends"] = {when: end_errors(some) for when, some in matches._asdict().items()}
-    decided = {"binary": pred.astype(np.uint8)}
+    decided = {"binary": pred.view(np.uint8)}
     if boxes is not None:
         decided |= event_policy.as_arrays(boxes)
     elif action is not None:

@@ -75,7 +75,7 @@ from sed.audio import read_audio
 from sed.caches import load_cache
 from sed.labels import find_audio
 from sed.matching import Match
-from sed.metrics import DRAWS, NAMES
+from sed.metrics import DRAWS, NAMES, counts_in
 
 if TYPE_CHECKING:  # matplotlib is imported where a figure is drawn: it builds a font cache
     from matplotlib.axes import Axes
@@ -117,9 +117,9 @@ def load_training(cfg: VisualizeConfig) -> TrainingLog:
 def focus_pair(data: Evaluated) -> tuple[int, str]:
     """The pair whose F1 rose most, of those that sound in a part of the clip only; and a word on
     this choice."""
-    offsets = data.cache.offsets
     before, after = (data.scores(on)["f1"] for on in (data.before, data.after))
-    share = np.add.reduceat(data.cache.label.astype(float), offsets[:-1]) / np.diff(offsets)
+    true = counts_in(data.cache, map(np.ones_like, data.cache.cut(data.after))).tp
+    share = true / np.diff(data.cache.offsets)
     partly = (share > 0) & (share < 1)
     index = int(np.argmax(np.where(partly | ~partly.any(), after - before, -np.inf)))
     change = f"F1 {100 * before[index]:.1f} to {100 * after[index]:.1f} %"

@@ -1,6 +1,7 @@
 """Rules to hold a policy against, tuned on the training cache only; stored as JSON, repeatable.
 
-Shapes: N frames of all pairs, P pairs, C classes, G thresholds of the grid, K settings, R runs
+Shapes: N frames of all pairs, P pairs, C classes, G thresholds of the grid, K settings, R runs;
+        Q rows of counts: classes, or the pairs where each counts by itself
 
 Two rules are older post-processing of the field (Cances, Guyot, Pellegrini, "Evaluation of
 Post-Processing Algorithms for Polyphonic Sound Event Detection", WASPAA 2019, arXiv 1906.06909):
@@ -19,14 +20,17 @@ the median filter for each PSDS too: the other kinds rank nothing over clips. Ov
 kinds that a tag gate may help are tuned once more behind it: on a cache whose closed pairs are
 silent.
 
+Counts of some pairs add up to those of all: over all pairs a rule is tuned on the parts of a cache,
+one after the other (`Cache.parts`), so that memory does not grow with the clips.
+
 A rule has a setting for each class, and one for all classes together, which a class falls back on
 that is not in the training clips. Of equally good settings the first of the grid wins: the lowest
 threshold, the shortest filter.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
-from functools import partial
+from functools import partial, reduce
 from itertools import product
 from typing import Any, Literal, NamedTuple
 
@@ -41,7 +45,7 @@ from policy.bandit import decide, shift
 from sed.caches import Cache
 from sed.candidates import find_changes, first_frame, merge, running_sum
 from sed.event_metrics import Changes, Regions, Sweep
-from sed.metrics import f1_score, macro_average
+from sed.metrics import Counts, counts_in, f1_score, macro_average
 from sed.signals import filter_frames, median
 from sed.timeline import seconds_at
 
@@ -64,6 +68,7 @@ RISES = FALLS = (0.03, 0.1, 0.3)  # least change of the score over it
 HIGHS = (0.4, 0.8)  # a score that is on without a slope
 THINNED = 8  # hysteresis: every 8th threshold, besides the best plain thresholds
 THINNED_EVENTS = 16  # the same where events are counted, which takes longer
+MOST_COUNTS = 2_000_000  # settings times classes of hysteresis that are counted at once
 
 
 class Rule(NamedTuple):
@@ -109,6 +114,43 @@ def pieces(cache: Cache, values: np.ndarray) -> list[np.ndarray]:
 # ---------------------------------------------------------------------------- what is maximised
 
 
+class Block:
+    """Pairs that are counted at once: the cache of them, `first` (their place among all) and the
+    row (P,) that each is counted in, of `num_rows`."""
+
+    def __init__(self, cache: Cache, first: int, row: np.ndarray, num_rows: int) -> None:
+        self.cache, self.first, self.row, self.num_rows = cache, first, row, num_rows
+        self.before = running_sum(cache.label)  # (N + 1,) true frames before each frame
+        true = np.diff(self.before[cache.offsets])
+        self.positives = np.bincount(row, true, num_rows)  # (Q,) true frames
+
+    def _sums(self, row: np.ndarray, *counts: np.ndarray) -> np.ndarray:
+        return np.stack([np.bincount(row, each, self.num_rows)[:, None] for each in counts])
+
+    def of_runs(self, runs: "Runs") -> np.ndarray:
+        """True positives and frames on, (2, Q, 1)."""
+        true = self.before[runs.end] - self.before[runs.begin]
+        return self._sums(self.row[runs.pair], true, runs.end - runs.begin)
+
+    def of_frames(self, pred: np.ndarray) -> np.ndarray:
+        """The same of decisions (N,)."""
+        on = running_sum(pred & self.cache.label), running_sum(pred)
+        return self._sums(self.row, *(np.diff(each[self.cache.offsets]) for each in on))
+
+    def of_signal(self, score: np.ndarray) -> np.ndarray:
+        """The same of `score > t`, (2, Q, G)."""
+        row = self.cache.of_frames(self.row)
+        return counts_over_grid(score, self.cache.label, row, self.num_rows)
+
+    def of_boxes(self, boxes: "PairBoxes") -> np.ndarray:
+        """The same of the boxes of each pair above each threshold, (2, Q, G)."""
+        first = self.cache.offsets[boxes.pair]
+        begin, end = (first + first_frame(side) for side in (boxes.begin, boxes.end))
+        cell, row = below(boxes.confidence), self.row[boxes.pair]
+        counts = self.before[end] - self.before[begin], end - begin
+        return np.stack([table_over_grid(row, cell, each, self.num_rows) for each in counts])
+
+
 class Objective:
     """Counts of many settings at once -> the figure to maximise, of each class and of all."""
 
@@ -119,8 +161,6 @@ class Objective:
                 " run: python preprocess.py --pairs all"
             )
         self.cache, self.point = cache, point
-        self.before = running_sum(cache.label)  # (N + 1,) true frames before each frame
-        self.positives = np.diff(self.before[cache.offsets])
         present = cache.present
         if not present.any():
             raise InputError(
@@ -131,13 +171,33 @@ class Objective:
         self._rows = counted[np.argsort(labels[counted], kind="stable")]
         self._names, self._first = np.unique(labels[self._rows], return_index=True)
         self._seen = set(labels[present].tolist())
+        self._labels, self._only = labels, None
+        self.positives = added(block.positives for block in self.blocks())
 
-    def values(self, tp: np.ndarray, on: np.ndarray) -> np.ndarray:
-        """True positives and frames that are on, (P, K) -> (C + 1, K): each class, then all."""
-        cells = (tp, on, self.positives[:, None])
-        cells = tuple(cell[self._rows] for cell in cells)
-        if self.point == "all":
-            cells = tuple(np.add.reduceat(cell, self._first) for cell in cells)
+    def blocks(self) -> Iterator[Block]:
+        """All pairs, some at a time. Over present pairs each counts by itself: all at once."""
+        if self._only is not None:
+            yield self._only
+            return
+        whole, first = self.point == "present", 0
+        for part in [self.cache] if whole else self.cache.parts():
+            count = len(part.pairs)
+            some = self._labels[first : first + count]
+            rows = (np.arange(count), count)
+            if not whole:
+                rows = np.searchsorted(self._names, some), len(self._names)
+            block = Block(part, first, *rows)
+            if count == len(self.cache.pairs):
+                self._only = block  # made once
+            yield block
+            first += count
+
+    def values(self, counts: np.ndarray) -> np.ndarray:
+        """True positives and frames that are on, (2, Q, K), of all blocks -> (C + 1, K): each
+        class, then all."""
+        cells = (*counts, self.positives[:, None])
+        if self.point == "present":
+            cells = tuple(cell[self._rows] for cell in cells)
         tp, on, positives = cells
         f1 = f1_score(tp, on - tp, positives - tp)
         if self.point == "all":
@@ -147,10 +207,53 @@ class Objective:
 
     def tune(self, settings: list[Setting], values: np.ndarray) -> dict[str, Any]:
         """Settings (K,) with their values (C + 1, K) -> the best of each class and of all."""
-        best = [settings[k] for k in values.argmax(axis=1)]
-        classes = dict(zip(self._names.tolist(), best[:-1], strict=True))
+        return self.params(Best().add(settings, values))
+
+    def params(self, best: "Best") -> dict[str, Any]:
+        """Parameters of the best settings."""
+        classes = dict(zip(self._names.tolist(), best.settings[:-1], strict=True))
         seen = {name: setting for name, setting in classes.items() if name in self._seen}
-        return {"fallback": best[-1], "classes": seen}
+        return {"fallback": best.settings[-1], "classes": seen}
+
+
+class Best:
+    """The best setting so far, of each class and of all; of equals the first."""
+
+    def __init__(self) -> None:
+        self.settings: list[Setting] = []
+        self.values = np.zeros(0)
+
+    def add(self, settings: list[Setting], values: np.ndarray) -> "Best":
+        """Settings (K,) with their values (C + 1, K)."""
+        best, rows = values.argmax(axis=1), np.arange(len(values))
+        found = values[rows, best]
+        if not self.settings:
+            self.settings, self.values = [settings[k] for k in best], found
+        for row in np.flatnonzero(found > self.values):
+            self.settings[row], self.values[row] = settings[best[row]], found[row]
+        return self
+
+
+def added(parts: Iterable[Any]) -> Any:
+    """The sum of what blocks count: of arrays or `Trials`, or of each in a list or dictionary."""
+    return reduce(_plus, parts)
+
+
+def _plus(one: Any, other: Any) -> Any:
+    if isinstance(one, dict):
+        return {name: _plus(each, other[name]) for name, each in one.items()}
+    if isinstance(one, list):
+        return [_plus(*each) for each in zip(one, other, strict=True)]
+    return one + other
+
+
+def side_by_side(counts: Iterable[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Counts of settings, by metric, (2, Q, 1) each -> (2, Q, K)."""
+    found: dict[str, list[np.ndarray]] = {}
+    for each in counts:
+        for name, count in each.items():
+            found.setdefault(name, []).append(count)
+    return {name: np.concatenate(each, axis=-1) for name, each in found.items()}
 
 
 # ---------------------------------------------------------------------------- thresholds
@@ -168,16 +271,19 @@ def table_over_grid(row: np.ndarray, cell: np.ndarray, weight: Any, num_rows: in
     return found[:, ::-1].cumsum(1)[:, ::-1][:, 1:]
 
 
-def counts_over_grid(cache: Cache, score: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """True positives and frames that are on, (P, G), of `score > t`, thresholds in one pass."""
-    row, cell, num_pairs = cache.frames_of_pair, below(score), len(cache.pairs)
-    tp = table_over_grid(row[cache.label], cell[cache.label], None, num_pairs)
-    return tp, table_over_grid(row, cell, None, num_pairs)
+def counts_over_grid(
+    score: np.ndarray, label: np.ndarray, row: np.ndarray, num_rows: int
+) -> np.ndarray:
+    """True positives and frames that are on, (2, Q, G), of `score > t`, thresholds in one pass;
+    `row` (N,) is what each frame is counted in."""
+    cell = below(score)
+    tp = table_over_grid(row[label], cell[label], None, num_rows)
+    return np.stack((tp, table_over_grid(row, cell, None, num_rows)))
 
 
 def f1_over_grid(cache: Cache, score: np.ndarray) -> np.ndarray:
     """F1 of `score > t` for each pair and threshold, (P, G)."""
-    tp, on = counts_over_grid(cache, score)
+    tp, on = counts_over_grid(score, cache.label, cache.frames_of_pair, len(cache.pairs))
     positives = np.add.reduceat(cache.label.astype(np.int64), cache.offsets[:-1])[:, None]
     return f1_score(tp, on - tp, positives - tp)
 
@@ -189,8 +295,8 @@ def thresholds_of(**others: Any) -> list[Setting]:
 
 def tune_thresholds(aim: Objective, on: str) -> dict[str, Any]:
     """Best threshold of each class and of all together."""
-    counts = counts_over_grid(aim.cache, aim.cache.signals[on])
-    return aim.tune(thresholds_of(), aim.values(*counts))
+    counts = added(block.of_signal(block.cache.signals[on]) for block in aim.blocks())
+    return aim.tune(thresholds_of(), aim.values(counts))
 
 
 # ---------------------------------------------------------------------------- median filter
@@ -288,20 +394,17 @@ def in_frames(seconds: np.ndarray | float, frame_s: np.ndarray) -> np.ndarray:
     return seconds / frame_s - 1e-6
 
 
-def under_durations(runs: Runs, frame_s: np.ndarray) -> Iterator[tuple[Setting, Runs]]:
-    """Runs under every pair of minimum durations."""
+def durations() -> list[Setting]:
+    """Every pair of minimum durations."""
+    return [{"min_off_s": off, "min_on_s": on} for off in MIN_OFF_S for on in MIN_ON_S]
+
+
+def under_durations(runs: Runs, frame_s: np.ndarray) -> Iterator[Runs]:
+    """Runs under each of `durations`."""
     for min_off in MIN_OFF_S:
         closed = filled(runs, in_frames(min_off, frame_s)) if min_off else runs
         for min_on in MIN_ON_S:
-            kept = long_enough(closed, in_frames(min_on, frame_s)) if min_on else closed
-            yield {"min_off_s": min_off, "min_on_s": min_on}, kept
-
-
-def count_runs(aim: Objective, runs: Runs) -> tuple[np.ndarray, np.ndarray]:
-    """True positives and frames on, (P, 1)."""
-    counts = aim.before[runs.end] - aim.before[runs.begin], runs.end - runs.begin
-    tp, on = (np.bincount(runs.pair, x, len(aim.cache.pairs))[:, None] for x in counts)
-    return tp, on
+            yield long_enough(closed, in_frames(min_on, frame_s)) if min_on else closed
 
 
 def hysteresis_levels(plain: dict[str, Any], thinned: int) -> list[int]:
@@ -322,54 +425,78 @@ def tune_hysteresis(
     For events fewer pairs of thresholds are tried, all plain thresholds, and what is best for the
     operating point.
     """
-    cache = aim.cache
-    cell = below(cache.signals[on]).astype(np.uint8)
-    frame_s = frame_s_of_pair(cache)
-    # Only where a pair begins or the cell changes can anything be switched.
-    fresh = np.append(True, cell[1:] != cell[:-1])
-    fresh[cache.offsets[:-1]] = True
-    at = np.append(np.flatnonzero(fresh), len(cell))
-    cell, offsets = cell[at[:-1]], np.searchsorted(at, cache.offsets)
     plain = tune_thresholds(aim, on)
     levels = hysteresis_levels(plain, THINNED)
     steps = [(k, k) for k in range(len(GRID))] + [(a, b) for a in levels for b in levels if b < a]
     few = set(hysteresis_levels(plain, THINNED_EVENTS)) if events else set()
-    seen: set[int] = set()  # hashes of runs that were judged by events
-    found = {"": ([], []), **{name: ([], []) for name in (EVENT_F1 if events else ())}}
+    best = {name: Best() for name in ("", *(EVENT_F1 if events else ()))}
 
-    def judge(settings: list[Setting], values: dict[str, np.ndarray]) -> None:
-        for name, value in values.items():
-            found[name][0].extend(settings)
-            found[name][1].append(value)
+    def judge(settings: list[Setting], counts: dict[str, np.ndarray]) -> None:
+        for name, count in counts.items():
+            best[name].add(settings, events.values(count, name) if name else aim.values(count))
+
+    def settings_of(some: list[tuple[int, int]]) -> list[Setting]:
+        ends = ({"onset": float(GRID[a]), "offset": float(GRID[b])} for a, b in some)
+        return [both | least for both in ends for least in durations()]
 
     if events:
-        regions, never = events.of_signal(cache.signals[on]), {"min_off_s": 0.0, "min_on_s": 0.0}
+        never = {"min_off_s": 0.0, "min_on_s": 0.0}
         same = [{"onset": float(t), "offset": float(t), **never} for t in GRID]
-        judge(same, {name: events.values(regions, name) for name in EVENT_F1})
-    for onset, offset in steps:
-        runs = runs_between(cell > onset, cell <= offset, offsets)
-        runs = runs._replace(begin=at[runs.begin], end=at[runs.end])
-        both = {"onset": float(GRID[onset]), "offset": float(GRID[offset])}
-        settings, every = zip(*under_durations(runs, frame_s), strict=True)
-        settings = [both | setting for setting in settings]
-        counts = zip(*(count_runs(aim, kept) for kept in every), strict=True)
-        judge(settings, {"": aim.values(*map(np.hstack, counts))})
-        if events and {onset, offset} <= few:
-            for setting, kept in zip(settings, every, strict=True):
-                same_runs = hash(tuple(part.tobytes() for part in kept))
-                if same_runs not in seen:  # of equals the first wins
-                    seen.add(same_runs)
-                    judge([setting], events.of_runs(kept))
+        signals = ((block, block.cache.signals[on]) for block in aim.blocks())
+        judge(same, added(events.of_signal(*each, EVENT_F1) for each in signals))
+    size = max(1, MOST_COUNTS // (len(durations()) * len(aim.positives)))
+    for first in range(0, len(steps), size):
+        some = steps[first : first + size]
+        asked = [step for step in some if few.issuperset(step)]
+        found = added(count_hysteresis(each, on, some, asked, events) for each in aim.blocks())
+        judge(settings_of(some), {"": found.pop("")})
+        judge(settings_of(asked), found)
+    if events:
+        point = aim.params(best[""])
+        settings = [point["fallback"], *point["classes"].values()]
+        rules = [tuned_rule("", "hysteresis", on, of_all(setting)) for setting in settings]
 
-    def tuned(name: str) -> dict[str, Any]:
-        settings, values = found[name]
-        return (events if name else aim).tune(settings, np.hstack(values))
+        def of_rules(block: Block) -> Iterator[dict[str, np.ndarray]]:
+            score = block.cache.signals[on]
+            for rule in rules:
+                yield events.of_runs(block, runs_of_hysteresis(rule, block.cache, score))
 
-    point = tuned("")
-    for setting in [point["fallback"], *point["classes"].values()] if events else []:
-        rule = tuned_rule("", "hysteresis", on, of_all(setting))
-        judge([setting], events.of_runs(runs_of_hysteresis(rule, cache)))
-    return {name: tuned(name) for name in found}
+        judge(settings, added(side_by_side(of_rules(block)) for block in aim.blocks()))
+    return {name: (events if name else aim).params(each) for name, each in best.items()}
+
+
+def count_hysteresis(
+    block: Block,
+    on: str,
+    steps: list[tuple[int, int]],
+    few: list[tuple[int, int]],
+    events: "EventObjective | None",
+) -> dict[str, np.ndarray]:
+    """Counts of pairs of thresholds, by index into the grid, under all `durations`: of frames by
+    "", and of `few` of the pairs for each event metric, (2, Q, K)."""
+    cell = below(block.cache.signals[on]).astype(np.uint8)
+    # Only where a pair begins or the cell changes can anything be switched.
+    fresh = np.append(True, cell[1:] != cell[:-1])
+    fresh[block.cache.offsets[:-1]] = True
+    at = np.append(np.flatnonzero(fresh), len(cell))
+    cell, offsets = cell[at[:-1]], np.searchsorted(at, block.cache.offsets)
+    frame_s, chosen = frame_s_of_pair(block.cache), set(few)
+    known: dict[int, dict[str, np.ndarray]] = {}  # by hashes of runs that were counted by events
+
+    def counts() -> Iterator[dict[str, np.ndarray]]:
+        for onset, offset in steps:
+            runs = runs_between(cell > onset, cell <= offset, offsets)
+            runs = runs._replace(begin=at[runs.begin], end=at[runs.end])
+            for kept in under_durations(runs, frame_s):
+                found = {"": block.of_runs(kept)}
+                if (onset, offset) in chosen:
+                    key = hash(tuple(part.tobytes() for part in kept))
+                    if key not in known:
+                        known[key] = events.of_runs(block, kept)
+                    found |= known[key]
+                yield found
+
+    return side_by_side(counts())
 
 
 # ---------------------------------------------------------------------------- slopes
@@ -403,21 +530,24 @@ def tune_slopes(
     on: str, aim: Objective, events: "EventObjective | None" = None
 ) -> dict[str, dict[str, Any]]:
     """Best settings of the slope rule, as `tune_settings` has them; it ranks nothing: no PSDS."""
-    cache, score = aim.cache, aim.cache.signals[on]
-    settings, values = [], {"": []}
-    values |= {name: [] for name in (EVENT_F1 if events else ())}
-    for slope_s in SLOPE_S:
-        slope = slopes(cache, score, np.full(len(cache.pairs), slope_s))
-        for rise, fall, high in product(RISES, FALLS, HIGHS):
-            settings.append({"slope_s": slope_s, "rise": rise, "fall": fall, "high": high})
-            runs = runs_of_slopes(cache, score, slope, rise, fall, high)
-            values[""].append(aim.values(*count_runs(aim, runs)))
-            for name, value in (events.of_runs(runs) if events else {}).items():
-                values[name].append(value)
-    return {
-        name: (events if name else aim).tune(settings, np.hstack(found))
-        for name, found in values.items()
-    }
+    names = ("slope_s", "rise", "fall", "high")
+    tried = list(product(SLOPE_S, RISES, FALLS, HIGHS))
+
+    def counts(block: Block) -> Iterator[dict[str, np.ndarray]]:
+        cache, score = block.cache, block.cache.signals[on]
+        for slope_s in SLOPE_S:
+            slope = slopes(cache, score, np.full(len(cache.pairs), slope_s))
+            for limits in product(RISES, FALLS, HIGHS):
+                runs = runs_of_slopes(cache, score, slope, *limits)
+                yield {"": block.of_runs(runs)} | (events.of_runs(block, runs) if events else {})
+
+    found, tuned = added(side_by_side(counts(block)) for block in aim.blocks()), {}
+    settings = [dict(zip(names, each, strict=True)) for each in tried]
+    for name, each in found.items():
+        whose = events if name else aim
+        values = events.values(each, name) if name else aim.values(each)
+        tuned[name] = whose.tune(settings, values)
+    return tuned
 
 
 # ---------------------------------------------------------------------------- cSEBBs
@@ -448,15 +578,6 @@ def all_boxes(cache: Cache, on: str) -> Iterator[tuple[Setting, PairBoxes]]:
             yield {"filter_s": filter_s, "by": by, "limit": limit}, PairBoxes(pair, *parts)
 
 
-def count_boxes(aim: Objective, boxes: PairBoxes) -> tuple[np.ndarray, np.ndarray]:
-    """True positives and frames on, (P, G), of the boxes of each pair above each threshold."""
-    first, num_pairs = aim.cache.offsets[boxes.pair], len(aim.cache.pairs)
-    begin, end = (first + first_frame(side) for side in (boxes.begin, boxes.end))
-    cell = below(boxes.confidence)
-    tp = table_over_grid(boxes.pair, cell, aim.before[end] - aim.before[begin], num_pairs)
-    return tp, table_over_grid(boxes.pair, cell, end - begin, num_pairs)
-
-
 # ---------------------------------------------------------------------------- events
 
 
@@ -481,48 +602,76 @@ class EventObjective:
         if ranked and cache.queries == "all":
             self.metrics += ["psds1", "psds2"]
 
-    def of_boxes(self, boxes: PairBoxes) -> Regions:
-        """Boxes with the number of thresholds below their confidence as level."""
-        grid, last = self.grid[:, boxes.pair], self.length[boxes.pair]
+    def regions_of_boxes(self, boxes: PairBoxes, first: int = 0) -> Regions:
+        """Boxes with the number of thresholds below their confidence as level; their pairs count
+        from `first`."""
+        pair = boxes.pair + first
+        grid, last = self.grid[:, pair], self.length[pair]
         times = [np.minimum(seconds_at(side, *grid), last) for side in (boxes.begin, boxes.end)]
         level = below(boxes.confidence).astype(np.float64)
         some = (level > 0) & (times[0] < times[1])
-        which = self.clip[boxes.pair], self.label[boxes.pair]
+        which = self.clip[pair], self.label[pair]
         return self.sweep.of_boxes(*(part[some] for part in (*which, *times, level)))
 
-    def of_runs(self, runs: Runs) -> dict[str, np.ndarray]:
-        """(C + 1, 1) of each class, then of all, by metric; runs are on at every threshold."""
-        first = self.cache.offsets[runs.pair]
-        ends = runs.begin - first, runs.end - first
-        regions = self.of_boxes(PairBoxes(runs.pair, *ends, np.ones(len(first))))
-        return {name: self.values(regions, name)[:, :1] for name in EVENT_F1}
-
-    def of_signal(self, score: np.ndarray) -> Regions:
-        """A signal (N,) with the number of thresholds below it as level."""
+    def regions_of_signal(self, cache: Cache, score: np.ndarray, first: int = 0) -> Regions:
+        """A signal (N,) of some pairs with the number of thresholds below it as level."""
         level = below(score).astype(np.float64)
         level[level == 0] = -np.inf  # on at no threshold
-        parts = pieces(self.cache, level)
+        parts, mine = pieces(cache, level), slice(first, first + len(cache.pairs))
 
         def rows() -> Iterator[tuple[int, int, np.ndarray, np.ndarray]]:
-            for i in np.lexsort((self.label, self.clip)):
-                edges = np.minimum(self.cache.pairs[i].edges, self.length[i])
+            for i in np.lexsort((self.label[mine], self.clip[mine])):
+                pair, last = first + i, self.length[first + i]
+                edges = np.minimum(cache.pairs[i].edges, last)
                 fresh = np.flatnonzero(np.append(True, parts[i][1:] != parts[i][:-1]))
-                fresh = fresh[edges[fresh] < self.length[i]]
+                fresh = fresh[edges[fresh] < last]
                 times = edges[np.append(fresh, len(edges) - 1)]
-                yield self.clip[i], self.label[i], parts[i][fresh], times
+                yield self.clip[pair], self.label[pair], parts[i][fresh], times
 
         return self.sweep.of_scores(rows())
 
-    def values(self, regions: Regions, metric: str) -> np.ndarray:
-        """(C + 1, G) of each class, then of all; a PSDS needs no threshold and is the same at all,
+    def of_runs(self, block: Block, runs: Runs) -> dict[str, np.ndarray]:
+        """Counts (2, C, 1) by metric; runs are on at every threshold."""
+        first = block.cache.offsets[runs.pair]
+        ends = runs.begin - first, runs.end - first
+        boxes = PairBoxes(runs.pair, *ends, np.ones(len(first)))
+        regions, found = self.regions_of_boxes(boxes, block.first), {}
+        for name in EVENT_F1:
+            each = [(x.label, x.change) for x in getattr(self.sweep, name)(regions)]
+            counts = [np.bincount(*changes, len(self.names)) for changes in each]
+            found[name] = np.stack(counts)[..., None]
+        return found
+
+    def of_boxes(self, block: Block, boxes: PairBoxes, metrics: Iterable[str]) -> dict[str, Any]:
+        """What `counts` has of the boxes of a block."""
+        return self.counts(self.regions_of_boxes(boxes, block.first), metrics)
+
+    def of_signal(self, block: Block, score: np.ndarray, metrics: Iterable[str]) -> dict[str, Any]:
+        """What `counts` has of a signal (N,) of a block."""
+        return self.counts(self.regions_of_signal(block.cache, score, block.first), metrics)
+
+    def counts(self, regions: Regions, metrics: Iterable[str]) -> dict[str, Any]:
+        """By metric what adds up over regions: true positives and all that is on, (2, C, G), of
+        each class at each threshold; the trials of a PSDS."""
+        found = {}
+        for name in metrics:
+            if name.startswith("psds"):
+                found[name] = self.sweep.trials(regions, int(name[-1])).summed()
+            else:
+                each = getattr(self.sweep, name)(regions)
+                found[name] = np.stack([self.at_thresholds(changes) for changes in each])
+        return found
+
+    def values(self, counts: Any, metric: str) -> np.ndarray:
+        """(C + 1, K) of each class, then of all; a PSDS needs no threshold and is the same at all,
         that of all being the mean over classes."""
         true = self.sweep.number
         if metric.startswith("psds"):
-            area = self.sweep.psds(regions, int(metric[-1])).per_class
+            area = self.sweep.psds_of(counts, int(metric[-1])).per_class
             each = np.array([area.get(name, 0.0) for name in self.names])
             each = np.append(each, each[true > 0].mean())
             return np.repeat(each[:, None], len(GRID), axis=1)
-        tp, on = (self.at_thresholds(each) for each in getattr(self.sweep, metric)(regions))
+        tp, on = counts
         f1 = f1_score(tp, on - tp, true[:, None] - tp)
         return np.vstack((f1, macro_average(f1, on + true[:, None] > 0, axis=0)))
 
@@ -533,9 +682,13 @@ class EventObjective:
 
     def tune(self, settings: list[Setting], values: np.ndarray) -> dict[str, Any]:
         """Settings (K,) with their values (C + 1, K) -> the best of each class and of all."""
-        best = [settings[k] for k in values.argmax(axis=1)]
-        seen = zip(self.names, best[:-1], self.sweep.number > 0, strict=True)
-        return {"fallback": best[-1], "classes": {name: one for name, one, some in seen if some}}
+        return self.params(Best().add(settings, values))
+
+    def params(self, best: Best) -> dict[str, Any]:
+        """Parameters of the best settings."""
+        seen = zip(self.names, best.settings[:-1], self.sweep.number > 0, strict=True)
+        classes = {name: setting for name, setting, some in seen if some}
+        return {"fallback": best.settings[-1], "classes": classes}
 
 
 def all_smoothed(cache: Cache, on: str) -> Iterator[tuple[Setting, np.ndarray]]:
@@ -558,20 +711,32 @@ def tune_settings(
     """
     few = kind == "z-score" or on != "d_raw"
     metrics = [] if events is None else EVENT_F1 if few else events.metrics
-    settings, point, values = [], [], {name: [] for name in metrics}
     boxed = kind == "csebbs"
-    for setting, found in SEARCHED[kind](aim.cache, on):
+
+    def counts(block: Block) -> Iterator[tuple[Setting, dict[str, Any]]]:
+        for setting, found in SEARCHED[kind](block.cache, on):
+            each = {"": block.of_boxes(found) if boxed else block.of_signal(found)}
+            if events:
+                each |= (events.of_boxes if boxed else events.of_signal)(block, found, metrics)
+            yield setting, each
+
+    searched: list[Setting] = []
+
+    def of_block(block: Block) -> list[dict[str, Any]]:
+        searched[:], found = zip(*counts(block), strict=True)
+        return list(found)
+
+    settings, values = [], {name: [] for name in ("", *metrics)}
+    totals = added(map(of_block, aim.blocks()))
+    for setting, total in zip(searched, totals, strict=True):
         some = thresholds_of(**setting)
         if kind == "z-score":
             some = [{"k": float(k), **setting} for k in Z_SCORES]
         settings += some
-        counts = count_boxes(aim, found) if boxed else counts_over_grid(aim.cache, found)
-        point.append(aim.values(*counts)[:, : len(some)])
-        if events:
-            regions = events.of_boxes(found) if boxed else events.of_signal(found)
-            for name, row in values.items():
-                row.append(events.values(regions, name)[:, : len(some)])
-    tuned = {"": aim.tune(settings, np.hstack(point))}
+        for name, each in total.items():
+            value = events.values(each, name) if name else aim.values(each)
+            values[name].append(value[:, : len(some)])
+    tuned = {"": aim.tune(settings, np.hstack(values.pop("")))}
     for name in values:
         value = np.hstack(values[name])
         if name.startswith("psds"):  # the smallest difference of a PSDS counts for more than all F1
@@ -600,7 +765,7 @@ def above(rule: Rule, cache: Cache, name: str, score: np.ndarray) -> np.ndarray:
 
 
 def decide_constant(rule: Rule, cache: Cache) -> np.ndarray:
-    return np.full(len(cache.label), rule.params["fallback"]["on"])
+    return np.full(cache.num_frames, rule.params["fallback"]["on"])
 
 
 def decide_threshold(rule: Rule, cache: Cache) -> np.ndarray:
@@ -632,9 +797,9 @@ def decide_slopes(rule: Rule, cache: Cache) -> np.ndarray:
     return frames_of_runs(runs, len(score))
 
 
-def runs_of_hysteresis(rule: Rule, cache: Cache) -> Runs:
-    """What a hysteresis rule switches on."""
-    score, frame_s = cache.signals[rule.on], frame_s_of_pair(cache)
+def runs_of_hysteresis(rule: Rule, cache: Cache, score: np.ndarray) -> Runs:
+    """What a hysteresis rule switches on, by its signal (N,)."""
+    frame_s = frame_s_of_pair(cache)
     up, down = above(rule, cache, "onset", score), ~above(rule, cache, "offset", score)
     runs = runs_between(up, down, cache.offsets)
     min_off, min_on = (
@@ -647,11 +812,12 @@ def runs_of_hysteresis(rule: Rule, cache: Cache) -> Runs:
 
 
 def decide_hysteresis(rule: Rule, cache: Cache) -> np.ndarray:
-    return frames_of_runs(runs_of_hysteresis(rule, cache), len(cache.label))
+    runs = runs_of_hysteresis(rule, cache, cache.signals[rule.on])
+    return frames_of_runs(runs, cache.num_frames)
 
 
 def decide_csebbs(rule: Rule, cache: Cache) -> np.ndarray:
-    on = np.zeros(len(cache.label), bool)
+    on = np.zeros(cache.num_frames, bool)
     for pair, score, part in zip(
         cache.pairs, pieces(cache, cache.signals[rule.on]), pieces(cache, on), strict=True
     ):
@@ -697,15 +863,14 @@ DECIDE: dict[str, Callable[[Rule, Cache], np.ndarray]] = {
 }
 
 
-DECIDED_AT_ONCE = 10_000  # pairs: each is decided by itself
+def decided(rule: Rule, cache: Cache) -> Iterator[np.ndarray]:
+    """Decisions of a rule on each of a cache's parts: each pair is decided by itself."""
+    return (DECIDE[rule.kind](rule, part) for part in cache.parts())
 
 
 def decide_rule(rule: Rule, cache: Cache) -> np.ndarray:
     """Decisions (N,) bool of a rule on any cache."""
-    decide, block = DECIDE[rule.kind], np.arange(len(cache.pairs)) // DECIDED_AT_ONCE
-    if block[-1] == 0:
-        return decide(rule, cache)
-    return np.concatenate([decide(rule, cache.choose(block == i)) for i in range(block[-1] + 1)])
+    return np.concatenate(list(decided(rule, cache)))
 
 
 # ---------------------------------------------------------------------------- the rules
@@ -784,14 +949,16 @@ def rules_of_settings(
 
 def constant_action(aim: Objective, bandit: Bandit) -> Rule:
     """The one threshold shift that is best for all frames of the training cache."""
-    cache = aim.cache
     settings = [{"delta": float(delta)} for delta in bandit.deltas]
-    tp, on = [], []
-    for setting in settings:
-        pred = shifted(cache, setting["delta"])
-        tp.append(np.diff(running_sum(pred & cache.label)[cache.offsets]))
-        on.append(np.diff(running_sum(pred)[cache.offsets]))
-    params = aim.tune(settings, aim.values(np.stack(tp, axis=1), np.stack(on, axis=1)))
+
+    def counts(block: Block) -> Iterator[dict[str, np.ndarray]]:
+        held = [block.cache.signals[name] for name in ("prob", "t_base")]  # read once
+        for setting in settings:
+            yield {"": block.of_frames(shifted(block.cache, setting["delta"]))}
+        del held
+
+    found = added(side_by_side(counts(block)) for block in aim.blocks())
+    params = aim.tune(settings, aim.values(found[""]))
     best = params["fallback"]
     text = f"{best['delta']:+.2f} everywhere"
     return Rule("best constant action", "shift", "prob", text, of_all(best))
@@ -886,13 +1053,13 @@ def tuning(
     """Every rule, tuned on the training cache for one operating point; `quiet`: no progress bar.
 
     `gated`: the training cache with closed pairs silent, for the rules behind the tag gate, which
-    come last. At most `workers` processes share the work, each with a copy of the cache; no more
+    come last. At most `workers` processes share the work, each with the cache; no more
     than it is worth. They begin at once, so that the caller may do something else before it calls
     what it is given, which waits for the rules. That raises InputError where a cache of present
     pairs is to be tuned on all of them.
     """
     todo = [part for part in PARTS if gated is not None or not part.gated]
-    workers = min(workers, len(todo), 1 + len(train.label) // WORK_OF_A_PROCESS)
+    workers = min(workers, len(todo), 1 + train.num_frames // WORK_OF_A_PROCESS)
     ready = partial(prepare, train, gated, bandit, point)
     with nullcontext(ready()) if workers == 1 else process_pool(workers, ready) as pool:
         found = map(tuned_part, todo) if pool is None else pool.map(tuned_part, todo)
@@ -930,9 +1097,10 @@ def yardsticks(cache: Cache, train: Cache | None, bandit: Bandit | None) -> list
     return [Yardstick(rule, decide_rule(rule, cache)) for rule in rules]
 
 
-def yardsticks_of_all(cache: Cache, train: Cache) -> list[Yardstick]:
-    """The quick rules on raw scores, tuned over all pairs for macro-F1; InputError as `tuning`."""
+def yardsticks_of_all(cache: Cache, train: Cache) -> Iterator[tuple[Rule, Counts]]:
+    """The quick rules on raw scores, tuned over all pairs for macro-F1, with the counts of their
+    decisions on the evaluated cache; InputError as `tuning`."""
     aim = Objective(train, "all")
     kinds = ("threshold", "median", "hysteresis", "csebbs")
     rules = [rule for kind in kinds for rule in Tuning(aim).part(kind, "d_raw")]
-    return [Yardstick(rule, decide_rule(rule, cache)) for rule in rules]
+    return ((rule, counts_in(cache, decided(rule, cache))) for rule in rules)

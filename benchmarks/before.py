@@ -108,6 +108,16 @@ decide_cache(trainer.network, cache, torch.device("cpu"))
 trainer.policy()
 print(peak(), len(cache.pairs), len(trainer.rows.pair), len(cache.clips))
 """
+    # Tunes thresholds on frames over all pairs, decides and counts: all rules take minutes.
+    RULES: ClassVar[str] = """
+from baselines.tuned_rules import Objective, decided, threshold_rules
+from sed.caches import load_cache
+from sed.metrics import counts_in
+cache = load_cache(Path(sys.argv[1]))
+for rule in threshold_rules(Objective(cache, "all"), "d_raw"):
+    counts_in(cache, decided(rule, cache))
+print(peak(), len(cache.pairs))
+"""
 
     def spent(self, *command: Any, code: int = 0) -> Spent:
         """Run Python with some arguments on one thread; InputError where it ends with another
@@ -175,6 +185,15 @@ trainer.tick()
 dense.greedy(trainer.network, trainer.signals, cfg.bandit, np.arange(640))
 trainer.policy()
 print(peak(), len(cache.pairs), len(trainer.order), len(cache.clips))
+"""
+    RULES = """
+from metrics import count_pairs
+from opponents import Objective, decide_rule, threshold_rules
+from preprocess import load_cache
+cache = load_cache(Path(sys.argv[1]))
+for rule in threshold_rules(Objective(cache, "all"), "d_raw"):
+    count_pairs(decide_rule(rule, cache), cache.label, cache.offsets)
+print(peak(), len(cache.pairs))
 """
 
     def spelt(self, code: str) -> str:

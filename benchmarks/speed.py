@@ -704,12 +704,14 @@ print((peak() - before) / count)
 """
 
 
-def grown(folders: list[Path], suite: Suite) -> list[int]:
-    """What the last of some caches takes more than the first: bytes at the peak, pairs, kept
-    queries, clips. The difference leaves out what does not grow."""
+def grown(folders: list[Path], suite: Suite, what: str = "ALL_PAIRS") -> list[int]:
+    """What some work takes more on the last of some caches than on the first: bytes at the peak,
+    pairs, and what else it says (kept queries, clips). The difference leaves out what does not
+    grow."""
+    code = PEAK + getattr(suite, what)
     with tempfile.TemporaryDirectory() as home:
         caches = [suite.cache(each, Path(home) / each.parent.name) for each in folders]
-        first, last = (suite.numbers(PEAK + suite.ALL_PAIRS, each) for each in caches)
+        first, last = (suite.numbers(code, each) for each in caches)
     return [int(b - a) for a, b in zip(first, last, strict=True)]
 
 
@@ -740,6 +742,13 @@ def all_pairs(cfg: SpeedConfig) -> list[Row]:
         rows.append(
             row("memory", what, peak / arrays, "<= 0.25 x" if classes == 500 else "", old, now)
         )
+    peak, pairs = grown(folders, NOW, "RULES")
+    arrays = 25 * frames * pairs
+    take = partial(grown, folders, what="RULES")
+    old = was(cfg.before, take, lambda more: f"{more[0] / arrays:.2f} x")
+    what = "--pairs all, 500 classes: the same clips more, peak of tuning and applying thresholds"
+    need, now = "" if cfg.quick else "<= 0.2 x", f"{peak / 1e6:,.0f} MB"
+    rows.append(row("memory", what, peak / arrays, need, old, now))
     return rows
 
 

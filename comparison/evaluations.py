@@ -27,7 +27,14 @@ from core.stored import (
 from policy import event_policy
 from sed.caches import Cache, Pair, load_cache
 from sed.matching import ENDS, Match, match_events
-from sed.metrics import NAMES, bootstrap_mean, count_pairs, mean_over_pairs, scores_of
+from sed.metrics import (
+    NAMES,
+    bootstrap_mean,
+    count_pairs,
+    counts_in,
+    mean_over_pairs,
+    scores_of,
+)
 from sed.timeline import Event, frame_centres, frames_to_events
 
 
@@ -79,7 +86,7 @@ class Evaluated(NamedTuple):
 
     def scores(self, on: np.ndarray) -> dict[str, np.ndarray]:
         """Accuracy, IoU and F1 (P,) of decisions (N,)."""
-        return scores_of(count_pairs(on, self.cache.label, self.cache.offsets))
+        return scores_of(counts_in(self.cache, self.cache.cut(on)))
 
 
 class View(NamedTuple):
@@ -153,7 +160,7 @@ def load_evaluated(cfg: VisualizeConfig) -> Evaluated:
             f"{where}: made from another cache than {cache.folder} ({then} pairs, key"
             f" {results['cache_key']}; now {now} pairs, {cache.key}); {cure}"
         )
-    size = (len(cache.label),)
+    size = (cache.num_frames,)
     forms = {"action": ("i", size), "t_adj": ("f", size), "binary": ("ub", size)}
     forms |= event_policy.FORMS
     arrays = read_npz(path, forms, cure, ("action", "t_adj", *event_policy.FORMS))

@@ -16,10 +16,8 @@ the standard deviation) nor of recordings. One clip has no interval: nothing can
 """
 
 import csv
-import hashlib
-import io
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
 from functools import partial
@@ -38,7 +36,7 @@ from core.names import csv_cell, markdown_table
 from core.names import latex as as_latex
 from core.names import markdown as as_markdown
 from core.processes import in_order, num_workers, process_pool
-from core.stored import read_json, write_json
+from core.stored import file_sha256, read_json, write_json
 from core.versions import made_on, made_with
 from policy import gate as tag_gate
 from sed import event_metrics
@@ -48,7 +46,7 @@ from sed.matching import end_errors, match_events
 from sed.metrics import (
     Counts,
     bootstrap_weights,
-    count_pairs,
+    counts_in,
     f1_score,
     interval,
     macro_average,
@@ -91,7 +89,7 @@ WORK_OF_A_PROCESS = 30_000_000
 
 def counts_of(member: Member, cache: Cache) -> Counts:
     """Confusion counts (P,) of a member's decisions."""
-    return count_pairs(member.pred, cache.label, cache.offsets)
+    return counts_in(cache, cache.cut(member.pred))
 
 
 def headline(counts: Counts, cache: Cache) -> dict[str, float]:
@@ -160,24 +158,35 @@ def ranked(cache: Cache) -> bool:
     return cache.queries == "all" and len(cache.pairs) == len(cache.clips) * len(cache.classes)
 
 
-def clip_scores(cache: Cache, signal: np.ndarray) -> dict[str, ClipScores]:
-    """A signal (N,) of a cache of all pairs -> values (K, T) of each clip, `cache.classes` rows."""
-    pairs: dict[str, dict[str, int]] = {}
-    for index, pair in enumerate(cache.pairs):
-        pairs.setdefault(pair.filename, {})[pair.event_label] = index
-    found = {}
-    for name, rows in pairs.items():
-        spans = [slice(*cache.offsets[rows[label] : rows[label] + 2]) for label in cache.classes]
-        edges = cache.pairs[rows[cache.classes[0]]].edges
-        found[name] = ClipScores(np.stack([signal[span] for span in spans]), edges)
-    return found
+class SignalOfClips(Mapping[str, ClipScores]):
+    """A signal (N,) of a cache of all pairs as values (K, T) of each clip, `cache.classes` rows;
+    they are put together when a clip is asked for."""
+
+    def __init__(self, cache: Cache, signal: np.ndarray) -> None:
+        self.signal, self.offsets, self.pairs = signal, cache.offsets, cache.pairs
+        row = {name: k for k, name in enumerate(cache.classes)}
+        self.rows: dict[str, list[int]] = {}  # pair of each class
+        for index, pair in enumerate(cache.pairs):
+            rows = self.rows.setdefault(pair.filename, [0] * len(row))
+            rows[row[pair.event_label]] = index
+
+    def __getitem__(self, name: str) -> ClipScores:
+        rows = self.rows[name]
+        values = [self.signal[self.offsets[i] : self.offsets[i + 1]] for i in rows]
+        return ClipScores(np.stack(values), self.pairs[rows[0]].edges)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
 
 
 class EventTask(NamedTuple):
     """What a process needs to score one member's events, or the scores of a signal."""
 
     events: dict[str, list[Event]]
-    scored: dict[str, list[ScoredEvent]] | dict[str, ClipScores] | None  # None: no PSDS
+    scored: Mapping[str, list[ScoredEvent]] | Mapping[str, ClipScores] | None  # None: no PSDS
     truth: dict[str, list[Event]]
     durations: dict[str, float]
     classes: list[str]
@@ -214,17 +223,17 @@ def psds_draws(task: EventTask, weights: np.ndarray) -> dict[str, np.ndarray]:
 def event_tasks(systems: list[System], cache: Cache) -> Iterator[EventTask]:
     """One task a member, in order; made when it is asked for."""
     truth, durations = cache.truth, cache.durations
-    raw: dict[Path, dict[str, ClipScores]] = {}  # by the cache that a member's signals are in
+    raw: dict[Path, SignalOfClips] = {}  # by the cache that a member's signals are in
     for system in systems:
         for member in system.members:
             events, scored, home = events_of(member, cache), None, member.home or cache
             if ranked(cache) and member.scores is not None:
-                scored = clip_scores(cache, member.scores)
+                scored = SignalOfClips(cache, member.scores())
             elif ranked(cache) and member.boxes is not None:
                 scored = {k: [ScoredEvent(*e) for e in v] for k, v in member.boxes.items()}
             elif ranked(cache):
                 if home.folder not in raw:
-                    raw[home.folder] = clip_scores(home, home.signals["d_raw"])
+                    raw[home.folder] = SignalOfClips(home, home.signals["d_raw"])
                 scored = {
                     name: event_metrics.mean_scores(found, raw[home.folder][name], cache.classes)
                     for name, found in events.items()
@@ -259,6 +268,11 @@ def score_row(task: EventTask) -> dict[str, float]:
     return named(event_metrics.psds(task.scored, task.truth, task.durations, task.classes))
 
 
+def margin(cache: Cache, threshold: np.ndarray) -> np.ndarray:
+    """How far the probability lies above a threshold, (N,) both."""
+    return cache.signals["prob"] - threshold
+
+
 def raw_psds(
     cache: Cache, systems: list[System], pool: ProcessPoolExecutor | None = None
 ) -> list[dict[str, Any]]:
@@ -270,20 +284,20 @@ def raw_psds(
     normalised in each pair cannot be compared across clips: the appendix shows how little such a
     margin is worth as a score.
     """
-    signals = [("raw scores", cache.signals["d_raw"])]
+    signals = [("raw scores", partial(cache.signals.__getitem__, "d_raw"))]  # made in their turn
     for system in systems:
         rule = system.members[0].rule
         if rule is not None and (rule.kind, rule.on) == ("median", "d_raw"):
             name = f"raw scores after the filter of {system.name}"
-            signals.append((name, after_median(rule, cache)))
+            signals.append((name, partial(after_median, rule, cache)))
     for system in systems:
         home, threshold = system.members[0].home or cache, system.members[0].threshold
         if system.kind == "policy" and threshold is not None and not system.gated:
             name = f"prob - threshold of {system.name}, first seed (appendix)"
-            signals.append((name, home.signals["prob"] - threshold))
+            signals.append((name, partial(margin, home, threshold)))
     truth, durations = cache.truth, cache.durations
     tasks = (
-        EventTask({}, clip_scores(cache, signal), truth, durations, cache.classes)
+        EventTask({}, SignalOfClips(cache, signal()), truth, durations, cache.classes)
         for _, signal in signals
     )
     rows = score_all(score_row, tasks, len(signals), pool, "PSDS of scores")
@@ -444,7 +458,7 @@ def measure(systems: list[System], cache: Cache, workers: int | None) -> dict[st
         draws[system.name] = np.mean([sampler.draws(each) for each in counts], axis=0)
         members[system.name] = rows
     total = sum(len(system.members) for system in systems)
-    count = min(num_workers(workers), 1 + total * len(cache.label) // WORK_OF_A_PROCESS)
+    count = min(num_workers(workers), 1 + total * cache.num_frames // WORK_OF_A_PROCESS)
     with nullcontext() if count == 1 or not ranked(cache) else process_pool(count) as pool:
         scored = score_events(systems, cache, pool)
         psds = raw_psds(cache, systems, pool) if ranked(cache) else []
@@ -558,14 +572,17 @@ def write_table(out: Path, results: dict[str, Any], systems: list[System], cache
     Event files of an earlier table in the folder go. Raises WriteError.
     """
     earlier, files = earlier_files(out), event_files(results)
-    pairs = pairs_csv(systems, cache)
-    results["files"] = {"pairs.csv": hashlib.sha256(pairs.encode()).hexdigest()}
+
+    def write_named(place: Path) -> None:
+        write_pairs(place, systems, cache)
+        results["files"] = {"pairs.csv": file_sha256(place)}  # before results.json is written
+
     parts = {
         out / "events" / file: partial(write_labels, clips=events_of(system.members[0], cache))
         for system, file in zip(systems, files, strict=True)
     }
     parts |= {
-        out / "pairs.csv": partial(write_text, text=pairs),
+        out / "pairs.csv": write_named,
         out / "table.md": partial(write_text, text=markdown(results)),
         out / "table.tex": partial(write_text, text=latex(results)),
         out / "results.json": partial(write_json, value=results),
@@ -575,7 +592,7 @@ def write_table(out: Path, results: dict[str, Any], systems: list[System], cache
         (out / "events" / file).unlink(missing_ok=True)
 
 
-def pairs_csv(systems: list[System], cache: Cache) -> str:
+def write_pairs(path: Path, systems: list[System], cache: Cache) -> None:
     """A row a pair: accuracy, IoU and F1 of every system, the mean over its members."""
     columns, cells = [], []
     for system in systems:
@@ -583,14 +600,13 @@ def pairs_csv(systems: list[System], cache: Cache) -> str:
         for name in HEADLINE["present"]:
             columns.append(f"{system.name}: {name}")
             cells.append(np.mean([each[name] for each in scores], axis=0))
-    stream = io.StringIO(newline="")
-    writer = csv.writer(stream)
-    writer.writerow(map(csv_cell, ["filename", "event_label", "present", "frames", *columns]))
-    for i, (pair, there) in enumerate(zip(cache.pairs, cache.present, strict=True)):
-        names = map(csv_cell, (pair.filename, pair.event_label))
-        values = [f"{column[i]:.6f}" for column in cells]
-        writer.writerow([*names, int(there), pair.num_frames, *values])
-    return stream.getvalue()
+    with open(path, "w", encoding="utf-8", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(map(csv_cell, ["filename", "event_label", "present", "frames", *columns]))
+        for i, (pair, there) in enumerate(zip(cache.pairs, cache.present, strict=True)):
+            names = map(csv_cell, (pair.filename, pair.event_label))
+            values = [f"{column[i]:.6f}" for column in cells]
+            writer.writerow([*names, int(there), pair.num_frames, *values])
 
 
 # ---------------------------------------------------------------------------- tables

@@ -7,8 +7,10 @@ Shapes: N frames of all pairs, P pairs
 
 import hashlib
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -46,21 +48,42 @@ BASE, GATED = "T_base", "behind the gate"
 LIST = 3  # of rules: those of another list, kept beside a table, are tuned again
 
 
+class Packed(NamedTuple):
+    """Decisions (N,) bool as compressed bits: a table holds dozens of them, most of them off."""
+
+    held: bytes
+    count: int
+
+    @classmethod
+    def of(cls, pred: np.ndarray) -> "Packed":
+        return cls(zlib.compress(np.packbits(pred), level=1), len(pred))
+
+    @property
+    def pred(self) -> np.ndarray:
+        bits = np.frombuffer(zlib.decompress(self.held), np.uint8)
+        return np.unpackbits(bits, count=self.count).view(bool)
+
+
 class Member(NamedTuple):
     """One system: a checkpoint, a rule, or events from elsewhere, with its decisions."""
 
     source: str
-    pred: np.ndarray  # (N,) bool
+    decided: np.ndarray | Packed  # (N,) bool; see `pred`
     seconds: float  # what deciding took, when it was done
     gate: tag_gate.Gate | None = None
     threshold: np.ndarray | None = None  # (N,) of a policy
     events: dict[str, list[Event]] | None = None  # as given; None: the decisions' own
     boxes: dict[str, list[tuple]] | None = None  # events with confidences of their own, for PSDS
-    scores: np.ndarray | None = None  # (N,) frame scores, for PSDS in place of events
+    scores: Callable[[], np.ndarray] | None = None  # (N,) of frames, for PSDS in place of events
     home: Cache | None = None  # where its signals and tags are; None: in the table's cache
     rule: Rule | None = None
     asides: tuple[Aside, ...] = ()  # rows of given events that do not lie in their clips
     notes: tuple[str, ...] = ()  # in what its training was another than this cache
+
+    @property
+    def pred(self) -> np.ndarray:
+        """(N,) bool: what is on."""
+        return self.decided.pred if isinstance(self.decided, Packed) else self.decided
 
 
 class System(NamedTuple):
@@ -114,7 +137,8 @@ class Spec(NamedTuple):
 def same_pairs(path: Path, cache: Cache) -> Cache:
     """A cache with other signals of the very same pairs and labels; else InputError."""
     other = load_cache(path / cache.folder.name)
-    if other.pairs != cache.pairs or (other.label != cache.label).any():
+    labels = zip(other.parts(), cache.parts(), strict=True)
+    if other.pairs != cache.pairs or any((a.label != b.label).any() for a, b in labels):
         raise InputError(f"{other.folder} and {cache.folder} do not hold the same pairs and labels")
     return other
 
@@ -143,7 +167,7 @@ class Stored(NamedTuple):
 
 def stored_decisions(store: Path, cache: Cache) -> Stored:
     """Read decisions back; InputError where they are damaged."""
-    num_frames = len(cache.label)
+    num_frames = cache.num_frames
     forms = {"pred": ("u", (-(-num_frames // 8),)), "action": ("i", ((0, num_frames),))}
     texts = ("preset", "asked")  # newer than the others
     forms |= {"seconds": ("f", ()), **dict.fromkeys(texts, ("U", ())), **event_policy.FORMS}
@@ -323,8 +347,9 @@ def from_rule(rule: Rule, cache: Cache, notes: tuple[str, ...] = ()) -> Member:
     boxes = sebbs(cache, rule.params) if rule.kind == "csebbs" else None
     seconds = time.perf_counter() - began
     ranks = rule.kind == "median" and rule.metric.startswith("psds")
-    scores = after_median(rule, cache) if ranks else None
-    return Member(rule.setting, pred, seconds, boxes=boxes, scores=scores, rule=rule, notes=notes)
+    scores = partial(after_median, rule, cache) if ranks else None
+    given = {"boxes": boxes, "scores": scores, "rule": rule, "notes": notes}
+    return Member(rule.setting, Packed.of(pred), seconds, **given)
 
 
 def kind_of_rule(rule: Rule) -> str:
@@ -361,7 +386,7 @@ def behind_gate(system: System, cache: Cache) -> System | None:
             return None
         # Its decisions were timed in the row that is not gated.
         pred = tag_gate.behind(member.gate, home, member.pred)
-        members.append(member._replace(pred=pred, seconds=0.0))
+        members.append(member._replace(decided=pred, seconds=0.0))
     return system._replace(name=f"{system.name}, {GATED}", members=members, gated=True)
 
 

@@ -51,7 +51,10 @@ def resident(
 
     `prob` and `t_base` are rows of `channels`, not copies.
     """
-    arrays = np.stack([signals[name] for name in bandit.channels]), label, offsets
+    channels = np.empty((len(bandit.channels), len(label)), np.float32)
+    for row, name in zip(channels, bandit.channels, strict=True):
+        row[:] = signals[name]  # one by one: mapped signals are read when they are asked for
+    arrays = channels, label, offsets
     channels, label, bounds = (torch.from_numpy(array).to(device) for array in arrays)
     prob, t_base = (channels[bandit.channels.index(name)] for name in ("prob", "t_base"))
     return Signals(channels, prob, t_base, label, bounds[:-1], bounds[1:])
@@ -220,9 +223,9 @@ def episode_order(cache: Cache, train: np.ndarray, cfg: TrainConfig) -> np.ndarr
 
     InputError: too many, or more frames than a transition can count.
     """
-    if len(cache.label) > MOST_FRAMES:
+    if cache.num_frames > MOST_FRAMES:
         raise InputError(
-            f"{cache.folder}: {len(cache.label):,} frames of pairs, more than the {MOST_FRAMES:,}"
+            f"{cache.folder}: {cache.num_frames:,} frames of pairs, more than the {MOST_FRAMES:,}"
             " that replay counts; train on fewer clips"
         )
     if (count := cfg.passes * len(train)) > MOST_EPISODES:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from core.errors import InputError
-from sed.caches import Cache
+from sed.caches import Cache, Stored
 from sed.metrics import Counts, scores_of
 
 
@@ -96,8 +96,10 @@ def behind(gate: Gate, cache: Cache, pred: np.ndarray) -> np.ndarray:
 def silenced(gate: Gate, cache: Cache) -> Cache:
     """The cache with score and probability of closed pairs at 0, for rules behind the gate: no
     threshold above 0 switches them on. InputError where the cache has no tags."""
-    opened = open_pairs(gate, cache)[cache.frames_of_pair]
-    some = {name: opened * cache.signals[name] for name in ("d_raw", "d_adj", "prob")}
+    opened, names = open_pairs(gate, cache), ("d_raw", "d_adj", "prob")
+    if isinstance(cache.signals, Stored):
+        return replace(cache, signals=cache.signals.silenced(names, ~opened))
+    some = {name: cache.of_frames(opened) * cache.signals[name] for name in names}
     return replace(cache, signals=cache.signals | some)
 
 

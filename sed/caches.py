@@ -6,7 +6,7 @@ Shapes: P pairs, N frames of all pairs
 Of a cache of present pairs the arrays are resident, but for a job of several processes on one
 machine. One of all pairs may have hundreds for a clip, most of them of absent classes: there, and
 in such a job, a signal stays on disk until all of it is asked for, and `Cache.one` maps single
-pairs, so that who reads a clip after the other holds one shard.
+pairs, so that who reads a clip after the other holds one shard; `Cache.parts` are for who counts.
 """
 
 import hashlib
@@ -56,6 +56,7 @@ CACHE = Kind(
 SLACK = 1e-6  # by which a filter may leave 0..1: rounding of float32
 LONGEST_FRAME_S = 3600.0
 LARGE = 2_000_000  # frames of a shard, 25 bytes each
+PART_FRAMES, PART_PAIRS = 1_000_000, 10_000  # most of what is counted or decided at once
 MOST_MANIFEST = 1 << 31  # bytes; a million clips are a fifth of it
 
 
@@ -99,14 +100,20 @@ class Stored(Mapping[str, np.ndarray]):
     """Signals of pairs in the shards of a cache: `[name]`, (N,) float32, is read when it is asked
     for, and once more where nobody holds it any longer.
 
-    Pair i is `length[i]` frames from `start[i]` on in `shards[shard[i]]`. InputError where a shard
-    is gone or not what it was.
+    Pair i is `length[i]` frames from `start[i]` on in `shards[shard[i]]`; of signals in `silent`,
+    (P,) bool each, those pairs are 0. InputError where a shard is gone or not what it was.
     """
 
     def __init__(
-        self, shards: list[Shard], shard: np.ndarray, start: np.ndarray, length: np.ndarray
+        self,
+        shards: list[Shard],
+        shard: np.ndarray,
+        start: np.ndarray,
+        length: np.ndarray,
+        silent: Mapping[str, np.ndarray] | None = None,
     ) -> None:
         self.shards, self.shard, self.start, self.length = shards, shard, start, length
+        self.silent = silent or {}
         self.kept: WeakValueDictionary[str, np.ndarray] = WeakValueDictionary()
         self.mapped: tuple[int, dict[str, np.ndarray]] | None = None  # the shard read last
 
@@ -146,6 +153,8 @@ class Stored(Mapping[str, np.ndarray]):
     def one(self, name: str, index: int) -> np.ndarray:
         """A signal (T,) float32, or `label` (T,) bool, of one pair."""
         first = self.start[index]
+        if name in self.silent and self.silent[name][index]:
+            return np.zeros(self.length[index], np.float32)
         array = self.arrays(self.shard[index])[name][first : first + self.length[index]]
         return np.array(array, bool if name == "label" else np.float32)
 
@@ -163,11 +172,19 @@ class Stored(Mapping[str, np.ndarray]):
                 found[filled : filled + count] = array[first : first + count]
             filled += count
         self.mapped = None
+        if name in self.silent:
+            found[np.repeat(self.silent[name], self.length)] = 0
         return found
 
-    def choose(self, pairs: np.ndarray) -> "Stored":
-        """The signals of some pairs, (P,) bool."""
-        return Stored(self.shards, self.shard[pairs], self.start[pairs], self.length[pairs])
+    def choose(self, pairs: np.ndarray | slice) -> "Stored":
+        """The signals of some pairs, by mask or slice."""
+        silent = {name: each[pairs] for name, each in self.silent.items()}
+        return Stored(self.shards, self.shard[pairs], self.start[pairs], self.length[pairs], silent)
+
+    def silenced(self, names: Iterable[str], pairs: np.ndarray) -> "Stored":
+        """The same, but signals of some names are 0 in some pairs, (P,) bool."""
+        silent = self.silent | dict.fromkeys(names, pairs)
+        return Stored(self.shards, self.shard, self.start, self.length, silent)
 
 
 class Late:
@@ -289,14 +306,7 @@ class Cache:
         lengths = np.diff(self.offsets)
         names = {pair.filename for pair, wanted in zip(self.pairs, pairs, strict=True) if wanted}
         text = self.key + np.packbits(pairs).tobytes().hex()
-        if isinstance(self.signals, Stored):
-            signals = self.signals.choose(pairs)
-            label = partial(signals.flat, "label", bool)
-        else:
-            frames = self.of_frames(pairs)
-            signals = {name: array[frames] for name, array in self.signals.items()}
-        if not callable(vars(self)["label"]):
-            label = self.label[self.of_frames(pairs)]
+        signals, label = self._some(pairs, partial(self.of_frames, pairs))
         return replace(
             self,
             manifest=self.manifest | {"key": hashlib.sha256(text.encode()).hexdigest()[:16]},
@@ -306,6 +316,37 @@ class Cache:
             label=label,
             offsets=np.concatenate(([0], np.cumsum(lengths[pairs]))).astype(np.int64),
         )
+
+    def _some(self, pairs: np.ndarray | slice, frames: Callable[[], np.ndarray | slice]) -> tuple:
+        """Signals and label of some pairs, which are these frames."""
+        if isinstance(self.signals, Stored):
+            signals = self.signals.choose(pairs)
+            if callable(vars(self)["label"]):
+                return signals, partial(signals.flat, "label", bool)
+        else:
+            signals = {name: array[frames()] for name, array in self.signals.items()}
+        return signals, self.label[frames()]
+
+    def parts(self) -> Iterator["Cache"]:
+        """The pairs in their order, so many at a time as `PART_FRAMES` and `PART_PAIRS` allow; one
+        part is the cache itself. Clips and manifest of a part are those of all."""
+        count, first = len(self.pairs), 0
+        if self.num_frames <= PART_FRAMES and count <= PART_PAIRS:
+            yield self
+            return
+        while first < count:
+            full = int(np.searchsorted(self.offsets, self.offsets[first] + PART_FRAMES, "right"))
+            last = min(max(full - 1, first + 1), first + PART_PAIRS)
+            bounds = self.offsets[first : last + 1]
+            signals, label = self._some(slice(first, last), partial(slice, bounds[0], bounds[-1]))
+            some = {"signals": signals, "label": label, "offsets": bounds - bounds[0]}
+            yield replace(self, pairs=self.pairs[first:last], **some)
+            first = last
+
+    def cut(self, values: np.ndarray) -> Iterator[np.ndarray]:
+        """(N,) -> the frames of each of `parts`, as views."""
+        ends = np.cumsum([part.num_frames for part in self.parts()])
+        return iter(np.split(values, ends[:-1]))
 
     def subset(self, filenames: Iterable[str]) -> "Cache":
         """The cache of some clips, e.g. of one fold."""

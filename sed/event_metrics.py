@@ -313,9 +313,32 @@ class Trials(NamedTuple):
     fp: Changes
     crossed: dict[int, Changes]
 
+    def summed(self) -> "Trials":
+        """The same in fewer changes, for clips that all weigh 1."""
+        crossed = {other: _summed(some) for other, some in self.crossed.items()}
+        return Trials(_summed(self.tp), _summed(self.fp), crossed)
+
+    def __add__(self, other: "Trials") -> "Trials":
+        """Trials of other pairs too; all clips weigh 1."""
+        (tp, fp), both = (_joined(list(each)) for each in zip(self[:2], other[:2], strict=True)), {}
+        for name in self.crossed:
+            both[name] = _joined([self.crossed[name], other.crossed[name]])
+        return Trials(tp, fp, both).summed()
+
 
 def _joined(parts: list[Changes]) -> Changes:
     return Changes(*(np.concatenate(each) for each in zip(*parts, strict=True)))
+
+
+def _summed(some: Changes) -> Changes:
+    """Changes of a class at a level made one, by class and level, whatever clip they are of."""
+    order = np.lexsort((some.level, some.label))
+    label, level, change, clip = (part[order] for part in some)
+    fresh = np.ones(len(label), bool)
+    fresh[1:] = (label[1:] != label[:-1]) | (level[1:] != level[:-1])
+    first = np.flatnonzero(fresh)
+    change = np.add.reduceat(change, first) if len(first) else change
+    return Changes(label[first], level[first], change, clip[first])
 
 
 def _nearest_lower(level: np.ndarray, or_equal: bool) -> np.ndarray:
@@ -572,7 +595,7 @@ def _score_rows(
 ) -> Iterator[tuple[int, int, np.ndarray, np.ndarray]]:
     """Clip, class, scores (T,) and times (T + 1,) of every row of a class that sounds somewhere."""
     for number, (clip, duration) in enumerate(durations.items()):
-        values, edges = scores[clip].values, scores[clip].edges
+        values, edges = scores[clip][:2]
         inside = int(np.searchsorted(edges, duration))  # frames that begin before the end
         times = np.minimum(edges[: inside + 1], duration)
         for k in np.flatnonzero(sweep.number):

@@ -8,7 +8,7 @@ there and nothing was said. No value is ever NaN.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -33,6 +33,15 @@ def count_pairs(pred: np.ndarray, label: np.ndarray, offsets: np.ndarray) -> Cou
     cells = (pred & label, pred & ~label, ~pred & label, ~pred & ~label)
     starts = offsets[:-1]
     return Counts(*(np.add.reduceat(cell.astype(np.int64), starts) for cell in cells))
+
+
+def counts_in(cache: Cache, decided: Iterable[np.ndarray]) -> Counts:
+    """Counts (P,) of each pair of a cache, of the decisions about each of its `parts`."""
+    found = [
+        count_pairs(pred, part.label, part.offsets)
+        for part, pred in zip(cache.parts(), decided, strict=True)
+    ]
+    return Counts(*map(np.concatenate, zip(*found, strict=True)))
 
 
 def f1_score(tp: np.ndarray, fp: np.ndarray, fn: np.ndarray) -> np.ndarray:

@@ -16,6 +16,7 @@ steps. 20 clips are few: read the intervals.
 import shutil
 from contextlib import redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -215,7 +216,8 @@ def joined(source: str, cache: Cache, tests: list[list[str]], parts: list[Member
     pred = np.concatenate([part.pred for part in parts])[order]
     scores = None
     if parts[0].scores is not None:
-        scores = np.concatenate([part.scores for part in parts])[order]
+        values = [part.scores() for part in parts]
+        scores = partial(np.take, np.concatenate(values), order)
     boxes = {name: found for part in parts for name, found in (part.boxes or {}).items()}
     return Member(source, pred, 0.0, boxes=boxes or None, scores=scores)
 
@@ -269,7 +271,7 @@ def learned_rows(study: Study, cache: Cache, learned: list[Learned]) -> list[Sys
             if len(before) == 1:  # the same in every division
                 splits, before = range(study.learned), before * study.learned
             each = zip(splits, before, strict=True)
-            members = [m._replace(pred=m.pred & opened[split]) for split, m in each]
+            members = [m._replace(decided=m.pred & opened[split]) for split, m in each]
             rows.append(row._replace(name=f"{row.name}, {GATED}", members=members, gated=True))
     return rows
 

@@ -19,6 +19,8 @@ from baselines import csebbs, tuned_rules
 from baselines.tuned_rules import Objective, Rule, decide_rule
 from config import Bandit, PreprocessConfig
 from core.errors import InputError
+from policy import gate
+from sed import caches as caches_module
 from sed import candidates
 from sed.caches import Cache, ClipRecord, Pair, load_cache
 from sed.event_metrics import ScoredEvent, psds
@@ -341,7 +343,8 @@ def test_boxes_of_overlapping_windows_lie_where_their_frames_do(tmp_path):
     ends = (np.concatenate(side).astype(float) for side in zip(*true, strict=True))
     boxes = tuned_rules.PairBoxes(pair, *ends, np.ones(len(pair)))
     aim = tuned_rules.EventObjective(cache)
-    assert (aim.values(aim.of_boxes(boxes), "event_f1")[-1] == 1).any()
+    counts = aim.counts(aim.regions_of_boxes(boxes), ["event_f1"])
+    assert (aim.values(counts["event_f1"], "event_f1")[-1] == 1).any()
 
 
 # ---------------------------------------------------------------------------- tuning
@@ -462,7 +465,9 @@ def test_values_are_the_metrics_of_the_tables(point, cache):
     else:
         labels = tuned_rules.class_of_pair(cache)
         expected = over_all_pairs(counts, labels, cache.present)["macro_f1"]
-    found = Objective(cache, point).values(counts.tp[:, None], (counts.tp + counts.fp)[:, None])
+    aim = Objective(cache, point)
+    (block,) = aim.blocks()
+    found = aim.values(block.of_frames(pred))
     assert found[-1, 0] == pytest.approx(expected)
 
 
@@ -593,7 +598,8 @@ def test_tuned_for_psds_has_the_highest_psds(caches):
         tuned = found[f"psds{scenario}"]
         every, f1 = [], []
         for setting, found_boxes in tuned_rules.all_boxes(train, "d_raw"):
-            f1.append(aims[1].values(aims[1].of_boxes(found_boxes), "intersection_f1"))
+            counts = aims[1].counts(aims[1].regions_of_boxes(found_boxes), ["intersection_f1"])
+            f1.append(aims[1].values(counts["intersection_f1"], "intersection_f1"))
             boxes = csebbs.sebbs(train, tuned_rules.of_all(setting))
             scored = {name: [ScoredEvent(*box) for box in each] for name, each in boxes.items()}
             given_ = (scored, train.truth, train.durations, train.classes)
@@ -628,12 +634,14 @@ def fit_all(*given_, **more):
         return tuned()
 
 
+COARSE = {"GRID": tuned_rules.GRID[::12], "MEDIAN_S": (0.0, 0.2), "FILTERS_S": (0.48,)}
+COARSE |= {"Z_SCORES": tuned_rules.Z_SCORES[::3]}
+
+
 @pytest.fixture(scope="module", params=POINTS)
 def fitted(request, caches):
     """Every rule for one point, on coarse grids; how they are found is tested above."""
-    coarse = {"GRID": tuned_rules.GRID[::12], "MEDIAN_S": (0.0, 0.2), "FILTERS_S": (0.48,)}
-    coarse |= {"Z_SCORES": tuned_rules.Z_SCORES[::3]}
-    with mock.patch.multiple(tuned_rules, **coarse):
+    with mock.patch.multiple(tuned_rules, **COARSE):
         return fit_all(caches[0], Bandit(), request.param)
 
 
@@ -645,6 +653,31 @@ def test_processes_tune_the_same(caches, monkeypatch):
     assert fit_all(*given_, workers=2, gated=silent) == alone
     assert fit_all(*given_) == [rule for rule in alone if not rule.gated]
     assert not any(decide_rule(rule, silent).any() for rule in alone if rule.gated)
+
+
+def test_parts_of_a_cache_tune_and_decide_the_same(tmp_path, monkeypatch):
+    """Every rule, bare and behind the gate, from mapped signals and resident ones, pair by pair."""
+    write_cache(tmp_path / "train", [50, 40, 66, 41, 37, 60], seed=1, absent=(3, 4))
+    mapped = with_durations(load_cache(tmp_path / "train"))
+    resident = replace(mapped, signals=dict(mapped.signals))
+    closing = gate.Gate({"Dog": 0.6}, 0.5)
+    for name, value in COARSE.items():
+        monkeypatch.setattr(tuned_rules, name, value)
+    whole = fit_all(resident, Bandit(), "all", True, gated=gate.silenced(closing, resident))
+    decided = [decide_rule(rule, resident) for rule in whole]
+    counts = list(tuned_rules.yardsticks_of_all(resident, resident))
+    monkeypatch.setattr(caches_module, "PART_FRAMES", 90)
+    monkeypatch.setattr(tuned_rules, "MOST_COUNTS", 1000)
+    for cache in (mapped, resident):
+        assert len(list(cache.parts())) > 3
+        silent = gate.silenced(closing, cache)
+        assert fit_all(cache, Bandit(), "all", True, gated=silent) == whole
+        for rule, pred in zip(whole, decided, strict=True):
+            assert np.array_equal(decide_rule(rule, cache), pred)
+        for (rule, found), (same, expected) in zip(
+            tuned_rules.yardsticks_of_all(cache, cache), counts, strict=True
+        ):
+            assert rule == same and all(map(np.array_equal, found, expected))
 
 
 def test_the_list(fitted):

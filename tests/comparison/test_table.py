@@ -22,7 +22,6 @@ from comparison import evaluations, scoring, systems
 from comparison.scoring import (
     Resampler,
     base_for,
-    clip_scores,
     difference,
     headline,
     interval,
@@ -419,7 +418,7 @@ def test_psds_of_scores(home, tmp_path):
     expected = (cache.signals["d_raw"], smooth, prob - t_base, 1 - prob - t_base)
     for each, signal in zip(found, expected, strict=True):
         for scenario in (1, 2):
-            value = event_metrics.psds(clip_scores(cache, signal), *given)[scenario].value
+            value = event_metrics.psds(scoring.SignalOfClips(cache, signal), *given)[scenario].value
             assert each[f"psds{scenario}"] == pytest.approx(value)
     assert found[0]["psds1"] != found[1]["psds1"]
 
@@ -461,7 +460,7 @@ def test_who_ranks_by_boxes_or_scores_of_its_own_is_ranked_by_them(home):
     boxes, scores, means = (task.scored for task in scoring.event_tasks(rows, cache))
     found = systems.sebbs(cache, csebbs.params)
     assert {name: list(map(tuple, some)) for name, some in boxes.items()} == found
-    smooth = clip_scores(cache, tuned_rules.after_median(median, cache))
+    smooth = scoring.SignalOfClips(cache, tuned_rules.after_median(median, cache))
     assert all(np.array_equal(scores[name].values, smooth[name].values) for name in smooth)
     assert all(
         isinstance(each, event_metrics.ScoredEvent) for some in means.values() for each in some

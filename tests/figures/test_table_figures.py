@@ -71,7 +71,7 @@ def systems_of(cache, checkpoints: list[Path]) -> list[System]:
             row._replace(
                 name=f"{row.name}, {GATED}",
                 gated=True,
-                members=[member._replace(pred=member.pred & there) for member in row.members],
+                members=[member._replace(decided=member.pred & there) for member in row.members],
             )
             for row in rows[:2]
         ]

@@ -90,6 +90,26 @@ def test_arrays_from_disk_are_those_of_the_files(folder, monkeypatch, large):
     assert not ours.signals.kept
 
 
+def test_parts_of_a_cache_are_its_pairs_in_order(folder, monkeypatch):
+    """By frames, by pairs, a pair longer than a part; what is silent is so in its part."""
+    cache = load_cache(folder)
+    assert list(cache.parts()) == [cache]
+    closed = np.arange(len(cache.pairs)) % 3 == 0
+    silent = replace(cache, signals=cache.signals.silenced(["prob"], closed))
+    expected = cache.signals["prob"] * ~cache.of_frames(closed)
+    for frames, pairs, count in ((75, 10, 6), (1000, 3, 4), (1, 10, 10)):
+        monkeypatch.setattr(caches, "PART_FRAMES", frames)
+        monkeypatch.setattr(caches, "PART_PAIRS", pairs)
+        for each in (silent, replace(silent, signals=dict(silent.signals))):
+            parts = list(each.parts())
+            assert len(parts) == count and [p for x in parts for p in x.pairs] == cache.pairs
+            assert np.array_equal(np.concatenate([x.signals["prob"] for x in parts]), expected)
+            assert np.array_equal(np.concatenate([x.label for x in parts]), cache.label)
+            for part, piece in zip(parts, each.cut(expected), strict=True):
+                assert np.array_equal(part.signals["prob"], piece)
+                assert np.array_equal(part.one("prob", 0), piece[: part.offsets[1]])
+
+
 def test_arithmetic_does_not_write_into_a_signal(tmp_path):
     """numpy works in place in an operand of 256 kB or more that nothing refers to."""
     write_cache(tmp_path, [40_000, 40_000], absent=(1,))

@@ -170,7 +170,7 @@ def test_rules_are_those_of_a_table_of_each_part(here, monkeypatch):
             assert np.array_equal(member.pred[mine], expected.pred)
             kinds["pred"] += expected.pred.any()
             if expected.scores is not None:
-                assert np.array_equal(member.scores[mine], expected.scores)
+                assert np.array_equal(member.scores()[mine], expected.scores())
                 kinds["scores"] += 1
             if expected.boxes is not None:
                 assert {name: member.boxes[name] for name in test} == expected.boxes
