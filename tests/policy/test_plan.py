@@ -277,6 +277,6 @@ def test_an_error_stands_on_a_line_of_its_own(monkeypatch, capsys):
 
 def test_more_frames_than_a_transition_can_count_are_refused(folder):
     cache = load_cache(Path("cache") / "train")
-    huge = replace(cache, label=np.broadcast_to(np.array(False), 2**31))
+    huge = replace(cache, offsets=np.append(cache.offsets[:-1], 2**31))
     with pytest.raises(InputError, match=r"2,147,483,648 frames of pairs, more than the 2,147,"):
         episode_order(huge, np.arange(8), config())
