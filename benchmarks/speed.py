@@ -716,39 +716,30 @@ def grown(folders: list[Path], suite: Suite, what: str = "ALL_PAIRS") -> list[in
 
 
 def all_pairs(cfg: SpeedConfig) -> list[Row]:
-    """What more clips take where all pairs are loaded, learned from and decided, by their number of
-    classes."""
+    """What more clips take where all pairs of many classes are loaded, learned from and decided,
+    and where thresholds are tuned on them."""
     home = cfg.out / ("all-pairs-quick" if cfg.quick else "all-pairs")
     sizes, frames = ((20, 40) if cfg.quick else (150, 400)), 50 if cfg.quick else 250
+    folders = [home.resolve() / str(size) / "train" for size in sizes]
+    for size, folder in zip(sizes, folders, strict=True):
+        if not (folder / "manifest.json").exists():
+            many = {"classes": 500, "frames": frames, "frame_s": 0.04, "workers": 1}
+            pairs = {"train_pairs": size, "validation_pairs": 0}
+            simulate_cache.main(simulate_cache.SimulateConfig(out=folder.parent, **pairs, **many))
     rows = []
-    for classes in (40, 500):
-        folders = [home.resolve() / f"{classes}-{size}" / "train" for size in sizes]
-        for size, folder in zip(sizes, folders, strict=True):
-            if not (folder / "manifest.json").exists():
-                many = {"classes": classes, "frames": frames, "frame_s": 0.04, "workers": 1}
-                pairs = {"train_pairs": size, "validation_pairs": 0}
-                simulate_cache.main(
-                    simulate_cache.SimulateConfig(out=folder.parent, **pairs, **many)
-                )
-        peak, pairs, kept, clips = grown(folders, NOW)
+    for work, does, need in (
+        ("ALL_PAIRS", "loading, training and deciding", "<= 0.25 x"),
+        ("RULES", "tuning and applying thresholds", "<= 0.2 x"),
+    ):
+        peak, pairs, *others = grown(folders, NOW, work)
         arrays = 25 * frames * pairs
-        old = was(
-            cfg.before, partial(grown, folders), lambda more, size=arrays: f"{more[0] / size:.2f} x"
-        )
-        what = f"--pairs all, {classes} classes: {clips} clips more, peak of loading, training and"
-        what += f" deciding over their arrays of {arrays / 1e6:,.0f} MB"
-        now = f"{peak / 1e6:,.0f} MB, {kept} queries kept"
-        # Of few classes most queries are kept: only the many are held to a limit.
-        rows.append(
-            row("memory", what, peak / arrays, "<= 0.25 x" if classes == 500 else "", old, now)
-        )
-    peak, pairs = grown(folders, NOW, "RULES")
-    arrays = 25 * frames * pairs
-    take = partial(grown, folders, what="RULES")
-    old = was(cfg.before, take, lambda more: f"{more[0] / arrays:.2f} x")
-    what = "--pairs all, 500 classes: the same clips more, peak of tuning and applying thresholds"
-    need, now = "" if cfg.quick else "<= 0.2 x", f"{peak / 1e6:,.0f} MB"
-    rows.append(row("memory", what, peak / arrays, need, old, now))
+        say = lambda more, size=arrays: f"{more[0] / size:.2f} x"  # noqa: E731
+        old = was(cfg.before, partial(grown, folders, what=work), say)
+        kept = f", {others[0]} queries kept" if others else ""
+        what = f"--pairs all, 500 classes, {pairs // 500} clips more: peak of {does} over their"
+        what += f" arrays of {arrays / 1e6:,.0f} MB"
+        now, need = f"{peak / 1e6:,.0f} MB{kept}", "" if cfg.quick else need
+        rows.append(row("memory", what, peak / arrays, need, old, now))
     return rows
 
 
