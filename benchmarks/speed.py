@@ -551,11 +551,9 @@ def preprocessing(cfg: SpeedConfig) -> list[Row]:
     return [*rows, sharing(cfg, corpus / "train"), growing(cfg)]
 
 
-def shares(
-    corpus: Path, copies: tuple[int, int], times: int, suite: Suite
-) -> tuple[float, float, int]:
+def shares(corpus: Path, copies: tuple[int, int], times: int, suite: Suite) -> tuple[float, float]:
     """CPU milliseconds a clip, of the first process and of its two workers, from few and many
-    copies of a corpus; how many clips were more."""
+    copies of a corpus."""
     names, found = sorted(path.stem for path in (corpus / "audio").iterdir()), []
     lines = (corpus / "labels.tsv").read_text(encoding="utf-8").splitlines()
     with tempfile.TemporaryDirectory(dir=corpus.parent) as folder:
@@ -581,20 +579,20 @@ def shares(
             found.append(np.array([statistics.median(each) for each in medians]))
     clips = len(names) * (copies[1] - copies[0])
     own, workers = (1000 * (found[1] - found[0]) / clips).tolist()
-    return own, workers, clips
+    return own, workers
 
 
 def sharing(cfg: SpeedConfig, corpus: Path) -> Row:
     """What the first process does for a clip against a sixteenth of what a worker does: below 1,
     16 workers wait for audio, not for the first process."""
 
-    def say(found: tuple[float, float, int]) -> str:
-        own, workers, clips = found
-        note = f"{16 * own / workers:.2f} x: {own:.2f} against {workers:.1f} ms of CPU a clip"
-        return f"{note}, {clips:,} clips"
+    def say(found: tuple[float, float]) -> str:
+        own, workers = found
+        return f"{16 * own / workers:.2f} x: {own:.2f} against {workers:.1f} ms of CPU a clip"
 
-    found = shares(corpus, (1, 2) if cfg.quick else (2, 16), cfg.times, NOW)
-    old = was(cfg.before, partial(shares, corpus, (2, 10), 1), say)
+    copies = (1, 2) if cfg.quick else (2, 10)
+    found = shares(corpus, copies, cfg.times, NOW)
+    old = was(cfg.before, partial(shares, corpus, copies, 1), say)
     what = "preprocess.py, the first process against a sixteenth of its workers"
     need = "" if cfg.quick else "<= 1 x"
     return row("preprocess", what, 16 * found[0] / found[1], need, old, say(found))
