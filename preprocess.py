@@ -493,8 +493,10 @@ class Crew(NamedTuple):
 
     def workers_for(self, clips: list[ClipInput], tasks: list[Any], cfg: PreprocessConfig) -> int:
         """How many workers are worth their start for clips that are dealt out as some tasks."""
-        size = sum(os.stat(clip.audio).st_size if clip.audio else SCORES_ONLY for clip in clips)
-        workers = cfg.workers or min(num_workers(None), 1 + int(size / WORK_OF_A_PROCESS))
+        workers = cfg.workers
+        if workers is None:
+            size = sum(os.stat(clip.audio).st_size if clip.audio else SCORES_ONLY for clip in clips)
+            workers = min(num_workers(None), 1 + int(size / WORK_OF_A_PROCESS))
         return min(workers, len(tasks)) or 1
 
     def each(self, work: Callable[[Any], Any], tasks: list[Any], workers: int) -> Iterator[Any]:

@@ -184,7 +184,7 @@ def ratio(one: Step, together: Step, seeds: int, repeats: int) -> float:
     return statistics.median(all_of_them / plain for all_of_them, plain in turns)
 
 
-def rows(cfg: SeedsConfig) -> Iterator[list[str]]:
+def table(cfg: SeedsConfig) -> Iterator[list[str]]:
     for what, network in (("slides, hidden 128", Network()), ("hidden 32", Network(hidden=32))):
         for seeds in cfg.seeds:
             one, together, cut = windowed(network, seeds)
@@ -203,7 +203,7 @@ def main(cfg: SeedsConfig) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     header = ["gradient step", "S", "one of S seeds / S plain ones, CPU s", "operators"]
-    print("\n".join(markdown_table([*header, "of S plain steps"], rows(cfg))))
+    print("\n".join(markdown_table([*header, "of S plain steps"], table(cfg))))
 
 
 if __name__ == "__main__":

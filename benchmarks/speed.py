@@ -724,21 +724,25 @@ def all_pairs(cfg: SpeedConfig) -> list[Row]:
             many = {"classes": 500, "frames": frames, "frame_s": 0.04, "workers": 1}
             pairs = {"train_pairs": size, "validation_pairs": 0}
             simulate_cache.main(simulate_cache.SimulateConfig(out=folder.parent, **pairs, **many))
-    rows = []
-    for work, does, need in (
-        ("ALL_PAIRS", "loading, training and deciding", "<= 0.25 x"),
-        ("RULES", "tuning and applying thresholds", "<= 0.2 x"),
-    ):
-        peak, pairs, *others = grown(folders, NOW, work)
-        arrays = 25 * frames * pairs
-        say = lambda more, size=arrays: f"{more[0] / size:.2f} x"  # noqa: E731
-        old = was(cfg.before, partial(grown, folders, what=work), say)
-        kept = f", {others[0]} queries kept" if others else ""
-        what = f"--pairs all, 500 classes, {pairs // 500} clips more: peak of {does} over their"
-        what += f" arrays of {arrays / 1e6:,.0f} MB"
-        now, need = f"{peak / 1e6:,.0f} MB{kept}", "" if cfg.quick else need
-        rows.append(row("memory", what, peak / arrays, need, old, now))
-    return rows
+    needs = {"ALL_PAIRS": "<= 0.25 x", "RULES": "<= 0.2 x"}
+    return [peak_over_arrays(cfg, folders, 25 * frames, work, need) for work, need in needs.items()]
+
+
+WORDS = {"ALL_PAIRS": "loading, training and deciding", "RULES": "tuning and applying thresholds"}
+
+
+def peak_over_arrays(
+    cfg: SpeedConfig, folders: list[Path], pair_bytes: int, work: str, need: str
+) -> Row:
+    """The peak of some work over the arrays of the clips that the last cache has more."""
+    peak, pairs, *others = grown(folders, NOW, work)
+    arrays = pair_bytes * pairs
+    take = partial(grown, folders, what=work)
+    old = was(cfg.before, take, lambda more: f"{more[0] / arrays:.2f} x")
+    what = f"--pairs all, 500 classes, {pairs // 500} clips more: peak of {WORDS[work]} over their"
+    what += f" arrays of {arrays / 1e6:,.0f} MB"
+    now = f"{peak / 1e6:,.0f} MB" + (f", {others[0]} queries kept" if others else "")
+    return row("memory", what, peak / arrays, "" if cfg.quick else need, old, now)
 
 
 def loading(split: Path, suite: Suite) -> list[float]:
